@@ -1,0 +1,1 @@
+"""The geometry family of the tokenizer zoo."""

@@ -1,0 +1,1 @@
+"""The images family of the tokenizer zoo."""

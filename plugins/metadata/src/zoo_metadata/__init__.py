@@ -1,0 +1,1 @@
+"""The metadata family of the tokenizer zoo."""

@@ -1,0 +1,1 @@
+"""The photos family of the tokenizer zoo."""

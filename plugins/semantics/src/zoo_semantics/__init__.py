@@ -1,0 +1,1 @@
+"""The semantics family of the tokenizer zoo."""

@@ -1,0 +1,145 @@
+"""Checkpoint folders: model.safetensors + config.json + README.md, written whole or not at all, with a fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it over `path` if the block succeeds, remove it if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as readable JSON, atomically."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises CheckpointError where it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def save_checkpoint(
+    folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str
+) -> str:
+    """Write a checkpoint folder, replacing an older one in one rename; returns its fingerprint.
+
+    Other files of an older folder (metrics, samples) are kept. `config` needs a "class" key that says what can load it.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Weights first: a reader that meets the new weights with the old config is told so by the digest in the config.
+    with replacing_file(folder / WEIGHTS) as temporary:
+        save_file(contiguous, temporary)
+        digest = _file_digest(temporary)
+    write_json(folder / CONFIG, {**config, "weights_sha256": digest})
+    with replacing_file(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return fingerprint(folder)
+
+
+def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the config of a checkpoint folder.
+
+    Raises CheckpointError where a file is missing or damaged, the weights are not those that the config was written with, or
+    the config's "class" is not `expected_class`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = load_config(folder, expected_class)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: has no {WEIGHTS}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}") from None
+    if (digest := config.get("weights_sha256")) and digest != _file_digest(folder / WEIGHTS):
+        raise CheckpointError(f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with; train or copy it again")
+    return tensors, config
+
+
+def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:
+    """The config of a checkpoint folder alone; raises CheckpointError as `load_checkpoint` does."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "class" not in config:
+        raise CheckpointError(f'{folder / CONFIG}: expected a table with a "class" key')
+    if expected_class is not None and config["class"] != expected_class:
+        raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
+    return config
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 (hex) over the configuration and the weights of a checkpoint folder: the codec's identity."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
+    config = json.dumps(read_json(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(_file_digest(folder / WEIGHTS))).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is, or a hub id's snapshot (downloaded through huggingface_hub).
+
+    Raises CheckpointError where neither is to be had.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if str(name_or_path).count("/") != 1 or path.is_absolute() or str(name_or_path).startswith("."):
+        raise CheckpointError(f"{name_or_path}: no such folder, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), revision=revision))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{name_or_path}: no such folder, and the hub does not give it: {reason}") from None
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that may not be there."""
+    shutil.rmtree(folder, ignore_errors=True)

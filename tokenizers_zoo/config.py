@@ -1,0 +1,210 @@
+"""TOML tables to frozen dataclasses: unknown keys and wrong types are errors that name file, line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers_zoo.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a table was written, so that an error about one of its keys can say file and line."""
+
+    path: Path | None = None
+    table: str = ""
+
+    def at(self, key: str) -> str:
+        """`registry.toml:12 [modalities.x] key`, with the line where it can be found."""
+        if self.path is None:
+            return f"[{self.table}] {key}" if self.table else key
+        line = find_line(self.path, self.table, key)
+        return f"{self.path}{f':{line}' if line else ''} [{self.table}] {key}"
+
+    def inner(self, key: str) -> Origin:
+        """The origin of the table that `key` holds."""
+        return Origin(path=self.path, table=f"{self.table}.{key}" if self.table else key)
+
+
+def find_line(path: Path, table: str, key: str) -> int | None:
+    """The 1-based line of `key` in `[table]` of the TOML file `path`; inline tables count, None if not found."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    parts = table.split(".") if table else []
+    for depth in range(len(parts), -1, -1):  # an inner table may be written inline, under one of its parents
+        header = ".".join(parts[:depth])
+        wanted = [*parts[depth:], key][0]
+        current = ""
+        for number, line in enumerate(lines, 1):
+            if match := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+                current = match.group(1).replace('"', "")
+            elif current == header and re.match(rf'\s*"?{re.escape(wanted)}"?\s*[.=]', line):
+                return number
+    return None
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises ConfigError with the parser's line where it is not TOML or cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give --registry FILE or run where registry.toml is") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
+    """Raise ConfigError for the first key of `given` that is not `known`, with the close ones."""
+    names = sorted(known)
+    for key in given:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
+            offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
+            raise ConfigError(f"{origin.at(key)}: unknown key; {offer}")
+
+
+def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:
+    """Build the dataclass `cls` from `given`, recursing into nested dataclasses.
+
+    Raises ConfigError for an unknown key, a value of another type, a missing required key, or whatever the class's
+    `__post_init__` rejects with ValueError.
+    """
+    origin = origin or Origin()
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    reject_unknown(given, fields, origin)
+    values = {key: _convert(hints[key], value, origin, key) for key, value in given.items()}
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if no_default and name not in values:
+            raise ConfigError(f"{origin.at(name)}: required, and not given")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        key = next((k for k in given if re.match(rf"{re.escape(k)}\b", str(error))), None)
+        where = origin.at(key) if key else (f"[{origin.table}]" if origin.table else cls.__name__)
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
+    """Check `value` against the type `hint`, turning tables into dataclasses and lists into tuples."""
+    outer = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if outer in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        failures = []
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _convert(option, value, origin, key)
+                except ConfigError as error:
+                    failures.append(error)
+        raise failures[0]
+    if outer is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ConfigError(f"{origin.at(key)}: expected one of {list(typing.get_args(hint))}, got {value!r}")
+    if outer is tuple and isinstance(value, (list, tuple)):
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], item, origin, key) for item in value)
+        if len(args) == len(value):
+            return tuple(_convert(arg, item, origin, key) for arg, item in zip(args, value, strict=True))
+        raise ConfigError(f"{origin.at(key)}: expected {len(args)} items, got {len(value)}")
+    if outer in (dict, Mapping) or outer is typing.get_origin(Mapping[str, Any]):
+        if isinstance(value, Mapping):
+            inner = typing.get_args(hint)[1]
+            return {k: _convert(inner, v, origin.inner(key), k) for k, v in value.items()}
+    elif dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return from_mapping(hint, value, origin.inner(key))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    expected = getattr(hint, "__name__", str(hint)) if outer is None else str(hint)
+    raise ConfigError(f"{origin.at(key)}: expected {expected}, got {type(value).__name__} {value!r}")
+
+
+class Settings(Mapping[str, Any]):
+    """What registry.toml (and the command line) say for one instance of a plugin.
+
+    As a mapping it holds the instance's own keys. `shared` holds what all instances are offered (`[zoo]`: image_size,
+    patch_size, ...): a plugin takes of it what it knows. `vocabularies` holds the `[vocabularies.*]` tables.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        own: Mapping[str, Any] | None = None,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        vocabularies: Mapping[str, Mapping[str, Any]] | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self.name = name
+        self.own = dict(own or {})
+        self.shared = dict(shared or {})
+        self.vocabularies = {key: dict(table) for key, table in (vocabularies or {}).items()}
+        self.origin = origin or Origin()
+        self._taken: dict[Any, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.own[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.own)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __repr__(self) -> str:
+        return f"Settings({self.name!r}, {self.own!r})"
+
+    def take(self, cls: type[T]) -> T:
+        """These settings as the dataclass `cls`: shared keys that it has, then own keys, all checked; cached."""
+        if cls not in self._taken:
+            names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            offered = {key: value for key, value in self.shared.items() if key in names}
+            self._taken[cls] = from_mapping(cls, {**offered, **self.own}, self.origin)
+        result: T = self._taken[cls]
+        return result
+
+    def vocabulary(self, name: str, cls: type[T]) -> T:
+        """The table `[vocabularies.NAME]` as the dataclass `cls`; its defaults where the table is absent."""
+        if (name, cls) not in self._taken:
+            origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
+            self._taken[name, cls] = from_mapping(cls, self.vocabularies.get(name, {}), origin)
+        result: T = self._taken[name, cls]
+        return result
+
+    def changed(self, **own: Any) -> Settings:
+        """A copy with some own keys replaced; a table given for a table is merged into it."""
+        merged = dict(self.own)
+        for key, value in own.items():
+            old = merged.get(key)
+            merged[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        return Settings(
+            self.name, merged, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin
+        )

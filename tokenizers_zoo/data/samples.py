@@ -1,0 +1,24 @@
+"""What a tokenizer is trained on: values of one modality, split in train and test, and the text it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSamples:
+    """Lazy, aligned values of one modality, already checked and at the size that its settings say.
+
+    `texts` gives the plain text of ALL modalities that share this one's vocabulary, `special_tokens` their special tokens in a
+    fixed order; both are empty where the vocabulary is the modality's own. `provenance` says where the values come from, for
+    the model card (JSON types).
+    """
+
+    train: Sequence[Any]
+    test: Sequence[Any]
+    texts: Callable[[], Iterable[str]] = tuple
+    special_tokens: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

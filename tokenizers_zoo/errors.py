@@ -1,0 +1,42 @@
+"""The errors that users meet: one clear line each, printed without a traceback by the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """Base of every error meant for the person who can fix it; its text is the whole message."""
+
+
+class ConfigError(ZooError):
+    """A setting is unknown, of the wrong type or out of range; names file, line and key where known."""
+
+
+class UnknownNameError(ZooError):
+    """A name that nothing answers to; the message offers close names."""
+
+    @classmethod
+    def of(cls, kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
+        """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names."""
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        offer = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
+        return cls(f"unknown {kind} {name!r}; {offer}" + (f" {hint}" if hint else ""))
+
+
+class PluginError(ZooError):
+    """A plugin fails to import, misses or misspells a hook, or returns what its spec does not declare."""
+
+
+class InvalidValueError(ZooError):
+    """A value has another dtype, shape, range or unit than its modality declares."""
+
+
+class CheckpointError(ZooError):
+    """A checkpoint is missing, altered, of another class, or does not fit its configuration."""
+
+
+class DataError(ZooError):
+    """Stored values or tokens are missing, damaged, or were written by another codec."""

@@ -1,0 +1,159 @@
+"""The whole plugin contract.
+
+A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`, registered under the entry
+point group `tokenizers_zoo` by its modality's name. A source plugin does the same under `tokenizers_zoo.sources`, and
+a wrapper (timing, caching, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
+
+An implementation asks only for the arguments that it uses, by these names. `settings` is the instance's
+`tokenizers_zoo.config.Settings`, so that one plugin can serve several instances (`plugin = "..."` in registry.toml).
+
+Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and `decode`
+work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.modality import Crop, ModalitySpec
+from tokenizers_zoo.source import SourceSpec
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from tokenizers_zoo.data.samples import TrainingSamples
+
+PROJECT = "tokenizers_zoo"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class ModalityHooks:
+    """One modality. The first five are required."""
+
+    @hookspec(firstresult=True)
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """Describe the modality under these settings.
+
+        The spec's name is `settings.name`. Called often and by `zoo list`: cheap, and without importing torch.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Train on `samples`, write a checkpoint folder at `out_dir`, return its path.
+
+        `config` is the instance's settings with the command line's overrides. Started again on the same `out_dir` after a
+        kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and `config.json`.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def load_tokenizer(self, checkpoint: Path, device: str) -> Any:
+        """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def encode(self, tokenizer: Any, values: Any) -> torch.Tensor | Sequence[Any]:
+        """Tokens of a batch of values.
+
+        Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size). Sequences: a list of 1-D int64 arrays without end
+        or sentinel ids. Patches and embeddings: float32 `(batch, tokens, dim)`, or a list of `(tokens, dim)`.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def decode(self, tokenizer: Any, tokens: Any) -> Any:
+        """Values of a batch of tokens: the inverse of encode up to the tokenizer's loss, for any valid ids."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
+        """One value from a file's bytes (`extension` without a dot, lower case). Raises InvalidValueError.
+
+        Default: `.npy` for arrays, `.txt` (UTF-8) for text, `.json` for objects.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
+        """A value as a file's bytes and its extension; `read_value` reads it back. Default: as for read_value."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
+        """The value seen through the crop that all modalities of the sample share, at the size of the settings.
+
+        Default: the value itself, which is right for what does not depend on the picture's frame.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Any:
+        """This modality's value, computed from those of `ModalitySpec.derived_from`. Raises ZooError to drop a sample."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def render(self, value: Any, settings: Settings) -> PIL.Image.Image | str:
+        """The value as a person wants to see it. Default: a summary in text."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
+        """The metrics of `ModalitySpec.metrics` over aligned lists of values: one number each for the whole list.
+
+        Default: `exact`, the fraction of values that are equal.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def constant_answer(self, values: Sequence[Any], settings: Settings) -> Any:
+        """The best single answer for all of `values`, given without looking at any input: the floor of 'gap closed'.
+
+        Default: of up to 32 of the values, the one that scores best against them all.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
+        """Special tokens that this modality adds to its shared text vocabulary. Default: none."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def vocabulary_texts(self, values: Sequence[Any], settings: Settings) -> Sequence[str]:
+        """The plain text in `values` that a shared text vocabulary has to cover well. Default: none."""
+        raise NotImplementedError
+
+
+class SourceHooks:
+    """One source of samples. Both are required."""
+
+    @hookspec(firstresult=True)
+    def source_spec(self) -> SourceSpec:
+        """Describe the source."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def samples(
+        self, split: str, count: int | None, seed: int, settings: Settings
+    ) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Lazy samples `(key, {modality: value})`, random access: `[i]` depends on (split, seed, i) and settings only.
+
+        Keys are unique across splits. `count` None means all that the source has; a source without an end raises
+        ConfigError for it. A modality that a sample lacks is absent from its mapping.
+        """
+        raise NotImplementedError
+
+
+REQUIRED = ("modality_spec", "train_tokenizer", "load_tokenizer", "encode", "decode")
+OPTIONAL = (
+    "read_value", "write_value", "transform", "derive", "render", "score", "constant_answer",
+    "vocabulary_tokens", "vocabulary_texts",
+)  # fmt: skip
+SOURCE_REQUIRED = ("source_spec", "samples")

@@ -1,0 +1,218 @@
+"""What a modality is: its values, its token layout, its metrics; and the crop that all modalities of a sample share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from tokenizers_zoo.errors import PluginError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSpec:
+    """What one raw value looks like.
+
+    `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape` holds
+    fixed sizes and, as strings, the names of free axes ("height"); `low` and `high` are inclusive bounds.
+    """
+
+    kind: Literal["array", "text", "object"] = "array"
+    shape: tuple[int | str, ...] = ()
+    dtype: str = "float32"
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    classes: tuple[str, ...] = ()
+    description: str = ""
+
+    def __str__(self) -> str:
+        if self.kind != "array":
+            return self.description or self.kind
+        bounds = "" if self.low is None else f" in [{self.low:g}, {self.high:g}]"
+        return f"{self.dtype} ({', '.join(map(str, self.shape))}){f' {self.unit}' if self.unit else ''}{bounds}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridLayout:
+    """A fixed grid of tokens with one to three axes, slowest first: `(h, w)`, `(t, h, w)`, `(t, q)`."""
+
+    kind: ClassVar[str] = "grid"
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorLayout:
+    """A fixed number of tokens without an order in space."""
+
+    kind: ClassVar[str] = "vector"
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceLayout:
+    """Up to `max_length` content tokens, read left to right.
+
+    `encode` gives content only. The backbone adds `end` after the last token and marks masked spans with the ids
+    `sentinel_start ... sentinel_start + num_sentinels - 1`, all of them ids of the modality's vocabulary.
+    """
+
+    kind: ClassVar[str] = "sequence"
+    max_length: int
+    end: int
+    sentinel_start: int
+    num_sentinels: int
+
+    @property
+    def length(self) -> int:
+        return self.max_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchesLayout:
+    """Continuous input only: a grid of `dim` numbers per patch, projected linearly. Stored as `dtype`."""
+
+    kind: ClassVar[str] = "patches"
+    shape: tuple[int, ...]
+    dim: int
+    dtype: Literal["float16", "float32"] = "float16"
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsLayout:
+    """Continuous input only: up to `max_length` vectors of `dim` numbers, projected linearly. Stored as `dtype`."""
+
+    kind: ClassVar[str] = "embeddings"
+    max_length: int
+    dim: int
+    dtype: Literal["float16", "float32"] = "float16"
+
+    @property
+    def length(self) -> int:
+        return self.max_length
+
+
+TokenLayout = GridLayout | VectorLayout | SequenceLayout | PatchesLayout | EmbeddingsLayout
+LAYOUTS: dict[str, type[TokenLayout]] = {
+    cls.kind: cls for cls in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
+}
+
+
+def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
+    """A layout as JSON types, with its kind."""
+    return {"kind": layout.kind, **dataclasses.asdict(layout)}
+
+
+def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
+    """The layout that `layout_to_json` wrote."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+    return LAYOUTS[data["kind"]](**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One named number that `score` gives: its unit, the direction that is better, and what it means in a sentence."""
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """Everything that the core and the backbone know about a modality.
+
+    `vocabulary` names the id space: modalities that name the same one share a tokenizer checkpoint and an embedding
+    table. `vocab_size` is its number of ids with special tokens (0 for continuous layouts). `metrics[0]` is the main metric.
+    """
+
+    name: str
+    summary: str
+    value: ValueSpec
+    layout: TokenLayout
+    vocab_size: int
+    vocabulary: str = ""
+    family: str = ""
+    derived_from: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    licence: str = "Apache-2.0"
+    aliases: tuple[str, ...] = ()
+    token_space: str = ""
+    """What is tokenized where it is not the value itself, such as "log metres"; shown by `zoo info`."""
+
+    def __post_init__(self) -> None:
+        if not self.vocabulary:
+            object.__setattr__(self, "vocabulary", self.name)
+        for problem in spec_problems(self):
+            raise PluginError(f"{self.name}: ModalitySpec {problem}")
+
+    @property
+    def continuous(self) -> bool:
+        """True for layouts that can only be an input."""
+        return isinstance(self.layout, PatchesLayout | EmbeddingsLayout)
+
+    @property
+    def shared_vocabulary(self) -> bool:
+        """True where the vocabulary is not the modality's own."""
+        return self.vocabulary != self.name
+
+
+def spec_problems(spec: ModalitySpec) -> list[str]:
+    """What is unsound in a spec, a phrase each."""
+    problems = []
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
+        problems.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
+    if not spec.summary or "\n" in spec.summary:
+        problems.append("summary: expected one line")
+    if not isinstance(spec.layout, tuple(LAYOUTS.values())):
+        problems.append(f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}")
+    elif spec.layout.length < 1:
+        problems.append(f"layout: expected at least one token, got {spec.layout}")
+    elif spec.continuous != (spec.vocab_size == 0):
+        problems.append(f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them")
+    elif isinstance(spec.layout, GridLayout) and not 1 <= len(spec.layout.shape) <= 3:
+        problems.append(f"layout: a grid has one to three axes, got {spec.layout.shape}")
+    elif isinstance(spec.layout, SequenceLayout):
+        last = spec.layout.sentinel_start + spec.layout.num_sentinels
+        if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):
+            problems.append("layout: end and sentinels must be ids below vocab_size, with at least one sentinel")
+    if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
+        problems.append("metrics: two have one name")
+    return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """The crop, flip and resize that all modalities of one sample share, as fractions of the whole picture.
+
+    `(top, left, height, width)` in [0, 1]; `flip` mirrors left and right after cropping. The size of the result is the
+    one that each modality's own settings say, so modalities of different resolutions stay aligned.
+    """
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.top and 0 <= self.left and self.height > 0 and self.width > 0
+        if not (fits and self.top + self.height <= 1 + 1e-9 and self.left + self.width <= 1 + 1e-9):
+            raise ValueError(f"crop leaves the picture: {self}")
+
+    @property
+    def is_whole(self) -> bool:
+        """True where nothing is cut or mirrored (a resize may remain)."""
+        return self == Crop()
