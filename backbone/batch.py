@@ -1,0 +1,75 @@
+"""The packed batch: for every sample the selected input and target tokens, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedInputs:
+    """Selected input tokens, `batch inputs`.
+
+    `ids` are rows of the token table (0 at continuous tokens), `positions` of the position table, `modalities` of the modality
+    table. `mask` is True where a token is used. `vectors` holds, per continuous modality, the flat indices
+    (sample * inputs + slot) of its tokens and their values `(count, dim)`.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    modalities: Tensor
+    mask: Tensor
+    vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTargets:
+    """Selected target tokens, `batch targets`, each modality's in one run, sequences in reading order.
+
+    `ids` are the rows of the token table to predict; `read` the row that the decoder reads at that place: for sequences the
+    token before, for grids and vectors -1 (the mask token). `positions`, `modalities`, `mask` as for inputs.
+    """
+
+    ids: Tensor
+    read: Tensor
+    positions: Tensor
+    modalities: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """Inputs and targets of the same samples."""
+
+    inputs: PackedInputs
+    targets: PackedTargets
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+
+Packed = TypeVar("Packed", PackedInputs, PackedTargets)
+
+
+def _moved(packed: Packed, device: torch.device | str) -> Packed:
+    moved = {}
+    for item in dataclasses.fields(packed):
+        value = getattr(packed, item.name)
+        if isinstance(value, dict):
+            moved[item.name] = {name: (index.to(device), rows.to(device)) for name, (index, rows) in value.items()}
+        else:
+            moved[item.name] = value.to(device)
+    return type(packed)(**moved)

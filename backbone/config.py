@@ -1,0 +1,146 @@
+"""The backbone's settings: model, masking, training; and the presets by size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokenizers_zoo.errors import UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix)."""
+
+    dim: int = 512
+    """Width of the residual stream; a multiple of 4 (sin-cos positions) and of `heads`."""
+    encoder_depth: int = 8
+    """Encoder blocks."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    heads: int = 8
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `dim`; a gated MLP has two thirds of it, so that it costs the same."""
+    activation: Literal["silu", "gelu"] = "silu"
+    """The MLP's non-linearity; "gelu" is the exact one."""
+    gated_mlp: bool = True
+    """Gate the hidden units by a third projection (SwiGLU with "silu")."""
+    bias: bool = False
+    """Biases in linear layers and layer norms."""
+    qk_norm: bool = False
+    """Layer norm over the head size on queries and keys."""
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
+            raise ValueError("dim, heads and depths: expected at least 1")
+        if self.dim % 4 or self.dim % self.heads:
+            raise ValueError(f"dim: expected a multiple of 4 and of heads ({self.heads}), got {self.dim}")
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden units of an MLP."""
+        return int((2 / 3 if self.gated_mlp else 1) * self.mlp_ratio * self.dim)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "nano": ModelConfig(dim=192, encoder_depth=4, decoder_depth=4, heads=6),
+    "tiny": ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, heads=6),
+    "small": ModelConfig(dim=512, encoder_depth=8, decoder_depth=8, heads=8),
+    "base": ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, heads=12),
+    "large": ModelConfig(dim=1024, encoder_depth=24, decoder_depth=24, heads=16),
+    "xlarge": ModelConfig(dim=2048, encoder_depth=24, decoder_depth=24, heads=32),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The named size. Raises UnknownNameError."""
+    if name not in PRESETS:
+        raise UnknownNameError.of("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """One Dirichlet over the modalities (4M, section 2.3): how the budgets are shared in one part of the samples."""
+
+    weight: float = 1.0
+    """How often this part is drawn, relative to the others."""
+    input_alpha: float = 1.0
+    """Concentration for inputs: small gives few modalities much, large gives all the same."""
+    target_alpha: float = 1.0
+    """Concentration for targets."""
+    inputs: tuple[str, ...] = ()
+    """Modalities that may be inputs; empty means all."""
+    targets: tuple[str, ...] = ()
+    """Modalities that may be targets; empty means all that are discrete."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0 or self.input_alpha <= 0 or self.target_alpha <= 0:
+            raise ValueError("weight and alphas: expected numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskingConfig:
+    """How tokens are drawn as inputs and targets."""
+
+    input_budget: int = 128
+    """Input tokens per sample, at most."""
+    target_budget: int = 128
+    """Target tokens per sample, at most."""
+    min_input: int = 0
+    """The input budget of a sample is drawn uniformly from here to `input_budget`; 0 means always the whole."""
+    mixtures: tuple[Mixture, ...] = field(default_factory=lambda: (Mixture(),))
+    """The parts of the mixture."""
+    span_length: float = 3.0
+    """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
+
+    def __post_init__(self) -> None:
+        if self.input_budget < 1 or self.target_budget < 1:
+            raise ValueError("input_budget and target_budget: expected at least 1")
+        if not 0 <= self.min_input <= self.input_budget:
+            raise ValueError(f"min_input: expected 0 to input_budget, got {self.min_input}")
+        if not self.mixtures:
+            raise ValueError("mixtures: expected at least one")
+        if self.span_length < 1:
+            raise ValueError(f"span_length: expected at least 1 token, got {self.span_length}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One run of the backbone's training loop."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Samples per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, after warm-up."""
+    min_learning_rate: float = 0.0
+    """Learning rate at the last step of the cosine."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moments."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    loss: Literal["modality", "token"] = "modality"
+    """Mean over modalities that have targets, or over target tokens."""
+    eval_every: int = 200
+    """Steps between held-out losses."""
+    save_every: int = 200
+    """Steps between training states, from which a killed run goes on."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Autocast precision of the forward and backward pass."""
+    seed: int = 0
+    """Seed of weights, masks and order of samples."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Budgets and mixtures."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.eval_every, self.save_every) < 1:
+            raise ValueError("steps, batch_size, eval_every and save_every: expected at least 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")

@@ -1,0 +1,255 @@
+"""FourM: embed the selected tokens, encode, decode, predict; one flat table each for tokens, positions, modalities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from backbone.config import ModelConfig
+from backbone.tables import Tables
+from backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
+from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
+
+EMBEDDING_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the decoder sees of the inputs: per decoder block keys and values, and which inputs are used.
+
+    `mask` is bool `batch 1 1 inputs`, or None where all are used.
+    """
+
+    keys_and_values: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor | None
+
+    def select(self, rows: Tensor) -> Context:
+        """The context of the samples `rows` (indices into the batch)."""
+        kept = tuple((key[rows], value[rows]) for key, value in self.keys_and_values)
+        return Context(keys_and_values=kept, mask=None if self.mask is None else self.mask[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Cross-entropies of a batch in nats: the loss to train on, and the sum and count of targets per modality."""
+
+    loss: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def per_modality(self, names: Sequence[str]) -> dict[str, float]:
+        """Mean cross-entropy of each modality that had targets."""
+        return {
+            name: total / count
+            for name, total, count in zip(names, self.sums.tolist(), self.counts.tolist(), strict=True)
+            if count
+        }
+
+
+class FourM(nn.Module):
+    """The encoder-decoder of 4M over the modalities of `specs`.
+
+    Cost depends on the token budgets, not on how many modalities there are: ids are selected before anything is embedded, and
+    each group of targets meets only the output rows of its own vocabulary.
+    """
+
+    def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
+        super().__init__()
+        self.config = config
+        self.tables = Tables(specs)
+        dim = config.dim
+        self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
+        self.modality_embedding = nn.Embedding(len(self.tables), dim)
+        self.mask_embedding = nn.Embedding(len(self.tables), dim)
+        self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=False)
+        self.learned_positions = nn.ParameterDict(
+            {str(key[1]): nn.Parameter(torch.empty(rows.count, dim))
+             for key, rows in self.tables.position_keys.items() if key[0] == "learned"}
+        )  # fmt: skip
+        self.projections = nn.ModuleDict(
+            {spec.name: nn.Linear(spec.layout.dim, dim) for spec in specs
+             if isinstance(spec.layout, PatchesLayout | EmbeddingsLayout)}
+        )  # fmt: skip
+        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
+        self.encoder_norm = layer_norm(dim, config)
+        self.context_projection = nn.Linear(dim, dim)
+        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.decoder_norm = layer_norm(dim, config)
+        self.output = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.tables.vocabularies.items()}
+        )
+        self.apply(initialise)
+        for table in (*self._embeddings(), *self.learned_positions.values(), *self.output.values()):
+            nn.init.normal_(table, std=EMBEDDING_STD)
+
+    def _embeddings(self) -> tuple[Tensor, ...]:
+        return self.token_embedding.weight, self.modality_embedding.weight, self.mask_embedding.weight
+
+    def transformer_parameters(self) -> int:
+        """Number of parameters of the blocks: without embeddings, projections of inputs, and output rows."""
+        return sum(p.numel() for block in (*self.encoder, *self.decoder) for p in block.parameters())
+
+    def _positions(self, rows: Tensor) -> Tensor:
+        """Embeddings of position rows, fixed and learned."""
+        table: Tensor = self.fixed_positions
+        if self.learned_positions:
+            pieces, end = [], 0
+            for key, span in self.tables.position_keys.items():
+                learned = key[0] == "learned"
+                pieces.append(self.learned_positions[str(key[1])] if learned else table[span.slice])
+                end += span.count
+            table = torch.cat(pieces)
+        return F.embedding(rows, table)
+
+    def embed_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
+        """Content `batch inputs dim` of the selected tokens, and where-and-what (position + modality) of the same shape."""
+        content = self.token_embedding(inputs.ids)
+        if inputs.vectors:
+            flat = rearrange(content, "b n d -> (b n) d")
+            for name in sorted(inputs.vectors):
+                index, vectors = inputs.vectors[name]
+                flat = flat.index_copy(0, index, self.projections[name](vectors).to(flat.dtype))
+            content = flat.view_as(content)
+        return content, self._positions(inputs.positions) + self.modality_embedding(inputs.modalities)
+
+    def encode(self, inputs: PackedInputs) -> Tensor:
+        """The encoder's normed output, `batch inputs dim`; what it holds at unused inputs has no meaning."""
+        return self._encode(*self.embed_inputs(inputs), _key_mask(inputs.mask))
+
+    def _encode(self, content: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+        x = content + place
+        for block in self.encoder:
+            x = block(x, mask)
+        return self.encoder_norm(x)
+
+    def context(self, inputs: PackedInputs) -> Context:
+        """Encode the inputs and keep what each decoder block needs of them."""
+        content, place = self.embed_inputs(inputs)
+        mask = _key_mask(inputs.mask)
+        x = self.context_projection(self._encode(content, place, mask)) + place
+        return Context(keys_and_values=tuple(block.keys_and_values(x) for block in self.decoder), mask=mask)
+
+    def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
+        """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""
+        content = torch.where(
+            (read < 0).unsqueeze(-1), self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0))
+        )
+        return content + self._positions(positions) + self.modality_embedding(modalities)
+
+    def decode(
+        self,
+        x: Tensor,
+        context: Context,
+        mask: Tensor | None,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Embedded targets to the decoder's normed output, `batch targets dim`.
+
+        `mask` is bool, broadcast to `batch heads targets keys` (see `target_mask`); with `caches`, one a block, `x` holds the
+        new tokens only and keys are all tokens so far.
+        """
+        for i, block in enumerate(self.decoder):
+            cache = None if caches is None else caches[i]
+            x = block(x, context.keys_and_values[i], mask, context.mask, cache)
+        return self.decoder_norm(x)
+
+    def target_mask(self, targets: PackedTargets) -> Tensor:
+        """bool `batch 1 targets targets`: targets see their own modality, all of a grid, a sequence up to themselves."""
+        kind, used = targets.modalities, targets.mask
+        causal = torch.as_tensor(self.tables.causal, device=kind.device)[kind]
+        same = (kind.unsqueeze(2) == kind.unsqueeze(1)) & used.unsqueeze(1)
+        size = kind.shape[1]
+        earlier = torch.ones(size, size, dtype=torch.bool, device=kind.device).tril()
+        allowed = same & (earlier | ~causal.unsqueeze(2))
+        # An unused slot sees itself: a row without any key would give NaN.
+        return (allowed | torch.eye(size, dtype=torch.bool, device=kind.device)).unsqueeze(1)
+
+    def logits(self, hidden: Tensor, vocabulary: str) -> Tensor:
+        """`... dim` to `... vocab_size`, over the ids of one vocabulary."""
+        return F.linear(hidden, self.output[vocabulary])
+
+    def decode_targets(self, batch: PackedBatch) -> Tensor:
+        """The decoder's output for a packed batch, `batch targets dim`."""
+        targets = batch.targets
+        x = self.embed_targets(targets.read, targets.positions, targets.modalities)
+        return self.decode(x, self.context(batch.inputs), self.target_mask(targets))
+
+    def forward(self, batch: PackedBatch, loss: str = "modality") -> Losses:
+        """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token"."""
+        targets = batch.targets
+        hidden = self.decode_targets(batch)
+        used = targets.mask.flatten()
+        hidden = rearrange(hidden, "b n d -> (b n) d")[used]
+        ids, kinds = targets.ids.flatten()[used], targets.modalities.flatten()[used]
+        groups = torch.as_tensor(self.tables.vocabulary_of, device=kinds.device)[kinds]
+        order = torch.argsort(groups, stable=True)
+        sizes = torch.bincount(groups, minlength=len(self.tables.vocabularies)).tolist()
+        # float32 whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
+        each = torch.cat(
+            [
+                F.cross_entropy(self.logits(rows, name).float(), wanted - self.tables.vocabularies[name].start, reduction="none")
+                for name, rows, wanted in zip(
+                    self.tables.vocabularies, hidden[order].split(sizes), ids[order].split(sizes), strict=True
+                )
+                if len(rows)
+            ]
+            or [hidden.new_zeros(0)]
+        )
+        kinds = kinds[order]
+        zeros = each.new_zeros(len(self.tables))
+        sums = zeros.index_add(0, kinds, each)
+        counts = zeros.index_add(0, kinds, torch.ones_like(each))
+        if loss == "token":
+            total = sums.sum() / counts.sum().clamp(min=1)
+        else:
+            total = (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+        return Losses(loss=total, sums=sums.detach(), counts=counts)
+
+
+def _key_mask(mask: Tensor) -> Tensor | None:
+    """bool `batch 1 1 keys`, or None where all are used: attention is faster without a mask.
+
+    A sample without any input sees its first, empty slot: a row without any key would give NaN.
+    """
+    if bool(mask.all()):
+        return None
+    empty = ~mask.any(dim=1, keepdim=True)
+    first = torch.arange(mask.shape[1], device=mask.device) == 0
+    return rearrange(mask | (empty & first), "b n -> b 1 1 n")
+
+
+def position_table(tables: Tables, dim: int) -> Tensor:
+    """Fixed sin-cos embeddings `positions dim`; zeros at the rows of learned ones."""
+    table = torch.zeros(tables.num_positions, dim)
+    for key, rows in tables.position_keys.items():
+        if key[0] == "grid":
+            table[rows.slice] = sincos_grid(key[1], dim)  # type: ignore[arg-type]
+        elif key[0] == "line":
+            table[rows.slice] = sincos_grid((rows.count,), dim)
+    return table
+
+
+def sincos_grid(shape: tuple[int, ...], dim: int) -> Tensor:
+    """Sin-cos positions of a grid, `prod(shape) dim`, row-major: each axis has an equal share of the channels.
+
+    Per axis: sines, then cosines, of the index times 10000 ** (-i / count) (arXiv 1706.03762, section 3.5; for several
+    axes as in arXiv 2104.02057). Channels that do not divide are left zero.
+    """
+    share = dim // len(shape) // 2
+    frequencies = 10000 ** (-torch.arange(share, dtype=torch.float64) / share)
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    angles = [axis.flatten().unsqueeze(1) * frequencies for axis in axes]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(table, (0, dim - table.shape[1])).float()
+
+
+def uniform_loss(vocab_size: int) -> float:
+    """The cross-entropy, in nats, of knowing nothing: log of the number of ids."""
+    return math.log(vocab_size)

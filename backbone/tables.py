@@ -1,0 +1,125 @@
+"""Specs to one id space: where each modality's tokens, positions and modality row lie in the flat tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    VectorLayout,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`count` rows of a flat table from row `start`."""
+
+    start: int
+    count: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.start + self.count)
+
+
+class Tables:
+    """The layout of the flat tables for a list of specs, in the order given.
+
+    A modality added at the end leaves all earlier rows where they were; on disk each vocabulary and modality is stored
+    under its own name, so any other order loads too.
+    """
+
+    def __init__(self, specs: Sequence[ModalitySpec]) -> None:
+        names = [spec.name for spec in specs]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"backbone: expected at least one modality, each once; got {names}")
+        self.specs: tuple[ModalitySpec, ...] = tuple(specs)
+        self.names = tuple(names)
+        self.vocabularies: dict[str, Rows] = {}
+        self.positions: dict[str, Rows] = {}
+        sizes: dict[str, int] = {}
+        for spec in specs:
+            if not spec.continuous:
+                known = sizes.setdefault(spec.vocabulary, spec.vocab_size)
+                if known != spec.vocab_size:
+                    raise ConfigError(
+                        f"backbone: {spec.name} says that vocabulary {spec.vocabulary!r} has {spec.vocab_size} ids, "
+                        f"another modality says {known}; give both one [vocabularies.{spec.vocabulary}] size"
+                    )
+        start = 0
+        for vocabulary, size in sizes.items():
+            self.vocabularies[vocabulary] = Rows(start, size)
+            start += size
+        self.num_tokens = start
+        shared: dict[tuple[object, ...], Rows] = {}
+        start = 0
+        for spec in specs:
+            key = position_key(spec)
+            if key not in shared:
+                shared[key] = Rows(start, num_positions(spec))
+                start += shared[key].count
+            self.positions[spec.name] = shared[key]
+        self.num_positions = start
+        self.position_keys = {key: rows for key, rows in shared.items()}
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def index(self, name: str) -> int:
+        """Row of a modality in the modality table. Raises UnknownNameError."""
+        if name not in self.names:
+            raise UnknownNameError.of("modality of this backbone", name, self.names)
+        return self.names.index(name)
+
+    def spec(self, name: str) -> ModalitySpec:
+        """The spec of a modality. Raises UnknownNameError."""
+        return self.specs[self.index(name)]
+
+    def token_rows(self, name: str) -> Rows:
+        """Rows of a discrete modality's vocabulary in the token table."""
+        return self.vocabularies[self.spec(name).vocabulary]
+
+    @cached_property
+    def causal(self) -> np.ndarray:
+        """bool `modalities`: True where targets are predicted left to right."""
+        return np.array([isinstance(spec.layout, SequenceLayout) for spec in self.specs])
+
+    @cached_property
+    def vocabulary_of(self) -> np.ndarray:
+        """int64 `modalities`: index of the modality's vocabulary among `self.vocabularies`, -1 for continuous ones."""
+        order = list(self.vocabularies)
+        return np.array([-1 if spec.continuous else order.index(spec.vocabulary) for spec in self.specs])
+
+    @property
+    def discrete(self) -> tuple[str, ...]:
+        """Names of the modalities that can be targets."""
+        return tuple(spec.name for spec in self.specs if not spec.continuous)
+
+
+def num_positions(spec: ModalitySpec) -> int:
+    """Position rows that a modality needs.
+
+    A sequence whose every other token is masked still fits: content, end, and one sentinel a span.
+    """
+    layout = spec.layout
+    return 2 * layout.max_length + 2 if isinstance(layout, SequenceLayout) else layout.length
+
+
+def position_key(spec: ModalitySpec) -> tuple[object, ...]:
+    """Modalities with equal keys share fixed position rows; vectors have learned rows of their own."""
+    layout = spec.layout
+    if isinstance(layout, GridLayout | PatchesLayout):
+        return ("grid", layout.shape)
+    if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+        return ("line", num_positions(spec))
+    assert isinstance(layout, VectorLayout)
+    return ("learned", spec.name, layout.length)

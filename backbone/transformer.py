@@ -1,0 +1,178 @@
+"""Attention, MLP and blocks: pre-norm, as in 4M (arXiv 2312.06647, section 2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from backbone.config import ModelConfig
+
+NORM_EPSILON = 1e-6
+
+
+def layer_norm(width: int, config: ModelConfig) -> nn.LayerNorm:
+    """A layer norm with 4M's epsilon and, as the config says, without bias."""
+    return nn.LayerNorm(width, eps=NORM_EPSILON, bias=config.bias)
+
+
+class FusedLinear(nn.Linear):
+    """`parts` projections of one input, computed as one."""
+
+    def __init__(self, inputs: int, outputs: int, parts: int, bias: bool) -> None:
+        super().__init__(inputs, parts * outputs, bias=bias)
+        self.parts = parts
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of the tokens read so far in one self-attention, `batch heads length head_size`.
+
+    Room is made once; `append` writes the new ones behind the old.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, batch: int, length: int, config: ModelConfig, like: Tensor) -> KeyValueCache:
+        """Room for `length` tokens of `batch` samples, with the dtype and device of `like`."""
+        shape = (batch, config.heads, length, config.dim // config.heads)
+        return cls(keys=like.new_zeros(shape), values=like.new_zeros(shape))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; gives all so far."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = FusedLinear(config.dim, config.dim, 3, config.bias)
+        self.out = nn.Linear(config.dim, config.dim, bias=config.bias)
+        head_size = config.dim // config.heads
+        self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
+        self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None = None) -> Tensor:
+        """`batch tokens dim` to the same; `mask` is bool, broadcast to `batch heads tokens keys`, None for all."""
+        query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of targets to the context."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.kv = FusedLinear(config.dim, config.dim, 2, config.bias)
+        self.out = nn.Linear(config.dim, config.dim, bias=config.bias)
+        head_size = config.dim // config.heads
+        self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
+        self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What attention needs of a (normed) context, to be kept while the context is fixed."""
+        key, value = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        return self.key_norm(key), value
+
+    def forward(self, x: Tensor, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """`batch targets dim` to the same; `mask` is bool, broadcast to `batch heads targets inputs`."""
+        query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
+        key, value = keys_and_values
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a non-linearity, gated or not (SwiGLU: arXiv 2002.05202, equation 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.gated_mlp
+        self.activation = nn.SiLU() if config.activation == "silu" else nn.GELU()
+        self.up = FusedLinear(config.dim, config.mlp_hidden, 2 if self.gated else 1, config.bias)
+        self.down = nn.Linear(config.mlp_hidden, config.dim, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`... dim` to `... dim`."""
+        hidden = self.up(x)
+        if self.gated:
+            hidden, gate = hidden.chunk(2, dim=-1)
+            return self.down(self.activation(hidden) * gate)
+        return self.down(self.activation(hidden))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = layer_norm(config.dim, config)
+        self.attention = SelfAttention(config)
+        self.mlp_norm = layer_norm(config.dim, config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`batch inputs dim` to the same."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention within a modality's targets, cross-attention to the context, MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_norm = layer_norm(config.dim, config)
+        self.self_attention = SelfAttention(config)
+        self.query_norm = layer_norm(config.dim, config)
+        self.context_norm = layer_norm(config.dim, config)
+        self.cross_attention = CrossAttention(config)
+        self.mlp_norm = layer_norm(config.dim, config)
+        self.mlp = MLP(config)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What this block keeps of a fixed context."""
+        return self.cross_attention.keys_and_values(self.context_norm(context))
+
+    def forward(
+        self,
+        x: Tensor,
+        context: tuple[Tensor, Tensor],
+        self_mask: Tensor | None,
+        context_mask: Tensor | None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """`batch targets dim` to the same; `context` is this block's `keys_and_values`."""
+        x = x + self.self_attention(self.self_norm(x), self_mask, cache)
+        x = x + self.cross_attention(self.query_norm(x), context, context_mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform linear layers and zero biases, as 4M and MAE do; fused projections as if they were separate."""
+    if isinstance(module, nn.Linear):
+        parts = module.parts if isinstance(module, FusedLinear) else 1
+        bound = (6 / (module.in_features + module.out_features / parts)) ** 0.5
+        with torch.no_grad():
+            module.weight.uniform_(-bound, bound)
+            if module.bias is not None:
+                module.bias.zero_()

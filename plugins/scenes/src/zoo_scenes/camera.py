@@ -1,0 +1,77 @@
+"""The pinhole camera: rays through pixel centres, and what is seen where.
+
+World axes are metric with z up. Camera axes are x right, y up, z towards the viewer, so what is visible has z < 0.
+Pitch is the angle of the optical axis above the horizon: negative looks down. There is no roll. A pixel whose centre
+lies `v` half pictures above the middle, at planar depth d, is `height + d * (sin(pitch) + v * tan(fov / 2) * cos(pitch))`
+metres above the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@lru_cache(maxsize=8)
+def pixel_centres(size: int) -> tuple[Array, Array]:
+    """Right and up coordinates of the pixel centres in [-1, 1], each (size * size,), rows from the top."""
+    steps = (np.arange(size) + 0.5) / size * 2 - 1
+    return np.tile(steps, size), np.repeat(-steps, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A camera at `position` (metres) looking along `yaw` (radians from +x to +y) and `pitch` (negative is down).
+
+    `fov` is the vertical field of view in radians; pictures are square.
+    """
+
+    position: tuple[float, float, float]
+    yaw: float
+    pitch: float
+    fov: float
+
+    @cached_property
+    def axes(self) -> Array:
+        """Rows: the camera's x, y, z axes in the world (3, 3)."""
+        cos_yaw, sin_yaw = math.cos(self.yaw), math.sin(self.yaw)
+        cos_pitch, sin_pitch = math.cos(self.pitch), math.sin(self.pitch)
+        return np.array(
+            [
+                [sin_yaw, -cos_yaw, 0.0],
+                [-sin_pitch * cos_yaw, -sin_pitch * sin_yaw, cos_pitch],
+                [-cos_pitch * cos_yaw, -cos_pitch * sin_yaw, -sin_pitch],
+            ]
+        )
+
+    @property
+    def scale(self) -> float:
+        """Half the picture's height at depth 1."""
+        return math.tan(self.fov / 2)
+
+    def rays(self, size: int) -> Array:
+        """World directions through the pixel centres (size * size, 3), of length 1 along the optical axis.
+
+        A hit at `t` times the direction is therefore at planar depth t.
+        """
+        right, up = pixel_centres(size)
+        axes = self.axes
+        plane = np.empty((size * size, 3))
+        for k in range(3):
+            plane[:, k] = right * (axes[0, k] * self.scale) + (up * (axes[1, k] * self.scale) - axes[2, k])
+        return plane
+
+    def to_camera(self, points: Array) -> Array:
+        """World points (..., 3) in camera axes (..., 3)."""
+        return (points - np.asarray(self.position)) @ self.axes.T
+
+    def project(self, points: Array) -> Array:
+        """Points in camera axes (..., 3) to fractions of width and height from the top left (..., 2); z must be < 0."""
+        z = np.minimum(points[..., 2], -1e-6) * self.scale
+        return np.stack([0.5 - 0.5 * points[..., 0] / z, 0.5 + 0.5 * points[..., 1] / z], axis=-1)

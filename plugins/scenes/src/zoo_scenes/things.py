@@ -1,0 +1,86 @@
+"""The vocabulary of a scene: surfaces, parts (one geom each), things (one body each), and the scene itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoo_scenes.camera import Camera
+from zoo_scenes.palette import Colour
+
+if TYPE_CHECKING:
+    from zoo_scenes.people import Pose
+
+PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX = "plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"
+
+Vector = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]
+NO_TURN: Quaternion = (1.0, 0.0, 0.0, 0.0)
+
+
+class Surface(NamedTuple):
+    """How a part looks.
+
+    `texture` names weights over the three `colours` (sRGB). `tile` is the texture's edge in metres; 0 stretches it once
+    over the part. `shine` in [0, 1] is the strength of the highlight; `glow` the share of light that is its own.
+    """
+
+    texture: str
+    colours: tuple[Colour, Colour, Colour]
+    tile: float = 1.0
+    shine: float = 0.0
+    glow: float = 0.0
+
+
+class Part(NamedTuple):
+    """One geom in the frame of its thing: MuJoCo's half sizes in metres; `ends` replace `at` and `turn` of a capsule."""
+
+    shape: str
+    size: Vector
+    at: Vector
+    surface: Surface
+    turn: Quaternion = NO_TURN
+    ends: tuple[float, ...] | None = None
+
+
+@dataclass(slots=True)
+class Thing:
+    """One object: what it is called, its parts, and where it stands.
+
+    `half` is half the extent along the own axes (x front, y left, z up) and `at` the origin in the room: on the ground
+    for furniture and people, at the centre for things that are `free` to fall. `seat` and `top` are heights above the
+    origin where something can sit or lie. `on` is the index of the thing that carries it, `wall` the wall it hangs on.
+    """
+
+    label: str
+    noun: str
+    colour: str
+    parts: list[Part]
+    half: Vector
+    at: Vector = (0.0, 0.0, 0.0)
+    turn: Quaternion = NO_TURN
+    free: bool = False
+    top: float | None = None
+    seat: float | None = None
+    on: int | None = None
+    pose: Pose | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Scene:
+    """A furnished room with a camera. The room spans x in [0, width], y in [0, depth], z in [0, height] metres."""
+
+    width: float
+    depth: float
+    height: float
+    wall_colour: str
+    wall_kind: str
+    floor_kind: str
+    floor: Surface
+    wall: Surface
+    ceiling: Surface
+    camera: Camera
+    lamp: Vector
+    exposure: float
+    daylight: tuple[Vector, Vector] | None = None
+    things: list[Thing] = field(default_factory=list)

@@ -1,0 +1,196 @@
+"""Tar shards of values: read by offset without extracting, written whole with the same bytes every time.
+
+The layout is webdataset's: a member is `<key>.<extension>`, the key being everything before the first dot of the
+basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png`, its last suffix).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.errors import DataError
+
+BLOCK = 512
+MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
+
+
+class Member(NamedTuple):
+    """Where one value's bytes are."""
+
+    shard: Path
+    offset: int
+    size: int
+    extension: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """A member or a sample that is not used, and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(slots=True)
+class ShardIndex:
+    """The members of one shard by key, in the order of the file, and what could not be used of it."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension (lower case, no dot) of a member's name; the key is empty where the name has none."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, suffixes = base.partition(".")
+    return (f"{folder}{slash}{stem}" if stem else ""), suffixes.rpartition(".")[2].lower()
+
+
+def scan_shard(path: Path) -> ShardIndex:
+    """Index a shard by its headers alone.
+
+    Damage inside (a bad header, an end that is cut off) costs the members that it hits: the others are used, and what is
+    lost is listed in `dropped`. Raises DataError where nothing of the file is a tar.
+    """
+    index = ShardIndex()
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start: int | None = 0
+        while start is not None:
+            start = _scan_from(file, path, start, size, index)
+    if size == 0 or (index.dropped and not index.members and index.dropped[0].reason.startswith("not a tar")):
+        raise DataError(f"{path}: not a tar file ({size} bytes); copy or make this shard again, or delete it")
+    return index
+
+
+def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIndex) -> int | None:
+    """Index the members from the header at `start` on; where damage stops it, the offset to go on from."""
+    file.seek(start)
+    end = start
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                end = tar.offset
+                _add(index, path, info, size)
+            damaged = _damage_at(file, end, size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        damaged = f"not a tar: {error}" if end == 0 else f"damaged: {error}"
+    if damaged is None:
+        return None
+    if end < size:  # where a member's bytes are cut off, that member has been reported already
+        index.dropped.append(Dropped(shard=path.name, key="", reason=f"{damaged} (byte {end} of {size})"))
+    elif end == size:
+        index.dropped.append(Dropped(shard=path.name, key="", reason="ends without its end mark: perhaps cut off"))
+    return _next_header(file, max(end, start) + BLOCK, size)
+
+
+def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> None:
+    """Take one member into the index, or say why not."""
+    if info.isdir():
+        return
+    key, extension = split_name(info.name)
+    reason = ""
+    if not info.isfile():
+        reason = "a link or device, not a file"
+    elif not key:
+        reason = f"the name {info.name!r} has no key before its first dot"
+    elif info.offset_data + info.size > size:
+        reason = "cut off: the shard ends inside it"
+    elif key in index.members:
+        reason = f"a second member with this key ({info.name!r}); the first is used"
+    if reason:
+        index.dropped.append(Dropped(shard=path.name, key=key or info.name, reason=reason))
+    else:
+        index.members[key] = Member(path, info.offset_data, info.size, extension)
+
+
+def _damage_at(file: BinaryIO, end: int, size: int) -> str | None:
+    """What is wrong at `end`, where the members seem to end: tarfile takes a bad header for the end of the archive."""
+    if end >= size:
+        return "cut off"
+    file.seek(end)
+    block = file.read(BLOCK)
+    return None if not any(block) else "a damaged header; the members up to the next sound header are lost"
+
+
+def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
+    """The offset of the next sound member header from `start` on."""
+    for offset in range(start, size - BLOCK + 1, BLOCK):
+        file.seek(offset)
+        block = file.read(BLOCK)
+        if block[MAGIC] == b"ustar":
+            with contextlib.suppress(tarfile.HeaderError):
+                tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+                return offset
+    return None
+
+
+def read_member(member: Member) -> bytes:
+    """One value's bytes. Raises DataError where the shard has changed or cannot be read."""
+    try:
+        file = os.open(member.shard, os.O_RDONLY)
+        try:
+            data = os.pread(file, member.size, member.offset)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise DataError(f"{member.shard}: cannot be read: {error.strerror}") from None
+    if len(data) != member.size:
+        raise DataError(f"{member.shard}: shorter than when it was opened; was it replaced meanwhile?")
+    return data
+
+
+class ShardWriter:
+    """Adds members to one shard, in order."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self.count = 0
+
+    def add(self, key: str, data: bytes, extension: str) -> None:
+        """Append a value. Raises DataError for a key that would not be read back as it is."""
+        name = f"{key}.{extension}"
+        parts = key.split("/")
+        if split_name(name) != (key, extension) or "" in parts or ".." in parts or "\\" in key:
+            raise DataError(
+                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no empty part and no "
+                "'..', and the extension is lower case without a dot"
+            )
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the same values give the same bytes
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        self.count += 1
+
+
+@contextlib.contextmanager
+def writing_shard(path: Path) -> Iterator[ShardWriter]:
+    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails."""
+    with replacing_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        yield ShardWriter(tar)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear DataError."""
+    advice = {
+        errno.ENOSPC: "the disk is full; what was finished is kept: free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EROFS: "the disk is read-only; give another folder",
+        errno.EACCES: "no permission to write here; give another folder",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno in advice:
+            raise DataError(f"{path}: {advice[error.errno]}") from None
+        raise

@@ -1,0 +1,58 @@
+"""How much of a codebook is used: counts of tokens, summarised."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CodebookUsage:
+    """Running counts over all tokens given to `update`.
+
+    With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and the figures are means over them.
+    """
+
+    def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
+        self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
+        self.counts = np.zeros((num_codebooks, codebook_size), dtype=np.int64)
+
+    def update(self, tokens: torch.Tensor | np.ndarray[Any, Any]) -> None:
+        """Count integer tokens of any shape (last axis = codebooks where there are several), on any device.
+
+        Raises ValueError for an id outside [0, codebook_size).
+        """
+        ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else tokens.detach().cpu().numpy())
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.codebook_size):
+            raise ValueError(f"tokens: expected ids in [0, {self.codebook_size}), got {ids.min()} to {ids.max()}")
+        for counts, column in zip(self.counts, ids.reshape(-1, self.num_codebooks).T, strict=True):
+            counts += np.bincount(column, minlength=self.codebook_size)
+
+    @property
+    def usage(self) -> float:
+        """Fraction of the codes that occurred at least once, in [0, 1]."""
+        return float((self.counts > 0).mean())
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy of the code frequencies, in [0, log2(codebook size)] bits; 0 before any token."""
+        return float(np.mean([_entropy(counts) for counts in self.counts])) / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(entropy): how many equally frequent codes would be as varied, in [1, codebook size]."""
+        return float(np.mean([math.exp(_entropy(counts)) for counts in self.counts]))
+
+
+def _entropy(counts: np.ndarray[Any, Any]) -> float:
+    """Entropy of counts in nats, 0 log 0 = 0."""
+    seen = counts[counts > 0]
+    if not seen.size:
+        return 0.0
+    shares = seen / seen.sum()
+    return float(-(shares * np.log(shares)).sum())
