@@ -1,21 +1,41 @@
-"""The packed batch: for every sample the selected input and target tokens, and nothing else."""
+"""Batches: the raw one, all tokens of some samples, and the packed one, the selected tokens and nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """All tokens of some samples, as stored.
+
+    `tokens` has for each modality ids `batch length` (grids flattened row-major) or, for continuous layouts, numbers
+    `batch length dim`; what lies beyond a sample's length has no meaning. `lengths` (int64) and `present` (bool) are
+    `batch modalities`, in the order of the backbone's specs; an absent modality has length 0, and so may a present
+    sequence.
+    """
+
+    tokens: dict[str, npt.NDArray[Any]]
+    lengths: npt.NDArray[np.int64]
+    present: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedInputs:
     """Selected input tokens, `batch inputs`.
 
-    `ids` are rows of the token table (0 at continuous tokens), `positions` of the position table, `modalities` of the modality
-    table. `mask` is True where a token is used. `vectors` holds, per continuous modality, the flat indices
+    `ids` are rows of the token table (0 at continuous tokens), `positions` of the position table, `modalities` of the
+    modality table. `mask` is True where a token is used. `vectors` holds, per continuous modality, the flat indices
     (sample * inputs + slot) of its tokens and their values `(count, dim)`.
     """
 
@@ -34,8 +54,9 @@ class PackedInputs:
 class PackedTargets:
     """Selected target tokens, `batch targets`, each modality's in one run, sequences in reading order.
 
-    `ids` are the rows of the token table to predict; `read` the row that the decoder reads at that place: for sequences the
-    token before, for grids and vectors -1 (the mask token). `positions`, `modalities`, `mask` as for inputs.
+    `ids` are the rows of the token table to predict; `read` the row that the decoder reads at that place: for
+    sequences the token before, for grids and vectors -1 (the mask token). `positions`, `modalities`, `mask` as for
+    inputs.
     """
 
     ids: Tensor

@@ -56,8 +56,8 @@ class Losses:
 class FourM(nn.Module):
     """The encoder-decoder of 4M over the modalities of `specs`.
 
-    Cost depends on the token budgets, not on how many modalities there are: ids are selected before anything is embedded, and
-    each group of targets meets only the output rows of its own vocabulary.
+    Cost depends on the token budgets, not on how many modalities there are: ids are selected before anything is
+    embedded, and each group of targets meets only the output rows of its own vocabulary.
     """
 
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
@@ -152,8 +152,8 @@ class FourM(nn.Module):
     ) -> Tensor:
         """Embedded targets to the decoder's normed output, `batch targets dim`.
 
-        `mask` is bool, broadcast to `batch heads targets keys` (see `target_mask`); with `caches`, one a block, `x` holds the
-        new tokens only and keys are all tokens so far.
+        `mask` is bool, broadcast to `batch heads targets keys` (see `target_mask`); with `caches`, one a block, `x`
+        holds the new tokens only and keys are all tokens so far.
         """
         for i, block in enumerate(self.decoder):
             cache = None if caches is None else caches[i]

@@ -53,9 +53,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
 
 
-def save_checkpoint(
-    folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str
-) -> str:
+def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
     """Write a checkpoint folder, replacing an older one in one rename; returns its fingerprint.
 
     Other files of an older folder (metrics, samples) are kept. `config` needs a "class" key that says what can load it.
@@ -91,7 +89,9 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}") from None
     if (digest := config.get("weights_sha256")) and digest != _file_digest(folder / WEIGHTS):
-        raise CheckpointError(f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with; train or copy it again")
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with; train or copy it again"
+        )
     return tensors, config
 
 

@@ -205,6 +205,4 @@ class Settings(Mapping[str, Any]):
         for key, value in own.items():
             old = merged.get(key)
             merged[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        return Settings(
-            self.name, merged, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin
-        )
+        return Settings(self.name, merged, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)

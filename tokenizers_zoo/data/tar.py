@@ -21,6 +21,7 @@ from tokenizers_zoo.errors import DataError
 
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
+CUT_OFF = "cut off"
 
 
 class Member(NamedTuple):
@@ -59,8 +60,8 @@ def split_name(name: str) -> tuple[str, str]:
 def scan_shard(path: Path) -> ShardIndex:
     """Index a shard by its headers alone.
 
-    Damage inside (a bad header, an end that is cut off) costs the members that it hits: the others are used, and what is
-    lost is listed in `dropped`. Raises DataError where nothing of the file is a tar.
+    Damage inside (a bad header, an end that is cut off) costs the members that it hits: the others are used, and what
+    is lost is listed in `dropped`. Raises DataError where nothing of the file is a tar.
     """
     index = ShardIndex()
     size = path.stat().st_size
@@ -87,9 +88,9 @@ def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIn
         damaged = f"not a tar: {error}" if end == 0 else f"damaged: {error}"
     if damaged is None:
         return None
-    if end < size:  # where a member's bytes are cut off, that member has been reported already
+    if end < size:
         index.dropped.append(Dropped(shard=path.name, key="", reason=f"{damaged} (byte {end} of {size})"))
-    elif end == size:
+    elif not (index.dropped and index.dropped[-1].reason.startswith(CUT_OFF)):
         index.dropped.append(Dropped(shard=path.name, key="", reason="ends without its end mark: perhaps cut off"))
     return _next_header(file, max(end, start) + BLOCK, size)
 
@@ -100,12 +101,12 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> Non
         return
     key, extension = split_name(info.name)
     reason = ""
-    if not info.isfile():
-        reason = "a link or device, not a file"
+    if not info.isfile() or info.issparse():
+        reason = "a link, device or sparse file; a plain file was expected"
     elif not key:
         reason = f"the name {info.name!r} has no key before its first dot"
     elif info.offset_data + info.size > size:
-        reason = "cut off: the shard ends inside it"
+        reason = f"{CUT_OFF}: the shard ends inside it"
     elif key in index.members:
         reason = f"a second member with this key ({info.name!r}); the first is used"
     if reason:
@@ -117,7 +118,7 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> Non
 def _damage_at(file: BinaryIO, end: int, size: int) -> str | None:
     """What is wrong at `end`, where the members seem to end: tarfile takes a bad header for the end of the archive."""
     if end >= size:
-        return "cut off"
+        return CUT_OFF
     file.seek(end)
     block = file.read(BLOCK)
     return None if not any(block) else "a damaged header; the members up to the next sound header are lost"
@@ -156,6 +157,7 @@ class ShardWriter:
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
         self.count = 0
+        self.discarded = False
 
     def add(self, key: str, data: bytes, extension: str) -> None:
         """Append a value. Raises DataError for a key that would not be read back as it is."""
@@ -171,12 +173,23 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(data))
         self.count += 1
 
+    def discard(self) -> None:
+        """Leave no file when the block ends."""
+        self.discarded = True
+
+
+class _Discarded(Exception):
+    """Ends a shard without a file."""
+
 
 @contextlib.contextmanager
 def writing_shard(path: Path) -> Iterator[ShardWriter]:
     """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails."""
-    with replacing_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-        yield ShardWriter(tar)
+    with contextlib.suppress(_Discarded), replacing_file(path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            yield (writer := ShardWriter(tar))
+        if writer.discarded:
+            raise _Discarded
 
 
 @contextlib.contextmanager

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-
-
-@lru_cache(maxsize=8)
-def pixel_centres(size: int) -> tuple[Array, Array]:
-    """Right and up coordinates of the pixel centres in [-1, 1], each (size * size,), rows from the top."""
-    steps = (np.arange(size) + 0.5) / size * 2 - 1
-    return np.tile(steps, size), np.repeat(-steps, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +48,13 @@ class Camera:
         """Half the picture's height at depth 1."""
         return math.tan(self.fov / 2)
 
-    def rays(self, size: int) -> Array:
-        """World directions through the pixel centres (size * size, 3), of length 1 along the optical axis.
+    def rays(self, picture: Array) -> Array:
+        """World directions (n, 3) through points of the picture (3, n): right and up in [-1, 1], and 1.
 
-        A hit at `t` times the direction is therefore at planar depth t.
+        They have length 1 along the optical axis, so that a hit at `t` times the direction is at planar depth t.
         """
-        right, up = pixel_centres(size)
         axes = self.axes
-        plane = np.empty((size * size, 3))
-        for k in range(3):
-            plane[:, k] = right * (axes[0, k] * self.scale) + (up * (axes[1, k] * self.scale) - axes[2, k])
-        return plane
+        return picture.T @ np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]])
 
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.palette import CLOTHES, COLOURS, HAIR, SKIN, TROUSERS, darker
-from zoo_scenes.things import CAPSULE, ELLIPSOID, SPHERE, Part, Surface, Thing, Vector
+from zoo_scenes.things import ELLIPSOID, SPHERE, Part, Surface, Thing, Vector, capsule
 
 Array = NDArray[np.float64]
 
@@ -194,9 +194,9 @@ def _body(
         )
         for name, colour in cloth.items()
     }
-    at = {name: tuple(map(float, joints[index])) for index, name in enumerate(JOINTS)}
+    at = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))
     parts = [
-        Part(CAPSULE, (radius * scale, 0.0, 0.0), (0.0, 0.0, 0.0), surfaces[name], ends=at[start] + at[stop])
+        capsule(radius * scale, at[start], at[stop], surfaces[name])
         for radius, start, stop, name in _LIMBS
     ]
     parts += [

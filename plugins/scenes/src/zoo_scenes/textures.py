@@ -1,6 +1,6 @@
 """Procedural textures: weights over a surface's three colours, drawn once, with mip levels against aliasing.
 
-Every texture is a square of EDGE texels that repeats in both directions. Level k of the pyramid has EDGE / 2**k texels
+Every texture is a square of EDGE x EDGE texels (a power of two) that repeats in both directions. Level k of the pyramid has EDGE / 2**k texels
 per edge (L. Williams, Pyramidal parametrics, SIGGRAPH 1983), down to a single one.
 """
 
@@ -250,8 +250,8 @@ def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tu
     # frexp's exponent is floor(log2) + 1; a pixel of up to 1.4 texels reads the finest level
     level = np.clip(np.frexp(texels * np.float32(0.7071))[1], 0, LEVELS - 1)
     shrink = level.astype(np.int32)
-    column = np.floor(u * EDGE).astype(np.int32) % EDGE >> shrink
-    row = np.floor(v * EDGE).astype(np.int32) % EDGE >> shrink
+    column = (np.floor(u * EDGE).astype(np.int32) & (EDGE - 1)) >> shrink
+    row = (np.floor(v * EDGE).astype(np.int32) & (EDGE - 1)) >> shrink
     index = texture * _BEFORE[-1] + _BEFORE[level] + (row << (LEVELS - 1 - shrink)) + column
     first, second, third = _pyramids()
-    return first[index], second[index], third[index]
+    return first.take(index), second.take(index), third.take(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,14 +34,26 @@ class Surface(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One geom in the frame of its thing: MuJoCo's half sizes in metres; `ends` replace `at` and `turn` of a capsule."""
+    """One geom in the frame of its thing; `size` in metres as MuJoCo defines it for the shape (radii, half lengths)."""
 
     shape: str
     size: Vector
     at: Vector
     surface: Surface
     turn: Quaternion = NO_TURN
-    ends: tuple[float, ...] | None = None
+
+
+def capsule(radius: float, start: Vector, stop: Vector, surface: Surface) -> Part:
+    """A capsule of `radius` around the segment from `start` to `stop`, which must not be the same point."""
+    x, y, z = stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]
+    length = math.sqrt(x * x + y * y + z * z)
+    at = ((start[0] + stop[0]) / 2, (start[1] + stop[1]) / 2, (start[2] + stop[2]) / 2)
+    # the shortest turn from z to the segment's direction: (1 + z . d, z x d), normalised
+    w = length + z
+    if w < 1e-9 * length:
+        return Part(CAPSULE, (radius, length / 2, 0.0), at, surface, (0.0, 1.0, 0.0, 0.0))
+    norm = math.sqrt(w * w + x * x + y * y)
+    return Part(CAPSULE, (radius, length / 2, 0.0), at, surface, (w / norm, -y / norm, x / norm, 0.0))
 
 
 @dataclass(slots=True)
@@ -49,7 +62,7 @@ class Thing:
 
     `half` is half the extent along the own axes (x front, y left, z up) and `at` the origin in the room: on the ground
     for furniture and people, at the centre for things that are `free` to fall. `seat` and `top` are heights above the
-    origin where something can sit or lie. `on` is the index of the thing that carries it, `wall` the wall it hangs on.
+    origin where something can sit or lie. `on` is the index of the thing that carries it, if any.
     """
 
     label: str

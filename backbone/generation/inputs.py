@@ -1,0 +1,99 @@
+"""The packed inputs of a batch, which grow by what has been generated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from backbone.batch import PackedInputs
+from backbone.tables import Tables
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
+
+
+class GrowingInputs:
+    """Tokens of several modalities for a batch of samples, each sample with its own number of them."""
+
+    def __init__(self, tables: Tables, batch: int, device: torch.device) -> None:
+        self.tables = tables
+        self.batch = batch
+        self.device = device
+        empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
+        self._vectors: list[tuple[str, int, Tensor]] = []
+
+    def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
+        """Append ids of a modality's vocabulary at its positions `ranks`; all `batch count`; mask None: all used."""
+        self._append(
+            name, ids + self.tables.token_rows(name).start, ranks, torch.ones_like(ids) > 0 if mask is None else mask
+        )
+
+    def add_whole(self, name: str, tokens: Any) -> None:
+        """Append all tokens of a modality, as its codec gives them.
+
+        Raises InvalidValueError where they do not fit the modality.
+        """
+        spec = self.tables.spec(name)
+        rows = [torch.as_tensor(row) for row in accepted(spec, tokens, self.batch)]
+        if spec.continuous:
+            content = pad_sequence(rows, batch_first=True).to(self.device)
+        else:
+            content = pad_sequence([row.flatten() for row in rows], batch_first=True).to(self.device)
+        lengths = torch.tensor([content.shape[1] if has_fixed_length(spec.layout) else len(row) for row in rows])
+        ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
+        mask = ranks < lengths.to(self.device).unsqueeze(1)
+        if spec.continuous:
+            self._vectors.append((name, self._ids.shape[1], content))
+            self._append(name, torch.zeros_like(ranks), ranks, mask)
+        else:
+            self.add(name, content, ranks, mask)
+
+    def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor) -> None:
+        """Append rows of the token table."""
+        self._ids = torch.cat([self._ids, ids], 1)
+        self._positions = torch.cat([self._positions, ranks + self.tables.positions[name].start], 1)
+        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.tables.index(name))], 1)
+        self._mask = torch.cat([self._mask, mask], 1)
+
+    def packed(self) -> PackedInputs:
+        """The used tokens of each sample at its front: as wide as the longest sample, at least one slot."""
+        ids, positions, modalities, mask = self._ids, self._positions, self._modalities, self._mask
+        if ids.shape[1] == 0:
+            empty = ids.new_zeros(self.batch, 1)
+            return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        width = max(1, int(mask.sum(1).max()))
+        slots = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=self.device).expand_as(order)
+        )
+        order = order[:, :width]
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, start, content in self._vectors:
+            block = slice(start, start + content.shape[1])
+            used = mask[:, block]
+            flat = slots[:, block] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
+            vectors[name] = (flat[used], content[used])
+        return PackedInputs(
+            ids=ids.gather(1, order),
+            positions=positions.gather(1, order),
+            modalities=modalities.gather(1, order),
+            mask=mask.gather(1, order),
+            vectors=vectors,
+        )
+
+
+def accepted(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
+    """The tokens as a tensor (layouts of fixed length) or a list of arrays.
+
+    Raises InvalidValueError where they are not `batch` samples of what the spec declares.
+    """
+    found, problem = checked_tokens(spec, tokens)
+    if problem is None and len(found) != batch:
+        problem = f"{len(found)} samples, and {batch} are generated"
+    if problem is not None:
+        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
+    return found

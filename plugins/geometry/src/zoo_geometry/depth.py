@@ -1,0 +1,108 @@
+"""Metric depth as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial.values import open_image, read_array
+from tokenizers_zoo.modality import Metric
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthTokenizer(TokenizerConfig):
+    """Defaults of the depth tokenizer."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthSettings(SpatialSettings):
+    """Settings of depth."""
+
+    png_scale: float = 0.001
+    """Metres per unit of 16-bit PNG files."""
+    shown: tuple[float, float] = (0.5, 16.0)
+    """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
+    tokenizer: DepthTokenizer = DepthTokenizer()
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        if not 0 < self.png_scale < float("inf"):
+            raise ValueError(f"png_scale: expected metres per unit above 0, got {self.png_scale}")
+        if not 0 < self.shown[0] < self.shown[1]:
+            raise ValueError(f"shown: expected two rising distances in metres, got {list(self.shown)}")
+
+
+class Depth(SpatialModality):
+    """Distance along the camera's axis: float32 (1, height, width), metres."""
+
+    settings_class = DepthSettings
+    summary = "metric depth as a grid of tokens"
+    channels = 1
+    unit = "metres"
+    low, high = 0.001, 100.0
+    description = "planar depth along the camera's axis"
+    token_space = "log metres"
+    loss = "l1"
+    metrics = (
+        Metric(
+            name="abs_rel", unit="", higher_is_better=False, meaning="mean over pixels of |predicted - true| / true"
+        ),
+        Metric(
+            name="delta1",
+            unit="",
+            higher_is_better=True,
+            meaning="share of pixels whose ratio to the true depth, or its inverse, is below 1.25",
+        ),
+        Metric(name="rmse", unit="m", higher_is_better=False, meaning="root of the mean squared error over pixels"),
+    )
+
+    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+        return values.clamp(self.low, self.high).log()
+
+    def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs.exp().clamp(self.low, self.high)
+
+    def read(self, data: bytes, extension: str, options: DepthSettings) -> np.ndarray:
+        if extension == "npy":
+            metres = read_array(data, extension)
+            if metres.dtype.kind != "f":
+                raise ValueError(f"expected floats in metres, got {metres.dtype}; save metres, or a 16-bit PNG")
+        else:
+            image = open_image(data, extension)
+            if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
+                raise ValueError(
+                    f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres, or a"
+                    " 16-bit PNG with png_scale (metres per unit) in registry.toml"
+                )
+            metres = np.asarray(image).astype(np.float64) * options.png_scale
+        bad = ~np.isfinite(metres) | (metres <= 0)
+        if bad.any():
+            raise ValueError(f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, or no number")
+        return metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
+
+    def picture(self, value: np.ndarray, options: DepthSettings) -> Any:
+        import matplotlib
+        from PIL import Image
+
+        near, far = np.log(options.shown)
+        position = (np.log(np.clip(value[0], *options.shown)) - near) / (far - near)
+        return Image.fromarray(matplotlib.colormaps["turbo_r"](position, bytes=True)[..., :3])
+
+    def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
+        guess, truth = (np.concatenate([value.ravel() for value in side]).astype(np.float64) for side in (predicted, target))
+        return {
+            "abs_rel": float(np.mean(np.abs(guess - truth) / truth)),
+            "delta1": float(np.mean(np.maximum(guess / truth, truth / guess) < 1.25)),
+            "rmse": float(np.sqrt(np.mean((guess - truth) ** 2))),
+        }
+
+
+plugin = Depth()

@@ -1,0 +1,189 @@
+"""Colour palettes: the few colours that a picture is made of."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.text import TextModality, TextTokenizer
+from tokenizers_zoo.modality import Metric, ValueSpec
+from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+Colours = npt.NDArray[Any]
+PIXELS = 1024  # about as many pixels of a picture are clustered
+ROUNDS = 20  # of k-means; the colours hardly move after ten
+GREY = (0.5, 0.5, 0.5)  # what a sequence without a colour decodes to
+SWATCH = 48  # pixels, height and width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaletteSettings:
+    """Settings of `palette`. Raises ValueError, naming the field, for a value out of range."""
+
+    colours: int = 5
+    """Colours of a palette, 1 to 16."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.colours <= 16:
+            raise ValueError(f"colours must be 1 to 16, got {self.colours}")
+
+
+class Palette(TextModality[PaletteSettings]):
+    """The main colours, most frequent first, each as `v0=red v1=green v2=blue`.
+
+    A palette is that of the whole picture, and stays as it is under the shared crop and flip.
+    """
+
+    summary = "The main colours of the picture, most frequent first"
+    settings_type = PaletteSettings
+    derived_from = ("rgb",)
+    axes = 3
+    metrics = (
+        Metric(
+            name="delta_e",
+            unit="CIELAB units",
+            higher_is_better=False,
+            meaning="mean colour difference (CIE 1976) of the colours, paired with the target's so that it is least",
+        ),
+        Metric(
+            name="first_delta_e",
+            unit="CIELAB units",
+            higher_is_better=False,
+            meaning="mean colour difference (CIE 1976) of the most frequent colour",
+        ),
+    )
+
+    def value_spec(self, options: PaletteSettings) -> ValueSpec:
+        return ValueSpec(shape=(options.colours, 3), unit="sRGB", low=0.0, high=1.0)
+
+    def max_length(self, options: PaletteSettings) -> int:
+        return 3 * options.colours
+
+    def encode_value(self, value: Any, tokenizer: TextTokenizer[PaletteSettings]) -> list[int]:
+        colours = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        levels = (
+            Coordinate(axis, coordinate_level(number, tokenizer.bins))
+            for colour in colours
+            for axis, number in enumerate(colour)
+        )
+        return tokenizer.vocabulary.encode(levels)
+
+    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[PaletteSettings]) -> Colours:
+        """Every three coordinates in order; the last colour is repeated for those that are missing."""
+        count, colours, levels = tokenizer.settings.colours, list[list[float]](), list[int]()
+        for piece in pieces:
+            if isinstance(piece, Coordinate) and piece.axis == len(levels):
+                levels.append(piece.level)
+            else:
+                levels = [piece.level] if isinstance(piece, Coordinate) and piece.axis == 0 else []
+            if len(levels) == 3:
+                colours.append([coordinate_fraction(level, tokenizer.bins) for level in levels])
+                levels = []
+        padded = [*colours, *[colours[-1] if colours else list(GREY)] * count]
+        return np.array(padded[:count], dtype=np.float32)
+
+    @hookimpl
+    def decode(self, tokenizer: TextTokenizer[PaletteSettings], tokens: Sequence[Any]) -> torch.Tensor:
+        """Palettes, float32 `(batch, colours, 3)`, of any ids."""
+        import torch
+
+        return torch.from_numpy(np.stack(super().decode(tokenizer, tokens)))
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Colours:
+        """The picture's colours by k-means."""
+        return main_colours(sample[self.derived_from[0]], settings.take(PaletteSettings).colours)
+
+    @hookimpl
+    def render(self, value: Colours) -> PIL.Image.Image:
+        """The colours side by side."""
+        from PIL import Image
+
+        row = np.repeat(np.round(np.clip(value, 0, 1) * 255).astype(np.uint8)[None], SWATCH, axis=0)
+        return Image.fromarray(np.repeat(row, SWATCH, axis=1))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Colours], target: Sequence[Colours]) -> dict[str, float]:
+        """Over all palettes."""
+        pairs = [(lab(p), lab(t)) for p, t in zip(predicted, target, strict=True)]
+        return {
+            "delta_e": float(np.mean([paired(p, t)[1] for p, t in pairs])),
+            "first_delta_e": float(np.mean([np.linalg.norm(p[0] - t[0]) for p, t in pairs])),
+        }
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[Colours]) -> Colours:
+        """The palette of medians of paired colours, or one of `values`: whichever has the least `delta_e`."""
+        return central_palette(values)
+
+
+def main_colours(picture: Colours, count: int) -> Colours:
+    """The `count` main colours of a picture `(3, height, width)` in [0, 1], most frequent first, float32 `(count, 3)`.
+
+    k-means with k-means++ seeding (Arthur and Vassilvitskii 2007) on an even grid of pixels. A picture with fewer
+    colours gives those that it has, and repeats the last.
+    """
+    step = max(1, math.isqrt(picture.shape[1] * picture.shape[2] // PIXELS))
+    pixels = np.asarray(picture, dtype=np.float64)[:, ::step, ::step].reshape(3, -1).T
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    if len(colours) > count:
+        from scipy.cluster.vq import kmeans2  # without a thread pool, which would make the result depend on its size
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty cluster: its colour comes last
+            colours, owners = kmeans2(pixels, count, iter=ROUNDS, minit="++", rng=0)
+        counts = np.bincount(owners, minlength=count)
+    order = sorted(range(len(colours)), key=lambda i: (-counts[i], *colours[i]))
+    order += [order[-1]] * (count - len(order))
+    result: Colours = np.clip(colours[order], 0, 1).astype(np.float32)
+    return result
+
+
+def lab(colours: Colours) -> Colours:
+    """sRGB in [0, 1] to CIELAB (D65)."""
+    from skimage.color import rgb2lab
+
+    result: Colours = rgb2lab(np.asarray(colours, dtype=np.float64))
+    return result
+
+
+def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float]:
+    """For each colour of `second` its partner in `first`, and the mean distance, which no other pairing makes less."""
+    from scipy.optimize import linear_sum_assignment
+
+    distances = np.linalg.norm(second[:, None] - first[None], axis=2)
+    rows, columns = linear_sum_assignment(distances)
+    return columns, float(distances[rows, columns].mean())
+
+
+def central_palette(values: Sequence[Colours]) -> Colours:
+    """See `Palette.constant_answer`. Of many values, up to 512, evenly spaced, are looked at."""
+    from skimage.color import lab2rgb
+
+    chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
+    labs = [lab(value) for value in chosen]
+    candidates = [np.asarray(value, dtype=np.float32) for value in chosen[:: max(1, len(chosen) // 32)]]
+    centre = np.median(labs, axis=0)
+    for _ in range(5):
+        paired_labs = [colours[paired(colours, centre)[0]] for colours in labs]
+        centre = np.median(paired_labs, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
+            candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
+    means = [np.mean([paired(lab(candidate), colours)[1] for colours in labs]) for candidate in candidates]
+    return candidates[int(np.argmin(means))]
+
+
+plugin = Palette()

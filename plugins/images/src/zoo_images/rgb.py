@@ -1,0 +1,85 @@
+"""RGB pictures as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_rgb, rgb_image
+from tokenizers_zoo.modality import Metric
+
+PSNR_CEILING = 100.0
+"""PSNR of two equal pictures, dB, where the formula has no bound."""
+
+
+class RgbValues(ImageValues):
+    """Pictures: float32 (3, height, width) in [0, 1], sRGB."""
+
+    channels = 3
+    low, high = 0.0, 1.0
+    unit = "sRGB"
+    metrics = (
+        Metric(
+            name="psnr",
+            unit="dB",
+            higher_is_better=True,
+            meaning="peak signal-to-noise ratio per picture, peak 1, averaged over pictures",
+        ),
+        Metric(
+            name="ssim",
+            unit="",
+            higher_is_better=True,
+            meaning="structural similarity per picture (Gaussian window, 11 pixels, sigma 1.5), averaged; 1 is equal",
+        ),
+    )
+
+    def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
+        return read_array(data, extension) if extension == "npy" else read_rgb(data, extension)
+
+    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
+        return png_bytes(rgb_image(value)), "png"
+
+    def picture(self, value: np.ndarray, options: Any) -> Any:
+        return rgb_image(value)
+
+    def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
+        import torch
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        psnr = [
+            min(-10 * np.log10(max(float(np.mean((a - b) ** 2)), 1e-30)), PSNR_CEILING)
+            for a, b in zip(predicted, target, strict=True)
+        ]
+        ssim = [
+            float(structural_similarity_index_measure(torch.from_numpy(a)[None], torch.from_numpy(b)[None], data_range=1.0))
+            for a, b in zip(predicted, target, strict=True)
+        ]
+        return {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RgbTokenizer(TokenizerConfig):
+    """Defaults of the rgb tokenizer."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RgbSettings(SpatialSettings):
+    """Settings of rgb."""
+
+    tokenizer: RgbTokenizer = RgbTokenizer()
+
+
+class Rgb(RgbValues, SpatialModality):
+    """RGB pictures as a grid of tokens."""
+
+    settings_class = RgbSettings
+    summary = "RGB picture as a grid of tokens"
+    loss = "l2"
+
+
+plugin = Rgb()

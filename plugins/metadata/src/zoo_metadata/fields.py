@@ -1,0 +1,139 @@
+"""The declared table of metadata: what each field means, its unit, its range, and the levels that it is rounded to."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal
+
+from tokenizers_zoo.errors import InvalidValueError
+
+Number = float | int | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetadataField:
+    """One field. Raises ValueError, naming the key, for a declaration that is not sound."""
+
+    kind: Literal["float", "int", "choice"] = "float"
+    """A number of the range, a whole number of the range, or one of `choices`."""
+    low: float = 0.0
+    """Least value, in the unit."""
+    high: float = 1.0
+    """Greatest value, in the unit."""
+    unit: str = ""
+    """Such as "m" or "deg"; empty for a plain number."""
+    bins: int | None = None
+    """Levels of a float field, 2 or more; None for as many as the vocabulary has per coordinate axis."""
+    choices: tuple[str, ...] = ()
+    """The words of a choice field, at least two."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", float(self.low))  # 0 and 0.0 are one declaration, and one special token
+        object.__setattr__(self, "high", float(self.high))
+        if (self.kind == "choice") != bool(self.choices):
+            raise ValueError(f"choices: expected for kind 'choice' and only there, got {self.choices!r}")
+        if self.kind == "choice" and (len(self.choices) < 2 or len(set(self.choices)) < len(self.choices)):
+            raise ValueError(f"choices: expected two or more different words, got {self.choices!r}")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"high must be a number greater than low, got {self.low:g} to {self.high:g}")
+        if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"low and high of an int field are whole numbers, got {self.low:g} and {self.high:g}")
+        if self.bins is not None and (self.kind != "float" or self.bins < 2):
+            raise ValueError(f"bins: expected 2 or more, of a float field, got {self.bins} of kind {self.kind!r}")
+        if re.search(r"[\s<>]", self.unit):
+            raise ValueError(f"unit: expected one word, got {self.unit!r}")
+
+    def levels(self, bins: int) -> int:
+        """How many levels the field has in a vocabulary with `bins` levels per axis."""
+        if self.kind == "choice":
+            return len(self.choices)
+        if self.kind == "int":
+            return int(self.high - self.low) + 1
+        return self.bins or bins
+
+    def level(self, value: Any, bins: int) -> int:
+        """The level nearest to a value. Raises InvalidValueError where it is not one of the field's."""
+        if self.kind == "choice":
+            if value not in self.choices:
+                raise InvalidValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
+            return self.choices.index(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r}")
+        if not self.low <= value <= self.high:
+            raise InvalidValueError(f"{value:g} is outside its range, {self}")
+        if self.kind == "int":
+            if value != int(value):
+                raise InvalidValueError(f"expected {self}, got {value:g}")
+            return int(value - self.low)
+        return round((value - self.low) / (self.high - self.low) * (self.levels(bins) - 1))
+
+    def value(self, level: int, bins: int) -> Number:
+        """What a level stands for: the centre of the values that are rounded to it."""
+        level = min(level, self.levels(bins) - 1)
+        if self.kind == "choice":
+            return self.choices[level]
+        if self.kind == "int":
+            return int(self.low) + level
+        return self.low + level / (self.levels(bins) - 1) * (self.high - self.low)
+
+    def error(self, predicted: Any, target: Number) -> float:
+        """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
+        if self.kind == "choice":
+            return float(predicted != target)
+        if isinstance(predicted, bool) or not isinstance(predicted, int | float):
+            return 1.0
+        return min(1.0, abs(predicted - float(target)) / (self.high - self.low))
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            return f"one of {', '.join(self.choices)}"
+        what = "a whole number" if self.kind == "int" else "a number"
+        return f"{what} from {self.low:g} to {self.high:g}{f' {self.unit}' if self.unit else ''}"
+
+    def token(self, name: str, bins: int) -> str:
+        """The field's special token. It holds the declaration, so that another range is another token.
+
+        What stored tokens mean thus never changes with registry.toml, and is known without it.
+        """
+        numbers = list(self.choices) if self.kind == "choice" else [self.low, self.high, self.levels(bins)]
+        return f"<field:{name} {self.kind} {json.dumps(numbers, ensure_ascii=False)} {self.unit}>"
+
+
+@lru_cache(maxsize=1024)
+def parse_token(token: str) -> tuple[str, MetadataField] | None:
+    """The name and the declaration that `MetadataField.token` wrote; None for other special tokens."""
+    match = re.fullmatch(r"<field:(\w+) (float|int|choice) (\[.*\]) (\S*)>", token, flags=re.DOTALL)
+    if match is None:
+        return None
+    name, kind, numbers, unit = match.groups()
+    try:
+        given = json.loads(numbers)
+        if kind == "choice":
+            return name, MetadataField(kind="choice", choices=tuple(given), unit=unit)
+        low, high, bins = given
+        if kind == "int":
+            return name, MetadataField(kind="int", low=low, high=high, unit=unit)
+        return name, MetadataField(low=low, high=high, bins=bins, unit=unit)
+    except (ValueError, TypeError):
+        return None
+
+
+DEFAULT_FIELDS: Mapping[str, MetadataField] = MappingProxyType(
+    {
+        "camera_height": MetadataField(low=0, high=3, unit="m"),
+        "camera_pitch": MetadataField(low=-60, high=30, unit="deg"),
+        "camera_fov": MetadataField(low=30, high=110, unit="deg"),
+        "room_width": MetadataField(low=2, high=12, unit="m"),
+        "room_depth": MetadataField(low=2, high=12, unit="m"),
+        "mean_depth": MetadataField(low=0, high=15, unit="m"),
+        "num_objects": MetadataField(kind="int", low=0, high=20),
+        "num_people": MetadataField(kind="int", low=0, high=5),
+        "brightness": MetadataField(low=0, high=1),
+    }
+)

@@ -1,0 +1,138 @@
+"""Real photographs that the scikit-image and scikit-learn wheels carry, as random square crops at many scales.
+
+A photograph is for training or for testing, never for both: crops of one picture are not held out from each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.source import SourceSpec
+
+PHOTOS: Mapping[str, tuple[str, ...]] = {
+    "train": (
+        "skimage/data/astronaut.png",
+        "skimage/data/hubble_deep_field.jpg",
+        "skimage/data/ihc.png",
+        "skimage/data/retina.jpg",
+        "skimage/data/rocket.jpg",
+        "sklearn/datasets/images/flower.jpg",
+    ),
+    "test": (
+        "skimage/data/chelsea.png",
+        "skimage/data/coffee.png",
+        "sklearn/datasets/images/china.jpg",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotosSettings:
+    """The size of the pictures, and the scales of the crops."""
+
+    image_size: int = 64
+    """Height and width in pixels."""
+    smallest: float = 0.25
+    """Side of the smallest crop, as a fraction of the photograph's shorter side, in (0, 1]. Crops are never enlarged
+    unless the photograph itself is smaller than `image_size`."""
+    flips: bool = True
+    """Mirror half of the crops left and right."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size {self.image_size}: expected at least 1 pixel")
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"smallest {self.smallest}: expected a fraction in (0, 1]")
+
+
+class PhotoCrops(Sequence[tuple[str, Mapping[str, npt.NDArray[np.float32]]]]):
+    """`count` crops of the split's photographs; crop i depends on the split, the seed, i and the settings alone."""
+
+    def __init__(self, split: str, count: int, seed: int, config: PhotosSettings) -> None:
+        self._split, self._count, self._seed, self._config = split, count, seed, config
+        self._photos = PHOTOS[split]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, Mapping[str, npt.NDArray[np.float32]]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, npt.NDArray[np.float32]]]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"photograph crop {index} of {self._count}")
+        index %= self._count
+        rng = np.random.default_rng([self._seed, sorted(PHOTOS).index(self._split), index])
+        photo = self._photos[int(rng.integers(len(self._photos)))]
+        return f"photo-{self._split}-{index:06}", {"rgb": self._crop(_load(photo), rng)}
+
+    def _crop(self, picture: Any, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """A square crop with a log-uniform side, at a uniform place, as float32 `(3, size, size)` in [0, 1]."""
+        from PIL import Image
+
+        shorter, size = min(picture.size), self._config.image_size
+        smallest = min(max(self._config.smallest * shorter, size), shorter)
+        side = float(np.exp(rng.uniform(np.log(smallest), np.log(shorter))))
+        left = float(rng.uniform(0, picture.width - side))
+        top = float(rng.uniform(0, picture.height - side))
+        box = (left, top, left + side, top + side)
+        resized = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+        if self._config.flips and rng.random() < 0.5:
+            pixels = pixels[..., ::-1]
+        return np.ascontiguousarray(pixels)
+
+
+@functools.cache
+def _load(photo: str) -> Any:
+    """A photograph as an RGB picture, from the file in the wheel: nothing is ever downloaded."""
+    from PIL import Image
+
+    package, _, name = photo.partition("/")
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / name if spec and spec.origin else Path(photo)
+    if not path.is_file():
+        raise DataError(f"photos: {photo} is not in the installed {package}; install a release of it that carries it")
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+class PhotosSource:
+    """The source plugin."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        """Describe the source."""
+        return SourceSpec(
+            name="photos",
+            summary="random crops of 9 real photographs from the scikit-image and scikit-learn wheels",
+            modalities=("rgb",),
+            licence="public domain and CC0 (scikit-image); CC BY 2.0, danielbuechele and vultilion (scikit-learn)",
+            settings=PhotosSettings,
+        )
+
+    @hookimpl
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> PhotoCrops:
+        """Crops of the split's photographs. Raises ConfigError for another split, and without a count."""
+        if split not in PHOTOS:
+            raise ConfigError(f"photos: no split {split!r}; splits: {', '.join(sorted(PHOTOS))}")
+        if count is None:
+            raise ConfigError(f"photos: crops have no end; say how many for {split!r} (--{split} N)")
+        return PhotoCrops(split, count, seed, settings.take(PhotosSettings))
+
+
+source = PhotosSource()

@@ -1,0 +1,36 @@
+"""What a user may set for this source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneSettings:
+    """Settings of the `scenes` source. Raises ValueError, naming the field, for a value out of range."""
+
+    image_size: int = 64
+    """Height and width of every picture in pixels, 8 to 2048."""
+    people: int = 2
+    """Most people in one room, 0 to 4."""
+    clutter: int = 6
+    """Most loose things (boxes, balls, cylinders) that are dropped into one room, 0 to 12."""
+    shadows: bool = True
+    """Whether the lamp casts shadows; a second ray per pixel."""
+    max_boxes: int = 8
+    """Most bounding boxes per picture, the largest things first, 1 to 64."""
+    min_visible: float = 0.003
+    """Share of the picture that a thing must cover to be listed in boxes, captions and counts, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "image_size": (8, 2048),
+            "people": (0, 4),
+            "clutter": (0, 12),
+            "max_boxes": (1, 64),
+            "min_visible": (0.0, 1.0),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")

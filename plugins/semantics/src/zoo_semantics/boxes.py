@@ -1,0 +1,258 @@
+"""Bounding boxes: what is in the picture and where, as text with coordinates."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.text import (
+    TextModality,
+    TextTokenizer,
+    control_character,
+    printable,
+    read_json,
+    whole_groups,
+)
+from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+from zoo_semantics.matching import best_boxes, match
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Box = dict[str, Any]
+LONGEST_LABEL = 100
+RENDER_SIZE = 256  # pixels, height and width of the picture that `render` draws
+THIN = 0.05  # of a level: half the width that a box gets whose two edges fall on one level
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxesSettings:
+    """Settings of `boxes`. Raises ValueError, naming the field, for a value out of range."""
+
+    max_length: int = 96
+    """Most tokens of one picture; the smallest boxes that do not fit are dropped."""
+    max_boxes: int = 16
+    """Most boxes of one picture; the smallest are dropped."""
+    min_visible: float = 0.25
+    """Share of a box's area that a crop must leave for the box to stay, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_boxes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.min_visible <= 1:
+            raise ValueError(f"min_visible must be in (0, 1], got {self.min_visible:g}")
+
+
+class Boxes(TextModality[BoxesSettings]):
+    """Boxes with labels, largest first, each as `v0=xmin v1=ymin v2=xmax v3=ymax label` (4M, arXiv 2312.06647, sec. 2).
+
+    Edges are exact to half a level. A box thinner than a level decodes to a tenth of one, as a box has to have an area.
+    """
+
+    summary = "Labelled boxes around things in the picture"
+    value = ValueSpec(
+        kind="object",
+        description='[{"label": str, "box": [xmin, ymin, xmax, ymax]}], fractions of width and height in [0, 1]',
+    )
+    settings_type = BoxesSettings
+    axes = 4
+    metrics = (
+        Metric(
+            name="f1",
+            higher_is_better=True,
+            meaning="harmonic mean of precision and recall; right is the label with an overlap (IoU) of 0.5 or more",
+        ),
+        Metric(name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right"),
+        Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
+    )
+
+    def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
+        boxes = largest_first(checked_boxes(value))[: tokenizer.settings.max_boxes]
+        groups = (tokenizer.vocabulary.encode(box_pieces(box, tokenizer.bins)) for box in boxes)
+        return whole_groups(groups, tokenizer.settings.max_length)
+
+    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[BoxesSettings]) -> list[Box]:
+        """Every four coordinates in order that a label follows and that enclose an area."""
+        boxes, levels = list[Box](), list[int]()
+        for piece in pieces:
+            if isinstance(piece, Coordinate) and piece.axis in (0, len(levels)):
+                levels = [*levels, piece.level] if piece.axis == len(levels) else [piece.level]
+                continue
+            if isinstance(piece, str) and len(levels) == 4:
+                label = printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
+                box = box_of_levels(levels, tokenizer.bins)
+                if label and box:
+                    boxes.append({"label": label, "box": box})
+            levels = []
+        return boxes
+
+    @hookimpl
+    def transform(self, value: Any, crop: Crop, settings: Settings) -> list[Box]:
+        """Boxes clipped to the crop; those of which too little is left are dropped."""
+        least = settings.take(BoxesSettings).min_visible
+        seen = (seen_through(crop, box, least) for box in checked_boxes(value))
+        return [box for box in seen if box is not None]
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str) -> list[Box]:
+        """A `.json` file with the list."""
+        return checked_boxes(read_json(data, extension))
+
+    @hookimpl
+    def write_value(self, value: Any) -> tuple[bytes, str]:
+        """The list as JSON."""
+        return json.dumps(checked_boxes(value), ensure_ascii=False, allow_nan=False).encode(), "json"
+
+    @hookimpl
+    def render(self, value: list[Box]) -> PIL.Image.Image:
+        """The boxes, drawn and named."""
+        return draw(value)
+
+    @hookimpl
+    def vocabulary_texts(self, values: Sequence[list[Box]], settings: Settings) -> Sequence[str]:
+        """The labels, as they stand in the tokens."""
+        return [label_text(box) for value in values for box in value]
+
+    @hookimpl
+    def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
+        """Over all boxes of all pictures together."""
+        overlaps = [iou for p, t in zip(predicted, target, strict=True) for iou in match(p, t)]
+        total = sum(len(p) + len(t) for p, t in zip(predicted, target, strict=True))
+        labels = sum(
+            (Counter(box["label"] for box in p) & Counter(box["label"] for box in t)).total()
+            for p, t in zip(predicted, target, strict=True)
+        )
+        return {
+            "f1": 2 * len(overlaps) / total if total else 1.0,
+            "mean_iou": float(np.mean(overlaps)) if overlaps else 0.0,
+            "label_f1": 2 * labels / total if total else 1.0,
+        }
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[list[Box]]) -> list[Box]:
+        """Boxes added one by one, as long as each raises `f1`."""
+        return best_boxes(values)
+
+
+def checked_boxes(value: Any) -> list[Box]:
+    """The list itself. Raises InvalidValueError, naming the box, where it is no list of boxes."""
+    if not isinstance(value, list):
+        raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
+    for index, box in enumerate(value):
+        if problem := box_problem(box):
+            raise InvalidValueError(f"box {index}: {problem}")
+    return value
+
+
+def box_problem(box: Any) -> str | None:
+    """What is wrong with one box, or None."""
+    if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
+        got = f"keys {', '.join(map(str, box))}" if isinstance(box, Mapping) else type(box).__name__
+        return f'expected a table {{"label": ..., "box": ...}}, got {got}'
+    label, edges = box["label"], box["box"]
+    if not isinstance(label, str) or not label or label != " ".join(label.split()):
+        return f"label: expected words with single spaces between them, got {label!r}"
+    if len(label) > LONGEST_LABEL or control_character(label):
+        return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
+    if not isinstance(edges, list | tuple) or len(edges) != 4 or not all(map(is_fraction, edges)):
+        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r}"
+    if edges[2] <= edges[0] or edges[3] <= edges[1]:
+        return f"box: expected xmin < xmax and ymin < ymax, got {edges!r}"
+    return None
+
+
+def is_fraction(number: Any) -> bool:
+    """True for a number in [0, 1]."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+
+
+def area(edges: Sequence[float]) -> float:
+    """Area of `[xmin, ymin, xmax, ymax]`, 0 where it is turned inside out."""
+    return max(0.0, edges[2] - edges[0]) * max(0.0, edges[3] - edges[1])
+
+
+def largest_first(boxes: Sequence[Box]) -> list[Box]:
+    """By falling area; equal ones by their place and label."""
+    return sorted(boxes, key=lambda box: (-area(box["box"]), *box["box"], box["label"]))
+
+
+def label_text(box: Box) -> str:
+    """The label with a space before it, so that it is the same piece as the same word inside a sentence."""
+    return f" {box['label']}"
+
+
+def box_pieces(box: Box, bins: int) -> list[Piece]:
+    """Four coordinates and the label."""
+    edges = [Coordinate(axis, coordinate_level(edge, bins)) for axis, edge in enumerate(box["box"])]
+    return [*edges, label_text(box)]
+
+
+def box_of_levels(levels: Sequence[int], bins: int) -> list[float] | None:
+    """Edges in [0, 1]; None where a lower edge is beyond the upper one."""
+    edges = [coordinate_fraction(level, bins) for level in levels]
+    for low, high in ((0, 2), (1, 3)):
+        if levels[low] > levels[high]:
+            return None
+        if levels[low] == levels[high]:
+            edges[low] = max(0.0, edges[low] - THIN / (bins - 1))
+            edges[high] = min(1.0, edges[high] + THIN / (bins - 1))
+    return edges
+
+
+def seen_through(crop: Crop, box: Box, least: float) -> Box | None:
+    """A box in the frame of the crop; None where less than the share `least` of it is inside."""
+    xmin, ymin, xmax, ymax = box["box"]
+    if crop.is_whole:
+        return box
+    xs = [(x - crop.left) / crop.width for x in (xmin, xmax)]
+    ys = [(y - crop.top) / crop.height for y in (ymin, ymax)]
+    whole = (xs[1] - xs[0]) * (ys[1] - ys[0])
+    left, right = (min(1.0, max(0.0, x)) for x in xs)
+    top, bottom = (min(1.0, max(0.0, y)) for y in ys)
+    if crop.flip:
+        left, right = 1 - right, 1 - left
+    inside = area((left, top, right, bottom))
+    if inside <= 0 or inside < least * whole * (1 - 1e-9):
+        return None
+    return {"label": box["label"], "box": [left, top, right, bottom]}
+
+
+def label_colour(label: str) -> tuple[int, int, int]:
+    """A bright colour that is always the same for a label."""
+    import colorsys
+    import zlib
+
+    red, green, blue = colorsys.hls_to_rgb(zlib.crc32(label.encode()) % 360 / 360, 0.65, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(boxes: Sequence[Box]) -> PIL.Image.Image:
+    """The boxes on a dark ground, largest first, each with its label inside its upper left corner."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), (28, 30, 36))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    for box in largest_first(boxes):
+        colour = label_colour(box["label"])
+        left, top, right, bottom = (round(edge * (RENDER_SIZE - 1)) for edge in box["box"])
+        pen.rectangle((left, top, right, bottom), outline=colour, width=2)
+        width = math.ceil(pen.textlength(box["label"], font=font)) + 6
+        x = max(0, min(left, RENDER_SIZE - width))
+        y = max(0, min(top, RENDER_SIZE - 17))
+        pen.rectangle((x, y, x + width, y + 17), fill=colour)
+        pen.text((x + 3, y + 1), box["label"], fill=(0, 0, 0), font=font)
+    return picture
+
+
+plugin = Boxes()

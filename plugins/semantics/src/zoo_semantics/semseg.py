@@ -1,0 +1,117 @@
+"""Semantic segmentation as tokens."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array
+from tokenizers_zoo.modality import Metric
+
+CLASSES = (
+    "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
+    "table", "chair", "shelf", "box", "ball", "cylinder", "lamp", "person",
+)  # fmt: skip
+VOID = "void"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SemsegTokenizer(TokenizerConfig):
+    """Defaults of the semseg tokenizer."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SemsegSettings(SpatialSettings):
+    """Settings of semseg."""
+
+    classes: tuple[str, ...] = CLASSES
+    """Names of the class ids 0, 1, ...; pixels of the class "void", if there is one, are not scored."""
+    tokenizer: SemsegTokenizer = SemsegTokenizer()
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        if not 2 <= len(self.classes) <= 256 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes: expected 2 to 256 different names, got {len(self.classes)}")
+
+
+class Semseg(SpatialModality):
+    """Class ids int64 (height, width)."""
+
+    settings_class = SemsegSettings
+    summary = "semantic segmentation as a grid of tokens"
+    kind = "classes"
+    loss = "cross_entropy"
+    class_balance = 0.25
+    metrics = (
+        Metric(
+            name="miou",
+            unit="",
+            higher_is_better=True,
+            meaning="intersection over union of all pictures' pixels, averaged over the classes that occur in the truth",
+        ),
+        Metric(
+            name="pixel_accuracy", unit="", higher_is_better=True, meaning="share of pixels with the right class"
+        ),
+    )
+
+    def class_names(self, options: SemsegSettings) -> tuple[str, ...]:
+        return options.classes
+
+    def read(self, data: bytes, extension: str, options: SemsegSettings) -> np.ndarray:
+        if extension == "npy":
+            value = read_array(data, extension)
+        else:
+            image = open_image(data, extension)
+            if image.mode not in ("P", "L", "1", "I;16", "I"):
+                raise ValueError(f"expected one channel of class ids (mode P or L), got mode {image.mode}")
+            value = np.asarray(image)
+        if value.dtype.kind not in "iub":
+            raise ValueError(f"expected integer class ids, got {value.dtype}")
+        if value.size and not 0 <= int(value.min()) <= int(value.max()) < len(options.classes):
+            raise ValueError(
+                f"expected class ids 0 to {len(options.classes) - 1}, got {value.min()} to {value.max()}; name all classes in"
+                " registry.toml (classes = [...])"
+            )
+        return value.astype(np.int64)
+
+    def write(self, value: np.ndarray, options: SemsegSettings) -> tuple[bytes, str]:
+        return png_bytes(self.picture(value, options)), "png"
+
+    def picture(self, value: np.ndarray, options: SemsegSettings) -> Any:
+        from PIL import Image
+
+        image = Image.fromarray(value.astype(np.uint8), mode=None)
+        image.putpalette(class_colours(len(options.classes)).tobytes())
+        return image
+
+    def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
+        count = len(options.classes)
+        table = np.zeros((count, count), dtype=np.int64)  # rows: truth
+        for guess, truth in zip(predicted, target, strict=True):
+            table += np.bincount((truth * count + guess).ravel(), minlength=count**2).reshape(count, count)
+        if VOID in options.classes:
+            table[options.classes.index(VOID)] = 0
+        hits, occurring = np.diag(table), table.sum(axis=1) > 0
+        if not occurring.any():
+            return {"miou": float("nan"), "pixel_accuracy": float("nan")}
+        union = table.sum(axis=0) + table.sum(axis=1) - hits
+        return {
+            "miou": float(np.mean(hits[occurring] / union[occurring])),
+            "pixel_accuracy": float(hits.sum() / table.sum()),
+        }
+
+
+def class_colours(count: int) -> np.ndarray:
+    """uint8 (count, 3): black for id 0, then hues by the golden ratio at three brightnesses, so neighbours differ."""
+    colours = [(0.0, 0.0, 0.0)]
+    colours += [colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.95, 0.75, 0.55)[index % 3]) for index in range(1, count)]
+    return (np.array(colours) * 255 + 0.5).astype(np.uint8)
+
+
+plugin = Semseg()

@@ -1,0 +1,69 @@
+"""Fixtures that any test may use: the installed zoo, and distributions that exist for one test only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tokenizers_zoo import Zoo
+
+EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Zoo:
+    """All that is installed, with default settings."""
+    return Zoo.installed()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Install a distribution for the time of the test: metadata, entry points and modules in a folder on sys.path.
+
+    `install("zoo-x", {"tokenizers_zoo": {"x": "zoo_x:plugin"}}, {"zoo_x": source})` returns the folder.
+    """
+    before = set(sys.modules)
+
+    def add(
+        name: str,
+        entry_points: Mapping[str, Mapping[str, str]],
+        modules: Mapping[str, str],
+        version: str = "1.0",
+    ) -> Path:
+        folder = tmp_path / "site" / name
+        metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = []
+        for group, points in entry_points.items():
+            lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        for module, source in modules.items():
+            (folder / f"{module}.py").write_text(source, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    yield add
+    for module in set(sys.modules) - before:
+        file = getattr(sys.modules[module], "__file__", None) or ""
+        if file.startswith(str(tmp_path)):
+            del sys.modules[module]
+
+
+@pytest.fixture
+def install_example(install: Callable[..., Path]) -> Callable[..., Path]:
+    """Install the example plugin under a name, parts of its source replaced: `install_example("x", {old: new})`."""
+
+    def add(name: str, changes: Mapping[str, str] | None = None, distribution: str | None = None) -> Path:
+        source = EXAMPLE_PLUGIN
+        for old, new in (changes or {}).items():
+            assert old in source, f"the example plugin has no {old!r}"
+            source = source.replace(old, new)
+        distribution = distribution or f"zoo-{name}"
+        module = distribution.replace("-", "_")
+        return install(distribution, {"tokenizers_zoo": {name: f"{module}:plugin"}}, {module: source})
+
+    return add

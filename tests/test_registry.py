@@ -1,0 +1,620 @@
+"""The registry: what is found without importing, what is loaded when, and one clear error for each way to break it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InvalidValueError,
+    PluginError,
+    UnknownNameError,
+    ZooError,
+)
+from tokenizers_zoo.modality import Crop
+
+Install = Callable[..., Path]
+EVERYTHING_ELSE = tuple(Zoo.installed().names())
+
+
+def only(modalities: Mapping[str, Any] | None = None, **tables: Any) -> Zoo:
+    """A zoo in which everything that is really installed is disabled."""
+    off = {name: {"enabled": False} for name in EVERYTHING_ELSE}
+    return Zoo.from_tables({"modalities": {**off, **(modalities or {})}, **tables})
+
+
+def values(count: int = 3, side: int = 16) -> list[np.ndarray]:
+    return [np.random.default_rng(i).random((1, side, side), dtype=np.float32) for i in range(count)]
+
+
+def trained(zoo: Zoo, name: str, folder: Path, **overrides: Any) -> Path:
+    samples = TrainingSamples(train=values(), test=values())
+    return zoo[name].train_tokenizer(samples, folder, seed=0, **overrides)
+
+
+# ---------------------------------------------------------------- discovery
+
+
+def test_names_import_nothing(install_example: Install) -> None:
+    install_example("lazy_one")
+    zoo = only()
+    assert zoo.names() == ["lazy_one"] and list(zoo) == ["lazy_one"] and "lazy_one" in zoo and len(zoo) == 1
+    assert "zoo_lazy_one" not in sys.modules
+    handle = zoo["lazy_one"]
+    assert "zoo_lazy_one" in sys.modules
+    assert handle.spec.layout.shape == (4, 4)
+    assert handle.distribution == "zoo-lazy_one 1.0" and handle.plugin_name == "lazy_one"
+    assert zoo["lazy_one"] is handle
+
+
+def test_a_disabled_plugin_is_never_imported(install_example: Install) -> None:
+    install_example("explosive", {"from __future__ import annotations": "raise RuntimeError('boom')"})
+    zoo = only({"explosive": {"enabled": False}})
+    assert "explosive" not in zoo and not any("explosive" in key for key in zoo.problems())
+    assert "zoo_explosive" not in sys.modules
+    with pytest.raises(UnknownNameError, match=r"modality 'explosive' is disabled: \[modalities.explosive\] enabled"):
+        zoo["explosive"]
+
+
+def test_unknown_names_offer_close_ones(install_example: Install) -> None:
+    install_example("brightness")
+    with pytest.raises(UnknownNameError, match="unknown modality 'brigthness'; did you mean brightness"):
+        only()["brigthness"]
+    with pytest.raises(UnknownNameError, match="unknown source 'foldr'; did you mean folder"):
+        only().source("foldr")
+
+
+def test_one_name_of_two_distributions_names_both_and_others_work(install_example: Install) -> None:
+    install_example("twice", distribution="zoo-first")
+    install_example("twice", distribution="zoo-second")
+    install_example("sound")
+    zoo = only()
+    assert zoo.names() == ["sound", "twice"]
+    assert zoo["sound"].spec.name == "sound"
+    with pytest.raises(PluginError, match=r"twice: claimed by zoo-first 1.0 \(.*\) and zoo-second 1.0 \(.*\)"):
+        zoo["twice"]
+    assert "zoo-second 1.0" in zoo.problems()["twice"]
+    assert [handle.name for handle in zoo.handles()] == ["sound"]
+    assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
+
+
+# ---------------------------------------------------------------- plugins that break the contract
+
+BROKEN = {
+    "no import": (
+        {"from __future__ import annotations": "import no_such_module_anywhere"},
+        r"fails to import: ModuleNotFoundError: No module named 'no_such_module_anywhere' \(.*zoo_broken.py:\d+\)",
+    ),
+    "any exception": ({"plugin = Example()": "1 / 0"}, r"fails to import: ZeroDivisionError"),
+    "exit": ({"plugin = Example()": "raise SystemExit(3)"}, r"fails to import: SystemExit: 3"),
+    "no object": ({"plugin = Example()": ""}, r"fails to import: AttributeError"),
+    "a class": ({"plugin = Example()": "plugin = Example"}, r"is a class; point the entry point at an instance"),
+    "not hashable": ({"plugin = Example()": "Example.__hash__ = None\nplugin = Example()"}, r"cannot be hashed"),
+    "missing hook": (
+        {"    @hookimpl\n    def decode(": "    def decode("},
+        r"decode is not marked with @tokenizers_zoo.hookimpl",
+    ),
+    "no hooks": ({"plugin = Example()": "plugin = object()"}, r"modality_spec is missing; train_tokenizer is missing"),
+    "misspelt hook": ({"def score(": "def scores("}, r"there is no hook 'scores'; did you mean 'score'\?"),
+    "unknown argument": (
+        {"def encode(self, tokenizer, values)": "def encode(self, tokenizer, values, batch_size)"},
+        r"encode takes 'batch_size', which encode\(tokenizer, values\) does not give",
+    ),
+    "default": (
+        {"def render(self, value)": "def render(self, value=None)"},
+        r"render gives 'value' a default, so it is never passed",
+    ),
+    "kwargs": ({"def score(self, predicted, target)": "def score(self, **lists)"}, r"score takes \*\*lists"),
+    "specname": (
+        {"@hookimpl\n    def render(": '@hookimpl(specname="render")\n    def show('},
+        r"show has specname='render'; name the function render",
+    ),
+    "another name": ({"name=settings.name": 'name="other"'}, r"gave the name 'other', expected 'broken'"),
+    "no spec": ({"return ModalitySpec(": "return dict("}, r"modality_spec .* gave dict .*, expected a ModalitySpec"),
+    "unsound spec": ({"vocab_size=config.levels": "vocab_size=0"}, r"vocab_size 0: .*; declared by plugin 'broken'"),
+    "spec fails": ({"side = config.image_size": "side = config.size"}, r"modality_spec .* failed: AttributeError"),
+    "derive without inputs": (
+        {"    @hookimpl\n    def render(": "    @hookimpl\n    def derive(self): ...\n    @hookimpl\n    def render("},
+        r"derived_from \(\), but the hook derive is implemented",
+    ),
+    "inputs without derive": (
+        {'summary="brightness"': 'summary="brightness", derived_from=("sound",)'},
+        r"derived_from \('sound',\), but the hook derive is not implemented",
+    ),
+    "metrics without score": (
+        {"    @hookimpl\n    def score(": "    def mark("},
+        r"declares the metrics mae, but the hook score is not implemented",
+    ),
+    "score without metrics": (
+        {'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()"},
+        r"declares no metrics, but the hook score is implemented",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example: Install) -> None:
+    changes, message = BROKEN[case]
+    install_example("broken", changes)
+    install_example("sound")
+    zoo = only()
+    with pytest.raises(PluginError, match=message) as caught:
+        zoo["broken"]
+    assert str(caught.value).startswith("broken: ") and "zoo-broken 1.0" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert zoo.problems()["broken"] == str(caught.value)
+    assert [handle.name for handle in zoo.handles()] == ["sound"]
+
+
+def test_all_hook_problems_are_told_at_once(install_example: Install) -> None:
+    install_example("broken", {"def score(": "def scores(", "    @hookimpl\n    def decode(": "    def _decode("})
+    with pytest.raises(PluginError, match=r"there is no hook 'scores'.*; decode is missing"):
+        only()["broken"]
+
+
+# ---------------------------------------------------------------- registry.toml
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text + "".join(f"\n[modalities.{name}]\nenabled = false\n" for name in EVERYTHING_ELSE))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[modalitys.x]\nplugin = 'x'", r"registry.toml(:1)? .*modalitys: unknown key; did you mean modalities\?"),
+        ("[modalities.x]\n\nenabled = 'no'", r"registry.toml:3 \[modalities.x\] enabled: expected bool, got str"),
+        ("[modalities.x]\nsha256 = 'abc'", r"registry.toml:2 \[modalities.x\] sha256: sha256 'abc': expected 64"),
+        ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),
+        ("[vocabularies]\ntext = 3", r"registry.toml:2 \[vocabularies\] text: expected a table, got int 3"),
+        ("[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
+        ("[zoo", r"registry.toml: not valid TOML"),
+    ],
+)
+def test_registry_errors_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Zoo.from_toml(write(tmp_path / "registry.toml", text))
+
+
+def test_a_missing_registry_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.toml: no such file"):
+        Zoo.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_unknown_settings_name_file_and_line(install_example: Install, tmp_path: Path) -> None:
+    install_example("strict")
+    zoo = Zoo.from_toml(write(tmp_path / "registry.toml", "[modalities.strict]\nimage_size = 32\nlevles = 3\n"))
+    expected = r"registry.toml:3 \[modalities.strict\] levles: unknown key; did you mean levels\?"
+    with pytest.raises(ConfigError, match=expected):
+        zoo["strict"]
+    with pytest.raises(ConfigError, match=expected):  # the same error each time
+        zoo["strict"]
+
+
+def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, tmp_path: Path) -> None:
+    install_example("strict")
+    text = "[zoo]\nimage_size = 32\nlevels = 8\nleveles = 7\n[vocabularies.txet]\nsize = 4\n"
+    zoo = Zoo.from_toml(write(tmp_path / "registry.toml", text))
+    assert zoo["strict"].spec.value.shape == (1, 32, 32) and zoo["strict"].spec.vocab_size == 8
+    problems = zoo.problems()
+    assert "registry.toml:4 [zoo] leveles" in problems["[zoo] leveles"] and "levels" in problems["[zoo] leveles"]
+    assert "[vocabularies] txet" in problems and "[zoo] levels" not in problems
+
+
+def test_a_second_instance_of_one_plugin(install_example: Install) -> None:
+    install_example("small")
+    zoo = only({"large": {"plugin": "small", "image_size": 32}})
+    assert zoo.names() == ["large", "small"]
+    assert zoo["large"].spec.name == "large" and zoo["large"].plugin_name == "small"
+    assert zoo["large"].spec.value.shape == (1, 32, 32) and zoo["small"].spec.value.shape == (1, 16, 16)
+    assert zoo["large"].checkpoint == Path("runs/tokenizers/large")
+
+
+def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, tmp_path: Path) -> None:
+    install_example("brightness")
+    text = "[modalities.brihtness]\nimage_size = 16\n[modalities.big]\nplugin = 'britness'\n"
+    zoo = Zoo.from_toml(write(tmp_path / "registry.toml", text))
+    problems = zoo.problems()
+    assert "registry.toml" in problems["brihtness"] and "did you mean brightness?" in problems["brihtness"]
+    assert "registry.toml:4 [modalities.big] plugin: unknown plugin 'britness'" in problems["big"]
+    with pytest.raises(UnknownNameError, match="did you mean brightness"):
+        zoo["big"]
+    assert zoo["brightness"].name == "brightness"
+
+
+def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) -> None:
+    shared = {"vocab_size=config.levels": 'vocab_size=config.levels, vocabulary="levels"'}
+    install_example("one", shared)
+    install_example("two", shared)
+    assert only().vocabularies() == {"levels": ["one", "two"]}
+    assert only()["one"].checkpoint == only()["two"].checkpoint == Path("runs/tokenizers/levels")
+    assert "one" not in only().problems() and "two" not in only().problems()
+    problems = only({"two": {"levels": 8}}).problems()
+    assert "shares the vocabulary 'levels' with one, but has vocab_size 8 where one has 16" in problems["two"]
+    assert "has checkpoint" in only({"two": {"checkpoint": "elsewhere"}}).problems()["two"]
+
+
+# ---------------------------------------------------------------- tokenizers and checkpoints
+
+
+def test_checkpoints_are_relative_to_the_registry(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    text = "[zoo]\ncheckpoints = 'codecs'\n[modalities.a_map]\ncheckpoint = 'mine/a'\n"
+    text += "[modalities.b_map]\nplugin = 'a_map'\n"
+    zoo = Zoo.from_toml(write(tmp_path / "registry.toml", text))
+    assert zoo["a_map"].checkpoint == tmp_path / "mine/a"
+    assert zoo["b_map"].checkpoint == tmp_path / "codecs/b_map"
+    assert not zoo["b_map"].has_tokenizer
+    with pytest.raises(CheckpointError, match=r"b_map: no tokenizer at .*codecs/b_map; train one there, or set"):
+        _ = zoo["b_map"].tokenizer
+
+
+def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
+    path = trained(zoo, "a_map", tmp_path / "a")
+    handle = zoo["a_map"]
+    assert handle.has_tokenizer and handle.fingerprint == fingerprint(path)
+    tokens = handle.encode(values())
+    assert tuple(tokens.shape) == (3, 4, 4) and not tokens.is_inference()
+    expected = np.stack(values()).reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
+    np.testing.assert_array_equal(tokens.numpy(), np.round(expected * 15).astype(np.int64))
+    decoded = handle.decode(tokens)
+    assert len(decoded) == 3 and decoded[0].shape == (1, 16, 16) and decoded[0].dtype == np.float32
+    np.testing.assert_allclose(decoded[1][0, ::4, ::4], tokens[1].numpy() / 15, rtol=1e-6)
+    import torch
+
+    assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
+    assert torch.equal(handle.encode(np.stack(values())), tokens)
+    assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+
+
+def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    pinned = "0" * 64
+    text = f"[modalities.a_map]\ncheckpoint = 'a'\nsha256 = '{pinned}'\n"
+    zoo = Zoo.from_toml(write(tmp_path / "registry.toml", text))
+    found = fingerprint(trained(zoo, "a_map", tmp_path / "a"))
+    with pytest.raises(CheckpointError) as caught:
+        zoo["a_map"].encode(values())
+    message = str(caught.value)
+    assert pinned in message and found in message and "registry.toml:3 [modalities.a_map] sha256" in message
+    write(tmp_path / "registry.toml", text.replace(pinned, found))
+    assert Zoo.from_toml(tmp_path / "registry.toml")["a_map"].encode(values()).shape == (3, 4, 4)
+
+
+def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
+    install_example: Install, tmp_path: Path
+) -> None:
+    shared = {"vocab_size=config.levels": 'vocab_size=16, vocabulary="levels"'}
+    install_example("one", shared)
+    install_example("two", shared)
+    zoo = only(zoo={"checkpoints": str(tmp_path)})
+    trained(zoo, "one", zoo["one"].checkpoint)
+    before = zoo["two"].fingerprint
+    assert len(zoo["two"].tokenizer) == 16
+    zoo2 = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
+    assert len(zoo2["two"].tokenizer) == 16
+    trained(zoo2, "one", zoo2["one"].checkpoint)
+    assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
+
+
+def test_a_hub_id_is_no_folder_that_is_missing(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
+    assert hub.has_tokenizer
+    for local in ("runs/a", "some/where/a", "./a", str(tmp_path / "a")):
+        assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
+
+
+def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    with pytest.raises(ConfigError, match="tokenizer: unknown key"):
+        trained(only(), "a_map", tmp_path / "a", steps=3)
+
+
+def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
+    with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
+        trained(only(), "a_map", tmp_path / "a")
+
+
+# ---------------------------------------------------------------- checks at the border
+
+
+@pytest.fixture
+def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
+    """A trained handle of an example plugin with changes."""
+
+    def make(changes: Mapping[str, str] | None = None) -> Any:
+        install_example("a_map", changes)
+        zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
+        trained(zoo, "a_map", tmp_path / "a")
+        return zoo["a_map"]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            np.full((1, 16, 16), 255, np.uint8),
+            r"a_map: expected float32 \(1, 16, 16\) brightness in \[0, 1\], got uint8 \(1, 16, 16\) 255..255; convert",
+        ),
+        (np.zeros((16, 16), np.float32), r"got float32 \(16, 16\) 0..0; the shape is not \(1, 16, 16\)"),
+        (np.zeros((1, 8, 8), np.float32), r"the shape is not \(1, 16, 16\)"),
+        (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite"),
+        (np.full((1, 16, 16), 2, np.float32), r"numbers lie outside the range"),
+        (np.full((1, 16, 16), -0.001, np.float32), r"numbers lie outside the range"),
+        ("text", r"got str 'text'; give a numpy array"),
+        (None, r"got NoneType None; give a numpy array"),
+    ],
+)
+def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., Any]) -> None:
+    handle = ready()
+    with pytest.raises(InvalidValueError, match=message):
+        handle.check(value)
+    with pytest.raises(InvalidValueError, match=message):
+        handle.encode([values()[0], value])
+
+
+def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready()
+    for batch in ([], "text", {}, None, torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.zeros(0, 1, 16, 16)):
+        with pytest.raises(InvalidValueError, match="a_map: expected"):
+            handle.encode(batch)
+    with pytest.raises(InvalidValueError, match="finite"):
+        handle.encode(torch.full((2, 1, 16, 16), torch.nan))
+
+
+def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready()
+    good = torch.zeros(2, 4, 4, dtype=torch.int64)
+    expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 16\), got"
+    for bad in (good + 16, good - 1, good.int(), good.float(), good[0], good[:, :3], good[:0], "tokens", [good[0], 3]):
+        with pytest.raises(InvalidValueError, match=expected):
+            handle.decode(bad)
+    assert len(handle.decode([good[0], good[1]])) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* gave int32 \(3, 4, 4\)"),
+        (".round().long()", ".round().long() + 99", r"gave int64 \(3, 4, 4\) .*ids lie outside the vocabulary"),
+        (".round().long()", ".round().long()[:, :2]", r"gave int64 \(3, 2, 4\).* declares int64 \(batch, 4, 4\) in"),
+        (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
+        ("means = reduce(", "means = reduse(", r"encode .* failed: NameError: name 'reduse' is not defined \(.*zoo_a"),
+        ("return (means", "return None and (means", r"encode .* gave None"),
+        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
+        ("p=4, q=4)\n\n    @hookimpl\n    def tr", "p=4, q=2)\n\n    @hookimpl\n    def tr", r"decode .* \(1, 16, 8\)"),
+        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* gave 2 values for 3 samples"),
+    ],
+)
+def test_what_a_plugin_gives_is_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready({old: new})
+    with pytest.raises(PluginError, match=message):
+        handle.encode(values())
+        handle.decode(torch.full((3, 4, 4), 12))
+
+
+def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
+    handle = ready(
+        {
+            "np.ascontiguousarray(picked": "np.float64(picked",
+            '{"mae": float(': '{"rmse": float(',
+            "return Image.fromarray(": "return np.asarray(",
+        }
+    )
+    with pytest.raises(
+        PluginError, match=r"transform of plugin 'a_map' of zoo-a_map 1.0 .* gave float64 \(1, 16, 16\)"
+    ):
+        handle.transform(values()[0], Crop())
+    with pytest.raises(PluginError, match=r"score .* gave dict \{'rmse': .*\}, its spec declares mae"):
+        handle.score(values(), values())
+    with pytest.raises(PluginError, match=r"render .* gave uint8 .*, expected a PIL image or a str"):
+        handle.render(values()[0])
+    with pytest.raises(DataError, match="a_map: is not derived from other modalities"):
+        handle.derive({})
+
+
+def test_transform_takes_any_size_and_gives_the_declared_one(ready: Callable[..., Any]) -> None:
+    handle = ready()
+    assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
+    with pytest.raises(InvalidValueError, match="shape is not"):
+        handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
+
+
+# ---------------------------------------------------------------- defaults of optional hooks
+
+
+def test_defaults(ready: Callable[..., Any]) -> None:
+    handle = ready()
+    value = values()[0]
+    data, extension = handle.write(value)
+    assert extension == "npy"
+    np.testing.assert_array_equal(handle.read(data, ".NPY"), value)
+    with pytest.raises(InvalidValueError, match=r"a_map: expected a .npy file, got .png"):
+        handle.read(data, "png")
+    for damaged in (b"", b"garbage", data[:-7]):
+        with pytest.raises(InvalidValueError, match=r"a_map: damaged .npy file"):
+            handle.read(damaged, "npy")
+    assert handle.vocabulary_tokens() == () and handle.vocabulary_texts([value]) == ()
+    levels = [np.full((1, 16, 16), level, np.float32) for level in (0, 0.4, 0.5, 0.9, 1)]
+    assert handle.constant_answer(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
+    with pytest.raises(InvalidValueError, match="as many predictions as targets"):
+        handle.score(levels, levels[:2])
+
+
+def test_default_score_render_and_metric(install_example: Install) -> None:
+    install_example(
+        "plain",
+        {
+            'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()",
+            "    @hookimpl\n    def score(": "    def _score(",
+            "    @hookimpl\n    def render(": "    def _render(",
+        },
+    )
+    handle = only()["plain"]
+    assert [metric.name for metric in handle.spec.metrics] == ["exact"]
+    first, second = values(2)
+    assert handle.score([first, first], [first, second]) == {"exact": 0.5}
+    assert handle.render(np.zeros((1, 16, 16), np.float32)) == "float32 (1, 16, 16) 0..0"
+
+
+def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(ready: Callable[..., Any]) -> None:
+    reader = "    @hookimpl\n    def read_value(self, data):\n        return [][1]\n\n    @hookimpl\n    def score("
+    handle = ready({"    @hookimpl\n    def score(": reader})
+    with pytest.raises(
+        InvalidValueError, match=r"a_map: cannot be read from .npy: IndexError: list index out of range"
+    ):
+        handle.read(b"", "npy")
+
+
+# ---------------------------------------------------------------- derive, wrappers, sources
+
+
+def test_derive_names_what_is_missing(install_example: Install) -> None:
+    hook = "    @hookimpl\n    def derive(self, sample):\n        return 1 - sample['bright']\n\n"
+    changes = {'summary="brightness"': 'summary="darkness", derived_from=("bright",)'}
+    install_example("bright")
+    install_example("dark", {**changes, "    @hookimpl\n    def render(": hook + "    @hookimpl\n    def render("})
+    zoo = only()
+    value = values(side=24)[0]
+    np.testing.assert_array_equal(zoo["dark"].derive({"bright": value}), 1 - value)
+    with pytest.raises(DataError, match="dark: is derived from bright, which the sample lacks"):
+        zoo["dark"].derive({})
+    with pytest.raises(PluginError, match=r"derive of plugin 'dark' .* outside the range"):
+        zoo["dark"].derive({"bright": -value})
+
+
+WRAPPER = """
+from tokenizers_zoo import hookimpl
+
+calls = []
+
+class Tracer:
+    @hookimpl(wrapper=True)
+    def encode(self, tokenizer, values):
+        result = yield
+        calls.append(("encode", len(values)))
+        return result
+
+plugin = Tracer()
+"""
+
+
+def test_wrappers_run_around_the_one_plugin_that_is_meant(
+    install: Install, install_example: Install, tmp_path: Path
+) -> None:
+    install("zoo-tracer", {"tokenizers_zoo.wrappers": {"tracer": "zoo_tracer:plugin"}}, {"zoo_tracer": WRAPPER})
+    install_example("one")
+    install_example("two", {".round().long()": ".round().long() * 0"})
+    zoo = only(zoo={"checkpoints": str(tmp_path)})
+    for name in ("one", "two"):
+        trained(zoo, name, zoo[name].checkpoint)
+    assert zoo["one"].encode(values()).any() and not zoo["two"].encode(values()[:2]).any()
+    assert sys.modules["zoo_tracer"].calls == [("encode", 3), ("encode", 2)]
+    assert "wrapper tracer" not in zoo.problems()
+
+
+def test_a_wrapper_that_is_none_is_refused_and_the_others_work(install: Install, install_example: Install) -> None:
+    thief = WRAPPER.replace("(wrapper=True)", "").replace("result = yield", "result = values")
+    install("zoo-thief", {"tokenizers_zoo.wrappers": {"thief": "zoo_thief:plugin"}}, {"zoo_thief": thief})
+    install_example("one")
+    zoo = only()
+    assert zoo["one"].name == "one"
+    assert "encode has to be a wrapper" in zoo.problems()["wrapper thief"]
+
+
+SOURCE = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.source import SourceSpec
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    level: float = 0.5
+
+class Source:
+    @hookimpl
+    def source_spec(self):
+        return SourceSpec(name="flat", summary="grey", modalities=("one",), licence="CC0-1.0", settings=Options)
+
+    @hookimpl
+    def samples(self, split, count, seed, settings):
+        level = settings.take(Options).level
+        return [(f"{split}-{i}", {"one": np.full((1, 16, 16), level, np.float32)}) for i in range(count)]
+
+source = Source()
+"""
+
+
+def source_zoo(install: Install, changes: Mapping[str, str] | None = None) -> Zoo:
+    text = SOURCE
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    install("zoo-flat", {"tokenizers_zoo.sources": {"flat": "zoo_flat:source"}}, {"zoo_flat": text})
+    return only()
+
+
+def test_a_source(install: Install) -> None:
+    zoo = source_zoo(install)
+    assert {"flat", "folder"} <= set(zoo.source_names())
+    source = zoo.source("flat")
+    assert (source.name, source.distribution, source.spec.modalities) == ("flat", "zoo-flat 1.0", ("one",))
+    samples = source.samples("train", 3, 0, {"level": 0.25})
+    assert len(samples) == 3 and samples[-1][0] == "train-2" and samples[0][1]["one"][0, 0, 0] == 0.25
+    assert [key for key, _ in samples[1:]] == ["train-1", "train-2"]
+    with pytest.raises(IndexError):
+        samples[3]
+    with pytest.raises(ConfigError, match="levle: unknown key; did you mean level"):
+        source.samples("train", 3, 0, {"levle": 1})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name="flat"', 'name="steep"', r"source_spec .* gave the name 'steep', expected a SourceSpec named 'flat'"),
+        ("return SourceSpec(", "return dict(", r"gave dict .*, expected a SourceSpec"),
+        ("def samples(", "def sample(", r"there is no hook 'sample'; did you mean 'samples'\?; samples is missing"),
+        ("range(count)", "range(count + 1)", r"gave 4, 3 were asked for"),
+        ("for i in range(count)]", "for i in range(count)].__iter__()", r"expected a sequence"),
+        ('{"one":', '{"two":', r"sample 0 .* has two, which its spec does not declare"),
+        ('f"{split}-{i}"', 'f"{split}.{i}"', r"sample 0 .* has the key 'train.0', expected a str without dots"),
+        ("level = settings.take(Options).level", "level = 1 / 0", r"samples .* failed: ZeroDivisionError"),
+    ],
+)
+def test_a_broken_source(old: str, new: str, message: str, install: Install) -> None:
+    zoo = source_zoo(install, {old: new})
+    with pytest.raises(PluginError, match=message) as caught:
+        zoo.source("flat").samples("train", 3, 0)[0]
+    assert str(caught.value).startswith("flat: ") and "zoo-flat 1.0" in str(caught.value)
+
+
+def test_errors_are_zoo_errors() -> None:
+    for error in (CheckpointError, ConfigError, DataError, InvalidValueError, PluginError, UnknownNameError):
+        assert issubclass(error, ZooError)

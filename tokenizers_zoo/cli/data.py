@@ -1,0 +1,118 @@
+"""zoo source, zoo data: where values come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import (
+    DATA,
+    open_zoo,
+    parse_assignments,
+    plain_table,
+    settings_option,
+    show_table,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.group()
+def source() -> None:
+    """The installed sources of samples."""
+
+
+@source.command("list")
+def list_sources() -> None:
+    """List the installed sources and what they give.
+
+    \b
+    Example:
+      zoo source list
+    """
+    zoo = open_zoo()
+    table = plain_table("name", "gives", "what", "licence")
+    for name in zoo.source_names():
+        spec = zoo.source(name).spec
+        table.add_row(name, ", ".join(spec.modalities) or "what it finds", spec.summary, spec.licence)
+    show_table(table)
+
+
+@click.group()
+def data() -> None:
+    """Make, derive and inspect value shards (DATA/<split>/<modality>/shard-00000.tar)."""
+
+
+@data.command()
+@click.argument("source_name", metavar="SOURCE")
+@DATA
+@click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has.")
+@click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@settings_option("A setting of the source, such as image_size=128.")
+def make(
+    source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
+    assignments: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Write the samples of SOURCE to DATA, for every enabled modality that it gives.
+
+    Killed or run again, it goes on: what is there is not made again, and a modality installed since is added.
+
+    \b
+    Examples:
+      zoo data make scenes data/scenes --train 4000 --test 400 --seed 0
+      zoo data make folder data/mine --set path=/my/pictures
+    """
+    from tokenizers_zoo.pipeline.make import make_data
+
+    result = make_data(
+        open_zoo(), source_name, data_dir, train=train, test=test, seed=seed,
+        options=parse_assignments(assignments), workers=workers,
+    )  # fmt: skip
+    click.echo(result.summary())
+
+
+@data.command()
+@DATA
+@click.option(
+    "--only", metavar="NAMES", help="Comma-separated modalities. Default: all that can be derived and are absent."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
+    """Compute the modalities that others in DATA give.
+
+    \b
+    Example:
+      zoo data derive data/scenes
+    """
+    from tokenizers_zoo.pipeline.derive import derive_data
+
+    click.echo(derive_data(open_zoo(), data_dir, modalities=split_names(only), workers=workers).summary())
+
+
+@data.command("info")
+@DATA
+def data_info(data_dir: Path) -> None:
+    """Count what DATA holds, and what was dropped and why.
+
+    \b
+    Example:
+      zoo data info data/scenes
+    """
+    from tokenizers_zoo.pipeline.info import describe_data
+
+    description = describe_data(open_zoo(), data_dir)
+    table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
+    for row in description.rows:
+        table.add_row(
+            row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), row.made_by
+        )
+    show_table(table)
+    for split, count in description.aligned.items():
+        click.echo(f"{split}: {count} samples have every modality")
+    for line in description.reasons:
+        click.echo(f"dropped: {line}")

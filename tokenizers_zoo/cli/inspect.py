@@ -1,0 +1,156 @@
+"""zoo list, zoo info, zoo check: what is installed, and is it sound."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, open_zoo, plain_table, show_table
+from tokenizers_zoo.modality import TokenLayout, layout_to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers_zoo.registry import ModalityHandle
+
+
+def describe_layout(layout: TokenLayout) -> str:
+    """`grid 8x8`, `sequence <=64`, ..."""
+    shape = getattr(layout, "shape", None)
+    if shape is not None:
+        return f"{layout.kind} {'x'.join(map(str, shape))}"
+    return f"{layout.kind} {'<=' if hasattr(layout, 'max_length') else ''}{layout.length}"
+
+
+def as_json(handle: ModalityHandle) -> dict[str, Any]:
+    """A modality as JSON types."""
+    spec = handle.spec
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "plugin": handle.plugin_name,
+        "distribution": handle.distribution,
+        "family": spec.family,
+        "value": str(spec.value),
+        "layout": layout_to_json(spec.layout),
+        "vocabulary": spec.vocabulary,
+        "vocab_size": spec.vocab_size,
+        "derived_from": list(spec.derived_from),
+        "metrics": [
+            {"name": m.name, "unit": m.unit, "higher_is_better": m.higher_is_better, "meaning": m.meaning}
+            for m in spec.metrics
+        ],
+        "licence": spec.licence,
+        "checkpoint": str(handle.checkpoint),
+        "trained": handle.has_tokenizer,
+    }
+
+
+@click.command("list")
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def list_modalities(as_json_text: bool) -> None:
+    """List the modalities that are installed and enabled.
+
+    \b
+    Example:
+      zoo list
+    """
+    zoo = open_zoo()
+    handles, problems = zoo.handles(), zoo.problems()
+    if as_json_text:
+        click.echo(json.dumps({"modalities": [as_json(h) for h in handles], "problems": problems}, indent=2))
+        return
+    table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
+    for handle in handles:
+        spec = handle.spec
+        table.add_row(
+            spec.name,
+            describe_layout(spec.layout),
+            str(spec.vocab_size) if spec.vocab_size else "-",
+            ", ".join(spec.derived_from) or "-",
+            "yes" if handle.has_tokenizer else "no",
+            handle.distribution,
+        )
+    show_table(table)
+    for problem in problems.values():
+        click.echo(f"problem: {problem}", err=True)
+    if not handles:
+        click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
+
+
+@click.command()
+@click.argument("name")
+def info(name: str) -> None:
+    """Show all that is known of one modality.
+
+    \b
+    Example:
+      zoo info depth
+    """
+    handle = open_zoo()[name]
+    spec = handle.spec
+    table = plain_table("", "")
+    table.show_header = False
+    rows = {
+        spec.name: spec.summary,
+        "value": str(spec.value)
+        + (f": {spec.value.description}" if spec.value.description and spec.value.kind == "array" else ""),
+        "classes": ", ".join(f"{i} {c}" for i, c in enumerate(spec.value.classes)),
+        "tokens": describe_layout(spec.layout)
+        + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
+        "vocabulary": spec.vocabulary,
+        "tokenized as": spec.token_space,
+        "derived from": ", ".join(spec.derived_from),
+        "family": spec.family,
+        "plugin": f"{handle.plugin_name} of {handle.distribution}",
+        "settings": json.dumps(dict(handle.settings)) if handle.settings else "",
+        "checkpoint": f"{handle.checkpoint} ({'trained' if handle.has_tokenizer else 'not trained yet'})",
+        "fingerprint": handle.fingerprint if handle.has_tokenizer else "",
+        "licence": spec.licence,
+        "aliases": ", ".join(spec.aliases),
+    }
+    for metric in spec.metrics:
+        better = "higher" if metric.higher_is_better else "lower"
+        rows[f"metric {metric.name}"] = f"{metric.meaning} ({metric.unit or 'no unit'}; {better} is better)"
+    for key, value in rows.items():
+        if value:
+            table.add_row(key, value)
+    show_table(table)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--data", "data_dir", type=PATH, help="Take sample values from here instead of an installed source.")
+def check(names: tuple[str, ...], data_dir: Path | None) -> None:
+    """Check that plugins keep the contract; exit code 1 where one does not.
+
+    Without NAMES: every installed plugin is imported and its spec checked. With NAMES: the whole conformance kit,
+    training a small tokenizer where there is none.
+
+    \b
+    Examples:
+      zoo check
+      zoo check depth --data data/scenes
+    """
+    zoo = open_zoo()
+    if not names:
+        problems = zoo.problems()
+        for handle in zoo.handles():
+            click.echo(f"ok       {handle.name}: {handle.spec.summary}")
+        for problem in problems.values():
+            click.echo(f"problem  {problem}")
+        sys.exit(1 if problems else 0)
+    from tokenizers_zoo.testing import conformance_results
+
+    failed = False
+    for name in names:
+        for result in conformance_results(zoo, name, data_dir):
+            failed |= not result.passed
+            click.echo(
+                f"{'ok      ' if result.passed else 'problem '} {name}: {result.name}"
+                + (f": {result.message}" if result.message else "")
+            )
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,78 @@
+"""What several commands share: the registry in use, `--set key=value`, lists of names, tables for the terminal."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tokenizers_zoo.registry import Zoo
+
+PATH = click.Path(path_type=Path)
+DATA = click.argument("data_dir", metavar="DATA", type=PATH)
+
+
+def open_zoo(registry: Path | None = None) -> Zoo:
+    """The zoo of `--registry`, of ./registry.toml, or of all that is installed, in this order."""
+    from tokenizers_zoo.registry import Zoo
+
+    if registry is None:
+        context = click.get_current_context(silent=True)
+        root = context.find_root().obj if context else None
+        registry = root["registry"] if root else None
+    if registry is None and Path("registry.toml").is_file():
+        registry = Path("registry.toml")
+    return Zoo.from_toml(registry) if registry else Zoo.installed()
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """`a,b` to a list; None where nothing was given."""
+    return [name.strip() for name in names.split(",") if name.strip()] if names is not None else None
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`key=value` pairs, values read as TOML (numbers, lists, true), else as plain text. Raises ConfigError."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment}: expected key=value")
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = text
+    return result
+
+
+def settings_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--set key=value`, repeatable."""
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=f"{what} Repeatable.")
+
+
+def show_table(table: Table) -> None:
+    """Print a table at the width of the terminal; 80 columns where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(table)
+
+
+def plain_table(*columns: str, title: str = "") -> Table:
+    """A table without frames, as it reads best in a terminal and in a log."""
+    from rich.table import Table
+
+    table = Table(box=None, title=title or None, title_justify="left", pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table

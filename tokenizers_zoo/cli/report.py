@@ -1,0 +1,28 @@
+"""zoo report: the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, open_zoo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("report")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="Where to write the page. Default: RUN/report/index.html, pictures beside it.")
+def report_command(run: Path, out: Path | None) -> None:
+    """Write one self-contained HTML page about the backbone in RUN and all that it stands on.
+
+    \b
+    Example:
+      zoo report runs/backbone
+    """
+    from tokenizers_zoo.report import write_report
+
+    page = write_report(open_zoo(), run, out)
+    click.echo(f"report: {page.resolve().as_uri()}")

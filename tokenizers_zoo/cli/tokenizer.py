@@ -1,0 +1,84 @@
+"""zoo tokenizer: train and score one tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, plain_table, settings_option, show_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
+
+
+@click.group()
+def tokenizer() -> None:
+    """Train and score the tokenizer of one modality."""
+
+
+@tokenizer.command()
+@click.argument("name")
+@DATA_OPTION
+@click.option("--out", type=PATH, help="Checkpoint folder. Default: where registry.toml says.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
+@settings_option("A key of the modality's tokenizer table, such as quantizer=vq.")
+def train(
+    name: str,
+    data_dir: Path,
+    out: Path | None,
+    steps: int | None,
+    seed: int,
+    overwrite: bool,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train the tokenizer of modality NAME on DATA; killed, the same command goes on.
+
+    Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws sample pictures early, and ends
+    with held-out metrics and a model card in the checkpoint folder.
+
+    \b
+    Examples:
+      zoo tokenizer train depth --data data/scenes
+      zoo tokenizer train depth --data data/scenes --set quantizer=vq --out runs/tokenizers/depth_vq
+    """
+    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+
+    overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
+    folder = train_tokenizer(open_zoo(), name, data_dir, out=out, seed=seed, overrides=overrides, overwrite=overwrite)
+    click.echo(f"{name}: tokenizer in {folder}")
+
+
+@tokenizer.command("eval")
+@click.argument("name")
+@DATA_OPTION
+@click.option("--split", default="test", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="Samples at most. Default: all.")
+def evaluate(name: str, data_dir: Path, split: str, limit: int | None) -> None:
+    """Score the reconstruction of held-out values: metrics with units, codebook usage and perplexity.
+
+    \b
+    Example:
+      zoo tokenizer eval depth --data data/scenes
+    """
+    from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+
+    zoo = open_zoo()
+    result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=limit)
+    meanings = {metric.name: metric for metric in zoo[name].spec.metrics}
+    table = plain_table("metric", ">value", "unit", "meaning")
+    for key, value in result.metrics.items():
+        metric = meanings.get(key)
+        table.add_row(key, f"{value:.4g}", metric.unit if metric else "", metric.meaning if metric else "")
+    for key, value, unit, meaning in result.codebook_rows():
+        table.add_row(key, f"{value:.4g}", unit, meaning)
+    show_table(table)
+    click.echo(
+        f"{name}: {result.samples} {split} samples of {data_dir}; pictures in {result.pictures}"
+        if result.pictures
+        else f"{name}: {result.samples} {split} samples of {data_dir}"
+    )

@@ -1,0 +1,115 @@
+"""zoo tokenize, zoo encode, zoo decode: values to tokens and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.cli.options import DATA, PATH, open_zoo, split_names
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.modality import Crop
+
+
+@click.command("tokenize")
+@DATA
+@click.option("--out", type=PATH, required=True, help="Folder of the token store.")
+@click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all enabled ones that DATA holds.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+@click.option("--overwrite", is_flag=True, help="Replace tokens that another codec wrote.")
+def tokenize_command(
+    data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, overwrite: bool
+) -> None:
+    """Encode all of DATA with the trained tokenizers into a token store.
+
+    \b
+    Example:
+      zoo tokenize data/scenes --out runs/tokens
+    """
+    from tokenizers_zoo.pipeline.tokenize import tokenize
+
+    result = tokenize(
+        open_zoo(), data_dir, out, modalities=split_names(only), batch_size=batch_size, crops=crops, seed=seed,
+        overwrite=overwrite,
+    )  # fmt: skip
+    click.echo(result.summary())
+
+
+@click.command("encode")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=PATH, help="Where to write the tokens (JSON). Default: the terminal.")
+def encode_command(name: str, file: Path, out: Path | None) -> None:
+    """Encode one FILE with the tokenizer of modality NAME; prints JSON.
+
+    \b
+    Example:
+      zoo encode depth depth.npy --out depth.json
+    """
+    handle = open_zoo()[name]
+    value = handle.transform(handle.read(file.read_bytes(), file.suffix.removeprefix(".").lower()), Crop())
+    handle.check(value)
+    tokens = handle.encode([value])[0]
+    text = json.dumps({"modality": name, "fingerprint": handle.fingerprint, "tokens": tokens.tolist()})
+    if out is None:
+        click.echo(text)
+    else:
+        with replacing_file(out) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@click.command("decode")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: beside FILE.")
+@click.option("--picture", type=PATH, help="Also draw the value as PNG (text modalities: as text).")
+def decode_command(name: str, file: Path, out: Path | None, picture: Path | None) -> None:
+    """Decode the tokens that `zoo encode` wrote.
+
+    \b
+    Example:
+      zoo decode depth depth.json --out depth_back --picture depth.png
+    """
+    import numpy as np
+
+    handle = open_zoo()[name]
+    stored = _read_tokens(file, name)
+    if stored["fingerprint"] != handle.fingerprint:
+        raise DataError(
+            f"{file}: tokens were written by codec {stored['fingerprint'][:12]}, the tokenizer of {name} is "
+            f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"
+        )
+    dtype = np.float32 if handle.spec.continuous else np.int64
+    value = handle.decode([np.asarray(stored["tokens"], dtype=dtype)])[0]
+    data, extension = handle.write(value)
+    target = Path(f"{out or file.with_suffix('')}.{extension}")
+    with replacing_file(target) as temporary:
+        temporary.write_bytes(data)
+    click.echo(f"{name}: value in {target}")
+    if picture is not None:
+        drawn = handle.render(value)
+        if isinstance(drawn, str):
+            click.echo(drawn)
+        else:
+            with replacing_file(picture) as temporary:
+                drawn.save(temporary, format="PNG")
+            click.echo(f"{name}: picture in {picture}")
+
+
+def _read_tokens(file: Path, name: str) -> dict[str, Any]:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        complete = {"modality", "fingerprint", "tokens"} <= set(stored)
+    except (ValueError, TypeError):
+        complete = False
+    if not complete:
+        raise DataError(f"{file}: expected the JSON that `zoo encode` writes (modality, fingerprint, tokens)")
+    if stored["modality"] != name:
+        raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {name}")
+    return dict(stored)

@@ -1,0 +1,143 @@
+"""The built-in source `folder`: files that lie in folders, one folder per modality, aligned by their stem.
+
+    PATH/<modality>/<key>.<ext>                 split by the keys' hash, `test_fraction` of them for testing
+    PATH/<train or test>/<modality>/<key>.<ext> split as the folders say
+    PATH/<split>/<modality>/<any>.tar           value shards; these can also be used directly, without making data
+
+It gives bytes, not values: `zoo data make` decodes them with each modality's own reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import Member, read_member, split_name
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.source import SourceSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderSettings:
+    """Where the files are, and which part of them is for testing."""
+
+    path: str
+    """The folder."""
+    test_fraction: float = 0.1
+    """Part of the keys that is for testing where the folder has no train and test folders, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction {self.test_fraction}: expected a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileBytes:
+    """A value that is not decoded yet: a file's bytes and its extension, for `ModalityHandle.read`."""
+
+    data: bytes
+    extension: str
+
+
+class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes]]]):
+    """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem."""
+
+    def __init__(self, files: Mapping[str, Mapping[str, Member]], count: int | None) -> None:
+        self.modalities = tuple(sorted({modality for members in files.values() for modality in members}))
+        keys = sorted(files)
+        if count is not None and count > len(keys):
+            raise DataError(f"the folder has {len(keys)} samples for this split, asked for {count}")
+        self._samples = [(key, files[key]) for key in keys[:count]]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, FileBytes]]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        key, members = self._samples[index]
+        values = {name: FileBytes(data=read_member(m), extension=m.extension) for name, m in members.items()}
+        return key, values
+
+
+class FolderSource:
+    """The source plugin."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        """What it gives is known once the folder is: `modalities` is empty, the samples name them."""
+        return SourceSpec(
+            name="folder", summary="your own files: one folder per modality, or value shards, aligned by key",
+            modalities=(), licence="that of your files", settings=FolderSettings,
+        )  # fmt: skip
+
+    @hookimpl
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> FolderSamples:
+        """The samples of a split: `count` None means all. Raises ConfigError or DataError where there are none."""
+        return open_folder(settings.take(FolderSettings), split, count)
+
+
+def open_folder(config: FolderSettings, split: str, count: int | None) -> FolderSamples:
+    """The samples of a split. Raises ConfigError without the folder, DataError without the split or `count` samples."""
+    root = Path(config.path)
+    if not root.is_dir():
+        raise ConfigError(f"path: {config.path}: no such folder")
+    return FolderSamples(_find(root, split, config.test_fraction), count)
+
+
+def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, Member]]:
+    """The files of a split, by key and modality."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if any(root.glob("*/*/*.tar")):
+        store = ValueStore(root)
+        modalities = store.modalities(split)
+        return _by_key({name: store.index(split, name).members for name in modalities})
+    if any(folder.name in ("train", "test") for folder in folders):
+        if not (root / split).is_dir():
+            raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
+        found = {path.name: _files(path) for path in sorted((root / split).iterdir()) if path.is_dir()}
+        return _by_key(found)
+    everything = _by_key({folder.name: _files(folder) for folder in folders})
+    if not everything:
+        raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
+    return {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
+
+
+def _files(folder: Path) -> dict[str, Member]:
+    """The files below a modality's folder by key: the path up to the first dot of the file's name."""
+    found: dict[str, Member] = {}
+    for path in sorted(folder.rglob("*")):
+        key, extension = split_name(path.relative_to(folder).as_posix())
+        if not path.is_file() or not key or not extension:
+            continue
+        if key in found:
+            raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
+        found[key] = Member(path, 0, path.stat().st_size, extension)
+    return found
+
+
+def _by_key(modalities: Mapping[str, Mapping[str, Member]]) -> dict[str, dict[str, Member]]:
+    """Turn {modality: {key: file}} into {key: {modality: file}}."""
+    samples: dict[str, dict[str, Member]] = {}
+    for name, members in modalities.items():
+        for key, member in members.items():
+            samples.setdefault(key, {})[name] = member
+    return samples
+
+
+def _share(key: str) -> float:
+    """A number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+source = FolderSource()

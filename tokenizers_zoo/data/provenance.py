@@ -1,0 +1,106 @@
+"""`DATA/dataset.json`: where the values of each split and modality come from, so that unlike data are never mixed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.checkpoint import read_json, write_json
+from tokenizers_zoo.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
+
+DATASET = "dataset.json"
+NOT_IDENTITY = ("count", "shard_size")  # more of the same values are the same data
+SOURCE_KEYS = ("source", "distribution", "seed", "options", "image_size")
+
+Entries = dict[str, dict[str, dict[str, Any]]]
+
+
+def read_entries(root: Path) -> Entries:
+    """What dataset.json says, by split and modality; empty without one. Raises DataError where it is damaged."""
+    if not (root / DATASET).exists():
+        return {}
+    try:
+        data = read_json(root / DATASET)
+        return {split: dict(entries) for split, entries in data["splits"].items()}
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{root / DATASET}: damaged ({error}); delete it if you know where these data come from"
+        ) from None
+
+
+def read_entry(root: Path, split: str, modality: str) -> dict[str, Any] | None:
+    """The entry of one split and modality, None where these values were not written by this program."""
+    return read_entries(root).get(split, {}).get(modality)
+
+
+def record_entry(root: Path, split: str, modality: str, entry: Mapping[str, Any] | None) -> None:
+    """Write one entry (None removes it), safely beside other commands that work on the same folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root):
+        entries = read_entries(root)
+        if entry is None:
+            entries.get(split, {}).pop(modality, None)
+        else:
+            entries.setdefault(split, {})[modality] = as_json(entry)
+        ordered = {name: dict(sorted(table.items())) for name, table in sorted(entries.items())}
+        write_json(root / DATASET, {"format": 1, "splits": ordered})
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the folder's lock; it is let go when the file closes, a killed process's too."""
+    with open(root / f".{DATASET}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def as_json(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry as it is read back from JSON: lists for tuples, text for paths."""
+    result: dict[str, Any] = json.loads(json.dumps(dict(entry), default=str))
+    return result
+
+
+def digest(entry: Mapping[str, Any] | None) -> str:
+    """The identity of data (hex), whatever their number; of an empty entry where nothing is known about them."""
+    identity = {key: value for key, value in as_json(entry or {}).items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_shards(folder: Path) -> bool:
+    """True where the folder holds a shard, whoever wrote it."""
+    return any(folder.glob("*.tar"))
+
+
+def value_identity(handle: ModalityHandle) -> dict[str, Any]:
+    """What a modality's stored values have to agree on: their shape, type, bounds and classes."""
+    value = dataclasses.asdict(handle.spec.value)
+    return as_json({key: item for key, item in value.items() if key != "description"})
+
+
+def check_same_source(root: Path, split: str, modality: str, new: Mapping[str, Any]) -> None:
+    """Raise DataError where the folder holds values of another source, seed, settings or size than `new`."""
+    wanted = as_json(new)
+    for other, entry in sorted(read_entries(root).get(split, {}).items()):
+        if "source" not in entry or not has_shards(root / split / other):
+            continue
+        keys = (*SOURCE_KEYS, "value", "shard_size") if other == modality else SOURCE_KEYS
+        for key in keys:
+            if entry.get(key) != wanted.get(key):
+                raise DataError(
+                    f"{root}: {split}/{other} was made with {key} {_short(entry.get(key))}, now asked for "
+                    f"{_short(wanted.get(key))}; give another folder, the same {key}, or delete {root / split}"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,366 @@
+"""The token store: `TOKENS/<split>/<modality>/part-00000.arrow`, memory-mapped Arrow IPC files that name their codec.
+
+Columns are `key` and `tokens`: fixed-size lists of int32 for grids and vectors, lists of int32 for sequences, float16
+or float32 for continuous layouts. Each part is one record batch, so that a column is one stretch of memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.checkpoint import CONFIG, load_config, replacing_file
+from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    layout_from_json,
+    layout_to_json,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tokenizers_zoo.registry import ModalityHandle
+
+PART_NAME = "part-{:05d}.arrow"
+METADATA_KEY = b"tokenizers_zoo"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenMetadata:
+    """What every part of one modality says about its tokens; the parts agree on all of it."""
+
+    modality: str
+    vocabulary: str
+    vocab_size: int
+    layout: TokenLayout
+    fingerprint: str
+    distribution: str
+    run: Mapping[str, Any]
+    """What was encoded: the data's identity, the number of crops and their seed (JSON types)."""
+
+    @classmethod
+    def of(cls, handle: ModalityHandle, run: Mapping[str, Any]) -> TokenMetadata:
+        """The metadata of tokens that this handle's tokenizer writes now."""
+        spec = handle.spec
+        return cls(
+            modality=handle.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
+            fingerprint=handle.fingerprint, distribution=handle.distribution, run=dict(run),
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "layout": layout_to_json(self.layout), "run": dict(self.run)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TokenMetadata:
+        """What `to_json` wrote."""
+        return cls(**{**data, "layout": layout_from_json(data["layout"])})
+
+    def differences(self, other: TokenMetadata) -> list[str]:
+        """The names of the fields in which two parts differ; a plugin's version is not the codec's identity."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [name for name in mine if name != "distribution" and mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One part file: its metadata, the largest id in it plus one, and the samples that could not be encoded."""
+
+    path: Path
+    metadata: TokenMetadata
+    needed_vocab_size: int
+    dropped: Mapping[str, str]
+
+
+def write_part(path: Path, metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDArray[Any]],
+               dropped: Mapping[str, str]) -> None:  # fmt: skip
+    """Write one part whole or not at all: a row per key, and the dropped keys with their reasons.
+
+    `rows` hold int ids of any shape with the layout's number of tokens, 1-D ids for sequences, and floats
+    `(tokens, dim)` for continuous layouts. Raises DataError where a row does not fit the layout or vocabulary.
+    """
+    import pyarrow as pa
+
+    column, needed = _column(metadata, keys, rows)
+    extra = {**metadata.to_json(), "needed_vocab_size": needed, "dropped": dict(dropped)}
+    schema = pa.schema(
+        [("key", pa.string()), ("tokens", column.type)],
+        metadata={METADATA_KEY: json.dumps(extra, ensure_ascii=False).encode()},
+    )
+    batch = pa.record_batch([pa.array(keys, pa.string()), column], schema=schema)
+    with (
+        replacing_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def _column(metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDArray[Any]]) -> tuple[pa.Array, int]:
+    """The rows as an Arrow array, and the vocabulary length that they need."""
+    import pyarrow as pa
+
+    layout = metadata.layout
+    dim = getattr(layout, "dim", 1)
+    variable = isinstance(layout, SequenceLayout | EmbeddingsLayout)
+    dtype: Any = np.int32 if not isinstance(layout, PatchesLayout | EmbeddingsLayout) else np.dtype(layout.dtype)
+    for key, row in zip(keys, rows, strict=True):
+        most = layout.length * dim
+        if row.size % dim or row.size > most or (row.size < most and not variable):
+            expected = f"{'up to ' if variable else ''}{layout.length} tokens" + (f" of {dim}" if dim > 1 else "")
+            raise DataError(f"{metadata.modality}: key {key!r}: expected {expected}, got an array of shape {row.shape}")
+    flat = np.concatenate([np.ravel(row) for row in rows]) if rows else np.zeros(0, dtype)
+    needed = 0
+    if dtype == np.int32 and flat.size:
+        low, needed = int(flat.min()), int(flat.max()) + 1
+        if low < 0 or needed > metadata.vocab_size:
+            raise DataError(f"{metadata.modality}: ids {low}..{needed - 1}, expected 0..{metadata.vocab_size - 1}")
+    elif flat.size and not np.isfinite(flat.astype(dtype)).all():
+        raise DataError(f"{metadata.modality}: some numbers are not finite as {layout_to_json(layout)['dtype']}")
+    values = pa.array(flat.astype(dtype))
+    if not variable:
+        return pa.FixedSizeListArray.from_arrays(values, layout.length * dim), needed
+    offsets = np.concatenate([[0], np.cumsum([row.size // dim for row in rows])]).astype(np.int32)
+    vectors = pa.FixedSizeListArray.from_arrays(values, dim) if isinstance(layout, EmbeddingsLayout) else values
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), vectors), needed
+
+
+def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
+    """Open one part memory-mapped. Raises DataError where it is damaged."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path), "r") as source:
+            reader = pa.ipc.open_file(source)
+            data = json.loads(reader.schema.metadata[METADATA_KEY])
+            needed, dropped = data.pop("needed_vocab_size"), data.pop("dropped")
+            metadata = TokenMetadata.from_json(data)
+            batch = reader.get_batch(0)
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a sound part of a token store ({reason}); delete it and tokenize again") from None
+    return Part(path=path, metadata=metadata, needed_vocab_size=needed, dropped=dropped), batch
+
+
+class TokenColumn:
+    """All tokens of one modality of one split, with random access.
+
+    `take` and `lengths` read the mapped file without copying it. Pickles to its paths, so worker processes map it anew.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        opened = [read_part(path) for path in self.paths]
+        self.parts = [part for part, _ in opened]
+        self._batches = [batch for _, batch in opened]
+        self.metadata = self.parts[0].metadata
+        for part in self.parts[1:]:
+            if names := self.metadata.differences(part.metadata):
+                first, other = self.metadata.to_json(), part.metadata.to_json()
+                shown = "; ".join(f"{name}: {first[name]} and {other[name]}" for name in names)
+                raise DataError(
+                    f"{part.path} and {self.paths[0].name} were written differently ({shown}); "
+                    "tokenize with --overwrite"
+                )
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._columns = [self._open_column(batch) for batch in self._batches]
+
+    def __reduce__(self) -> tuple[type[TokenColumn], tuple[tuple[Path, ...]]]:
+        return TokenColumn, (self.paths,)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout that the tokens were written with."""
+        return self.metadata.layout
+
+    @property
+    def vocabulary(self) -> str:
+        """The name of the id space."""
+        return self.metadata.vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the vocabulary when the tokens were written."""
+        return self.metadata.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """The codec that wrote the tokens."""
+        return self.metadata.fingerprint
+
+    @property
+    def needed_vocab_size(self) -> int:
+        """The largest stored id plus one: the least vocabulary that these tokens need."""
+        return max(part.needed_vocab_size for part in self.parts)
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Samples that were not encoded, with the reason."""
+        return {key: reason for part in self.parts for key, reason in part.dropped.items()}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The rows' keys, in stored order."""
+        return [key for batch in self._batches for key in batch.column("key").to_pylist()]
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row number by key."""
+        return {key: row for row, key in enumerate(self.keys)}
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens per row, `(rows,)`."""
+        if not self._variable:
+            return np.full(len(self), self.layout.length, np.int64)
+        return np.concatenate([np.diff(offsets) for _, offsets in self._columns]).astype(np.int64)
+
+    @property
+    def _variable(self) -> bool:
+        return isinstance(self.layout, SequenceLayout | EmbeddingsLayout)
+
+    def _open_column(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The part's numbers, and where each row starts (fixed layouts: their rows as a matrix, and nothing)."""
+        column = batch.column("tokens")
+        dim = getattr(self.layout, "dim", 1)
+        if not self._variable:
+            numbers = column.values.to_numpy(zero_copy_only=True)
+            return numbers.reshape(batch.num_rows, self.layout.length * dim), np.zeros(0, np.int32)
+        inner = column.values.values if isinstance(self.layout, EmbeddingsLayout) else column.values
+        numbers = inner.to_numpy(zero_copy_only=True)
+        offsets = column.offsets.to_numpy(zero_copy_only=True)
+        return (numbers.reshape(-1, dim) if isinstance(self.layout, EmbeddingsLayout) else numbers), offsets
+
+    def take(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> Any:
+        """The rows `indices`, copied out of the map.
+
+        Grids `(n, *shape)` and vectors `(n, length)` int64; sequences a list of n 1-D int64 arrays; patches
+        `(n, tokens, dim)` float32; embeddings a list of n `(tokens, dim)` float32 arrays.
+        """
+        wanted = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"{self.metadata.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
+        parts = np.searchsorted(self._starts, wanted, side="right") - 1
+        local = wanted - self._starts[parts]
+        dtype: type = np.float32 if isinstance(self.layout, PatchesLayout | EmbeddingsLayout) else np.int64
+        if self._variable:
+            places = zip(parts.tolist(), local.tolist(), strict=True)
+            return [self._row(part, row).astype(dtype) for part, row in places]
+        width = self.layout.length * getattr(self.layout, "dim", 1)
+        result: npt.NDArray[Any] = np.empty((len(wanted), width), dtype)
+        for part in np.unique(parts):
+            here = parts == part
+            result[here] = self._columns[part][0][local[here]]
+        return result.reshape(len(wanted), *self._row_shape)
+
+    def _row(self, part: int, row: int) -> npt.NDArray[Any]:
+        numbers, offsets = self._columns[part]
+        return numbers[offsets[row] : offsets[row + 1]]
+
+    @property
+    def _row_shape(self) -> tuple[int, ...]:
+        layout = self.layout
+        if isinstance(layout, GridLayout):
+            return layout.shape
+        return (layout.length, layout.dim) if isinstance(layout, PatchesLayout) else (layout.length,)
+
+    def check_codec(self, handle: ModalityHandle) -> None:
+        """Raise DataError where `handle`'s tokenizer is not the one that wrote these tokens.
+
+        A grown vocabulary is the same codec for the ids that it had before: its config.json lists the fingerprints and
+        lengths that it grew from under "lineage".
+        """
+        where = self.paths[0].parent
+        if self.fingerprint != handle.fingerprint and not self._in_lineage(handle):
+            raise DataError(
+                f"{where}: written by codec {self.fingerprint[:12]}, and {handle.name}'s tokenizer in "
+                f"{handle.checkpoint} is {handle.fingerprint[:12]}; tokenize again with --overwrite, or point "
+                f"[modalities.{handle.name}] checkpoint to the one that wrote them"
+            )
+        now = handle.spec.layout
+        same = type(now) is type(self.layout) and (self._variable or now == self.layout)
+        if not same or getattr(now, "dim", 0) != getattr(self.layout, "dim", 0):
+            stored = f"stored with the layout {self.layout}"
+            raise DataError(f"{where}: {stored}, and {handle.name} now has {now}; tokenize again with --overwrite")
+        if self.needed_vocab_size > handle.spec.vocab_size:
+            raise DataError(
+                f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "
+                f"{handle.spec.vocab_size}; tokenize again, or raise its size"
+            )
+
+    def _in_lineage(self, handle: ModalityHandle) -> bool:
+        if not (handle.checkpoint / CONFIG).is_file():
+            return False
+        try:
+            lineage = load_config(handle.checkpoint).get("lineage", [])
+            lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            return False
+        return self.needed_vocab_size <= lengths.get(self.fingerprint, -1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alignment:
+    """Rows of several columns that belong together: `rows[i, j]` is sample i's row in column j, -1 without one."""
+
+    keys: list[str]
+    modalities: tuple[str, ...]
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def complete(self) -> npt.NDArray[np.bool_]:
+        """True for the samples that have every modality, `(samples,)`."""
+        return np.asarray((self.rows >= 0).all(axis=1))
+
+
+class TokenStore:
+    """The tokens in a folder, by split and modality. Raises DataError where the folder is not there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder; `zoo tokenize --out {self.root}` writes one")
+
+    def splits(self) -> list[str]:
+        """The splits that hold at least one part."""
+        return sorted(path.name for path in self.root.iterdir() if any(path.glob("*/*.arrow")))
+
+    def modalities(self, split: str) -> list[str]:
+        """The modalities of a split. Raises DataError for a split that is not there."""
+        found = sorted({path.parent.name for path in (self.root / split).glob("*/*.arrow")})
+        if not found:
+            known = ", ".join(self.splits()) or "none: it has no <split>/<modality>/*.arrow; `zoo tokenize` writes them"
+            raise DataError(f"{self.root}: no tokens of a split {split!r}; splits here: {known}")
+        return found
+
+    def open(self, split: str, modality: str) -> TokenColumn:
+        """One modality's tokens. Raises DataError where there are none, or the parts were written differently."""
+        known = self.modalities(split)
+        if modality not in known:
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
+        return TokenColumn(sorted((self.root / split / modality).glob("*.arrow")))
+
+    def align(self, columns: Mapping[str, TokenColumn]) -> Alignment:
+        """Match the rows of several columns by key, in the order in which keys are first met."""
+        rows: dict[str, list[int]] = {}
+        for position, column in enumerate(columns.values()):
+            for row, key in enumerate(column.keys):
+                rows.setdefault(key, [-1] * len(columns))[position] = row
+        table = np.array(list(rows.values()), np.int64).reshape(len(rows), len(columns))
+        return Alignment(keys=list(rows), modalities=tuple(columns), rows=table)

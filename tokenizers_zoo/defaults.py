@@ -1,0 +1,72 @@
+"""What a modality does where its plugin leaves an optional hook out: files, metrics, rendering, the constant answer."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import Metric, ValueSpec
+from tokenizers_zoo.values import describe
+
+EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
+EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
+MOST_CANDIDATES = 32
+
+
+def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
+    """One value from `.npy`, `.txt` (UTF-8) or `.json` bytes, by the kind of the spec. Raises InvalidValueError."""
+    expected = EXTENSIONS[spec.kind]
+    if extension != expected:
+        raise InvalidValueError(f"expected a .{expected} file, got .{extension}")
+    try:
+        if spec.kind == "array":
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        text = data.decode("utf-8")
+        return text if spec.kind == "text" else json.loads(text)
+    except (ValueError, OSError, EOFError) as error:
+        raise InvalidValueError(f"damaged .{extension} file: {error}") from error
+
+
+def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
+    """A value as bytes and their extension; `read_value` gives it back."""
+    extension = EXTENSIONS[spec.kind]
+    if spec.kind == "array":
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
+        return buffer.getvalue(), extension
+    text = value if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8"), extension
+
+
+def render(spec: ValueSpec, value: Any) -> str:
+    """A summary in text."""
+    if spec.kind == "array":
+        return describe(value)
+    return value if spec.kind == "text" else json.dumps(value, ensure_ascii=False, indent=1)
+
+
+def same(first: Any, second: Any) -> bool:
+    """True where two values are equal."""
+    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
+        return np.array_equal(first, second)
+    return bool(first == second)
+
+
+def score(predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
+    """`exact`: the fraction of values that are equal."""
+    return {EXACT.name: float(np.mean([same(p, t) for p, t in zip(predicted, target, strict=True)]))}
+
+
+def constant_answer(
+    values: Sequence[Any], metric: Metric, score: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
+) -> Any:
+    """Of up to 32 of `values`, evenly spaced, the one that scores best against all of them; the first of equals."""
+    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_CANDIDATES)).round().astype(int))
+    sign = 1.0 if metric.higher_is_better else -1.0
+    marks = [sign * score([values[i]] * len(values), values)[metric.name] for i in places]
+    return values[places[int(np.argmax(np.nan_to_num(marks, nan=-np.inf, posinf=np.inf, neginf=-np.inf)))]]

@@ -1,0 +1,216 @@
+"""Values of image-like modalities: reading, writing, cropping, showing, and the best constant."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.spatial.settings import ImageSettings
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+CONSTANT_SAMPLES = 512
+"""Values that a constant answer is computed from, evenly spread over those given."""
+
+
+class ImageValues:
+    """Everything about image-like values that has nothing to do with tokens, as hooks.
+
+    A plugin sets the attributes, and overrides the methods without `@hookimpl` (read, write, picture, measure,
+    resized); they are given the plugin's own settings dataclass.
+    """
+
+    settings_class: ClassVar[type[ImageSettings]] = ImageSettings
+    summary: ClassVar[str]
+    kind: ClassVar[Literal["continuous", "classes", "binary"]] = "continuous"
+    """continuous: float32 (c, h, w); classes: int64 ids (h, w); binary: float32 (1, h, w) of 0 and 1."""
+    channels: ClassVar[int] = 3
+    unit: ClassVar[str] = ""
+    low: ClassVar[float | None] = None
+    high: ClassVar[float | None] = None
+    description: ClassVar[str] = ""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+
+    def options(self, settings: Settings) -> Any:
+        """The plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def class_names(self, options: Any) -> tuple[str, ...]:
+        """Names of the class ids, where values are class ids."""
+        return ()
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        """What one value looks like at the size of the settings."""
+        names = self.class_names(options)
+        classes = self.kind == "classes"
+        return ValueSpec(
+            shape=options.size if classes else (self.channels, *options.size),
+            dtype="int64" if classes else "float32",
+            unit="class id" if classes else self.unit,
+            low=0 if classes else self.low,
+            high=len(names) - 1 if classes else self.high,
+            classes=names,
+            description=self.description,
+        )
+
+    def read(self, data: bytes, extension: str, options: Any) -> Array:
+        """One value of any size from a file's bytes. Raises ValueError."""
+        return read_array(data, extension)
+
+    def write(self, value: Array, options: Any) -> tuple[bytes, str]:
+        """A file's bytes and extension."""
+        return array_bytes(value), "npy"
+
+    def picture(self, value: Array, options: Any) -> PIL.Image.Image:
+        """The value as a picture."""
+        raise NotImplementedError
+
+    def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
+        """The numbers of `metrics`."""
+        raise NotImplementedError
+
+    def resized(self, value: Array, crop: Crop, size: tuple[int, int]) -> Array:
+        """The crop of `value` at `size`: bilinear with anti-aliasing, or nearest for class ids; within its bounds."""
+        if self.kind == "classes":
+            return crop_and_resize(value, crop, size, nearest=True)
+        result = crop_and_resize(value, crop, size)
+        return result if self.low is None and self.high is None else np.clip(result, self.low, self.high)
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Array:
+        """One value from a file's bytes, of the file's size."""
+        try:
+            return self.read(data, extension, self.options(settings))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
+
+    @hookimpl
+    def write_value(self, value: Array, settings: Settings) -> tuple[bytes, str]:
+        """A file's bytes and extension."""
+        return self.write(value, self.options(settings))
+
+    @hookimpl
+    def transform(self, value: Array, crop: Crop, settings: Settings) -> Array:
+        """The shared crop, flip and resize."""
+        size = self.options(settings).size
+        return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)
+
+    @hookimpl
+    def render(self, value: Array, settings: Settings) -> PIL.Image.Image:
+        """The value as a picture of its own size."""
+        return self.picture(value, self.options(settings))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Array], target: Sequence[Array], settings: Settings) -> Mapping[str, float]:
+        """The metrics over aligned lists."""
+        if len(predicted) != len(target) or not target:
+            raise InvalidValueError(
+                f"{settings.name}: score: expected two lists of one length, got {len(predicted)} and {len(target)}"
+            )
+        return self.measure(list(map(np.asarray, predicted)), list(map(np.asarray, target)), self.options(settings))
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[Array], settings: Settings) -> Array:
+        """The per-pixel median, or the most frequent class per pixel."""
+        if not len(values):
+            raise InvalidValueError(f"{settings.name}: a constant answer needs at least one value")
+        picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
+        stack = np.stack([np.asarray(values[index]) for index in picked])
+        if self.kind == "continuous":
+            return self.resized(np.median(stack, axis=0).astype(np.float32), Crop(), stack.shape[-2:])
+        ids = np.unique(stack)
+        counts = np.stack([(stack == value).sum(axis=0) for value in ids])
+        return ids[counts.argmax(axis=0)].astype(stack.dtype)
+
+
+def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest: bool = False) -> Array:
+    """Cut `(..., height, width)` by fractions, mirror, and resize to `size` (height, width).
+
+    Bilinear with anti-aliasing in float32, or nearest for integers below 2^31; the crop's borders may fall inside pixels.
+    """
+    from PIL import Image
+
+    height, width = value.shape[-2:]
+    left, top = crop.left * width, crop.top * height
+    box = (left, top, min(left + crop.width * width, width), min(top + crop.height * height, height))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    planes = np.ascontiguousarray(value.reshape(-1, height, width), dtype=np.int32 if nearest else np.float32)
+    out = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], how, box)) for plane in planes])
+    out = out[..., ::-1] if crop.flip else out
+    return np.ascontiguousarray(out.reshape(*value.shape[:-2], *size), dtype=value.dtype)
+
+
+def read_array(data: bytes, extension: str) -> Array:
+    """An .npy file's array. Raises ValueError."""
+    if extension != "npy":
+        raise ValueError("expected .npy")
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def array_bytes(value: Array) -> bytes:
+    """An array as an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def open_image(data: bytes, extension: str) -> PIL.Image.Image:
+    """A picture file, turned as its EXIF says. Raises ValueError where it is not one, or another kind of file."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if extension not in IMAGE_EXTENSIONS:
+        raise ValueError(f"expected .npy or a picture (.{', .'.join(IMAGE_EXTENSIONS)})")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, EOFError, OSError) as error:
+        raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def read_rgb(data: bytes, extension: str) -> Array:
+    """Any picture as float32 (3, height, width) in [0, 1]; transparent parts are laid over white. Raises ValueError."""
+    from PIL import Image
+
+    image = open_image(data, extension)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        grey = np.asarray(image, dtype=np.float32) / 65535
+        return np.repeat(np.clip(grey, 0, 1)[None], 3, axis=0)
+    if image.mode == "F":
+        raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def to_bytes(value: Array) -> NDArray[np.uint8]:
+    """Numbers in [0, 1] as 0 ... 255, to the nearest."""
+    return (np.clip(value, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def rgb_image(value: Array) -> PIL.Image.Image:
+    """(3, height, width) in [0, 1] as an 8-bit picture."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
+
+
+def png_bytes(image: PIL.Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,382 @@
+"""ModalityHandle: one modality of the registry, with static types, checking once what comes in and goes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo import checkpoint as checkpoints
+from tokenizers_zoo import defaults
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.discovery import Claim, Plugins, reason
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
+from tokenizers_zoo.modality import Crop, ModalitySpec
+from tokenizers_zoo.values import (
+    batch_problem,
+    checked_tokens,
+    describe,
+    expected_tokens,
+    expected_value,
+    is_batched,
+    value_problem,
+)
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from tokenizers_zoo.data.samples import TrainingSamples
+
+
+class ModalityHandle:
+    """One enabled modality. Its spec is sound, and its plugin loaded; its tokenizer is loaded at the first use.
+
+    Values are numpy arrays, str, or lists and dicts of JSON types, one per sample, as `spec.value` declares. Methods
+    raise InvalidValueError for values or tokens that are not what the spec declares, PluginError (naming plugin and
+    distribution) where the plugin fails or gives what its spec does not declare, and pass on the plugin's ZooErrors.
+    """
+
+    def __init__(
+        self,
+        *,
+        plugins: Plugins,
+        plugin: Any,
+        claim: Claim,
+        hooks: frozenset[str],
+        settings: Settings,
+        locate: Callable[[ModalitySpec], Path],
+        hub_id: str | None = None,
+        sha256: str | None = None,
+        trained: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.name = settings.name
+        self.plugin_name = claim.name
+        self.distribution = claim.distribution
+        self.settings = settings
+        self.hooks = hooks
+        self._plugins, self._plugin, self._claim = plugins, plugin, claim
+        self._hub_id, self._sha256 = hub_id, sha256
+        self._trained = trained
+        self._tokenizer: Any = None
+        self._fingerprint: str | None = None
+        self._device = "cpu"
+        self.spec = self._checked_spec()
+        self.checkpoint = locate(self.spec)
+
+    def __repr__(self) -> str:
+        return f"ModalityHandle({self.name!r}, plugin {self.plugin_name!r} of {self.distribution})"
+
+    # ------------------------------------------------------------------ the plugin
+
+    def implements(self, hook: str) -> bool:
+        """True where the plugin implements `hook` itself, rather than leaving it to the default."""
+        return hook in self.hooks
+
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        try:
+            result = self._plugins.call(self._plugin, hook, arguments)
+        except ZooError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self.name}: {hook} of {self._claim} failed: {reason(error)}") from error
+        if result is None:
+            raise PluginError(f"{self.name}: {hook} of {self._claim} gave None")
+        return result
+
+    def _wrong(self, hook: str, problem: str) -> PluginError:
+        return PluginError(f"{self.name}: {hook} of {self._claim} {problem}")
+
+    def _checked_spec(self) -> ModalitySpec:
+        try:
+            spec = self._call("modality_spec", settings=self.settings)
+        except PluginError as error:
+            known = str(self._claim) in str(error)
+            raise error if known else PluginError(f"{error}; declared by {self._claim}") from error
+        if not isinstance(spec, ModalitySpec):
+            raise self._wrong("modality_spec", f"gave {describe(spec)}, expected a ModalitySpec")
+        if spec.name != self.name:
+            raise self._wrong("modality_spec", f"gave the name {spec.name!r}, expected {self.name!r} (settings.name)")
+        if bool(spec.derived_from) != self.implements("derive"):
+            has = "is implemented" if self.implements("derive") else "is not implemented"
+            raise self._wrong("modality_spec", f"gave derived_from {spec.derived_from!r}, but the hook derive {has}")
+        if self.implements("score") and not spec.metrics:
+            raise self._wrong("modality_spec", "declares no metrics, but the hook score is implemented")
+        if not self.implements("score") and spec.metrics:
+            names = ", ".join(metric.name for metric in spec.metrics)
+            raise self._wrong("modality_spec", f"declares the metrics {names}, but the hook score is not implemented")
+        return spec if spec.metrics else dataclasses.replace(spec, metrics=(defaults.EXACT,))
+
+    # ------------------------------------------------------------------ the tokenizer
+
+    def at(self, checkpoint: Path) -> ModalityHandle:
+        """The same modality with the tokenizer in another folder, whatever fingerprint it has."""
+        return ModalityHandle(
+            plugins=self._plugins,
+            plugin=self._plugin,
+            claim=self._claim,
+            hooks=self.hooks,
+            settings=self.settings,
+            locate=lambda _: checkpoint,
+        )
+
+    @property
+    def device(self) -> str:
+        """The torch device that the tokenizer runs on."""
+        return self._device
+
+    @device.setter
+    def device(self, device: str) -> None:
+        if device != self._device:
+            self._device, self._tokenizer = device, None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """True where the checkpoint is a folder with a tokenizer, or names one on the hub; never looks outside."""
+        complete = all((self.checkpoint / name).is_file() for name in (checkpoints.WEIGHTS, checkpoints.CONFIG))
+        return complete or self._hub_id is not None
+
+    def forget_tokenizer(self) -> None:
+        """Drop the loaded tokenizer, so that the next use loads what lies at `checkpoint` then."""
+        self._tokenizer = self._fingerprint = None
+
+    def _folder(self) -> Path:
+        if not self.checkpoint.is_dir() and self._hub_id is not None:
+            return checkpoints.resolve_folder(self._hub_id)
+        if not self.has_tokenizer:
+            where = f"train one there, or set checkpoint in [modalities.{self.name}] of registry.toml"
+            raise CheckpointError(f"{self.name}: no tokenizer at {self.checkpoint}; {where}")
+        return self.checkpoint
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer's weights and config. Raises CheckpointError where it is not the pinned one."""
+        if self._fingerprint is None:
+            folder = self._folder()
+            found = checkpoints.fingerprint(folder)
+            if self._sha256 is not None and found != self._sha256:
+                where = self.settings.origin.at("sha256")
+                raise CheckpointError(
+                    f"{self.name}: the tokenizer at {folder} has the fingerprint {found}, but {where} says"
+                    f" {self._sha256}; put that tokenizer there, or update sha256"
+                )
+            self._fingerprint = found
+        return self._fingerprint
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer object, loaded on `device` at the first use, in eval mode. Raises CheckpointError."""
+        if self._tokenizer is None:
+            folder = self._folder()
+            _ = self.fingerprint  # refuses another codec than the pinned one before anything of it is loaded
+            import torch
+
+            tokenizer = self._call("load_tokenizer", checkpoint=folder, device=self._device, settings=self.settings)
+            self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
+        return self._tokenizer
+
+    def train_tokenizer(self, samples: TrainingSamples, out_dir: Path, seed: int, **tokenizer_overrides: Any) -> Path:
+        """Train a tokenizer into `out_dir` (resumed there after a kill); returns the checkpoint folder.
+
+        `tokenizer_overrides` replace keys of the settings' `tokenizer` table.
+        """
+        config = self.settings.changed(tokenizer=tokenizer_overrides) if tokenizer_overrides else self.settings
+        path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
+        files = (checkpoints.WEIGHTS, checkpoints.CONFIG)
+        if not isinstance(path, Path) or not all((path / name).is_file() for name in files):
+            wanted = f"the Path of a folder of {' and '.join(files)}"
+            raise self._wrong("train_tokenizer", f"gave {describe(path)}, expected {wanted}")
+        self.forget_tokenizer()
+        if self._trained is not None:
+            self._trained(path)
+        return path
+
+    # ------------------------------------------------------------------ values <-> tokens
+
+    def encode(self, values: Any) -> torch.Tensor | list[np.ndarray[Any, Any]]:
+        """Tokens of a list of values, or of a tensor `(batch, *value.shape)`.
+
+        Grids and vectors: an int64 tensor `(batch, *tokens)`. Patches: a float32 tensor `(batch, tokens, dim)`.
+        Sequences: a list of 1-D int64 numpy arrays. Embeddings: a list of float32 numpy arrays `(tokens, dim)`.
+        """
+        import torch
+
+        batch = self._batch(values)
+        count = len(batch)
+        with torch.inference_mode():
+            given = self._call("encode", tokenizer=self.tokenizer, values=batch)
+        tokens, problem = checked_tokens(self.spec, given)
+        if not problem and len(tokens) != count:
+            problem = f"expected tokens of {count} values"
+        if problem:
+            declared = expected_tokens(self.spec)
+            raise self._wrong("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
+        # A copy made outside inference mode may be used in training, too.
+        return tokens.clone() if isinstance(tokens, torch.Tensor) else tokens
+
+    def decode(self, tokens: Any) -> list[Any]:
+        """The values of a batch of tokens, one per sample, each as `spec.value` declares. Takes what `encode` gives."""
+        import torch
+
+        batch, problem = checked_tokens(self.spec, tokens)
+        if problem:
+            expected = expected_tokens(self.spec)
+            raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(tokens)}: {problem}")
+        if isinstance(batch, torch.Tensor):
+            batch = batch.to(self._device)
+        with torch.inference_mode():
+            values = self._call("decode", tokenizer=self.tokenizer, tokens=batch)
+            if isinstance(values, torch.Tensor):
+                values = values.cpu().numpy()
+            listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
+        if len(listed) != len(batch):
+            raise self._wrong("decode", f"gave {len(listed)} values for {len(batch)} samples")
+        for value in listed:
+            self._check_given(value, "decode")
+        return listed
+
+    def _batch(self, values: Any) -> Any:
+        """The checked batch that a plugin is given: one tensor for arrays of fixed shape, else a list."""
+        import torch
+
+        if is_batched(self.spec.value) and isinstance(values, torch.Tensor | np.ndarray):
+            if problem := batch_problem(self.spec.value, values):
+                expected = f"a batch of {expected_value(self.spec.value)}"
+                raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(values)}: {problem}")
+            return torch.as_tensor(values).to(self._device)
+        if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
+            raise InvalidValueError(f"{self.name}: expected a list of one or more values, got {describe(values)}")
+        for value in values:
+            self.check(value)
+        if is_batched(self.spec.value):
+            return torch.from_numpy(np.stack(values)).to(self._device)
+        return list(values)
+
+    # ------------------------------------------------------------------ values
+
+    def check(self, value: Any, *, any_size: bool = False) -> None:
+        """Raise InvalidValueError where `value` is not what `spec.value` declares.
+
+        With `any_size` a picture-like array may have another height and width: values before `transform`.
+        """
+        if problem := value_problem(self.spec.value, value, any_size=any_size):
+            expected = expected_value(self.spec.value)
+            raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(value)}; {problem}")
+
+    def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
+        if problem := value_problem(self.spec.value, value, any_size=any_size):
+            declared = expected_value(self.spec.value)
+            raise self._wrong(hook, f"gave {describe(value)}, its spec declares {declared}: {problem}")
+
+    def read(self, data: bytes, extension: str) -> Any:
+        """One value from a file's bytes, of the size that the file has. Raises InvalidValueError."""
+        extension = extension.lower().removeprefix(".")
+        try:
+            if self.implements("read_value"):
+                value = self._plugins.call(
+                    self._plugin, "read_value", {"data": data, "extension": extension, "settings": self.settings}
+                )
+            else:
+                value = defaults.read_value(self.spec.value, data, extension)
+        except InvalidValueError as error:
+            named = str(error).startswith(f"{self.name}:")
+            raise error if named else InvalidValueError(f"{self.name}: {error}") from error
+        except ZooError:
+            raise
+        except Exception as error:
+            raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {reason(error)}") from error
+        self.check(value, any_size=True)
+        return value
+
+    def write(self, value: Any) -> tuple[bytes, str]:
+        """A value of any size as a file's bytes and its extension (lower case, no dot)."""
+        self.check(value, any_size=True)
+        if not self.implements("write_value"):
+            return defaults.write_value(self.spec.value, value)
+        written = self._call("write_value", value=value, settings=self.settings)
+        data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
+        if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9.]+", extension):
+            raise self._wrong("write_value", f"gave {describe(written)}, expected (bytes, extension without a dot)")
+        return data, extension
+
+    def transform(self, value: Any, crop: Crop) -> Any:
+        """The value seen through `crop`, at the size of the settings: as `spec.value` declares."""
+        self.check(value, any_size=True)
+        if self.implements("transform"):
+            value = self._call("transform", value=value, crop=crop, settings=self.settings)
+            self._check_given(value, "transform")
+        else:
+            self.check(value)
+        return value
+
+    def derive(self, sample: Mapping[str, Any]) -> Any:
+        """This modality's value, computed from those of `spec.derived_from` in `sample`; its size is theirs.
+
+        Raises DataError where the sample lacks one of them.
+        """
+        if not self.spec.derived_from:
+            raise DataError(f"{self.name}: is not derived from other modalities")
+        if missing := [name for name in self.spec.derived_from if name not in sample]:
+            raise DataError(f"{self.name}: is derived from {', '.join(missing)}, which the sample lacks")
+        value = self._call("derive", sample=sample, settings=self.settings)
+        self._check_given(value, "derive", any_size=True)
+        return value
+
+    def render(self, value: Any) -> PIL.Image.Image | str:
+        """The value as a person wants to see it: a PIL image, or text."""
+        if not self.implements("render"):
+            return defaults.render(self.spec.value, value)
+        shown: PIL.Image.Image | str = self._call("render", value=value, settings=self.settings)
+        if not isinstance(shown, str):
+            import PIL.Image
+
+            if not isinstance(shown, PIL.Image.Image):
+                raise self._wrong("render", f"gave {describe(shown)}, expected a PIL image or a str")
+        return shown
+
+    def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
+        """The metrics of `spec.metrics`, by name, over aligned lists of values."""
+        if len(predicted) != len(target) or not len(target):
+            got = f"{len(predicted)} and {len(target)}"
+            raise InvalidValueError(f"{self.name}: expected as many predictions as targets, at least one; got {got}")
+        if not self.implements("score"):
+            return defaults.score(predicted, target)
+        given = self._call("score", predicted=predicted, target=target, settings=self.settings)
+        names = [metric.name for metric in self.spec.metrics]
+        if not isinstance(given, Mapping) or set(given) != set(names):
+            raise self._wrong("score", f"gave {describe(given)}, its spec declares {', '.join(names)}")
+        try:
+            return {name: float(given[name]) for name in names}
+        except (TypeError, ValueError):
+            raise self._wrong("score", f"gave {describe(given)}, expected one number per metric") from None
+
+    def constant_answer(self, values: Sequence[Any]) -> Any:
+        """The best single answer for all of `values`, given without looking at any input."""
+        if not len(values):
+            raise InvalidValueError(f"{self.name}: a constant answer needs at least one value")
+        if not self.implements("constant_answer"):
+            return defaults.constant_answer(values, self.spec.metrics[0], self.score)
+        answer = self._call("constant_answer", values=values, settings=self.settings)
+        self._check_given(answer, "constant_answer")
+        return answer
+
+    def vocabulary_tokens(self) -> tuple[str, ...]:
+        """Special tokens that this modality adds to its shared text vocabulary, in order."""
+        return self._strings("vocabulary_tokens", settings=self.settings)
+
+    def vocabulary_texts(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """The plain text in `values` that the shared text vocabulary has to cover well."""
+        return self._strings("vocabulary_texts", values=values, settings=self.settings)
+
+    def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
+        if not self.implements(hook):
+            return ()
+        given = self._call(hook, **arguments)
+        strings = tuple(given)
+        if isinstance(given, str) or not all(isinstance(item, str) for item in strings):
+            raise self._wrong(hook, f"gave {describe(given)}, expected a sequence of str")
+        return strings

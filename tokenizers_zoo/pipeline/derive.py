@@ -1,0 +1,192 @@
+"""`zoo data derive`: modalities computed from others (pseudo-labels), in the order that they need each other."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.data.provenance import as_json, digest, read_entry, record_entry, value_identity
+from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
+from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
+from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
+from tokenizers_zoo.pipeline.results import (
+    Outcome,
+    RunResult,
+    read_failures,
+    remove_shards,
+    write_failures,
+)
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+TOKENIZER_KEYS = ("tokenizer",)  # how values become tokens does not change the values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeriveShard:
+    """One job: where the inputs of each sample are, and the shard that takes what is derived from them."""
+
+    modality: str
+    path: Path
+    samples: tuple[tuple[str, dict[str, Member]], ...]
+
+
+def derive_data(
+    zoo: Zoo,
+    data: Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    workers: int | None = None,
+) -> RunResult:
+    """Derive what is absent and can be derived (or `modalities`, with what they need) into the data folder.
+
+    A sample that fails is listed with its reason in `<shard>.failed.jsonl` and left out; the run goes on. What was
+    derived already is kept, unless the plugin, its settings or the values that it is derived from have changed since.
+    Raises DataError where `modalities` cannot be derived from what is there.
+    """
+    store = ValueStore.of(data, zoo)
+    result = RunResult()
+    for split in splits or store.splits():
+        store.modalities(split)
+        for handle in _order(zoo, store, split, modalities, result):
+            with disk_errors(store.root):
+                _derive_modality(zoo, store, split, handle, workers, result)
+    return result.check()
+
+
+def _order(
+    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
+) -> list[ModalityHandle]:
+    """What to derive, inputs first. What cannot be is an error if it was asked for, else a skip with the reason."""
+    present = {name for name in store.modalities(split) if not _is_derived(store, split, name)}
+    derivable = {handle.name: handle for handle in zoo.handles() if handle.spec.derived_from}
+    graph = {name: set(handle.spec.derived_from) & set(derivable) for name, handle in derivable.items()}
+    try:
+        order = list(graphlib.TopologicalSorter(dict(sorted(graph.items()))).static_order())
+    except graphlib.CycleError as error:
+        raise DataError(f"modalities that are derived from each other: {' -> '.join(error.args[1])}") from None
+    missing: dict[str, str] = {}
+    for name in order:
+        lacks = [n for n in derivable[name].spec.derived_from if n not in present and (n not in graph or n in missing)]
+        if lacks and name not in present:
+            missing[name] = f"derived from {', '.join(lacks)}, which {store.root / split} lacks"
+    if wanted is None:
+        chosen = [name for name in order if name not in present and name not in missing]
+        result.skipped.update(missing)
+    else:
+        for name in wanted:
+            if name in missing or name not in derivable:
+                reason = missing.get(name) or f"{zoo[name].distribution} does not derive it from other modalities"
+                raise DataError(f"{name}: {reason}; {split} has {', '.join(store.modalities(split))}")
+            if name in present:
+                result.skipped[name] = "is there, and was not derived"
+        chosen = [name for name in order if name in _with_inputs(wanted, graph) and name not in present]
+    return [derivable[name] for name in chosen]
+
+
+def _with_inputs(wanted: Iterable[str], graph: dict[str, set[str]]) -> set[str]:
+    """The wanted modalities and the derivable ones that they need, however far back."""
+    closure: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in closure:
+            closure.add(name)
+            waiting += graph.get(name, ())
+    return closure
+
+
+def _is_derived(store: ValueStore, split: str, modality: str) -> bool:
+    return "derived_from" in (read_entry(store.root, split, modality) or {})
+
+
+def _entry(store: ValueStore, split: str, handle: ModalityHandle) -> dict[str, Any]:
+    """What decides the derived values: the plugin and its version, its settings, and the data that it is given."""
+    own = {key: value for key, value in handle.settings.items() if key not in TOKENIZER_KEYS}
+    inputs = {name: digest(read_entry(store.root, split, name)) for name in handle.spec.derived_from}
+    return as_json(
+        {
+            "derived_from": inputs,
+            "distribution": handle.distribution,
+            "plugin": handle.plugin_name,
+            "settings": own,
+            "image_size": handle.settings.shared.get("image_size"),
+            "value": value_identity(handle),
+        }
+    )
+
+
+def _derive_modality(
+    zoo: Zoo, store: ValueStore, split: str, handle: ModalityHandle, workers: int | None, result: RunResult
+) -> None:
+    """Derive one modality of one split, as far as it is not there."""
+    folder = store.root / split / handle.name
+    entry = _entry(store, split, handle)
+    if read_entry(store.root, split, handle.name) != entry:
+        remove_shards(folder.glob("*.tar"))
+        record_entry(store.root, split, handle.name, entry)
+    outcome = Outcome(split=split, modality=handle.name)
+    jobs = []
+    planned = _plan(store, split, handle, folder)
+    remove_shards(set(folder.glob("*.tar")) - {job.path for job in planned})
+    for job in planned:
+        if _is_complete(job):
+            outcome.kept_shards += 1
+        else:
+            jobs.append(job)
+    result.outcomes.append(outcome)
+    with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:
+        for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers):
+            outcome.add(written, failures)
+            advance(len(job.samples))
+    store.forget(split, handle.name)
+
+
+def _plan(store: ValueStore, split: str, handle: ModalityHandle, folder: Path) -> list[DeriveShard]:
+    """One job per shard of the first input, over the samples that have all inputs, found by key."""
+    inputs = handle.spec.derived_from
+    members = {name: store.index(split, name).members for name in inputs}
+    by_shard: dict[str, list[tuple[str, dict[str, Member]]]] = {}
+    for key in store.aligned_keys(split, inputs):
+        found = {name: members[name][key] for name in inputs}
+        by_shard.setdefault(found[inputs[0]].shard.name, []).append((key, found))
+    return [
+        DeriveShard(modality=handle.name, path=folder / name, samples=tuple(samples))
+        for name, samples in by_shard.items()
+    ]
+
+
+def _is_complete(job: DeriveShard) -> bool:
+    """True where the shard is there and accounts for every sample."""
+    if not job.path.exists():
+        return False
+    try:
+        done = {*scan_shard(job.path).members, *read_failures(job.path)}
+    except DataError:  # damaged: it is ours, so it is derived again
+        return False
+    return done == {key for key, _ in job.samples}
+
+
+def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str, str]]:
+    """Derive and write one shard; returns the number of samples written, and the failures (key to reason)."""
+    handle = zoo[job.modality]
+    inputs = {name: zoo[name] for name in handle.spec.derived_from}
+    failures: dict[str, str] = {}
+    with disk_errors(job.path.parent), writing_shard(job.path) as writer:
+        for key, members in job.samples:
+            try:
+                sample = {name: read_value(inputs[name], member) for name, member in members.items()}
+                value = handle.transform(handle.derive(sample), WHOLE)
+                writer.add(key, *handle.write(value))
+            except ZooError as error:
+                failures[key] = str(error)
+        write_failures(job.path, failures)
+        if failures and not writer.count:
+            writer.discard()
+    return job, writer.count, failures

@@ -1,0 +1,117 @@
+"""Work over many shards: a pool of processes on this machine, batches read ahead by threads, and progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tokenizers_zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_worker_zoo: Any = None
+
+
+def run_jobs(
+    zoo: Zoo, function: Callable[[Zoo, Job], Result], jobs: Sequence[Job], workers: int | None = None
+) -> Iterator[Result]:
+    """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
+
+    `workers` None means one per core. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
+    threads are never copied. The first error stops the rest; what other jobs have finished is kept.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            yield function(zoo, job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, context, _start_worker, (zoo.tables, zoo.path)) as pool:
+        futures: list[Future[Result]] = [pool.submit(_run, function, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise ZooError(
+                "a worker process died, perhaps for lack of memory; run the same command again to go on, with fewer "
+                "workers, or with one to see the reason"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(tables: Mapping[str, Any], path: Path | None) -> None:
+    from tokenizers_zoo.registry import Zoo
+
+    global _worker_zoo
+    _worker_zoo = Zoo.from_tables(tables, path)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing what is half-written
+
+
+def _run(function: Callable[[Zoo, Job], Result], job: Job) -> Result:
+    return function(_worker_zoo, job)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes started meanwhile use one thread each for numerics: there is one process per core already."""
+    old = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update({name: "1" for name, value in old.items() if value is None})
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def read_ahead(
+    read: Callable[[Job], Result], batches: Iterable[Sequence[Job]], *, threads: int = 2, depth: int = 3
+) -> Iterator[tuple[Sequence[Job], list[Result]]]:
+    """Batches with what `read` gives for each of their items, in order, up to `depth` batches read ahead by threads."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+        waiting: deque[tuple[Sequence[Job], list[Future[Result]]]] = deque()
+        remaining = iter(batches)
+        try:
+            while True:
+                while len(waiting) < depth and (batch := next(remaining, None)) is not None:
+                    waiting.append((batch, [pool.submit(read, item) for item in batch]))
+                if not waiting:
+                    return
+                batch, futures = waiting.popleft()
+                yield batch, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr with the time that is left; the block is given a function that moves it on by n."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=total == 0) as progress:
+        task = progress.add_task(description, total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        yield advance

@@ -1,0 +1,107 @@
+"""`zoo data info`: what a data folder and a token store hold, how much of it is aligned, and what was dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.data.provenance import read_entries
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.pipeline.results import read_failures
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRow:
+    """One modality of one split: its samples, the bytes of its values, and what is not there though it should be."""
+
+    split: str
+    modality: str
+    samples: int
+    bytes: int
+    dropped: int
+    made_by: str
+
+
+@dataclass(kw_only=True, slots=True)
+class DataDescription:
+    """A data folder: a row per split and modality, how many samples of a split have every modality, and reasons."""
+
+    rows: list[DataRow] = field(default_factory=list)
+    aligned: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """One modality of one split of a token store."""
+
+    split: str
+    modality: str
+    samples: int
+    tokens: int
+    bytes: int
+    dropped: int
+    vocabulary: str
+    fingerprint: str
+
+
+def describe_data(zoo: Zoo, data: Path) -> DataDescription:
+    """Count what a data folder holds. Raises DataError where there is none."""
+    store = ValueStore.of(data, zoo)
+    entries = read_entries(store.root)
+    result = DataDescription()
+    for split in store.splits():
+        modalities = store.modalities(split)
+        for name in modalities:
+            index = store.index(split, name)
+            reasons = [f"{item.shard}: {item.key or 'unknown member'}: {item.reason}" for item in index.dropped]
+            for shard in index.shards:
+                reasons += [f"{shard.name}: {key}: {reason}" for key, reason in read_failures(shard).items()]
+            result.rows.append(
+                DataRow(
+                    split=split,
+                    modality=name,
+                    samples=len(index.members),
+                    bytes=index.bytes,
+                    dropped=len(reasons),
+                    made_by=_made_by(entries.get(split, {}).get(name)),
+                )
+            )
+            result.reasons += [f"{split}/{name}/{reason}" for reason in reasons]
+        result.aligned[split] = len(store.aligned_keys(split, modalities))
+    return result
+
+
+def _made_by(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "not recorded"
+    if "source" in entry:
+        return f"{entry['source']} of {entry['distribution']}, seed {entry['seed']}"
+    return f"{entry['distribution']}, from {', '.join(entry['derived_from'])}"
+
+
+def describe_tokens(tokens: Path) -> list[TokenRow]:
+    """Count what a token store holds. Raises DataError where there is none."""
+    store = TokenStore(tokens)
+    rows = []
+    for split in store.splits():
+        for name in store.modalities(split):
+            column = store.open(split, name)
+            rows.append(
+                TokenRow(
+                    split=split,
+                    modality=name,
+                    samples=len(column),
+                    tokens=int(column.lengths.sum()),
+                    bytes=sum(path.stat().st_size for path in column.paths),
+                    dropped=len(column.dropped),
+                    vocabulary=column.vocabulary,
+                    fingerprint=column.fingerprint,
+                )
+            )
+    return rows

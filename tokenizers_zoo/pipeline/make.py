@@ -1,0 +1,267 @@
+"""`zoo data make`: a source's samples to value shards, over all cores, resumed shard by shard."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
+from tokenizers_zoo.data.provenance import (
+    as_json,
+    check_same_source,
+    has_shards,
+    read_entry,
+    record_entry,
+    value_identity,
+)
+from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
+from tokenizers_zoo.data.tar import ShardWriter, disk_errors, writing_shard
+from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
+from tokenizers_zoo.pipeline.results import Outcome, RunResult, remove_shards, write_failures
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
+
+SHARD_SIZE = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One job: samples [start, stop) of a split, written for the `modalities` whose shard is missing."""
+
+    root: Path
+    source: str
+    options: str
+    seed: int
+    split: str
+    count: int
+    number: int
+    start: int
+    stop: int
+    modalities: tuple[str, ...]
+
+    def path(self, modality: str) -> Path:
+        """Where the modality's shard goes."""
+        return self.root / self.split / modality / SHARD_NAME.format(self.number)
+
+
+def make_data(
+    zoo: Zoo,
+    source_name: str,
+    out: Path,
+    *,
+    train: int | None,
+    test: int | None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> RunResult:
+    """Write all modalities that the source gives and that are enabled, at the size of their settings, to `out`.
+
+    `train` and `test` count samples; None means all that the source has, 0 none. What is there already is kept: the
+    same command goes on after a kill, writes a modality that was installed since, or makes more of the same samples.
+    The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes are not the source's,
+    DataError where `out` holds values of another source, seed or size.
+    """
+    source = zoo.source(source_name)
+    options = dict(options or {})
+    out = Path(out)
+    result = RunResult()
+    with disk_errors(out):
+        jobs = []
+        for split, wanted in (("train", train), ("test", test)):
+            if wanted == 0:
+                continue
+            samples = open_samples(source, split, wanted, seed, options)
+            given = _given(zoo, source, samples, result)
+            count = len(samples)
+            plan = _Plan(
+                zoo=zoo, source=source, out=out, split=split, count=count, seed=seed, options=options,
+                shard_size=shard_size,
+            )  # fmt: skip
+            jobs += plan.jobs(given, result)
+        outcomes = {(outcome.split, outcome.modality): outcome for outcome in result.outcomes}
+        with progress_bar(f"make {source_name}", sum(job.stop - job.start for job in jobs)) as advance:
+            for job, counts in run_jobs(zoo, make_shard, jobs, workers):
+                for modality, (written, failures) in counts.items():
+                    outcomes[job.split, modality].add(written, failures)
+                advance(job.stop - job.start)
+    return result.check()
+
+
+def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> list[ModalityHandle]:
+    """The enabled modalities that the source gives; instances under other names get their plugin's values.
+
+    Raises ConfigError where a modality's classes are not the source's.
+    """
+    names = source.spec.modalities or getattr(samples, "modalities", ())
+    found = [handle for handle in zoo.handles() if handle.name in names or handle.plugin_name in names]
+    served = {handle.name for handle in found} | {handle.plugin_name for handle in found}
+    problems = zoo.problems()
+    for name in names:
+        if name not in served:
+            reason = problems.get(name, "no enabled modality of this name: install its plugin, or enable it")
+            result.skipped[name] = reason
+    for handle in found:
+        theirs = source.spec.classes.get(_name_at_source(handle, names))
+        ours = handle.spec.value.classes
+        if theirs is not None and ours and tuple(theirs) != tuple(ours):
+            raise ConfigError(
+                f"{handle.name}: declared with the {len(ours)} classes {_names(ours)}, and {source.name} gives the "
+                f"{len(theirs)} classes {_names(theirs)}; set [modalities.{handle.name}] classes to the source's"
+            )
+    if not found:
+        raise ConfigError(
+            f"{source.name} gives {', '.join(sorted(names)) or 'nothing'}, none of which is enabled; "
+            f"enabled: {', '.join(zoo.names()) or 'none'}"
+        )
+    return found
+
+
+def _name_at_source(handle: ModalityHandle, names: Sequence[str]) -> str:
+    return handle.name if handle.name in names else handle.plugin_name
+
+
+def _names(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What one split of the output needs, after what is there was found to be of the same kind."""
+
+    zoo: Zoo
+    source: SourceHandle
+    out: Path
+    split: str
+    count: int
+    seed: int
+    options: dict[str, Any]
+    shard_size: int
+
+    def entry(self, handle: ModalityHandle) -> dict[str, Any]:
+        return as_json(
+            {
+                "source": self.source.name,
+                "distribution": self.source.distribution,
+                "seed": self.seed,
+                "options": self.options,
+                "image_size": handle.settings.shared.get("image_size"),
+                "value": value_identity(handle),
+                "plugin": handle.distribution,
+                "count": self.count,
+                "shard_size": self.shard_size,
+            }
+        )
+
+    def jobs(self, handles: Sequence[ModalityHandle], result: RunResult) -> list[Shard]:
+        """One job per shard that any of the modalities lacks; records what the folder is going to hold first."""
+        for handle in handles:
+            self._check_foreign(handle)
+        for handle in handles:  # all are checked before any is changed
+            check_same_source(self.out, self.split, handle.name, self.entry(handle))
+            self._check_count(handle)
+        for handle in handles:
+            self._drop_partial_shard(handle)
+            record_entry(self.out, self.split, handle.name, self.entry(handle))
+        jobs = []
+        outcomes = {handle.name: Outcome(split=self.split, modality=handle.name) for handle in handles}
+        for number, start in enumerate(range(0, self.count, self.shard_size)):
+            job = Shard(
+                root=self.out, source=self.source.name, options=json.dumps(self.options, sort_keys=True, default=str),
+                seed=self.seed, split=self.split, count=self.count, number=number, start=start,
+                stop=min(start + self.shard_size, self.count), modalities=tuple(outcomes),
+            )  # fmt: skip
+            missing = tuple(name for name in outcomes if not job.path(name).exists())
+            for name in set(outcomes) - set(missing):
+                outcomes[name].kept_shards += 1
+            if missing:
+                jobs.append(dataclasses.replace(job, modalities=missing))
+        result.outcomes += outcomes.values()
+        return jobs
+
+    def _check_foreign(self, handle: ModalityHandle) -> None:
+        folder = self.out / self.split / handle.name
+        entry = read_entry(self.out, self.split, handle.name)
+        if has_shards(folder) and (entry is None or "source" not in entry):
+            maker = "by `zoo data derive`" if entry else "by something else than `zoo data make`"
+            raise DataError(f"{folder}: holds shards that were written {maker}; give another folder, or move them away")
+
+    def _check_count(self, handle: ModalityHandle) -> None:
+        entry = read_entry(self.out, self.split, handle.name)
+        if entry and entry["count"] > self.count and has_shards(self.out / self.split / handle.name):
+            raise DataError(
+                f"{self.out}: {self.split}/{handle.name} was made with {entry['count']} samples, now asked for "
+                f"{self.count}; ask for as many or more, give another folder, or delete {self.out / self.split}"
+            )
+
+    def _drop_partial_shard(self, handle: ModalityHandle) -> None:
+        """Where more samples are asked for than before, the last shard is made again with all that belong in it."""
+        entry = read_entry(self.out, self.split, handle.name)
+        if entry and entry["count"] < self.count and entry["count"] % self.shard_size:
+            last = SHARD_NAME.format(entry["count"] // self.shard_size)
+            remove_shards([self.out / self.split / handle.name / last])
+
+
+def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:
+    """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
+
+    A shard in which every sample failed is not written, so that it is tried again.
+    """
+    samples = _samples(zoo, job.source, job.split, job.count, job.seed, job.options)
+    handles = {name: zoo[name] for name in job.modalities}
+    failures: dict[str, dict[str, str]] = {name: {} for name in handles}
+    counts = dict.fromkeys(handles, 0)
+    with disk_errors(job.root), contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(writing_shard(job.path(name))) for name in handles}
+        for index in range(job.start, job.stop):
+            try:
+                key, values = samples[index]
+            except ZooError as error:
+                for name in handles:
+                    failures[name][f"#{index}"] = str(error)
+                continue
+            for name, handle in handles.items():
+                given = name if name in values else handle.plugin_name
+                if given in values and (reason := _write(handle, writers[name], key, values[given])):
+                    failures[name][key] = reason
+        for name, writer in writers.items():
+            counts[name] = writer.count
+            write_failures(job.path(name), failures[name])
+            if failures[name] and not writer.count:
+                writer.discard()
+    return job, {name: (counts[name], failures[name]) for name in handles}
+
+
+def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) -> str:
+    """Add one value at the size of the settings; returns why not, or nothing."""
+    try:
+        if isinstance(value, FileBytes):
+            value = handle.read(value.data, value.extension)
+        writer.add(key, *handle.write(handle.transform(value, WHOLE)))
+    except ZooError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=4)
+def _samples(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> Any:
+    """The source's samples, opened once per process."""
+    return open_samples(zoo.source(source), split, count, seed, json.loads(options))
+
+
+def open_samples(source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any]) -> Any:
+    """The samples of a split. Files in folders are not values yet, and name their modalities themselves."""
+    if source.spec.settings is FolderSettings:
+        config = from_mapping(FolderSettings, options, Origin(table=source.name))
+        return open_folder(config, split, count)
+    return source.samples(split, count, seed, options)

@@ -1,0 +1,92 @@
+"""What became of the shards of one modality: written, kept, and the samples that failed, with reasons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.errors import DataError
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """Counts for one split and modality: samples written and failed now, and shards that were there already."""
+
+    split: str
+    modality: str
+    written: int = 0
+    failed: int = 0
+    kept_shards: int = 0
+    first_reason: str = ""
+
+    def add(self, written: int, failures: Mapping[str, str]) -> None:
+        """Count one shard."""
+        self.written += written
+        self.failed += len(failures)
+        self.first_reason = self.first_reason or next(iter(failures.values()), "")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult:
+    """The outcomes of a command, and the modalities that it left out, each with the reason."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """What was done, a line per split and modality."""
+        lines = []
+        for outcome in self.outcomes:
+            kept = f", {outcome.kept_shards} shards were there" if outcome.kept_shards else ""
+            failed = f", {outcome.failed} failed (first: {outcome.first_reason})" if outcome.failed else ""
+            lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} written{kept}{failed}")
+        lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+        return "\n".join(lines) or "nothing to do"
+
+    def check(self) -> RunResult:
+        """These results. Raises DataError where every sample of a modality failed: one by one they are dropped."""
+        for outcome in self.outcomes:
+            if outcome.failed and not outcome.written and not outcome.kept_shards:
+                raise DataError(
+                    f"{outcome.split}/{outcome.modality}: all {outcome.failed} samples failed; the first one: "
+                    f"{outcome.first_reason}"
+                )
+        return self
+
+
+def failures_path(shard: Path) -> Path:
+    """Where the samples that a shard lacks are listed, beside the shard."""
+    return shard.with_name(f"{shard.stem}.failed.jsonl")
+
+
+def write_failures(shard: Path, failures: Mapping[str, str]) -> None:
+    """List failed samples by key; no file where there are none."""
+    path = failures_path(shard)
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    lines = (json.dumps({"key": key, "reason": reason}, ensure_ascii=False) for key, reason in failures.items())
+    with replacing_file(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_failures(shard: Path) -> dict[str, str]:
+    """The failed samples of a shard, by key. Raises DataError where the list is damaged."""
+    path = failures_path(shard)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {line["key"]: line["reason"] for line in map(json.loads, lines)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it") from None
+
+
+def remove_shards(shards: Iterable[Path]) -> None:
+    """Delete shards of ours, then their lists of failures: a kill in between leaves nothing that looks whole."""
+    for shard in shards:
+        shard.unlink(missing_ok=True)
+        failures_path(shard).unlink(missing_ok=True)

@@ -1,0 +1,276 @@
+"""`zoo tokenize`: values to a token store, encoded in batches that threads read ahead, resumed part by part."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.data.provenance import digest, read_entry
+from tokenizers_zoo.data.shards import ValueStore, read_value
+from tokenizers_zoo.data.tar import Member, disk_errors
+from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, read_part, write_part
+from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+TRAIN = "train"
+PART_SAMPLES = 4096
+CROP_SIDE = (0.5, 1.0)  # shortest and longest side of a random crop, as fractions of the picture's
+
+
+class Row(NamedTuple):
+    """One row to encode: its key in the token store, the stored value, and the crop that it is seen through."""
+
+    key: str
+    member: Member
+    crop: Crop
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizeOutcome:
+    """What became of one modality of one split; `encode_seconds` of the `seconds` were spent in its tokenizer."""
+
+    split: str
+    modality: str
+    written: int = 0
+    kept: int = 0
+    dropped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizeResult:
+    """The outcomes of a run, and the modalities that it left out, each with the reason."""
+
+    outcomes: list[TokenizeOutcome] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def encode_fraction(self) -> float:
+        """Part of the wall time that was spent in the tokenizers."""
+        seconds = sum(outcome.seconds for outcome in self.outcomes)
+        return sum(outcome.encode_seconds for outcome in self.outcomes) / seconds if seconds else 1.0
+
+    def summary(self) -> str:
+        """What was done, a line per split and modality."""
+        lines = []
+        for outcome in self.outcomes:
+            rate = f" ({outcome.written / outcome.seconds:.0f}/s)" if outcome.written else ""
+            kept = f", {outcome.kept} were there" if outcome.kept else ""
+            dropped = ""
+            if outcome.dropped:
+                key, reason = next(iter(outcome.dropped.items()))
+                dropped = f", {len(outcome.dropped)} dropped (first: {key}: {reason})"
+            lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} encoded{rate}{kept}{dropped}")
+        lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+        if any(outcome.written for outcome in self.outcomes):
+            lines.append(f"{self.encode_fraction:.0%} of the time was spent in the tokenizers")
+        return "\n".join(lines) or "nothing to do"
+
+
+def tokenize(
+    zoo: Zoo,
+    data: Path,
+    out: Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    batch_size: int = 64,
+    crops: int = 1,
+    flips: bool = False,
+    seed: int = 0,
+    threads: int = 2,
+    overwrite: bool = False,
+) -> TokenizeResult:
+    """Encode the values in `data` into the token store `out`.
+
+    With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops
+    (mirrored half of the time with `flips`), the same for all its modalities, under the keys `<key>#<number>`. Parts
+    that are there are kept.
+    Raises DataError where `out` holds tokens of another codec or of other data, unless `overwrite`.
+    """
+    if crops < 1 or batch_size < 1:
+        raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
+    store = ValueStore.of(data, zoo)
+    result = TokenizeResult()
+    for split in splits or store.splits():
+        views = crops if split == TRAIN else 1
+        for handle in _chosen(zoo, store, split, modalities, result):
+            run = {
+                "data": digest(read_entry(store.root, split, handle.name)), "crops": views,
+                "flips": flips and views > 1, "seed": seed if views > 1 else 0,
+            }  # fmt: skip
+            metadata = TokenMetadata.of(handle, run)
+            writer = _ModalityRun(
+                handle=handle, metadata=metadata, folder=Path(out) / split / handle.name, batch_size=batch_size,
+                threads=threads, outcome=TokenizeOutcome(split=split, modality=handle.name),
+            )  # fmt: skip
+            rows = _rows(store, split, handle, views, flips, seed)
+            with disk_errors(Path(out)):
+                result.outcomes.append(writer.run(rows, PART_SAMPLES * views, overwrite))
+    return result
+
+
+def _chosen(
+    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: TokenizeResult
+) -> list[ModalityHandle]:
+    """The modalities to encode: those asked for, else all that are enabled, present, and have a tokenizer."""
+    present = store.modalities(split)
+    if wanted is not None:
+        return [zoo[name] for name in wanted if store.index(split, name)]
+    handles = [handle for handle in zoo.handles() if handle.name in present]
+    for handle in handles:
+        if not handle.has_tokenizer:
+            result.skipped[handle.name] = f"no tokenizer at {handle.checkpoint}; train one first"
+    for name in sorted(set(present) - {handle.name for handle in handles}):
+        result.skipped[name] = "no enabled modality of this name"
+    return [handle for handle in handles if handle.has_tokenizer]
+
+
+def _rows(store: ValueStore, split: str, handle: ModalityHandle, crops: int, flips: bool, seed: int) -> list[Row]:
+    """All rows of a modality, the crops of one sample side by side."""
+    members = store.index(split, handle.name).members
+    if crops == 1:
+        return [Row(key, member, Crop()) for key, member in members.items()]
+    return [
+        Row(f"{key}#{number}", member, random_crop(seed, key, number, flips))
+        for key, member in members.items()
+        for number in range(crops)
+    ]
+
+
+def random_crop(seed: int, key: str, number: int, flips: bool = False) -> Crop:
+    """The crop `number` of a sample, from the seed and the key alone: all its modalities share it. 0 is the whole.
+
+    Sides keep the picture's proportions and are uniform in [0.5, 1] of it, the place is uniform.
+    """
+    if number == 0:
+        return Crop()
+    name = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(name[:16], "big"))
+    side = float(rng.uniform(*CROP_SIDE))
+    top, left = (float(place) for place in rng.uniform(0, 1 - side, 2))
+    return Crop(top=top, left=left, height=side, width=side, flip=flips and bool(rng.random() < 0.5))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ModalityRun:
+    """Encodes one modality of one split."""
+
+    handle: ModalityHandle
+    metadata: TokenMetadata
+    folder: Path
+    batch_size: int
+    threads: int
+    outcome: TokenizeOutcome
+
+    def run(self, rows: Sequence[Row], part_rows: int, overwrite: bool) -> TokenizeOutcome:
+        """Write the parts that are missing."""
+        if overwrite:
+            for path in self.folder.glob("*.arrow"):
+                path.unlink()
+        parts = {
+            self.folder / PART_NAME.format(number): rows[start : start + part_rows]
+            for number, start in enumerate(range(0, len(rows), part_rows))
+        }
+        for path in sorted(self.folder.glob("*.arrow")):
+            self._check_old(path, parts)
+        todo = {path: part for path, part in parts.items() if not path.exists()}
+        description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
+        start = time.perf_counter()
+        with progress_bar(description, sum(len(part) for part in todo.values())) as advance:
+            encoded: dict[str, npt.NDArray[Any]] = {}
+            batches = self._batches(todo)
+            for path, part in todo.items():
+                dropped: dict[str, str] = {}
+                for _ in range(0, len(part), self.batch_size):
+                    batch, values = next(batches)
+                    self._encode(batch, values, encoded, dropped)
+                    advance(len(batch))
+                keys = [row.key for row in part if row.key in encoded]
+                write_part(path, self.metadata, keys, [encoded.pop(key) for key in keys], dropped)
+                self.outcome.written += len(keys)
+                self.outcome.dropped.update(dropped)
+        self.outcome.seconds = time.perf_counter() - start
+        self._check_all_dropped(parts)
+        return self.outcome
+
+    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]]) -> None:
+        """Keep a part that is what would be written, remove one whose data have grown, refuse any other."""
+        part, batch = read_part(path)
+        if names := self.metadata.differences(part.metadata):
+            old, new = part.metadata.to_json(), self.metadata.to_json()
+            shown = "; ".join(f"{name} {old[name]}, now {new[name]}" for name in names)
+            raise DataError(f"{path}: holds other tokens ({shown}); give another folder, or --overwrite")
+        if path not in parts:
+            raise DataError(f"{path}: holds samples that the data lack now; give another folder, or --overwrite")
+        expected = {row.key for row in parts[path]}
+        keys = batch.column("key").to_pylist()
+        if {*keys, *part.dropped} == expected:
+            self.outcome.kept += len(keys)
+            self.outcome.dropped.update(part.dropped)
+        else:
+            path.unlink()
+
+    def _batches(self, todo: dict[Path, Sequence[Row]]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
+        """All batches of all parts, read ahead across the parts' borders; a value that cannot be read is its error."""
+        batches = (
+            part[start : start + self.batch_size]
+            for part in todo.values()
+            for start in range(0, len(part), self.batch_size)
+        )
+        return read_ahead(self._read, batches, threads=self.threads)
+
+    def _read(self, row: Row) -> Any:
+        try:
+            return read_value(self.handle, row.member, row.crop)
+        except ZooError as error:
+            return error
+
+    def _encode(
+        self, batch: Sequence[Row], values: Sequence[Any], encoded: dict[str, Any], dropped: dict[str, str]
+    ) -> None:
+        """Encode a batch; where the tokenizer refuses it, one by one, so that only what it refuses is dropped."""
+        dropped |= {row.key: str(v) for row, v in zip(batch, values, strict=True) if isinstance(v, ZooError)}
+        sound = [(row.key, value) for row, value in zip(batch, values, strict=True) if not isinstance(value, ZooError)]
+        if not sound:
+            return
+        try:
+            tokens = self._forward([value for _, value in sound])
+        except ZooError as error:
+            if len(sound) == 1:
+                dropped[sound[0][0]] = str(error)
+                return
+            for key, value in sound:
+                try:
+                    encoded[key] = self._forward([value])[0]
+                except ZooError as reason:
+                    dropped[key] = str(reason)
+            return
+        encoded.update({key: item for (key, _), item in zip(sound, tokens, strict=True)})
+
+    def _forward(self, values: list[Any]) -> list[npt.NDArray[Any]]:
+        start = time.perf_counter()
+        tokens = self.handle.encode(values)
+        arrays = [np.asarray(item) if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
+        self.outcome.encode_seconds += time.perf_counter() - start
+        return arrays
+
+    def _check_all_dropped(self, parts: dict[Path, Sequence[Row]]) -> None:
+        if self.outcome.dropped and not self.outcome.written and not self.outcome.kept:
+            for path in parts:
+                path.unlink(missing_ok=True)
+            key, reason = next(iter(self.outcome.dropped.items()))
+            count = len(self.outcome.dropped)
+            raise DataError(f"{self.handle.name}: none of {count} samples could be encoded; {key}: {reason}")

@@ -1,0 +1,232 @@
+"""`zoo tokenizer train` and `eval`: a modality's values as training samples, and the figures of a trained tokenizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.checkpoint import remove_folder, write_json
+from tokenizers_zoo.data.provenance import read_entry
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.values import has_fixed_length
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+TRAIN, TEST = "train", "test"
+EVALUATION = "evaluation.json"
+BATCH = 64
+TEXT_BATCH = 256
+PICTURES = 8
+
+
+def train_tokenizer(
+    zoo: Zoo,
+    name: str,
+    data: Path,
+    *,
+    out: Path | None = None,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Train the tokenizer of modality `name` on `data`; returns its checkpoint folder.
+
+    That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
+    `overwrite` what is at `out` is deleted first, else a run that was killed goes on. Raises DataError where `data` lack
+    the modality, or no value of it can be read.
+    """
+    handle = zoo[name]
+    folder = Path(out) if out is not None else handle.checkpoint
+    samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
+    if overwrite:
+        remove_folder(folder)
+    with disk_errors(folder):
+        return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+
+
+def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> TrainingSamples:
+    """The values of a modality, those that cannot be read left out; and the text of all that share its vocabulary."""
+    sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
+    if not handle.spec.shared_vocabulary and len(sharing) <= 1:
+        sharing = []
+    special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
+    train, test = (_readable(handle, store, split) for split in (TRAIN, TEST))
+    provenance = {
+        "data": read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name},
+        "dropped": {split: len(dropped) for split, (_, dropped) in ((TRAIN, train), (TEST, test)) if dropped},
+    }
+    return TrainingSamples(
+        train=train[0],
+        test=test[0],
+        texts=lambda: _texts(store, sharing),
+        special_tokens=tuple(special),
+        provenance=provenance,
+    )
+
+
+def _readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[Sequence[Any], dict[str, str]]:
+    """The values of a split that can be read, sorted by key, and the others by key with reasons."""
+    keys = sorted(store.keys(split, handle.name)) if split == TRAIN or split in store.splits() else []
+    dropped: dict[str, str] = {}
+    with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
+
+        def read(key: str) -> Any:
+            advance(1)
+            return store.read(handle, split, key)
+
+        values = LazyValues(keys, read).readable(dropped.__setitem__)
+    if keys and not len(values):
+        key, reason = next(iter(dropped.items()))
+        raise DataError(f"{store.root / split / handle.name}: none of {len(keys)} values can be read; {key}: {reason}")
+    return values, dropped
+
+
+def _texts(store: ValueStore, sharing: Sequence[ModalityHandle]) -> Iterator[str]:
+    """The text of the training values of all modalities that share a vocabulary, by modality and then by key."""
+    present = store.modalities(TRAIN)
+    for handle in sharing:
+        if handle.name not in present:
+            continue
+        keys = sorted(store.keys(TRAIN, handle.name))
+        for start in range(0, len(keys), TEXT_BATCH):
+            values = []
+            for key in keys[start : start + TEXT_BATCH]:
+                try:
+                    values.append(store.read(handle, TRAIN, key))
+                except ZooError:
+                    continue  # counted where the modality itself is read
+            yield from handle.vocabulary_texts(values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerEvaluation:
+    """How well a tokenizer keeps held-out values: its modality's metrics, its codebook, its speed."""
+
+    samples: int
+    metrics: dict[str, float]
+    tokens_per_sample: float
+    encode_seconds: float
+    decode_seconds: float
+    usage: float | None = None
+    """Fraction of the vocabulary that occurred; None for continuous layouts."""
+    perplexity: float | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+    pictures: Path | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens encoded per second."""
+        return self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
+
+    def codebook_rows(self) -> list[tuple[str, float, str, str]]:
+        """Name, number, unit and meaning of all figures that no modality's metrics hold."""
+        rows = [
+            ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
+            ("encoding", self.tokens_per_second, "tokens/s", "speed of encode, without reading"),
+        ]
+        if self.usage is not None and self.perplexity is not None:
+            rows.append(("usage", self.usage, "", "fraction of the vocabulary that occurred"))
+            rows.append(("perplexity", self.perplexity, "ids", "how many equally frequent ids would be as varied"))
+        if self.dropped:
+            rows.append(("dropped", float(len(self.dropped)), "samples", "could not be read or encoded"))
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        figures = {key: number for key, number, _, _ in self.codebook_rows()}
+        return {"samples": self.samples, "metrics": self.metrics, **figures}
+
+
+def evaluate_tokenizer(
+    zoo: Zoo, name: str, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
+) -> TokenizerEvaluation:
+    """Encode and decode a split's values (up to `limit`, in the order of their keys) and score what comes back.
+
+    With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder.
+    Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
+    """
+    from tokenizers_zoo.quantizers.usage import CodebookUsage
+
+    handle = zoo[name]
+    store = ValueStore.of(data, zoo)
+    keys = sorted(store.keys(split, name))[:limit]
+    _ = handle.tokenizer  # loaded before the clock starts
+    usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size)
+    run = _Reconstruction()
+    with progress_bar(f"evaluate {split}/{name}", len(keys)) as advance:
+        for start in range(0, len(keys), BATCH):
+            batch = keys[start : start + BATCH]
+            run.add(handle, store, split, batch, usage)
+            advance(len(batch))
+    if not run.target:
+        reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
+        raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
+    pictures = _write_samples(handle, run) if write else None
+    result = TokenizerEvaluation(
+        samples=len(run.target),
+        metrics=handle.score(run.predicted, run.target),
+        tokens_per_sample=run.tokens / len(run.target),
+        encode_seconds=run.encode_seconds,
+        decode_seconds=run.decode_seconds,
+        usage=usage.usage if usage else None,
+        perplexity=usage.perplexity if usage else None,
+        dropped=run.dropped,
+        pictures=pictures,
+    )
+    if write:
+        report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
+        write_json(handle.checkpoint / EVALUATION, {**report, **result.to_json()})
+    return result
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reconstruction:
+    """Values and what came back of them, with the time that it took."""
+
+    target: list[Any] = field(default_factory=list)
+    predicted: list[Any] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
+        """Reconstruct a batch; values that cannot be read are dropped with the reason."""
+        values = []
+        for key in keys:
+            try:
+                values.append(store.read(handle, split, key))
+            except ZooError as error:
+                self.dropped[key] = str(error)
+        if not values:
+            return
+        start = time.perf_counter()
+        tokens = handle.encode(values)
+        encoded = time.perf_counter()
+        self.predicted += handle.decode(tokens)
+        self.decode_seconds += time.perf_counter() - encoded
+        self.encode_seconds += encoded - start
+        self.target += values
+        fixed = has_fixed_length(handle.spec.layout)
+        self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)
+        if usage is not None:
+            for item in [tokens] if fixed else tokens:
+                usage.update(item)
+
+
+def _write_samples(handle: ModalityHandle, run: _Reconstruction) -> Path | None:
+    """Draw some values beside their reconstructions in the checkpoint folder."""
+    from tokenizers_zoo.training_report import PICTURES as FOLDER
+    from tokenizers_zoo.training_report import write_pictures
+
+    pairs = zip(run.target[:PICTURES], run.predicted[:PICTURES], strict=True)
+    write_pictures(handle.checkpoint, [(handle.render(value), handle.render(back)) for value, back in pairs])
+    return handle.checkpoint / FOLDER

@@ -1,0 +1,318 @@
+"""Zoo: what is installed, enabled by registry.toml, and callable. Nothing is imported before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
+from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
+from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
+from tokenizers_zoo.source_handle import SourceHandle
+
+__all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
+
+TABLES = ("zoo", "vocabularies", "modalities")
+CHECKPOINTS = "runs/tokenizers"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceConfig:
+    """The keys of `[modalities.NAME]` that the registry itself reads; all others are the plugin's settings."""
+
+    plugin: str = ""
+    """The installed plugin that this instance runs; empty means the one of the instance's own name."""
+    enabled: bool = True
+    """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
+    checkpoint: str = ""
+    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder."""
+    sha256: str = ""
+    """The fingerprint that the tokenizer has to have; empty means any."""
+
+    def __post_init__(self) -> None:
+        if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 {self.sha256!r}: expected 64 lower-case hexadecimal digits")
+
+
+RESERVED = tuple(field.name for field in dataclasses.fields(InstanceConfig))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ZooConfig:
+    """The keys of `[zoo]` that are known without any plugin; further ones are offered to the plugins."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Size of the pictures in pixels: one number for squares, or [height, width]."""
+    patch_size: int | None = None
+    """Height and width of what one token of a picture stands for, in pixels."""
+    checkpoints: str = CHECKPOINTS
+    """The folder of the tokenizers, relative to registry.toml."""
+    seed: int = 0
+    """The seed of everything that is not told another."""
+
+
+CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))
+
+
+class Zoo:
+    """The enabled modalities by name, and the installed sources.
+
+    Names come from entry points and registry.toml alone; `zoo[name]` loads that one plugin. A plugin that cannot be
+    loaded or breaks the contract raises there and is listed by `problems()`; the others work.
+    """
+
+    def __init__(self, tables: Mapping[str, Any], path: Path | None = None) -> None:
+        self.path = path
+        self.tables = {key: dict(_table(tables, key, path)) for key in TABLES}
+        reject_unknown(tables, TABLES, Origin(path=path))
+        known = {key: value for key, value in self.tables["zoo"].items() if key in CORE_KEYS}
+        self.config = from_mapping(ZooConfig, known, self._origin("zoo"))
+        for name in self.tables["vocabularies"]:
+            _table(self.tables["vocabularies"], name, path, "vocabularies")
+        self._plugins = Plugins()
+        self._instances = {name: InstanceConfig() for name in self._plugins.claims[MODALITIES]}
+        for name in self.tables["modalities"]:
+            table = _table(self.tables["modalities"], name, path, "modalities")
+            reserved = {key: value for key, value in table.items() if key in RESERVED}
+            self._instances[name] = from_mapping(InstanceConfig, reserved, self._origin(f"modalities.{name}"))
+        self._handles: dict[str, ModalityHandle | ZooError] = {}
+        self._sources: dict[str, SourceHandle] = {}
+        self._wrapper_problems: dict[str, str] | None = None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Zoo:
+        """The registry that a TOML file describes. Raises ConfigError naming file, line and key."""
+        return cls(load_toml(Path(path)), Path(path))
+
+    @classmethod
+    def installed(cls) -> Zoo:
+        """All that is installed, with default settings."""
+        return cls({})
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:
+        """The registry that the tables of a registry.toml describe; relative paths start at `path`'s folder."""
+        return cls(tables, None if path is None else Path(path))
+
+    def _origin(self, table: str) -> Origin:
+        return Origin(path=self.path, table=table)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the registry start at."""
+        return self.path.parent if self.path is not None else Path()
+
+    @property
+    def pm(self) -> pluggy.PluginManager:
+        """The plugin manager, with the wrappers and whatever has been used so far."""
+        return self._plugins.pm
+
+    # ------------------------------------------------------------------ modalities
+
+    def names(self) -> list[str]:
+        """The enabled modalities, sorted. Imports nothing, so a name may turn out not to be loadable."""
+        return sorted(name for name, instance in self._instances.items() if instance.enabled)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._instances and self._instances[str(name)].enabled
+
+    def __getitem__(self, name: str) -> ModalityHandle:
+        """The handle of an enabled modality, its plugin loaded and its spec checked.
+
+        Raises UnknownNameError for a name that is not enabled, PluginError for a plugin that does not load or breaks
+        the contract, ConfigError for settings that it does not take.
+        """
+        if name not in self._handles:
+            if name not in self:
+                raise self._unknown(name)
+            try:
+                self._handles[name] = self._load(name)
+            except ZooError as error:
+                self._handles[name] = error
+        handle = self._handles[name]
+        if isinstance(handle, ZooError):
+            raise type(handle)(str(handle)) from handle.__cause__
+        return handle
+
+    def _unknown(self, name: str) -> UnknownNameError:
+        if name in self._instances:
+            where = self._origin(f"modalities.{name}").at("enabled")
+            return UnknownNameError(f"modality {name!r} is disabled: {where}")
+        return UnknownNameError.of("modality", name, self.names(), hint="(zoo list shows what is installed)")
+
+    def _load(self, name: str) -> ModalityHandle:
+        instance = self._instances[name]
+        wanted = instance.plugin or name
+        installed = self._plugins.claims[MODALITIES]
+        if wanted not in installed:
+            origin = self._origin("modalities").at(name) if not instance.plugin else None
+            where = origin or self._origin(f"modalities.{name}").at("plugin")
+            unknown = UnknownNameError.of("plugin", wanted, installed, hint="(install it, or set enabled = false)")
+            raise UnknownNameError(f"{where}: {unknown}")
+        self._load_wrappers()
+        plugin, claim, hooks = self._plugins.load(MODALITIES, wanted, REQUIRED)
+        own = {key: value for key, value in self.tables["modalities"].get(name, {}).items() if key not in RESERVED}
+        return ModalityHandle(
+            plugins=self._plugins,
+            plugin=plugin,
+            claim=claim,
+            hooks=hooks,
+            settings=self._settings(name, own, f"modalities.{name}"),
+            locate=lambda spec: self._locate(instance, spec),
+            hub_id=self._hub_id(instance),
+            sha256=instance.sha256 or None,
+            trained=self._trained,
+        )
+
+    def _settings(self, name: str, own: Mapping[str, Any], table: str) -> Settings:
+        return Settings(
+            name,
+            own,
+            shared=self.tables["zoo"],
+            vocabularies=self.tables["vocabularies"],
+            origin=self._origin(table),
+        )
+
+    def _locate(self, instance: InstanceConfig, spec: ModalitySpec) -> Path:
+        return self.folder / (instance.checkpoint or Path(self.config.checkpoints) / spec.vocabulary)
+
+    def _hub_id(self, instance: InstanceConfig) -> str | None:
+        """A checkpoint that reads `owner/name` is on the hub, unless `owner` is, or will be, a folder here."""
+        owner = instance.checkpoint.split("/")[0]
+        local = (self.folder / owner).is_dir() or owner == Path(self.config.checkpoints).parts[0]
+        return instance.checkpoint if re.fullmatch(HUB_ID, instance.checkpoint) and not local else None
+
+    def _trained(self, path: Path) -> None:
+        """Modalities that share a vocabulary share the checkpoint: none keeps the tokenizer that lay there before."""
+        for handle in self._handles.values():
+            if isinstance(handle, ModalityHandle) and handle.checkpoint.resolve() == path.resolve():
+                handle.forget_tokenizer()
+
+    def handles(self) -> list[ModalityHandle]:
+        """The enabled modalities that can be used, sorted by name; loads them all."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self[name])
+            except ZooError:
+                continue  # told by problems(), and by whoever asks for it by name
+        return found
+
+    def vocabularies(self) -> dict[str, list[str]]:
+        """The vocabularies of the usable modalities, and which of them use each; both sorted."""
+        found: dict[str, list[str]] = {}
+        for handle in self.handles():
+            if not handle.spec.continuous:
+                found.setdefault(handle.spec.vocabulary, []).append(handle.name)
+        return dict(sorted(found.items()))
+
+    # ------------------------------------------------------------------ sources
+
+    def source_names(self) -> list[str]:
+        """The installed sources, sorted. Imports nothing."""
+        return sorted(self._plugins.claims[SOURCES])
+
+    def source(self, name: str) -> SourceHandle:
+        """An installed source. Raises UnknownNameError, PluginError where it does not load or breaks the contract."""
+        if name not in self._sources:
+            if name not in self._plugins.claims[SOURCES]:
+                raise UnknownNameError.of("source", name, self.source_names(), hint="(install it like a plugin)")
+            self._load_wrappers()
+            plugin, claim, _ = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
+            self._sources[name] = SourceHandle(
+                plugins=self._plugins, plugin=plugin, claim=claim, shared=self.tables["zoo"]
+            )
+        return self._sources[name]
+
+    # ------------------------------------------------------------------ problems
+
+    def _load_wrappers(self) -> dict[str, str]:
+        if self._wrapper_problems is None:
+            errors = self._plugins.load_wrappers()
+            self._wrapper_problems = {f"wrapper {name}": str(error) for name, error in errors.items()}
+        return self._wrapper_problems
+
+    def problems(self) -> dict[str, str]:
+        """All that is wrong, a line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads all."""
+        found: dict[str, str] = {}
+        for name in self.names():
+            try:
+                _ = self[name]
+            except ZooError as error:
+                found[name] = str(error)
+        for name in self.source_names():
+            try:
+                self.source(name)
+            except ZooError as error:
+                found[f"source {name}"] = str(error)
+        found.update(self._load_wrappers())
+        for vocabulary, names in self.vocabularies().items():
+            for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
+                found.setdefault(name, problem)
+        known = set(CORE_KEYS).union(*(_taken_fields(handle.settings) for handle in self.handles()))
+        found.update(self._unused("zoo", known))
+        found.update(self._unused("vocabularies", set(self.vocabularies())))
+        return found
+
+    def _unused(self, table: str, known: set[str]) -> dict[str, str]:
+        """Keys of a table that neither the core nor any usable modality knows."""
+        found = {}
+        for key in self.tables[table]:
+            if key not in known:
+                close = difflib.get_close_matches(key, sorted(known), n=2, cutoff=0.5)
+                offer = f"did you mean {' or '.join(close)}?" if close else "remove it"
+                found[f"[{table}] {key}"] = f"{self._origin(table).at(key)}: no enabled modality uses this key; {offer}"
+        return found
+
+
+def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str = "") -> Mapping[str, Any]:
+    """The table that `key` holds, empty where it is absent. Raises ConfigError where it is something else."""
+    table = tables.get(key, {})
+    if not isinstance(table, Mapping):
+        where = Origin(path=path, table=parent).at(key)
+        raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
+    return table
+
+
+def _taken_fields(settings: Settings) -> set[str]:
+    """The keys that the plugin of these settings knows, as far as it took them as dataclasses."""
+    taken = (cls for cls in settings._taken if isinstance(cls, type))
+    return {field.name for cls in taken for field in dataclasses.fields(cls)}
+
+
+def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
+    """Modalities of one vocabulary have to agree on its size, its special ids and its checkpoint."""
+    first: ModalityHandle | None = None
+    for handle in handles:
+        first = first or handle
+        for what, mine, other in zip(
+            ("vocab_size", "(end, first sentinel, sentinels)", "checkpoint"), _ids(handle), _ids(first), strict=True
+        ):
+            if mine != other and mine is not None and other is not None:
+                yield (
+                    handle.name,
+                    f"{handle.name}: shares the vocabulary {vocabulary!r} with {first.name}, but has {what} {mine}"
+                    f" where {first.name} has {other}",
+                )
+
+
+def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
+    layout = handle.spec.layout
+    special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
+    return handle.spec.vocab_size, special, handle.checkpoint

@@ -1,0 +1,105 @@
+"""SourceHandle: one installed source, its settings checked, its samples lazy and checked as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.discovery import Claim, Plugins, reason
+from tokenizers_zoo.errors import ConfigError, PluginError, ZooError
+from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.values import describe
+
+Sample = tuple[str, Mapping[str, Any]]
+
+
+class SourceHandle:
+    """One source. Raises PluginError naming it where it fails or breaks the contract; passes on its own ZooErrors."""
+
+    def __init__(self, *, plugins: Plugins, plugin: Any, claim: Claim, shared: Mapping[str, Any]) -> None:
+        self.name = claim.name
+        self.distribution = claim.distribution
+        self._plugins, self._plugin, self._claim, self._shared = plugins, plugin, claim, shared
+        spec = self._call("source_spec")
+        if not isinstance(spec, SourceSpec) or spec.name != self.name:
+            got = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
+            expected = f"expected a SourceSpec named {self.name!r}"
+            raise PluginError(f"{self.name}: source_spec of {claim} gave {got}, {expected}")
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        return f"SourceHandle({self.name!r} of {self.distribution})"
+
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        try:
+            return self._plugins.call(self._plugin, hook, arguments)
+        except ZooError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self.name}: {hook} of {self._claim} failed: {reason(error)}") from error
+
+    def samples(
+        self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
+    ) -> Sequence[Sample]:
+        """Lazy samples `(key, {modality: value})`, random access. `count` None means all that the source has.
+
+        `options` are the source's settings. Raises ConfigError for those that it does not take.
+        """
+        settings = Settings(self.name, options, shared=self._shared)
+        if self.spec.settings is not None:
+            settings.take(self.spec.settings)
+        elif settings:
+            raise ConfigError(f"source {self.name} takes no settings, got {', '.join(settings)}")
+        given = self._call("samples", split=split, count=count, seed=seed, settings=settings)
+        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+            raise PluginError(f"{self.name}: samples of {self._claim} gave {describe(given)}, expected a sequence")
+        if count is not None and len(given) > count:
+            raise PluginError(f"{self.name}: samples of {self._claim} gave {len(given)}, {count} were asked for")
+        return CheckedSamples(self.spec, self._claim, given)
+
+
+class CheckedSamples(Sequence[Sample]):
+    """A source's samples: key and modality names are checked as each is read; values are checked by their modality."""
+
+    def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample]) -> None:
+        self._spec, self._claim, self._given = spec, claim, given
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the samples may have: declared by the spec, or found by the samples where that depends on settings."""
+        return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = index % len(self)
+        try:
+            sample = self._given[place]
+        except ZooError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self._spec.name}: sample {place} of {self._claim} failed: {reason(error)}") from error
+        if problem := self._problem(sample):
+            raise PluginError(f"{self._spec.name}: sample {place} of {self._claim} {problem}")
+        return sample
+
+    def _problem(self, sample: Any) -> str | None:
+        if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[1], Mapping)):
+            return f"is {describe(sample)}, expected (key, {{modality: value}})"
+        key, values = sample
+        # A key is the stem of a tar member and of a file: what comes after its first dot would be its extension.
+        if not isinstance(key, str) or not key or key.startswith("/") or any(sign in key for sign in ".\\\0\n"):
+            return f"has the key {key!r}, expected a str without dots"
+        if self._spec.modalities and (unknown := sorted(set(values) - set(self._spec.modalities))):
+            return f"has {', '.join(unknown)}, which its spec does not declare"
+        return None

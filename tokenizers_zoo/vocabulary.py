@@ -1,0 +1,330 @@
+"""Shared, append-only text vocabularies: exact text, coordinates, special tokens and sentinels in one id space.
+
+Ids, from 0: pad, end, sentinels, coordinates (axis by axis: `v0=0 v0=1 ... v1=0 ...`), the special tokens known when
+the vocabulary was trained, the byte alphabet, the learned pieces, and then whatever was grown later. Nothing ever
+moves: end, sentinels and coordinates follow from the configuration alone, and growing keeps every old id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, learn_pieces
+
+CLASS = "TextVocabulary"
+PAD, END = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyConfig:
+    """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
+
+    size: int = 4096
+    """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
+    sentinels: int = 64
+    """Ids that mark masked spans; the most spans that one sequence can be given."""
+    coordinate_axes: int = 4
+    """Axes of coordinate tokens: v0, v1, ..."""
+    coordinate_bins: int = 256
+    """Levels per axis; a fraction x becomes level round(x * (bins - 1)), so 0 and 1 are exact."""
+    reserve: int = 256
+    """Ids that training leaves free, for the special tokens of modalities that are added later."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("sentinels", 1), ("coordinate_axes", 0), ("coordinate_bins", 2), ("reserve", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.size < (least := self.special_start + len(ALPHABET)):
+            raise ValueError(f"size must be at least {least} to hold sentinels, coordinates and bytes, got {self.size}")
+
+    @property
+    def sentinel_start(self) -> int:
+        return END + 1
+
+    @property
+    def coordinate_start(self) -> int:
+        return self.sentinel_start + self.sentinels
+
+    @property
+    def special_start(self) -> int:
+        """The first id that does not follow from the configuration alone."""
+        return self.coordinate_start + self.coordinate_axes * self.coordinate_bins
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A coordinate token: level `level` of axis `axis`."""
+
+    axis: int
+    level: int
+
+    def __str__(self) -> str:
+        return f"v{self.axis}={self.level}"
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token by its name, which text can never produce."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Piece = str | Coordinate | Special
+
+
+def coordinate_level(fraction: float, bins: int) -> int:
+    """The level in [0, bins) nearest to a fraction in [0, 1]; what lies outside is clipped."""
+    return int(np.clip(round(float(fraction) * (bins - 1)), 0, bins - 1))
+
+
+def coordinate_fraction(level: int, bins: int) -> float:
+    """The fraction in [0, 1] that a level stands for, within half a level of what was encoded."""
+    return min(level, bins - 1) / (bins - 1)
+
+
+class TextVocabulary:
+    """One shared vocabulary. Text round-trips exactly, and any sequence of ids decodes to something.
+
+    Only text pieces are ever matched in text, so "v0=5" or the name of a special token in it stays plain text.
+    """
+
+    def __init__(
+        self,
+        config: VocabularyConfig,
+        special_tokens: Sequence[str] = (),
+        pieces: Sequence[str] = (),
+        grown_tokens: Sequence[str] = (),
+        lineage: Sequence[tuple[str, int]] = (),
+        trained_on: Mapping[str, Any] | None = None,
+        own_fingerprint: str | None = None,
+    ) -> None:
+        self.config = config
+        self.special_tokens = tuple(special_tokens)
+        self.pieces = tuple(pieces)
+        self.grown_tokens = tuple(grown_tokens)
+        self.lineage = tuple(lineage)
+        self.trained_on = dict(trained_on or {})
+        self.fingerprint = own_fingerprint
+        """The fingerprint of the checkpoint that this was loaded from or saved to; None before."""
+        self._check()
+        self._matcher = PieceMatcher(self.pieces)
+        self._text_start = config.special_start + len(self.special_tokens)
+        self._grown_start = self._text_start + len(self._matcher.texts)
+        self._special_ids = {name: config.special_start + i for i, name in enumerate(self.special_tokens)}
+        self._special_ids |= {name: self._grown_start + i for i, name in enumerate(self.grown_tokens)}
+        self._special_names = {index: name for name, index in self._special_ids.items()}
+
+    def _check(self) -> None:
+        """Raise ConfigError or CheckpointError where the parts do not make a vocabulary."""
+        names = (*self.special_tokens, *self.grown_tokens)
+        if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
+            raise CheckpointError("vocabulary: special tokens must be distinct, non-empty strings")
+        if self.used > self.config.size:
+            raise ConfigError(
+                f"the vocabulary needs {self.used} ids and has {self.config.size}: "
+                "raise `size` in its [vocabularies.*] table of registry.toml (old ids keep their meaning)"
+            )
+
+    @property
+    def used(self) -> int:
+        """Ids that mean something; those from here to `config.size` are free."""
+        special = len(self.special_tokens) + len(self.grown_tokens)
+        return self.config.special_start + special + len(ALPHABET) + len(self.pieces)
+
+    @property
+    def all_special_tokens(self) -> tuple[str, ...]:
+        """The special tokens in the order of their ids."""
+        return self.special_tokens + self.grown_tokens
+
+    @property
+    def compatible_fingerprints(self) -> dict[str, int]:
+        """Fingerprints of the vocabularies whose tokens mean the same here, with the ids that each used."""
+        own = {self.fingerprint: self.used} if self.fingerprint else {}
+        return dict(self.lineage) | own
+
+    # ---- training and growing
+
+    @classmethod
+    def train(
+        cls,
+        config: VocabularyConfig,
+        texts: Iterable[str],
+        special_tokens: Iterable[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> TextVocabulary:
+        """Learn the pieces that occur most from `texts`; the result depends on the counts of their words only.
+
+        Pieces fill all ids but the reserve. `provenance` says where the texts come from (JSON types). Raises
+        ConfigError where not even bytes and special tokens fit.
+        """
+        empty = cls(config, tuple(dict.fromkeys(special_tokens)))
+        room = config.size - config.reserve - empty.used
+        pieces = learn_pieces(texts, room) if room > 0 else ()
+        return cls(config, empty.special_tokens, pieces, trained_on=provenance)
+
+    def grow(self, special_tokens: Iterable[str], size: int | None = None) -> TextVocabulary:
+        """This vocabulary with the special tokens that it lacks added at its end, and its capacity raised to `size`.
+
+        Every old id keeps its meaning; the vocabulary grown from is remembered. Raises ConfigError for want of room.
+        """
+        missing = tuple(name for name in dict.fromkeys(special_tokens) if name not in self._special_ids)
+        config = replace(self.config, size=max(self.config.size, size or 0))
+        if not missing and config == self.config:
+            return self
+        lineage = tuple(self.compatible_fingerprints.items())
+        grown = (*self.grown_tokens, *missing)
+        return TextVocabulary(config, self.special_tokens, self.pieces, grown, lineage, self.trained_on)
+
+    # ---- tokens
+
+    def encode_text(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of plain text. Raises InvalidValueError where it has lone surrogates, which UTF-8 cannot write.
+
+        With more than `limit` ids the text is cut before the word that crosses it (inside a first word that long), so
+        that what is left decodes to an exact beginning of the text.
+        """
+        numbers, words = self._matcher.match(text)
+        ids = [self._text_start + number for number in numbers]
+        if limit is None or len(ids) <= limit:
+            return ids
+        cut = limit
+        while cut > 0 and words[cut] == words[cut - 1]:
+            cut -= 1
+        cut = cut or limit
+        while not text.startswith(self.decode_text(ids[:cut])):  # a cut word may end inside a character
+            cut -= 1
+        return ids[:cut]
+
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of text, coordinates and special tokens in a row. Raises InvalidValueError for what has no id."""
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                ids += self.encode_text(piece)
+            elif isinstance(piece, Coordinate):
+                ids.append(self._coordinate_id(piece))
+            elif piece.name in self._special_ids:
+                ids.append(self._special_ids[piece.name])
+            else:
+                raise InvalidValueError(
+                    f"the vocabulary has no special token {piece.name!r}: train this modality's tokenizer again, "
+                    "which adds it at the end and keeps all ids"
+                )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> list[Piece]:
+        """Text, coordinates and special tokens, text in the longest runs; never fails.
+
+        Stops at the end token. Pad, sentinels and free ids are skipped; bytes that are not UTF-8 become U+FFFD.
+        """
+        config, pieces, run = self.config, list[Piece](), bytearray()
+
+        def close_run() -> None:
+            if run:
+                pieces.append(run.decode("utf-8", errors="replace"))
+                run.clear()
+
+        for index in map(int, ids):
+            if index == END:
+                break
+            if self._text_start <= index < self._grown_start:
+                run += self._matcher.bytes[index - self._text_start]
+            elif config.coordinate_start <= index < config.special_start:
+                close_run()
+                pieces.append(Coordinate(*divmod(index - config.coordinate_start, config.coordinate_bins)))
+            elif index in self._special_names:
+                close_run()
+                pieces.append(Special(self._special_names[index]))
+        close_run()
+        return pieces
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Only the text among `ids`."""
+        return "".join(piece for piece in self.decode(ids) if isinstance(piece, str))
+
+    def _coordinate_id(self, piece: Coordinate) -> int:
+        config = self.config
+        if not (0 <= piece.axis < config.coordinate_axes and 0 <= piece.level < config.coordinate_bins):
+            raise InvalidValueError(
+                f"coordinate {piece}: the vocabulary has axes v0 to v{config.coordinate_axes - 1} "
+                f"with levels 0 to {config.coordinate_bins - 1}"
+            )
+        return config.coordinate_start + piece.axis * config.coordinate_bins + piece.level
+
+    # ---- on disk
+
+    def save(self, folder: Path) -> str:
+        """Write a checkpoint folder and return its fingerprint, which `fingerprint` then is."""
+        import torch
+
+        data = "\n".join(self.pieces).encode()
+        config = {
+            "class": CLASS,
+            "vocabulary": asdict(self.config),
+            "special_tokens": list(self.special_tokens),
+            "grown_tokens": list(self.grown_tokens),
+            "lineage": [{"fingerprint": past, "length": length} for past, length in self.lineage],
+            "trained_on": self.trained_on,
+        }
+        tensors = {"pieces": torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0).byte()}
+        self.fingerprint = save_checkpoint(folder, tensors, config, _card(self))
+        return self.fingerprint
+
+    @classmethod
+    def load(cls, folder: Path, config: VocabularyConfig | None = None) -> TextVocabulary:
+        """Read what `save` wrote. With `config`, check it against the checkpoint and take over its capacity.
+
+        Raises CheckpointError where the folder is damaged or was trained for another id space.
+        """
+        tensors, stored = load_checkpoint(folder, CLASS)
+        try:
+            own = from_mapping(VocabularyConfig, stored["vocabulary"], Origin(table="vocabulary"))
+            if set(tensors) != {"pieces"}:
+                raise CheckpointError(f"expected one tensor, pieces, got {sorted(tensors)}")
+            text = tensors["pieces"].numpy().tobytes().decode("utf-8")
+            pieces = text.split("\n") if text else []
+            lineage = [(str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]]
+            effective = own if config is None else _capacity_of(own, config)
+            names, grown, trained_on = stored["special_tokens"], stored["grown_tokens"], stored["trained_on"]
+            return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder))
+        except (CheckpointError, ConfigError) as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
+
+
+def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
+    """The stored configuration at the wanted capacity. Raises CheckpointError where the fixed ids differ."""
+    for name in ("sentinels", "coordinate_axes", "coordinate_bins"):
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if old != new:
+            raise CheckpointError(
+                f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
+                "set it back, or train the vocabulary again elsewhere"
+            )
+    return replace(stored, size=wanted.size, reserve=wanted.reserve)
+
+
+def _card(vocabulary: TextVocabulary) -> str:
+    config = vocabulary.config
+    rows = {
+        "capacity": config.size,
+        "ids used": vocabulary.used,
+        "sentinels": config.sentinels,
+        "coordinates": f"{config.coordinate_axes} axes of {config.coordinate_bins} levels",
+        "special tokens": f"{len(vocabulary.all_special_tokens)}, {len(vocabulary.grown_tokens)} of them grown later",
+        "text pieces": f"{len(ALPHABET)} for bytes and {len(vocabulary.pieces)} learned",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"# Text vocabulary\n\nByte-level WordPiece; text round-trips exactly.\n\n| | |\n|---|---|\n{table}\n"

@@ -1,0 +1,126 @@
+"""Byte-level WordPiece: text to pieces and back, exactly, and the learning of pieces from text.
+
+WordPiece (Wu et al. 2016, arXiv 1609.08144, sec. 4.1) over the bytes of UTF-8: every byte is a piece, at the start of a
+word and inside one, so nothing is ever unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+CONTINUES = "\u203f"  # marks a piece inside a word; the byte alphabet has no such character
+LONGEST_WORD = 64  # bytes matched at a time: longer words are cut here, which bounds the matching and loses nothing
+
+
+def byte_characters() -> dict[int, str]:
+    """A printable character for each byte: itself where it is one, else from U+0100 on (Radford et al. 2019, GPT-2)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+BYTE_OF = {character: byte for byte, character in byte_characters().items()}
+ALPHABET = (*sorted(BYTE_OF), *(CONTINUES + character for character in sorted(BYTE_OF)))
+
+
+def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
+    """Up to `count` pieces beyond the alphabet, most useful first; they depend on the counts of the texts' words only.
+
+    Raises InvalidValueError for text with lone surrogates.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    # The alphabet goes in as special tokens, in a fixed order: left to itself, the trainer numbers inner characters in
+    # the order of a hash table that is seeded per process, and ties between merges follow those numbers.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=len(ALPHABET) + count,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(ALPHABET),
+        continuing_subword_prefix=CONTINUES,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token="", continuing_subword_prefix=CONTINUES))
+    learner.pre_tokenizer = _word_splitter()
+    with _single_thread():
+        learner.train_from_iterator((checked_text(text) for text in texts), trainer)
+    ids = learner.get_vocab(with_added_tokens=False)
+    known = set(ALPHABET)
+    return [piece for piece in sorted(ids, key=lambda piece: ids[piece]) if piece not in known][:count]
+
+
+class PieceMatcher:
+    """The alphabet and learned pieces, numbered from 0. Raises CheckpointError for pieces that cannot be right."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self.texts = (*ALPHABET, *pieces)
+        if len(set(self.texts)) != len(self.texts):
+            raise CheckpointError("vocabulary: a text piece occurs twice")
+        try:
+            self.bytes = [bytes(BYTE_OF[c] for c in text.removeprefix(CONTINUES)) for text in self.texts]
+        except KeyError as error:
+            raise CheckpointError(f"vocabulary: a text piece holds {error}, which stands for no byte") from None
+        if not all(self.bytes):
+            raise CheckpointError("vocabulary: a text piece is empty")
+        self._tokenizer: tokenizers.Tokenizer | None = None
+
+    def match(self, text: str) -> tuple[list[int], list[int | None]]:
+        """The numbers of the text's pieces, and for each the number of its word. Raises InvalidValueError."""
+        matched = self._matching().encode(checked_text(text), add_special_tokens=False)
+        return matched.ids, matched.word_ids
+
+    def _matching(self) -> tokenizers.Tokenizer:
+        if self._tokenizer is None:
+            from tokenizers import Tokenizer, models
+
+            # unk_token is not in the vocabulary: were a character unknown, matching would raise rather than lose it.
+            model = models.WordPiece(
+                {piece: number for number, piece in enumerate(self.texts)},
+                unk_token="",
+                continuing_subword_prefix=CONTINUES,
+                max_input_chars_per_word=LONGEST_WORD,
+            )
+            self._tokenizer = Tokenizer(model)
+            self._tokenizer.pre_tokenizer = _word_splitter()
+        return self._tokenizer
+
+
+def checked_text(text: str) -> str:
+    """The text itself. Raises InvalidValueError where UTF-8 cannot write it (lone surrogates)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidValueError(
+            f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            "it was decoded wrongly; expected text that UTF-8 can write"
+        ) from None
+    return text
+
+
+def _word_splitter() -> tokenizers.pre_tokenizers.PreTokenizer:
+    """Text to words of byte characters, none longer than LONGEST_WORD."""
+    from tokenizers import Regex, pre_tokenizers
+
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence([words, pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")])
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """Keep the library's thread pool asleep: once used, the library warns when the process forks data workers."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
