@@ -69,6 +69,7 @@ class FourM(nn.Module):
         self.modality_embedding = nn.Embedding(len(self.tables), dim)
         self.mask_embedding = nn.Embedding(len(self.tables), dim)
         self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=False)
+        self.register_buffer("learned_rows", learned_rows(self.tables), persistent=False)
         self.learned_positions = nn.ParameterDict(
             {str(key[1]): nn.Parameter(torch.empty(rows.count, dim))
              for key, rows in self.tables.position_keys.items() if key[0] == "learned"}
@@ -97,19 +98,16 @@ class FourM(nn.Module):
         return sum(p.numel() for block in (*self.encoder, *self.decoder) for p in block.parameters())
 
     def _positions(self, rows: Tensor) -> Tensor:
-        """Embeddings of position rows, fixed and learned."""
-        table: Tensor = self.fixed_positions
-        if self.learned_positions:
-            pieces, end = [], 0
-            for key, span in self.tables.position_keys.items():
-                learned = key[0] == "learned"
-                pieces.append(self.learned_positions[str(key[1])] if learned else table[span.slice])
-                end += span.count
-            table = torch.cat(pieces)
-        return F.embedding(rows, table)
+        """Embeddings of position rows: fixed ones, which are zero for learned positions, plus learned ones."""
+        embedded = F.embedding(rows, self.fixed_positions)
+        if not self.learned_positions:
+            return embedded
+        # Row 0 stands for all fixed positions, so that the cost does not depend on how many positions there are.
+        table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *self.learned_positions.values()])
+        return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
     def embed_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
-        """Content `batch inputs dim` of the selected tokens, and where-and-what (position + modality) of the same shape."""
+        """Content of the selected tokens, and where and what they are (position + modality); both `batch inputs dim`."""
         content = self.token_embedding(inputs.ids)
         if inputs.vectors:
             flat = rearrange(content, "b n d -> (b n) d")
@@ -161,7 +159,7 @@ class FourM(nn.Module):
         return self.decoder_norm(x)
 
     def target_mask(self, targets: PackedTargets) -> Tensor:
-        """bool `batch 1 targets targets`: targets see their own modality, all of a grid, a sequence up to themselves."""
+        """bool `batch 1 targets targets`: who sees whom: within a modality all, within a sequence earlier ones."""
         kind, used = targets.modalities, targets.mask
         causal = torch.as_tensor(self.tables.causal, device=kind.device)[kind]
         same = (kind.unsqueeze(2) == kind.unsqueeze(1)) & used.unsqueeze(1)
@@ -192,20 +190,16 @@ class FourM(nn.Module):
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(self.tables.vocabularies)).tolist()
         # float32 whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
-        each = torch.cat(
-            [
-                F.cross_entropy(self.logits(rows, name).float(), wanted - self.tables.vocabularies[name].start, reduction="none")
-                for name, rows, wanted in zip(
-                    self.tables.vocabularies, hidden[order].split(sizes), ids[order].split(sizes), strict=True
-                )
-                if len(rows)
-            ]
-            or [hidden.new_zeros(0)]
-        )
+        parts = zip(self.tables.vocabularies.items(), hidden[order].split(sizes), ids[order].split(sizes), strict=True)
+        each = [
+            F.cross_entropy(self.logits(rows, name).float(), wanted - span.start, reduction="none")
+            for (name, span), rows, wanted in parts
+            if len(rows)
+        ]
         kinds = kinds[order]
-        zeros = each.new_zeros(len(self.tables))
-        sums = zeros.index_add(0, kinds, each)
-        counts = zeros.index_add(0, kinds, torch.ones_like(each))
+        zeros = hidden.new_zeros(len(self.tables), dtype=torch.float32)
+        sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros
+        counts = torch.bincount(kinds, minlength=len(self.tables)).float()
         if loss == "token":
             total = sums.sum() / counts.sum().clamp(min=1)
         else:
@@ -234,6 +228,17 @@ def position_table(tables: Tables, dim: int) -> Tensor:
         elif key[0] == "line":
             table[rows.slice] = sincos_grid((rows.count,), dim)
     return table
+
+
+def learned_rows(tables: Tables) -> Tensor:
+    """int64 `positions`: for learned ones their row, from 1, in all learned tables one after the other; else 0."""
+    result = torch.zeros(tables.num_positions, dtype=torch.int64)
+    count = 1
+    for key, rows in tables.position_keys.items():
+        if key[0] == "learned":
+            result[rows.slice] = torch.arange(count, count + rows.count)
+            count += rows.count
+    return result
 
 
 def sincos_grid(shape: tuple[int, ...], dim: int) -> Tensor:

@@ -77,6 +77,11 @@ class ModalityHandle:
         """True where the plugin implements `hook` itself, rather than leaving it to the default."""
         return hook in self.hooks
 
+    def known_settings(self) -> dict[str, Any]:
+        """The settings that the plugin has taken as dataclasses, with the values in use: defaults, shared and own."""
+        taken = [config for cls, config in self.settings._taken.items() if isinstance(cls, type)]
+        return {field.name: getattr(config, field.name) for config in taken for field in dataclasses.fields(config)}
+
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             result = self._plugins.call(self._plugin, hook, arguments)

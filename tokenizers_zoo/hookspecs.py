@@ -55,8 +55,11 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def load_tokenizer(self, checkpoint: Path, device: str) -> Any:
-        """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError."""
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> Any:
+        """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError.
+
+        Several modalities may share the checkpoint of one vocabulary; `settings` say which of them this is.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -265,7 +265,7 @@ class Zoo:
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
-        known = set(CORE_KEYS).union(*(_taken_fields(handle.settings) for handle in self.handles()))
+        known = set(CORE_KEYS).union(*(handle.known_settings() for handle in self.handles()))
         found.update(self._unused("zoo", known))
         found.update(self._unused("vocabularies", set(self.vocabularies())))
         return found
@@ -288,12 +288,6 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
         where = Origin(path=path, table=parent).at(key)
         raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
     return table
-
-
-def _taken_fields(settings: Settings) -> set[str]:
-    """The keys that the plugin of these settings knows, as far as it took them as dataclasses."""
-    taken = (cls for cls in settings._taken if isinstance(cls, type))
-    return {field.name for cls in taken for field in dataclasses.fields(cls)}
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 class ZooGroup(click.Group):
-    """Commands that are imported when they are used; other distributions add theirs by the group `tokenizers_zoo.commands`."""
+    """Commands imported when they are used; other distributions add theirs by the group `tokenizers_zoo.commands`."""
 
     def _targets(self) -> dict[str, str]:
         return COMMANDS | {point.name: point.value for point in entry_points(group="tokenizers_zoo.commands")}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, plain_table, settings_option, show_table
+from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,15 +21,17 @@ def tokenizer() -> None:
 
 
 @tokenizer.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, metavar="NAMES")
+@click.option("--all", "everything", is_flag=True, help="Every enabled modality that DATA holds.")
 @DATA_OPTION
-@click.option("--out", type=PATH, help="Checkpoint folder. Default: where registry.toml says.")
+@click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
 @settings_option("A key of the modality's tokenizer table, such as quantizer=vq.")
 def train(
-    name: str,
+    names: tuple[str, ...],
+    everything: bool,
     data_dir: Path,
     out: Path | None,
     steps: int | None,
@@ -36,21 +39,29 @@ def train(
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train the tokenizer of modality NAME on DATA; killed, the same command goes on.
+    """Train the tokenizers of modalities NAMES on DATA; killed, the same command goes on.
 
-    Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws sample pictures early, and ends
+    Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends
     with held-out metrics and a model card in the checkpoint folder.
 
     \b
     Examples:
       zoo tokenizer train depth --data data/scenes
       zoo tokenizer train depth --data data/scenes --set quantizer=vq --out runs/tokenizers/depth_vq
+      zoo tokenizer train --all --data data/scenes
     """
-    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, trainable
 
+    zoo = open_zoo()
+    if bool(names) == everything:
+        raise ConfigError("zoo tokenizer train: expected the names of modalities, or --all")
+    chosen = trainable(zoo, data_dir) if everything else list(names)
+    if out is not None and len(chosen) > 1:
+        raise ConfigError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
-    folder = train_tokenizer(open_zoo(), name, data_dir, out=out, seed=seed, overrides=overrides, overwrite=overwrite)
-    click.echo(f"{name}: tokenizer in {folder}")
+    for name in chosen:
+        folder = train_tokenizer(zoo, name, data_dir, out=out, seed=seed, overrides=overrides, overwrite=overwrite)
+        click.echo(f"{name}: tokenizer in {folder}")
 
 
 @tokenizer.command("eval")

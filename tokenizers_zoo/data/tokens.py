@@ -128,7 +128,7 @@ def _column(metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDA
         low, needed = int(flat.min()), int(flat.max()) + 1
         if low < 0 or needed > metadata.vocab_size:
             raise DataError(f"{metadata.modality}: ids {low}..{needed - 1}, expected 0..{metadata.vocab_size - 1}")
-    elif flat.size and not np.isfinite(flat.astype(dtype)).all():
+    elif flat.size and not _finite(flat, dtype):
         raise DataError(f"{metadata.modality}: some numbers are not finite as {layout_to_json(layout)['dtype']}")
     values = pa.array(flat.astype(dtype))
     if not variable:
@@ -136,6 +136,12 @@ def _column(metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDA
     offsets = np.concatenate([[0], np.cumsum([row.size // dim for row in rows])]).astype(np.int32)
     vectors = pa.FixedSizeListArray.from_arrays(values, dim) if isinstance(layout, EmbeddingsLayout) else values
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), vectors), needed
+
+
+def _finite(numbers: npt.NDArray[Any], dtype: Any) -> bool:
+    """True where no number is, or becomes in this dtype, infinite or NaN."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(numbers.astype(dtype)).all())
 
 
 def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
@@ -287,7 +293,7 @@ class TokenColumn:
         lengths that it grew from under "lineage".
         """
         where = self.paths[0].parent
-        if self.fingerprint != handle.fingerprint and not self._in_lineage(handle):
+        if self.fingerprint != handle.fingerprint and not grew_from(handle, self.fingerprint, self.needed_vocab_size):
             raise DataError(
                 f"{where}: written by codec {self.fingerprint[:12]}, and {handle.name}'s tokenizer in "
                 f"{handle.checkpoint} is {handle.fingerprint[:12]}; tokenize again with --overwrite, or point "
@@ -304,15 +310,17 @@ class TokenColumn:
                 f"{handle.spec.vocab_size}; tokenize again, or raise its size"
             )
 
-    def _in_lineage(self, handle: ModalityHandle) -> bool:
-        if not (handle.checkpoint / CONFIG).is_file():
-            return False
-        try:
-            lineage = load_config(handle.checkpoint).get("lineage", [])
-            lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
-        except (CheckpointError, KeyError, TypeError, ValueError):
-            return False
-        return self.needed_vocab_size <= lengths.get(self.fingerprint, -1)
+
+def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) -> bool:
+    """True where the handle's vocabulary grew from that codec and still holds the first `needed_vocab_size` ids of it."""
+    if not (handle.checkpoint / CONFIG).is_file():
+        return False
+    try:
+        lineage = load_config(handle.checkpoint).get("lineage", [])
+        lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return False
+    return needed_vocab_size <= lengths.get(fingerprint, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -63,6 +64,15 @@ def _start_worker(tables: Mapping[str, Any], path: Path | None) -> None:
     global _worker_zoo
     _worker_zoo = Zoo.from_tables(tables, path)
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing what is half-written
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(function: Callable[[Zoo, Job], Result], job: Job) -> Result:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.provenance import digest, read_entry
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors
-from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, read_part, write_part
+from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, grew_from, read_part, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
@@ -184,9 +184,10 @@ class _ModalityRun:
             self.folder / PART_NAME.format(number): rows[start : start + part_rows]
             for number, start in enumerate(range(0, len(rows), part_rows))
         }
-        for path in sorted(self.folder.glob("*.arrow")):
-            self._check_old(path, parts)
+        older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts)]
         todo = {path: part for path, part in parts.items() if not path.exists()}
+        if older and todo:
+            raise DataError(f"{older[0]}: written before the vocabulary grew, and samples were added since; --overwrite")
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
         start = time.perf_counter()
         with progress_bar(description, sum(len(part) for part in todo.values())) as advance:
@@ -206,12 +207,20 @@ class _ModalityRun:
         self._check_all_dropped(parts)
         return self.outcome
 
-    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]]) -> None:
-        """Keep a part that is what would be written, remove one whose data have grown, refuse any other."""
+    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]]) -> bool:
+        """Keep a part that is what would be written, remove one whose data have grown, refuse any other.
+
+        Returns True for a part that was written before the vocabulary grew: its ids are still right.
+        """
         part, batch = read_part(path)
-        if names := self.metadata.differences(part.metadata):
-            old, new = part.metadata.to_json(), self.metadata.to_json()
-            shown = "; ".join(f"{name} {old[name]}, now {new[name]}" for name in names)
+        names = self.metadata.differences(part.metadata)
+        old = part.metadata.fingerprint
+        grown = set(names) <= {"fingerprint", "vocab_size"} and (
+            old == self.metadata.fingerprint or grew_from(self.handle, old, part.needed_vocab_size)
+        )
+        if names and not (grown and part.needed_vocab_size <= self.metadata.vocab_size):
+            was, now = part.metadata.to_json(), self.metadata.to_json()
+            shown = "; ".join(f"{name} {was[name]}, now {now[name]}" for name in names)
             raise DataError(f"{path}: holds other tokens ({shown}); give another folder, or --overwrite")
         if path not in parts:
             raise DataError(f"{path}: holds samples that the data lack now; give another folder, or --overwrite")
@@ -222,6 +231,7 @@ class _ModalityRun:
             self.outcome.dropped.update(part.dropped)
         else:
             path.unlink()
+        return bool(names)
 
     def _batches(self, todo: dict[Path, Sequence[Row]]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
         """All batches of all parts, read ahead across the parts' borders; a value that cannot be read is its error."""

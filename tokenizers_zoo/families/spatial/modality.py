@@ -83,11 +83,11 @@ class SpatialModality(ImageValues):
         return train(SpatialTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
 
     @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str) -> SpatialTokenizer:
-        """The trained autoencoder, in eval mode."""
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> SpatialTokenizer:
+        """The trained autoencoder, in eval mode; its image size may be another than that of the settings."""
         from tokenizers_zoo.families.spatial.model import SpatialTokenizer
 
-        return SpatialTokenizer.load(self, checkpoint, device)
+        return SpatialTokenizer.load(self, settings, checkpoint, device)
 
     @hookimpl
     def encode(self, tokenizer: SpatialTokenizer, values: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +86,31 @@ class SpatialTokenizer:
         self.module = module.to(device).eval()
 
     @classmethod
-    def load(cls, modality: SpatialModality, folder: Path, device: str) -> SpatialTokenizer:
-        """Load a checkpoint folder. Raises CheckpointError where it is another modality's, damaged, or does not fit."""
+    def load(cls, modality: SpatialModality, settings: Settings, folder: Path, device: str) -> SpatialTokenizer:
+        """Load a checkpoint folder. Raises CheckpointError where it is damaged, or not what the settings ask for.
+
+        The sizes of encoder and decoder are those of the checkpoint; its tokens and classes have to be the settings'.
+        """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
         try:
-            model_config = from_mapping(SpatialModelConfig, config["model"], Origin(table="model"))
-            module = SpatialVQ(model_config)
+            found = from_mapping(SpatialModelConfig, config["model"], Origin(table="model"))
+            module = SpatialVQ(found)
             module.load_state_dict(tensors)
         except (ConfigError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
+        wanted = modality.describe(settings)
+        model = wanted["model"]
+        for what, here, there in (
+            ("patch_size", found.patch_size, model["patch_size"]),
+            ("classes", config.get("classes"), wanted["classes"]),
+            ("quantizer", asdict(found.quantizer), model["quantizer"]),
+        ):
+            if here != there:
+                raise CheckpointError(
+                    f"{settings.name}: the tokenizer at {folder} has {what} {here}, but"
+                    f" {settings.origin.at(what)} asks for {there}; change the settings, or train another"
+                )
         return cls(modality, module, device)
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 UNIT_TOLERANCE = 0.02
-"""How far a stored vector's length may be from 1: 8-bit pictures round it by less."""
+"""How far a stored vector's length may be from 1; rounding to 8 bits moves it by up to 0.007."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,11 @@ class Normal(SpatialModality):
         ),
     )
 
+    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.nn.functional.normalize(values, dim=1)
+
     def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
         import torch
 
@@ -92,7 +97,8 @@ class Normal(SpatialModality):
         if not off.max() <= UNIT_TOLERANCE:  # also where it is no number
             count = int((~(off <= UNIT_TOLERANCE)).sum())
             raise ValueError(f"expected unit vectors, got {count} of {off.size} pixels with another length")
-        return unit(value.astype(np.float32))
+        # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
+        return value.astype(np.float32)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options)), "png"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Colours = npt.NDArray[Any]
 PIXELS = 1024  # about as many pixels of a picture are clustered
-ROUNDS = 20  # of k-means; the colours hardly move after ten
+ROUNDS = 10  # of k-means; the colours hardly move after that
 GREY = (0.5, 0.5, 0.5)  # what a sequence without a colour decodes to
 SWATCH = 48  # pixels, height and width
 

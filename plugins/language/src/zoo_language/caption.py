@@ -14,7 +14,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
-from tokenizers_zoo.modality import Metric, ValueSpec
+from tokenizers_zoo.modality import Crop, Metric, ValueSpec
 from tokenizers_zoo.vocabulary import Piece
 
 ALLOWED = "\n\t"
@@ -38,7 +38,7 @@ class CaptionSettings:
 class Caption(TextModality[CaptionSettings]):
     """One text. Encoding is exact up to `max_length` tokens: beyond, what is kept is an exact beginning of the text.
 
-    A caption stays as it is under the shared crop and flip, so it should not say where in the picture things are.
+    A mirrored picture's caption says left for right ("to the left of", "the right side"); a crop leaves it as it is.
     """
 
     summary = "What the picture shows, in words"
@@ -89,6 +89,11 @@ class Caption(TextModality[CaptionSettings]):
         return f"{checked_caption(value, settings.take(CaptionSettings))}\n".encode(), "txt"
 
     @hookimpl
+    def transform(self, value: str, crop: Crop) -> str:
+        """The text, with left and right exchanged where the picture is mirrored."""
+        return mirrored(value) if crop.flip else value
+
+    @hookimpl
     def render(self, value: str) -> str:
         """The text itself."""
         return value
@@ -123,6 +128,13 @@ def checked_caption(value: Any, options: CaptionSettings) -> str:
     if where := control_character(value, ALLOWED):
         raise InvalidValueError(f"control character {where}; only line feed and tab are expected in a caption")
     return value
+
+
+def mirrored(text: str) -> str:
+    """The text with left and right exchanged where they are sides: after "the", or before "of", "side" and "hand"."""
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    sides = r"(?<=\bthe )(left|right)\b|\b([Ll]eft|[Rr]ight)(?=(?: of|[ -]side|[ -]hand)\b)"
+    return re.sub(sides, lambda match: other[match.group()], text)
 
 
 def words(text: str) -> list[str]:

@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.vocabulary import coordinate_fraction, coordinate_level
 
 Number = float | int | str
+SLACK = 1e-6  # of the range: by so much a computed number may be outside, as sums of shares are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +67,14 @@ class MetadataField:
             return self.choices.index(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r}")
-        if not self.low <= value <= self.high:
+        slack = SLACK * (self.high - self.low)
+        if not self.low - slack <= value <= self.high + slack:
             raise InvalidValueError(f"{value:g} is outside its range, {self}")
         if self.kind == "int":
-            if value != int(value):
+            if value != round(value):
                 raise InvalidValueError(f"expected {self}, got {value:g}")
-            return int(value - self.low)
-        return round((value - self.low) / (self.high - self.low) * (self.levels(bins) - 1))
+            return round(value - self.low)
+        return coordinate_level((value - self.low) / (self.high - self.low), self.levels(bins))
 
     def value(self, level: int, bins: int) -> Number:
         """What a level stands for: the centre of the values that are rounded to it."""
@@ -80,7 +83,7 @@ class MetadataField:
             return self.choices[level]
         if self.kind == "int":
             return int(self.low) + level
-        return self.low + level / (self.levels(bins) - 1) * (self.high - self.low)
+        return self.low + coordinate_fraction(level, self.levels(bins)) * (self.high - self.low)
 
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
@@ -131,9 +134,17 @@ DEFAULT_FIELDS: Mapping[str, MetadataField] = MappingProxyType(
         "camera_fov": MetadataField(low=30, high=110, unit="deg"),
         "room_width": MetadataField(low=2, high=12, unit="m"),
         "room_depth": MetadataField(low=2, high=12, unit="m"),
+        "room_height": MetadataField(low=2, high=5, unit="m"),
         "mean_depth": MetadataField(low=0, high=15, unit="m"),
-        "num_objects": MetadataField(kind="int", low=0, high=20),
-        "num_people": MetadataField(kind="int", low=0, high=5),
+        "num_objects": MetadataField(kind="int", low=0, high=40),
+        "num_people": MetadataField(kind="int", low=0, high=8),
+        "num_classes": MetadataField(kind="int", low=0, high=40),
         "brightness": MetadataField(low=0, high=1),
+        "contrast": MetadataField(low=0, high=0.5),
+        "saturation": MetadataField(low=0, high=1),
+        "colourfulness": MetadataField(low=0, high=1.5),
+        "clutter": MetadataField(low=0, high=1),
+        "walkability": MetadataField(low=0, high=1),
+        "geometric_complexity": MetadataField(low=0, high=1),
     }
 )

@@ -29,7 +29,7 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     placer.furnish_walls(sides)
     placer.furnish_middle()
     placer.scatter_people(rng.choice(range(settings.people + 1)) if rng.random() < 0.75 else 0)
-    room.hang(rng, scene, sides)
+    room.hang(rng, scene, sides[:3])
     if rng.random() < 0.5:
         spot = placer.spot(0.5, 0.5, anywhere=True)
         if spot:
@@ -209,7 +209,7 @@ class _Placer:
             tilt = math.pi / 2 - 0.05
         thing.turn = _tilted(yaw, tilt, towards)
         reach = max(thing.half[0], thing.half[1]) + 0.02
-        low = _reach_down(thing) + rng.uniform(0.008, 0.03)
+        low = thing.reach_down() + rng.uniform(0.008, 0.03)
         if self.tops and rng.random() < 0.5:
             index = rng.choice(list(self.tops))
             if self._drop_on(index, thing, reach, low):
@@ -252,13 +252,3 @@ def _tilted(yaw: float, tilt: float, towards: float) -> Quaternion:
     x_axis, y_axis = s * math.cos(towards), s * math.sin(towards)
     return (c * w, x_axis * w + y_axis * z, y_axis * w - x_axis * z, c * z)
 
-
-def _reach_down(thing: Thing) -> float:
-    """How far a turned box, ball or cylinder reaches below its centre, in metres."""
-    w, x, y, z = thing.turn
-    row = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
-    if thing.label == "ball":
-        return thing.half[0]
-    if thing.label == "cylinder":
-        return abs(row[2]) * thing.half[2] + math.sqrt(max(1 - row[2] ** 2, 0.0)) * thing.half[0]
-    return sum(abs(part) * half for part, half in zip(row, thing.half, strict=True))

@@ -7,8 +7,10 @@ rays are culled here instead, in bundles: bounding spheres of parts against the 
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, NO_TURN, PLANE,
 
 Array = NDArray[np.float64]
 
-STEP_SECONDS = 0.01
-STEPS = 40
+STEP_SECONDS = 0.02
+STEPS = 20
 FARTHEST = 100.0
 FLOOR, WALL, CEILING = -1, -2, -3
 
@@ -69,6 +71,7 @@ def _compile(slots: int, loose: int) -> tuple[Any, Any]:
     return model, mujoco.MjData(model)
 
 
+@lru_cache(maxsize=1)
 def _shape_ids() -> dict[str, int]:
     import mujoco
 
@@ -76,26 +79,6 @@ def _shape_ids() -> dict[str, int]:
     shapes = {PLANE: kinds.mjGEOM_PLANE, SPHERE: kinds.mjGEOM_SPHERE, CAPSULE: kinds.mjGEOM_CAPSULE}
     shapes |= {ELLIPSOID: kinds.mjGEOM_ELLIPSOID, CYLINDER: kinds.mjGEOM_CYLINDER, BOX: kinds.mjGEOM_BOX}
     return {name: int(kind) for name, kind in shapes.items()}
-
-
-def extents(shape: str, size: Vector) -> Vector:
-    """Half the axis-aligned box of a part in its own frame, in metres; zeros for a plane, which has none."""
-    a, b, c = size
-    if shape == SPHERE:
-        return (a, a, a)
-    if shape == CAPSULE:
-        return (a, a, a + b)
-    if shape == CYLINDER:
-        return (a, a, b)
-    return (a, b, c) if shape != PLANE else (0.0, 0.0, 0.0)
-
-
-def _bound(shape: str, size: Vector) -> float:
-    """Radius of the bounding sphere of a part; 0 for a plane."""
-    x, y, z = extents(shape, size)
-    if shape in (SPHERE, CAPSULE, ELLIPSOID):
-        return max(x, y, z)
-    return float((x * x + y * y + z * z) ** 0.5)
 
 
 def _inertia(part: Part) -> Vector:
@@ -202,7 +185,7 @@ def build(scene: Scene) -> Stage:
     """Set the scene up and let its loose things fall: their places in the scene become where they come to rest."""
     import mujoco
 
-    frames, parts, owners = _fixed_parts(scene)
+    parts, owners, frames = _fixed_parts(scene)
     loose = [index for index, thing in enumerate(scene.things) if thing.free]
     fixed = len(parts)
     model, data = _models.get(fixed, len(loose))
@@ -211,56 +194,70 @@ def build(scene: Scene) -> Stage:
     owners += [owners[-1]] * (slots - fixed) + loose
     _write(model, parts, frames)
     passes = np.array([owner < 0 or scene.things[owner].label in ("lamp", "window") for owner in owners])
+    passes[fixed:slots] = True
     mujoco.mj_resetData(model, data)
     if loose:
         _settle(model, data, [scene.things[index] for index in loose])
+        _check_carried(scene)
     mujoco.mj_kinematics(model, data)
-    return Stage(
-        scene=scene, model=model, data=data, owners=owners, parts=parts, lets_light_pass=passes
-    )
+    return Stage(scene=scene, model=model, data=data, owners=owners, parts=parts, lets_light_pass=passes)
 
 
-def _fixed_parts(scene: Scene) -> tuple[Array, list[Part], list[int]]:
-    """Frames (n, 7: place and quaternion), parts and owners of all that does not fall, the room's planes first."""
+def _fixed_parts(scene: Scene) -> tuple[list[Part], list[int], Array]:
+    """Parts, owners and frames (n, 7: place and quaternion) of all that does not fall, the room's planes first."""
     here = (0.0, 0.0, 0.0)
+    parts = [Part(PLANE, here, here, scene.floor), Part(PLANE, here, here, scene.ceiling)]
+    parts += [Part(PLANE, here, here, scene.wall)] * 4
+    owners = [FLOOR, CEILING, WALL, WALL, WALL, WALL]
     outer = [(*here, *NO_TURN), (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
     outer += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
-    surfaces = [scene.floor, scene.ceiling] + [scene.wall] * 4
-    parts = [Part(PLANE, here, here, surface) for surface in surfaces]
-    owners = [FLOOR, CEILING, WALL, WALL, WALL, WALL]
+    counts = [1] * len(outer)
     for index, thing in enumerate(scene.things):
         if not thing.free:
-            outer += [(*thing.at, *thing.turn)] * len(thing.parts)
+            outer.append(thing.at + thing.turn)
+            counts.append(len(thing.parts))
             parts += thing.parts
             owners += [index] * len(thing.parts)
-    inner = np.array([(*part.at, *part.turn) for part in parts])
-    return _chained(np.array(outer), inner), parts, owners
+    inner = np.array([part.at + part.turn for part in parts])
+    return parts, owners, _chained(np.repeat(np.array(outer), counts, axis=0), inner)
 
 
 def _chained(outer: Array, inner: Array) -> Array:
     """Frames (n, 7) given in other frames (n, 7), in the frame of the latter."""
-    x, y, z, w = outer[:, 4], outer[:, 5], outer[:, 6], outer[:, 3]
-    axis = outer[:, 4:]
-    at = inner[:, :3]
+    px, py, pz, w, x, y, z = outer.T
+    ax, ay, az, a, b, c, d = inner.T
     # v + 2 w (u x v) + 2 u x (u x v) turns v by the quaternion (w, u)
-    cross = np.cross(axis, at)
-    result = np.empty_like(outer)
-    result[:, :3] = outer[:, :3] + at + 2 * (w[:, None] * cross + np.cross(axis, cross))
-    a, b, c, d = inner[:, 3:].T
-    result[:, 3] = w * a - x * b - y * c - z * d
-    result[:, 4] = w * b + x * a + y * d - z * c
-    result[:, 5] = w * c - x * d + y * a + z * b
-    result[:, 6] = w * d + x * c - y * b + z * a
-    return result
+    cx, cy, cz = 2 * (y * az - z * ay), 2 * (z * ax - x * az), 2 * (x * ay - y * ax)
+    columns = [
+        px + ax + w * cx + y * cz - z * cy,
+        py + ay + w * cy + z * cx - x * cz,
+        pz + az + w * cz + x * cy - y * cx,
+        w * a - x * b - y * c - z * d,
+        w * b + x * a + y * d - z * c,
+        w * c - x * d + y * a + z * b,
+        w * d + x * c - y * b + z * a,
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _write(model: Any, parts: list[Part], frames: Array) -> None:
-    """Put the parts into the model's slots."""
+    """Put the parts into the model's slots; the frames are those of the fixed ones."""
     shapes = _shape_ids()
-    model.geom_type[:] = [shapes[part.shape] for part in parts]
-    model.geom_size[:] = [part.size for part in parts]
-    model.geom_rbound[:] = [_bound(part.shape, part.size) for part in parts]
-    model.geom_aabb[:, 3:] = [extents(part.shape, part.size) for part in parts]
+    kinds = np.array([shapes[part.shape] for part in parts])
+    sizes = np.array([part.size for part in parts])
+    box, sphere, capsule, cylinder = (kinds == shapes[name] for name in (BOX, SPHERE, CAPSULE, CYLINDER))
+    half = sizes.copy()
+    along = capsule | cylinder
+    half[along | sphere, 1] = sizes[along | sphere, 0]
+    half[along, 2] = sizes[along, 1] + sizes[along, 0] * capsule[along]
+    half[sphere, 2] = sizes[sphere, 0]
+    bound = half.max(1)  # a plane's is 0: MuJoCo's mark of something without bounds
+    bound[box] = np.sqrt((half[box] ** 2).sum(1))
+    bound[cylinder] = np.hypot(sizes[cylinder, 0], sizes[cylinder, 1])
+    model.geom_type[:] = kinds
+    model.geom_size[:] = sizes
+    model.geom_rbound[:] = bound
+    model.geom_aabb[:, 3:] = half
     fixed = len(frames)
     model.geom_pos[:fixed] = frames[:, :3]
     model.geom_quat[:fixed] = frames[:, 3:]
@@ -272,9 +269,20 @@ def _settle(model: Any, data: Any, loose: list[Thing]) -> None:
     import mujoco
 
     model.body_inertia[1:] = [_inertia(thing.parts[0]) for thing in loose]
-    model.qpos0[:] = np.ravel([(*thing.at, *thing.turn) for thing in loose])
+    model.qpos0[:] = np.ravel([thing.at + thing.turn for thing in loose])
     mujoco.mj_setConst(model, data)
     mujoco.mj_resetData(model, data)
     mujoco.mj_step(model, data, nstep=STEPS)
     for thing, rest in zip(loose, data.qpos.reshape(-1, 7).tolist(), strict=True):
         thing.at, thing.turn = (rest[0], rest[1], rest[2]), (rest[3], rest[4], rest[5], rest[6])
+
+
+def _check_carried(scene: Scene) -> None:
+    """Forget the carrier of what has slid or fallen off it."""
+    for thing in scene.things:
+        if thing.free and thing.on is not None:
+            carrier = scene.things[thing.on]
+            top = carrier.at[2] + (carrier.reach_down() if carrier.free else carrier.top or 0.0)
+            away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
+            if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
+                thing.on = None

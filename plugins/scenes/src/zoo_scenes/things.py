@@ -78,6 +78,17 @@ class Thing:
     on: int | None = None
     pose: Pose | None = None
 
+    def reach_down(self) -> float:
+        """How far a free thing (one box, sphere or cylinder), as it is turned, reaches below its centre in metres."""
+        w, x, y, z = self.turn
+        row = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+        shape = self.parts[0].shape
+        if shape == SPHERE:
+            return self.half[0]
+        if shape == CYLINDER:
+            return abs(row[2]) * self.half[2] + math.sqrt(max(1 - row[2] ** 2, 0.0)) * self.half[0]
+        return sum(abs(share) * half for share, half in zip(row, self.half, strict=True))
+
 
 @dataclass(slots=True, kw_only=True)
 class Scene:

@@ -14,7 +14,7 @@ from tokenizers_zoo.modality import Metric
 
 CLASSES = (
     "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
-    "table", "chair", "shelf", "box", "ball", "cylinder", "lamp", "person",
+    "table", "chair", "sofa", "shelf", "books", "box", "ball", "cylinder", "lamp", "plant", "person",
 )  # fmt: skip
 VOID = "void"
 
@@ -86,7 +86,7 @@ class Semseg(SpatialModality):
     def picture(self, value: np.ndarray, options: SemsegSettings) -> Any:
         from PIL import Image
 
-        image = Image.fromarray(value.astype(np.uint8), mode=None)
+        image = Image.fromarray(value.astype(np.uint8))
         image.putpalette(class_colours(len(options.classes)).tobytes())
         return image
 

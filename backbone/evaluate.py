@@ -1,0 +1,334 @@
+"""How well a trained backbone makes each modality from each other: figures, a table, and galleries.
+
+RUN/evaluation/evaluation.json, written anew after every pair, so that an interrupted evaluation goes on where it was:
+
+    identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig, "codecs": {name: fingerprint}}
+    complete       true once every pair asked for is there
+    modalities     {name: {"summary", "layout", "vocab_size", "test_samples", "metrics": [{"name", "unit", "higher_is_better",
+                   "meaning"}]}}; the first metric is the main one
+    skipped        {name: reason} for modalities of the backbone that could not be evaluated
+    cross_entropy  {"samples", "seed", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
+                   training: mean per target token, and log(vocab_size), the cross-entropy of knowing nothing
+    pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed", "seconds":
+                   {"generate", "decode"}}] in the order in which they were asked for. score, floor and ceiling map metric
+                   names to numbers (null: not finite). The floor is the best constant answer on training values, the
+                   ceiling the tokenizer's own reconstruction of the true values, all three over the same test samples.
+                   gap_closed is (score - floor) / (ceiling - floor) of the main metric; null where there is no gap
+    galleries      [{"given", "target", "picture": path relative to RUN/evaluation or null, "columns": [headers], "rows":
+                   [{"key", "cells": [text, or null where the picture shows it]}]}]: the given values, several draws, the truth
+    seconds        time spent so far
+
+Scored generations are argmax in few steps, not draws: an expected error is judged, and a draw adds its own spread
+to it. One step, the default, takes each token's likeliest id, which maximises the expected number of right tokens; more steps make
+the tokens agree with one another. Galleries show draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from backbone.evaluation_data import EvaluationData, gap_closed
+from backbone.gallery import text_of, write_sheet
+from backbone.generation import TargetPlan, generate
+from backbone.model import FourM
+from backbone.saving import load_model
+from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, write_json
+from tokenizers_zoo.errors import ConfigError, ZooError
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
+from tokenizers_zoo.registry import Zoo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
+
+Pair = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How much is evaluated, and how."""
+
+    samples: int = 32
+    """Test samples per pair."""
+    floor_samples: int = 256
+    """Training values that the constant answer is chosen for."""
+    loss_samples: int = 256
+    """Test samples for the cross-entropy."""
+    batch_size: int = 32
+    """Samples generated and decoded at a time."""
+    steps: int = 1
+    """Decoding steps of scored grids and vectors."""
+    gallery_pairs: int = 24
+    """Pairs, the first ones, that get a gallery."""
+    gallery_samples: int = 4
+    """Samples in a gallery."""
+    draws: int = 3
+    """Draws per sample in a gallery."""
+    seed: int = 0
+    """Seed of the choice of samples, of masks and of draws."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 0 if field.name in ("seed", "gallery_pairs") else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"{field.name}: expected at least {least}, got {getattr(self, field.name)}")
+
+
+def evaluate(
+    run: Path,
+    zoo: Zoo,
+    tokens_root: Path,
+    data_root: Path,
+    *,
+    given: Sequence[Sequence[str]] | None = None,
+    targets: Sequence[str] | None = None,
+    config: EvaluationConfig | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate the backbone in `run` and write RUN/evaluation; gives what evaluation.json holds.
+
+    Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality alone,
+    and all discrete ones, picture-like ones first. Pairs that an earlier evaluation with the same settings, weights and
+    codecs has finished are kept. Raises DataError where a modality that is named cannot be evaluated, or tokens,
+    tokenizers and backbone do not belong together.
+    """
+    run, config = Path(run), config or EvaluationConfig()
+    model = load_model(run, device=device).eval()
+    card = load_config(run, "FourM")
+    data = EvaluationData(zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed)
+    pairs = chosen_pairs(model, data, given, targets)
+    identity = {
+        "weights": card["weights_sha256"],
+        "settings": dataclasses.asdict(config),
+        "codecs": {name: column.fingerprint for name, column in data.columns.items()},
+    }
+    evaluation = _Evaluation(run / FOLDER, model, data, config, identity)
+    evaluation.describe()
+    evaluation.measure_loss(Path(tokens_root), run)
+    evaluation.measure_pairs(pairs)
+    return evaluation.result
+
+
+def chosen_pairs(
+    model: FourM, data: EvaluationData, given: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
+) -> list[Pair]:
+    """The pairs to evaluate, in order. Raises UnknownNameError, DataError or ConfigError for names that cannot be."""
+    named = [*(name for names in given or () for name in names), *(targets or ())]
+    for name in named:
+        if model.tables.spec(name).continuous and name in (targets or ()):
+            raise ConfigError(f"evaluate {name}: a {model.tables.spec(name).layout.kind} modality is an input only")
+    data.require(named)
+    if given is None and targets is None:
+        return default_pairs([handle.spec for handle in data.handles.values()])
+    ranked = ranked_names([handle.spec for handle in data.handles.values()])
+    sources = [tuple(names) for names in given] if given is not None else [(name,) for name in ranked]
+    wanted = targets if targets is not None else [name for name in ranked if name in model.tables.discrete]
+    pairs = [(names, target) for names in sources for target in wanted if target not in names]
+    if not pairs:
+        raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
+    return pairs
+
+
+def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
+    """Names with those first that show a sample best: pictures before all else, then what others are derived from."""
+
+    def rank(spec: ModalitySpec) -> tuple[bool, bool, int, str]:
+        picture = isinstance(spec.layout, GridLayout | PatchesLayout) and len(spec.layout.shape) == 2
+        children = sum(spec.name in other.derived_from for other in specs)
+        return not picture, bool(spec.derived_from), -children, spec.name
+
+    return [spec.name for spec in sorted(specs, key=rank)]
+
+
+def default_pairs(specs: Sequence[ModalitySpec]) -> list[Pair]:
+    """Each modality to each other discrete one: first from the first-ranked, then to the first-ranked, then the rest."""
+    names = ranked_names(specs)
+    continuous = {spec.name for spec in specs if spec.continuous}
+    pairs: list[Pair] = [((a,), b) for a in names for b in names if a != b and b not in continuous]
+    first_target = next((name for name in names if name not in continuous), "")
+    return sorted(pairs, key=lambda pair: (pair[0] != (names[0],), pair[1] != first_target))
+
+
+class _Evaluation:
+    """One evaluation while it runs; `result` is what evaluation.json holds."""
+
+    def __init__(
+        self, folder: Path, model: FourM, data: EvaluationData, config: EvaluationConfig, identity: dict[str, Any]
+    ) -> None:
+        self.folder, self.model, self.data, self.config = folder, model, data, config
+        self.result: dict[str, Any] = {"identity": identity}
+        if (folder / FILE).is_file():
+            earlier = read_json(folder / FILE)
+            if isinstance(earlier, dict) and earlier.get("identity") == identity:
+                self.result = earlier
+        self.result.setdefault("pairs", [])
+        self.result.setdefault("galleries", [])
+        self._spent = float(self.result.get("seconds", 0.0))
+        self._started = time.perf_counter()
+
+    def _write(self, complete: bool = False) -> None:
+        self.result["complete"] = complete
+        self.result["seconds"] = round(self._spent + time.perf_counter() - self._started, 3)
+        write_json(self.folder / FILE, self.result)
+
+    def describe(self) -> None:
+        """Note what the modalities are, and which are left out."""
+        self.result["modalities"] = {
+            name: {
+                "summary": handle.spec.summary,
+                "layout": layout_to_json(handle.spec.layout),
+                "vocab_size": handle.spec.vocab_size,
+                "test_samples": len(self.data.columns[name]),
+                "metrics": [dataclasses.asdict(metric) for metric in handle.spec.metrics],
+            }
+            for name, handle in self.data.handles.items()
+        }
+        self.result["skipped"] = dict(self.data.problems)
+
+    def measure_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Score every pair that has not been, and draw the galleries of the first ones."""
+        scored = {_pair(entry) for entry in self.result["pairs"]}
+        drawn = {_pair(entry) for entry in self.result["galleries"]}
+        columns = (
+            TextColumn("evaluate {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns) as progress:
+            task = progress.add_task("", total=len(pairs))
+            for number, pair in enumerate(pairs):
+                progress.update(task, description=_title(pair))
+                if pair not in scored:
+                    self.result["pairs"].append(self._score(pair))
+                    self._write()
+                if pair not in drawn and number < self.config.gallery_pairs:
+                    self.result["galleries"].append(self._gallery(pair))
+                    self._write()
+                progress.advance(task)
+        order = {pair: number for number, pair in enumerate(pairs)}
+        for key in ("pairs", "galleries"):
+            self.result[key].sort(key=lambda entry: order.get(_pair(entry), len(order)))
+        self._write(complete=True)
+
+    def _generate(self, pair: Pair, keys: Sequence[str], plan: TargetPlan, numbers: Sequence[int]) -> Any:
+        """Tokens of the target for any number of samples: a tensor, or a list for sequences."""
+        given, target = pair
+        parts = []
+        for start in range(0, len(keys), self.config.batch_size):
+            here = slice(start, start + self.config.batch_size)
+            tokens = {name: self.data.tokens(name, keys[here]) for name in given}
+            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers[here])[target])
+        return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [row for part in parts for row in part]
+
+    def _score(self, pair: Pair) -> dict[str, Any]:
+        """One entry of "pairs"."""
+        given, target = pair
+        config = self.config
+        keys = self.data.keys([*given, target], config.samples)
+        reference = self.data.reference(target, keys, config.floor_samples, config.batch_size)
+        start = time.perf_counter()
+        plan = TargetPlan(name=target, temperature=0, steps=config.steps)
+        tokens = self._generate(pair, keys, plan, range(len(keys)))
+        generated = time.perf_counter()
+        made = self.data.decode(target, tokens, config.batch_size)
+        decoded = time.perf_counter()
+        score = self.data.score(target, made, reference.truth)
+        main = self.data.handles[target].spec.metrics[0]
+        return {
+            "given": list(given),
+            "target": target,
+            "samples": len(keys),
+            "score": score,
+            "floor": reference.floor,
+            "ceiling": reference.ceiling,
+            "gap_closed": gap_closed(
+                score[main.name], reference.floor[main.name], reference.ceiling[main.name], main.higher_is_better
+            ),
+            "seconds": {"generate": round(generated - start, 4), "decode": round(decoded - generated, 4)},
+        }
+
+    def _gallery(self, pair: Pair) -> dict[str, Any]:
+        """One entry of "galleries"; writes its picture."""
+        given, target = pair
+        draws = self.config.draws
+        keys = self.data.keys([*given, target], self.config.gallery_samples)
+        plan = TargetPlan(name=target, top_p=0.95)
+        tokens = self._generate(pair, [key for key in keys for _ in range(draws)], plan, range(len(keys) * draws))
+        made = self.data.decode(target, tokens, self.config.batch_size)
+        columns = [list(map(self.data.handles[name].render, self.data.truth(name, keys))) for name in given]
+        show = self.data.handles[target].render
+        columns += [[show(value) for value in made[draw::draws]] for draw in range(draws)]
+        columns.append([show(value) for value in self.data.truth(target, keys)])
+        headers = [*given, *(f"{target} {draw + 1}" for draw in range(draws)), f"true {target}"]
+        rows = list(zip(*columns, strict=True))
+        picture = f"{GALLERY}/{'-and-'.join(given)}-to-{target}.png"
+        return {
+            "given": list(given),
+            "target": target,
+            "picture": picture if write_sheet(self.folder / picture, headers, rows) else None,
+            "columns": headers,
+            "rows": [{"key": key, "cells": list(map(text_of, row))} for key, row in zip(keys, rows, strict=True)],
+        }
+
+
+def _pair(entry: dict[str, Any]) -> Pair:
+    return tuple(entry["given"]), entry["target"]
+
+
+def _title(pair: Pair) -> str:
+    return f"{' + '.join(pair[0])} to {pair[1]}"
+
+
+def gap_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
+    """The gap closed, in percent, as tables for the terminal: rows given, columns made, as many a table as fit.
+
+    A dash stands for pairs without a gap to close, a dot for pairs that were not asked for.
+    """
+    from rich.table import Table
+
+    gaps = {_pair(entry): entry["gap_closed"] for entry in result["pairs"]}
+    sources = list(dict.fromkeys(given for given, _ in gaps))
+    targets = list(dict.fromkeys(target for _, target in gaps))
+    first = max([len("given"), *(len(" + ".join(given)) for given in sources)])
+    tables: list[Table] = []
+    for group in _groups_that_fit(targets, width - min(first, width // 3)):
+        title = None if tables else "gap closed in %: 0 is the best constant answer, 100 the tokenizer's reconstruction"
+        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+        table.add_column("given", overflow="fold", max_width=width // 3)
+        for target in group:
+            table.add_column(target, justify="right", no_wrap=True)
+        for given in sources:
+            table.add_row(" + ".join(given), *(_gap_cell(gaps, (given, target)) for target in group))
+        tables.append(table)
+    return tables
+
+
+def _groups_that_fit(names: Sequence[str], width: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        if not groups or room < len(name) + 2:
+            groups.append([])
+            room = width
+        groups[-1].append(name)
+        room -= max(len(name), 4) + 2
+    return groups
+
+
+def _gap_cell(gaps: dict[Pair, float | None], pair: Pair) -> str:
+    if pair not in gaps:
+        return "[dim]·[/]"
+    gap = gaps[pair]
+    if gap is None:
+        return "[dim]-[/]"
+    style = "green" if gap >= 0.5 else "yellow" if gap > 0.05 else "red"
+    return f"[{style}]{100 * gap:.0f}[/]"

@@ -1,0 +1,140 @@
+"""What generated tokens are judged against: held-out tokens and values, the constant answer, the tokenizer's own loss."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """True values of some samples, and how the constant answer and the tokenizer's reconstruction score on them."""
+
+    truth: list[Any]
+    floor: dict[str, float | None]
+    ceiling: dict[str, float | None]
+
+
+class EvaluationData:
+    """The modalities of a backbone that can be evaluated: their handles, test tokens and test values.
+
+    `handles` holds the usable ones in the backbone's order, `problems` why the others are not.
+    """
+
+    def __init__(
+        self, zoo: Zoo, names: Sequence[str], fingerprints: Mapping[str, str], tokens: Path, values: Path, seed: int
+    ) -> None:
+        self.values = ValueStore.of(values, zoo)
+        self.seed = seed
+        self.handles: dict[str, ModalityHandle] = {}
+        self.columns: dict[str, TokenColumn] = {}
+        self.problems: dict[str, str] = {}
+        store = TokenStore(tokens)
+        for name in names:
+            try:
+                handle, column = zoo[name], store.open(TEST, name)
+                _check_codec(handle, column, fingerprints.get(name))
+                self.values.index(TEST, name)
+            except ZooError as error:
+                self.problems[name] = str(error)
+            else:
+                self.handles[name], self.columns[name] = handle, column
+        self._references: dict[tuple[str, ...], Reference] = {}
+        self._constants: dict[str, Any] = {}
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise DataError for the first of `names` that cannot be evaluated."""
+        for name in names:
+            if name not in self.handles:
+                raise DataError(f"evaluate {name}: {self.problems[name]}")
+
+    def keys(self, names: Sequence[str], count: int) -> list[str]:
+        """Up to `count` test samples that have tokens and values of all `names`.
+
+        The order is that of a hash of seed and key, so that questions about different modalities are asked about the
+        same samples wherever they have them. Raises DataError where there are none.
+        """
+        known = self.values.aligned_keys(TEST, names)
+        found = [key for key in known if all(key in self.columns[name].rows for name in names)]
+        if not found:
+            raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
+        return sorted(found, key=self._order)[:count]
+
+    def _order(self, key: str) -> bytes:
+        return hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+
+    def tokens(self, name: str, keys: Sequence[str]) -> Any:
+        """Test tokens, as the codec gives them."""
+        column = self.columns[name]
+        return column.take([column.rows[key] for key in keys])
+
+    def truth(self, name: str, keys: Sequence[str]) -> list[Any]:
+        """Test values."""
+        return [self.values.read(self.handles[name], TEST, key) for key in keys]
+
+    def constant(self, name: str, count: int) -> Any:
+        """The best single answer for up to `count` training values."""
+        if name not in self._constants:
+            keys = sorted(self.values.keys(TRAIN, name), key=self._order)[:count]
+            values = [self.values.read(self.handles[name], TRAIN, key) for key in keys]
+            self._constants[name] = self.handles[name].constant_answer(values)
+        return self._constants[name]
+
+    def reference(self, name: str, keys: Sequence[str], floor_samples: int, batch_size: int) -> Reference:
+        """What predictions of `name` for the samples `keys` are compared to."""
+        question = (name, *keys)
+        if question not in self._references:
+            truth = self.truth(name, keys)
+            constant = self.constant(name, floor_samples)
+            rebuilt = self.decode(name, self.tokens(name, keys), batch_size)
+            self._references[question] = Reference(
+                truth=truth,
+                floor=self.score(name, [constant] * len(truth), truth),
+                ceiling=self.score(name, rebuilt, truth),
+            )
+        return self._references[question]
+
+    def decode(self, name: str, tokens: Any, batch_size: int) -> list[Any]:
+        """Values of any number of tokens, `batch_size` samples at a time."""
+        handle = self.handles[name]
+        starts = range(0, len(tokens), batch_size)
+        return [value for start in starts for value in handle.decode(tokens[start : start + batch_size])]
+
+    def score(self, name: str, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float | None]:
+        """The modality's metrics; None where one is not a finite number."""
+        scores = self.handles[name].score(predicted, truth)
+        return {metric: number if math.isfinite(number) else None for metric, number in scores.items()}
+
+
+def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | None) -> None:
+    """Raise DataError where model, tokens and tokenizer do not speak of the same ids."""
+    if trained_on is not None and trained_on != column.fingerprint:
+        raise DataError(
+            f"the backbone was trained on tokens of codec {trained_on[:12]}, and {column.paths[0].parent} was written by "
+            f"{column.fingerprint[:12]}; evaluate with the tokens of its training, or train it again"
+        )
+    column.check_codec(handle)
+
+
+def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:
+    """How far from the floor (0) to the ceiling (1) a score is; below 0 where the constant answer is better.
+
+    None where one of them is missing, or the ceiling is not better than the floor, so that there is no gap to close.
+    """
+    if score is None or floor is None or ceiling is None:
+        return None
+    gap = ceiling - floor if higher_is_better else floor - ceiling
+    if gap <= 1e-9 * max(abs(ceiling), abs(floor), 1e-300):
+        return None
+    return (score - floor) / (ceiling - floor)

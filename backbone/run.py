@@ -1,0 +1,51 @@
+"""A run folder: the trained backbone, and where its tokens, values and registry are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.checkpoint import CONFIG, read_json, write_json
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import CheckpointError
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run's inputs are, written beside the model as run.json. Paths are absolute."""
+
+    tokens: Path
+    """The token store that it trains on."""
+    data: Path | None = None
+    """The values that the tokens were made of."""
+    registry: Path | None = None
+    """The registry.toml in use; None for all that is installed."""
+
+    def save(self, folder: Path) -> None:
+        """Write run.json."""
+        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
+        write_json(folder / FILE, paths)
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read run.json. Raises CheckpointError where `folder` is not a run."""
+        if not (folder / FILE).is_file():
+            raise CheckpointError(f"{folder}: no run here ({FILE} was expected); train one with zoo backbone train")
+        return from_mapping(cls, {key: value for key, value in read_json(folder / FILE).items() if value is not None})
+
+    def values(self) -> Path:
+        """The folder of values. Raises CheckpointError where the run does not say."""
+        if self.data is None:
+            raise CheckpointError("the run does not know its values; give --data DATA")
+        return self.data
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a run's model. Raises CheckpointError where it has none yet."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
+    config: dict[str, Any] = read_json(folder / CONFIG)
+    return config

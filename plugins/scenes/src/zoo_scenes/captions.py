@@ -1,0 +1,209 @@
+"""A small grammar that says in English what a picture shows: the room, the things with counts and colours, relations.
+
+Only what covers enough of the picture is named. Left and right are the viewer's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from zoo_scenes.observe import Seen
+from zoo_scenes.things import Scene
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+_PLURALS = {"box": "boxes", "person": "people", "books": "books"}
+
+
+def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
+    """One to four sentences about what is seen; `shares` are the classes' shares of the picture."""
+    seen = [item for item in seen if item.clear]
+    speaker = _Speaker(rng, scene, seen)
+    room = speaker.room(shares)
+    if not seen:
+        return f"An empty room{room}."
+    relations = speaker.relations()
+    shape = rng.random()
+    if shape < 0.2 and relations:
+        more = [f"The room has{room.removeprefix(' with')}."] if room else []
+        return " ".join([relations[0], *rng.choice((more, relations[1:]))])
+    speaker.mentioned.clear()
+    listed = speaker.listing(rng.choice((2, 3, 4)))
+    if shape < 0.5:
+        opener = rng.choice(("A room{room}: {things}.", "{Things} in a room{room}.", "In a room{room} there {are} {things}."))
+    elif shape < 0.75:
+        opener = rng.choice(("There {are} {things}.", "The picture shows {things}.", "We see {things}."))
+    else:
+        opener = rng.choice(("A room{room}. There {are} {things}.", "This room{has}. It contains {things}."))
+    has = f" has{room.removeprefix(' with')}" if room else " is indoors"
+    are = "are" if speaker.plural_first else "is"
+    text = opener.format(room=room, things=listed, Things=_capital(listed), are=are, has=has)
+    more = speaker.relations()[: rng.choice((0, 1, 1, 2))]
+    return " ".join([text, *more])
+
+
+class _Speaker:
+    """Names the things of one picture, with "a" first and "the" after."""
+
+    def __init__(self, rng: random.Random, scene: Scene, seen: list[Seen]) -> None:
+        self.rng = rng
+        self.scene = scene
+        self.seen = seen
+        self.phrases = [phrase(item) for item in seen]
+        self.groups: dict[str, list[Seen]] = {}
+        for item, words in zip(seen, self.phrases, strict=True):
+            self.groups.setdefault(words, []).append(item)
+        self.mentioned: set[str] = set()
+        self.plural_first = False
+
+    def room(self, shares: Mapping[str, float]) -> str:
+        """ " with cream walls and a wooden floor", of what can be seen; "" for neither."""
+        words = []
+        if shares.get("wall", 0) > 0.03:
+            kind, colour = self.scene.wall_kind, self.scene.wall_colour
+            words.append("brick walls" if kind == "brick" else f"{kind} {colour} walls".strip())
+        if shares.get("floor", 0) > 0.03:
+            words.append(article(f"{self.scene.floor_kind} floor"))
+        return f" with {' and '.join(words)}" if words else ""
+
+    def listing(self, most: int) -> str:
+        """Up to `most` groups of things, the larger ones likelier, with counts."""
+        groups = [words for words in self.groups if words != "books"] or list(self.groups)
+        chosen = groups[:most]
+        if self.rng.random() < 0.4:
+            chosen = sorted(self.rng.sample(groups, min(most, len(groups))), key=groups.index)
+        self.mentioned.update(chosen)
+        parts = [counted(words, len(self.groups[words])) for words in chosen]
+        first = self.groups[chosen[0]]
+        self.plural_first = len(first) > 1 or first[0].thing.label == "books"
+        return joined(parts)
+
+    def name(self, item: Seen) -> str:
+        """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"."""
+        words = phrase(item)
+        count = len(self.groups[words])
+        if words not in self.mentioned:
+            self.mentioned.add(words)
+            return article(words)
+        return definite(words) if count == 1 else f"one of the {plural(words)}"
+
+    def relations(self) -> list[str]:
+        """Sentences about pairs of things and about people, in random order; no thing is the subject twice."""
+        candidates = [*self._carried(), *self._doing(), *self._placed()]
+        self.rng.shuffle(candidates)
+        candidates.sort(key=lambda entry: -entry[0])
+        said: set[int] = set()
+        sentences = []
+        for _, subject, pattern, other in candidates:
+            if subject.index in said:
+                continue
+            said.add(subject.index)
+            a = self.name(subject)
+            b = self.name(other) if other else ""
+            sentences.append(_capital(pattern.format(a=a, b=b)) + ".")
+            if len(sentences) == 2:
+                break
+        return sentences
+
+    def _carried(self) -> list[tuple[float, Seen, str, Seen | None]]:
+        by_index = {item.index: item for item in self.seen}
+        found: list[tuple[float, Seen, str, Seen | None]] = []
+        for item in self.seen:
+            carrier = by_index.get(item.thing.on) if item.thing.on is not None else None
+            if carrier is None:
+                continue
+            if item.thing.label == "person":
+                pattern = self.rng.choice(("{a} is sitting on {b}", "{a} sits on {b}"))
+            elif item.thing.label == "books":
+                pattern = "{b} is filled with books"
+            else:
+                pattern = self.rng.choice(("{a} is on {b}", "{a} lies on {b}", "on {b} there is {a}"))
+            found.append((self.rng.random() + 0.5, item, pattern, carrier))
+        return found
+
+    def _doing(self) -> list[tuple[float, Seen, str, Seen | None]]:
+        people = [item for item in self.seen if item.thing.label == "person" and item.thing.on is None]
+        return [(self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None) for item in people]
+
+    def _placed(self) -> list[tuple[float, Seen, str, Seen | None]]:
+        found: list[tuple[float, Seen, str, Seen | None]] = []
+        main = self.seen[:7]
+        for item in main:
+            for other in main:
+                if item.pixels < other.pixels and item.thing.on != other.index and other.thing.on != item.index:
+                    pattern = relation(item, other)
+                    if pattern:
+                        found.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
+        return found
+
+
+def relation(item: Seen, other: Seen) -> str:
+    """How `item` lies to `other` for the viewer, "" where nothing simple holds."""
+    left, top, right, bottom = item.box
+    other_left, other_top, other_right, _ = other.box
+    overlap = min(right, other_right) - max(left, other_left)
+    shift = (left + right - other_left - other_right) / 2
+    hangs = item.thing.label in ("window", "picture")
+    if hangs and other.thing.label in ("table", "chair", "sofa", "shelf") and overlap > 0.05 and bottom < other_top + 0.02:
+        return "is above"
+    if hangs or other.thing.label in ("window", "picture", "rug") or item.thing.label == "rug":
+        return ""
+    if overlap > 0.02 and abs(item.depth - other.depth) > 0.5:
+        return "is in front of" if item.depth < other.depth else "is behind"
+    if overlap < 0 and abs(item.depth - other.depth) < 0.45 and -overlap < 0.08:
+        return "is next to"
+    if overlap < -0.02:
+        return "is to the left of" if shift < 0 else "is to the right of"
+    return ""
+
+
+def phrase(item: Seen) -> str:
+    """What a thing is called without an article: "red ball", "person in a blue shirt"."""
+    thing = item.thing
+    if thing.label == "person":
+        return f"person in {article(f'{thing.colour} shirt')}"
+    if thing.label in ("plant", "lamp"):
+        return thing.noun
+    first, _, rest = thing.noun.rpartition(" ")
+    before, after = (f"{first} ", "") if first in ("low", "round", "striped") else ("", f"{first} " if first else "")
+    colour = f"{thing.colour} " if thing.colour else ""
+    return f"{before}{colour}{after}{rest}"
+
+
+def definite(words: str) -> str:
+    """ "the red ball", "the person in the red shirt"."""
+    head, separator, rest = words.partition(" in ")
+    return f"the {head}{separator}the {rest.split(' ', 1)[1]}" if separator else f"the {words}"
+
+
+def plural(words: str) -> str:
+    """ "red boxes", "people in blue shirts"."""
+    head, separator, rest = words.partition(" in ")
+    if separator:
+        return f"people in {rest.split(' ', 1)[1]}s"
+    *first, last = head.split(" ")
+    return " ".join([*first, _PLURALS.get(last, f"{last}s")])
+
+
+def counted(words: str, count: int) -> str:
+    """ "a red ball", "two red balls", "several red balls"."""
+    if words.endswith("books"):
+        return "books"
+    if count == 1:
+        return article(words)
+    number = _NUMBERS[count] if count < len(_NUMBERS) else "several"
+    return f"{number} {plural(words)}"
+
+
+def article(words: str) -> str:
+    """The words with "a" or "an"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def joined(parts: list[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

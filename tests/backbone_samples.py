@@ -1,0 +1,100 @@
+"""What the backbone's tests share: specs of every layout, raw batches, and a small token store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backbone.batch import PackedBatch, RawBatch
+from backbone.config import MaskingConfig, Mixture, ModelConfig
+from backbone.masking import Masker
+from backbone.tables import Tables
+from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+
+SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
+END, SENTINEL, FIRST_WORD = 0, 1, 70
+
+
+def spec(name: str, layout: TokenLayout, vocab_size: int = 50, vocabulary: str = "") -> ModalitySpec:
+    return ModalitySpec(
+        name=name, summary="for tests", value=ValueSpec(shape=("n",)), layout=layout,
+        vocab_size=0 if isinstance(layout, PatchesLayout | EmbeddingsLayout) else vocab_size, vocabulary=vocabulary,
+    )  # fmt: skip
+
+
+def sequence(max_length: int = 20, sentinels: int = 8) -> SequenceLayout:
+    return SequenceLayout(max_length=max_length, end=END, sentinel_start=SENTINEL, num_sentinels=sentinels)
+
+
+def all_layouts() -> list[ModalitySpec]:
+    """Two grids, a vector, two sequences of one vocabulary, patches and embeddings."""
+    return [
+        spec("picture", GridLayout(shape=(6, 6))),
+        spec("clip", GridLayout(shape=(2, 3, 4)), 40),
+        spec("code", VectorLayout(length=5), 30),
+        spec("words", sequence(20), 100, "text"),
+        spec("pixels", PatchesLayout(shape=(6, 6), dim=12)),
+        spec("tags", sequence(12), 100, "text"),
+        spec("vectors", EmbeddingsLayout(max_length=7, dim=9)),
+    ]
+
+
+def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float = 0.0) -> RawBatch:
+    """Random tokens; those of a sequence rise, so that each token of a sample tells its place."""
+    rng = np.random.default_rng(seed)
+    present = rng.random((size, len(specs))) >= absent
+    lengths = np.zeros((size, len(specs)), np.int64)
+    tokens = {}
+    for column, item in enumerate(specs):
+        layout = item.layout
+        lengths[:, column] = layout.length
+        if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+            lengths[:, column] = rng.integers(0, layout.length + 1, size)
+        if isinstance(layout, PatchesLayout | EmbeddingsLayout):
+            tokens[item.name] = rng.standard_normal((size, layout.length, layout.dim)).astype(np.float32)
+        elif isinstance(layout, SequenceLayout):
+            tokens[item.name] = np.tile(FIRST_WORD + np.arange(layout.length), (size, 1))
+        else:
+            tokens[item.name] = rng.integers(0, item.vocab_size, (size, layout.length))
+    lengths[~present] = 0
+    return RawBatch(tokens=tokens, lengths=lengths, present=present)
+
+
+def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, seed: int = 0, alpha: float = 1.0,
+                 absent: float = 0.0) -> PackedBatch:  # fmt: skip
+    mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha),)
+    config = MaskingConfig(input_budget=budget, target_budget=budget, mixtures=mixtures)
+    return Masker(Tables(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
+
+
+def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0) -> None:
+    """A token store of which each modality lacks some samples; a picture's tokens follow from its first one."""
+    raw = raw_batch(specs, size, seed, absent=0.1)
+    keys = [f"{split}-{seed}-{number:04d}" for number in range(size)]
+    for column, item in enumerate(specs):
+        metadata = TokenMetadata(
+            modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
+            fingerprint=f"codec of {item.vocabulary}", distribution="tests 0", run={},
+        )  # fmt: skip
+        rows = [(keys[i], raw.tokens[item.name][i, : raw.lengths[i, column]])
+                for i in range(size) if raw.present[i, column]]  # fmt: skip
+        if isinstance(item.layout, GridLayout | VectorLayout):
+            rows = [(key, np.resize(row[:2], row.shape)) for key, row in rows]
+        write_part(root / split / item.name / "part-00000.arrow", metadata, *zip(*rows, strict=True), dropped={})
+
+
+def with_default_threads(number: int = 1) -> None:
+    """One thread: the smallest models are slower with two."""
+    torch.set_num_threads(number)

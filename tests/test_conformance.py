@@ -1,0 +1,196 @@
+"""Every installed modality keeps the contract; and the kit that says so notices when one does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
+from tokenizers_zoo.testing.checks import CHECKS, Skipped
+from tokenizers_zoo.testing.subject import Subject
+
+ROOT = Path(__file__).parent.parent
+SMALL = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}})
+Install = Callable[..., Path]
+
+
+def plugins_of_this_repository() -> dict[str, str]:
+    """Modality to distribution, as the plugins' pyproject files declare them."""
+    found = {}
+    for path in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        project = tomllib.loads(path.read_text())["project"]
+        for name in project.get("entry-points", {}).get("tokenizers_zoo", {}):
+            found[name] = project["name"]
+    return found
+
+
+def test_the_plugins_of_this_repository_are_installed() -> None:
+    declared = plugins_of_this_repository()
+    assert declared, "plugins/*/pyproject.toml declare no modality"
+    assert set(declared) <= set(SMALL.names()), "run: pip install -e plugins/*"
+    assert {name: SMALL[name].distribution.split()[0] for name in declared} == declared
+    assert SMALL.problems() == {}
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
+    """One subject per modality, so that its checks share sample values and tokenizer."""
+    made: dict[str, Subject] = {}
+
+    def of(name: str) -> Subject:
+        if name not in made:
+            made[name] = Subject(zoo=SMALL, name=name, workdir=tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", SMALL.names())
+def test_installed_modality(name: str, check: str, subjects: Callable[[str], Subject]) -> None:
+    try:
+        CHECKS[check](subjects(name))
+    except Skipped as reason:
+        pytest.skip(str(reason))
+
+
+# ---------------------------------------------------------------- the kit itself
+
+
+def results(name: str) -> dict[str, CheckResult]:
+    return {result.name: result for result in conformance_results(Zoo.installed(), name)}
+
+
+def test_a_sound_plugin_passes(install_example: Install) -> None:
+    install_example("example_map")
+    found = check_modality(Zoo.installed(), "example_map")
+    assert [result.name for result in found] == list(CHECKS)
+    assert {result.name for result in found if result.skipped} == {"derive"}
+
+
+READ = "    @hookimpl\n    def read_value(self, data):\n"
+WRITE = "    @hookimpl\n    def write_value(self, value):\n"
+MISTAKES = {
+    "a plugin that does not load": ("loads", {"plugin = Example()": "plugin = 3 /"}),
+    "another spec each time": ("spec", {'summary="brightness"': 'summary=f"{np.random.rand()}"'}),
+    "values beyond the range": ("decode", {"repeat(tokenizer[tokens]": "repeat(1.5 * tokenizer[tokens] + 0.01"}),
+    "ids beyond the vocabulary": ("encode", {".round().long()": ".round().long() + 1"}),
+    "decodes what it encodes only": ("any_tokens", {"tokenizer[tokens]": "tokenizer[tokens] * 1.001"}),
+    "a random encoder": (
+        "deterministic",
+        {".round().long()": ".mul(__import__('torch').rand(1)).round().long()"},
+    ),
+    "statistics over the batch": ("batches", {"means = reduce(values,": "means = reduce(values - values.mean() / 2,"}),
+    "a checkpoint that is not what was trained": (
+        "save_and_load",
+        {'tensors["codes"].to(device)': 'tensors["codes"].roll("copy" in str(checkpoint))'},
+    ),
+    "training that never ends the same": (
+        "train_again",
+        {"torch.arange(levels, dtype=torch.float32)": "torch.arange(levels, dtype=torch.float32) * np.random.rand()"},
+    ),
+    "another value each time it is written": (
+        "files",
+        {"    @hookimpl\n    def score(": WRITE
+         + "        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n" + READ + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n"
+         + "    @hookimpl\n    def score("},
+    ),
+    "files read without a look": (
+        "files",
+        {"    @hookimpl\n    def score(": READ + "        return np.zeros((1, 16, 16), np.float32)\n\n"
+         + "    @hookimpl\n    def score("},
+    ),
+    "a crop that moves": ("crop_geometry", {"(crop.left + (": "(0.8 * crop.left + ("}),
+    "height and width swapped": (
+        "crop_geometry",
+        {"rows = (crop.top + (np.arange(side) + 0.5) / side * crop.height)":
+         "rows = (crop.left + (np.arange(side) + 0.5) / side * crop.width)"},
+    ),
+    "no flip": ("crop_geometry", {"if crop.flip else": "if False else"}),
+    "flips before it crops": (
+        "crop_geometry",
+        {"        height, width = value.shape[-2:]\n": "        height, width = value.shape[-2:]\n"
+         "        value = value[..., ::-1] if crop.flip else value\n", "if crop.flip else": "if False else"},
+    ),
+    "a flip that dims": ("transform", {"picked[..., ::-1]": "picked[..., ::-1] * np.float32(0.9)"}),
+    "upside down scores": ("score", {"higher_is_better=False": "higher_is_better=True"}),
+    "nothing to see": ("render", {"return Image.fromarray((value[0] * 255).astype(np.uint8))": "return ''"}),
+    "a constant that is none": (
+        "constant_answer",
+        {"    @hookimpl\n    def score(": "    @hookimpl\n    def constant_answer(self, values):\n"
+         "        return values\n\n    @hookimpl\n    def score("},
+    ),
+    "special tokens twice": (
+        "vocabulary",
+        {"    @hookimpl\n    def score(": "    @hookimpl\n    def vocabulary_tokens(self):\n"
+         "        return ['[A]', '[A]']\n\n    @hookimpl\n    def score("},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_noticed(mistake: str, install_example: Install) -> None:
+    check, changes = MISTAKES[mistake]
+    install_example("mistaken", changes)
+    found = results("mistaken")
+    assert not found[check].passed, found
+    assert found[check].message and "\n" not in found[check].message
+
+
+def test_data_that_a_plugin_takes_although_its_spec_excludes_them(
+    install_example: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of bad values has to fail where the border check lets one through."""
+    install_example("lenient", {"low=0, high=1, ": ""})
+    subject_values = results("lenient")
+    assert subject_values["bad_values"].passed
+    monkeypatch.setattr("tokenizers_zoo.handle.value_problem", lambda *_, **__: None)
+    assert "is accepted" in results("lenient")["bad_values"].message
+
+
+def test_sample_values_of_the_caller(install_example: Install) -> None:
+    import numpy as np
+
+    install_example("given_map")
+    zoo = Zoo.installed()
+    mine = [{"given_map": np.full((1, 40, 40), level, np.float32)} for level in (0.0, 0.5, 1.0)]
+    found = {result.name: result for result in conformance_results(zoo, "given_map", samples=mine)}
+    assert all(result.passed for result in found.values())
+    outside = [{"given_map": np.full((1, 40, 40), 3, np.float32)}] * 2
+    found = {result.name: result for result in conformance_results(zoo, "given_map", samples=outside)}
+    assert "numbers lie outside the range" in found["sample_values"].message
+
+
+def test_check_modality_names_all_failures(install_example: Install) -> None:
+    install_example("mistaken", {"higher_is_better=False": "higher_is_better=True", "if crop.flip": "if False"})
+    expected = rf"mistaken fails 2 of {len(CHECKS)} checks:\ncrop_geometry: .*\nscore: mae is better"
+    with pytest.raises(AssertionError, match=expected):
+        check_modality(Zoo.installed(), "mistaken")
+
+
+def test_the_pytest_plugin(install_example: Install, tmp_path: Path) -> None:
+    """`pytest --zoo-plugin NAME` in an empty folder: every check is a test, and fails with one line."""
+    folder = install_example("mistaken", {"if crop.flip else": "if False else"})
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
+        return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+
+    done = run("--zoo-plugin", "mistaken", "-k", "crop_geometry or spec or derive")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "PASSED zoo-plugin/mistaken::spec" in done.stdout
+    assert "FAILED zoo-plugin/mistaken::crop_geometry" in done.stdout
+    assert "mistaken: crop_geometry: mistaken: Crop(" in done.stdout
+    assert "1 failed, 1 passed, 1 skipped" in done.stdout
+    unknown = run("--zoo-plugin", "mistakes")
+    assert unknown.returncode == 4 and "unknown modality 'mistakes'; did you mean mistaken?" in unknown.stderr

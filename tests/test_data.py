@@ -1,0 +1,481 @@
+"""Value shards, the token store and the folder source: layouts, alignment by key, damage, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
+from tokenizers_zoo.data.provenance import DATASET, digest, read_entries, read_entry, record_entry
+from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.tar import disk_errors, read_member, scan_shard, split_name, writing_shard
+from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    VectorLayout,
+)
+
+BLOCK = 512
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], **info: Any) -> Path:
+    """A tar as any other program may write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            for key, value in info.items():
+                setattr(header, key, value)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+# ---------------------------------------------------------------------- tar shards
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "extension"),
+    [
+        ("000001.png", "000001", "png"),
+        ("a/b.c.PNG", "a/b", "png"),
+        ("./x/y.json", "x/y", "json"),
+        ("v1.2/img.npy", "v1.2/img", "npy"),
+        ("noext", "noext", ""),
+        (".DS_Store", "", "ds_store"),
+        ("a/.hidden.png", "", "png"),
+    ],
+)
+def test_key_is_everything_before_the_first_dot_of_the_basename(name: str, key: str, extension: str) -> None:
+    assert split_name(name) == (key, extension)
+
+
+def test_written_shards_have_the_same_bytes_and_are_read_back(tmp_path: Path) -> None:
+    values = {"a": b"1", "b/c": b"", "z" * 150: b"x" * 1500}
+    for folder in ("one", "two"):
+        with writing_shard(tmp_path / folder / "s.tar") as writer:
+            for key, data in values.items():
+                writer.add(key, data, "bin")
+    assert (tmp_path / "one/s.tar").read_bytes() == (tmp_path / "two/s.tar").read_bytes()
+    index = scan_shard(tmp_path / "one/s.tar")
+    assert {key: read_member(member) for key, member in index.members.items()} == values
+    assert not index.dropped
+    with tarfile.open(tmp_path / "one/s.tar") as tar:
+        assert [member.mtime + member.uid + member.gid for member in tar] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a"])
+def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
+    with writing_shard(tmp_path / "s.tar") as writer, pytest.raises(DataError, match="key"):
+        writer.add(key, b"", "bin")
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing_shard(tmp_path / "s.tar") as writer:
+        writer.add("a", b"1", "bin")
+        raise KeyboardInterrupt
+    with writing_shard(tmp_path / "t.tar") as writer:
+        writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_header_costs_one_member(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
+    data = bytearray(path.read_bytes())
+    assert len(scan_shard(path).members) == 6
+    data[2 * 3 * BLOCK + 110] ^= 0xFF  # the third member's header; each takes a header and two blocks
+    path.write_bytes(data)
+    index = scan_shard(path)
+    assert list(index.members) == ["0", "1", "3", "4", "5"]
+    assert read_member(index.members["5"]) == bytes([5]) * 600
+    assert [item.shard for item in index.dropped] == ["s.tar"]
+    assert "damaged header" in index.dropped[0].reason
+    assert f"byte {2 * 3 * BLOCK}" in index.dropped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("cut", "members", "reason"),
+    [
+        (3 * BLOCK * 2, 2, "end mark"),
+        (3 * BLOCK * 2 + 100, 2, "damaged header"),
+        (3 * BLOCK * 2 + BLOCK, 2, "cut off"),
+        (3 * BLOCK * 2 + BLOCK + 599, 2, "cut off"),
+        (3 * BLOCK * 2 + BLOCK + 700, 3, "end mark"),
+    ],
+)
+def test_a_truncated_shard_gives_its_whole_members_and_says_so(
+    tmp_path: Path, cut: int, members: int, reason: str
+) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
+    path.write_bytes(path.read_bytes()[:cut])
+    index = scan_shard(path)
+    assert list(index.members) == [str(i) for i in range(members)]
+    assert len(index.dropped) == 1
+    assert reason in index.dropped[0].reason
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04" * 1000, b"x"])
+def test_what_is_not_a_tar_is_an_error_that_names_it(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(DataError, match=r"s\.tar: not a tar file .* delete it"):
+        scan_shard(tmp_path / "s.tar")
+
+
+def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("a.x", tarfile.REGTYPE), ("a.y", tarfile.REGTYPE), (".z", tarfile.REGTYPE),
+                           ("l.x", tarfile.SYMTYPE), ("folder", tarfile.DIRTYPE)):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.x"
+            tar.addfile(info)
+    index = scan_shard(path)
+    assert list(index.members) == ["a"]
+    assert [item.key for item in index.dropped] == ["a", ".z", "l"]
+    assert "second member" in index.dropped[0].reason
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="disk is full.*same command"), disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="odd"), disk_errors(tmp_path):
+        raise OSError(errno.EIO, "odd")
+
+
+# ---------------------------------------------------------------------- value store
+
+
+@pytest.fixture
+def ml4m(tmp_path: Path) -> Path:
+    """A folder as ml-4m users have it: other shard names, unequal shard lists, keys in another order, some missing."""
+    root = tmp_path / "data"
+    write_tar(root / "train/one/000000.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4)})
+    write_tar(root / "train/one/000001.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4, 8)})
+    write_tar(root / "train/two@224/all.tar", {f"./{i:04}.txt": f"two {i}".encode() for i in (7, 6, 5, 3, 1, 0, 9)})
+    (root / "train/one/notes.txt").write_text("no shard")
+    (root / "train/empty").mkdir()
+    return root
+
+
+def text_handle(name: str) -> Any:
+    """What a ValueStore needs of a handle."""
+    return SimpleNamespace(
+        name=name,
+        read=lambda data, extension: f"{data.decode()} ({extension})",
+        transform=lambda value, crop: value,
+    )
+
+
+def test_a_foreign_folder_is_read_as_it_is_and_aligned_by_key(ml4m: Path) -> None:
+    store = ValueStore(ml4m, aliases={"two@224": "two"})
+    assert store.splits() == ["train"]
+    assert store.modalities("train") == ["one", "two"]
+    keys = store.aligned_keys("train", ["one", "two"])
+    assert keys == ["0000", "0001", "0003", "0005", "0006", "0007"]
+    for key in keys:
+        number = int(key)
+        assert store.read(text_handle("one"), "train", key) == f"one {number} (txt)"
+        assert store.read(text_handle("two"), "train", key) == f"two {number} (txt)"
+    assert store.read_bytes("train", "two", "0009") == (b"two 9", "txt")
+    assert read_entries(ml4m) == {}
+
+
+def test_a_key_in_two_shards_is_read_from_the_first_and_reported(ml4m: Path) -> None:
+    write_tar(ml4m / "train/one/000002.tar", {"0002.txt": b"late"})
+    store = ValueStore(ml4m)
+    assert store.read_bytes("train", "one", "0002")[0] == b"one 2"
+    assert [(item.shard, item.key) for item in store.dropped("train", "one")] == [("000002.tar", "0002")]
+
+
+def test_errors_of_a_store_say_what_is_there(ml4m: Path) -> None:
+    store = ValueStore(ml4m)
+    with pytest.raises(DataError, match="no split 'valid'; splits here: train"):
+        store.modalities("valid")
+    with pytest.raises(DataError, match="unknown modality .*'on'; did you mean one.*zoo data derive"):
+        store.keys("train", "on")
+    with pytest.raises(DataError, match="no value for key '0009'"):
+        store.read_bytes("train", "one", "0009")
+    with pytest.raises(DataError, match="no such folder; `zoo data make"):
+        ValueStore(ml4m / "absent")
+    with pytest.raises(DataError, match="this is a split, not a data folder"):
+        ValueStore(ml4m / "train").modalities("train")
+
+
+def test_a_shard_that_shrinks_meanwhile_is_an_error(ml4m: Path) -> None:
+    store = ValueStore(ml4m)
+    store.keys("train", "one")
+    (ml4m / "train/one/000001.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"000001\.tar: shorter"):
+        store.read_bytes("train", "one", "0005")
+
+
+def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_read() -> None:
+    reads: list[str] = []
+
+    def read(key: str) -> Any:
+        reads.append(key)
+        if key == "c":
+            raise InvalidValueError("broken")
+        return np.full(1000, ord(key), np.float32)
+
+    values = LazyValues(list("abcd"), read, cache_bytes=9000)
+    dropped: dict[str, str] = {}
+    sound = values.readable(dropped.__setitem__)
+    assert dropped == {"c": "broken"}
+    assert reads == list("abcd")
+    assert [value[0] for value in sound] == [97, 98, 100]
+    assert sound[-1][0] == 100 and [value[0] for value in sound[1:]] == [98, 100]
+    assert reads == [*"abcd", "d", "d", "d"]  # two fit in 9,000 bytes
+    with pytest.raises(IndexError):
+        sound[3]
+
+
+# ---------------------------------------------------------------------- provenance
+
+
+def test_entries_are_kept_side_by_side_and_damage_is_named(tmp_path: Path) -> None:
+    record_entry(tmp_path, "train", "b", {"source": "s", "seed": 1, "count": 5})
+    record_entry(tmp_path, "test", "a", {"options": {"x": (1, 2)}})
+    record_entry(tmp_path, "train", "a", {"seed": 2})
+    record_entry(tmp_path, "train", "a", None)
+    assert read_entries(tmp_path) == {
+        "test": {"a": {"options": {"x": [1, 2]}}},
+        "train": {"b": {"source": "s", "seed": 1, "count": 5}},
+    }
+    entry = read_entry(tmp_path, "train", "b") or {}
+    assert digest(entry) == digest({**entry, "count": 9}) != digest({**entry, "seed": 2})
+    (tmp_path / DATASET).write_text("[]")
+    with pytest.raises(DataError, match=DATASET):
+        read_entries(tmp_path)
+
+
+# ---------------------------------------------------------------------- folder source
+
+
+def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp_path: Path) -> None:
+    for i in range(200):
+        for modality, extension in (("one", "txt"), ("two", "json")):
+            path = tmp_path / modality / f"k{i}.{extension}"
+            path.parent.mkdir(exist_ok=True)
+            if modality == "one" or i % 2:
+                path.write_text(f"{i}")
+    config = FolderSettings(path=str(tmp_path), test_fraction=0.2)
+    train, test = (open_folder(config, split, None) for split in ("train", "test"))
+    sides = {split: {key for key, _ in samples} for split, samples in (("train", train), ("test", test))}
+    assert len(sides["train"]) + len(sides["test"]) == 200 and not sides["train"] & sides["test"]
+    assert 20 <= len(sides["test"]) <= 60
+    assert train.modalities == ("one", "two")
+    samples = dict(train[:])
+    key = sorted(sides["train"] & {f"k{i}" for i in range(1, 200, 2)})[0]
+    assert samples[key]["two"] == FileBytes(data=key[1:].encode(), extension="json")
+    (tmp_path / "one/added.txt").write_text("more")
+    assert {key for key, _ in open_folder(config, "test", None)} - {"added"} == sides["test"]
+    assert [key for key, _ in open_folder(config, "train", 3)] == [key for key, _ in train[:3]]
+    with pytest.raises(DataError, match="samples for this split, asked for 1000"):
+        open_folder(config, "train", 1000)
+
+
+def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "own" / split / "one/sub").mkdir(parents=True)
+        (tmp_path / "own" / split / "one/sub/a.txt").write_text(split)
+    config = FolderSettings(path=str(tmp_path / "own"))
+    assert open_folder(config, "test", None)[0] == ("sub/a", {"one": FileBytes(data=b"test", extension="txt")})
+    shards = open_folder(FolderSettings(path=str(ml4m)), "train", None)
+    assert shards.modalities == ("one", "two@224")
+    assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        open_folder(FolderSettings(path=str(tmp_path / "absent")), "train", None)
+    with pytest.raises(DataError, match="one folder per modality"):
+        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
+    (tmp_path / "one").mkdir()
+    for name in ("a.txt", "a.b.txt"):
+        (tmp_path / "one" / name).write_text("")
+    with pytest.raises(DataError, match="second file with the key 'a'"):
+        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
+    with pytest.raises(ValueError, match="test_fraction"):
+        FolderSettings(path="", test_fraction=1.0)
+
+
+# ---------------------------------------------------------------------- token store
+
+LAYOUTS: dict[str, TokenLayout] = {
+    "grid": GridLayout(shape=(2, 3)),
+    "vector": VectorLayout(length=4),
+    "sequence": SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2),
+    "patches": PatchesLayout(shape=(2, 2), dim=3, dtype="float32"),
+    "embeddings": EmbeddingsLayout(max_length=4, dim=2),
+}
+
+
+def metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
+    continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
+    fields: dict[str, Any] = {
+        "modality": "m", "vocabulary": "v", "vocab_size": 0 if continuous else 70000, "layout": layout,
+        "fingerprint": "f" * 64, "distribution": "zoo-m 1.0", "run": {"data": "d", "crops": 1},
+    }  # fmt: skip
+    return TokenMetadata(**{**fields, **changes})
+
+
+def random_rows(layout: TokenLayout, count: int, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
+    rows: list[np.ndarray[Any, Any]] = []
+    for _ in range(count):
+        if isinstance(layout, GridLayout):
+            rows.append(rng.integers(0, 70000, layout.shape))
+        elif isinstance(layout, VectorLayout):
+            rows.append(rng.integers(0, 70000, layout.length))
+        elif isinstance(layout, SequenceLayout):
+            rows.append(rng.integers(3, 70000, rng.integers(0, layout.max_length + 1)))
+        elif isinstance(layout, PatchesLayout):
+            rows.append(rng.normal(size=(layout.length, layout.dim)).astype(np.float32))
+        else:
+            size = (int(rng.integers(0, layout.max_length + 1)), layout.dim)
+            rows.append(rng.normal(size=size).astype(np.float16).astype(np.float32))
+    return rows
+
+
+def write_store(root: Path, layout: TokenLayout, parts: list[int], **changes: Any) -> list[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    rows: list[np.ndarray[Any, Any]] = []
+    for number, count in enumerate(parts):
+        new = random_rows(layout, count, rng)
+        keys = [f"k{len(rows) + i}" for i in range(count)]
+        write_part(root / f"train/m/part-{number:05}.arrow", metadata(layout, **changes), keys, new, {f"x{number}": "no"})
+        rows += new
+    return rows
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_tokens_come_back_as_they_were_written(tmp_path: Path, kind: str) -> None:
+    layout = LAYOUTS[kind]
+    rows = write_store(tmp_path, layout, [5, 0, 4])
+    column = TokenStore(tmp_path).open("train", "m")
+    assert (len(column), column.layout, column.vocabulary, column.fingerprint) == (9, layout, "v", "f" * 64)
+    assert column.keys == [f"k{i}" for i in range(9)]
+    assert column.rows["k7"] == 7
+    assert column.dropped == {"x0": "no", "x1": "no", "x2": "no"}
+    order = [8, 0, 3, 3, 5, 4]
+    for again in (column, pickle.loads(pickle.dumps(column))):
+        taken = again.take(np.array(order))
+        dtype = np.float32 if kind in ("patches", "embeddings") else np.int64
+        assert len(taken) == len(order)
+        for got, index in zip(taken, order, strict=True):
+            assert got.dtype == dtype
+            np.testing.assert_array_equal(got, rows[index].reshape(got.shape))
+    shapes = {"grid": (6, 2, 3), "vector": (6, 4), "patches": (6, 4, 3)}
+    if kind in shapes:
+        assert column.take(order).shape == shapes[kind]
+    per_row = [row.shape[0] if kind in ("sequence", "embeddings") else layout.length for row in rows]
+    assert column.lengths.tolist() == per_row
+    ids = [int(row.max()) + 1 for row in rows if row.size]
+    assert column.needed_vocab_size == (0 if kind in ("patches", "embeddings") else max(ids))
+    with pytest.raises(IndexError):
+        column.take([9])
+
+
+def test_parts_that_were_written_otherwise_are_refused(tmp_path: Path) -> None:
+    write_store(tmp_path, LAYOUTS["grid"], [3, 3])
+    path = tmp_path / "train/m/part-00001.arrow"
+    write_part(path, metadata(LAYOUTS["grid"], fingerprint="e" * 64), ["z"], [np.zeros((2, 3), int)], {})
+    with pytest.raises(DataError, match=r"part-00001.*written differently \(fingerprint: f+ and e+\)"):
+        TokenStore(tmp_path).open("train", "m")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"part-00001\.arrow: not a sound part.*tokenize again"):
+        TokenStore(tmp_path).open("train", "m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("grid", np.zeros((2, 2), int), "expected 6 tokens, got an array of shape"),
+        ("vector", np.full(4, 70000), "ids 70000..70000, expected 0..69999"),
+        ("sequence", np.arange(6), "expected up to 5 tokens"),
+        ("vector", np.array([0, -1, 2, 3]), "ids -1..3"),
+        ("patches", np.full((4, 3), np.nan, np.float32), "not finite"),
+        ("embeddings", np.full((1, 2), 1e6, np.float32), "not finite as float16"),
+        ("embeddings", np.zeros((1, 3), np.float32), "expected up to 4 tokens of 2"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(
+    tmp_path: Path, kind: str, row: np.ndarray[Any, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        write_part(tmp_path / "p.arrow", metadata(LAYOUTS[kind]), ["k"], [row], {})
+    assert not list(tmp_path.iterdir())
+
+
+def codec(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, vocab_size: int = 70000, **config: Any) -> Any:
+    """What check_codec needs of a handle."""
+    folder = tmp_path / "codec"
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))
+    spec = SimpleNamespace(layout=layout, vocab_size=vocab_size)
+    return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, spec=spec)
+
+
+def test_another_codec_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Path) -> None:
+    write_store(tmp_path, LAYOUTS["vector"], [3])
+    column = TokenStore(tmp_path).open("train", "m")
+    layout, needed = LAYOUTS["vector"], column.needed_vocab_size
+    column.check_codec(codec(tmp_path, layout))
+    column.check_codec(codec(tmp_path, layout, vocab_size=10**6))
+    with pytest.raises(DataError, match="written by codec ffffffffffff, and m's tokenizer in .*codec is eeeeeeeeeeee"):
+        column.check_codec(codec(tmp_path, layout, "e" * 64))
+    lineage = [{"fingerprint": "f" * 64, "length": needed}]
+    column.check_codec(codec(tmp_path, layout, "e" * 64, lineage=lineage))
+    with pytest.raises(DataError, match="written by codec"):
+        shorter = [{"fingerprint": "f" * 64, "length": needed - 1}]
+        column.check_codec(codec(tmp_path, layout, "e" * 64, lineage=shorter))
+    with pytest.raises(DataError, match="vocabulary now has 5"):
+        column.check_codec(codec(tmp_path, layout, vocab_size=5))
+    with pytest.raises(DataError, match=r"stored with the layout VectorLayout\(length=4\)"):
+        column.check_codec(codec(tmp_path, VectorLayout(length=5)))
+
+
+def test_columns_are_aligned_by_key(tmp_path: Path) -> None:
+    for name, keys in (("a", ["p", "q", "r"]), ("b", ["r", "p", "s"])):
+        rows = [np.full(4, ord(key)) for key in keys]
+        write_part(tmp_path / f"train/{name}/part-00000.arrow", metadata(LAYOUTS["vector"]), keys, rows, {})
+    store = TokenStore(tmp_path)
+    assert store.modalities("train") == ["a", "b"] and store.splits() == ["train"]
+    columns = {name: store.open("train", name) for name in ("a", "b")}
+    aligned = store.align(columns)
+    assert aligned.keys == ["p", "q", "r", "s"]
+    assert aligned.rows.tolist() == [[0, 1], [1, -1], [2, 0], [-1, 2]]
+    assert aligned.complete.tolist() == [True, False, True, False]
+    both = aligned.rows[aligned.complete]
+    np.testing.assert_array_equal(columns["a"].take(both[:, 0]), columns["b"].take(both[:, 1]))
+    with pytest.raises(DataError, match="unknown modality .*'c'; known: a, b"):
+        store.open("train", "c")
+    with pytest.raises(DataError, match="no tokens of a split 'test'; splits here: train"):
+        store.open("test", "a")
+    with pytest.raises(DataError, match="no such folder; `zoo tokenize"):
+        TokenStore(tmp_path / "absent")
+
+
+def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
+    write_store(tmp_path, LAYOUTS["grid"], [4])
+    part, batch = read_part(tmp_path / "train/m/part-00000.arrow")
+    assert batch.num_rows == 4 and str(batch.schema.field("tokens").type) == "fixed_size_list<item: int32>[6]"
+    assert part.metadata == metadata(LAYOUTS["grid"])
+    column = TokenColumn([part.path])
+    assert not column._columns[0][0].flags.owndata and not column._columns[0][0].flags.writeable

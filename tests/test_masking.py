@@ -1,0 +1,368 @@
+"""Masking: budgets, positions, spans, determinism; each property for random specs, samples and settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backbone_samples import END, FIRST_WORD, SENTINEL, all_layouts, raw_batch, sequence, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbone.batch import PackedBatch, RawBatch
+from backbone.budgets import fill, fill_with_limit
+from backbone.config import MaskingConfig, Mixture
+from backbone.masking import Masker
+from backbone.spans import Spans, choose, mask_spans, ragged
+from backbone.tables import Tables
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, SequenceLayout
+
+CASES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def slow_fill(weights: np.ndarray, capacity: np.ndarray, budget: int) -> np.ndarray:
+    """Water-filling of one row, not rounded, by giving away what is left over until nothing is."""
+    amounts = np.zeros(len(weights))
+    left = min(budget, int(capacity.sum()))
+    while left > 1e-9:
+        room = capacity - amounts
+        share = np.where(room > 1e-12, weights, 0)
+        given = np.minimum(left * share / share.sum(), room)
+        amounts += given
+        left -= given.sum()
+    return amounts
+
+
+@CASES
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(0, 60))
+def test_fill_rounds_the_water_level(seed: int, size: int, budget: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.gamma(0.3, size=(5, size)) + 1e-9
+    capacity = rng.integers(0, 20, (5, size))
+    counts = fill(np.log(weights), capacity, np.full(5, budget), rng.random(5))
+    assert (counts.sum(axis=1) == np.minimum(budget, capacity.sum(axis=1))).all()
+    assert (counts <= capacity).all() and (counts >= 0).all()
+    for row in range(5):
+        exact = slow_fill(weights[row], capacity[row], budget)
+        assert (np.abs(counts[row] - exact) < 1 + 1e-6).all()
+
+
+def test_fill_by_hand() -> None:
+    shares = np.log(np.array([[1.0, 1.0, 2.0]]))
+    half = np.array([0.5])
+    assert fill(shares, np.array([[9, 9, 9]]), np.array([8]), half).tolist() == [[2, 2, 4]]
+    # The third can use 1 of its 4: the others share 7.
+    assert fill(shares, np.array([[9, 9, 1]]), np.array([8]), half).tolist() in ([[4, 3, 1]], [[3, 4, 1]])
+    assert fill(shares, np.array([[2, 0, 1]]), np.array([8]), half).tolist() == [[2, 0, 1]]
+    limited = fill_with_limit(
+        shares, np.array([[9, 9, 9]]), np.array([8]), half, np.array([[False, False, True]]), np.array([2])
+    )
+    assert limited.tolist() == [[3, 3, 2]]
+
+
+def test_fill_rounds_without_bias_and_survives_tiny_shares() -> None:
+    draws = 4000
+    offsets = (np.arange(draws) + 0.5) / draws
+    shares = np.tile(np.log([[0.25, 0.35, 1.4]]), (draws, 1))
+    counts = fill(shares, np.full((draws, 3), 9), np.full(draws, 2), offsets)
+    np.testing.assert_allclose(counts.mean(axis=0), [0.25, 0.35, 1.4], atol=1e-3)
+    tiny = fill(np.array([[0.0, -1e5, -2e5]]), np.array([[1, 4, 4]]), np.array([7]), np.array([0.0]))
+    assert tiny.sum() == 7 and tiny[0, 0] == 1
+
+
+def test_ragged_and_choose_by_hand() -> None:
+    rows, columns = ragged(np.array([2, 0, 1]))
+    assert rows.tolist() == [0, 0, 2] and columns.tolist() == [0, 1, 0]
+    keys = np.random.default_rng(0).integers(0, 2**63, (500, 9)).astype(np.uint64)
+    chosen = choose(keys, np.full(500, 2), np.full(500, 5))
+    assert (chosen.sum(axis=1) == 2).all() and not chosen[:, 5:].any()
+    # Each of five with probability 2/5: 500 draws have a standard deviation of 11.
+    assert (np.abs(chosen[:, :5].sum(axis=0) - 200) < 45).all()
+
+
+@CASES
+@given(st.integers(0, 10**6), st.floats(1, 6), st.integers(1, 10))
+def test_masked_spans_leave_exactly_the_share(seed: int, span_length: float, limit: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 30, 40)
+    shares = np.minimum(rng.integers(0, 35, 40), lengths)
+    keys = rng.integers(0, 2**63, (40, 61)).astype(np.uint64)
+    masked = mask_spans(lengths, shares, np.full(40, limit), span_length, rng.random(40), keys[:, :30], keys[:, 30:])
+    spans = Spans.of(masked)
+    count = spans.starts.sum(axis=1)
+    kept = lengths - masked.sum(axis=1)
+    assert not masked[np.arange(30) >= lengths[:, None]].any()
+    part = (shares > 0) & (shares < lengths)
+    assert (kept[part] + count[part] == shares[part]).all()
+    assert (count[part] >= 1).all() and (count <= limit).all()
+    assert (masked.sum(axis=1)[shares == 0] == lengths[shares == 0]).all()
+    assert not masked[(shares == lengths) & (shares > 0)].any()
+
+
+def test_mean_span_length_is_the_setting() -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**63, (3000, 201)).astype(np.uint64)
+    lengths = np.full(3000, 100)
+    masked = mask_spans(
+        lengths, np.full(3000, 70), np.full(3000, 50), 4.0, rng.random(3000), keys[:, :100], keys[:, 100:]
+    )
+    spans = Spans.of(masked)
+    assert abs(spans.length.mean() - 4.0) < 0.02
+    # Anywhere alike but near the ends, which fewer spans can cover: 40 of 100 are masked.
+    assert (np.abs(masked.mean(axis=0)[10:-10] - 0.4) < 0.06).all()
+
+
+class Unpacked:
+    """One sample of a packed batch, read back with plain loops."""
+
+    def __init__(self, tables: Tables, batch: PackedBatch, sample: int) -> None:
+        self.tables = tables
+        inputs, targets = batch.inputs, batch.targets
+        self.inputs: dict[str, list[tuple[int, int]]] = {}
+        self.targets: dict[str, list[tuple[int, int, int]]] = {}
+        self.runs: list[str] = []
+        for slot in range(inputs.ids.shape[1]):
+            if inputs.mask[sample, slot]:
+                name = tables.names[int(inputs.modalities[sample, slot])]
+                position = int(inputs.positions[sample, slot]) - tables.positions[name].start
+                first = 0 if tables.spec(name).continuous else tables.token_rows(name).start
+                self.inputs.setdefault(name, []).append((int(inputs.ids[sample, slot]) - first, position))
+        for slot in range(targets.ids.shape[1]):
+            if targets.mask[sample, slot]:
+                name = tables.names[int(targets.modalities[sample, slot])]
+                if not self.runs or self.runs[-1] != name:
+                    self.runs.append(name)
+                position = int(targets.positions[sample, slot]) - tables.positions[name].start
+                first = tables.token_rows(name).start
+                read = int(targets.read[sample, slot])
+                read = -1 if read < 0 else read - first
+                self.targets.setdefault(name, []).append((int(targets.ids[sample, slot]) - first, position, read))
+
+
+def check_fixed(item: ModalitySpec, sample: Unpacked, stored: np.ndarray) -> None:
+    given = sample.inputs.get(item.name, [])
+    wanted = sample.targets.get(item.name, [])
+    places = [position for _, position, *_ in (*given, *wanted)]
+    assert len(set(places)) == len(places), "a token is used twice"
+    for token, position, *_ in (*given, *wanted):
+        assert stored[position] == token
+    assert all(read == -1 for _, _, read in wanted)
+
+
+def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_budget: int) -> None:
+    """Rebuild the sequence: tokens rise from FIRST_WORD, so each tells its place."""
+    given = sample.inputs.get(item.name, [])
+    wanted = sample.targets.get(item.name, [])
+    assert isinstance(item.layout, SequenceLayout)
+    assert [position for _, position in given] == list(range(len(given)))
+    assert [position for _, position, _ in wanted] == list(range(len(wanted)))
+    ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
+    assert reads[1:] == ids[:-1]
+    content = [FIRST_WORD + place for place in range(length)]
+    if not given:
+        full = [SENTINEL, *content, END]
+        assert reads == full[: len(reads)] and ids == full[1 : 1 + len(ids)]
+        return
+    # Where the hidden spans are, by what is kept; the sentinels count them.
+    spans: dict[int, list[int]] = {}
+    place = 0
+    for index, (token, _) in enumerate(given):
+        if token < FIRST_WORD:
+            assert token == SENTINEL + len(spans)
+            following = next((t for t, _ in given[index + 1 :] if t >= FIRST_WORD), FIRST_WORD + length)
+            spans[token] = list(range(FIRST_WORD + place, following))
+            place = following - FIRST_WORD
+        else:
+            assert token == FIRST_WORD + place
+            place += 1
+    assert place == length
+    assert all(spans.values())
+    assert len(spans) <= item.layout.num_sentinels
+    if wanted:
+        assert ids[-1] == END
+        asked = [read for read in reads if read < FIRST_WORD]
+        assert asked == sorted(asked)
+        assert reads == [token for sentinel in asked for token in (sentinel, *spans[sentinel])]
+
+
+def check_batch(specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig) -> None:
+    tables = Tables(specs)
+    for number in range(len(raw)):
+        sample = Unpacked(tables, batch, number)
+        assert len(sample.runs) == len(set(sample.runs)), "targets of one modality lie apart"
+        for column, item in enumerate(specs):
+            used = item.name in sample.inputs or item.name in sample.targets
+            if not raw.present[number, column]:
+                assert not used
+            elif item.continuous:
+                assert item.name not in sample.targets
+                places = [position for _, position in sample.inputs.get(item.name, [])]
+                assert len(set(places)) == len(places)
+                assert all(position < raw.lengths[number, column] for position in places)
+            elif isinstance(item.layout, SequenceLayout):
+                check_sequence(item, sample, int(raw.lengths[number, column]), config.target_budget)
+            else:
+                check_fixed(item, sample, raw.tokens[item.name][number])
+    for name, (index, vectors) in batch.inputs.vectors.items():
+        budget = config.input_budget
+        flat = batch.inputs.positions.flatten()[index] - tables.positions[name].start
+        assert (batch.inputs.modalities.flatten()[index] == tables.index(name)).all()
+        np.testing.assert_array_equal(vectors.numpy(), raw.tokens[name][(index // budget).numpy(), flat.numpy()])
+    continuous = torch.tensor([tables.specs[kind].continuous for kind in range(len(tables))])
+    marked = (continuous[batch.inputs.modalities] & batch.inputs.mask).sum()
+    assert marked == sum(len(index) for index, _ in batch.inputs.vectors.values())
+
+
+@CASES
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.01, 0.3, 1.0, 10.0]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.floats(1, 6),
+    st.sampled_from([0.0, 0.4]),
+)
+def test_every_sample_can_be_read_back(
+    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float
+) -> None:
+    specs = all_layouts()
+    raw = raw_batch(specs, 4, seed, absent)
+    mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha), Mixture(inputs=("words", "code")))
+    config = MaskingConfig(input_budget=inputs, target_budget=targets, span_length=span_length, mixtures=mixtures)
+    batch = Masker(Tables(specs), config)(raw, seed=seed, step=3)
+    assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
+    check_batch(specs, raw, batch, config)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
+def test_budgets_fill_where_the_data_allow(alpha: float) -> None:
+    specs = [spec(f"grid_{n}", GridLayout(shape=(6, 6))) for n in range(3)]
+    specs += [spec(f"line_{n}", sequence(30, 12), 100, "text") for n in range(4)]
+    raw = raw_batch(specs, 200, seed=1, absent=0.2)
+    config = MaskingConfig(
+        input_budget=40, target_budget=40, mixtures=(Mixture(input_alpha=alpha, target_alpha=alpha),)
+    )
+    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    rich = torch.from_numpy(raw.lengths.sum(axis=1) >= 80)
+    assert rich.sum() > 80
+    assert batch.inputs.mask[rich].all()
+    assert batch.targets.mask[rich].float().mean() >= 0.99
+
+
+def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
+    specs = [spec("words", sequence(200, 60), 300)]
+    raw = raw_batch(specs, 100, seed=2)
+    config = MaskingConfig(input_budget=50, target_budget=30)
+    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    check_batch(specs, raw, batch, config)
+    rich = torch.from_numpy(raw.lengths[:, 0] >= 120)
+    assert batch.inputs.mask[rich].all()
+    assert batch.targets.mask[rich].float().mean() >= 0.95
+    last = batch.targets.mask.sum(dim=1) - 1
+    ends = batch.targets.ids.gather(1, last.clamp(min=0).unsqueeze(1)).squeeze(1)
+    assert (ends[batch.inputs.mask.any(dim=1) & (last >= 0)] == END).all()
+
+
+def test_few_tokens_are_shared_by_both_sides() -> None:
+    specs = [spec("picture", GridLayout(shape=(4, 5)))]
+    config = MaskingConfig(input_budget=60, target_budget=20)
+    batch = Masker(Tables(specs), config)(raw_batch(specs, 6), seed=0, step=0)
+    assert batch.inputs.mask.sum(dim=1).tolist() == [15] * 6
+    assert batch.targets.mask.sum(dim=1).tolist() == [5] * 6
+
+
+def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> None:
+    specs = [spec("pixels", PatchesLayout(shape=(2, 2), dim=3)), spec("words", sequence(20), 100)]
+    raw = raw_batch(specs, 1)
+    raw.lengths[:, 1] = 6
+    mixtures = (Mixture(inputs=("pixels",), targets=("words",)),)
+    for budget in (3, 7, 20):
+        config = MaskingConfig(input_budget=4, target_budget=budget, mixtures=mixtures)
+        targets = Masker(Tables(specs), config)(raw, seed=0, step=0).targets
+        full = [70, 71, 72, 73, 74, 75, END]
+        assert targets.ids[0][targets.mask[0]].tolist() == full[:budget]
+        assert targets.read[0][targets.mask[0]].tolist() == [SENTINEL, *full[:-1]][:budget]
+
+
+def test_an_empty_sequence_predicts_its_end() -> None:
+    specs = [spec("words", sequence(20), 100)]
+    raw = raw_batch(specs, 2)
+    raw.lengths[:] = 0
+    batch = Masker(Tables(specs), MaskingConfig(input_budget=4, target_budget=4))(raw, seed=0, step=0)
+    assert not batch.inputs.mask.any()
+    assert batch.targets.mask.sum(dim=1).tolist() == [1, 1]
+    assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
+
+
+def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
+    inputs, targets = batch.inputs, batch.targets
+    tensors = [inputs.ids, inputs.positions, inputs.modalities, inputs.mask]
+    return [*tensors, targets.ids, targets.read, targets.positions, targets.modalities, targets.mask]
+
+
+def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
+    specs = all_layouts()
+    mixtures = (Mixture(), Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)))
+    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24, mixtures=mixtures))
+    raw = raw_batch(specs, 8, seed=3, absent=0.2)
+    whole = flat_tensors(masker(raw, seed=5, step=7))
+    assert all(torch.equal(a, b) for a, b in zip(whole, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
+    part = RawBatch(
+        tokens={name: array[3:5] for name, array in raw.tokens.items()},
+        lengths=raw.lengths[3:5],
+        present=raw.present[3:5],
+    )
+    alone = flat_tensors(masker(part, seed=5, step=7, first_slot=3))
+    assert all(torch.equal(a[3:5], b) for a, b in zip(whole, alone, strict=True))
+    for other in (masker(raw, seed=6, step=7), masker(raw, seed=5, step=8)):
+        assert not torch.equal(whole[1], other.inputs.positions)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_shares_are_a_dirichlet(alpha: float) -> None:
+    count, budget, samples = 4, 200, 3000
+    specs = [spec(f"grid_{n}", GridLayout(shape=(20, 20))) for n in range(count)]
+    mixtures = (Mixture(input_alpha=alpha, target_alpha=2 * alpha),)
+    config = MaskingConfig(input_budget=budget, target_budget=budget, mixtures=mixtures)
+    batch = Masker(Tables(specs), config)(raw_batch(specs, samples), seed=0, step=0)
+    for kinds, value in ((batch.inputs.modalities, alpha), (batch.targets.modalities, 2 * alpha)):
+        shares = torch.nn.functional.one_hot(kinds, count).sum(dim=1) / budget
+        variance = (1 / count) * (1 - 1 / count) / (count * value + 1)
+        assert (shares.mean(dim=0) - 1 / count).abs().max() < 4 * (variance / samples) ** 0.5
+        # The targets' shares see the inputs' only where a grid has no positions left: 200 of 400 at most are taken.
+        np.testing.assert_allclose(shares.var(dim=0).numpy(), variance, rtol=0.15)
+
+
+def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
+    specs = all_layouts()
+    mixtures = (Mixture(weight=3, inputs=("picture",), targets=("clip",)), Mixture(inputs=("clip",), targets=("code",)))
+    tables = Tables(specs)
+    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, mixtures=mixtures))
+    batch = masker(raw_batch(specs, 2000), seed=0, step=0)
+    first = (batch.targets.modalities == tables.index("clip")).all(dim=1)
+    assert abs(first.float().mean().item() - 0.75) < 0.04
+    assert (batch.inputs.modalities[first] == tables.index("picture")).all()
+    raw = raw_batch(specs, 50)
+    raw.present[:, tables.index("clip")] = False
+    raw.lengths[:, tables.index("clip")] = 0
+    assert (masker(raw, seed=0, step=0).targets.modalities == tables.index("code")).all()
+
+
+def test_input_budgets_are_drawn_from_the_least_on() -> None:
+    specs = [spec("picture", GridLayout(shape=(8, 8)))]
+    config = MaskingConfig(input_budget=12, target_budget=8, min_input=5)
+    counts = Masker(Tables(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
+    found = torch.bincount(counts, minlength=13)
+    assert found[:5].sum() == 0 and (found[5:] - 250).abs().max() < 60
+
+
+def test_mixtures_that_cannot_be_are_errors() -> None:
+    tables = Tables(all_layouts())
+    with pytest.raises(UnknownNameError, match="picture"):
+        Masker(tables, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))
+    with pytest.raises(ConfigError, match="pixels is continuous"):
+        Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("pixels",)),)))
+    only_inputs = Tables([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
+    with pytest.raises(ConfigError, match="nothing to predict"):
+        Masker(only_inputs, MaskingConfig())

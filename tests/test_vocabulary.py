@@ -1,0 +1,271 @@
+"""The shared text vocabulary: exact text, ids that never move, the same result in every process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenizers_zoo.checkpoint import read_json, write_json
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.vocabulary import (
+    END,
+    PAD,
+    Coordinate,
+    Special,
+    TextVocabulary,
+    VocabularyConfig,
+    coordinate_fraction,
+    coordinate_level,
+)
+from tokenizers_zoo.wordpieces import ALPHABET, BYTE_OF, CONTINUES, LONGEST_WORD, byte_characters
+
+CONFIG = VocabularyConfig(size=2048, sentinels=8, coordinate_axes=4, coordinate_bins=64)
+TEXTS = [
+    "a room with a red chair and two people",
+    "a small room with a blue sofa, a lamp and one person waving",
+    "zwei Stühle und ein Tisch: 日本語も",
+    "[EOS] and v0=5 and <field:x> are only words here",
+] * 4
+VOCABULARY = TextVocabulary.train(CONFIG, TEXTS, ["<a>", "<b>"])
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+
+
+def test_ids_follow_the_documented_order() -> None:
+    assert (PAD, END, CONFIG.sentinel_start, CONFIG.coordinate_start) == (0, 1, 2, 10)
+    assert CONFIG.special_start == 10 + 4 * 64
+    ids = VOCABULARY.encode([Coordinate(0, 0), Coordinate(1, 0), Coordinate(3, 63), Special("<a>"), Special("<b>")])
+    assert ids == [10, 10 + 64, 265, 266, 267]
+    first_text = 268
+    assert VOCABULARY.encode_text(ALPHABET[0]) == [first_text]
+    assert VOCABULARY.used == first_text + 512 + len(VOCABULARY.pieces)
+    assert len(VOCABULARY.pieces) > 20
+
+
+def test_byte_alphabet_is_that_of_the_library() -> None:
+    from tokenizers import decoders, pre_tokenizers
+
+    assert set(byte_characters().values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert CONTINUES not in BYTE_OF
+    text = "naïve 日本"
+    written = "".join(byte_characters()[byte] for byte in text.encode())
+    assert decoders.ByteLevel().decode([written]) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY_TEXT)
+def test_any_unicode_text_round_trips(text: str) -> None:
+    assert VOCABULARY.decode_text(VOCABULARY.encode_text(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\n \t",
+        "a" * 5000,
+        "é" * 333,
+        "x" * (LONGEST_WORD + 1),
+        "\x00\x7f\x85",
+        "\u203f##",
+        "🧑‍🦽‍➡️ " * 20,
+        "ﬁ İ ǆ",
+    ],
+)
+def test_awkward_text_round_trips(text: str) -> None:
+    assert VOCABULARY.decode_text(VOCABULARY.encode_text(text)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(ANY_TEXT, st.sampled_from(["[EOS]", "[PAD]", "v0=5", " v3=63", "<a>", "<b>", "<a><b>", "pad end"])))
+def test_text_never_produces_a_token_that_is_not_text(text: str) -> None:
+    ids = VOCABULARY.encode_text(text)
+    assert all(268 <= index < 268 + 512 + len(VOCABULARY.pieces) for index in ids)
+    assert all(isinstance(piece, str) for piece in VOCABULARY.decode(ids))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, CONFIG.size - 1), max_size=40))
+def test_any_ids_decode(ids: list[int]) -> None:
+    pieces = VOCABULARY.decode(ids)
+    again = VOCABULARY.decode(VOCABULARY.encode(pieces))
+    assert again == pieces
+    assert not any(isinstance(a, str) and isinstance(b, str) for a, b in pairwise(pieces))
+
+
+def test_decode_stops_at_the_end_and_skips_what_means_nothing() -> None:
+    word = VOCABULARY.encode_text("chair")
+    ids = [PAD, *word, CONFIG.sentinel_start, CONFIG.size - 1, Special, END, *word]
+    ids[ids.index(Special)] = VOCABULARY.encode([Special("<b>")])[0]
+    assert VOCABULARY.decode(ids) == ["chair", Special("<b>")]
+    broken = VOCABULARY.encode_text("é")[:1]  # the first of its two bytes
+    assert TextVocabulary(CONFIG).decode_text(TextVocabulary(CONFIG).encode_text("é")[:1]) == "\ufffd"
+    assert isinstance(VOCABULARY.decode_text(broken), str)
+
+
+def test_lone_surrogates_are_refused_in_one_line() -> None:
+    with pytest.raises(InvalidValueError, match=r"^text holds a lone surrogate U\+D800 at character 2: [^\n]*$"):
+        VOCABULARY.encode_text("ab\ud800")
+    with pytest.raises(InvalidValueError, match="lone surrogate"):
+        TextVocabulary.train(CONFIG, ["\udfff"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(ANY_TEXT, st.integers(0, 30))
+def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
+    ids = VOCABULARY.encode_text(text, limit)
+    assert len(ids) <= limit
+    assert text.startswith(VOCABULARY.decode_text(ids))
+
+
+def test_text_is_cut_before_a_word() -> None:
+    plain = TextVocabulary(CONFIG)  # bytes only: " chair" takes six ids
+    assert plain.decode_text(plain.encode_text("a red chair", 9)) == "a red"
+    assert plain.decode_text(plain.encode_text("a red chair", 5)) == "a red"
+    assert plain.decode_text(plain.encode_text("extraordinary", 5)) == "extra"
+    assert plain.decode_text(plain.encode_text("ééé", 3)) == "é"
+
+
+@settings(max_examples=100)
+@given(st.floats(0, 1), st.integers(2, 1000))
+def test_coordinates_are_exact_to_half_a_level(fraction: float, bins: int) -> None:
+    level = coordinate_level(fraction, bins)
+    assert 0 <= level < bins
+    assert abs(coordinate_fraction(level, bins) - fraction) <= 0.5 / (bins - 1) + 1e-12
+
+
+def test_coordinates_outside_are_clipped_or_refused() -> None:
+    assert [coordinate_level(x, 5) for x in (-1, 0, 0.5, 1, 2)] == [0, 0, 2, 4, 4]
+    for piece in (Coordinate(4, 0), Coordinate(0, 64), Coordinate(0, -1)):
+        with pytest.raises(InvalidValueError, match="axes v0 to v3 with levels 0 to 63"):
+            VOCABULARY.encode([piece])
+    with pytest.raises(InvalidValueError, match="no special token '<c>'"):
+        VOCABULARY.encode([Special("<c>")])
+
+
+def test_growing_keeps_every_id(tmp_path: Path) -> None:
+    first = VOCABULARY.save(tmp_path / "a")
+    grown = VOCABULARY.grow(["<b>", "<c>", "<d>", "<c>"])
+    assert grown.grown_tokens == ("<c>", "<d>") and grown.used == VOCABULARY.used + 2
+    every = range(VOCABULARY.used)
+    assert [grown.decode([i]) for i in every] == [VOCABULARY.decode([i]) for i in every]
+    assert grown.encode([Special("<c>"), Special("<d>")]) == [VOCABULARY.used, VOCABULARY.used + 1]
+    assert grown.encode_text(TEXTS[0]) == VOCABULARY.encode_text(TEXTS[0])
+    second = grown.save(tmp_path / "b")
+    again = TextVocabulary.load(tmp_path / "b").grow(["<e>"])
+    third = again.save(tmp_path / "c")
+    loaded = TextVocabulary.load(tmp_path / "c")
+    used = VOCABULARY.used
+    assert loaded.compatible_fingerprints == {first: used, second: used + 2, third: used + 3}
+    assert loaded.all_special_tokens == ("<a>", "<b>", "<c>", "<d>", "<e>")
+    assert loaded.grow(["<e>", "<a>"]) is loaded
+
+
+def test_no_room_says_what_to_raise() -> None:
+    small = VocabularyConfig(size=784, sentinels=4, coordinate_axes=4, coordinate_bins=64, reserve=0)
+    full = TextVocabulary.train(small, TEXTS)
+    assert full.used == small.size and len(full.pieces) == 784 - 262 - 512
+    with pytest.raises(ConfigError, match=r"needs 785 ids and has 784: raise `size` in its \[vocabularies"):
+        full.grow(["<one too many>"])
+    assert full.grow(["<fits>"], size=785).decode([784]) == [Special("<fits>")]
+
+
+def test_training_leaves_the_reserve_free() -> None:
+    config = replace(CONFIG, size=1100, reserve=300)
+    assert TextVocabulary.train(config, TEXTS, ["<a>"]).used == 800
+    no_room = replace(CONFIG, size=1100, reserve=1000)
+    assert TextVocabulary.train(no_room, TEXTS).pieces == ()
+
+
+def test_config_is_checked_with_the_key() -> None:
+    with pytest.raises(ConfigError, match="size must be at least 1602"):
+        from_mapping(VocabularyConfig, {"size": 1000})
+    with pytest.raises(ConfigError, match="coordinate_bins must be at least 2"):
+        from_mapping(VocabularyConfig, {"coordinate_bins": 1})
+    with pytest.raises(ConfigError, match="did you mean sentinels"):
+        from_mapping(VocabularyConfig, {"sentinel": 1})
+
+
+def test_saving_and_loading(tmp_path: Path) -> None:
+    trained = TextVocabulary.train(CONFIG, TEXTS, ["<a>"], {"source": "tests"})
+    fingerprint = trained.save(tmp_path)
+    loaded = TextVocabulary.load(tmp_path)
+    assert (loaded.config, loaded.pieces, loaded.special_tokens) == (CONFIG, trained.pieces, ("<a>",))
+    assert loaded.fingerprint == fingerprint and loaded.trained_on == {"source": "tests"}
+    assert loaded.encode_text(TEXTS[2]) == trained.encode_text(TEXTS[2])
+    bytes_only = TextVocabulary(CONFIG)
+    bytes_only.save(tmp_path / "bytes")
+    assert TextVocabulary.load(tmp_path / "bytes").pieces == ()
+
+
+def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space(tmp_path: Path) -> None:
+    VOCABULARY.save(tmp_path)
+    assert TextVocabulary.load(tmp_path, replace(CONFIG, size=9000)).config.size == 9000
+    with pytest.raises(CheckpointError, match="trained with coordinate_bins = 64, registry"):
+        TextVocabulary.load(tmp_path, replace(CONFIG, coordinate_bins=32))
+    with pytest.raises(CheckpointError, match=f"needs {VOCABULARY.used} ids and has 800"):
+        TextVocabulary.load(tmp_path, replace(CONFIG, size=800))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class": "Other"}, "holds a Other, expected a TextVocabulary"),
+        ({"special_tokens": ["<a>", "<a>"]}, "distinct, non-empty"),
+        ({"special_tokens": [3]}, "distinct, non-empty"),
+        ({"grown_tokens": ["<a>"]}, "distinct, non-empty"),
+        ({"lineage": [{"fingerprint": "x"}]}, "damaged vocabulary: KeyError 'length'"),
+        ({"vocabulary": {"size": 600}}, "size must be at least"),
+        ({"weights_sha256": "0" * 64}, "not the file that config.json was written with"),
+    ],
+)
+def test_an_altered_checkpoint_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    VOCABULARY.save(tmp_path)
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
+    with pytest.raises(CheckpointError, match=message):
+        TextVocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize("pieces", [["a"], ["ab", "ab"], ["not a piece"], [CONTINUES]])
+def test_pieces_that_cannot_be_are_refused(pieces: list[str]) -> None:
+    with pytest.raises(CheckpointError, match="text piece"):
+        TextVocabulary(CONFIG, pieces=pieces)
+
+
+TRAIN = """
+import random, sys
+from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+draw = random.Random(0)
+words = ["".join(draw.choice("abcdeé日") for _ in range(draw.randint(1, 7))) for _ in range(300)]
+texts = [" ".join(draw.choices(words, k=9)) for _ in range(300)]
+if sys.argv[1] == "backwards":
+    texts.reverse()
+print(ascii(TextVocabulary.train(VocabularyConfig(size=2600), texts, ["<x>"]).pieces))
+"""
+
+
+def test_training_gives_the_same_in_every_process() -> None:
+    """Ties abound in these texts; hash seed, number of threads and order of the texts differ."""
+    learned = []
+    for seed, threads, order in (("1", "1", "forwards"), ("2", "4", "backwards"), ("3", "2", "forwards")):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
+        command = [sys.executable, "-c", TRAIN, order]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        learned.append(done.stdout)
+    assert len(learned[0].split(", ")) > 500
+    assert len(set(learned)) == 1
+
+
+def test_training_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    TextVocabulary.train(CONFIG, TEXTS)
+    assert "TOKENIZERS_PARALLELISM" not in os.environ

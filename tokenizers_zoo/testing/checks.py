@@ -1,0 +1,354 @@
+"""The conformance checks, each a function of a Subject that raises AssertionError, ZooError or Skipped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo import checkpoint as checkpoints
+from tokenizers_zoo.defaults import same
+from tokenizers_zoo.errors import InvalidValueError, ZooError
+from tokenizers_zoo.modality import (
+    Crop,
+    EmbeddingsLayout,
+    SequenceLayout,
+    layout_from_json,
+    layout_to_json,
+    spec_problems,
+)
+from tokenizers_zoo.testing.geometry import check_crop_geometry
+from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.values import bounds, describe, expected_tokens, fixed_shape, has_fixed_length
+
+CHECKS: dict[str, Callable[[Subject], None]] = {}
+FLIPS_ALLOWED = 1e-3
+"""Share of the tokens that may differ between a batch and its samples one by one: ties that rounding decides."""
+
+
+class Skipped(Exception):
+    """The check does not apply to this modality; the text says why."""
+
+
+def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+    """Add a function to CHECKS under its name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise AssertionError with `message` unless `condition` (assert, also where Python runs with -O)."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
+    """A batch of tokens as one numpy array per sample."""
+    return [item if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
+
+
+def all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """True where two lists hold equal values."""
+    return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+# ---------------------------------------------------------------- what it declares
+
+
+@check
+def spec(subject: Subject) -> None:
+    """The spec is sound, the same each time, and its layout survives JSON."""
+    declared = subject.handle.spec
+    problems = spec_problems(declared)
+    expect(not problems, f"the spec is unsound: {'; '.join(problems)}")
+    expect(subject.handle.at(subject.workdir).spec == declared, "modality_spec gives another spec when asked again")
+    stored = json.loads(json.dumps(layout_to_json(declared.layout)))
+    expect(layout_from_json(stored) == declared.layout, f"the layout does not survive JSON: {declared.layout}")
+    for metric in declared.metrics:
+        expect(bool(metric.meaning), f"the metric {metric.name} does not say what it means")
+
+
+@check
+def sample_values(subject: Subject) -> None:
+    """Sample values, brought to the size of the settings, are what the spec declares."""
+    for value in subject.values:
+        subject.handle.check(value)
+
+
+@check
+def bad_values(subject: Subject) -> None:
+    """Values of another type, dtype, shape or range are refused by `check` and by `encode`."""
+    for bad in broken_values(subject):
+        for act in (subject.handle.check, lambda value: subject.trained.encode([value])):
+            try:
+                act(bad)
+            except InvalidValueError:
+                continue
+            raise AssertionError(f"{describe(bad)} is accepted, the spec declares {subject.handle.spec.value}")
+
+
+def broken_values(subject: Subject) -> list[Any]:
+    """Values that the spec excludes."""
+    declared = subject.handle.spec.value
+    if declared.kind == "text":
+        return [None, 3, ["a"], "\ud800"]
+    if declared.kind == "object":
+        return [{"a": object()}, [float("nan")], {1: 2}, (1, 2)]
+    good = subject.values[0]
+    bad = [None, "text", good.tolist(), good[None], good.astype(np.complex64)]
+    if isinstance(declared.shape[-1], int):
+        bad.append(np.concatenate([good, good], axis=-1))
+    if good.dtype.kind == "f":
+        hole = good.copy()
+        hole.flat[0] = np.nan
+        bad.append(hole)
+    low, high = bounds(declared)
+    for bound, step in ((low, -1), (high, 1)):
+        if bound is not None and good.dtype.kind != "b" and (good.dtype.kind != "u" or bound > 0 or step > 0):
+            outside = good.copy()
+            outside.flat[-1] = bound + step * max(1, abs(bound))
+            bad.append(outside)
+    return bad
+
+
+# ---------------------------------------------------------------- values to tokens and back
+
+
+@check
+def encode(subject: Subject) -> None:
+    """Tokens have the layout, the dtype and the range that the spec declares."""
+    tokens = subject.trained.encode(subject.values)
+    declared = subject.handle.spec
+    expect(len(tokens) == len(subject.values), f"{len(tokens)} tokens for {len(subject.values)} values")
+    for item in per_sample(tokens):
+        got = f"expected {expected_tokens(declared)}, one sample is {describe(item)}"
+        expect(item.dtype == (np.float32 if declared.continuous else np.int64), got)
+        if has_fixed_length(declared.layout):
+            expect(item.shape == fixed_shape(declared.layout), got)
+        else:
+            expect(len(item) <= declared.layout.length, got)
+        if not declared.continuous and item.size:
+            expect(item.min() >= 0 and item.max() < declared.vocab_size, got)
+
+
+@check
+def decode(subject: Subject) -> None:
+    """Decoded tokens are values as the spec declares."""
+    tokens = subject.trained.encode(subject.values)
+    decoded = decoded_or_skip(subject, tokens)
+    expect(len(decoded) == len(subject.values), f"{len(decoded)} values of {len(subject.values)} samples")
+    for value in decoded:
+        subject.handle.check(value)
+
+
+def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:
+    """The values of tokens; vectors that are an input only need not be decodable."""
+    if not isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+        return subject.trained.decode(tokens)
+    try:
+        return subject.trained.decode(tokens)
+    except ZooError as error:
+        raise Skipped(f"input only: {error}") from None
+
+
+@check
+def any_tokens(subject: Subject) -> None:
+    """Whatever valid ids a model comes up with, they decode to a value."""
+    declared, rng = subject.handle.spec, subject.rng
+    if declared.continuous:
+        raise Skipped("continuous tokens are an input only")
+    if isinstance(declared.layout, SequenceLayout):
+        layout = declared.layout
+        ids = np.arange(declared.vocab_size)
+        sentinel = (ids >= layout.sentinel_start) & (ids < layout.sentinel_start + layout.num_sentinels)
+        content = ids[~sentinel & (ids != layout.end)]
+        lengths = [0, 1, layout.max_length, *rng.integers(0, layout.max_length + 1, 13)]
+        tokens: Any = [rng.choice(content, size=length) for length in lengths]
+    else:
+        tokens = rng.integers(0, declared.vocab_size, (16, *fixed_shape(declared.layout)))
+    for value in subject.trained.decode(tokens):
+        subject.handle.check(value)
+
+
+@check
+def deterministic(subject: Subject) -> None:
+    """The same values give the same tokens, and the same tokens the same values."""
+    first, second = (per_sample(subject.trained.encode(subject.values)) for _ in range(2))
+    expect(all_same(first, second), "the same values give other tokens when encoded again")
+    tokens = subject.trained.encode(subject.values)
+    expect(
+        all_same(decoded_or_skip(subject, tokens), decoded_or_skip(subject, tokens)),
+        "the same tokens give other values when decoded again",
+    )
+
+
+@check
+def batches(subject: Subject) -> None:
+    """A value's tokens do not depend on what else is in its batch."""
+    together = per_sample(subject.trained.encode(subject.values))
+    alone = [per_sample(subject.trained.encode([value]))[0] for value in subject.values]
+    lengths = [len(item) for item in together]
+    expect(lengths == [len(item) for item in alone], "tokens have other lengths in a batch than one by one")
+    if subject.handle.spec.continuous:
+        close = all(np.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(together, alone, strict=True))
+        expect(close, "tokens differ between a batch and its samples one by one")
+        return
+    differing = sum(int((a != b).sum()) for a, b in zip(together, alone, strict=True))
+    total = sum(item.size for item in together)
+    expect(
+        differing <= math.floor(total * FLIPS_ALLOWED),
+        f"{differing} of {total} tokens differ between a batch and its samples one by one",
+    )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@check
+def save_and_load(subject: Subject) -> None:
+    """A checkpoint, copied elsewhere and loaded again, gives the same fingerprint, tokens and values."""
+    original = subject.trained
+    copy = subject.workdir / "copy"
+    if not original.checkpoint.is_dir():
+        raise Skipped("the tokenizer is on the hub")
+    shutil.copytree(original.checkpoint, copy, dirs_exist_ok=True)
+    loaded = subject.handle.at(copy)
+    expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
+    tokens = original.encode(subject.values)
+    expect(
+        all_same(per_sample(loaded.encode(subject.values)), per_sample(tokens)),
+        "the tokens are others after loading the checkpoint again",
+    )
+    expect(
+        all_same(loaded.decode(tokens), decoded_or_skip(subject, tokens)),
+        "the decoded values are others after loading the checkpoint again",
+    )
+
+
+@check
+def train_again(subject: Subject) -> None:
+    """Training started again on a finished checkpoint leaves it as it is, and it has the files of one."""
+    folder = subject.workdir / "again"
+    subject.train(folder)
+    before = checkpoints.fingerprint(folder)
+    expect(subject.train(folder) == folder, "train_tokenizer does not return the folder that it was given")
+    expect(checkpoints.fingerprint(folder) == before, "training again on a finished checkpoint changes it")
+    expect((folder / checkpoints.CARD).is_file(), f"the checkpoint has no {checkpoints.CARD}")
+    checkpoints.load_checkpoint(folder)
+
+
+# ---------------------------------------------------------------- files, crops, pictures
+
+
+@check
+def files(subject: Subject) -> None:
+    """What is written can be read, and written again it is the same bytes; a damaged file is refused."""
+    for value in subject.values:
+        data, extension = subject.handle.write(value)
+        value = subject.handle.read(data, extension)
+        subject.handle.check(value)
+        expect(subject.handle.write(value) == (data, extension), f"a value read from .{extension} is written otherwise")
+    for damaged in (b"\xff\xfe\x00garbage\xff", data[: len(data) // 2] + b"\xff"):
+        try:
+            value = subject.handle.read(damaged, extension)
+        except InvalidValueError:
+            continue
+        raise AssertionError(f"a damaged .{extension} file is read as {describe(value)}")
+
+
+@check
+def transform(subject: Subject) -> None:
+    """The whole picture stays as it is, two flips cancel out, and crops are values as the spec declares."""
+    handle = subject.handle
+    mirror = Crop(flip=True)
+    for value in subject.values:
+        expect(close(handle.transform(value, Crop()), value), "the crop of the whole picture changes the value")
+        twice = handle.transform(handle.transform(value, mirror), mirror)
+        expect(close(twice, value), "flipped twice, the value is another")
+        handle.check(handle.transform(value, Crop(top=0.25, left=0.1, height=0.5, width=0.75, flip=True)))
+
+
+def close(first: Any, second: Any) -> bool:
+    """Equal up to rounding, also inside lists and dicts."""
+    if isinstance(first, np.ndarray):
+        return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-5)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(close(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(close(a, b) for a, b in zip(first, second, strict=True))
+    if isinstance(first, float):
+        return isinstance(second, float | int) and math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-5)
+    return bool(first == second)
+
+
+@check
+def crop_geometry(subject: Subject) -> None:
+    """What a crop shows lies where it lies in every other modality of the sample."""
+    if problem := check_crop_geometry(subject):
+        raise Skipped(problem)
+
+
+@check
+def render(subject: Subject) -> None:
+    """A value can be shown: a PIL image that is not empty, or text."""
+    for value in subject.values:
+        shown = subject.handle.render(value)
+        expect(bool(shown) if isinstance(shown, str) else min(shown.size) > 0, "nothing is shown")
+
+
+# ---------------------------------------------------------------- metrics
+
+
+@check
+def score(subject: Subject) -> None:
+    """A value scores best against itself, with finite numbers."""
+    handle, values = subject.handle, subject.values
+    rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_answer(values)] * len(values)}
+    perfect = handle.score(values, values)
+    for name, number in perfect.items():
+        expect(math.isfinite(number), f"{name} of values against themselves is {number}")
+    for rival, predicted in rivals.items():
+        marks = handle.score(predicted, values)
+        for metric in handle.spec.metrics:
+            sign = 1 if metric.higher_is_better else -1
+            mine, theirs = perfect[metric.name], marks[metric.name]
+            expect(
+                math.isnan(theirs) or sign * mine >= sign * theirs - 1e-6,
+                f"{metric.name} is better for {rival} ({theirs:g}) than for the values themselves ({mine:g})",
+            )
+
+
+@check
+def constant_answer(subject: Subject) -> None:
+    """The best single answer is a value as the spec declares, and the same each time."""
+    answer = subject.handle.constant_answer(subject.values)
+    subject.handle.check(answer)
+    expect(same(answer, subject.handle.constant_answer(subject.values)), "the constant answer is another each time")
+
+
+@check
+def derive(subject: Subject) -> None:
+    """The modality can be computed from those that it is derived from."""
+    inputs = subject.handle.spec.derived_from
+    if not inputs:
+        raise Skipped("it is not derived from other modalities")
+    samples = subject.samples_with(inputs)
+    if not samples:
+        raise Skipped(f"nothing here gives {' and '.join(inputs)}")
+    for sample in samples:
+        value = subject.handle.derive(sample)
+        subject.handle.check(subject.handle.transform(value, Crop()))
+        expect(same(value, subject.handle.derive(sample)), "derived again, the value is another")
+
+
+@check
+def vocabulary(subject: Subject) -> None:
+    """Special tokens are distinct and not empty; texts are strings."""
+    tokens = subject.handle.vocabulary_tokens()
+    expect(len(set(tokens)) == len(tokens) and all(tokens), f"special tokens repeat or are empty: {tokens}")
+    expect(tokens == subject.handle.vocabulary_tokens(), "the special tokens come in another order each time")
+    subject.handle.vocabulary_texts(subject.values)

@@ -1,0 +1,165 @@
+"""What the conformance checks work on: sample values of one modality, and a tokenizer of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.values import bounds
+
+COUNT = 8
+"""Sample values per modality."""
+TINY = {"steps": 3, "batch_size": 4, "eval_every": 3, "eval_samples": 4, "warmup_steps": 1}
+"""Training that shows whether a tokenizer works, not how well."""
+WORDS = ("the", "a", "red", "small", "old", "tree", "house", "dog", "on", "under", "near", "and", "two", "stones")
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """One modality under test. Raises ZooError where its plugin does not load; the rest is made when a check asks."""
+
+    zoo: Zoo
+    name: str
+    workdir: Path
+    data_dir: Path | None = None
+    given: Sequence[Mapping[str, Any]] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.handle: ModalityHandle = self.zoo[self.name]
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """Always the same numbers, so that a check does not depend on those that ran before it."""
+        return np.random.default_rng(self.seed)
+
+    @cached_property
+    def values(self) -> list[Any]:
+        """Sample values at the size of the settings. Raises DataError where there are none to be had."""
+        raw = [sample[self.name] for sample in self.samples_with((self.name,))]
+        if not raw and self.handle.spec.derived_from:
+            raw = [self.handle.derive(sample) for sample in self.samples_with(self.handle.spec.derived_from)]
+        if not raw:
+            raw = generated_values(self.handle.spec.value, COUNT, self.rng)
+        if len(raw) < 2:
+            raise DataError(
+                f"{self.name}: no installed source gives values of it; give a folder of value shards that has some"
+                " (--data, --zoo-data), or install a source"
+            )
+        return [self.handle.transform(value, Crop()) for value in raw]
+
+    def samples_with(self, modalities: Sequence[str]) -> list[dict[str, Any]]:
+        """Up to 8 samples that have all `modalities`, at the size of their settings; empty where there are none."""
+        for candidates in self._candidates(modalities):
+            found = []
+            for sample in candidates:
+                if all(name in sample for name in modalities):
+                    found.append({name: self.zoo[name].transform(sample[name], Crop()) for name in modalities})
+                if len(found) == COUNT:
+                    break
+            if found:
+                return found
+        return []
+
+    def _candidates(self, modalities: Sequence[str]) -> Iterator[Iterator[dict[str, Any]]]:
+        if any(name not in self.zoo for name in modalities):
+            return
+        if self.given is not None:
+            yield (dict(sample) for sample in self.given)
+        elif self.data_dir is not None:
+            yield self._stored(self.data_dir, modalities)
+        else:
+            for source_name in self.zoo.source_names():
+                yield self._from_source(source_name, modalities)
+
+    def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
+        from tokenizers_zoo.data.shards import ValueStore
+
+        store = ValueStore.of(data_dir, self.zoo)
+        for split in store.splits():
+            if set(modalities) <= set(store.modalities(split)):
+                for key in store.aligned_keys(split, modalities):
+                    yield {name: store.read(self.zoo[name], split, key) for name in modalities}
+
+    def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Samples of a source, under the names of the instances that want them; none where it does not give them."""
+        plugins = {name: self.zoo[name].plugin_name for name in modalities}
+        try:
+            source = self.zoo.source(source_name)
+            offered = source.spec.modalities
+            wanted = {name: name if name in offered else plugin for name, plugin in plugins.items()}
+            if not set(wanted.values()) <= set(offered):
+                return
+            samples = source.samples("train", COUNT, self.seed)
+        except ZooError:
+            return  # a source in trouble is told by `zoo check`; here another one may do
+        for index in range(len(samples)):
+            _, sample = samples[index]
+            yield {name: sample[theirs] for name, theirs in wanted.items() if theirs in sample}
+
+    @cached_property
+    def trained(self) -> ModalityHandle:
+        """The modality with a tokenizer: its own, or a small one trained for these checks."""
+        return self.handle if self.handle.has_tokenizer else self.handle.at(self.train(self.workdir / "tokenizer"))
+
+    def train(self, folder: Path) -> Path:
+        """Train a small tokenizer into `folder`."""
+        overrides = {}
+        table = self.handle.known_settings().get("tokenizer")
+        if dataclasses.is_dataclass(table):
+            known = {field.name for field in dataclasses.fields(table)}
+            overrides = {key: value for key, value in TINY.items() if key in known}
+        return self.handle.train_tokenizer(self.training_samples, folder, self.seed, **overrides)
+
+    @property
+    def training_samples(self) -> TrainingSamples:
+        """The sample values as a tokenizer is given them, two of them held out."""
+        vocabulary = self.handle.spec.vocabulary
+        sharers = [handle for handle in self.zoo.handles() if handle.spec.vocabulary == vocabulary]
+        special = [token for handle in sharers for token in handle.vocabulary_tokens()]
+        return TrainingSamples(
+            train=self.values[:-1],
+            test=self.values[-2:],
+            texts=lambda: self.handle.vocabulary_texts(self.values),
+            special_tokens=tuple(dict.fromkeys(special)),
+            provenance={"source": "conformance checks"},
+        )
+
+
+def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> list[Any]:
+    """Values made up from a spec alone: smooth fields or random ids for arrays, words for text; none for objects."""
+    if spec.kind == "text":
+        return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
+    if spec.kind == "object":
+        return []
+    shape = tuple(size if isinstance(size, int) else 32 for size in spec.shape)
+    low, high = bounds(spec)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iub":
+        first, last = (
+            int(low if low is not None else 0),
+            int(high if high is not None else 1 if dtype.kind == "b" else 9),
+        )
+        return [rng.integers(first, last + 1, shape).astype(dtype) for _ in range(count)]
+    if low is None or high is None:
+        noise = rng.standard_normal((count, *shape))
+        return [np.maximum(field, low if low is not None else -np.inf).astype(dtype) for field in noise]
+    return [(low + (high - low) * _smooth(shape, rng)).astype(dtype) for _ in range(count)]
+
+
+def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """A sine wave of random direction and phase, in [0, 1]."""
+    axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
+    phase = rng.uniform(0, 2 * np.pi) + sum(rng.uniform(-6, 6) * axis for axis in axes)
+    return np.clip(0.5 + 0.5 * np.sin(phase), 0, 1)
