@@ -2,25 +2,28 @@
 
 RUN/evaluation/evaluation.json, written anew after every pair, so that an interrupted evaluation goes on where it was:
 
-    identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig, "codecs": {name: fingerprint}}
+    identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig,
+                   "codecs": {name: fingerprint}}
     complete       true once every pair asked for is there
-    modalities     {name: {"summary", "layout", "vocab_size", "test_samples", "metrics": [{"name", "unit", "higher_is_better",
-                   "meaning"}]}}; the first metric is the main one
+    modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
+                   "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
     skipped        {name: reason} for modalities of the backbone that could not be evaluated
-    cross_entropy  {"samples", "seed", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
-                   training: mean per target token, and log(vocab_size), the cross-entropy of knowing nothing
-    pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed", "seconds":
-                   {"generate", "decode"}}] in the order in which they were asked for. score, floor and ceiling map metric
-                   names to numbers (null: not finite). The floor is the best constant answer on training values, the
-                   ceiling the tokenizer's own reconstruction of the true values, all three over the same test samples.
-                   gap_closed is (score - floor) / (ceiling - floor) of the main metric; null where there is no gap
-    galleries      [{"given", "target", "picture": path relative to RUN/evaluation or null, "columns": [headers], "rows":
-                   [{"key", "cells": [text, or null where the picture shows it]}]}]: the given values, several draws, the truth
+    cross_entropy  {"samples", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
+                   training: mean per target token, and log(vocab_size), which is knowing nothing; or {"problem": why not}
+    pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
+                   "seconds": {"generate", "decode"}}] in the order in which they were asked for. score, floor and
+                   ceiling map metric names to numbers (null: not finite). The floor is the best constant answer for
+                   training values, the ceiling the tokenizer's own reconstruction of the true values, all three
+                   over the same test samples. gap_closed is (score - floor) / (ceiling - floor) of the main metric;
+                   null where there is no gap
+    galleries      [{"given", "target", "picture": path relative to RUN/evaluation, or null, "columns": [headers],
+                   "rows": [{"key", "cells": [text, or null where the picture shows it]}]}]: the given values, several
+                   draws, the truth
     seconds        time spent so far
 
-Scored generations are argmax in few steps, not draws: an expected error is judged, and a draw adds its own spread
-to it. One step, the default, takes each token's likeliest id, which maximises the expected number of right tokens; more steps make
-the tokens agree with one another. Galleries show draws.
+Scored generations are argmax in few steps, not draws: an expected error is judged, and a draw adds its own spread to
+it. One step, the default, takes each token's likeliest id, which maximises the expected number of right tokens; more
+steps make the tokens agree with one another. Galleries show draws.
 """
 
 from __future__ import annotations
@@ -36,13 +39,17 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from backbone.evaluation_data import EvaluationData, gap_closed
+from backbone.config import MaskingConfig
+from backbone.data import TokenData
+from backbone.evaluation_data import TEST, EvaluationData, gap_closed
 from backbone.gallery import text_of, write_sheet
 from backbone.generation import TargetPlan, generate
-from backbone.model import FourM
-from backbone.saving import load_model
-from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, write_json
-from tokenizers_zoo.errors import ConfigError, ZooError
+from backbone.masking import Masker
+from backbone.model import FourM, uniform_loss
+from backbone.saving import CLASS, load_model
+from tokenizers_zoo.checkpoint import load_config, read_json, write_json
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
 from tokenizers_zoo.registry import Zoo
 
@@ -97,14 +104,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the backbone in `run` and write RUN/evaluation; gives what evaluation.json holds.
 
-    Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality alone,
-    and all discrete ones, picture-like ones first. Pairs that an earlier evaluation with the same settings, weights and
-    codecs has finished are kept. Raises DataError where a modality that is named cannot be evaluated, or tokens,
-    tokenizers and backbone do not belong together.
+    Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
+    alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation with the same settings,
+    weights and codecs has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another
+    codec than that of the training) are left out with the reason; raises DataError where one of them was named.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
-    card = load_config(run, "FourM")
+    card = load_config(run, CLASS)
     data = EvaluationData(zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed)
     pairs = chosen_pairs(model, data, given, targets)
     identity = {
@@ -114,7 +121,7 @@ def evaluate(
     }
     evaluation = _Evaluation(run / FOLDER, model, data, config, identity)
     evaluation.describe()
-    evaluation.measure_loss(Path(tokens_root), run)
+    evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, card["train"]["masking"]))
     evaluation.measure_pairs(pairs)
     return evaluation.result
 
@@ -151,7 +158,7 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
 
 
 def default_pairs(specs: Sequence[ModalitySpec]) -> list[Pair]:
-    """Each modality to each other discrete one: first from the first-ranked, then to the first-ranked, then the rest."""
+    """Each modality to each other discrete one: from the first-ranked, then to the first-ranked, then the rest."""
     names = ranked_names(specs)
     continuous = {spec.name for spec in specs if spec.continuous}
     pairs: list[Pair] = [((a,), b) for a in names for b in names if a != b and b not in continuous]
@@ -194,6 +201,35 @@ class _Evaluation:
             for name, handle in self.data.handles.items()
         }
         self.result["skipped"] = dict(self.data.problems)
+
+    @torch.inference_mode()
+    def measure_loss(self, tokens: Path, masking: MaskingConfig) -> None:
+        """Measure the cross-entropy of every modality's targets, unless an earlier run has."""
+        if "modalities" in self.result.get("cross_entropy", {}):
+            return
+        tables, batch_size = self.model.tables, self.config.batch_size
+        try:
+            data = TokenData(tokens, TEST, tables.specs)
+        except DataError as error:
+            self.result["cross_entropy"] = {"problem": str(error)}
+            return
+        masker = Masker(tables, masking)
+        chosen = np.random.default_rng(self.config.seed).permutation(len(data))[: self.config.loss_samples]
+        device = self.model.token_embedding.weight.device
+        sums, counts = np.zeros(len(tables)), np.zeros(len(tables))
+        for step, start in enumerate(range(0, len(chosen), batch_size)):
+            batch = masker(data.batch(chosen[start : start + batch_size]), self.config.seed, step)
+            losses = self.model(batch.to(device))
+            sums, counts = sums + losses.sums.cpu().numpy(), counts + losses.counts.cpu().numpy()
+        self.result["cross_entropy"] = {
+            "samples": len(chosen),
+            "modalities": {
+                spec.name: {"nats": total / count, "uniform": uniform_loss(spec.vocab_size), "targets": int(count)}
+                for spec, total, count in zip(tables.specs, sums.tolist(), counts.tolist(), strict=True)
+                if count
+            },
+        }
+        self._write()
 
     def measure_pairs(self, pairs: Sequence[Pair]) -> None:
         """Score every pair that has not been, and draw the galleries of the first ones."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,9 @@ class FourM(nn.Module):
     embedded, and each group of targets meets only the output rows of its own vocabulary.
     """
 
+    fixed_positions: Tensor
+    learned_rows: Tensor
+
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.config = config
@@ -90,6 +94,13 @@ class FourM(nn.Module):
         for table in (*self._embeddings(), *self.learned_positions.values(), *self.output.values()):
             nn.init.normal_(table, std=EMBEDDING_STD)
 
+    @classmethod
+    def seeded(cls, config: ModelConfig, specs: Sequence[ModalitySpec], seed: int) -> FourM:
+        """A new model whose weights follow from `seed`; the global random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, specs)
+
     def _embeddings(self) -> tuple[Tensor, ...]:
         return self.token_embedding.weight, self.modality_embedding.weight, self.mask_embedding.weight
 
@@ -107,7 +118,7 @@ class FourM(nn.Module):
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
     def embed_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
-        """Content of the selected tokens, and where and what they are (position + modality); both `batch inputs dim`."""
+        """The content of the selected tokens, and where and what they are: each `batch inputs dim`."""
         content = self.token_embedding(inputs.ids)
         if inputs.vectors:
             flat = rearrange(content, "b n d -> (b n) d")
@@ -125,20 +136,21 @@ class FourM(nn.Module):
         x = content + place
         for block in self.encoder:
             x = block(x, mask)
-        return self.encoder_norm(x)
+        result: Tensor = self.encoder_norm(x)
+        return result
 
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs and keep what each decoder block needs of them."""
         content, place = self.embed_inputs(inputs)
         mask = _key_mask(inputs.mask)
         x = self.context_projection(self._encode(content, place, mask)) + place
-        return Context(keys_and_values=tuple(block.keys_and_values(x) for block in self.decoder), mask=mask)
+        blocks = cast(Iterable[DecoderBlock], self.decoder)
+        return Context(keys_and_values=tuple(block.keys_and_values(x) for block in blocks), mask=mask)
 
     def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
         """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""
-        content = torch.where(
-            (read < 0).unsqueeze(-1), self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0))
-        )
+        masked = (read < 0).unsqueeze(-1)
+        content = torch.where(masked, self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0)))
         return content + self._positions(positions) + self.modality_embedding(modalities)
 
     def decode(
@@ -156,7 +168,8 @@ class FourM(nn.Module):
         for i, block in enumerate(self.decoder):
             cache = None if caches is None else caches[i]
             x = block(x, context.keys_and_values[i], mask, context.mask, cache)
-        return self.decoder_norm(x)
+        result: Tensor = self.decoder_norm(x)
+        return result
 
     def target_mask(self, targets: PackedTargets) -> Tensor:
         """bool `batch 1 targets targets`: who sees whom: within a modality all, within a sequence earlier ones."""
@@ -190,15 +203,15 @@ class FourM(nn.Module):
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(self.tables.vocabularies)).tolist()
         # float32 whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
-        parts = zip(self.tables.vocabularies.items(), hidden[order].split(sizes), ids[order].split(sizes), strict=True)
+        rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
         each = [
             F.cross_entropy(self.logits(rows, name).float(), wanted - span.start, reduction="none")
-            for (name, span), rows, wanted in parts
+            for (name, span), rows, wanted in zip(self.tables.vocabularies.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
         zeros = hidden.new_zeros(len(self.tables), dtype=torch.float32)
-        sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros
+        sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
         counts = torch.bincount(kinds, minlength=len(self.tables)).float()
         if loss == "token":
             total = sums.sum() / counts.sum().clamp(min=1)

@@ -99,7 +99,8 @@ MISTAKES = {
     "another value each time it is written": (
         "files",
         {"    @hookimpl\n    def score(": WRITE
-         + "        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n" + READ + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n"
+         + "        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n" + READ
+         + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n"
          + "    @hookimpl\n    def score("},
     ),
     "files read without a look": (
@@ -183,7 +184,9 @@ def test_the_pytest_plugin(install_example: Install, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
+        slow_to_start = ("cacheprovider", "hypothesispytest", "jaxtyping")  # and not needed here
+        without = [part for name in slow_to_start for part in ("-p", f"no:{name}")]
+        command = [sys.executable, "-m", "pytest", *without, "-rA", *arguments]
         return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
 
     done = run("--zoo-plugin", "mistaken", "-k", "crop_geometry or spec or derive")

@@ -152,7 +152,7 @@ def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="disk is full.*same command"), disk_errors(tmp_path):
+    with pytest.raises(DataError, match=r"disk is full.*same command"), disk_errors(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="odd"), disk_errors(tmp_path):
         raise OSError(errno.EIO, "odd")
@@ -207,7 +207,7 @@ def test_errors_of_a_store_say_what_is_there(ml4m: Path) -> None:
     store = ValueStore(ml4m)
     with pytest.raises(DataError, match="no split 'valid'; splits here: train"):
         store.modalities("valid")
-    with pytest.raises(DataError, match="unknown modality .*'on'; did you mean one.*zoo data derive"):
+    with pytest.raises(DataError, match=r"unknown modality .*'on'; did you mean one.*zoo data derive"):
         store.keys("train", "on")
     with pytest.raises(DataError, match="no value for key '0009'"):
         store.read_bytes("train", "one", "0009")
@@ -359,7 +359,9 @@ def write_store(root: Path, layout: TokenLayout, parts: list[int], **changes: An
     for number, count in enumerate(parts):
         new = random_rows(layout, count, rng)
         keys = [f"k{len(rows) + i}" for i in range(count)]
-        write_part(root / f"train/m/part-{number:05}.arrow", metadata(layout, **changes), keys, new, {f"x{number}": "no"})
+        write_part(
+            root / f"train/m/part-{number:05}.arrow", metadata(layout, **changes), keys, new, {f"x{number}": "no"}
+        )
         rows += new
     return rows
 
@@ -415,15 +417,15 @@ def test_parts_that_were_written_otherwise_are_refused(tmp_path: Path) -> None:
         ("embeddings", np.zeros((1, 3), np.float32), "expected up to 4 tokens of 2"),
     ],
 )
-def test_tokens_that_do_not_fit_are_refused(
-    tmp_path: Path, kind: str, row: np.ndarray[Any, Any], message: str
-) -> None:
+def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, kind: str, row: np.ndarray[Any, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         write_part(tmp_path / "p.arrow", metadata(LAYOUTS[kind]), ["k"], [row], {})
     assert not list(tmp_path.iterdir())
 
 
-def codec(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, vocab_size: int = 70000, **config: Any) -> Any:
+def codec(
+    tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, vocab_size: int = 70000, **config: Any
+) -> Any:
     """What check_codec needs of a handle."""
     folder = tmp_path / "codec"
     folder.mkdir(exist_ok=True)
@@ -438,7 +440,7 @@ def test_another_codec_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Path) 
     layout, needed = LAYOUTS["vector"], column.needed_vocab_size
     column.check_codec(codec(tmp_path, layout))
     column.check_codec(codec(tmp_path, layout, vocab_size=10**6))
-    with pytest.raises(DataError, match="written by codec ffffffffffff, and m's tokenizer in .*codec is eeeeeeeeeeee"):
+    with pytest.raises(DataError, match=r"written by codec ffffffffffff, and m's tokenizer in .*codec is eeeeeeeeeeee"):
         column.check_codec(codec(tmp_path, layout, "e" * 64))
     lineage = [{"fingerprint": "f" * 64, "length": needed}]
     column.check_codec(codec(tmp_path, layout, "e" * 64, lineage=lineage))
@@ -464,7 +466,7 @@ def test_columns_are_aligned_by_key(tmp_path: Path) -> None:
     assert aligned.complete.tolist() == [True, False, True, False]
     both = aligned.rows[aligned.complete]
     np.testing.assert_array_equal(columns["a"].take(both[:, 0]), columns["b"].take(both[:, 1]))
-    with pytest.raises(DataError, match="unknown modality .*'c'; known: a, b"):
+    with pytest.raises(DataError, match=r"unknown modality .*'c'; known: a, b"):
         store.open("train", "c")
     with pytest.raises(DataError, match="no tokens of a split 'test'; splits here: train"):
         store.open("test", "a")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import tarfile
@@ -184,7 +185,12 @@ class _Discarded(Exception):
 
 @contextlib.contextmanager
 def writing_shard(path: Path) -> Iterator[ShardWriter]:
-    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails."""
+    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails.
+
+    What an earlier, killed attempt at the same shard left behind is removed.
+    """
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        stale.unlink(missing_ok=True)
     with contextlib.suppress(_Discarded), replacing_file(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import CONFIG, load_config, replacing_file
+from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, replacing_file, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 PART_NAME = "part-{:05d}.arrow"
+RECORD = "store.json"
 METADATA_KEY = b"tokenizers_zoo"
 
 
@@ -312,7 +313,7 @@ class TokenColumn:
 
 
 def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) -> bool:
-    """True where the handle's vocabulary grew from that codec and still holds the first `needed_vocab_size` ids of it."""
+    """True where the handle's vocabulary grew from that codec, with the same first `needed_vocab_size` ids."""
     if not (handle.checkpoint / CONFIG).is_file():
         return False
     try:
@@ -344,6 +345,17 @@ class TokenStore:
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; `zoo tokenize --out {self.root}` writes one")
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of the values that the tokens were made of; None where it was not recorded."""
+        path = self.root / RECORD
+        return Path(read_json(path)["data"]) if path.is_file() else None
+
+    @staticmethod
+    def record_data(root: Path, data: Path) -> None:
+        """Note beside the tokens where their values are."""
+        write_json(Path(root) / RECORD, {"data": str(Path(data).resolve())})
 
     def splits(self) -> list[str]:
         """The splits that hold at least one part."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.provenance import digest, read_entry
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors
-from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, grew_from, read_part, write_part
+from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, TokenStore, grew_from, read_part, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
@@ -119,6 +119,8 @@ def tokenize(
             rows = _rows(store, split, handle, views, flips, seed)
             with disk_errors(Path(out)):
                 result.outcomes.append(writer.run(rows, PART_SAMPLES * views, overwrite))
+    with disk_errors(Path(out)):
+        TokenStore.record_data(out, store.root)
     return result
 
 
@@ -187,7 +189,9 @@ class _ModalityRun:
         older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts)]
         todo = {path: part for path, part in parts.items() if not path.exists()}
         if older and todo:
-            raise DataError(f"{older[0]}: written before the vocabulary grew, and samples were added since; --overwrite")
+            raise DataError(
+                f"{older[0]}: written before the vocabulary grew, and samples were added since; --overwrite"
+            )
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
         start = time.perf_counter()
         with progress_bar(description, sum(len(part) for part in todo.values())) as advance:

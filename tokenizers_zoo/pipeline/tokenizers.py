@@ -40,8 +40,8 @@ def train_tokenizer(
     """Train the tokenizer of modality `name` on `data`; returns its checkpoint folder.
 
     That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
-    `overwrite` what is at `out` is deleted first, else a run that was killed goes on. Raises DataError where `data` lack
-    the modality, or no value of it can be read.
+    `overwrite` what is at `out` is deleted first, else a run that was killed goes on. Raises DataError where `data`
+    lack the modality, or no value of it can be read.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
@@ -50,6 +50,16 @@ def train_tokenizer(
         remove_folder(folder)
     with disk_errors(folder):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+
+
+def trainable(zoo: Zoo, data: Path) -> list[str]:
+    """The enabled modalities that `data` hold for training, in the order of their names. Raises DataError for none."""
+    store = ValueStore.of(data, zoo)
+    present = store.modalities(TRAIN)
+    names = [handle.name for handle in zoo.handles() if handle.name in present]
+    if not names:
+        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present) or 'nothing'}, and no modality of it is enabled")
+    return names
 
 
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> TrainingSamples:

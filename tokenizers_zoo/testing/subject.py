@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,10 @@ class Subject:
             wanted = {name: name if name in offered else plugin for name, plugin in plugins.items()}
             if not set(wanted.values()) <= set(offered):
                 return
-            samples = source.samples("train", COUNT, self.seed)
+            samples = drawn(self.zoo, source_name, self.seed)
         except ZooError:
             return  # a source in trouble is told by `zoo check`; here another one may do
-        for index in range(len(samples)):
-            _, sample = samples[index]
+        for sample in samples:
             yield {name: sample[theirs] for name, theirs in wanted.items() if theirs in sample}
 
     @cached_property
@@ -135,6 +134,13 @@ class Subject:
             special_tokens=tuple(dict.fromkeys(special)),
             provenance={"source": "conformance checks"},
         )
+
+
+@lru_cache(maxsize=8)
+def drawn(zoo: Zoo, source_name: str, seed: int) -> list[Mapping[str, Any]]:
+    """8 samples of a source, drawn once for all modalities that are checked. Raises ZooError."""
+    samples = zoo.source(source_name).samples("train", COUNT, seed)
+    return [samples[index][1] for index in range(len(samples))]
 
 
 def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> list[Any]:

@@ -44,6 +44,7 @@ class SpatialVQ(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config.blocks, config.channels, config.latent_dim, config.patch_size)
+        self.spread = nn.BatchNorm2d(config.latent_dim, affine=False)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
         self.decoder = build_decoder(config.blocks, config.latent_dim, config.channels, config.patch_size)
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
@@ -53,7 +54,7 @@ class SpatialVQ(nn.Module):
         self, inputs: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, ""]]:
         """Reconstruction of standardised inputs, and the quantizer's loss."""
-        latents = self.encoder(inputs)
+        latents = self.spread(self.encoder(inputs))
         quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
         codes = rearrange(quantized.codes, "b (h w) d -> b d h w", h=latents.shape[2])
         return self.decoder(codes), quantized.loss
@@ -64,7 +65,7 @@ class SpatialVQ(nn.Module):
 
     def encode(self, inputs: Float[Tensor, "batch channels height width"]) -> Int[Tensor, "batch h w"]:
         """Tokens of inputs that are not standardised yet."""
-        latents = self.encoder(self.standardise(inputs))
+        latents = self.spread(self.encoder(self.standardise(inputs)))
         tokens = self.quantizer.encode(rearrange(latents, "b d h w -> b (h w) d"))
         return rearrange(tokens, "b (h w) -> b h w", h=latents.shape[2])
 

@@ -86,7 +86,7 @@ class PhotoCrops(Sequence[tuple[str, Mapping[str, npt.NDArray[np.float32]]]]):
 
         shorter, size = min(picture.size), self._config.image_size
         smallest = min(max(self._config.smallest * shorter, size), shorter)
-        side = float(np.exp(rng.uniform(np.log(smallest), np.log(shorter))))
+        side = min(float(np.exp(rng.uniform(np.log(smallest), np.log(shorter)))), shorter)  # exp(log(x)) may pass x
         left = float(rng.uniform(0, picture.width - side))
         top = float(rng.uniform(0, picture.height - side))
         box = (left, top, left + side, top + side)

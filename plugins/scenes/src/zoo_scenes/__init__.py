@@ -1,9 +1,11 @@
 """The `scenes` source of samples: furnished rooms, settled by physics and ray-cast with MuJoCo.
 
-Axes and signs. The room's axes are metric with z up. Camera axes, in which normals and joints are given, are x right, y up,
-z towards the viewer: a surface that faces the camera has normal z = 1, what is visible has z < 0. Depth is planar, along
-the optical axis, in metres. `camera_pitch` is the axis' angle above the horizon in degrees: negative looks down; there
-is no roll. `camera_fov` is vertical, in degrees, and pictures are square.
+Axes and signs. The room's axes are metric with z up. Camera axes, in which normals and joints are given, are x right,
+y up, z towards the viewer: a surface that faces the camera has normal z = 1, what is visible has z < 0. Depth is
+planar, along the optical axis, in metres. `camera_pitch` is the axis' angle above the horizon in degrees: negative
+looks down; there is no roll. `camera_fov` is vertical, in degrees, and pictures are square. A pixel whose centre lies
+`v` half pictures above the middle, at depth d, is `camera_height + d * (sin(pitch) + v * tan(fov / 2) * cos(pitch))`
+metres above the floor.
 """
 
 from __future__ import annotations

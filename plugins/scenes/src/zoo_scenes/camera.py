@@ -1,9 +1,7 @@
 """The pinhole camera: rays through pixel centres, and what is seen where.
 
 World axes are metric with z up. Camera axes are x right, y up, z towards the viewer, so what is visible has z < 0.
-Pitch is the angle of the optical axis above the horizon: negative looks down. There is no roll. A pixel whose centre
-lies `v` half pictures above the middle, at planar depth d, is `height + d * (sin(pitch) + v * tan(fov / 2) * cos(pitch))`
-metres above the floor.
+Pitch is the angle of the optical axis above the horizon: negative looks down. There is no roll.
 """
 
 from __future__ import annotations
@@ -54,11 +52,13 @@ class Camera:
         They have length 1 along the optical axis, so that a hit at `t` times the direction is at planar depth t.
         """
         axes = self.axes
-        return picture.T @ np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]])
+        rays: Array = picture.T @ np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]])
+        return rays
 
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""
-        return (points - np.asarray(self.position)) @ self.axes.T
+        turned: Array = (points - np.asarray(self.position)) @ self.axes.T
+        return turned
 
     def project(self, points: Array) -> Array:
         """Points in camera axes (..., 3) to fractions of width and height from the top left (..., 2); z must be < 0."""

@@ -30,7 +30,8 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     speaker.mentioned.clear()
     listed = speaker.listing(rng.choice((2, 3, 4)))
     if shape < 0.5:
-        opener = rng.choice(("A room{room}: {things}.", "{Things} in a room{room}.", "In a room{room} there {are} {things}."))
+        inside = "In a room{room} there {are} {things}."
+        opener = rng.choice(("A room{room}: {things}.", "{Things} in a room{room}.", inside))
     elif shape < 0.75:
         opener = rng.choice(("There {are} {things}.", "The picture shows {things}.", "We see {things}."))
     else:
@@ -139,12 +140,13 @@ class _Speaker:
 
 def relation(item: Seen, other: Seen) -> str:
     """How `item` lies to `other` for the viewer, "" where nothing simple holds."""
-    left, top, right, bottom = item.box
+    left, _, right, bottom = item.box
     other_left, other_top, other_right, _ = other.box
     overlap = min(right, other_right) - max(left, other_left)
     shift = (left + right - other_left - other_right) / 2
     hangs = item.thing.label in ("window", "picture")
-    if hangs and other.thing.label in ("table", "chair", "sofa", "shelf") and overlap > 0.05 and bottom < other_top + 0.02:
+    stands = other.thing.label in ("table", "chair", "sofa", "shelf")
+    if hangs and stands and overlap > 0.05 and bottom < other_top + 0.02:
         return "is above"
     if hangs or other.thing.label in ("window", "picture", "rug") or item.thing.label == "rug":
         return ""

@@ -28,7 +28,7 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     sides = room.walls(scene)
     placer.furnish_walls(sides)
     placer.furnish_middle()
-    placer.scatter_people(rng.choice(range(settings.people + 1)) if rng.random() < 0.75 else 0)
+    placer.scatter_people(rng.choice(range(settings.people + 1)) if rng.random() < 0.85 else 0)
     room.hang(rng, scene, sides[:3])
     if rng.random() < 0.5:
         spot = placer.spot(0.5, 0.5, anywhere=True)
@@ -55,7 +55,7 @@ def _empty_room(rng: random.Random) -> Scene:
     lamp = (
         width * rng.uniform(0.35, 0.65),
         depth * rng.uniform(0.4, 0.65),
-        height - rng.choice((0.09, rng.uniform(0.25, 0.55))),
+        height - rng.uniform(0.2, 0.55),
     )
     return Scene(
         width=width,
@@ -89,8 +89,13 @@ class _Placer:
             return False
         return all(x1 < a or c < x0 or y1 < b or d < y0 for a, b, c, d in self.taken)
 
-    def spot(self, half_x: float, half_y: float, anywhere: bool = False, nearest: float = 1.1) -> tuple[float, float] | None:
-        """A point around which a rectangle is free, in view and at least `nearest` metres off; None after some tries."""
+    def spot(
+        self, half_x: float, half_y: float, anywhere: bool = False, nearest: float = 1.1
+    ) -> tuple[float, float] | None:
+        """A point in view, `nearest` metres off or more, around which a rectangle is free (or `anywhere` in the room).
+
+        None if some tries find none.
+        """
         camera = self.scene.camera
         for _ in range(14):
             away = nearest + (self.scene.depth - nearest) * math.sqrt(self.rng.random())
@@ -164,9 +169,7 @@ class _Placer:
         for side in rng.sample(range(4), rng.choice((0, 1, 2, 2, 3, 4))):
             angle = yaw + side * math.pi / 2
             away = table.half[side % 2] + pattern.half[0] + rng.uniform(0.05, 0.3)
-            chair = Thing(
-                pattern.label, pattern.noun, pattern.colour, pattern.parts, pattern.half, seat=pattern.seat
-            )
+            chair = Thing(pattern.label, pattern.noun, pattern.colour, pattern.parts, pattern.half, seat=pattern.seat)
             x, y = spot[0] + away * math.cos(angle), spot[1] + away * math.sin(angle)
             self.stand(chair, x, y, angle + math.pi + rng.uniform(-0.2, 0.2), -0.05)
 
@@ -251,4 +254,3 @@ def _tilted(yaw: float, tilt: float, towards: float) -> Quaternion:
     c, s = math.cos(tilt / 2), math.sin(tilt / 2)
     x_axis, y_axis = s * math.cos(towards), s * math.sin(towards)
     return (c * w, x_axis * w + y_axis * z, y_axis * w - x_axis * z, c * z)
-

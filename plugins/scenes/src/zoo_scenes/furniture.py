@@ -76,7 +76,10 @@ def chair(rng: random.Random) -> Thing:
         _block(cushion, (half, half, 0.03), (0, 0, seat - 0.03)),
         *_legs(surface, half - 0.03, half - 0.03, seat - 0.05, 0.022, rng.random() < 0.4),
         _block(cushion, (0.018, half, back * 0.32), (-half + 0.018, 0, seat + back * 0.68)),
-        *[_block(surface, (0.016, 0.018, back / 2), (-half + 0.018, s * (half - 0.04), seat + back / 2)) for s in (-1, 1)],
+        *[
+            _block(surface, (0.016, 0.018, back / 2), (0.018 - half, s * (half - 0.04), seat + back / 2))
+            for s in (-1, 1)
+        ],
     ]
     return Thing("chair", "chair", colour, parts, (half, half, (seat + back) / 2), seat=seat)
 
@@ -95,7 +98,11 @@ def sofa(rng: random.Random) -> Thing:
         _block(fabric, (0.1, y, (back - 0.05) / 2), (-x + 0.1, 0, (back + 0.05) / 2)),
         *[_block(fabric, (x, arm, 0.27), (0, s * (y - arm), 0.33)) for s in (-1, 1)],
         *[
-            _block(cushions, (x - 0.12, width - 0.012, (seat - 0.32) / 2), (0.1, (2 * k + 1 - seats) * width, (seat + 0.32) / 2))
+            _block(
+                cushions,
+                (x - 0.12, width - 0.012, seat / 2 - 0.16),
+                (0.1, (2 * k + 1 - seats) * width, seat / 2 + 0.16),
+            )
             for k in range(seats)
         ],
     ]
@@ -116,7 +123,8 @@ def shelf(rng: random.Random) -> list[Thing]:
         *[_block(surface, (x, side, height / 2), (0, s * (y - side), height / 2)) for s in (-1, 1)],
         *[_block(surface, (x, y - 2 * side, 0.014), (0, 0, 0.02 + k * gap)) for k in range(boards + 1)],
     ]
-    things = [Thing("shelf", "bookcase" if boards > 3 else "low bookcase", colour, parts, (x, y, height / 2), top=height)]
+    noun = "bookcase" if boards > 3 else "low bookcase"
+    things = [Thing("shelf", noun, colour, parts, (x, y, height / 2), top=height)]
     rows = []
     for k in range(boards):
         if rng.random() < 0.62:
@@ -175,7 +183,7 @@ def box(rng: random.Random) -> Thing:
     other = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
     texture = rng.choice(("plain", "plain", "ribbon", "stripes"))
     second = other if texture == "ribbon" else darker(base, 0.72)
-    half = (rng.uniform(0.08, 0.2), rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.18))
+    half = (rng.uniform(0.09, 0.22), rng.uniform(0.09, 0.22), rng.uniform(0.07, 0.2))
     surface = Surface(texture, (base, second, base), 0.0, 0.1)
     return Thing("box", "box", colour, [Part(BOX, half, (0, 0, 0), surface)], half, free=True)
 
@@ -186,7 +194,7 @@ def ball(rng: random.Random) -> Thing:
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "stripes", "dots"))
     second = mixed(base, (1.0, 1.0, 1.0), 0.55) if colour not in ("white", "yellow") else darker(base, 0.6)
-    radius = rng.uniform(0.08, 0.21)
+    radius = rng.uniform(0.09, 0.23)
     surface = Surface(texture, (base, second, base), 0.0, 0.45)
     return Thing("ball", "ball", colour, [Part(SPHERE, (radius,) * 3, (0, 0, 0), surface)], (radius,) * 3, free=True)
 
@@ -197,7 +205,7 @@ def cylinder(rng: random.Random) -> Thing:
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "bands"))
     second = mixed(base, (1.0, 1.0, 1.0), 0.5) if colour != "white" else COLOURS["red"]
-    radius, height = rng.uniform(0.06, 0.15), rng.uniform(0.09, 0.22)
+    radius, height = rng.uniform(0.07, 0.16), rng.uniform(0.1, 0.24)
     surface = Surface(texture, (base, second, base), 0.0, 0.3)
     part = Part(CYLINDER, (radius, height, 0.0), (0, 0, 0), surface)
     return Thing("cylinder", "cylinder", colour, [part], (radius, radius, height), free=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from zoo_scenes.things import Scene, Thing
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Seen:
     """A thing in the picture: its index in the scene, pixels, box (xmin, ymin, xmax, ymax in fractions), mean depth.
 
     `clear` is whether what its name says can be seen too: a person's shirt, not just a hand.
@@ -35,7 +36,7 @@ class Seen(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Observation:
-    """Class ids (h, w), instance ids (h, w), the things that cover enough pixels, largest first, and the classes' shares.
+    """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
     Instance k + 1 is the k-th largest thing of all that have a pixel, so that `seen[k]` is instance k + 1.
     """
@@ -75,11 +76,12 @@ def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
         ids[present[k]] = rank
     ids[-1] = 0  # owner -1: the room
     least = settings.min_visible * flat.size
-    seen = [
-        Seen(present[k], things[present[k]], counts[k], tuple(boxes[k]), depths[k] / counts[k], _is_clear(stage, view, present[k], least))
-        for k in ranks
-        if counts[k] >= least
-    ]
+    seen = []
+    for k in ranks:
+        if counts[k] >= least:
+            index = present[k]
+            clear = _is_clear(stage, view, index, least)
+            seen.append(Seen(index, things[index], counts[k], tuple(boxes[k]), depths[k] / counts[k], clear))
     semseg = classes[view.geoms]
     pixels = np.bincount(semseg.reshape(-1), minlength=len(CLASSES)) / semseg.size
     shares = dict(zip(CLASSES, pixels.tolist(), strict=True))
@@ -131,7 +133,7 @@ def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
 def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, float | int]:
     """Numbers about camera (m, degrees), room (m) and picture (shares and means of sRGB in [0, 1]).
 
-    `num_objects` counts the things seen that are neither people nor part of the walls; `clutter` is the share of the picture
+    `num_objects` counts furniture, lamps, plants and loose things that are seen; `clutter` is the share of the picture
     that things cover, `walkability` that of floor and rugs; `geometric_complexity` is 1 minus the length of the mean
     normal.
     """

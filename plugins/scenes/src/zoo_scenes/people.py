@@ -1,7 +1,7 @@
 """Capsule people: a 24-joint skeleton, sampled poses, forward kinematics, and the body's parts.
 
-Joint names, order and the rest pose (arms stretched sideways; x to the person's left, y up, z forward) are those of SMPL
-(Loper et al., SMPL: A skinned multi-person linear model, SIGGRAPH Asia 2015); the proportions are our own.
+Joint names, order and the rest pose (arms stretched sideways; x to the person's left, y up, z forward) are those of
+SMPL (Loper et al., SMPL: A skinned multi-person linear model, SIGGRAPH Asia 2015); the proportions are our own.
 """
 
 from __future__ import annotations
@@ -123,7 +123,12 @@ def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
     return np.array(places)
 
 
-_STAND = {"left_shoulder": (0, 0, -75), "right_shoulder": (0, 0, 75), "left_elbow": (0, -12, 0), "right_elbow": (0, 12, 0)}
+_STAND: dict[str, tuple[float, float, float]] = {
+    "left_shoulder": (0, 0, -75),
+    "right_shoulder": (0, 0, 75),
+    "left_elbow": (0, -12, 0),
+    "right_elbow": (0, 12, 0),
+}
 _POSES: dict[str, dict[str, tuple[float, float, float]]] = {
     "standing": _STAND,
     "walking": {
@@ -181,43 +186,27 @@ def person(rng: random.Random, pose: str, seat: float | None = None) -> Thing:
     return Thing("person", pose, shirt, parts, half, pose=Pose(rotations, joints))
 
 
-def _body(
-    rng: random.Random, joints: Array, rotations: Array, scale: float, shirt: str, trousers: str
-) -> list[Part]:
+def _body(rng: random.Random, joints: Array, rotations: Array, scale: float, shirt: str, trousers: str) -> list[Part]:
     """Capsules along the bones, a head with hair, and hands."""
     skin, hair = rng.choice(SKIN), rng.choice(HAIR)
     cloth = {"shirt": COLOURS[shirt], "trousers": COLOURS[trousers], "skin": skin, "shoes": (0.16, 0.13, 0.12)}
     pattern = rng.choice(("plain", "plain", "fabric"))
     surfaces = {
-        name: Surface(
-            pattern if name == "shirt" else "plain", (colour, darker(colour, 0.72), colour), 0.25, 0.05
-        )
+        name: Surface(pattern if name == "shirt" else "plain", (colour, darker(colour, 0.72), colour), 0.25, 0.05)
         for name, colour in cloth.items()
     }
     at = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))
-    parts = [
-        capsule(radius * scale, at[start], at[stop], surfaces[name])
-        for radius, start, stop, name in _LIMBS
-    ]
-    parts += [
-        Part(SPHERE, (0.055 * scale,) * 3, at[f"{side}_hand"], surfaces["skin"])  # type: ignore[arg-type]
-        for side in ("left", "right")
-    ]
-    head = joints[JOINTS.index("head")] + (0.0, 0.0, 0.07 * scale)
+    parts = [capsule(radius * scale, at[start], at[stop], surfaces[name]) for radius, start, stop, name in _LIMBS]
+    parts += [Part(SPHERE, (0.055 * scale,) * 3, at[f"{side}_hand"], surfaces["skin"]) for side in ("left", "right")]
+    above = np.array([0.0, 0.0, 1.0])
+    head = joints[JOINTS.index("head")] + 0.07 * scale * above
     turn = rotations[JOINTS.index("head"), 1] + rotations[JOINTS.index("spine2"), 1]
     front = np.array([math.cos(turn), math.sin(turn), 0.0])
     quaternion = (math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2))
-    top = head + (0.0, 0.0, 0.035 * scale) - 0.032 * scale * front
-    parts.append(Part(ELLIPSOID, (0.095 * scale, 0.078 * scale, 0.118 * scale), _vector(head), surfaces["skin"], quaternion))
-    parts.append(
-        Part(
-            ELLIPSOID,
-            (0.09 * scale, 0.086 * scale, 0.102 * scale),
-            _vector(top),
-            Surface("plain", (hair, hair, hair), 0.3, 0.15),
-            quaternion,
-        )
-    )
+    top = head + 0.035 * scale * above - 0.032 * scale * front
+    skull, cap = (0.095 * scale, 0.078 * scale, 0.118 * scale), (0.09 * scale, 0.086 * scale, 0.102 * scale)
+    parts.append(Part(ELLIPSOID, skull, _vector(head), surfaces["skin"], quaternion))
+    parts.append(Part(ELLIPSOID, cap, _vector(top), Surface("plain", (hair, hair, hair), 0.3, 0.15), quaternion))
     return parts
 
 

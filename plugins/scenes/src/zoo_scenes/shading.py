@@ -1,7 +1,7 @@
 """Colours from geometry: textures, a lamp with shadows, daylight from a window, and light that comes from everywhere.
 
-Light is computed linearly; sRGB colours are taken as squares of it (gamma 2). Arrays are laid out per coordinate, (3, n),
-so that each operation runs over contiguous memory.
+Light is computed linearly; sRGB colours are taken as its square roots (gamma 2). Arrays are laid out per coordinate,
+(3, n), so that each operation runs over contiguous memory.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def shade(stage: Stage, hits: Hits, lit: NDArray[np.bool_] | None) -> Field:
     light, highlight = _light(scene, hits, lit)
     glow = rows[_GLOW]
     tint = np.array((1.0, 0.985, 0.955), np.float32)
-    colour = albedo * (light * (1 - glow) + glow * np.float32(1.25 / scene.exposure))
+    colour: Field = albedo * (light * (1 - glow) + glow * np.float32(1.25 / scene.exposure))
     colour += (highlight * rows[_SHINE]) * tint[:, None]
     colour *= np.float32(scene.exposure)
-    return np.sqrt(np.clip(colour, 0.0, 1.0, out=colour), out=colour)
+    np.clip(colour, 0.0, 1.0, out=colour)
+    return np.sqrt(colour, out=colour)
 
 
 # Rows of the surface table, one column per geom.
@@ -90,7 +91,7 @@ def _surface_table(stage: Stage) -> Field:
     table[:, _OFFSET] = np.where(stretched, 0.5, shift)
     around = np.maximum(np.round(2 * np.pi * half[:, :1] / np.maximum(tile, 1e-6)), 1)
     is_round = np.array([part.shape not in (BOX, PLANE) for part in stage.parts])[:, None]
-    table[:, _TURNS :] = np.where(is_round, np.where(stretched, 1, around), 0)
+    table[:, _TURNS:] = np.where(is_round, np.where(stretched, 1, around), 0)
     return np.ascontiguousarray(table.T)
 
 
@@ -118,7 +119,8 @@ def _albedo(rows: Field, hits: Hits) -> Field:
     texels = hits.depth * scale[0] * np.float32(hits.pixel * EDGE) / slant
     weights = look_up(rows[_TEXTURE].astype(np.int32), u, v, texels)
     colours = rows[_COLOURS]
-    return colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
+    mixed: Field = colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
+    return mixed
 
 
 def _light(scene: Scene, hits: Hits, lit: NDArray[np.bool_] | None) -> tuple[Field, Field]:
@@ -127,10 +129,10 @@ def _light(scene: Scene, hits: Hits, lit: NDArray[np.bool_] | None) -> tuple[Fie
     upward = normals[2] * np.float32(0.5) + np.float32(0.5)
     ambient = np.float32(1) - _occlusion(scene, hits)
     ambient += np.float32(FILL) * np.maximum(dot(normals, hits.views), 0)
-    light = np.array(GROUND, np.float32)[:, None] + (np.array(SKY, np.float32) - np.float32(GROUND))[:, None] * upward
+    sky, ground = (np.array(colour, np.float32)[:, None] for colour in (SKY, GROUND))
+    light = ground + (sky - ground) * upward
     light *= ambient
     to_lamp = np.array(scene.lamp, np.float32)[:, None] - points
-    to_lamp[2] -= np.float32(0.12)
     square = dot(to_lamp, to_lamp)
     to_lamp /= np.sqrt(square)
     reach = np.float32(LAMP) / (np.float32(0.55) + np.float32(0.14) * square)
@@ -153,15 +155,20 @@ def _daylight(daylight: tuple[tuple[float, ...], tuple[float, ...]], points: Fie
     at, inward = (np.array(vector, np.float32)[:, None] for vector in daylight)
     towards = at - points
     square = dot(towards, towards)
-    cosines = np.maximum(dot(normals, towards), 0) * np.maximum(-dot(np.broadcast_to(inward, points.shape), towards), 0)
-    return np.float32(DAYLIGHT) * cosines / (np.maximum(square, 1e-6) * (np.float32(0.6) + np.float32(0.25) * square))
+    cosines: Field = np.maximum(dot(normals, towards), 0) * np.maximum(
+        -dot(np.broadcast_to(inward, points.shape), towards), 0
+    )
+    cosines *= np.float32(DAYLIGHT)
+    cosines /= np.maximum(square, 1e-6) * (np.float32(0.6) + np.float32(0.25) * square)
+    return cosines
 
 
 def _occlusion(scene: Scene, hits: Hits) -> Field:
     """Share of the light from everywhere that the room's corners keep away (n,)."""
-    total = np.zeros_like(hits.depth)
+    total: Field = np.zeros_like(hits.depth)
     for axis, extent in enumerate((scene.width, scene.depth, scene.height)):
         place = hits.points[axis]
         gap = np.minimum(place, np.float32(extent) - place)
         total += np.exp(gap * np.float32(-1 / 0.35)) * (np.float32(1) - np.abs(hits.normals[axis]))
-    return total * np.float32(0.3)
+    total *= np.float32(0.3)
+    return total

@@ -85,7 +85,7 @@ class ScenesSource:
     def source_spec(self) -> SourceSpec:
         return SourceSpec(
             name="scenes",
-            summary="furnished rooms with people, settled by physics and ray-cast: exact depth, normals, classes, poses",
+            summary="furnished rooms with people, settled by physics: exact depth, normals, classes, boxes and poses",
             modalities=MODALITIES,
             licence="Apache-2.0, made by this code; MuJoCo (Apache-2.0) casts the rays",
             classes=MappingProxyType({"semseg": CLASSES}),

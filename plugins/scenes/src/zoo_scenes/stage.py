@@ -20,6 +20,7 @@ from zoo_scenes.room import walls
 from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, NO_TURN, PLANE, SPHERE, Part, Scene, Thing, Vector
 
 Array = NDArray[np.float64]
+Ids = NDArray[np.int32]
 
 STEP_SECONDS = 0.02
 STEPS = 20
@@ -85,7 +86,7 @@ def _inertia(part: Part) -> Vector:
     """Principal moments of a solid part of mass 1, in its own axes."""
     a, b, c = part.size
     if part.shape == SPHERE:
-        return (0.4 * a * a,) * 3  # type: ignore[return-value]
+        return (0.4 * a * a, 0.4 * a * a, 0.4 * a * a)
     if part.shape == CYLINDER:
         across = (3 * a * a + 4 * b * b) / 12
         return (across, across, a * a / 2)
@@ -117,8 +118,8 @@ class Stage:
         """Rotations of the geoms (g, 9), row-major, from geom to room."""
         return self.data.geom_xmat  # type: ignore[no-any-return]
 
-    def cast(self, origin: Vector, rays: Array, bundles: int = 1, shadows: bool = False) -> tuple[Array, Array, Array]:
-        """First hits of rays (n, 3) from one point: t with hit = origin + t * ray, geom ids, normals (n, 3) in the room.
+    def cast(self, origin: Vector, rays: Array, bundles: int = 1, shadows: bool = False) -> tuple[Array, Ids, Array]:
+        """First hits of rays (n, 3) from one point: t, with hit = origin + t * ray, geom ids, and normals (n, 3).
 
         A ray that hits nothing has t = -1, geom -1 and normal 0. With `shadows` only what casts shadows is met, and no
         normals are computed. `bundles` must divide n: rays of one bundle should have close directions.
@@ -134,7 +135,7 @@ class Stage:
         skip = self._culled(start, rays.reshape(bundles, -1, 3))
         if shadows:
             skip |= self.lets_light_pass
-        nothing = skip.all(1)
+        nothing: list[bool] = [bool(row.all()) for row in skip]
         per = count // bundles
         groups = self.model.geom_group
         for bundle in range(bundles):
@@ -144,9 +145,8 @@ class Stage:
             part = slice(bundle * per, (bundle + 1) * per)
             three = slice(3 * part.start, 3 * part.stop)
             normal = None if shadows else normals[three]
-            mujoco.mj_multiRay(
-                self.model, self.data, start, flat[three], _GROUPS, True, -1, geoms[part], reach[part], normal, per, FARTHEST
-            )
+            seen = geoms[part], reach[part], normal
+            mujoco.mj_multiRay(self.model, self.data, start, flat[three], _GROUPS, True, -1, *seen, per, FARTHEST)
         return reach[:, 0], geoms[:, 0], normals.reshape(-1, 3)
 
     def _culled(self, origin: Array, rays: Array) -> NDArray[np.bool_]:
@@ -175,7 +175,7 @@ class Stage:
         # the columns of a geom's frame are its axes
         axes = self.frames.reshape(-1, 3, 3).transpose(2, 1, 0) * self.model.geom_aabb[:, 3:].T[:, None, :]
         reach = np.abs(planes @ axes[0]) + np.abs(planes @ axes[1]) + np.abs(planes @ axes[2])
-        culled = (centre < -reach * 1.001 - 1e-9).any(0)
+        culled: NDArray[np.bool_] = (centre < -reach * 1.001 - 1e-9).any(axis=0)
         inward = self.frames[:_ROOM_PARTS, [2, 5, 8]].T
         culled[:, :_ROOM_PARTS] = (inward.T @ rays.transpose(0, 2, 1)).min(2) > 0
         return culled

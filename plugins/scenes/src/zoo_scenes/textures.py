@@ -1,7 +1,7 @@
 """Procedural textures: weights over a surface's three colours, drawn once, with mip levels against aliasing.
 
-Every texture is a square of EDGE x EDGE texels (a power of two) that repeats in both directions. Level k of the pyramid has EDGE / 2**k texels
-per edge (L. Williams, Pyramidal parametrics, SIGGRAPH 1983), down to a single one.
+Every texture is a square of EDGE x EDGE texels (a power of two) that repeats in both directions. Level k of the pyramid
+has EDGE / 2**k texels per edge (L. Williams, Pyramidal parametrics, SIGGRAPH 1983), down to a single one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def _noise(seed: int, power: float, stretch: float = 1.0) -> Field:
     spectrum = np.fft.fft2(white) / frequency**power
     spectrum[0, 0] = 0.0
     field = np.fft.ifft2(spectrum).real
-    return (field / field.std()).astype(np.float32)
+    normal: Field = (field / field.std()).astype(np.float32)
+    return normal
 
 
 def _cells(seed: int, rows: int, columns: int, shift: float) -> tuple[Field, Field, Field]:
@@ -44,12 +45,13 @@ def _cells(seed: int, rows: int, columns: int, shift: float) -> tuple[Field, Fie
     return value, np.minimum(inside_x, 1 - inside_x) / columns, np.minimum(inside_y, 1 - inside_y) / rows
 
 
-def _blend(second: Field, third: Field | bool = False, gain: Field | float = 1.0) -> Field:
+def _blend(second: Field, third: Field | NDArray[np.bool_] | bool = False, gain: Field | float = 1.0) -> Field:
     """Weights (EDGE, EDGE, 3): `second` of colour 2 over colour 1, then `third` of colour 3 over both, times `gain`."""
     second = np.clip(np.broadcast_to(second, (EDGE, EDGE)), 0, 1)
     third = np.clip(np.broadcast_to(np.asarray(third, np.float32), (EDGE, EDGE)), 0, 1)
     weights = np.stack([(1 - second) * (1 - third), second * (1 - third), third], -1)
-    return (weights * np.asarray(gain)[..., None]).astype(np.float32)
+    scaled: Field = (weights * np.asarray(gain)[..., None]).astype(np.float32)
+    return scaled
 
 
 def _plain() -> Field:
@@ -146,7 +148,7 @@ def _landscape() -> Field:
     ridge = 0.5 + 0.12 * np.sin(_X * 7 + 0.6) + 0.05 * np.sin(_X * 19)
     ground = 0.28 + 0.04 * np.sin(_X * 9 + 2)
     sun = np.hypot(_X - 0.72, _Y - 0.8) < 0.09
-    return _blend((_Y < ridge).astype(np.float32), (_Y < ground) | sun, 0.85 + 0.2 * _Y)
+    return _blend((ridge > _Y).astype(np.float32), (ground > _Y) | sun, 0.85 + 0.2 * _Y)
 
 
 def _abstract() -> Field:
@@ -163,7 +165,7 @@ def _flower() -> Field:
 
 def _window() -> Field:
     """Sky over trees behind a cross of bars."""
-    trees = _Y < 0.30 + 0.05 * np.sin(_X * 15) + 0.03 * np.sin(_X * 37 + 1)
+    trees = 0.30 + 0.05 * np.sin(_X * 15) + 0.03 * np.sin(_X * 37 + 1) > _Y
     bars = (np.abs(_X - 0.5) < 0.025) | (np.abs(_Y - 0.55) < 0.022)
     return _blend(trees.astype(np.float32), bars, 0.86 + 0.16 * _Y + 0.05 * _noise(22, 1.8))
 
@@ -187,7 +189,7 @@ def _books() -> Field:
     height = rng.uniform(0.68, 1.0, 41)[spine]
     kind = rng.integers(0, 3, 41)[spine]
     gap = np.r_[True, spine[1:] != spine[:-1]]
-    gain = np.where(gap[None] | (_Y > height[None]), 0.12, 1.0)
+    gain = np.where(gap[None] | (height[None] < _Y), 0.12, 1.0)
     gain = np.where((np.abs(_Y - 0.2) < 0.025) & (spine % 2 == 0)[None], gain * 0.6, gain)
     return _blend(np.broadcast_to(kind == 1, _X.shape).astype(np.float32), (kind == 2)[None], gain)
 

@@ -1,0 +1,186 @@
+"""From a token store to packed batches: aligned samples, their order, and a thread that prepares batches ahead."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from backbone.batch import PackedBatch, RawBatch
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, SequenceLayout
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
+
+__all__ = ["Loader", "Order", "RawBatch", "TokenData"]
+
+
+class TokenData:
+    """The samples of one split of a token store, with what each has of the modalities of `specs`.
+
+    Samples are in the order of their keys. By default a sample may lack modalities; `aligned` keeps those that have
+    all. Raises DataError where a modality has no tokens, or tokens that do not fit its spec.
+    """
+
+    def __init__(self, root: Path, split: str, specs: Sequence[ModalitySpec], *, aligned: bool = False) -> None:
+        store = TokenStore(root)
+        self.specs = tuple(specs)
+        self.columns: dict[str, TokenColumn] = {spec.name: store.open(split, spec.name) for spec in specs}
+        for spec in specs:
+            _check_fits(self.columns[spec.name], spec, root / split / spec.name)
+        alignment = store.align(self.columns)
+        order = np.argsort(np.array(alignment.keys, object), kind="stable")
+        if aligned:
+            order = order[alignment.complete[order]]
+        if not len(order):
+            raise DataError(f"{root / split}: no sample has all of {', '.join(self.columns)}; tokenize the same data")
+        self.keys: list[str] = [alignment.keys[row] for row in order]
+        self.rows: npt.NDArray[np.int64] = alignment.rows[order]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """By modality, the codec that wrote its tokens."""
+        return {name: column.fingerprint for name, column in self.columns.items()}
+
+    def check_fingerprints(self, expected: Mapping[str, str], owner: str) -> None:
+        """Raise DataError where `owner` (a checkpoint) was trained on tokens of another codec."""
+        for name, written in self.fingerprints.items():
+            if expected.get(name, written) != written:
+                where = self.columns[name].paths[0].parent
+                raise DataError(
+                    f"{where}: written by codec {written[:12]}, and {owner} was trained on tokens of {name} by "
+                    f"{expected[name][:12]}; use the tokens of that codec, or train anew"
+                )
+
+    def check_codecs(self, handles: Iterable[ModalityHandle]) -> None:
+        """Raise DataError where a handle's tokenizer is not the one that wrote its tokens."""
+        for handle in handles:
+            if handle.name in self.columns:
+                self.columns[handle.name].check_codec(handle)
+
+    def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
+        """All tokens of the samples numbered `samples`."""
+        rows = self.rows[samples]
+        present = rows >= 0
+        lengths = np.zeros(rows.shape, np.int64)
+        tokens: dict[str, npt.NDArray[Any]] = {}
+        for column, spec in enumerate(self.specs):
+            here = np.flatnonzero(present[:, column])
+            taken = self.columns[spec.name].take(rows[here, column])
+            dim = getattr(spec.layout, "dim", None)
+            shape = (len(samples), spec.layout.length) + (() if dim is None else (dim,))
+            array = np.zeros(shape, np.int64 if dim is None else np.float32)
+            if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout):
+                for sample, row in zip(here, taken, strict=True):
+                    lengths[sample, column] = len(row)
+                    array[sample, : len(row)] = row
+            else:
+                lengths[here, column] = spec.layout.length
+                array[here] = taken.reshape(len(here), *shape[1:])
+            tokens[spec.name] = array
+        return RawBatch(tokens=tokens, lengths=lengths, present=present)
+
+
+def _check_fits(column: TokenColumn, spec: ModalitySpec, where: Path) -> None:
+    stored, layout = column.layout, spec.layout
+    same = stored == layout
+    if isinstance(layout, SequenceLayout | EmbeddingsLayout) and type(stored) is type(layout):
+        # A longer limit, or more sentinels, do not change what is stored.
+        longest = int(column.lengths.max(initial=0))
+        same = longest <= layout.length and getattr(stored, "dim", 0) == getattr(layout, "dim", 0)
+        if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
+            same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
+    if not same:
+        raise DataError(f"{where}: stored with the layout {stored}, expected {layout}; tokenize again with --overwrite")
+    if column.vocabulary != spec.vocabulary:
+        raise DataError(
+            f"{where}: ids of vocabulary {column.vocabulary!r}, expected {spec.vocabulary!r}; tokenize again"
+        )
+    if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
+        raise DataError(
+            f"{where}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
+            f"{spec.vocab_size}; tokenize again, or raise its size"
+        )
+
+
+class Order:
+    """The order of samples: a seeded permutation per epoch, one epoch after the other; any step can be asked for."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._epochs: dict[int, npt.NDArray[np.int64]] = {}
+
+    def samples(self, step: int, batch_size: int) -> npt.NDArray[np.int64]:
+        """The numbers of the samples of a step, `(batch_size,)`."""
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs = places // self.count
+        return np.concatenate(
+            [self._epoch(int(epoch))[places[epochs == epoch] % self.count] for epoch in np.unique(epochs)]
+        )
+
+    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._epochs:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
+            self._epochs = {kept: order for kept, order in self._epochs.items() if kept >= epoch - 1}
+            self._epochs[epoch] = generator.permutation(self.count)
+        return self._epochs[epoch]
+
+
+class Loader:
+    """The batches of steps `first` to `last - 1`, made by `make(step)` in a thread, at most `ahead` in advance.
+
+    Use it in a `with` block, which ends the thread. An error in `make` is raised where the batch would have been.
+    """
+
+    def __init__(self, make: Callable[[int], PackedBatch], first: int, last: int, ahead: int = 3) -> None:
+        self._make = make
+        self._steps = range(first, last)
+        self._ready: queue.Queue[PackedBatch | BaseException] = queue.Queue(maxsize=ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join()
+
+    def _work(self) -> None:
+        for step in self._steps:
+            try:
+                item: PackedBatch | BaseException = self._make(step)
+            except BaseException as error:
+                item = error
+            while not self._stopped.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopped.is_set() or isinstance(item, BaseException):
+                return
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for _ in self._steps:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item

@@ -1,0 +1,176 @@
+"""Backbones on disk: every table's rows under the name of their vocabulary or modality, so that a registry may grow.
+
+Tensors are `tokens.<vocabulary>`, `output.<vocabulary>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
+(learned ones), `projections.<name>.*` (continuous inputs), and the Transformer's own. config.json holds "class",
+"model" (its ModelConfig), "specs" (the ModalitySpecs, in order) and what the caller adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone.config import ModelConfig
+from backbone.model import FourM
+from backbone.tables import Tables
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    VectorLayout,
+    layout_from_json,
+    layout_to_json,
+)
+
+CLASS = "FourM"
+TOKENS, MODALITIES, MASKS = "token_embedding.weight", "modality_embedding.weight", "mask_embedding.weight"
+LEARNED = "learned_positions."
+
+
+def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
+    """A spec as JSON types."""
+    return {**dataclasses.asdict(spec), "layout": layout_to_json(spec.layout)}
+
+
+def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
+    """The spec that `spec_to_json` wrote."""
+    return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
+
+
+def named_tensors(tables: Tables, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state dict with its flat tables cut up by vocabulary and modality."""
+    named: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if key == TOKENS:
+            named |= {f"tokens.{name}": tensor[rows.slice] for name, rows in tables.vocabularies.items()}
+        elif key in (MODALITIES, MASKS):
+            prefix = "modalities" if key == MODALITIES else "masks"
+            named |= {f"{prefix}.{name}": tensor[index] for index, name in enumerate(tables.names)}
+        elif key.startswith(LEARNED):
+            named[f"positions.{key.removeprefix(LEARNED)}"] = tensor
+        else:
+            named[key] = tensor
+    return named
+
+
+def save_model(model: FourM, folder: Path, extra: Mapping[str, Any] | None = None, card: str = "") -> str:
+    """Write a backbone, atomically, and give its fingerprint; `extra` is added to config.json, `card` is README.md."""
+    return save_state(model, model.state_dict(), folder, extra, card)
+
+
+def save_state(
+    model: FourM, state: Mapping[str, Tensor], folder: Path, extra: Mapping[str, Any] | None = None, card: str = ""
+) -> str:
+    """As `save_model`, with the tensors of `state`: those of a sharded model, gathered."""
+    config = {
+        "class": CLASS,
+        "model": dataclasses.asdict(model.config),
+        "specs": [spec_to_json(spec) for spec in model.tables.specs],
+        **(extra or {}),
+    }
+    return save_checkpoint(folder, named_tensors(model.tables, state), config, card or model_card(model))
+
+
+def load_model(
+    folder: Path, specs: Sequence[ModalitySpec] | None = None, device: torch.device | str = "cpu", seed: int = 0
+) -> FourM:
+    """The backbone in a folder, for its own modalities or for `specs`.
+
+    Modalities and vocabularies are found by name: rows that the checkpoint has keep their values, so outputs of its
+    modalities are the same to the bit; rows that it has not are initialised from `seed`; modalities that are not among
+    `specs` are left out. Raises CheckpointError where a modality's tokens now mean something else.
+    """
+    tensors, config = load_checkpoint(Path(folder), CLASS)
+    try:
+        stored = [spec_from_json(spec) for spec in config["specs"]]
+        model_config = from_mapping(ModelConfig, config["model"])
+    except (KeyError, TypeError, ValueError, ZooError) as error:
+        raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
+    old = {spec.name: spec for spec in stored}
+    for spec in specs or ():
+        if spec.name in old:
+            _check_same_tokens(folder, old[spec.name], spec)
+    model = FourM.seeded(model_config, stored if specs is None else specs, seed)
+    _copy(folder, tensors, model, complete=specs is None)
+    return model.to(device)
+
+
+def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
+    """A modality may get a longer sequence, a larger grid or a longer vocabulary; its ids must mean what they did."""
+    problem = ""
+    if type(old.layout) is not type(new.layout):
+        problem = f"its layout was {old.layout.kind} and is {new.layout.kind}"
+    elif old.vocabulary != new.vocabulary:
+        problem = f"its vocabulary was {old.vocabulary!r} and is {new.vocabulary!r}"
+    elif old.vocab_size > new.vocab_size:
+        problem = f"its vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
+    elif isinstance(old.layout, VectorLayout) and old.layout != new.layout:
+        problem = f"it had {old.layout.length} tokens and has {new.layout.length}"
+    elif isinstance(old.layout, PatchesLayout | EmbeddingsLayout) and isinstance(new.layout, type(old.layout)):
+        if old.layout.dim != new.layout.dim:
+            problem = f"its vectors had {old.layout.dim} numbers and have {new.layout.dim}"
+    elif isinstance(old.layout, SequenceLayout) and isinstance(new.layout, SequenceLayout):
+        before, now = (old.layout.end, old.layout.sentinel_start), (new.layout.end, new.layout.sentinel_start)
+        if before != now:
+            problem = f"the ids of its end and first sentinel were {before} and are {now}"
+    if problem:
+        raise CheckpointError(
+            f"{folder}: {old.name} is not the modality that this backbone knows: {problem}; "
+            "give it another name, or use the registry of its training"
+        )
+
+
+@torch.no_grad()
+def _copy(folder: Path, tensors: Mapping[str, Tensor], model: FourM, complete: bool) -> None:
+    """Copy stored rows into the model's, by name; a stored vocabulary may be shorter."""
+    by_name = named_tensors(model.tables, model.state_dict())
+    missing = [name for name in by_name if name not in tensors]
+    if complete and missing:
+        raise CheckpointError(f"{folder}: has no tensor {missing[0]}")
+    for name, target in by_name.items():
+        source = tensors.get(name)
+        grows = name.startswith(("tokens.", "output."))
+        if (
+            source is None
+            and not grows
+            and not name.startswith(("modalities.", "masks.", "positions.", "projections."))
+        ):
+            raise CheckpointError(f"{folder}: has no tensor {name}")
+        if source is None:
+            continue
+        if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
+            raise CheckpointError(f"{folder}: {name} is {tuple(source.shape)}, expected {tuple(target.shape)}")
+        (target[: len(source)] if grows else target).copy_(source)
+
+
+def model_card(model: FourM) -> str:
+    """README.md of a backbone."""
+    rows = [
+        f"| {spec.name} | {spec.layout.kind} of {spec.layout.length} | {spec.vocabulary if spec.vocab_size else '-'} |"
+        f" {spec.vocab_size or '-'} | {spec.summary} |"
+        for spec in model.tables.specs
+    ]
+    config, millions = model.config, model.transformer_parameters() / 1e6
+    return f"""# A 4M backbone over {len(rows)} modalities
+
+Any-to-any masked modelling (arXiv 2312.06647): one encoder-decoder Transformer, dim {config.dim}, depth
+{config.encoder_depth}/{config.decoder_depth}, {config.heads} heads, {millions:.1f} M parameters without embeddings.
+
+```python
+from backbone.saving import load_model
+model = load_model("this folder")
+```
+
+| modality | tokens | vocabulary | ids | what it is |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+"""

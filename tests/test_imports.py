@@ -1,0 +1,230 @@
+"""The arrows between packages, the order within them, no modality's name in the core, and no torch in a listing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the ground up: a line may import from the lines above it, and from itself. The twin of docs/architecture.md.
+ORDER = {
+    "tokenizers_zoo": (
+        "errors", "config", "checkpoint", "modality", "source", "values", "data.samples", "hookspecs",
+        "wordpieces", "vocabulary", "quantizers", "blocks", "training_state", "training_report", "training", "families",
+        "data", "defaults", "discovery", "handle", "source_handle", "registry",
+        "pipeline", "report", "testing", "cli",
+    ),
+    "backbone": (
+        "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
+        "optim", "distributed", "run", "train", "generation", "retrieval", "transfer",
+        "gallery", "evaluation_data", "evaluate", "interop", "cli",
+    ),
+}  # fmt: skip
+FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}
+ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "backbone": {"backbone", "tokenizers_zoo"}}
+# Words that mean something else in a model or a file, too: only a literal of exactly that word names a modality.
+GENERIC = {"caption", "depth", "metadata", "normal"}
+EXCEPTIONS = {
+    "tokenizers_zoo/blocks/config.py": "depth",  # counts layers
+    "tokenizers_zoo/report.py": "caption",  # the line below a picture
+}
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def plugin_packages() -> dict[str, Path]:
+    return {path.name: path for path in sorted(ROOT.glob("plugins/*/src/*")) if path.is_dir()}
+
+
+def modality_names() -> set[str]:
+    names = set()
+    for path in ROOT.glob("plugins/*/pyproject.toml"):
+        names |= set(tomllib.loads(path.read_text())["project"].get("entry-points", {}).get("tokenizers_zoo", {}))
+    return names
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and full name of every module or name imported, also inside functions, except for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if is_type_checking(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".") if is_package else module.split(".")[:-1]
+            prefix = ".".join(base[: len(base) - node.level + 1]) + "." if node.level else ""
+            source = (prefix + (node.module or "")).rstrip(".")
+            yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
+            yield from (
+                (node.lineno, a.value) for a in node.args if isinstance(a, ast.Constant) and type(a.value) is str
+            )
+        yield from imports(node, module, is_package)
+
+
+def imports_of(path: Path, root: Path) -> list[tuple[int, str]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return list(imports(tree, module_name(path, root), path.name == "__init__.py"))
+
+
+def test_the_reader_of_imports_sees_all_kinds() -> None:
+    source = """
+from typing import TYPE_CHECKING
+import a.b
+from . import c
+from ..d import e
+if TYPE_CHECKING:
+    import hidden
+else:
+    import g
+def f():
+    from h import i
+    importlib.import_module("j.k")
+"""
+    found = [name for _, name in imports(ast.parse(source), "pack.sub.module", False)]
+    assert found == ["typing.TYPE_CHECKING", "a.b", "pack.sub.c", "pack.d.e", "h.i", "j.k"]
+
+
+@pytest.mark.parametrize("package", ["tokenizers_zoo", "backbone", *plugin_packages()])
+def test_packages_import_along_the_arrows(package: str) -> None:
+    root = plugin_packages()[package].parent if package in plugin_packages() else ROOT
+    ours = {"tokenizers_zoo", "backbone", "bench", "plugins", "tests"}
+    allowed = ALLOWED.get(package, {package, "tokenizers_zoo"})
+    wrong = []
+    for path in files(str(root / package)):
+        for line, name in imports_of(path, root):
+            top = name.split(".")[0]
+            if (top in ours or top.startswith("zoo_")) and top not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def place(name: str, order: tuple[str, ...]) -> str | None:
+    """The line of the order that a module is on: the longest that it starts with."""
+    fits = [line for line in order if name == line or name.startswith(line + ".")]
+    return max(fits, key=len, default=None)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_modules_import_from_below_only(package: str) -> None:
+    order = ORDER[package]
+    rank = {line: number for number, line in enumerate(order)}
+    wrong = []
+    for path in files(package):
+        module = module_name(path, ROOT).removeprefix(package).removeprefix(".")
+        if not module:
+            continue  # the package's own __init__ is the facade
+        mine = place(module, order)
+        if mine is None:
+            wrong.append(f"{path.relative_to(ROOT)} has no line in ORDER: say where it stands, here and in the docs")
+            continue
+        for line, name in imports_of(path, ROOT):
+            if name.split(".")[0] != package:
+                continue
+            target = name.removeprefix(package).removeprefix(".")
+            target = FACADE.get(target, target) if package == "tokenizers_zoo" else target
+            theirs = place(target, order)
+            if target and theirs is None:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}, which has no line in ORDER")
+            elif theirs is not None and rank[theirs] > rank[mine]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} ({mine}) imports {name}, which stands above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def docstrings(tree: ast.AST) -> set[ast.AST]:
+    """String expressions that are statements: docstrings of modules, classes, functions and fields."""
+    return {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def written_names(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of every string literal that has one of `names` as a word, and of every identifier that is one."""
+    skipped = docstrings(tree)
+    word = any_of(names - GENERIC)
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Constant):
+            text = node.value
+            if isinstance(text, str) and node not in skipped and (text in names or word.search(text)):
+                yield line, text
+        else:
+            fields = (getattr(node, field, None) for field in ("id", "attr", "arg", "name"))
+            yield from ((line, field) for field in fields if isinstance(field, str) and field in names - GENERIC)
+
+
+def any_of(names: set[str]) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(sorted(names))})(?![A-Za-z])")
+
+
+def test_the_reader_of_names_sees_literals_and_identifiers() -> None:
+    source = """
+def f(canny):
+    'A canny.'
+    if name == "canny":
+        return x.semseg + f"{y}: rgb_patches", "depth", "depth of it", depth, "uncanny"
+"""
+    found = [text for _, text in written_names(ast.parse(source), {"canny", "semseg", "rgb_patches", "depth"})]
+    assert sorted(found) == [": rgb_patches", "canny", "canny", "depth", "semseg"]
+
+
+@pytest.mark.parametrize("package", ["tokenizers_zoo", "backbone"])
+def test_no_modality_is_known_by_name(package: str) -> None:
+    names = {name for name in modality_names() if len(name) > 3}
+    assert names
+    wrong = []
+    for path in files(package):
+        where = str(path.relative_to(ROOT))
+        for line, text in written_names(ast.parse(path.read_text(encoding="utf-8")), names):
+            if EXCEPTIONS.get(where) != text:
+                wrong.append(f"{where}:{line} names a modality: {text[:60]!r}")
+    for path in (path for path in (ROOT / package).rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()):
+        found = any_of(names - GENERIC).findall(path.read_text(encoding="utf-8"))
+        wrong += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in found]
+    assert not wrong, "\n".join(wrong)
+
+
+LISTING = """
+import sys
+import tokenizers_zoo
+from tokenizers_zoo import Zoo
+assert "numpy" not in sys.modules or "torch" not in sys.modules
+zoo = Zoo.installed()
+names = zoo.names()
+loaded = [m for m in sys.modules if m.startswith("zoo_")]
+assert not loaded, f"listing names imports {loaded}"
+print(len(names), len([handle.spec for handle in zoo.handles()]))
+zoo.problems()
+import tokenizers_zoo.testing
+heavy = sorted({m.split(".")[0] for m in sys.modules} & HEAVY)
+assert not heavy, f"listing imports {heavy}"
+"""
+HEAVY = {"torch", "PIL", "scipy", "skimage", "sklearn", "mujoco", "diffusers", "pyarrow", "vector_quantize_pytorch"}
+
+
+def test_listing_modalities_imports_no_torch() -> None:
+    """`import tokenizers_zoo`, every plugin's module, and all specs: in a fresh interpreter."""
+    script = f"HEAVY = {HEAVY!r}\n{LISTING}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    names, specs = map(int, done.stdout.split())
+    assert names >= len(modality_names()) and specs > 0

@@ -1,0 +1,284 @@
+"""The `scenes` source: exact geometry, determinism, and that all modalities of a sample tell the same story."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pluggy
+import pytest
+
+pytest.importorskip("mujoco")
+pytest.importorskip("zoo_scenes")
+
+import zoo_scenes
+from zoo_scenes import captions
+from zoo_scenes.compose import compose
+from zoo_scenes.observe import observe
+from zoo_scenes.palette import CLASSES, COLOURS
+from zoo_scenes.render import render
+from zoo_scenes.settings import SceneSettings
+from zoo_scenes.stage import build
+from zoo_scenes.things import Thing
+
+from tokenizers_zoo import hookspecs
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError
+
+
+def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
+    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", own))
+
+
+def digest(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(value.tobytes() + str((value.dtype, value.shape)).encode()).hexdigest()
+    if isinstance(value, dict):
+        return hashlib.sha256("".join(f"{k}{digest(value[k])}" for k in sorted(value)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def made() -> list[tuple[str, Any]]:
+    return list(samples(count=40))
+
+
+# -- one story over all modalities ------------------------------------------------------------------------------------
+
+
+def test_values_have_the_declared_types_and_ranges(made: list[tuple[str, Any]]) -> None:
+    spec = zoo_scenes.scenes.source_spec()
+    assert spec.classes["semseg"] == CLASSES and len(CLASSES) == len(set(CLASSES)) and CLASSES[0] == "void"
+    for key, sample in made:
+        assert re.fullmatch(r"train-0-\d{6}", key)
+        assert set(sample) == set(spec.modalities)
+        for name, kind, shape in (
+            ("rgb", np.float32, (3, 64, 64)),
+            ("depth", np.float32, (1, 64, 64)),
+            ("normal", np.float32, (3, 64, 64)),
+            ("semseg", np.int64, (64, 64)),
+            ("instances", np.int32, (64, 64)),
+        ):
+            assert sample[name].dtype == kind and sample[name].shape == shape
+        assert sample["rgb"].min() >= 0 and sample["rgb"].max() <= 1
+        assert sample["depth"].min() > 0 and sample["depth"].max() <= 100
+        np.testing.assert_allclose(np.linalg.norm(sample["normal"], axis=0), 1, atol=1e-5)
+        assert sample["semseg"].min() >= 1 and sample["semseg"].max() < len(CLASSES)
+        assert all(type(number) in (int, float) for number in sample["metadata"].values())
+        json.dumps([sample["boxes"], sample["human_poses"], sample["metadata"], sample["caption"]])
+
+
+def test_pictures_are_varied(made: list[tuple[str, Any]]) -> None:
+    present = np.unique(np.concatenate([np.unique(sample["semseg"]) for _, sample in made]))
+    assert set(present) == set(range(1, len(CLASSES)))
+    assert 0.3 < np.mean([sample["metadata"]["brightness"] for _, sample in made]) < 0.8
+    assert len({sample["caption"] for _, sample in made}) == len(made)
+
+
+def test_boxes_are_those_of_the_largest_instances(made: list[tuple[str, Any]]) -> None:
+    for _, sample in made:
+        instances, size = sample["instances"], 64
+        counts = np.bincount(instances.reshape(-1))[1:]
+        assert (np.diff(counts) <= 0).all() and counts.min() > 0
+        enough = int((counts >= 0.003 * size * size).sum())
+        assert len(sample["boxes"]) == min(8, enough)
+        for number, box in enumerate(sample["boxes"], 1):
+            rows, columns = np.nonzero(instances == number)
+            expected = [columns.min() / size, rows.min() / size, (columns.max() + 1) / size, (rows.max() + 1) / size]
+            assert box["box"] == expected
+            assert {CLASSES[k] for k in np.unique(sample["semseg"][instances == number])} == {box["label"]}
+        background = sample["semseg"][instances == 0]
+        assert {CLASSES[k] for k in np.unique(background)} <= {"floor", "wall", "ceiling"}
+
+
+NOUNS = {
+    "table": "table", "chair": "chair", "armchair": "sofa", "sofa": "sofa", "bookcase": "shelf", "books": "books",
+    "lamp": "lamp", "plant": "plant", "box": "box", "ball": "ball", "cylinder": "cylinder", "person": "person",
+    "people": "person", "window": "window", "door": "door", "picture": "picture", "rug": "rug", "floor": "floor",
+    "walls": "wall",
+}  # fmt: skip
+
+
+def test_captions_name_only_what_is_seen() -> None:
+    settings = SceneSettings(image_size=48)
+    mentioned: Counter[str] = Counter()
+    for number in range(60):
+        stage = build(compose(random.Random(f"caption {number}"), settings))
+        observation = observe(stage, render(stage, settings.image_size, False), settings)
+        text = captions.caption(random.Random(number), stage.scene, observation.seen, observation.shares)
+        assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?)+", text) and not re.search(r"  | \.| ,", text), text
+        plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
+        words = re.findall(r"[a-z]+", plain_text)
+        counts = Counter(item.thing.label for item in observation.seen)
+        for word in words:
+            name = NOUNS.get(word) or NOUNS.get(word.removesuffix("s")) or NOUNS.get(word.removesuffix("es"))
+            if name in ("floor", "wall"):
+                assert observation.shares[name] > 0.03
+            elif name:
+                mentioned[name] += 1
+                assert counts[name], text
+        for colour, noun in re.findall(rf"\b({'|'.join(COLOURS)}) (ball|box|cylinder|sofa|chair)\b", plain_text):
+            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in observation.seen), text
+        for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
+            assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
+    assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
+
+
+def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:
+    thing = Thing(label, noun, "red", [], (0.1, 0.1, 0.1))
+    return captions.Seen(0, thing, 10, box, depth, True)
+
+
+def test_relations_are_those_of_the_boxes_and_depths() -> None:
+    left, right = _seen("box", (0.1, 0.5, 0.3, 0.7), 3.0), _seen("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
+    assert captions.relation(left, right) == "is to the left of"
+    assert captions.relation(right, left) == "is to the right of"
+    near = _seen("box", (0.15, 0.6, 0.4, 0.9), 1.5)
+    assert captions.relation(near, left) == "is in front of"
+    assert captions.relation(left, near) == "is behind"
+    beside = _seen("box", (0.32, 0.5, 0.4, 0.7), 3.1)
+    assert captions.relation(beside, left) == "is next to"
+    picture, sofa = _seen("picture", (0.1, 0.1, 0.3, 0.3), 4, "picture"), _seen("sofa", (0.1, 0.5, 0.6, 0.8), 3, "sofa")
+    assert captions.relation(picture, sofa) == "is above"
+    assert captions.relation(sofa, picture) == ""
+
+
+def test_words_of_phrases() -> None:
+    table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
+    orange = Thing("box", "box", "orange", [], (1, 1, 1))
+    someone = Thing("person", "waving", "blue", [], (1, 1, 1))
+    words = [captions.phrase(captions.Seen(0, thing, 1, (0, 0, 1, 1), 1.0, True)) for thing in (table, orange, someone)]
+    assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
+    assert captions.counted(words[1], 1) == "an orange box"
+    assert captions.counted(words[1], 3) == "three orange boxes"
+    assert captions.counted(words[2], 2) == "two people in blue shirts"
+    assert captions.definite(words[2]) == "the person in the blue shirt"
+    assert captions.joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_colour_names_are_the_colours_seen() -> None:
+    """The mean colour of balls and boxes of one plain colour is nearest, in hue, to the colour of that name."""
+    settings, right, wrong = SceneSettings(image_size=48, clutter=12), 0, 0
+    vivid = ("red", "yellow", "green", "blue", "purple", "orange")
+
+    def hue(colour: Any) -> float:
+        r, g, b = (float(part) for part in colour)
+        return math.atan2(math.sqrt(3) * (g - b), 2 * r - g - b)
+
+    for number in range(50):
+        stage = build(compose(random.Random(f"colour {number}"), settings))
+        view = render(stage, settings.image_size, settings.shadows)
+        for item in observe(stage, view, settings).seen:
+            part = item.thing.parts[0]
+            if item.thing.free and item.thing.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
+                mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
+                gaps = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
+                good = min(gaps, key=lambda name: gaps[name]) == item.thing.colour
+                right, wrong = right + good, wrong + (not good)
+    assert right > 20 and right > 12 * wrong
+
+
+# -- determinism and access -------------------------------------------------------------------------------------------
+
+
+def test_a_sample_depends_on_split_seed_and_index_alone() -> None:
+    forward = [(key, digest(sample)) for key, sample in samples(count=6)]
+    lazy = samples(count=100)
+    assert [(lazy[i][0], digest(lazy[i][1])) for i in (5, 0, 3)] == [forward[i] for i in (5, 0, 3)]
+    script = (
+        "import sys; sys.path[:0] = {path!r}\n"
+        "from test_scenes import digest, samples\n"
+        "print(*[digest(samples(count=9)[i][1]) for i in (4, 1)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script.format(path=[*sys.path, __file__.rpartition("/")[0]])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [forward[4][1], forward[1][1]]
+
+
+def test_sequences_are_random_access_and_cut_into_slices() -> None:
+    lazy = samples(count=10)
+    assert len(lazy) == 10
+    part = lazy[4:9:2]
+    assert len(part) == 3 and [key for key, _ in part] == ["train-0-000004", "train-0-000006", "train-0-000008"]
+    assert digest(part[1][1]) == digest(lazy[6][1])
+    assert lazy[-1][0] == "train-0-000009"
+    with pytest.raises(IndexError):
+        lazy[10]
+
+
+def test_splits_and_seeds_share_no_scene() -> None:
+    seen: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        for seed in (0, 1):
+            for key, sample in samples(split, 4, seed, image_size=16):
+                assert key not in seen
+                seen[key] = digest(sample["depth"])
+    assert len(set(seen.values())) == len(seen)
+
+
+# -- settings and contract --------------------------------------------------------------------------------------------
+
+
+def test_the_plugin_fits_the_contract() -> None:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs.SourceHooks)
+    manager.register(zoo_scenes.scenes, "scenes")
+    manager.check_pending()
+    spec = manager.hook.source_spec()
+    assert (spec.name, spec.settings) == ("scenes", SceneSettings)
+    made = manager.hook.samples(split="train", count=3, seed=1, settings=Settings("scenes", {"image_size": 16}))
+    assert made[2][0] == "train-1-000002" and made[2][1]["rgb"].shape == (3, 16, 16)
+
+
+def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
+    script = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "import zoo_scenes; zoo_scenes.scenes.source_spec()\n"
+        "print({'torch', 'mujoco'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"image_sise": 64}, "image_size"),
+        ({"image_size": 4}, "image_size: expected 8 to 2048, got 4"),
+        ({"people": 9}, "people: expected 0 to 4, got 9"),
+        ({"min_visible": 2.0}, "min_visible: expected 0"),
+        ({"clutter": "many"}, "clutter"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        samples(**own)
+
+
+def test_counts_must_be_given() -> None:
+    with pytest.raises(ConfigError, match="say how many"):
+        zoo_scenes.scenes.samples("train", None, 0, Settings("scenes"))
+    with pytest.raises(ConfigError, match="0 or more"):
+        zoo_scenes.scenes.samples("train", -1, 0, Settings("scenes"))
+
+
+def test_settings_do_what_they_say() -> None:
+    for _, sample in samples(count=8, people=0, clutter=0, max_boxes=3, image_size=32):
+        labels = {CLASSES[k] for k in np.unique(sample["semseg"])}
+        assert not labels & {"person", "box", "ball", "cylinder"}
+        assert len(sample["boxes"]) <= 3
+    shaded, flat = samples(count=4)[3][1], samples(count=4, shadows=False)[3][1]
+    np.testing.assert_array_equal(shaded["depth"], flat["depth"])
+    assert (flat["rgb"] >= shaded["rgb"] - 1e-6).all() and flat["rgb"].mean() > shaded["rgb"].mean() + 0.005
+    few, many = samples(count=4, min_visible=0.05)[1][1], samples(count=4, min_visible=0.0, max_boxes=64)[1][1]
+    assert len(few["boxes"]) < len(many["boxes"]) == many["instances"].max()

@@ -1,0 +1,371 @@
+"""The `scenes` source: exact geometry, and MuJoCo's shortcuts against models that are compiled for the scene."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+pytest.importorskip("zoo_scenes")
+
+import mujoco
+import zoo_scenes
+from zoo_scenes import people, textures
+from zoo_scenes.camera import Camera
+from zoo_scenes.compose import compose
+from zoo_scenes.furniture import plain
+from zoo_scenes.palette import CLASSES, COLOURS
+from zoo_scenes.render import render
+from zoo_scenes.room import walls
+from zoo_scenes.settings import SceneSettings
+from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
+from zoo_scenes.things import BOX, CAPSULE, SPHERE, Part, Scene, Thing, capsule
+
+from tokenizers_zoo.config import Settings
+
+
+def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
+    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", own))
+
+
+@pytest.fixture(scope="module")
+def made() -> list[tuple[str, Any]]:
+    return list(samples(count=40))
+
+
+@pytest.fixture(scope="module")
+def staged() -> list[tuple[Scene, Scene]]:
+    """Scenes before and after physics."""
+    pairs = []
+    for number in range(25):
+        scene = compose(random.Random(f"physics {number}"), SceneSettings())
+        before = copy.deepcopy(scene)
+        build(scene)
+        pairs.append((before, scene))
+    return pairs
+
+
+def bare_scene(*things: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
+    """A plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
+    white = plain(COLOURS["white"])
+    camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
+    return Scene(
+        width=5.0, depth=6.0, height=2.5, wall_colour="white", wall_kind="", floor_kind="tiled",
+        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, things=list(things),
+    )  # fmt: skip
+
+
+# -- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
+    centre, radius, size = np.array([2.2, 3.5, 0.6]), 0.6, 36
+    ball = Thing("ball", "ball", "red", [Part(SPHERE, (radius,) * 3, (0, 0, 0), plain(COLOURS["red"]))], (radius,) * 3)
+    ball.at = tuple(centre)
+    stage = build(bare_scene(ball))
+    view = render(stage, size, shadows=True)
+    pitch, tangent = math.radians(-20), math.tan(math.radians(30))
+    # camera axes written out for yaw 90 degrees, which looks along +y
+    right = np.array([1.0, 0.0, 0.0])
+    up = np.array([0.0, -math.sin(pitch), math.cos(pitch)])
+    ahead = np.array([0.0, math.cos(pitch), math.sin(pitch)])
+    on_ball = on_floor = 0
+    for row in range(size):
+        for column in range(size):
+            x, y = (2 * (column + 0.5) / size - 1) * tangent, (1 - 2 * (row + 0.5) / size) * tangent
+            ray = ahead + x * right + y * up
+            towards = np.array([2.0, 0.5, 1.5]) - centre
+            a, b, c = ray @ ray, ray @ towards, towards @ towards - radius**2
+            owner = stage.owners[view.geoms[row, column]]
+            if b * b - a * c > 1e-9:
+                depth = (-b - math.sqrt(b * b - a * c)) / a
+                normal = (towards + depth * ray) / radius
+                assert owner == 0
+                on_ball += 1
+            elif owner == -1:
+                depth, normal = -1.5 / ray[2], np.array([0.0, 0.0, 1.0])
+                on_floor += 1
+            else:
+                continue
+            assert view.depth[row, column] == pytest.approx(depth, rel=1e-5)
+            in_camera = [normal @ right, normal @ up, -normal @ ahead]
+            np.testing.assert_allclose(view.normals[:, row, column], in_camera, atol=1e-4)
+    assert on_ball > 60 and on_floor > 150
+
+
+def test_floor_is_at_height_zero_by_depth_and_metadata_alone(made: list[tuple[str, Any]]) -> None:
+    for _, sample in made:
+        numbers, depth = sample["metadata"], sample["depth"][0]
+        size = depth.shape[0]
+        pitch, scale = math.radians(numbers["camera_pitch"]), math.tan(math.radians(numbers["camera_fov"]) / 2)
+        up = (1 - 2 * (np.arange(size) + 0.5) / size)[:, None]
+        height = numbers["camera_height"] + depth * (math.sin(pitch) + up * scale * math.cos(pitch))
+        floor = sample["semseg"] == CLASSES.index("floor")
+        assert floor.any()
+        assert np.abs(height[floor]).max() < 1e-4
+        assert height.min() > -0.02 and height.max() < numbers["room_height"] + 1e-4
+
+
+def test_normals_are_those_of_the_back_projected_depth_where_it_is_flat(made: list[tuple[str, Any]]) -> None:
+    checked = 0
+    for _, sample in made[:15]:
+        depth, normal = sample["depth"][0].astype(np.float64), sample["normal"]
+        size = depth.shape[0]
+        scale = math.tan(math.radians(sample["metadata"]["camera_fov"]) / 2)
+        steps = (2 * (np.arange(size) + 0.5) / size - 1) * scale
+        points = np.stack([depth * steps[None], -depth * steps[:, None], -depth])
+        across, along = points[:, 1:-1, 2:] - points[:, 1:-1, :-2], points[:, :-2, 1:-1] - points[:, 2:, 1:-1]
+        cross = np.cross(across, along, axis=0)
+        cross /= np.linalg.norm(cross, axis=0)
+        middle = normal[:, 1:-1, 1:-1]
+        flat = np.ones(middle.shape[1:], bool)
+        for dy in range(3):
+            for dx in range(3):
+                shifted = np.s_[dy : size - 2 + dy, dx : size - 2 + dx]
+                flat &= np.abs(normal[:, *shifted] - middle).max(0) < 1e-6
+                for name in ("semseg", "instances"):
+                    flat &= sample[name][shifted] == sample[name][1:-1, 1:-1]
+        room = np.isin(sample["semseg"][1:-1, 1:-1], [CLASSES.index(name) for name in ("floor", "ceiling", "rug")])
+        cosine = (cross * middle).sum(0)[flat & room]
+        assert cosine.min() > 0.9999
+        checked += cosine.size
+    assert checked > 10_000
+
+
+@pytest.mark.parametrize("size", [32, 37, 50])
+def test_low_and_high_resolution_meet_at_shared_pixel_centres(size: int) -> None:
+    low, high = samples(count=2, image_size=size)[1][1], samples(count=2, image_size=3 * size)[1][1]
+    assert low["rgb"].shape == (3, size, size)
+    shared = np.s_[..., 1::3, 1::3]
+    np.testing.assert_allclose(low["depth"], high["depth"][shared], rtol=1e-5)
+    np.testing.assert_allclose(low["normal"], high["normal"][shared], atol=1e-5)
+    np.testing.assert_array_equal(low["semseg"], high["semseg"][shared])
+    # colours are averaged over a pixel's footprint, so they agree on the whole only
+    assert np.abs(low["rgb"] - high["rgb"][shared]).mean() < 0.03
+
+
+def test_a_picture_of_224_pixels_shows_the_same_scene() -> None:
+    small, large = samples(count=1)[0][1], samples(count=1, image_size=224)[0][1]
+    assert large["rgb"].shape == (3, 224, 224)
+    for name in ("camera_height", "camera_pitch", "room_width"):
+        assert small["metadata"][name] == large["metadata"][name]
+    assert small["metadata"]["brightness"] == pytest.approx(large["metadata"]["brightness"], abs=0.01)
+    assert small["metadata"]["mean_depth"] == pytest.approx(large["metadata"]["mean_depth"], rel=0.01)
+
+
+# -- MuJoCo: the fast path equals a model compiled for the scene ------------------------------------------------------
+
+
+def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
+    """The slow twin: a settled model for this scene alone, fixed parts in MuJoCo's bodies; and the owner per geom."""
+    spec = mujoco.MjSpec()
+    spec.option.timestep = STEP_SECONDS
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.option.iterations = 15
+    plane, owners = mujoco.mjtGeom.mjGEOM_PLANE, [-1, -3, -2, -2, -2, -2]
+    spec.worldbody.add_geom(type=plane, size=[0, 0, 1])
+    spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[0, 0, scene.height], quat=[0, 1, 0, 0])
+    for wall in walls(scene):
+        spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[*wall.middle, 0], quat=wall.turn)
+    for index, thing in enumerate(scene.things):
+        body = spec.worldbody.add_body(pos=thing.at, quat=thing.turn)
+        dynamics: dict[str, Any] = {}
+        if thing.free:
+            body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
+            dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 6}
+        for part in thing.parts:
+            kind = getattr(mujoco.mjtGeom, f"mjGEOM_{part.shape.upper()}")
+            body.add_geom(type=kind, size=part.size, pos=part.at, quat=part.turn, **dynamics)
+            owners.append(index)
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    if model.nq:
+        mujoco.mj_step(model, data, nstep=STEPS)
+    mujoco.mj_kinematics(model, data)
+    return model, data, owners
+
+
+def cast_all(model: Any, data: Any, origin: Any, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    count = len(rays)
+    geoms, reach, normals = np.empty((count, 1), np.int32), np.empty((count, 1)), np.empty((3 * count, 1))
+    mujoco.mj_multiRay(
+        model, data, np.array(origin), rays.reshape(-1, 1), None, True, -1, geoms, reach, normals, count, 100.0
+    )
+    return reach[:, 0], geoms[:, 0], normals.reshape(-1, 3)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(number: int) -> None:
+    scene = compose(random.Random(f"twin {number}"), SceneSettings())
+    model, data, owners = compiled(scene)
+    stage = build(scene)
+    loose = [thing for thing in scene.things if thing.free]
+    assert loose
+    rest = data.qpos.reshape(-1, 7)
+    np.testing.assert_allclose([thing.at for thing in loose], rest[:, :3], atol=2e-3)
+    right, up = np.meshgrid(np.linspace(-1, 1, 32), np.linspace(1, -1, 32))
+    rays = scene.camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1))
+    for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - np.array([0.0, 0.0, 1.0]))):
+        for bundles in (1, 32):
+            reach, geoms, normals = stage.cast(origin, directions, bundles)
+            expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions)
+            same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
+            assert same.mean() > 0.995  # silhouettes of settled things may differ by a rounding
+            np.testing.assert_allclose(reach[same], expected[same], atol=0.02)
+            fixed = same & (geoms < stage.model.ngeom - len(loose))
+            np.testing.assert_allclose(reach[fixed], expected[fixed], atol=1e-9)
+            np.testing.assert_allclose(normals[fixed], twin_normals[fixed], atol=1e-9)
+
+
+def test_bundles_change_no_ray() -> None:
+    for number in range(6):
+        stage = build(compose(random.Random(f"bundles {number}"), SceneSettings()))
+        steps = np.linspace(-1, 1, 40)
+        rays = stage.scene.camera.rays(np.stack([np.tile(steps, 40), np.repeat(-steps, 40), np.ones(1600)]))
+        for shadows in (False, True):
+            origin = stage.scene.lamp if shadows else stage.scene.camera.position
+            whole = stage.cast(origin, rays, 1, shadows)
+            for bundles in (10, 40, 1600):
+                for expected, value in zip(whole, stage.cast(origin, rays, bundles, shadows), strict=True):
+                    np.testing.assert_array_equal(value, expected)
+
+
+def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
+    fell, carried, resting = 0, 0, []
+    for before, after in staged:
+        for hung, thing in zip(before.things, after.things, strict=True):
+            if not thing.free:
+                assert thing.at == hung.at
+                continue
+            fell += thing.at[2] < hung.at[2]
+            bottom = thing.at[2] - thing.reach_down()
+            supports = [0.0] + [other.top + other.at[2] for other in after.things if other.top is not None]
+            resting.append(min(abs(bottom - top) for top in supports) < 0.02)
+            assert bottom > -0.02
+            assert 0 < thing.at[0] < after.width and 0 < thing.at[1] < after.depth
+            if thing.on is not None:
+                carried += 1
+                carrier = after.things[thing.on]
+                assert carrier.top is not None and bottom > carrier.at[2]
+    assert fell > 0.95 * len(resting) and carried > 15
+    assert np.mean(resting) > 0.9
+
+
+# -- people -----------------------------------------------------------------------------------------------------------
+
+
+def test_forward_kinematics_is_that_of_mujoco() -> None:
+    rng = np.random.default_rng(0)
+    rotations = rng.normal(size=(24, 3))
+    spec = mujoco.MjSpec()
+    bodies: list[Any] = []
+    for joint, parent in enumerate(people.PARENTS):
+        body = (bodies[parent] if parent >= 0 else spec.worldbody).add_body(pos=people.OFFSETS[joint] * 1.05)
+        body.add_joint(type=mujoco.mjtJoint.mjJNT_BALL)
+        body.add_geom(size=[0.01, 0, 0])
+        bodies.append(body)
+        body.name = people.JOINTS[joint]
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    for joint, name in enumerate(people.JOINTS):
+        address = model.joint(model.body(name).jntadr[0]).qposadr[0]
+        angle = float(np.linalg.norm(rotations[joint]))
+        mujoco.mju_axisAngle2Quat(data.qpos[address : address + 4], rotations[joint] / angle, angle)
+    mujoco.mj_kinematics(model, data)
+    expected = np.array([data.body(name).xpos for name in people.JOINTS])
+    np.testing.assert_allclose(people.joint_positions(rotations, 1.05), expected - expected[0], atol=1e-9)
+
+
+def test_axis_angle_inverts_rotation_matrices() -> None:
+    for vector in ([0.3, -0.2, 0.9], [0.0, 0.0, 0.0], [3.0, 0.5, 0.1], [0.0, -1.5, 0.0]):
+        back = people.axis_angle(people.rotation_matrices(np.array([vector]))[0])
+        np.testing.assert_allclose(back, vector, atol=1e-7)
+
+
+def test_a_capsule_spans_its_ends() -> None:
+    for start, stop in (((0.0, 0, 0), (0.0, 0, -2.0)), ((1.0, 2, 3), (1.5, 1, 2.5)), ((0.0, 0, 1), (0.0, 0, 3))):
+        part = capsule(0.1, start, stop, plain(COLOURS["red"]))
+        matrix = np.empty(9)
+        mujoco.mju_quat2Mat(matrix, np.array(part.turn))
+        tip = np.array(part.at) + matrix.reshape(3, 3)[:, 2] * part.size[1]
+        np.testing.assert_allclose(tip, stop, atol=1e-12)
+
+
+def test_poses_agree_with_each_other_and_with_the_picture() -> None:
+    posed, heads, hits = 0, 0, 0
+    for _, sample in samples(count=40, image_size=48):
+        scale = math.tan(math.radians(sample["metadata"]["camera_fov"]) / 2)
+        assert len(sample["human_poses"]) == sample["metadata"]["num_people"]
+        for pose in sample["human_poses"]:
+            posed += 1
+            joints, image = np.array(pose["joints_camera"]), np.array(pose["joints_image"])
+            rotations = np.array(pose["joint_rotations"])
+            assert joints.shape == rotations.shape == (24, 3) and image.shape == (24, 2)
+            from_rotations, bones = people.joint_positions(rotations), joints - joints[0]
+            size = np.linalg.norm(bones) / np.linalg.norm(from_rotations)
+            assert 0.9 < size < 1.12
+            np.testing.assert_allclose(from_rotations * size, bones, atol=1e-6)
+            np.testing.assert_allclose((2 * image[:, 0] - 1) * scale, joints[:, 0] / -joints[:, 2], atol=1e-6)
+            np.testing.assert_allclose((1 - 2 * image[:, 1]) * scale, joints[:, 1] / -joints[:, 2], atol=1e-6)
+            column, row = (int(part * 48) for part in image[people.JOINTS.index("head")])
+            if 0 <= column < 48 and 0 <= row < 48:
+                heads += 1
+                hits += CLASSES[sample["semseg"][row, column]] == "person"
+    assert posed > 15 and hits > 0.75 * heads
+
+
+def test_standing_people_have_their_feet_on_the_floor() -> None:
+    for number in range(20):
+        body = people.person(random.Random(number), people.UPRIGHT_POSES[number % len(people.UPRIGHT_POSES)])
+        stage = build(bare_scene(body))
+        limbs = [k for k, part in enumerate(body.parts) if part.shape == CAPSULE]
+        lowest = [
+            stage.places[6 + k, 2] - abs(stage.frames[6 + k, 8]) * body.parts[k].size[1] - body.parts[k].size[0]
+            for k in limbs
+        ]
+        assert -0.001 < min(lowest) < 0.01
+        assert body.pose is not None and body.pose.joints[people.JOINTS.index("head"), 2] > 1.2
+
+
+# -- light and texture ------------------------------------------------------------------------------------------------
+
+
+def test_a_box_hides_the_lamp_from_the_floor_below_it() -> None:
+    slab = Thing("table", "table", "red", [Part(BOX, (0.5, 0.5, 0.02), (0, 0, 1.0), plain(COLOURS["red"]))], (0.5,) * 3)
+    slab.at = (2.5, 3.0, 0.0)
+    scene = bare_scene(slab, pitch=-35.0)
+    lit, dark = (render(build(copy.deepcopy(scene)), 32, shadows=shadows).rgb for shadows in (False, True))
+    stage = build(scene)
+    view = render(stage, 32, True)
+    changed = np.abs(lit - dark).max(0) > 0.02
+    assert changed.sum() > 20
+    points = np.array(scene.camera.position) + view.depth[..., None] * _rays(stage, 32)
+    # the light at 2.3 m, the slab at 1 m: on the floor its half shadow is 0.5 * 2.3 / (2.3 - 1.02) metres wide
+    reach = np.abs(points[changed][:, :2] - (2.5, 3.0)).max(1)
+    assert reach.max() < 0.5 * 2.3 / (2.3 - 1.02) + 0.01
+
+
+def _rays(stage: Stage, size: int) -> np.ndarray:
+    steps = 2 * (np.arange(size) + 0.5) / size - 1
+    up, right = np.meshgrid(-steps, steps, indexing="ij")
+    return stage.scene.camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1)).reshape(size, size, 3)
+
+
+def test_texture_levels_are_means() -> None:
+    edge = textures.EDGE
+    for name in ("planks", "checker", "door"):
+        index = np.full(1, textures.TEXTURES[name], np.int32)
+        centres = ((np.arange(edge) + 0.5) / edge).astype(np.float32)
+        u, v = (axis.reshape(-1) for axis in np.meshgrid(centres, centres))
+        finest = textures.look_up(np.repeat(index, edge * edge), u, v, np.ones(edge * edge, np.float32))
+        first = np.zeros(1, np.float32)
+        coarsest = textures.look_up(index, first, first, np.full(1, 4.0 * edge, np.float32))
+        half = textures.look_up(index, first, first, np.full(1, 2.0, np.float32))
+        for k in range(3):
+            assert coarsest[k][0] == pytest.approx(finest[k].mean(), abs=1e-3)
+            assert half[k][0] == pytest.approx(finest[k].reshape(edge, edge)[:2, :2].mean(), abs=1e-5)
