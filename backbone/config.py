@@ -130,6 +130,8 @@ class TrainConfig:
     """Mean over modalities that have targets, or over target tokens."""
     eval_every: int = 200
     """Steps between held-out losses."""
+    eval_samples: int = 128
+    """Held-out samples, at most, that they are taken over."""
     save_every: int = 200
     """Steps between training states, from which a killed run goes on."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -140,7 +142,7 @@ class TrainConfig:
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.eval_every, self.save_every) < 1:
-            raise ValueError("steps, batch_size, eval_every and save_every: expected at least 1")
+        if min(self.steps, self.batch_size, self.eval_every, self.eval_samples, self.save_every) < 1:
+            raise ValueError("steps, batch_size, eval_every, eval_samples and save_every: expected at least 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")

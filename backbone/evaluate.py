@@ -9,7 +9,7 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
     skipped        {name: reason} for modalities of the backbone that could not be evaluated
     cross_entropy  {"samples", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
-                   training: mean per target token, and log(vocab_size), which is knowing nothing; or {"problem": why not}
+                   training: mean per target token, and log(vocab_size), which is knowing nothing; or {"problem"}
     pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
                    "seconds": {"generate", "decode"}}] in the order in which they were asked for. score, floor and
                    ceiling map metric names to numbers (null: not finite). The floor is the best constant answer for
@@ -123,7 +123,8 @@ def evaluate(
     evaluation.describe()
     evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, card["train"]["masking"]))
     evaluation.measure_pairs(pairs)
-    return evaluation.result
+    written: dict[str, Any] = read_json(run / FOLDER / FILE)
+    return written
 
 
 def chosen_pairs(

@@ -121,8 +121,8 @@ def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | 
     """Raise DataError where model, tokens and tokenizer do not speak of the same ids."""
     if trained_on is not None and trained_on != column.fingerprint:
         raise DataError(
-            f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on tokens "
-            f"of {trained_on[:12]}; evaluate with the tokens of its training, or train it again"
+            f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on "
+            f"tokens of {trained_on[:12]}; evaluate with the tokens of its training, or train it again"
         )
     column.check_codec(handle)
 

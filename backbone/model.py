@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -192,8 +192,14 @@ class FourM(nn.Module):
         x = self.embed_targets(targets.read, targets.positions, targets.modalities)
         return self.decode(x, self.context(batch.inputs), self.target_mask(targets))
 
-    def forward(self, batch: PackedBatch, loss: str = "modality") -> Losses:
-        """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token"."""
+    def forward(
+        self, batch: PackedBatch, loss: str = "modality", total: Callable[[Tensor], Tensor] | None = None
+    ) -> Losses:
+        """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token".
+
+        Where the batch is a part of a larger one, `total` sums the counts of targets over the parts; the losses of the
+        parts then add up to that of the whole.
+        """
         targets = batch.targets
         hidden = self.decode_targets(batch)
         used = targets.mask.flatten()
@@ -213,11 +219,12 @@ class FourM(nn.Module):
         zeros = hidden.new_zeros(len(self.tables), dtype=torch.float32)
         sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
         counts = torch.bincount(kinds, minlength=len(self.tables)).float()
+        whole = counts if total is None else total(counts)
         if loss == "token":
-            total = sums.sum() / counts.sum().clamp(min=1)
+            mean = sums.sum() / whole.sum().clamp(min=1)
         else:
-            total = (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-        return Losses(loss=total, sums=sums.detach(), counts=counts)
+            mean = (sums / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
+        return Losses(loss=mean, sums=sums.detach(), counts=counts)
 
 
 def _key_mask(mask: Tensor) -> Tensor | None:

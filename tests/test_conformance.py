@@ -75,6 +75,38 @@ def test_a_sound_plugin_passes(install_example: Install) -> None:
     assert {result.name for result in found if result.skipped} == {"derive"}
 
 
+CONTINUOUS = {
+    "import GridLayout,": "import EmbeddingsLayout, PatchesLayout,",
+    "vocab_size=config.levels": "vocab_size=0",
+    "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
+}
+
+
+def test_a_sound_plugin_of_patches_passes(install_example: Install) -> None:
+    back = "repeat(tokens.reshape(-1, side(tokens), side(tokens)), 'batch h w -> batch 1 (h p) (w q)', p=4, q=4)"
+    layout = "layout=PatchesLayout(shape=(side // 4, side // 4), dim=1)"
+    changes = {
+        "layout=GridLayout(shape=(side // 4, side // 4))": layout,
+        'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': back,
+        "plugin = Example()": "def side(tokens):\n    return int(tokens.shape[1] ** 0.5)\n\nplugin = Example()",
+    }
+    install_example("patches_map", {**CONTINUOUS, **changes})
+    found = check_modality(Zoo.installed(), "patches_map")
+    assert {result.name for result in found if result.skipped} == {"derive", "any_tokens"}
+
+
+def test_vectors_that_are_an_input_only_need_no_decoder(install_example: Install) -> None:
+    changes = {
+        "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
+        "return repeat(tokenizer": "raise NotImplementedError(tokenizer",
+        ', "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': ")",
+    }
+    install_example("vectors_map", {**CONTINUOUS, **changes})
+    found = check_modality(Zoo.installed(), "vectors_map")
+    skipped = {result.name for result in found if result.skipped}
+    assert skipped == {"derive", "any_tokens", "decode", "deterministic", "save_and_load"}
+
+
 READ = "    @hookimpl\n    def read_value(self, data):\n"
 WRITE = "    @hookimpl\n    def write_value(self, value):\n"
 MISTAKES = {

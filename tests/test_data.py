@@ -213,8 +213,11 @@ def test_errors_of_a_store_say_what_is_there(ml4m: Path) -> None:
         store.read_bytes("train", "one", "0009")
     with pytest.raises(DataError, match="no such folder; `zoo data make"):
         ValueStore(ml4m / "absent")
-    with pytest.raises(DataError, match="this is a split, not a data folder"):
-        ValueStore(ml4m / "train").modalities("train")
+    for ask in (ValueStore.splits, lambda store: store.modalities("train")):
+        with pytest.raises(DataError, match=f"this is a split, not a data folder; give {ml4m}$"):
+            ask(ValueStore(ml4m / "train"))
+    with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here; `zoo data make` writes them"):
+        ValueStore(ml4m / "train/empty").splits()
 
 
 def test_a_shard_that_shrinks_meanwhile_is_an_error(ml4m: Path) -> None:

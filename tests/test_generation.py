@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.config import ModelConfig
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets, RawBatch
+from backbone.config import MaskingConfig, Mixture, ModelConfig
 from backbone.generation import TargetPlan, generate
 from backbone.generation.inputs import GrowingInputs
 from backbone.generation.sampler import target_logits
 from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, filtered
 from backbone.generation.schedules import tokens_per_step
+from backbone.masking import Masker
 from backbone.model import FourM
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.modality import (
@@ -249,6 +250,50 @@ def test_nothing_given_is_one_unused_slot() -> None:
     packed = GrowingInputs(FourM(CONFIG, SPECS).tables, 3, torch.device("cpu")).packed()
     assert packed.ids.shape == (3, 1)
     assert not packed.mask.any()
+
+
+def test_whole_inputs_read_as_in_training() -> None:
+    """What the masker packs where all of some modalities is the input is what generation packs."""
+    model = FourM(CONFIG, SPECS)
+    given, batch = given_tokens(6), 6
+    lengths, present = np.zeros((batch, len(SPECS)), np.int64), np.zeros((batch, len(SPECS)), bool)
+    tokens: dict[str, Any] = {}
+    for column, item in enumerate(SPECS):
+        shape = (batch, item.layout.length, getattr(item.layout, "dim", 1))
+        tokens[item.name] = np.zeros(shape, np.float32 if item.continuous else np.int64)
+        if item.name in given:
+            rows = [np.asarray(row).reshape(-1, shape[2]) for row in given[item.name]]
+            lengths[:, column] = [len(row) for row in rows]
+            for number, row in enumerate(rows):
+                tokens[item.name][number, : len(row)] = row
+        elif item.name == "right":
+            lengths[:, column] = 9
+        present[:, column] = item.name in given or item.name == "right"
+        if not item.continuous:
+            tokens[item.name] = tokens[item.name][..., 0]
+    mixture = Mixture(inputs=tuple(given), targets=("right",))
+    masker = Masker(model.tables, MaskingConfig(input_budget=40, target_budget=9, mixtures=(mixture,)))
+    trained = masker(RawBatch(tokens=tokens, lengths=lengths, present=present), 0, 0).inputs
+    generated = whole_inputs(model, given).packed()
+    assert contents(trained) == contents(generated)
+    assert len(contents(generated)) == lengths.sum() - 9 * batch
+
+
+def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
+    """Every used token: its sample, modality, position, and id or vector."""
+    width = inputs.ids.shape[1]
+    vectors = {
+        int(slot): tuple(row.tolist())
+        for slots, rows in inputs.vectors.values()
+        for slot, row in zip(slots, rows, strict=True)
+    }
+    return {
+        (
+            sample, int(inputs.modalities[sample, slot]), int(inputs.positions[sample, slot]),
+            vectors.get(sample * width + slot, int(inputs.ids[sample, slot])),
+        )
+        for sample, slot in inputs.mask.nonzero().tolist()
+    }  # fmt: skip
 
 
 # --- decoding

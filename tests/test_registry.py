@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenizers_zoo import Zoo
+from tokenizers_zoo import Zoo, defaults
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
@@ -22,7 +22,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     ZooError,
 )
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.modality import Crop, ValueSpec
 
 Install = Callable[..., Path]
 EVERYTHING_ELSE = tuple(Zoo.installed().names())
@@ -463,6 +463,23 @@ def test_defaults(ready: Callable[..., Any]) -> None:
     assert handle.constant_answer(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
     with pytest.raises(InvalidValueError, match="as many predictions as targets"):
         handle.score(levels, levels[:2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "data", "extension"),
+    [
+        ("text", "ein Bär\n", "ein Bär\n".encode(), "txt"),
+        ("object", {"a": [1, 2.5, None, "ü"]}, '{"a": [1, 2.5, null, "ü"]}'.encode(), "json"),
+    ],
+)
+def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, extension: str) -> None:
+    spec = ValueSpec(kind=kind)
+    assert defaults.write_value(spec, value) == (data, extension)
+    assert defaults.read_value(spec, data, extension) == value
+    with pytest.raises(InvalidValueError, match=f"damaged .{extension} file"):
+        defaults.read_value(spec, b"\xff", extension)
+    assert isinstance(defaults.render(spec, value), str)
+    assert defaults.score([value, value], [value, "other"]) == {"exact": 0.5}
 
 
 def test_default_score_render_and_metric(install_example: Install) -> None:

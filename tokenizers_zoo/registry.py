@@ -57,8 +57,6 @@ class ZooConfig:
     """Height and width of what one token of a picture stands for, in pixels."""
     checkpoints: str = CHECKPOINTS
     """The folder of the tokenizers, relative to registry.toml."""
-    seed: int = 0
-    """The seed of everything that is not told another."""
 
 
 CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))

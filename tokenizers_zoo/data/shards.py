@@ -73,8 +73,13 @@ class ValueStore:
         return dict(sorted(found.items()))
 
     def splits(self) -> list[str]:
-        """The splits that hold at least one shard."""
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and self._folders(path.name))
+        """The splits that hold at least one shard. Raises DataError where there are none."""
+        found = sorted(path.name for path in self.root.iterdir() if path.is_dir() and self._folders(path.name))
+        if not found and any(self.root.glob("*/*.tar")):
+            raise DataError(f"{self.root}: this is a split, not a data folder; give {self.root.parent}")
+        if not found:
+            raise DataError(f"{self.root}: no <split>/<modality>/*.tar here; `zoo data make` writes them")
+        return found
 
     def modalities(self, split: str) -> list[str]:
         """The modalities of a split. Raises DataError for a split that is not there."""
@@ -95,7 +100,7 @@ class ValueStore:
         if (split, modality) not in self._indexes:
             known = self.modalities(split)
             if modality not in known:
-                hint = f"`zoo data derive --data {self.root}` makes what can be derived"
+                hint = f"(`zoo data derive {self.root}` makes what can be derived)"
                 raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
             shards = sorted(self.folder(split, modality).glob("*.tar"))
             self._indexes[split, modality] = ModalityIndex(shards)

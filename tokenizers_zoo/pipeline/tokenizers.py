@@ -58,7 +58,7 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
     present = store.modalities(TRAIN)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:
-        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present) or 'nothing'}, and no modality of it is enabled")
+        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present)}, and no modality of it is enabled")
     return names
 
 

@@ -23,7 +23,7 @@ from tokenizers_zoo.modality import (
 )
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.values import bounds, describe, expected_tokens, fixed_shape, has_fixed_length
+from tokenizers_zoo.values import bounds, describe, expected_tokens, expected_value, fixed_shape, has_fixed_length
 
 CHECKS: dict[str, Callable[[Subject], None]] = {}
 FLIPS_ALLOWED = 1e-3
@@ -88,7 +88,8 @@ def bad_values(subject: Subject) -> None:
                 act(bad)
             except InvalidValueError:
                 continue
-            raise AssertionError(f"{describe(bad)} is accepted, the spec declares {subject.handle.spec.value}")
+            declared = expected_value(subject.handle.spec.value)
+            raise AssertionError(f"{describe(bad)} is accepted, the spec declares {declared}")
 
 
 def broken_values(subject: Subject) -> list[Any]:
@@ -223,10 +224,8 @@ def save_and_load(subject: Subject) -> None:
         all_same(per_sample(loaded.encode(subject.values)), per_sample(tokens)),
         "the tokens are others after loading the checkpoint again",
     )
-    expect(
-        all_same(loaded.decode(tokens), decoded_or_skip(subject, tokens)),
-        "the decoded values are others after loading the checkpoint again",
-    )
+    decoded = decoded_or_skip(subject, tokens)
+    expect(all_same(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
 
 
 @check

@@ -1,0 +1,415 @@
+"""Evaluation of a backbone that learned a mapping between fake modalities, through real stores, handles and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from backbone import evaluate as evaluation
+from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from backbone.data import TokenData
+from backbone.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
+from backbone.evaluation_data import gap_closed
+from backbone.gallery import CELL, GAP, HEADER, write_sheet
+from backbone.masking import Masker
+from backbone.model import FourM
+from backbone.saving import save_model
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+)
+
+EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
+LETTERS = '''
+from pathlib import Path
+import numpy as np
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.modality import ModalitySpec, SequenceLayout, ValueSpec
+
+class Letters:
+    """Text of up to 4 letters a-f, one token each."""
+    @hookimpl
+    def modality_spec(self, settings):
+        layout = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
+        return ModalitySpec(name=settings.name, summary="letters", value=ValueSpec(kind="text"), layout=layout,
+                            vocab_size=9)
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        import torch
+        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Letters"}, "Letters.")
+        return Path(out_dir)
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return load_checkpoint(checkpoint, "Letters")
+    @hookimpl
+    def encode(self, values):
+        return [np.array([ord(letter) - ord("a") + 3 for letter in value], np.int64) for value in values]
+    @hookimpl
+    def decode(self, tokens):
+        return ["".join(chr(int(token) - 3 + ord("a")) for token in row) for row in tokens]
+
+plugin = Letters()
+'''
+NAMES = ("light", "dark", "letters")
+LEVELS = 6
+TRAIN, TEST = 96, 24
+CONFIG = EvaluationConfig(
+    samples=16, floor_samples=20, loss_samples=24, batch_size=10, gallery_pairs=2, gallery_samples=3, draws=2
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Three installed modalities: two brightness maps, and letters."""
+    folder = tmp_path_factory.mktemp("site")
+    metadata = folder / "zoo_fake-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-fake\nVersion: 1.0\n")
+    lines = ["[tokenizers_zoo]", "light = zoo_fake_map:plugin", "dark = zoo_fake_dark:plugin"]
+    (metadata / "entry_points.txt").write_text("\n".join([*lines, "letters = zoo_fake_letters:plugin"]) + "\n")
+    for module, source in (("map", EXAMPLE), ("dark", EXAMPLE), ("letters", LETTERS)):
+        (folder / f"zoo_fake_{module}.py").write_text(source, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield
+    sys.path.remove(str(folder))
+    for module in ("map", "dark", "letters"):
+        sys.modules.pop(f"zoo_fake_{module}", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    zoo: Zoo
+    run: Path
+    tokens: Path
+    data: Path
+
+    def evaluate(self, run: Path | None = None, config: EvaluationConfig = CONFIG, **options: Any) -> dict[str, Any]:
+        return evaluate(run or self.run, self.zoo, self.tokens, self.data, config=config, **options)
+
+    def copy(self, folder: Path) -> Path:
+        """The run without its evaluation."""
+        shutil.copytree(self.run, folder, ignore=shutil.ignore_patterns("evaluation"))
+        return folder
+
+
+def sample(generator: np.random.Generator) -> dict[str, Any]:
+    """Dark mirrors the levels of light; the letters spell them."""
+    levels = generator.integers(0, LEVELS, (2, 2))
+    maps = {}
+    for name, shown in (("light", levels), ("dark", LEVELS - 1 - levels)):
+        flat = np.repeat(np.repeat(shown / (LEVELS - 1), 4, 0), 4, 1)[None]
+        maps[name] = np.clip(flat + generator.normal(0, 0.02, flat.shape), 0, 1).astype(np.float32)
+    return {**maps, "letters": "".join(chr(ord("a") + level) for level in levels.flat)}
+
+
+@pytest.fixture(scope="module")
+def world(site: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Values and tokens on disk, and a backbone that has learned what follows from light."""
+    root = tmp_path_factory.mktemp("world")
+    maps = {"image_size": 8, "levels": LEVELS}
+    tables = {"zoo": {"checkpoints": "tokenizers"}, "modalities": {"light": maps, "dark": maps}}
+    zoo = Zoo.from_tables(tables, root / "registry.toml")
+    generator = np.random.default_rng(0)
+    for name in NAMES:
+        zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        samples = {f"{split}-{i:03}": sample(generator) for i in range(count)}
+        for name in NAMES:
+            with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
+                for key, values in samples.items():
+                    shard.add(key, *zoo[name].write(values[name]))
+            tokens = list(zoo[name].encode([values[name] for values in samples.values()]))
+            rows = [np.asarray(row) for row in tokens]
+            part = root / "tokens" / split / name / "part-00000.arrow"
+            write_part(part, TokenMetadata.of(zoo[name], {}), list(samples), rows, {})
+    train(zoo, root / "tokens", root / "run")
+    return World(zoo=zoo, run=root / "run", tokens=root / "tokens", data=root / "data")
+
+
+def train(zoo: Zoo, tokens: Path, run: Path) -> None:
+    torch.manual_seed(0)
+    specs = [zoo[name].spec for name in NAMES]
+    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
+    with torch.no_grad():
+        model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
+    masking = MaskingConfig(
+        input_budget=4, target_budget=9, mixtures=(Mixture(inputs=("light",), targets=("dark", "letters")),)
+    )
+    data = TokenData(tokens, "train", specs)
+    masker, order = Masker(model.tables, masking), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(120):
+        batch = masker(data.batch(order.choice(len(data), 48)), 0, step)
+        optimizer.zero_grad()
+        model(batch).loss.backward()
+        optimizer.step()
+    config = TrainConfig(masking=masking)
+    save_model(model, run, {"train": dataclasses.asdict(config), "fingerprints": data.fingerprints})
+
+
+@pytest.fixture(scope="module")
+def result(world: World) -> dict[str, Any]:
+    return world.evaluate()
+
+
+def entry(result: dict[str, Any], given: str, target: str) -> dict[str, Any]:
+    (found,) = [pair for pair in result["pairs"] if (pair["given"], pair["target"]) == ([given], target)]
+    return found
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    pairs = [{key: value for key, value in pair.items() if key != "seconds"} for pair in result["pairs"]]
+    return {**result, "pairs": pairs, "seconds": 0}
+
+
+# --- figures
+
+
+def test_the_learned_mapping_closes_the_gap(result: dict[str, Any]) -> None:
+    assert entry(result, "light", "dark")["gap_closed"] > 0.8
+    assert entry(result, "light", "letters")["gap_closed"] > 0.8
+    assert entry(result, "dark", "letters")["gap_closed"] < 0.5  # never trained on
+
+
+def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: dict[str, Any]) -> None:
+    found = entry(result, "light", "letters")
+    assert found["samples"] == 16
+    assert found["ceiling"] == {"exact": 1.0}  # letters are lossless
+    assert found["score"]["exact"] > found["floor"]["exact"]
+    found = entry(result, "letters", "dark")
+    light = entry(result, "light", "dark")
+    assert (found["floor"], found["ceiling"]) == (light["floor"], light["ceiling"])
+    # By hand: 0.02 of noise, clipped at half of the levels' ends, around each level.
+    assert 0.5 * 0.02 * math.sqrt(2 / math.pi) < found["ceiling"]["mae"] < 0.02 * math.sqrt(2 / math.pi) * 1.05
+    # No constant map can be nearer on average than a few tenths of uniform levels.
+    assert 0.2 < found["floor"]["mae"] < 0.5
+    expected = (found["score"]["mae"] - found["floor"]["mae"]) / (found["ceiling"]["mae"] - found["floor"]["mae"])
+    assert found["gap_closed"] == pytest.approx(expected)
+
+
+def test_cross_entropy_is_below_knowing_nothing(result: dict[str, Any]) -> None:
+    found = result["cross_entropy"]
+    assert found["samples"] == TEST
+    assert set(found["modalities"]) == {"dark", "letters"}
+    assert found["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
+    assert found["modalities"]["letters"]["uniform"] == pytest.approx(math.log(9))
+    assert all(loss["nats"] < 0.3 * loss["uniform"] for loss in found["modalities"].values())
+    assert found["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
+
+
+def test_the_file_holds_all_and_says_what_it_is_about(world: World, result: dict[str, Any]) -> None:
+    written = json.loads((world.run / "evaluation" / "evaluation.json").read_text())
+    assert written == result
+    assert written["complete"] is True
+    assert written["skipped"] == {}
+    assert written["identity"]["settings"] == dataclasses.asdict(CONFIG)
+    assert written["modalities"]["dark"]["metrics"][0]["name"] == "mae"
+    assert written["modalities"]["letters"]["layout"]["kind"] == "sequence"
+    pairs = [(pair["given"], pair["target"]) for pair in written["pairs"]]
+    assert len(pairs) == 6
+    assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
+
+
+def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, Any]) -> None:
+    from PIL import Image
+
+    first, second = result["galleries"]
+    assert first["columns"] == ["dark", "light 1", "light 2", "true light"]
+    with Image.open(world.run / "evaluation" / first["picture"]) as picture:
+        assert picture.size == (4 * (CELL + GAP) - GAP, HEADER + 3 * (CELL + GAP) - GAP)
+    assert [row["cells"] for row in first["rows"]] == [[None] * 4] * 3
+    assert second["target"] == "letters"
+    for row in second["rows"]:
+        assert row["cells"][0] is None
+        assert all(isinstance(text, str) for text in row["cells"][1:])
+        assert set(row["cells"][-1]) <= set("abcdef")
+
+
+# --- going on
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_an_interrupted_evaluation_goes_on(
+    world: World, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.copy(tmp_path / "run")
+    calls: list[str] = []
+    real = evaluation.generate
+
+    def counted(model: FourM, given: Any, plan: Any, *rest: Any) -> Any:
+        calls.append(f"{'+'.join(given)} {plan[0].name} {plan[0].temperature}")
+        if len(calls) == 6:
+            raise Killed
+        return real(model, given, plan, *rest)
+
+    monkeypatch.setattr(evaluation, "generate", counted)
+    with pytest.raises(Killed):
+        world.evaluate(run)
+    before = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert before["complete"] is False
+    assert len(before["pairs"]) == 2
+    assert len(before["galleries"]) == 1
+    assert timeless(world.evaluate(run)) == timeless(result)
+    assert calls.count("dark light 0") == 2  # two batches, once each
+    assert len(calls) == 1 + 6 * 2 + 2  # all scored and drawn once, in batches of 10; one call was cut off
+    seen = len(calls)
+    assert timeless(world.evaluate(run)) == timeless(result)
+    assert len(calls) == seen
+
+
+def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_path: Path) -> None:
+    run = world.copy(tmp_path / "run")
+    config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
+    first = world.evaluate(run, config, given=[("light",)], targets=["dark"])
+    assert [(pair["given"], pair["target"]) for pair in first["pairs"]] == [(["light"], "dark")]
+    more = world.evaluate(run, config, given=[("light", "dark")], targets=["letters", "dark"])
+    assert [(pair["given"], pair["target"]) for pair in more["pairs"]] == [
+        (["light", "dark"], "letters"), (["light"], "dark")
+    ]  # fmt: skip
+    assert more["pairs"][1] == first["pairs"][0]
+    other = world.evaluate(run, dataclasses.replace(config, seed=1), given=[("dark",)])
+    assert [pair["given"] for pair in other["pairs"]] == [["dark"], ["dark"]]
+
+
+# --- errors
+
+
+def test_names_that_cannot_be_evaluated(world: World, tmp_path: Path) -> None:
+    run = world.copy(tmp_path / "run")
+    with pytest.raises(UnknownNameError, match="did you mean light"):
+        world.evaluate(run, given=[("ligth",)])
+    with pytest.raises(ConfigError, match="nothing to generate"):
+        world.evaluate(run, given=[("light",)], targets=["light"])
+    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+        EvaluationConfig(samples=0)
+
+
+def test_tokens_of_another_codec_are_left_out_or_refused(world: World, tmp_path: Path) -> None:
+    run = world.copy(tmp_path / "run")
+    card = json.loads((run / "config.json").read_text())
+    card["fingerprints"]["letters"] = "f" * 64
+    (run / "config.json").write_text(json.dumps(card))
+    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    found = world.evaluate(run, config)
+    assert {pair["target"] for pair in found["pairs"]} == {"light", "dark"}
+    assert "trained on tokens of ffffffffffff" in found["skipped"]["letters"]
+    with pytest.raises(DataError, match=r"evaluate letters: .* written by codec"):
+        world.evaluate(run, config, targets=["letters"])
+
+
+def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    with writing_shard(data / "test" / "dark" / "shard-00000.tar") as shard:
+        shard.add("other", *world.zoo["dark"].write(np.zeros((1, 8, 8), np.float32)))
+    with pytest.raises(ZooError, match="no sample has values and tokens of light, dark"):
+        evaluate(world.copy(tmp_path / "run"), world.zoo, world.tokens, data, given=[("light",)], targets=["dark"])
+
+
+# --- parts
+
+
+def test_gap_closed_by_hand() -> None:
+    assert gap_closed(0.6, 0.2, 1.0, True) == pytest.approx(0.5)
+    assert gap_closed(3.0, 5.0, 1.0, False) == pytest.approx(0.5)
+    assert gap_closed(6.0, 5.0, 1.0, False) == pytest.approx(-0.25)
+    assert gap_closed(0.5, 0.5, 0.5, True) is None
+    assert gap_closed(0.5, 0.6, 0.4, True) is None  # the ceiling is worse than the floor
+    assert gap_closed(None, 0.6, 0.9, True) is None
+    assert gap_closed(0.0, 0.0, 0.0, True) is None
+
+
+def spec(name: str, layout: TokenLayout, derived_from: tuple[str, ...] = ()) -> ModalitySpec:
+    size = 0 if isinstance(layout, PatchesLayout | EmbeddingsLayout) else 10
+    value = ValueSpec(kind="object")
+    return ModalitySpec(
+        name=name, summary="fake", value=value, layout=layout, vocab_size=size, derived_from=derived_from
+    )
+
+
+SPECS = [
+    spec("a_text", SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)),
+    spec("b_edges", GridLayout(shape=(2, 2)), ("d_photo",)),
+    spec("c_field", GridLayout(shape=(2, 2))),
+    spec("d_photo", GridLayout(shape=(2, 2))),
+    spec("e_pixels", PatchesLayout(shape=(2, 2), dim=3), ("d_photo",)),
+    spec("f_vectors", EmbeddingsLayout(max_length=3, dim=3), ("a_text",)),
+]
+
+
+def test_pictures_that_others_come_from_go_first() -> None:
+    assert ranked_names(SPECS) == ["d_photo", "c_field", "b_edges", "e_pixels", "a_text", "f_vectors"]
+
+
+def test_default_pairs_are_all_singles_with_the_telling_ones_first() -> None:
+    pairs = default_pairs(SPECS)
+    assert pairs[:3] == [(("d_photo",), "c_field"), (("d_photo",), "b_edges"), (("d_photo",), "a_text")]
+    assert pairs[3:8] == [((name,), "d_photo") for name in ("c_field", "b_edges", "e_pixels", "a_text", "f_vectors")]
+    assert len(pairs) == len(set(pairs)) == 4 * 3 + 2 * 4
+    assert not {target for _, target in pairs} & {"e_pixels", "f_vectors"}
+
+
+def shown(result: dict[str, Any], width: int) -> list[str]:
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        for table in gap_tables(result, width):
+            console.print(table)
+    return capture.get().splitlines()
+
+
+def test_the_table_fits_80_columns() -> None:
+    names = [f"modality_number_{i}" for i in range(12)]
+    pairs = [
+        {"given": [a], "target": b, "gap_closed": None if i == 3 else 0.01 * i}
+        for a in names for i, b in enumerate(names) if a != b
+    ]  # fmt: skip
+    lines = shown({"pairs": pairs}, 80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(f"{name} " in text or text.endswith(name) for name in names)
+    assert "…" not in text  # no name or number is cut
+    rows = [line.split() for line in lines if line.startswith("modality_number_0 ")]
+    assert [cell for row in rows for cell in row[1:]] == ["1", "2", "-", *map(str, range(4, 12)), "·"]
+
+
+def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
+    from PIL import Image
+
+    small = Image.new("RGB", (2, 2), "red")
+    small.putpixel((1, 0), (0, 0, 255))
+    assert write_sheet(tmp_path / "x.png", ["text", "picture"], [["hello", small]])
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.size == (CELL, HEADER + CELL)  # the column of text has no place in it
+        middle = CELL // 2
+        assert sheet.getpixel((middle - 1, HEADER + middle - 1)) == (255, 0, 0)
+        assert sheet.getpixel((middle, HEADER + middle - 1)) == (0, 0, 255)
+        assert sheet.getpixel((middle, HEADER + middle)) == (255, 0, 0)
+    assert not write_sheet(tmp_path / "y.png", ["text"], [["hello"]])
+    assert not (tmp_path / "y.png").exists()

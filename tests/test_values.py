@@ -1,0 +1,200 @@
+"""What is wrong with a value or with tokens, in words: every kind of value, every layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+from tokenizers_zoo.values import (
+    batch_problem,
+    checked_tokens,
+    describe,
+    expected_tokens,
+    expected_value,
+    is_batched,
+    value_problem,
+)
+
+FLOAT = ValueSpec(shape=(1, "height", "width"), unit="metres", low=0, high=100)
+IDS = ValueSpec(shape=(4, 4), dtype="int64", classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (FLOAT, "float32 (1, height, width) metres in [0, 100]"),
+        (IDS, "int64 (4, 4) in [0, 2]"),
+        (ValueSpec(shape=(8,), low=0), "float32 (8,) in [0, inf]"),
+        (ValueSpec(shape=(8,), high=1), "float32 (8,) in [-inf, 1]"),
+        (ValueSpec(shape=()), "float32 ()"),
+        (ValueSpec(kind="text", description="one sentence"), "str (one sentence)"),
+        (ValueSpec(kind="object"), "lists and dicts of JSON types"),
+    ],
+)
+def test_what_is_expected(spec: ValueSpec, words: str) -> None:
+    assert expected_value(spec) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.zeros((2, 3), np.uint8), "uint8 (2, 3) 0..0"),
+        (np.array([1.5, np.nan, -2], np.float32), "float32 (3,) -2..1.5 with 1 not finite"),
+        (np.full(2, np.inf), "float64 (2,) without a finite number"),
+        (np.zeros(0), "float64 (0,)"),
+        (np.array([True]), "bool (1,)"),
+        (torch.tensor([[1, 2]]), "int64 (1, 2) 1..2"),
+        (torch.zeros(2, dtype=torch.bfloat16), "bfloat16 (2,) 0..0"),
+        ("a cat", "str 'a cat'"),
+        ("x" * 99, "str '" + "x" * 56 + "..."),
+        (None, "NoneType None"),
+    ],
+)
+def test_what_was_got(value: Any, words: str) -> None:
+    assert describe(value) == words
+
+
+def test_free_axes_take_any_size() -> None:
+    for shape in ((1, 3, 5), (1, 64, 64)):
+        assert value_problem(FLOAT, np.ones(shape, np.float32)) is None
+    assert value_problem(FLOAT, np.ones((2, 3, 5), np.float32)) == "the shape is not (1, height, width)"
+    assert value_problem(FLOAT, np.ones((1, 0, 5), np.float32)) == "it is empty"
+    assert not is_batched(FLOAT) and is_batched(IDS)
+
+
+def test_before_the_transform_pictures_have_any_size_and_vectors_do_not() -> None:
+    fixed = ValueSpec(shape=(3, 8, 8))
+    assert value_problem(fixed, np.ones((3, 5, 9), np.float32)) is not None
+    assert value_problem(fixed, np.ones((3, 5, 9), np.float32), any_size=True) is None
+    assert value_problem(fixed, np.ones((5, 9, 3), np.float32), any_size=True) == "the shape is not (3, height, width)"
+    assert value_problem(ValueSpec(shape=(8,)), np.ones(9, np.float32), any_size=True) == "the shape is not (8,)"
+
+
+def test_class_ids_are_bounded_by_the_classes() -> None:
+    assert value_problem(IDS, np.full((4, 4), 2)) is None
+    assert value_problem(IDS, np.full((4, 4), 3)) == "numbers lie outside the range"
+    assert value_problem(IDS, np.full((4, 4), 2, np.int32)) == "convert it to int64 first"
+
+
+@pytest.mark.parametrize("number", [0, 100])
+def test_bounds_are_inclusive(number: float) -> None:
+    assert value_problem(FLOAT, np.full((1, 2, 2), number, np.float32)) is None
+    beyond = np.nextafter(np.float32(number), np.float32(-1 if number == 0 else 101))
+    assert value_problem(FLOAT, np.full((1, 2, 2), beyond, np.float32)) == "numbers lie outside the range"
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
+    free = ValueSpec(shape=(2, 2))
+    value = np.zeros((2, 2), np.float32)
+    value[1, 0] = hole
+    assert value_problem(free, value) == "every number has to be finite"
+    assert batch_problem(free, torch.from_numpy(value)[None]) == "every number has to be finite"
+    assert batch_problem(free, torch.zeros(3, 2, 2)) is None
+    assert batch_problem(free, torch.zeros(2, 2)) == "the shape is not (batch, 2, 2)"
+
+
+def test_text_and_objects() -> None:
+    text, json = ValueSpec(kind="text"), ValueSpec(kind="object")
+    assert value_problem(text, "") is None and value_problem(text, "ü") is None
+    assert value_problem(text, b"bytes") == "give a str"
+    assert value_problem(text, "\ud800") == "it cannot be written as UTF-8"
+    assert value_problem(json, [{"a": [1, 2.5, None, True, "x"]}, {}]) is None
+    assert value_problem(json, {"a": [0.5, float("nan")]}) == "value['a'][1] is not finite"
+    assert value_problem(json, [np.float32(1)]) == "value[0] is a float32, which is not a JSON type"
+    assert value_problem(json, {3: 1}) == "value has the key 3, which is not a str"
+    assert value_problem(json, (1, 2)) == "value is a tuple, which is not a JSON type"
+
+
+def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:
+    return ModalitySpec(name="x", summary="x", value=ValueSpec(), layout=layout, vocab_size=vocab_size)
+
+
+GRID = modality(GridLayout(shape=(2, 3)), 10)
+VECTOR = modality(VectorLayout(length=4), 10)
+SEQUENCE = modality(SequenceLayout(max_length=3, end=1, sentinel_start=4, num_sentinels=2), 10)
+PATCHES = modality(PatchesLayout(shape=(2, 2), dim=5), 0)
+EMBEDDINGS = modality(EmbeddingsLayout(max_length=3, dim=2), 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens", "shape"),
+    [
+        (GRID, torch.zeros(7, 2, 3, dtype=torch.int64), (7, 2, 3)),
+        (GRID, np.zeros((7, 2, 3), np.int64), (7, 2, 3)),
+        (GRID, [np.zeros((2, 3), np.int64)] * 7, (7, 2, 3)),
+        (VECTOR, torch.full((2, 4), 9), (2, 4)),
+        (PATCHES, torch.zeros(2, 4, 5), (2, 4, 5)),
+        (PATCHES, [np.zeros((4, 5), np.float32)] * 2, (2, 4, 5)),
+    ],
+)
+def test_tokens_of_fixed_length_become_a_tensor(spec: ModalitySpec, tokens: Any, shape: tuple[int, ...]) -> None:
+    given, problem = checked_tokens(spec, tokens)
+    assert problem is None and isinstance(given, torch.Tensor) and tuple(given.shape) == shape
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens"),
+    [
+        (SEQUENCE, [np.array([0, 2, 9]), torch.tensor([3]), np.zeros(0, np.int64)]),
+        (EMBEDDINGS, [np.zeros((3, 2), np.float32), torch.zeros(0, 2)]),
+        (EMBEDDINGS, torch.zeros(4, 3, 2)),
+    ],
+)
+def test_tokens_of_variable_length_become_a_list_of_arrays(spec: ModalitySpec, tokens: Any) -> None:
+    given, problem = checked_tokens(spec, tokens)
+    assert problem is None and isinstance(given, list) and len(given) == len(tokens)
+    assert all(isinstance(item, np.ndarray) for item in given)
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens", "words"),
+    [
+        (GRID, torch.zeros(1, 2, 3), "the dtype is another"),
+        (GRID, torch.zeros(2, 3, dtype=torch.int64), "the shape is another"),
+        (GRID, torch.tensor(3), "the shape is another"),
+        (GRID, torch.full((1, 2, 3), 10), "ids lie outside the vocabulary"),
+        (GRID, torch.full((1, 2, 3), -1), "ids lie outside the vocabulary"),
+        (GRID, torch.zeros(0, 2, 3, dtype=torch.int64), "it is empty"),
+        (GRID, [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)], "stack expects"),
+        (PATCHES, torch.zeros(1, 4, 5).double(), "the dtype is another"),
+        (PATCHES, torch.full((1, 4, 5), torch.nan), "numbers are not finite"),
+        (SEQUENCE, [], "it is empty"),
+        (SEQUENCE, [np.array([0]), np.array([0, 2, 2, 2])], "item 1 is int64 (4,) 0..2: expected one axis of up to 3"),
+        (SEQUENCE, [np.array([[0]])], "item 0 is int64 (1, 1) 0..0: expected one axis of up to 3"),
+        (SEQUENCE, [np.array([10])], "ids lie outside the vocabulary"),
+        (SEQUENCE, [np.array([0], np.int32)], "the dtype is another"),
+        (SEQUENCE, [np.array([0, 1])], "it holds the end or a sentinel"),
+        (SEQUENCE, [np.array([4])], "it holds the end or a sentinel"),
+        (SEQUENCE, [np.array([5])], "it holds the end or a sentinel"),
+        (SEQUENCE, 7, "not iterable"),
+        (EMBEDDINGS, [np.zeros((4, 2), np.float32)], "the shape is another"),
+        (EMBEDDINGS, [np.zeros((3, 3), np.float32)], "the shape is another"),
+        (EMBEDDINGS, [np.zeros((3, 2))], "the dtype is another"),
+        (EMBEDDINGS, [np.full((3, 2), np.inf, np.float32)], "numbers are not finite"),
+    ],
+)
+def test_bad_tokens(spec: ModalitySpec, tokens: Any, words: str) -> None:
+    _, problem = checked_tokens(spec, tokens)
+    assert problem is not None and words in problem
+
+
+def test_what_tokens_are_expected() -> None:
+    assert expected_tokens(GRID) == "int64 (batch, 2, 3) in [0, 10)"
+    assert expected_tokens(VECTOR) == "int64 (batch, 4) in [0, 10)"
+    assert expected_tokens(PATCHES) == "float32 (batch, 4 tokens, 5)"
+    assert expected_tokens(EMBEDDINGS) == "float32 (batch, up to 3 tokens, 2)"
+    assert expected_tokens(SEQUENCE).startswith("a list of 1-D int64 arrays of up to 3 ids in [0, 10) without end (1)")
