@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class PackedInputs:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        return _moved(self, device)
+        return type(self)(**_moved(self, device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class PackedTargets:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        return _moved(self, device)
+        return type(self)(**_moved(self, device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +82,13 @@ class PackedBatch:
         return PackedBatch(inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
-Packed = TypeVar("Packed", PackedInputs, PackedTargets)
-
-
-def _moved(packed: Packed, device: torch.device | str) -> Packed:
-    moved = {}
+def _moved(packed: PackedInputs | PackedTargets, device: torch.device | str) -> dict[str, Any]:
+    """The fields of a packed side on another device."""
+    moved: dict[str, Any] = {}
     for item in dataclasses.fields(packed):
         value = getattr(packed, item.name)
         if isinstance(value, dict):
             moved[item.name] = {name: (index.to(device), rows.to(device)) for name, (index, rows) in value.items()}
         else:
             moved[item.name] = value.to(device)
-    return type(packed)(**moved)
+    return moved

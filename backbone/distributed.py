@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.utils._pytree import register_dataclass
 
-from backbone.model import FourM
-from backbone.optim import Optimizer
-from tokenizers_zoo.checkpoint import read_json, replacing_file, write_json
+from backbone.model import FourM, Losses
+from backbone.optim import Optimizer, local
+from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.errors import CheckpointError
 
-STATE = "training_state.safetensors"
-SHARDS = "training_state"
-LAST = "training_state.last.json"
+STATE, PROGRESS = "training_state", "progress.json"
+MODEL, OPTIMIZER = "model/", "optimizer/"
 
 
 class Ranks:
@@ -46,13 +54,12 @@ class Ranks:
     def shard(self, model: FourM) -> None:
         """Leave to each process its part of the parameters."""
 
+    def drop_unused(self, model: FourM) -> None:
+        """Drop the gradients of parameters that no process's part of the batch used."""
+
     def whole_state(self, model: FourM) -> dict[str, Tensor]:
         """The model's state dict; whole in the first process, which writes it."""
         return model.state_dict()
-
-    def state(self, folder: Path, model: FourM, optimizer: Optimizer) -> FileState | ShardedState:
-        """Where the state of training is kept."""
-        return FileState(folder, model, optimizer)
 
 
 class ManyRanks(Ranks):
@@ -77,23 +84,29 @@ class ManyRanks(Ranks):
 
     def shard(self, model: FourM) -> None:
         """Shard each block, and what is left with the model itself."""
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
+        # FSDP finds its place in the backward pass through the tensors that forward gives.
+        register_dataclass(Losses)
+        # Keys and values are views of one tensor, which nothing writes to.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         for block in (*model.encoder, *model.decoder):
             fully_shard(block)
         for block in model.decoder:
             register_fsdp_forward_method(block, "keys_and_values")
         fully_shard(model)
 
+    def drop_unused(self, model: FourM) -> None:
+        """Drop the gradients of parameters that no process's part of the batch used."""
+        parameters = model.sometimes_used()
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        used = self.total(torch.stack([gradient.any() for gradient in gradients]).float())
+        for parameter, count in zip(parameters, used.tolist(), strict=True):
+            if not count:
+                parameter.grad = None
+
     def whole_state(self, model: FourM) -> dict[str, Tensor]:
         """The model's state dict; whole in the first process, which writes it."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-    def state(self, folder: Path, model: FourM, optimizer: Optimizer) -> FileState | ShardedState:
-        """Where the state of training is kept."""
-        return ShardedState(folder, model, optimizer, self)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 @contextlib.contextmanager
@@ -109,51 +122,71 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class FileState:
-    """The state of training in one file: weights, optimizer, and in its header the step."""
+@contextlib.contextmanager
+def alone_is_fine() -> Iterator[None]:
+    """DCP warns where there is one process, although it is told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
-    def __init__(self, folder: Path, model: FourM, optimizer: Optimizer) -> None:
-        self.path = folder / STATE
-        self.model, self.optimizer = model, optimizer
+
+class TrainingState:
+    """Weights, optimizer and step in FOLDER/training_state/step-N, a safetensors file per process.
+
+    Any number of processes can go on with what any other number wrote. Unlike DCP's own format, this has no pickle.
+    """
+
+    def __init__(self, folder: Path, model: FourM, optimizer: Optimizer, ranks: Ranks) -> None:
+        self.folder = folder / STATE
+        self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.saved = 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name."""
-        weights = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return weights | {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
-
     def save(self, step: int, seconds: float) -> None:
-        """Write the state after `step` steps, in one rename."""
-        from safetensors.torch import save_file
-
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        with replacing_file(self.path) as temporary:
-            save_file(tensors, temporary, {"step": str(step), "seconds": str(seconds)})
+        """Write the state after `step` steps, in one rename, and remove the one before."""
+        weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        moments = {f"{OPTIMIZER}{name}": tensor for name, tensor in self.optimizer.state().items()}
+        path, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.tmp"
+        if self.ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.ranks.wait()
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        with alone_is_fine():
+            save(weights | moments, storage_writer=writer, no_dist=self.ranks.size == 1)
+        if self.ranks.first:
+            write_json(temporary / PROGRESS, {"step": step, "seconds": seconds})
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+            for old in self.folder.iterdir():
+                if old != path:
+                    shutil.rmtree(old, ignore_errors=True)
+        self.ranks.wait()
         self.saved = step
 
     def load(self) -> tuple[int, float]:
         """Go on from the last state: the steps done and the seconds that they took. Raises CheckpointError."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.path.is_file():
+        found = sorted(self.folder.glob("step-*"))
+        if not found:
             return 0, 0.0
+        path = found[-1]
+        reader = HuggingFaceStorageReader(str(path))
+        weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            self.model.load_state_dict(under(tensors, "model/"))
-            self.optimizer.load_state(under(tensors, "optimizer/"))
-            self.saved = int(header["step"])
-            return self.saved, float(header["seconds"])
-        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.path}: damaged: {reason}; remove it to start anew") from None
+            stored = reader.read_metadata().state_dict_metadata
+            names = [name.removeprefix(OPTIMIZER) for name in stored if name.startswith(OPTIMIZER)]
+            moments = self.optimizer.empty_state(names)
+            tensors = weights | {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
+            with alone_is_fine():
+                load(tensors, storage_reader=reader, no_dist=self.ranks.size == 1)
+            progress = read_json(path / PROGRESS)
+            self.saved, seconds = int(progress["step"]), float(progress["seconds"])
+        except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path}: damaged: {reason}; remove it to start anew") from None
+        self.optimizer.load_state(moments)
+        return self.saved, seconds
 
     def forget(self) -> None:
         """Remove the state of a run that is finished."""
-        self.path.unlink(missing_ok=True)
-
-
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if self.ranks.first:
+            shutil.rmtree(self.folder, ignore_errors=True)

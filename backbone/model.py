@@ -108,13 +108,18 @@ class FourM(nn.Module):
         """Number of parameters of the blocks: without embeddings, projections of inputs, and output rows."""
         return sum(p.numel() for block in (*self.encoder, *self.decoder) for p in block.parameters())
 
+    def sometimes_used(self) -> list[nn.Parameter]:
+        """The parameters that have no gradient where a batch has nothing of their vocabulary or modality."""
+        return [*self.output.values(), *self.projections.parameters()]
+
     def _positions(self, rows: Tensor) -> Tensor:
         """Embeddings of position rows: fixed ones, which are zero for learned positions, plus learned ones."""
         embedded = F.embedding(rows, self.fixed_positions)
         if not self.learned_positions:
             return embedded
         # Row 0 stands for all fixed positions, so that the cost does not depend on how many positions there are.
-        table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *self.learned_positions.values()])
+        learned = [self.learned_positions[str(key[1])] for key in self.tables.position_keys if key[0] == "learned"]
+        table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *learned])
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
     def embed_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
@@ -124,7 +129,8 @@ class FourM(nn.Module):
             flat = rearrange(content, "b n d -> (b n) d")
             for name in sorted(inputs.vectors):
                 index, vectors = inputs.vectors[name]
-                flat = flat.index_copy(0, index, self.projections[name](vectors).to(flat.dtype))
+                projected = self.projections[name](vectors.to(flat.dtype))
+                flat = flat.index_copy(0, index, projected.to(flat.dtype))
             content = flat.view_as(content)
         return content, self._positions(inputs.positions) + self.modality_embedding(inputs.modalities)
 
@@ -151,7 +157,8 @@ class FourM(nn.Module):
         """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""
         masked = (read < 0).unsqueeze(-1)
         content = torch.where(masked, self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0)))
-        return content + self._positions(positions) + self.modality_embedding(modalities)
+        result: Tensor = content + self._positions(positions) + self.modality_embedding(modalities)
+        return result
 
     def decode(
         self,
@@ -197,8 +204,8 @@ class FourM(nn.Module):
     ) -> Losses:
         """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token".
 
-        Where the batch is a part of a larger one, `total` sums the counts of targets over the parts; the losses of the
-        parts then add up to that of the whole.
+        Where the batch is a part of a larger one, `total` sums the counts of targets over the parts: their losses add
+        up to that of the whole, and all parameters have a gradient, as processes that exchange gradients need.
         """
         targets = batch.targets
         hidden = self.decode_targets(batch)
@@ -208,22 +215,25 @@ class FourM(nn.Module):
         groups = torch.as_tensor(self.tables.vocabulary_of, device=kinds.device)[kinds]
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(self.tables.vocabularies)).tolist()
-        # float32 whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
+        # At least float32, whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
+        exact = torch.promote_types(hidden.dtype, torch.float32)
         rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
         each = [
-            F.cross_entropy(self.logits(rows, name).float(), wanted - span.start, reduction="none")
+            F.cross_entropy(self.logits(rows, name).to(exact), wanted - span.start, reduction="none")
             for (name, span), rows, wanted in zip(self.tables.vocabularies.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
-        zeros = hidden.new_zeros(len(self.tables), dtype=torch.float32)
+        zeros = hidden.new_zeros(len(self.tables), dtype=exact)
         sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
-        counts = torch.bincount(kinds, minlength=len(self.tables)).float()
+        counts = torch.bincount(kinds, minlength=len(self.tables)).to(exact)
         whole = counts if total is None else total(counts)
         if loss == "token":
             mean = sums.sum() / whole.sum().clamp(min=1)
         else:
             mean = (sums / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
+        if total is not None:
+            mean = mean + sum(0 * parameter[:1].sum() for parameter in self.sometimes_used())
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from backbone.config import TrainConfig
 from backbone.model import FourM
@@ -35,43 +36,50 @@ class RowAdam:
 
     Each row is an Adam of its own whose clock ticks when the row has a gradient: moments, bias correction and weights
     of the other rows stay as they are. So a row that is first met late moves as far as one met early, and where every
-    row is touched at every step this is plain Adam. Rows whose gradient is exactly zero were read as padding only.
+    row is touched at every step this is plain Adam. Rows whose gradient is zero were read as padding only.
     """
 
     def __init__(self, table: Tensor, betas: tuple[float, float]) -> None:
         self.table = table
         self.betas = betas
-        self.first = torch.zeros_like(table, requires_grad=False)
-        self.second = torch.zeros_like(table, requires_grad=False)
-        self.ticks = torch.zeros(len(table), device=table.device)
+        with torch.no_grad():
+            self.first, self.second = torch.zeros_like(table), torch.zeros_like(table)
+            self.ticks = torch.zeros_like(table[:, :1])
 
     @torch.no_grad()
-    def step(self, rows: Tensor, gradient: Tensor, rate: float) -> None:
-        """Update `rows` (each once) by `gradient`, `rows dim`."""
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Update by a gradient of the table, or of this process's rows of it; coalesced where it is sparse."""
+        if gradient.is_sparse:
+            rows, values = gradient.indices()[0], gradient.values()
+            used = values.any(dim=1)
+            rows, values = rows[used], values[used]
+        else:
+            gradient = local(gradient)
+            rows = gradient.any(dim=1).nonzero().squeeze(1)
+            values = gradient[rows]
+        table, first, second, ticks = (local(x) for x in (self.table, self.first, self.second, self.ticks))
         low, high = self.betas
-        ticks = self.ticks[rows] + 1
-        first = self.first[rows].lerp_(gradient, 1 - low)
-        second = self.second[rows].mul_(high).addcmul_(gradient, gradient, value=1 - high)
-        self.ticks[rows], self.first[rows], self.second[rows] = ticks, first, second
-        size = rate / (1 - low**ticks)
-        scale = (1 - high**ticks).sqrt()
-        move = first.mul_(size.unsqueeze(1)).div_(second.sqrt_().div_(scale.unsqueeze(1)).add_(EPSILON))
-        self.table[rows] = self.table[rows].sub_(move)
+        count = ticks[rows] + 1
+        mean = first[rows].lerp_(values, 1 - low)
+        square = second[rows].mul_(high).addcmul_(values, values, value=1 - high)
+        ticks[rows], first[rows], second[rows] = count, mean, square
+        scale = square.sqrt_().div_((1 - high**count).sqrt_()).add_(EPSILON)
+        table[rows] = table[rows].sub_(mean.mul_(rate / (1 - low**count)).div_(scale))
 
 
 class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
 
-    Output rows of a vocabulary without targets have no gradient and are left as they are. `sparse` off makes the token
-    table a dense parameter like the others, which sharded training needs.
+    Output rows of a vocabulary without targets have no gradient and are left as they are. `sparse` says whether the
+    token table's gradient is sparse too, which sharded parameters cannot have; the updates are the same.
     """
 
     def __init__(self, model: FourM, config: TrainConfig, *, sparse: bool = True) -> None:
         self.config = config
         self.parameters = dict(model.named_parameters())
         model.token_embedding.sparse = sparse
-        self.rows = RowAdam(model.token_embedding.weight, config.betas) if sparse else None
-        dense = {name: p for name, p in self.parameters.items() if not (sparse and name == TOKEN_TABLE)}
+        self.rows = RowAdam(model.token_embedding.weight, config.betas)
+        dense = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE}
         groups = [
             {"params": [p for name, p in dense.items() if decays(name, p)], "weight_decay": config.weight_decay},
             {"params": [p for name, p in dense.items() if not decays(name, p)], "weight_decay": 0.0},
@@ -79,63 +87,76 @@ class Optimizer:
         self.dense = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=EPSILON, fused=True)
 
     def step(self, rate: float) -> float:
-        """Clip the gradients, update with learning rate `rate`, drop the gradients; gives the norm before clipping."""
-        table = self.rows.table if self.rows is not None else None
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None and p is not table]
-        touched = _touched(table.grad) if table is not None and table.grad is not None else None
-        parts = gradients if touched is None else [*gradients, touched[1]]
-        norm = _whole(torch.nn.utils.get_total_norm(parts))
+        """Clip the gradients, update with learning rate `rate`, drop the gradients; gives the norm before clipping.
+
+        Where that norm is not finite, nothing is updated.
+        """
+        table = self.rows.table
+        if table.grad is not None and table.grad.is_sparse:
+            table.grad = table.grad.coalesce()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+        norm = float(whole(torch.nn.utils.get_total_norm(parts)))
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
             self.dense.step()
-            if touched is not None and self.rows is not None:
-                self.rows.step(*touched, rate)
+            if table.grad is not None:
+                self.rows.step(table.grad, rate)
         self.dense.zero_grad(set_to_none=True)
-        if table is not None:
-            table.grad = None
+        table.grad = None
         return norm
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on, by `<parameter>.first`, `.second` and `.ticks`."""
-        tensors: dict[str, Tensor] = {}
+        rows = self.rows
+        tensors = dict(zip(names_of(TOKEN_TABLE), (rows.first, rows.second, rows.ticks), strict=True))
         for name, parameter in self.parameters.items():
-            state = self.dense.state.get(parameter)
-            if state:
-                tensors[f"{name}.first"], tensors[f"{name}.second"] = state["exp_avg"], state["exp_avg_sq"]
-                tensors[f"{name}.ticks"] = state["step"]
-        if self.rows is not None:
-            rows = {"first": self.rows.first, "second": self.rows.second, "ticks": self.rows.ticks}
-            tensors |= {f"{TOKEN_TABLE}.{part}": tensor for part, tensor in rows.items()}
+            if state := self.dense.state.get(parameter):
+                values = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                tensors |= zip(names_of(name), values, strict=True)
+        return tensors
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors like those of `state` for the given names. Raises CheckpointError for names of another model."""
+        tensors = {}
+        for name in names:
+            parameter, _, part = name.rpartition(".")
+            if parameter not in self.parameters:
+                raise CheckpointError(f"the optimizer's state is of another model: it has {name}")
+            like = self.parameters[parameter].detach()
+            if part != "ticks":
+                tensors[name] = torch.zeros_like(like)
+            else:
+                tensors[name] = torch.zeros_like(like[:, :1]) if parameter == TOKEN_TABLE else torch.zeros(())
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave. Raises CheckpointError where it is another model's."""
-        unknown = {name.rpartition(".")[0] for name in tensors} - set(self.parameters)
-        if unknown:
-            raise CheckpointError(f"the optimizer's state is of another model: it has {sorted(unknown)[0]}")
+        """Go on from what `state` gave."""
         for name, parameter in self.parameters.items():
-            if f"{name}.first" not in tensors:
+            first, second, ticks = (tensors.get(part) for part in names_of(name))
+            if first is None or second is None or ticks is None:
                 continue
-            first, second, ticks = (tensors[f"{name}.{part}"].clone() for part in ("first", "second", "ticks"))
-            if first.shape != parameter.shape:
-                raise CheckpointError(f"the optimizer's state of {name} has another shape than the model's")
-            if self.rows is not None and name == TOKEN_TABLE:
+            if name == TOKEN_TABLE:
                 self.rows.first, self.rows.second, self.rows.ticks = first, second, ticks
             else:
                 self.dense.state[parameter] = {"step": ticks, "exp_avg": first, "exp_avg_sq": second}
 
 
-def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a gradient that is not all zero, each once, and their gradients."""
-    gradient = gradient.coalesce()
-    rows, values = gradient.indices()[0], gradient.values()
-    used = values.any(dim=1)
-    return rows[used], values[used]
+def names_of(parameter: str) -> tuple[str, str, str]:
+    """Under which names a parameter's moments and steps are kept."""
+    return f"{parameter}.first", f"{parameter}.second", f"{parameter}.ticks"
 
 
-def _whole(norm: Tensor) -> float:
-    """The norm as a number; of sharded gradients, that of all shards."""
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, as it lies in memory; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered; any other as it is."""
+    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered

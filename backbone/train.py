@@ -150,7 +150,7 @@ class Training:
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1)
         self.masker = Masker(self.model.tables, config.masking)
         self.order = Order(len(data), config.seed)
-        self.state = ranks.state(folder, self.model, self.optimizer)
+        self.state = distributed.TrainingState(folder, self.model, self.optimizer, ranks)
 
     def run(self) -> float:
         """Take the steps that are left; gives the seconds that all steps took."""
@@ -184,19 +184,19 @@ class Training:
         device = self.ranks.device
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            losses: Losses = self.model(batch.to(device), self.config.loss, self.ranks.total)
+            total = self.ranks.total if self.ranks.size > 1 and torch.is_grad_enabled() else None
+            losses: Losses = self.model(batch.to(device), self.config.loss, total)
         return losses
 
     def step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         """One update: the loss of the whole batch, the norm of its gradient, the loss by modality."""
         losses = self.forward(batch)
         # Sharded gradients are means over the processes, whose losses add up.
-        (losses.loss * self.ranks.size).backward()
+        torch.autograd.backward(losses.loss * self.ranks.size)
+        self.ranks.drop_unused(self.model)
         norm = self.optimizer.step(rate)
         names = self.model.tables.names
-        whole = dataclasses.replace(
-            losses, sums=self.ranks.total(losses.sums), counts=self.ranks.total(losses.counts)
-        )
+        whole = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), counts=self.ranks.total(losses.counts))
         return float(self.ranks.total(losses.loss.detach())), norm, whole.per_modality(names)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a training run shows and leaves behind: live progress, TensorBoard, and metrics.jsonl, which resuming continues."""
+"""What a training run shows and leaves behind: live progress, TensorBoard, metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class TrainingLog:
             TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
             *(TextColumn(field) for field in fields), TimeRemainingColumn(), console=self.console,
         )  # fmt: skip
-        self.bar = self.progress.add_task(
-            title, total=config.steps, completed=done, loss="-", held_out="", speed=""
-        )
+        self.bar = self.progress.add_task(title, total=config.steps, completed=done, loss="-", held_out="", speed="")
         self.started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -45,7 +43,7 @@ class TrainingLog:
 
         self._drop_later_lines()
         with contextlib.ExitStack() as stack:
-            self.file = stack.enter_context(open(self.folder / METRICS, "a", encoding="utf-8"))
+            self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
             writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.done + 1 if self.done else None)
             self.board = stack.enter_context(contextlib.closing(writer))
             stack.enter_context(self.progress)

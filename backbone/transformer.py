@@ -72,7 +72,8 @@ class SelfAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        result: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return result
 
 
 class CrossAttention(nn.Module):
@@ -98,7 +99,8 @@ class CrossAttention(nn.Module):
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
         key, value = keys_and_values
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        result: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return result
 
 
 class MLP(nn.Module):
@@ -113,11 +115,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`... dim` to `... dim`."""
-        hidden = self.up(x)
+        hidden: Tensor = self.up(x)
         if self.gated:
             hidden, gate = hidden.chunk(2, dim=-1)
-            return self.down(self.activation(hidden) * gate)
-        return self.down(self.activation(hidden))
+            hidden = self.activation(hidden) * gate
+        else:
+            hidden = self.activation(hidden)
+        result: Tensor = self.down(hidden)
+        return result
 
 
 class EncoderBlock(nn.Module):
@@ -133,7 +138,8 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`batch inputs dim` to the same."""
         x = x + self.attention(self.attention_norm(x), mask)
-        return x + self.mlp(self.mlp_norm(x))
+        result: Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
 
 
 class DecoderBlock(nn.Module):
@@ -164,7 +170,8 @@ class DecoderBlock(nn.Module):
         """`batch targets dim` to the same; `context` is this block's `keys_and_values`."""
         x = x + self.self_attention(self.self_norm(x), self_mask, cache)
         x = x + self.cross_attention(self.query_norm(x), context, context_mask)
-        return x + self.mlp(self.mlp_norm(x))
+        result: Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
 
 
 def initialise(module: nn.Module) -> None:

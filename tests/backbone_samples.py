@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from backbone.batch import PackedBatch, RawBatch
-from backbone.config import MaskingConfig, Mixture, ModelConfig
+from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.masking import Masker
 from backbone.tables import Tables
 from tokenizers_zoo.data.tokens import TokenMetadata, write_part
@@ -24,6 +23,10 @@ from tokenizers_zoo.modality import (
 )
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
+TRAINING = TrainConfig(
+    steps=12, batch_size=8, eval_every=5, eval_samples=10, save_every=4, warmup_steps=3, learning_rate=3e-3,
+    masking=MaskingConfig(input_budget=24, target_budget=24),
+)  # fmt: skip
 END, SENTINEL, FIRST_WORD = 0, 1, 70
 
 
@@ -93,8 +96,3 @@ def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: st
         if isinstance(item.layout, GridLayout | VectorLayout):
             rows = [(key, np.resize(row[:2], row.shape)) for key, row in rows]
         write_part(root / split / item.name / "part-00000.arrow", metadata, *zip(*rows, strict=True), dropped={})
-
-
-def with_default_threads(number: int = 1) -> None:
-    """One thread: the smallest models are slower with two."""
-    torch.set_num_threads(number)

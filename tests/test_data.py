@@ -1,11 +1,9 @@
-"""Value shards, the token store and the folder source: layouts, alignment by key, damage, and what is refused."""
+"""Value shards, provenance and the folder source: layouts, alignment by key, damage, and what is refused."""
 
 from __future__ import annotations
 
 import errno
 import io
-import json
-import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
 from tokenizers_zoo.data.provenance import DATASET, digest, read_entries, read_entry, record_entry
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors, read_member, scan_shard, split_name, writing_shard
-from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.modality import (
-    EmbeddingsLayout,
-    GridLayout,
-    PatchesLayout,
-    SequenceLayout,
-    TokenLayout,
-    VectorLayout,
-)
 
 BLOCK = 512
 
@@ -317,170 +305,3 @@ def test_folder_errors(tmp_path: Path) -> None:
         open_folder(FolderSettings(path=str(tmp_path)), "train", None)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)
-
-
-# ---------------------------------------------------------------------- token store
-
-LAYOUTS: dict[str, TokenLayout] = {
-    "grid": GridLayout(shape=(2, 3)),
-    "vector": VectorLayout(length=4),
-    "sequence": SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2),
-    "patches": PatchesLayout(shape=(2, 2), dim=3, dtype="float32"),
-    "embeddings": EmbeddingsLayout(max_length=4, dim=2),
-}
-
-
-def metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
-    continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
-    fields: dict[str, Any] = {
-        "modality": "m", "vocabulary": "v", "vocab_size": 0 if continuous else 70000, "layout": layout,
-        "fingerprint": "f" * 64, "distribution": "zoo-m 1.0", "run": {"data": "d", "crops": 1},
-    }  # fmt: skip
-    return TokenMetadata(**{**fields, **changes})
-
-
-def random_rows(layout: TokenLayout, count: int, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
-    rows: list[np.ndarray[Any, Any]] = []
-    for _ in range(count):
-        if isinstance(layout, GridLayout):
-            rows.append(rng.integers(0, 70000, layout.shape))
-        elif isinstance(layout, VectorLayout):
-            rows.append(rng.integers(0, 70000, layout.length))
-        elif isinstance(layout, SequenceLayout):
-            rows.append(rng.integers(3, 70000, rng.integers(0, layout.max_length + 1)))
-        elif isinstance(layout, PatchesLayout):
-            rows.append(rng.normal(size=(layout.length, layout.dim)).astype(np.float32))
-        else:
-            size = (int(rng.integers(0, layout.max_length + 1)), layout.dim)
-            rows.append(rng.normal(size=size).astype(np.float16).astype(np.float32))
-    return rows
-
-
-def write_store(root: Path, layout: TokenLayout, parts: list[int], **changes: Any) -> list[np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(0)
-    rows: list[np.ndarray[Any, Any]] = []
-    for number, count in enumerate(parts):
-        new = random_rows(layout, count, rng)
-        keys = [f"k{len(rows) + i}" for i in range(count)]
-        write_part(
-            root / f"train/m/part-{number:05}.arrow", metadata(layout, **changes), keys, new, {f"x{number}": "no"}
-        )
-        rows += new
-    return rows
-
-
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_tokens_come_back_as_they_were_written(tmp_path: Path, kind: str) -> None:
-    layout = LAYOUTS[kind]
-    rows = write_store(tmp_path, layout, [5, 0, 4])
-    column = TokenStore(tmp_path).open("train", "m")
-    assert (len(column), column.layout, column.vocabulary, column.fingerprint) == (9, layout, "v", "f" * 64)
-    assert column.keys == [f"k{i}" for i in range(9)]
-    assert column.rows["k7"] == 7
-    assert column.dropped == {"x0": "no", "x1": "no", "x2": "no"}
-    order = [8, 0, 3, 3, 5, 4]
-    for again in (column, pickle.loads(pickle.dumps(column))):
-        taken = again.take(np.array(order))
-        dtype = np.float32 if kind in ("patches", "embeddings") else np.int64
-        assert len(taken) == len(order)
-        for got, index in zip(taken, order, strict=True):
-            assert got.dtype == dtype
-            np.testing.assert_array_equal(got, rows[index].reshape(got.shape))
-    shapes = {"grid": (6, 2, 3), "vector": (6, 4), "patches": (6, 4, 3)}
-    if kind in shapes:
-        assert column.take(order).shape == shapes[kind]
-    per_row = [row.shape[0] if kind in ("sequence", "embeddings") else layout.length for row in rows]
-    assert column.lengths.tolist() == per_row
-    ids = [int(row.max()) + 1 for row in rows if row.size]
-    assert column.needed_vocab_size == (0 if kind in ("patches", "embeddings") else max(ids))
-    with pytest.raises(IndexError):
-        column.take([9])
-
-
-def test_parts_that_were_written_otherwise_are_refused(tmp_path: Path) -> None:
-    write_store(tmp_path, LAYOUTS["grid"], [3, 3])
-    path = tmp_path / "train/m/part-00001.arrow"
-    write_part(path, metadata(LAYOUTS["grid"], fingerprint="e" * 64), ["z"], [np.zeros((2, 3), int)], {})
-    with pytest.raises(DataError, match=r"part-00001.*written differently \(fingerprint: f+ and e+\)"):
-        TokenStore(tmp_path).open("train", "m")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"part-00001\.arrow: not a sound part.*tokenize again"):
-        TokenStore(tmp_path).open("train", "m")
-
-
-@pytest.mark.parametrize(
-    ("kind", "row", "message"),
-    [
-        ("grid", np.zeros((2, 2), int), "expected 6 tokens, got an array of shape"),
-        ("vector", np.full(4, 70000), "ids 70000..70000, expected 0..69999"),
-        ("sequence", np.arange(6), "expected up to 5 tokens"),
-        ("vector", np.array([0, -1, 2, 3]), "ids -1..3"),
-        ("patches", np.full((4, 3), np.nan, np.float32), "not finite"),
-        ("embeddings", np.full((1, 2), 1e6, np.float32), "not finite as float16"),
-        ("embeddings", np.zeros((1, 3), np.float32), "expected up to 4 tokens of 2"),
-    ],
-)
-def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, kind: str, row: np.ndarray[Any, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        write_part(tmp_path / "p.arrow", metadata(LAYOUTS[kind]), ["k"], [row], {})
-    assert not list(tmp_path.iterdir())
-
-
-def codec(
-    tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, vocab_size: int = 70000, **config: Any
-) -> Any:
-    """What check_codec needs of a handle."""
-    folder = tmp_path / "codec"
-    folder.mkdir(exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))
-    spec = SimpleNamespace(layout=layout, vocab_size=vocab_size)
-    return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, spec=spec)
-
-
-def test_another_codec_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Path) -> None:
-    write_store(tmp_path, LAYOUTS["vector"], [3])
-    column = TokenStore(tmp_path).open("train", "m")
-    layout, needed = LAYOUTS["vector"], column.needed_vocab_size
-    column.check_codec(codec(tmp_path, layout))
-    column.check_codec(codec(tmp_path, layout, vocab_size=10**6))
-    with pytest.raises(DataError, match=r"written by codec ffffffffffff, and m's tokenizer in .*codec is eeeeeeeeeeee"):
-        column.check_codec(codec(tmp_path, layout, "e" * 64))
-    lineage = [{"fingerprint": "f" * 64, "length": needed}]
-    column.check_codec(codec(tmp_path, layout, "e" * 64, lineage=lineage))
-    with pytest.raises(DataError, match="written by codec"):
-        shorter = [{"fingerprint": "f" * 64, "length": needed - 1}]
-        column.check_codec(codec(tmp_path, layout, "e" * 64, lineage=shorter))
-    with pytest.raises(DataError, match="vocabulary now has 5"):
-        column.check_codec(codec(tmp_path, layout, vocab_size=5))
-    with pytest.raises(DataError, match=r"stored with the layout VectorLayout\(length=4\)"):
-        column.check_codec(codec(tmp_path, VectorLayout(length=5)))
-
-
-def test_columns_are_aligned_by_key(tmp_path: Path) -> None:
-    for name, keys in (("a", ["p", "q", "r"]), ("b", ["r", "p", "s"])):
-        rows = [np.full(4, ord(key)) for key in keys]
-        write_part(tmp_path / f"train/{name}/part-00000.arrow", metadata(LAYOUTS["vector"]), keys, rows, {})
-    store = TokenStore(tmp_path)
-    assert store.modalities("train") == ["a", "b"] and store.splits() == ["train"]
-    columns = {name: store.open("train", name) for name in ("a", "b")}
-    aligned = store.align(columns)
-    assert aligned.keys == ["p", "q", "r", "s"]
-    assert aligned.rows.tolist() == [[0, 1], [1, -1], [2, 0], [-1, 2]]
-    assert aligned.complete.tolist() == [True, False, True, False]
-    both = aligned.rows[aligned.complete]
-    np.testing.assert_array_equal(columns["a"].take(both[:, 0]), columns["b"].take(both[:, 1]))
-    with pytest.raises(DataError, match=r"unknown modality .*'c'; known: a, b"):
-        store.open("train", "c")
-    with pytest.raises(DataError, match="no tokens of a split 'test'; splits here: train"):
-        store.open("test", "a")
-    with pytest.raises(DataError, match="no such folder; `zoo tokenize"):
-        TokenStore(tmp_path / "absent")
-
-
-def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
-    write_store(tmp_path, LAYOUTS["grid"], [4])
-    part, batch = read_part(tmp_path / "train/m/part-00000.arrow")
-    assert batch.num_rows == 4 and str(batch.schema.field("tokens").type) == "fixed_size_list<item: int32>[6]"
-    assert part.metadata == metadata(LAYOUTS["grid"])
-    column = TokenColumn([part.path])
-    assert not column._columns[0][0].flags.owndata and not column._columns[0][0].flags.writeable

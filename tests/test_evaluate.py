@@ -324,6 +324,24 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, tmp_path:
         world.evaluate(run, config, targets=["letters"])
 
 
+def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) -> None:
+    run = world.copy(tmp_path / "run")
+    before = world.zoo["letters"].fingerprint
+    shutil.copytree(world.zoo["letters"].checkpoint.parent, tmp_path / "tokenizers")
+    zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
+    grown = tmp_path / "tokenizers" / "letters" / "config.json"
+    config = json.loads(grown.read_text())
+    grown.write_text(json.dumps({**config, "lineage": [{"fingerprint": before, "length": 9}]}))
+    assert zoo["letters"].fingerprint != before
+    small = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    found = evaluate(run, zoo, world.tokens, world.data, given=[("light",)], targets=["letters"], config=small)
+    assert found["skipped"] == {}
+    grown.write_text(json.dumps({**config, "lineage": []}) + "\n")
+    with pytest.raises(DataError, match="evaluate letters"):
+        again = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
+        evaluate(run, again, world.tokens, world.data, targets=["letters"], config=small)
+
+
 def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(world.data, data)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zoo_photos.photos import PHOTOS, _load
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, DataError
+from zoo_photos.photos import PHOTOS, _load
 
 
 def crops(split: str, count: int | None, seed: int = 0, **options: Any) -> Any:

@@ -20,6 +20,9 @@ pytest.importorskip("mujoco")
 pytest.importorskip("zoo_scenes")
 
 import zoo_scenes
+from tokenizers_zoo import hookspecs
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError
 from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
@@ -28,10 +31,6 @@ from zoo_scenes.render import render
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import build
 from zoo_scenes.things import Thing
-
-from tokenizers_zoo import hookspecs
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import ConfigError
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:

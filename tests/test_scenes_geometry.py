@@ -14,7 +14,9 @@ pytest.importorskip("mujoco")
 pytest.importorskip("zoo_scenes")
 
 import mujoco
+
 import zoo_scenes
+from tokenizers_zoo.config import Settings
 from zoo_scenes import people, textures
 from zoo_scenes.camera import Camera
 from zoo_scenes.compose import compose
@@ -25,8 +27,6 @@ from zoo_scenes.room import walls
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
 from zoo_scenes.things import BOX, CAPSULE, SPHERE, Part, Scene, Thing, capsule
-
-from tokenizers_zoo.config import Settings
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
@@ -177,7 +177,7 @@ def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
         dynamics: dict[str, Any] = {}
         if thing.free:
             body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
-            dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 6}
+            dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 3 if thing.label == "box" else 6}
         for part in thing.parts:
             kind = getattr(mujoco.mjtGeom, f"mjGEOM_{part.shape.upper()}")
             body.add_geom(type=kind, size=part.size, pos=part.at, quat=part.turn, **dynamics)

@@ -28,7 +28,10 @@ class Encoder(nn.Module):
         self.body = ENCODERS[config.kind](config, in_channels, out_dim, patch_size)
 
     def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        """Latents, `h = height / patch_size`. Raises InvalidValueError for other channels or a size that the patch does not divide."""
+        """Latents, `h = height / patch_size`.
+
+        Raises InvalidValueError for another number of channels, and for a size that the patch does not divide.
+        """
         channels, height, width = pixels.shape[1:]
         if channels != self.in_channels:
             raise InvalidValueError(f"encoder: expected {self.in_channels} channels, got {channels}")
@@ -53,7 +56,7 @@ class Decoder(nn.Module):
 
 
 def build_encoder(config: BlockConfig, in_channels: int, out_dim: int, patch_size: int) -> Encoder:
-    """The encoder of `config`: (batch, in_channels, height, width) -> (batch, out_dim, height / patch, width / patch)."""
+    """The encoder of `config`: (batch, in_channels, height, width) -> (batch, out_dim, height/patch, width/patch)."""
     return Encoder(config, in_channels, out_dim, patch_size)
 
 

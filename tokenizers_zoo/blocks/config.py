@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "conv": {"width": 64, "depth": 1},
+    "conv": {"width": 48, "depth": 2},
     "vit": {"width": 256, "depth": 4, "heads": 4, "mlp_ratio": 4.0},
 }
 """Per kind, the fields that it uses and their defaults; a field of another kind is rejected."""
@@ -17,8 +17,8 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
 class BlockConfig:
     """The size and kind of an encoder or a decoder.
 
-    Fields left at their empty value (0, None) take the default of their kind, so a configuration read back says everything. A
-    field that its kind does not use is rejected. Raises ValueError that begins with the field's name.
+    Fields left at their empty value (0, None) take the default of their kind, so a configuration read back says
+    everything. A field that its kind does not use is rejected. Raises ValueError that begins with the field's name.
     ViT-B, as in the 4M tokenizers, is `kind="vit", width=768, depth=12, heads=12`.
     """
 
@@ -27,7 +27,7 @@ class BlockConfig:
     width: int = 0
     """Channels: of the finest feature map for conv (doubled at each down-sampling), of every token for vit."""
     depth: int = 0
-    """Residual blocks: per resolution for conv, in all for vit."""
+    """Residual blocks: for conv those at the token grid (finer resolutions have a third, rounded down); for vit all."""
     heads: int | None = None
     """vit: attention heads; divides the width."""
     mlp_ratio: float | None = None
@@ -44,10 +44,10 @@ class BlockConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
         for name, default in defaults.items():
-            if not getattr(self, name) and getattr(self, name) in (0, None):
+            if getattr(self, name) is None or (name in ("width", "depth") and getattr(self, name) == 0):
                 object.__setattr__(self, name, default)
-        if self.kind == "conv" and self.width % 8:
-            raise ValueError(f"width: expected a multiple of 8 for conv, got {self.width}")
+        if self.kind == "conv" and self.width % 16:
+            raise ValueError(f"width: expected a multiple of 16 for conv, got {self.width}")
         if self.heads is not None and (self.heads < 1 or self.width % (4 * self.heads)):
             raise ValueError(f"heads: width {self.width} is not a multiple of 4 x {self.heads} heads")
         if self.mlp_ratio is not None and not (self.mlp_ratio > 0 and math.isfinite(self.mlp_ratio)):

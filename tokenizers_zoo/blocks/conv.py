@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from tokenizers_zoo.blocks.config import BlockConfig
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+NORM_GROUPS = 8
 MAX_WIDENING = 4
 """Down-sampling doubles the channels up to this multiple of the width."""
 
@@ -32,62 +34,85 @@ def scale_factors(patch_size: int) -> list[int]:
 
 
 class ResidualBlock(nn.Module):
-    """Two times norm, SiLU, 3x3 convolution, and a residual sum; the second convolution starts at 0."""
+    """Norm, SiLU, 3x3 convolution, SiLU, 1x1 convolution that starts at 0, and a residual sum.
+
+    For equal time on a CPU, more steps with one 3x3 convolution beat fewer steps with two.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        last = nn.Conv2d(channels, channels, 1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.body = nn.Sequential(
-            nn.GroupNorm(8, channels),
+            nn.GroupNorm(NORM_GROUPS, channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            last,
         )
-        last = self.body[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Same shape as `x`."""
         return x + self.body(x)
 
 
-def _stages(config: BlockConfig, patch_size: int) -> list[tuple[int, int]]:
-    """(factor, channels) per resolution, finest first."""
+class Stage(NamedTuple):
+    """One resolution of an encoder or decoder."""
+
+    factor: int
+    """How many times finer the next finer resolution is, or the picture for the finest stage."""
+    width: int
+    """Channels."""
+    depth: int
+    """Residual blocks."""
+
+
+def stages(config: BlockConfig, patch_size: int) -> list[Stage]:
+    """The resolutions of an encoder, finest first; the last is the token grid, where most of the blocks are."""
     factors = scale_factors(patch_size)
-    return [(factor, config.width * min(2**level, MAX_WIDENING)) for level, factor in enumerate(factors)]
+    return [
+        Stage(
+            factor=factor,
+            width=config.width * min(2**level, MAX_WIDENING),
+            depth=config.depth if level == len(factors) - 1 else config.depth // 3,
+        )
+        for level, factor in enumerate(factors)
+    ]
 
 
 class ConvEncoder(nn.Sequential):
-    """Space to channels by the stem's factor, residual blocks, down-sample, residual blocks, ...: (b c h w) -> (b d h/p w/p)."""
+    """Space to channels, convolution, residual blocks, and again at each resolution: (b c h w) -> (b d h/p w/p)."""
 
     def __init__(self, config: BlockConfig, in_channels: int, out_dim: int, patch_size: int) -> None:
         layers: list[nn.Module] = []
         channels = in_channels
-        for level, (factor, width) in enumerate(_stages(config, patch_size)):
+        for level, (factor, width, depth) in enumerate(stages(config, patch_size)):
             kernel = 3 if level == 0 else 1
             layers += [nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2)]
-            layers += [ResidualBlock(width) for _ in range(config.depth)]
+            layers += [ResidualBlock(width) for _ in range(depth)]
             channels = width
-        layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, out_dim, 1)]
+        layers += [nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_dim, 1)]
         super().__init__(*layers)
 
 
 class ConvDecoder(nn.Sequential):
-    """The encoder mirrored: (b d h w) -> (b c h*p w*p), with its last convolutions at half or full resolution."""
+    """The encoder mirrored: (b d h w) -> (b c h*p w*p).
+
+    The last convolution works at half resolution (the patch size permitting) and sees across the borders of patches.
+    """
 
     def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch_size: int) -> None:
-        stages = _stages(config, patch_size)[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(in_dim, stages[0][1], 3, padding=1)]
-        for (factor, width), (_, finer) in zip(stages[:-1], stages[1:], strict=True):
-            layers += [ResidualBlock(width) for _ in range(config.depth)]
-            layers += [nn.Conv2d(width, finer * factor**2, 1), nn.PixelShuffle(factor)]
-        stem, width = stages[-1]
-        layers += [ResidualBlock(width) for _ in range(config.depth)]
-        if stem == 4:
+        coarsest_first = stages(config, patch_size)[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(in_dim, coarsest_first[0].width, 3, padding=1)]
+        for coarse, fine in itertools.pairwise(coarsest_first):
+            layers += [ResidualBlock(coarse.width) for _ in range(coarse.depth)]
+            layers += [nn.Conv2d(coarse.width, fine.width * coarse.factor**2, 1), nn.PixelShuffle(coarse.factor)]
+        factor, width, depth = coarsest_first[-1]
+        layers += [ResidualBlock(width) for _ in range(depth)]
+        if factor == 4:
             layers += [nn.Conv2d(width, width // 2 * 4, 1), nn.PixelShuffle(2)]
-            width, stem = width // 2, 2
-        layers += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, out_channels * stem**2, 3, padding=1)]
-        layers += [nn.PixelShuffle(stem)]
+            width, factor = width // 2, 2
+        layers += [nn.GroupNorm(NORM_GROUPS, width), nn.SiLU()]
+        layers += [nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
         super().__init__(*layers)

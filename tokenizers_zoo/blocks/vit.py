@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 REFERENCE_GRID = 14
-"""Every grid is spread over this many position units per axis, so a model meets the same range of positions at any size."""
+"""Every grid is spread over this many position units per axis: the same range of positions at any size."""
 
 
 def sincos_positions(height: int, width: int, dim: int) -> Float[Tensor, "n dim"]:
     """2-D sin-cos positions of a grid's cells, row by row; `dim` is a multiple of 4.
 
-    Half of the numbers tell the row and half the column, as sines and cosines at frequencies 10000^(-4k/dim) (arXiv
-    2111.06377, after 1706.03762, section 3.5). Coordinates are those of the cells' centres on a grid of REFERENCE_GRID x
+    Half of the numbers tell the row and half the column, as sines and cosines at frequencies 10000^(-4k/dim), as in
+    arXiv 1706.03762, section 3.5. Coordinates are those of the cells' centres on a grid of REFERENCE_GRID x
     REFERENCE_GRID cells that covers the same picture.
     """
     frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))

@@ -85,10 +85,7 @@ class ValueStore:
         """The modalities of a split. Raises DataError for a split that is not there."""
         folders = self._folders(split)
         if not folders:
-            if any(self.root.glob("*/*.tar")):
-                raise DataError(f"{self.root}: this is a split, not a data folder; give {self.root.parent}")
-            known = ", ".join(self.splits()) or "none: it has no <split>/<modality>/*.tar; `zoo data make` writes them"
-            raise DataError(f"{self.root}: no split {split!r}; splits here: {known}")
+            raise DataError(f"{self.root}: no split {split!r}; splits here: {', '.join(self.splits())}")
         return list(folders)
 
     def folder(self, split: str, modality: str) -> Path:

@@ -12,7 +12,7 @@ from tokenizers_zoo.data.provenance import as_json, digest, read_entry, record_e
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
 from tokenizers_zoo.errors import DataError, ZooError
-from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
+from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
     RunResult,
@@ -142,9 +142,8 @@ def _derive_modality(
             jobs.append(job)
     result.outcomes.append(outcome)
     with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:
-        for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers):
+        for written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance):
             outcome.add(written, failures)
-            advance(len(job.samples))
     store.forget(split, handle.name)
 
 
@@ -173,13 +172,14 @@ def _is_complete(job: DeriveShard) -> bool:
     return done == {key for key, _ in job.samples}
 
 
-def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str, str]]:
+def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, dict[str, str]]:
     """Derive and write one shard; returns the number of samples written, and the failures (key to reason)."""
     handle = zoo[job.modality]
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     failures: dict[str, str] = {}
     with disk_errors(job.path.parent), writing_shard(job.path) as writer:
         for key, members in job.samples:
+            tick()
             try:
                 sample = {name: read_value(inputs[name], member) for name, member in members.items()}
                 value = handle.transform(handle.derive(sample), WHOLE)
@@ -189,4 +189,4 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str
         write_failures(job.path, failures)
         if failures and not writer.count:
             writer.discard()
-    return job, writer.count, failures
+    return writer.count, failures

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,27 +28,48 @@ Result = TypeVar("Result")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _worker_zoo: Any = None
+_tick: Callable[[], None] = lambda: None  # noqa: E731  (replaced in workers and by run_jobs)
+
+
+def tick() -> None:
+    """Tell the progress bar of `run_jobs`, from inside a job, that one more sample is done."""
+    _tick()
 
 
 def run_jobs(
-    zoo: Zoo, function: Callable[[Zoo, Job], Result], jobs: Sequence[Job], workers: int | None = None
+    zoo: Zoo,
+    function: Callable[[Zoo, Job], Result],
+    jobs: Sequence[Job],
+    workers: int | None,
+    advance: Callable[[int], None],
 ) -> Iterator[Result]:
     """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
 
     `workers` None means one per core. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
-    threads are never copied. The first error stops the rest; what other jobs have finished is kept.
+    threads are never copied. The first error stops the rest; what other jobs have finished is kept. `advance` is called
+    with the number of samples that the jobs have ticked off since.
     """
+    global _tick
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
+        _tick = lambda: advance(1)  # noqa: E731
         for job in jobs:
             yield function(zoo, job)
         return
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, context, _start_worker, (zoo.tables, zoo.path)) as pool:
-        futures: list[Future[Result]] = [pool.submit(_run, function, job) for job in jobs]
+    done = context.Value("Q", 0)
+    setup = (zoo.tables, zoo.path, done)
+    with _one_thread_each(), ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
+        running: set[Future[Result]] = {pool.submit(_run, function, job) for job in jobs}
+        shown = 0
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            while running:
+                finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+                now = done.value
+                advance(now - shown)
+                shown = now
+                for future in finished:
+                    yield future.result()
         except BrokenProcessPool:
             raise ZooError(
                 "a worker process died, perhaps for lack of memory; run the same command again to go on, with fewer "
@@ -58,11 +79,15 @@ def run_jobs(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(tables: Mapping[str, Any], path: Path | None) -> None:
+def _start_worker(tables: Mapping[str, Any], path: Path | None, done: Any) -> None:
     from tokenizers_zoo.registry import Zoo
 
-    global _worker_zoo
-    _worker_zoo = Zoo.from_tables(tables, path)
+    def count() -> None:
+        with done.get_lock():
+            done.value += 1
+
+    global _worker_zoo, _tick
+    _worker_zoo, _tick = Zoo.from_tables(tables, path), count
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing what is half-written
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

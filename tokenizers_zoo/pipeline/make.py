@@ -24,7 +24,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import ShardWriter, disk_errors, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
-from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
+from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, remove_shards, write_failures
 
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ def make_data(
             jobs += plan.jobs(given, result)
         outcomes = {(outcome.split, outcome.modality): outcome for outcome in result.outcomes}
         with progress_bar(f"make {source_name}", sum(job.stop - job.start for job in jobs)) as advance:
-            for job, counts in run_jobs(zoo, make_shard, jobs, workers):
+            for job, counts in run_jobs(zoo, make_shard, jobs, workers, advance):
                 for modality, (written, failures) in counts.items():
                     outcomes[job.split, modality].add(written, failures)
-                advance(job.stop - job.start)
     return result.check()
 
 
@@ -224,6 +223,7 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     with disk_errors(job.root), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.path(name))) for name in handles}
         for index in range(job.start, job.stop):
+            tick()
             try:
                 key, values = samples[index]
             except ZooError as error:

@@ -29,15 +29,16 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """Latents of `dim` numbers to tokens and codes.
 
-    Everything runs in float32, also under autocast: bfloat16 latents near a border would otherwise change their token. In
-    eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly.
+    Everything runs in float32, also under autocast: bfloat16 latents near a border would otherwise change their token.
+    In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly.
+    The weights do not say all: keep `config` beside them (the levels of fsq are in no tensor).
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
         self.dim = dim
-        self.adapter = ADAPTERS[config.kind](config, dim)
+        self.adapter = ADAPTERS[config.kind](config)
         code_dim = self.adapter.code_dim
         self.project_in = nn.Linear(dim, code_dim) if code_dim != dim else nn.Identity()
         self.project_out = nn.Linear(code_dim, dim) if code_dim != dim else nn.Identity()
@@ -55,15 +56,17 @@ class Quantizer(nn.Module):
     def forward(self, latents: Float[Tensor, "batch n dim"]) -> Quantized:
         """Quantise; raises CheckpointError in eval mode where the codebook was never trained."""
         with torch.autocast(latents.device.type, enabled=False):
-            codes, tokens, loss = self.adapter.quantize(self.project_in(latents.float()))
-            if not self.training:
-                # Not the adapter's codes: straight-through sums round differently from a look-up.
-                return Quantized(self.decode(tokens), tokens, latents.new_zeros((), dtype=torch.float32))
-            return Quantized(self.project_out(codes), tokens, loss)
+            projected = self.project_in(latents.float())
+            if self.training:
+                codes, tokens, loss = self.adapter.quantize(projected)
+                return Quantized(self.project_out(codes), tokens, loss)
+            tokens = self.adapter.tokens(projected)
+            codes = self.project_out(self.adapter.lookup(tokens))
+            return Quantized(codes, tokens, codes.new_zeros(()))
 
     @torch.no_grad()
     def encode(self, latents: Float[Tensor, "batch n dim"]) -> Int[Tensor, "batch n *codebooks"]:
-        """Token ids of latents, as eval mode gives them; no state changes."""
+        """Token ids of latents, as eval mode gives them whatever the mode; no state changes."""
         was_training = self.training
         self.eval()
         try:
@@ -73,7 +76,7 @@ class Quantizer(nn.Module):
 
     def decode(self, tokens: Int[Tensor, "batch n *codebooks"]) -> Float[Tensor, "batch n dim"]:
         """The codes of tokens. Raises InvalidValueError for an id outside [0, codebook_size)."""
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.codebook_size):
+        if tokens.numel() and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
             raise InvalidValueError(
                 f"tokens: expected ids in [0, {self.codebook_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )
@@ -82,5 +85,5 @@ class Quantizer(nn.Module):
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer of `config` for latents of `dim` numbers; build it after `init_process_group` where there are several."""
+    """The quantizer of `config` for latents of `dim` numbers; build it after `init_process_group` if there is one."""
     return Quantizer(config, dim)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class CodebookUsage:
     """Running counts over all tokens given to `update`.
 
-    With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and the figures are means over them.
+    With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and figures are their means.
     """
 
     def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:

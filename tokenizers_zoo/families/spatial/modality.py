@@ -46,6 +46,7 @@ class SpatialModality(ImageValues):
         """The model that these settings ask for."""
         return SpatialModelConfig(
             channels=len(self.class_names(options)) if self.kind == "classes" else self.channels,
+            classes=self.kind == "classes",
             patch_size=options.patch_size,
             latent_dim=options.tokenizer.latent_dim,
             quantizer=options.tokenizer.quantizer_config(),

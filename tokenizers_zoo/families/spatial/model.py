@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -30,12 +29,18 @@ if TYPE_CHECKING:
 
 STATISTICS_SAMPLES = 256
 """Training values from which mean, deviation and class frequencies are computed."""
+CLASS_CHANNELS = 8
+"""Numbers per pixel that class ids are embedded in."""
 CHUNK_PIXELS = {"cpu": 16 * 64 * 64, "cuda": 256 * 64 * 64}
 """Pixels that go through the model at once, per device; see `SpatialTokenizer`."""
 
 
 class SpatialVQ(nn.Module):
-    """Encoder, quantizer and decoder over (batch, channels, height, width), with the channels' mean and deviation."""
+    """Encoder, quantizer and decoder, with the channels' mean and deviation, or an embedding of the classes.
+
+    Inputs are (batch, channels, height, width), or class ids (batch, height, width); outputs are standardised channels, or a
+    logit per class.
+    """
 
     mean: Tensor
     std: Tensor
@@ -43,34 +48,40 @@ class SpatialVQ(nn.Module):
     def __init__(self, config: SpatialModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config.blocks, config.channels, config.latent_dim, config.patch_size)
-        self.spread = nn.BatchNorm2d(config.latent_dim, affine=False)
+        channels = CLASS_CHANNELS if config.classes else config.channels
+        if config.classes:
+            self.embedding = nn.Embedding(config.channels, CLASS_CHANNELS)
+        self.encoder = build_encoder(config.blocks, channels, config.latent_dim, config.patch_size)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
         self.decoder = build_decoder(config.blocks, config.latent_dim, config.channels, config.patch_size)
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
         self.register_buffer("std", torch.ones(config.channels, 1, 1))
 
-    def forward(
-        self, inputs: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, ""]]:
-        """Reconstruction of standardised inputs, and the quantizer's loss."""
-        latents = self.spread(self.encoder(inputs))
+    def forward(self, inputs: Tensor) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, ""]]:
+        """Outputs after the quantizer, and its loss."""
+        latents = self.latents(inputs)
         quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
         codes = rearrange(quantized.codes, "b (h w) d -> b d h w", h=latents.shape[2])
         return self.decoder(codes), quantized.loss
 
-    def standardise(self, inputs: Tensor) -> Tensor:
+    def standardise(self, inputs: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Inputs at mean 0 and deviation 1."""
         return (inputs - self.mean) / self.std
 
-    def encode(self, inputs: Float[Tensor, "batch channels height width"]) -> Int[Tensor, "batch h w"]:
-        """Tokens of inputs that are not standardised yet."""
-        latents = self.spread(self.encoder(self.standardise(inputs)))
+    def latents(self, inputs: Tensor) -> Float[Tensor, "batch dim h w"]:
+        """What the encoder makes of inputs."""
+        if self.config.classes:
+            return self.encoder(rearrange(self.embedding(inputs), "b h w c -> b c h w"))
+        return self.encoder(self.standardise(inputs))
+
+    def encode(self, inputs: Tensor) -> Int[Tensor, "batch h w"]:
+        """Tokens of inputs."""
+        latents = self.latents(inputs)
         tokens = self.quantizer.encode(rearrange(latents, "b d h w -> b (h w) d"))
         return rearrange(tokens, "b (h w) -> b h w", h=latents.shape[2])
 
     def decode(self, tokens: Int[Tensor, "batch h w"]) -> Float[Tensor, "batch channels height width"]:
-        """Outputs of tokens; the caller undoes `standardise` where the values are continuous."""
+        """Outputs of tokens."""
         codes = self.quantizer.decode(rearrange(tokens, "b h w -> b (h w)"))
         return self.decoder(rearrange(codes, "b (h w) d -> b d h w", h=tokens.shape[1]))
 
@@ -121,7 +132,7 @@ class SpatialTokenizer:
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch h w"]:
         """Tokens int64 on the device of `values`. Raises InvalidValueError for a size that the patch does not divide."""
-        return self._chunks(values, lambda chunk: self.module.encode(self._inputs(chunk)), values[0].numel())
+        return self._chunks(values, lambda chunk: self.module.encode(model_inputs(self.modality, chunk)), values[0].numel())
 
     def decode(self, tokens: Int[Tensor, "batch h w"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
@@ -136,9 +147,6 @@ class SpatialTokenizer:
             return (outputs > 0).float()
         return self.modality.from_model(outputs * self.module.std + self.module.mean)
 
-    def _inputs(self, values: Tensor) -> Tensor:
-        return model_inputs(self.modality, values, self.module.config.channels)
-
     @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Any, pixels: int) -> Tensor:
         if not len(batch):
@@ -151,13 +159,9 @@ class SpatialTokenizer:
         return torch.cat(results).clone()
 
 
-def model_inputs(
-    modality: SpatialModality, values: Tensor, channels: int
-) -> Float[Tensor, "batch channels height width"]:
-    """What a model is given for values, not yet standardised: a channel per class, or what `to_model` gives."""
-    if modality.kind == "classes":
-        return rearrange(F.one_hot(values, channels), "b h w c -> b c h w").float()
-    return modality.to_model(values.float())
+def model_inputs(modality: SpatialModality, values: Tensor) -> Tensor:
+    """What a model is given for values: class ids as they are, or what `to_model` gives."""
+    return values if modality.kind == "classes" else modality.to_model(values.float())
 
 
 class SpatialTask:
@@ -201,9 +205,9 @@ class SpatialTask:
     def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         """Reconstruction loss plus the quantizer's."""
         assert isinstance(module, SpatialVQ)
-        inputs = module.standardise(model_inputs(self.modality, batch, module.config.channels))
+        inputs = model_inputs(self.modality, batch)
         outputs, quantizer_loss = module(inputs)
-        target = batch if self.modality.kind == "classes" else inputs
+        target = inputs if module.config.classes else module.standardise(inputs)
         weights = None if self.weights is None else self.weights.to(batch.device)
         reconstruction = RECONSTRUCTION_LOSSES[self.loss_name](outputs.float(), target, weights)
         return {

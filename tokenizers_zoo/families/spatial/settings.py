@@ -131,7 +131,9 @@ class SpatialModelConfig:
     """What a spatial tokenizer's weights are of; saved beside them, and checked when they are loaded."""
 
     channels: int
-    """Channels of what the encoder is given and the decoder gives."""
+    """Channels of what the decoder gives: those of the values, or one per class."""
+    classes: bool
+    """Whether values are class ids."""
     patch_size: int
     latent_dim: int
     quantizer: QuantizerConfig

@@ -60,8 +60,8 @@ def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
     starts = np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
     present = ordered[starts].tolist()
     counts = np.diff(np.append(starts, flat.size)).tolist()
-    rows = order // width
-    columns = order - rows * width
+    rows = (order // width).astype(np.int32)
+    columns = order.astype(np.int32) - rows * width
     edges = [
         np.minimum.reduceat(columns, starts),
         np.minimum.reduceat(rows, starts),

@@ -47,6 +47,14 @@ _BONES: dict[str, tuple[str | None, Vector]] = {
 }
 JOINTS = tuple(_BONES)
 PARENTS = tuple(-1 if parent is None else JOINTS.index(parent) for parent, _ in _BONES.values())
+_DEPTHS = [0] * len(JOINTS)
+for _joint, _parent in enumerate(PARENTS[1:], 1):
+    _DEPTHS[_joint] = _DEPTHS[_parent] + 1
+# joints and their parents, by distance from the pelvis
+_GENERATIONS = [
+    (np.flatnonzero(np.array(_DEPTHS) == depth), np.array(PARENTS)[np.array(_DEPTHS) == depth])
+    for depth in range(1, max(_DEPTHS) + 1)
+]
 OFFSETS = np.array([offset for _, offset in _BONES.values()])
 STANDING_HEIGHT = 1.70
 
@@ -113,14 +121,14 @@ def axis_angle(matrix: Array) -> Array:
 def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
     """Forward kinematics: axis-angle (24, 3) to joints (24, 3) in person axes, the pelvis at the origin."""
     local = rotation_matrices(rotations)
-    turns = [local[0]]
-    places = [np.zeros(3)]
-    offsets = OFFSETS * scale
-    for joint in range(1, len(JOINTS)):
-        parent = PARENTS[joint]
-        turns.append(turns[parent] @ local[joint])
-        places.append(places[parent] + turns[parent] @ offsets[joint])
-    return np.array(places)
+    turns = local.copy()
+    places = np.zeros((len(JOINTS), 3))
+    offsets = (OFFSETS * scale)[:, :, None]
+    for joints, parents in _GENERATIONS:
+        frames = turns[parents]
+        turns[joints] = frames @ local[joints]
+        places[joints] = places[parents] + (frames @ offsets[joints])[:, :, 0]
+    return places
 
 
 _STAND: dict[str, tuple[float, float, float]] = {

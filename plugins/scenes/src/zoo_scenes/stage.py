@@ -66,7 +66,7 @@ def _compile(slots: int, loose: int) -> tuple[Any, Any]:
     for _ in range(loose):
         body = spec.worldbody.add_body()
         body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
-        body.add_geom(type=box, size=[1, 1, 1], mass=_MASS, friction=[0.9, 0.01, 0.002], condim=6)
+        body.add_geom(type=box, size=[1, 1, 1], mass=_MASS, friction=[0.9, 0.01, 0.002])
     model = spec.compile()
     model.body_bvhadr[:] = -1
     return model, mujoco.MjData(model)
@@ -156,10 +156,11 @@ class Stage:
         wholly outside one of them is missed. A plane is missed by rays that lead away from it.
         """
         axis = rays[:, 0] + rays[:, -1]
-        side = np.stack([-axis[:, 1], axis[:, 0], np.zeros(len(axis))], 1)
-        side[:, 0] += 1e-6 * (np.abs(side[:, :2]).sum(1) < 1e-6)
-        up = np.cross(side, axis)
-        ahead, along, across = (np.stack([axis, side, up], 1) @ rays.transpose(0, 2, 1)).transpose(1, 0, 2)
+        x, y, z = axis.T
+        x = x + 1e-6 * (np.abs(x) + np.abs(y) < 1e-6)  # any side will do for a bundle straight up or down
+        side = np.stack([-y, x, np.zeros_like(x)], axis=1)
+        up = np.stack([x * z, y * z, -x * x - y * y], axis=1)
+        ahead, along, across = (np.stack([axis, side, up], axis=1) @ rays.transpose(0, 2, 1)).swapaxes(0, 1)
         along, across = along / ahead, across / ahead
         planes = np.stack(
             [
@@ -268,6 +269,8 @@ def _settle(model: Any, data: Any, loose: list[Thing]) -> None:
     """Let the loose things fall for STEPS * STEP_SECONDS, and note where they are then."""
     import mujoco
 
+    # only what rolls needs rolling friction
+    model.geom_condim[-len(loose) :] = [3 if thing.parts[0].shape == BOX else 6 for thing in loose]
     model.body_inertia[1:] = [_inertia(thing.parts[0]) for thing in loose]
     model.qpos0[:] = np.ravel([thing.at + thing.turn for thing in loose])
     mujoco.mj_setConst(model, data)

@@ -1,0 +1,31 @@
+"""Run by torchrun or alone in the tests: trains on a store to a number of steps, and stops there as if killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from backbone_samples import SMALL, TRAINING, all_layouts
+
+from backbone import distributed
+from backbone.train import train
+
+
+def main(folder: str, tokens: str, stop_after: str) -> None:
+    """Train; where the state after `stop_after` steps is written, end at once."""
+    torch.set_num_threads(1)
+    save = distributed.TrainingState.save
+
+    def save_and_die(state: distributed.TrainingState, step: int, seconds: float) -> None:
+        save(state, step, seconds)
+        if step == int(stop_after):
+            os._exit(0)
+
+    distributed.TrainingState.save = save_and_die  # type: ignore[method-assign]
+    train(Path(folder), Path(tokens), all_layouts(), SMALL, TRAINING)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,35 @@
+"""The zoo of the example plugin alone, its values, and a tokenizer for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TrainingSamples
+
+EVERYTHING_ELSE = tuple(Zoo.installed().names())
+
+
+def only(modalities: Mapping[str, Any] | None = None, **tables: Any) -> Zoo:
+    """A zoo in which everything that is really installed is disabled."""
+    off = {name: {"enabled": False} for name in EVERYTHING_ELSE}
+    return Zoo.from_tables({"modalities": {**off, **(modalities or {})}, **tables})
+
+
+def values(count: int = 3, side: int = 16) -> list[np.ndarray]:
+    return [np.random.default_rng(i).random((1, side, side), dtype=np.float32) for i in range(count)]
+
+
+def trained(zoo: Zoo, name: str, folder: Path, **overrides: Any) -> Path:
+    samples = TrainingSamples(train=values(), test=values())
+    return zoo[name].train_tokenizer(samples, folder, seed=0, **overrides)
+
+
+def write_registry(path: Path, text: str) -> Path:
+    """A registry.toml of `text`, in which everything that is really installed is disabled."""
+    path.write_text(text + "".join(f"\n[modalities.{name}]\nenabled = false\n" for name in EVERYTHING_ELSE))
+    return path

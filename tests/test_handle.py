@@ -1,0 +1,283 @@
+"""A modality's handle: its tokenizer and checkpoint, what it refuses at the border, and the defaults of its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from examples import only, trained, values, write_registry
+
+from tokenizers_zoo import Zoo, defaults
+from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InvalidValueError,
+    PluginError,
+)
+from tokenizers_zoo.modality import Crop, ValueSpec
+
+Install = Callable[..., Path]
+# ---------------------------------------------------------------- tokenizers and checkpoints
+
+
+def test_checkpoints_are_relative_to_the_registry(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    text = "[zoo]\ncheckpoints = 'codecs'\n[modalities.a_map]\ncheckpoint = 'mine/a'\n"
+    text += "[modalities.b_map]\nplugin = 'a_map'\n"
+    zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
+    assert zoo["a_map"].checkpoint == tmp_path / "mine/a"
+    assert zoo["b_map"].checkpoint == tmp_path / "codecs/b_map"
+    assert not zoo["b_map"].has_tokenizer
+    with pytest.raises(CheckpointError, match=r"b_map: no tokenizer at .*codecs/b_map; train one there, or set"):
+        _ = zoo["b_map"].tokenizer
+
+
+def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
+    path = trained(zoo, "a_map", tmp_path / "a")
+    handle = zoo["a_map"]
+    assert handle.has_tokenizer and handle.fingerprint == fingerprint(path)
+    tokens = handle.encode(values())
+    assert tuple(tokens.shape) == (3, 4, 4) and not tokens.is_inference()
+    expected = np.stack(values()).reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
+    np.testing.assert_array_equal(tokens.numpy(), np.round(expected * 15).astype(np.int64))
+    decoded = handle.decode(tokens)
+    assert len(decoded) == 3 and decoded[0].shape == (1, 16, 16) and decoded[0].dtype == np.float32
+    np.testing.assert_allclose(decoded[1][0, ::4, ::4], tokens[1].numpy() / 15, rtol=1e-6)
+    import torch
+
+    assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
+    assert torch.equal(handle.encode(np.stack(values())), tokens)
+    assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+
+
+def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    pinned = "0" * 64
+    text = f"[modalities.a_map]\ncheckpoint = 'a'\nsha256 = '{pinned}'\n"
+    zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
+    found = fingerprint(trained(zoo, "a_map", tmp_path / "a"))
+    with pytest.raises(CheckpointError) as caught:
+        zoo["a_map"].encode(values())
+    message = str(caught.value)
+    assert pinned in message and found in message and "registry.toml:3 [modalities.a_map] sha256" in message
+    write_registry(tmp_path / "registry.toml", text.replace(pinned, found))
+    assert Zoo.from_toml(tmp_path / "registry.toml")["a_map"].encode(values()).shape == (3, 4, 4)
+
+
+def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
+    install_example: Install, tmp_path: Path
+) -> None:
+    shared = {"vocab_size=config.levels": 'vocab_size=16, vocabulary="levels"'}
+    install_example("one", shared)
+    install_example("two", shared)
+    zoo = only(zoo={"checkpoints": str(tmp_path)})
+    trained(zoo, "one", zoo["one"].checkpoint)
+    before = zoo["two"].fingerprint
+    assert len(zoo["two"].tokenizer) == 16
+    zoo2 = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
+    assert len(zoo2["two"].tokenizer) == 16
+    trained(zoo2, "one", zoo2["one"].checkpoint)
+    assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
+
+
+def test_a_hub_id_is_no_folder_that_is_missing(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
+    assert hub.has_tokenizer
+    for local in ("runs/a", "some/where/a", "./a", str(tmp_path / "a")):
+        assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
+
+
+def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    with pytest.raises(ConfigError, match="tokenizer: unknown key"):
+        trained(only(), "a_map", tmp_path / "a", steps=3)
+
+
+def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
+    with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
+        trained(only(), "a_map", tmp_path / "a")
+
+
+# ---------------------------------------------------------------- checks at the border
+
+
+@pytest.fixture
+def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
+    """A trained handle of an example plugin with changes."""
+
+    def make(changes: Mapping[str, str] | None = None) -> Any:
+        install_example("a_map", changes)
+        zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
+        trained(zoo, "a_map", tmp_path / "a")
+        return zoo["a_map"]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            np.full((1, 16, 16), 255, np.uint8),
+            r"a_map: expected float32 \(1, 16, 16\) brightness in \[0, 1\], got uint8 \(1, 16, 16\) 255..255; convert",
+        ),
+        (np.zeros((16, 16), np.float32), r"got float32 \(16, 16\) 0..0; the shape is not \(1, 16, 16\)"),
+        (np.zeros((1, 8, 8), np.float32), r"the shape is not \(1, 16, 16\)"),
+        (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite"),
+        (np.full((1, 16, 16), 2, np.float32), r"numbers lie outside the range"),
+        (np.full((1, 16, 16), -0.001, np.float32), r"numbers lie outside the range"),
+        ("text", r"got str 'text'; give a numpy array"),
+        (None, r"got NoneType None; give a numpy array"),
+    ],
+)
+def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., Any]) -> None:
+    handle = ready()
+    with pytest.raises(InvalidValueError, match=message):
+        handle.check(value)
+    with pytest.raises(InvalidValueError, match=message):
+        handle.encode([values()[0], value])
+
+
+def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready()
+    for batch in ([], "text", {}, None, torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.zeros(0, 1, 16, 16)):
+        with pytest.raises(InvalidValueError, match="a_map: expected"):
+            handle.encode(batch)
+    with pytest.raises(InvalidValueError, match="finite"):
+        handle.encode(torch.full((2, 1, 16, 16), torch.nan))
+
+
+def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready()
+    good = torch.zeros(2, 4, 4, dtype=torch.int64)
+    expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 16\), got"
+    for bad in (good + 16, good - 1, good.int(), good.float(), good[0], good[:, :3], good[:0], "tokens", [good[0], 3]):
+        with pytest.raises(InvalidValueError, match=expected):
+            handle.decode(bad)
+    assert len(handle.decode([good[0], good[1]])) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* gave int32 \(3, 4, 4\)"),
+        (".round().long()", ".round().long() + 99", r"gave int64 \(3, 4, 4\) .*ids lie outside the vocabulary"),
+        (".round().long()", ".round().long()[:, :2]", r"gave int64 \(3, 2, 4\).* declares int64 \(batch, 4, 4\) in"),
+        (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
+        ("means = reduce(", "means = reduse(", r"encode .* failed: NameError: name 'reduse' is not defined \(.*zoo_a"),
+        ("return (means", "return None and (means", r"encode .* gave None"),
+        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
+        ("p=4, q=4)\n\n    @hookimpl\n    def tr", "p=4, q=2)\n\n    @hookimpl\n    def tr", r"decode .* \(1, 16, 8\)"),
+        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* gave 2 values for 3 samples"),
+    ],
+)
+def test_what_a_plugin_gives_is_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
+    import torch
+
+    handle = ready({old: new})
+    with pytest.raises(PluginError, match=message):
+        handle.encode(values())
+        handle.decode(torch.full((3, 4, 4), 12))
+
+
+def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
+    handle = ready(
+        {
+            "np.ascontiguousarray(picked": "np.float64(picked",
+            '{"mae": float(': '{"rmse": float(',
+            "return Image.fromarray(": "return np.asarray(",
+        }
+    )
+    with pytest.raises(
+        PluginError, match=r"transform of plugin 'a_map' of zoo-a_map 1.0 .* gave float64 \(1, 16, 16\)"
+    ):
+        handle.transform(values()[0], Crop())
+    with pytest.raises(PluginError, match=r"score .* gave dict \{'rmse': .*\}, its spec declares mae"):
+        handle.score(values(), values())
+    with pytest.raises(PluginError, match=r"render .* gave uint8 .*, expected a PIL image or a str"):
+        handle.render(values()[0])
+    with pytest.raises(DataError, match="a_map: is not derived from other modalities"):
+        handle.derive({})
+
+
+def test_transform_takes_any_size_and_gives_the_declared_one(ready: Callable[..., Any]) -> None:
+    handle = ready()
+    assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
+    with pytest.raises(InvalidValueError, match="shape is not"):
+        handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
+
+
+# ---------------------------------------------------------------- defaults of optional hooks
+
+
+def test_defaults(ready: Callable[..., Any]) -> None:
+    handle = ready()
+    value = values()[0]
+    data, extension = handle.write(value)
+    assert extension == "npy"
+    np.testing.assert_array_equal(handle.read(data, ".NPY"), value)
+    with pytest.raises(InvalidValueError, match=r"a_map: expected a .npy file, got .png"):
+        handle.read(data, "png")
+    for damaged in (b"", b"garbage", data[:-7]):
+        with pytest.raises(InvalidValueError, match=r"a_map: damaged .npy file"):
+            handle.read(damaged, "npy")
+    assert handle.vocabulary_tokens() == () and handle.vocabulary_texts([value]) == ()
+    levels = [np.full((1, 16, 16), level, np.float32) for level in (0, 0.4, 0.5, 0.9, 1)]
+    assert handle.constant_answer(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
+    with pytest.raises(InvalidValueError, match="as many predictions as targets"):
+        handle.score(levels, levels[:2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "data", "extension"),
+    [
+        ("text", "ein Bär\n", "ein Bär\n".encode(), "txt"),
+        ("object", {"a": [1, 2.5, None, "ü"]}, '{"a": [1, 2.5, null, "ü"]}'.encode(), "json"),
+    ],
+)
+def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, extension: str) -> None:
+    spec = ValueSpec(kind=kind)
+    assert defaults.write_value(spec, value) == (data, extension)
+    assert defaults.read_value(spec, data, extension) == value
+    with pytest.raises(InvalidValueError, match=f"damaged .{extension} file"):
+        defaults.read_value(spec, b"\xff", extension)
+    assert isinstance(defaults.render(spec, value), str)
+    assert defaults.score([value, value], [value, "other"]) == {"exact": 0.5}
+
+
+def test_default_score_render_and_metric(install_example: Install) -> None:
+    install_example(
+        "plain",
+        {
+            'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()",
+            "    @hookimpl\n    def score(": "    def _score(",
+            "    @hookimpl\n    def render(": "    def _render(",
+        },
+    )
+    handle = only()["plain"]
+    assert [metric.name for metric in handle.spec.metrics] == ["exact"]
+    first, second = values(2)
+    assert handle.score([first, first], [first, second]) == {"exact": 0.5}
+    assert handle.render(np.zeros((1, 16, 16), np.float32)) == "float32 (1, 16, 16) 0..0"
+
+
+def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(ready: Callable[..., Any]) -> None:
+    reader = "    @hookimpl\n    def read_value(self, data):\n        return [][1]\n\n    @hookimpl\n    def score("
+    handle = ready({"    @hookimpl\n    def score(": reader})
+    with pytest.raises(
+        InvalidValueError, match=r"a_map: cannot be read from .npy: IndexError: list index out of range"
+    ):
+        handle.read(b"", "npy")

@@ -1,0 +1,429 @@
+"""FourM against a slow twin, its masks, its losses, its positions, and that neighbours do not change an outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from backbone_samples import SMALL, all_layouts, packed_batch, raw_batch, sequence, spec
+from torch import Tensor
+
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
+from backbone.masking import Masker
+from backbone.model import FourM, sincos_grid, uniform_loss
+from backbone.tables import Tables
+from backbone.transformer import FusedLinear, KeyValueCache
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, SequenceLayout
+
+CONFIGS = {
+    "default": SMALL,
+    "other": ModelConfig(
+        dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True
+    ),
+}
+
+
+def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, seed: int = 0) -> FourM:
+    """In float64, and with norms and biases that are not ones and zeros."""
+    model = FourM.seeded(config, specs, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+class SlowTwin:
+    """4M written the long way: one sample, every position of every modality embedded, separate matrices and logits."""
+
+    def __init__(self, model: FourM) -> None:
+        self.model, self.config, self.tables = model, model.config, model.tables
+        self.state = dict(model.state_dict())
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        normed = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+        bias = self.state.get(f"{name}.bias")
+        return normed * self.state[f"{name}.weight"] + (0 if bias is None else bias)
+
+    def linear(self, x: Tensor, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        weight = self.state[f"{name}.weight"].chunk(parts)[part]
+        bias = self.state.get(f"{name}.bias")
+        return x @ weight.T + (0 if bias is None else bias.chunk(parts)[part])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, name: str) -> Tensor:
+        size = self.config.dim // self.config.heads
+        outputs = []
+        for head in range(self.config.heads):
+            columns = slice(head * size, (head + 1) * size)
+            q, k, v = query[:, columns], key[:, columns], value[:, columns]
+            if self.config.qk_norm:
+                q, k = self.norm(q, f"{name}.query_norm"), self.norm(k, f"{name}.key_norm")
+            scores = (q @ k.T / math.sqrt(size)).masked_fill(~allowed, -math.inf)
+            outputs.append(scores.softmax(dim=-1).nan_to_num(0.0) @ v)
+        return self.linear(torch.cat(outputs, dim=1), f"{name}.out")
+
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        activation = F.silu if self.config.activation == "silu" else F.gelu
+        if self.config.gated_mlp:
+            hidden = activation(self.linear(x, f"{name}.up", 0, 2)) * self.linear(x, f"{name}.up", 1, 2)
+        else:
+            hidden = activation(self.linear(x, f"{name}.up"))
+        return self.linear(hidden, f"{name}.down")
+
+    def place(self, name: str, position: int) -> Tensor:
+        """The embedding of a modality's position, from formulas, and of the modality."""
+        layout, dim = self.tables.spec(name).layout, self.config.dim
+        if f"learned_positions.{name}" in self.state:
+            embedded = self.state[f"learned_positions.{name}"][position]
+        else:
+            shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
+            where = np.unravel_index(position, shape) if len(shape) > 1 or shape != (1,) else (position,)
+            share = dim // len(shape) // 2
+            parts: list[float] = []
+            for index in where:
+                angles = [int(index) / 10000 ** (i / share) for i in range(share)]
+                parts += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
+        return embedded + self.state["modality_embedding.weight"][self.tables.index(name)]
+
+    def token(self, name: str, local_id: int) -> Tensor:
+        return self.state["token_embedding.weight"][self.tables.token_rows(name).start + local_id]
+
+    def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
+        """Cross-entropy of each target of a sample, by modality."""
+        content, places, used = self.all_inputs(batch.inputs, sample)
+        x = content + places
+        for layer in range(self.config.encoder_depth):
+            name = f"encoder.{layer}"
+            y = self.norm(x, f"{name}.attention_norm")
+            q, k, v = (self.linear(y, f"{name}.attention.qkv", part, 3) for part in range(3))
+            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{name}.attention")
+            x = x + self.mlp(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp")
+        context = self.linear(self.norm(x, "encoder_norm"), "context_projection") + places
+        targets = batch.targets
+        losses: dict[str, list[Tensor]] = {}
+        # Each modality's targets are a world of their own: nothing but the context connects them.
+        for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
+            name = self.tables.names[kind]
+            here = targets.mask[sample] & (targets.modalities[sample] == kind)
+            losses[name] = self.modality(name, targets, sample, here, context, used)
+        return losses
+
+    def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+        content, places, used = [], [], []
+        for item in self.tables.specs:
+            first = self.tables.positions[item.name].start
+            slots = {}
+            for slot in range(inputs.ids.shape[1]):
+                if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.tables.index(item.name):
+                    slots[int(inputs.positions[sample, slot]) - first] = slot
+            for position in range(self.tables.positions[item.name].count):
+                slot = slots.get(position)
+                used.append(slot is not None)
+                places.append(self.place(item.name, position))
+                if item.continuous:
+                    content.append(self.vector(inputs, item.name, sample, slot))
+                else:
+                    rows = self.tables.token_rows(item.name)
+                    content.append(
+                        self.token(item.name, 0 if slot is None else int(inputs.ids[sample, slot]) - rows.start)
+                    )
+        return torch.stack(content), torch.stack(places), torch.tensor(used)
+
+    def vector(self, inputs: PackedInputs, name: str, sample: int, slot: int | None) -> Tensor:
+        layout = self.tables.spec(name).layout
+        assert isinstance(layout, PatchesLayout | EmbeddingsLayout)
+        value = torch.zeros(layout.dim, dtype=torch.float64)
+        if slot is not None:
+            index, vectors = inputs.vectors[name]
+            value = vectors[(index == sample * inputs.ids.shape[1] + slot).nonzero()[0, 0]].double()
+        return self.linear(value, f"projections.{name}")
+
+    def modality(
+        self, name: str, targets: PackedTargets, sample: int, here: Tensor, context: Tensor, used: Tensor
+    ) -> list[Tensor]:
+        start = self.tables.token_rows(name).start
+        reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
+        positions = (targets.positions[sample][here] - self.tables.positions[name].start).tolist()
+        mask_token = self.state["mask_embedding.weight"][self.tables.index(name)]
+        content = [mask_token if read < 0 else self.token(name, read - start) for read in reads]
+        x = torch.stack([c + self.place(name, p) for c, p in zip(content, positions, strict=True)])
+        allowed = torch.ones(len(x), len(x), dtype=torch.bool)
+        if isinstance(self.tables.spec(name).layout, SequenceLayout):
+            allowed = allowed.tril()
+        for layer in range(self.config.decoder_depth):
+            block = f"decoder.{layer}"
+            y = self.norm(x, f"{block}.self_norm")
+            q, k, v = (self.linear(y, f"{block}.self_attention.qkv", part, 3) for part in range(3))
+            x = x + self.attend(q, k, v, allowed, f"{block}.self_attention")
+            q = self.linear(self.norm(x, f"{block}.query_norm"), f"{block}.cross_attention.q")
+            y = self.norm(context, f"{block}.context_norm")
+            k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
+            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{block}.cross_attention")
+            x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
+        output = self.state[f"output.{self.tables.spec(name).vocabulary}"]
+        log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)
+        return [-log_probabilities[place, token] for place, token in enumerate(wanted)]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
+    specs = all_layouts()
+    model = double_model(specs, config)
+    batch = packed_batch(specs, size=3, budget=20, seed=4, absent=0.3)
+    twin = SlowTwin(model)
+    by_modality: dict[str, list[Tensor]] = {}
+    for sample in range(3):
+        for name, losses in twin.losses(batch, sample).items():
+            by_modality.setdefault(name, []).extend(losses)
+    fast = model(batch, "modality")
+    means = [torch.stack(losses).mean() for losses in by_modality.values()]
+    torch.testing.assert_close(fast.loss, torch.stack(means).mean(), rtol=1e-7, atol=0)
+    everything = torch.stack([loss for losses in by_modality.values() for loss in losses])
+    torch.testing.assert_close(model(batch, "token").loss, everything.mean(), rtol=1e-7, atol=0)
+    measured = fast.per_modality(model.tables.names)
+    assert set(measured) == set(by_modality)
+    for name, losses in by_modality.items():
+        assert measured[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def one_sample(batch: PackedBatch, sample: int) -> PackedBatch:
+    """A sample of a batch without its unused slots."""
+    inputs, targets = batch.inputs, batch.targets
+    width, kept = inputs.ids.shape[1], slice(0, int(inputs.mask[sample].sum()))
+    vectors = {}
+    for name, (index, rows) in inputs.vectors.items():
+        here = index // width == sample
+        if here.any():
+            vectors[name] = (index[here] - sample * width, rows[here])
+    fields = ("ids", "positions", "modalities", "mask")
+    cut = {field: getattr(inputs, field)[sample : sample + 1, kept] for field in fields}
+    kept = slice(0, int(targets.mask[sample].sum()))
+    cut_targets = {field: getattr(targets, field)[sample : sample + 1, kept] for field in (*fields, "read")}
+    return PackedBatch(inputs=PackedInputs(**cut, vectors=vectors), targets=PackedTargets(**cut_targets))
+
+
+def test_a_sample_alone_is_a_sample_in_a_padded_batch() -> None:
+    specs = all_layouts()
+    config = MaskingConfig(input_budget=60, min_input=2, target_budget=60)
+    batch = Masker(Tables(specs), config)(raw_batch(specs, 6, 1, absent=0.5), seed=0, step=0)
+    assert not batch.inputs.mask.all() and not batch.targets.mask.all()
+    model = double_model(specs)
+    together = model.decode_targets(batch)
+    for sample in range(6):
+        single = one_sample(batch, sample)
+        if single.inputs.mask.numel():
+            alone = model.decode_targets(single)
+            torch.testing.assert_close(together[sample : sample + 1, : alone.shape[1]], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
+    specs = all_layouts()
+    model = double_model(specs)
+    batch = packed_batch(specs, size=2)
+    inputs = dataclasses.replace(batch.inputs, mask=batch.inputs.mask & torch.tensor([[True], [False]]))
+    losses = model(PackedBatch(inputs=inputs, targets=batch.targets))
+    assert torch.isfinite(losses.loss)
+    targets = dataclasses.replace(batch.targets, mask=torch.zeros_like(batch.targets.mask))
+    losses = model(PackedBatch(inputs=batch.inputs, targets=targets))
+    losses.loss.backward()
+    assert losses.loss == 0 and not losses.counts.any()
+
+
+def test_grouped_logits_are_the_full_ones() -> None:
+    specs = all_layouts()
+    model = double_model(specs)
+    batch = packed_batch(specs, size=4)
+    hidden = model.decode_targets(batch)
+    tables, targets = model.tables, batch.targets
+    # Rows of the output matrices in the order of the token table, so that ids are columns.
+    full = hidden @ torch.cat([model.output[name] for name in tables.vocabularies]).T
+    sums = torch.zeros(len(tables), dtype=torch.float64)
+    for sample, slot in targets.mask.nonzero().tolist():
+        kind = int(targets.modalities[sample, slot])
+        rows = tables.token_rows(tables.names[kind])
+        logits = full[sample, slot].clone()
+        logits[: rows.start] = -math.inf
+        logits[rows.start + rows.count :] = -math.inf
+        sums[kind] -= logits.log_softmax(dim=0)[targets.ids[sample, slot]]
+    torch.testing.assert_close(model(batch).sums, sums.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_both_losses_by_hand() -> None:
+    specs = [spec("left", GridLayout(shape=(2, 2)), 5), spec("right", GridLayout(shape=(2, 2)), 7)]
+    model = FourM.seeded(SMALL, specs, 0)
+    with torch.no_grad():
+        for table in model.output.values():
+            table.zero_()
+    batch = packed_batch(specs, size=1, budget=4)
+    modalities = torch.tensor([[0, 0, 0, 1]])
+    targets = dataclasses.replace(
+        batch.targets, modalities=modalities, ids=torch.tensor([[0, 1, 2, 6]]), mask=torch.ones(1, 4, dtype=torch.bool)
+    )
+    batch = PackedBatch(inputs=batch.inputs, targets=targets)
+    five, seven = math.log(5), math.log(7)
+    assert uniform_loss(5) == five
+    assert model(batch, "modality").loss.item() == pytest.approx((five + seven) / 2)
+    assert model(batch, "token").loss.item() == pytest.approx((3 * five + seven) / 4)
+    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": five, "right": seven})
+    assert model(batch).counts.tolist() == [3, 1]
+
+
+def test_parts_of_a_batch_add_up_to_the_whole() -> None:
+    specs = all_layouts()
+    raw = raw_batch(specs, 6, 3)
+    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24))
+    whole = masker(raw, seed=0, step=0)
+    halves = []
+    for first in (0, 3):
+        rows = slice(first, first + 3)
+        part = dataclasses.replace(
+            raw, tokens={name: array[rows] for name, array in raw.tokens.items()}, lengths=raw.lengths[rows],
+            present=raw.present[rows],
+        )  # fmt: skip
+        halves.append(masker(part, seed=0, step=0, first_slot=first))
+    model = double_model(specs)
+    for kind in ("modality", "token"):
+        expected = model(whole, kind)
+        parts = [model(half, kind, lambda _, counts=expected.counts: counts) for half in halves]
+        torch.testing.assert_close(sum(part.loss for part in parts), expected.loss, rtol=1e-6, atol=0)
+    parts[0].loss.backward()
+    assert all(parameter.grad is not None for parameter in model.sometimes_used())
+
+
+def targets_of(batch: PackedBatch, tables: Tables, name: str, sample: int) -> list[int]:
+    here = batch.targets.mask[sample] & (batch.targets.modalities[sample] == tables.index(name))
+    return here.nonzero().squeeze(1).tolist()
+
+
+def changed_read(batch: PackedBatch, sample: int, slot: int, row: int) -> PackedBatch:
+    read = batch.targets.read.clone()
+    read[sample, slot] = row
+    return PackedBatch(inputs=batch.inputs, targets=dataclasses.replace(batch.targets, read=read))
+
+
+def test_a_later_token_does_not_change_earlier_predictions() -> None:
+    specs = all_layouts()
+    model = double_model(specs)
+    batch = packed_batch(specs, size=6, budget=40, seed=1)
+    tables = model.tables
+    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, tables, "words", s)) > 4)
+    before = model.decode_targets(batch)[sample]
+    after = model.decode_targets(changed_read(batch, sample, slots[3], tables.token_rows("words").start + 7))[sample]
+    moved = (before - after).abs().amax(dim=1) > 0
+    used = batch.targets.mask[sample].nonzero().squeeze(1).tolist()
+    assert [slot for slot in used if moved[slot]] == slots[3:]
+
+
+def test_targets_of_a_grid_see_each_other_and_no_true_token() -> None:
+    specs = all_layouts()
+    model = double_model(specs)
+    batch = packed_batch(specs, size=6, budget=40, seed=1)
+    tables = model.tables
+    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, tables, "picture", s)) > 2)
+    before = model.decode_targets(batch)[sample]
+    ids = torch.where(batch.targets.read < 0, 0, batch.targets.ids)
+    hidden_ids = PackedBatch(inputs=batch.inputs, targets=dataclasses.replace(batch.targets, ids=ids))
+    assert torch.equal(model.decode_targets(hidden_ids)[sample], before)
+    after = model.decode_targets(changed_read(batch, sample, slots[-1], 3))[sample]
+    moved = (before - after).abs().amax(dim=1) > 0
+    assert [slot for slot in range(40) if batch.targets.mask[sample, slot] and moved[slot]] == slots
+
+
+def test_decoding_with_a_cache_is_decoding_at_once() -> None:
+    specs = [spec("picture", GridLayout(shape=(4, 4))), spec("words", sequence(20), 100)]
+    model = double_model(specs).eval()
+    batch = packed_batch(specs, size=3, budget=12)
+    context = model.context(batch.inputs)
+    start, length = model.tables.positions["words"].start, 9
+    read = model.tables.token_rows("words").start + torch.randint(0, 100, (3, length))
+    positions = torch.arange(start, start + length).expand(3, -1)
+    kinds = torch.full((3, length), model.tables.index("words"))
+    x = model.embed_targets(read, positions, kinds)
+    full = model.decode(x, context, torch.ones(length, length, dtype=torch.bool).tril())
+    caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
+    first = model.decode(x[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
+    steps = [model.decode(x[:, place : place + 1], context, None, caches) for place in range(4, length)]
+    torch.testing.assert_close(torch.cat([first, *steps], dim=1), full, rtol=1e-10, atol=1e-10)
+    chosen = model.decode(x[[2, 0]], context.select(torch.tensor([2, 0])), torch.ones(9, 9, dtype=torch.bool).tril())
+    torch.testing.assert_close(chosen, full[[2, 0]], rtol=1e-10, atol=1e-10)
+
+
+def test_positions_by_hand() -> None:
+    line = sincos_grid((3,), 4)
+    assert line[0].tolist() == [0, 0, 1, 1]
+    expected = [math.sin(2), math.sin(2 / 100), math.cos(2), math.cos(2 / 100)]
+    assert line[2].tolist() == pytest.approx(expected)
+    grid = sincos_grid((2, 3), 8)
+    row, column = [math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)], [0, 0, 1, 1]
+    assert grid[3].tolist() == pytest.approx(row + column)
+    assert grid[1].tolist() == pytest.approx(column + row)
+    # Three axes have a third each; channels that do not divide are zero.
+    cube = sincos_grid((2, 2, 2), 8)
+    assert cube.shape == (8, 8) and cube[7, :6].tolist() == pytest.approx([math.sin(1), math.cos(1)] * 3)
+    assert not cube[:, 6:].any()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("base", 198), ("large", 705), ("xlarge", 2819)])
+def test_parameters_of_the_presets(name: str, millions: int) -> None:
+    with torch.device("meta"):
+        model = FourM(preset(name), all_layouts())
+    assert round(model.transformer_parameters() / 1e6) == millions
+
+
+def test_presets_and_their_errors() -> None:
+    assert [(c.dim, c.encoder_depth, c.decoder_depth, c.heads) for c in list(PRESETS.values())[1:]] == [
+        (384, 6, 6, 6), (512, 8, 8, 8), (768, 12, 12, 12), (1024, 24, 24, 16), (2048, 24, 24, 32),
+    ]  # fmt: skip
+    with pytest.raises(UnknownNameError, match="small"):
+        preset("smal")
+    with pytest.raises(ValueError, match="multiple of 4"):
+        ModelConfig(dim=30, heads=5)
+
+
+def test_tables_place_each_modality_once() -> None:
+    specs = all_layouts()
+    tables = Tables(specs)
+    assert {name: (rows.start, rows.count) for name, rows in tables.vocabularies.items()} == {
+        "picture": (0, 50), "clip": (50, 40), "code": (90, 30), "text": (120, 100),
+    }  # fmt: skip
+    assert tables.positions["pixels"] == tables.positions["picture"]
+    assert tables.positions["words"].count == 42
+    grown = Tables([*specs, spec("more", GridLayout(shape=(2, 2)))])
+    assert all(grown.positions[name] == tables.positions[name] for name in tables.names)
+    assert all(grown.vocabularies[name] == rows for name, rows in tables.vocabularies.items())
+    with pytest.raises(ConfigError, match="text"):
+        Tables([*specs, spec("more", sequence(), 99, "text")])
+    with pytest.raises(ConfigError, match="each once"):
+        Tables([specs[0], specs[0]])
+
+
+def test_fused_layers_start_like_separate_ones() -> None:
+    torch.manual_seed(0)
+    model = FourM(ModelConfig(dim=64, encoder_depth=1, decoder_depth=1, heads=2), all_layouts())
+    fused = [module for module in model.modules() if isinstance(module, FusedLinear)]
+    assert len(fused) == 5
+    for layer in fused:
+        bound = math.sqrt(6 / (layer.in_features + layer.out_features / layer.parts))
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_seed_gives_the_weights_and_leaves_the_global_state() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, second = (FourM.seeded(SMALL, all_layouts(), 5) for _ in range(2))
+    assert torch.equal(torch.rand(4), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = FourM.seeded(SMALL, all_layouts(), 6)
+    assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)

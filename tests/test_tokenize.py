@@ -1,0 +1,243 @@
+"""Training samples, evaluation and token stores of toy tokenizers: killed, resumed, refused, cropped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_plugins import install_toy, make_toy, snapshot
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.pipeline import tokenize as tokenize_module
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.engines import read_ahead
+from tokenizers_zoo.pipeline.info import describe_tokens
+from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
+from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer, training_samples
+
+
+@pytest.fixture
+def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
+    """Makes zoos of the toy modalities."""
+    return install_toy(install, install_example, tmp_path)
+
+
+# ---------------------------------------------------------------------- tokenizers
+
+
+def trained(zoo: Zoo, data: Path, *names: str) -> None:
+    for name in names:
+        train_tokenizer(zoo, name, data)
+
+
+def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabulary(
+    toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo = toy({"modalities": {"more": {"plugin": "words"}}})
+    data = tmp_path / "data"
+    make_toy(zoo, data)
+    with writing_shard(data / "train/field/zz.tar") as writer:
+        writer.add("broken", b"no", "npy")
+    samples = training_samples(zoo, zoo["field"], ValueStore.of(data, zoo))
+    assert (len(samples.train), len(samples.test)) == (23, 5)
+    assert samples.train[0].shape == (1, 16, 16) and samples.special_tokens == () and list(samples.texts()) == []
+    assert samples.provenance["dropped"] == {"train": 1} and samples.provenance["data"]["seed"] == 3
+    folder = train_tokenizer(zoo, "words", data)
+    assert folder == tmp_path / "runs/tokenizers/letters"
+    config = json.loads((folder / "config.json").read_text())
+    words = [f"sample {i} of train" for i in range(25) if i % 7]
+    assert config["train"] == words and config["special"] == ["<w>"]
+    assert config["texts"] == words * 2  # the instance `more` has the same values, and comes first
+    with pytest.raises(DataError, match=r"unknown modality .*'dark'; known: field, more, words .`zoo data derive"):
+        train_tokenizer(zoo, "dark", data)
+
+
+def test_overwrite_starts_anew_and_out_is_another_place(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    folder = train_tokenizer(zoo, "field", data, out=tmp_path / "elsewhere", overrides={})
+    assert folder == tmp_path / "elsewhere" and not zoo["field"].has_tokenizer
+    (folder / "old.txt").write_text("")
+    train_tokenizer(zoo, "field", data, out=folder, overwrite=True)
+    assert not (folder / "old.txt").exists() and (folder / "config.json").exists()
+
+
+def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data, test=40)
+    trained(zoo, data, "field", "words")
+    result = evaluate_tokenizer(zoo, "field", data)
+    store, handle = ValueStore.of(data, zoo), zoo["field"]
+    values = [store.read(handle, "test", key) for key in store.keys("test", "field")]
+    tokens = handle.encode(values).numpy()
+    assert result.metrics == handle.score(handle.decode(tokens), values)
+    assert result.samples == 36 and result.tokens_per_sample == 16
+    counts = np.bincount(tokens.ravel(), minlength=16)
+    shares = counts[counts > 0] / counts.sum()
+    assert result.usage == pytest.approx((counts > 0).mean())
+    assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    written = json.loads((handle.checkpoint / "evaluation.json").read_text())
+    assert written["metrics"] == result.metrics and written["samples"] == 36
+    assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
+    with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here"):
+        evaluate_tokenizer(zoo, "field", tmp_path)
+    few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
+    assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
+    assert few.tokens_per_sample == len("sample 1 of test")
+
+
+# ---------------------------------------------------------------------- tokenize
+
+
+def test_tokens_are_those_of_the_tokenizer_by_key(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=1)
+    trained(zoo, data, "field", "words")
+    result = tokenize(zoo, data, out, batch_size=7)
+    assert "no tokenizer at" in result.skipped["dark"] and 0 < result.encode_fraction <= 1
+    assert "train/field: 23 encoded" in result.summary() and "of the time was spent" in result.summary()
+    store, values = TokenStore(out), ValueStore.of(data, zoo)
+    for name in ("field", "words"):
+        column = store.open("train", name)
+        column.check_codec(zoo[name])
+        assert column.keys == values.keys("train", name)
+        expected = zoo[name].encode([values.read(zoo[name], "train", key) for key in column.keys])
+        for got, want in zip(column.take(range(len(column))), expected, strict=True):
+            np.testing.assert_array_equal(got, np.asarray(want))
+    assert [(row.split, row.modality, row.samples) for row in describe_tokens(out)] == [
+        ("test", "field", 5), ("test", "words", 4), ("train", "field", 23), ("train", "words", 21),
+    ]  # fmt: skip
+    again = tokenize(zoo, data, out, batch_size=5)
+    assert all(outcome.written == 0 and outcome.kept for outcome in again.outcomes)
+    with pytest.raises(CheckpointError, match="dark: no tokenizer"):
+        tokenize(zoo, data, out, modalities=["dark"])
+
+
+def test_tokenize_goes_on_after_a_kill_with_the_same_bytes(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data = toy(enabled=("field",)), tmp_path / "data"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    monkeypatch.setattr(tokenize_module, "PART_SAMPLES", 6)
+    tokenize(zoo, data, tmp_path / "whole", batch_size=4)
+    whole = snapshot(tmp_path / "whole")
+    assert sum(name.endswith(".arrow") for name in whole) == 5
+    handle = zoo["field"]
+    encode, calls = handle.encode, iter(range(100))
+
+    def killed(values: Any) -> Any:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return encode(values)
+
+    handle.encode = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
+    handle.encode = encode  # type: ignore[method-assign]
+    assert 0 < len(list((tmp_path / "tokens").rglob("*.arrow"))) < 5
+    tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
+    assert snapshot(tmp_path / "tokens") == whole
+
+    make_toy(zoo, data, train=31)  # the last part is encoded again with what belongs in it
+    result = tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
+    assert {o.split: (o.written, o.kept) for o in result.outcomes} == {"test": (0, 5), "train": (10, 18)}
+
+
+def test_another_codec_or_other_data_are_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    zoo = toy(enabled=("field",))
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    tokenize(zoo, data, out)
+    old = zoo["field"].fingerprint
+    other = toy({"modalities": {"field": {"levels": 8}}}, enabled=("field",))
+    train_tokenizer(other, "field", data, overwrite=True)
+    with pytest.raises(DataError, match=f"holds other tokens .*fingerprint {old}.*--overwrite"):
+        tokenize(other, data, out)
+    with pytest.raises(DataError, match="written by codec"):
+        TokenStore(out).open("train", "field").check_codec(other["field"])
+    tokenize(other, data, out, overwrite=True)
+    TokenStore(out).open("train", "field").check_codec(other["field"])
+    make_toy(other, tmp_path / "other", seed=9)
+    with pytest.raises(DataError, match=r"holds other tokens .run "):
+        tokenize(other, tmp_path / "other", out)
+    with pytest.raises(ConfigError, match="at least 1"):
+        tokenize(other, data, out, batch_size=0)
+
+
+def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
+    toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data, test=0)
+    trained(zoo, data, "words")
+    with writing_shard(data / "train/words/zz.tar") as writer:
+        writer.add("odd", b"nothing", "txt")
+        writer.add("broken", b"\xff", "txt")
+    result = tokenize(zoo, data, out)
+    (outcome,) = result.outcomes
+    assert (outcome.written, set(outcome.dropped)) == (21, {"odd", "broken"})
+    assert "odd words" in outcome.dropped["odd"] and "damaged .txt" in outcome.dropped["broken"]
+    column = TokenStore(out).open("train", "words")
+    assert len(column) == 21 and set(column.dropped) == {"odd", "broken"}
+    assert set(tokenize(zoo, data, out).outcomes[0].dropped) == {"odd", "broken"}
+    handle = zoo["words"]
+    handle.encode = lambda values: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="words: none of 23 samples could be encoded"):
+        tokenize(zoo, data, tmp_path / "none")
+    assert not list((tmp_path / "none").rglob("*.arrow"))
+
+
+def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=1)
+    trained(zoo, data, "field", "dark")
+    tokenize(zoo, data, out, modalities=["field", "dark"], crops=3, seed=5, flips=True)
+    store, values = TokenStore(out), ValueStore.of(data, zoo)
+    field, dark = (store.open("train", name) for name in ("field", "dark"))
+    assert field.keys == [f"{key}#{c}" for key in values.keys("train", "field") for c in range(3)]
+    assert store.open("test", "field").keys == values.keys("test", "field")
+    for key in dark.keys[:12]:
+        base, number = key.split("#")
+        crop = random_crop(5, base, int(number), flips=True)
+        for column in (field, dark):
+            handle = zoo[column.metadata.modality]
+            expected = handle.encode([values.read(handle, "train", base, crop)])[0].numpy()
+            np.testing.assert_array_equal(column.take([column.rows[key]])[0], expected)
+    with pytest.raises(DataError, match="holds other tokens"):
+        tokenize(zoo, data, out, modalities=["field"], crops=2, seed=5)
+
+
+def test_random_crops_stay_inside_and_depend_on_seed_key_and_number() -> None:
+    assert random_crop(0, "a", 0, flips=True) == Crop()
+    crops = [random_crop(0, f"k{i}", 1, flips=True) for i in range(400)]
+    assert len(set(crops)) == 400 and 150 < sum(crop.flip for crop in crops) < 250
+    assert 0.5 <= min(crop.height for crop in crops) < 0.52 and 0.98 < max(crop.width for crop in crops) <= 1
+    assert random_crop(0, "a", 1) == random_crop(0, "a", 1) != random_crop(1, "a", 1) != random_crop(0, "a", 2)
+
+
+def test_batches_are_read_ahead_in_order() -> None:
+    read: list[int] = []
+
+    def slow(item: int) -> int:
+        time.sleep(0.001 * (item % 3))
+        read.append(item)
+        return item * 10
+
+    ahead = read_ahead(slow, [[0, 1, 2], [3], [], [4, 5], [6]], threads=3, depth=2)
+    assert next(ahead) == ([0, 1, 2], [0, 10, 20])
+    assert list(ahead) == [([3], [30]), ([], []), ([4, 5], [40, 50]), ([6], [60])]
+    assert sorted(read) == list(range(7))
