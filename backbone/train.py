@@ -23,9 +23,9 @@ from backbone.masking import Masker
 from backbone.model import FourM, Losses
 from backbone.optim import Optimizer, learning_rate
 from backbone.run import Run
-from backbone.saving import save_state
+from backbone.saving import load_model, save_state
 from backbone.training_log import NoLog, TrainingLog
-from tokenizers_zoo.checkpoint import CONFIG, read_json, write_json
+from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
@@ -49,20 +49,24 @@ def train(
     *,
     run: Run | None = None,
     fingerprints: Mapping[str, str] | None = None,
+    start: Path | None = None,
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens`, or go on with it; gives `folder`.
 
     Every `save_every` steps the state is written; after a kill the same call goes on from there, and weights and
     metrics.jsonl end up as without the kill. A finished run is left alone. `fingerprints` (default: those in the store)
-    and `run` (default: the store alone) are kept beside the model. Under torchrun the processes share the batch and
-    the model. Raises ConfigError where the folder holds a run with other settings, DataError for tokens that do not
-    fit, and DivergedError, with the last state kept, where the loss stops being finite.
+    and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
+    same or other modalities (see `load_model`). Under torchrun the processes share the batch and the model. Raises
+    ConfigError where the folder holds a run with other settings, DataError for tokens that do not fit, CheckpointError
+    for a start that does not, and DivergedError, with the last state kept, where the loss stops being finite.
     """
     keep_freed_memory()
     with distributed.ranks() as ranks:
         data = TokenData(tokens, TRAIN, specs)
         fingerprints = dict(fingerprints or data.fingerprints)
+        model = first_model(specs, model_config, train_config.seed, start)
         identity = run_identity(specs, model_config, train_config, fingerprints, len(data))
+        identity["start"] = None if start is None else load_config(start)["weights_sha256"]
         if ranks.first:
             open_run(folder, identity)
             (run or Run(tokens=tokens)).save(folder)
@@ -70,7 +74,7 @@ def train(
         if (folder / CONFIG).is_file():
             return folder
         held_out = TokenData(tokens, HELD_OUT, specs) if HELD_OUT in TokenStore(tokens).splits() else None
-        training = Training(folder, data, held_out, model_config, train_config, ranks)
+        training = Training(folder, data, held_out, model, train_config, ranks)
         seconds = training.run()
         extra = {"train": identity["train"], "fingerprints": fingerprints, "training_seconds": seconds}
         state = ranks.whole_state(training.model)
@@ -79,6 +83,16 @@ def train(
         ranks.wait()
         training.state.forget()
     return folder
+
+
+def first_model(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: Path | None) -> FourM:
+    """The model at step 0: new, or with the rows of a trained one. Raises CheckpointError, ConfigError."""
+    if start is None:
+        return FourM.seeded(config, specs, seed)
+    model = load_model(start, specs, seed=seed)
+    if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
+        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
+    return model
 
 
 def run_identity(
@@ -137,7 +151,7 @@ class Training:
         folder: Path,
         data: TokenData,
         held_out: TokenData | None,
-        model_config: ModelConfig,
+        model: FourM,
         config: TrainConfig,
         ranks: distributed.Ranks,
     ) -> None:
@@ -145,7 +159,7 @@ class Training:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
         self.folder, self.config, self.ranks = folder, config, ranks
         self.data, self.held_out = data, held_out
-        self.model = FourM.seeded(model_config, data.specs, config.seed).to(ranks.device)
+        self.model = model.to(ranks.device)
         ranks.shard(self.model)
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1)
         self.masker = Masker(self.model.tables, config.masking)

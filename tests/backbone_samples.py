@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from backbone.batch import PackedBatch, RawBatch
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.masking import Masker
+from backbone.model import FourM
+from backbone.optim import Optimizer
 from backbone.tables import Tables
 from tokenizers_zoo.data.tokens import TokenMetadata, write_part
 from tokenizers_zoo.modality import (
@@ -96,3 +99,20 @@ def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: st
         if isinstance(item.layout, GridLayout | VectorLayout):
             rows = [(key, np.resize(row[:2], row.shape)) for key, row in rows]
         write_part(root / split / item.name / "part-00000.arrow", metadata, *zip(*rows, strict=True), dropped={})
+
+
+def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) -> tuple[FourM, Optimizer]:
+    specs = all_layouts()
+    model = FourM.seeded(SMALL, specs, 0).to(dtype)
+    optimizer = Optimizer(model, TRAINING, sparse=sparse)
+    for step in range(steps):
+        model(packed_batch(specs, seed=step)).loss.backward()
+        optimizer.step(1e-2)
+    return model, optimizer
+
+
+def write_splits(root: Path) -> Path:
+    """A store of all layouts with training and held-out samples."""
+    write_store(root, all_layouts(), 40)
+    write_store(root, all_layouts(), 10, "test", seed=1)
+    return root

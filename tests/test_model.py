@@ -6,11 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from backbone_samples import SMALL, all_layouts, packed_batch, raw_batch, sequence, spec
+from backbone_twin import SlowTwin
 from torch import Tensor
 
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
@@ -20,7 +19,7 @@ from backbone.model import FourM, sincos_grid, uniform_loss
 from backbone.tables import Tables
 from backbone.transformer import FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, SequenceLayout
+from tokenizers_zoo.modality import GridLayout, ModalitySpec
 
 CONFIGS = {
     "default": SMALL,
@@ -39,140 +38,6 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model
-
-
-class SlowTwin:
-    """4M written the long way: one sample, every position of every modality embedded, separate matrices and logits."""
-
-    def __init__(self, model: FourM) -> None:
-        self.model, self.config, self.tables = model, model.config, model.tables
-        self.state = dict(model.state_dict())
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        normed = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
-        bias = self.state.get(f"{name}.bias")
-        return normed * self.state[f"{name}.weight"] + (0 if bias is None else bias)
-
-    def linear(self, x: Tensor, name: str, part: int = 0, parts: int = 1) -> Tensor:
-        weight = self.state[f"{name}.weight"].chunk(parts)[part]
-        bias = self.state.get(f"{name}.bias")
-        return x @ weight.T + (0 if bias is None else bias.chunk(parts)[part])
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, name: str) -> Tensor:
-        size = self.config.dim // self.config.heads
-        outputs = []
-        for head in range(self.config.heads):
-            columns = slice(head * size, (head + 1) * size)
-            q, k, v = query[:, columns], key[:, columns], value[:, columns]
-            if self.config.qk_norm:
-                q, k = self.norm(q, f"{name}.query_norm"), self.norm(k, f"{name}.key_norm")
-            scores = (q @ k.T / math.sqrt(size)).masked_fill(~allowed, -math.inf)
-            outputs.append(scores.softmax(dim=-1).nan_to_num(0.0) @ v)
-        return self.linear(torch.cat(outputs, dim=1), f"{name}.out")
-
-    def mlp(self, x: Tensor, name: str) -> Tensor:
-        activation = F.silu if self.config.activation == "silu" else F.gelu
-        if self.config.gated_mlp:
-            hidden = activation(self.linear(x, f"{name}.up", 0, 2)) * self.linear(x, f"{name}.up", 1, 2)
-        else:
-            hidden = activation(self.linear(x, f"{name}.up"))
-        return self.linear(hidden, f"{name}.down")
-
-    def place(self, name: str, position: int) -> Tensor:
-        """The embedding of a modality's position, from formulas, and of the modality."""
-        layout, dim = self.tables.spec(name).layout, self.config.dim
-        if f"learned_positions.{name}" in self.state:
-            embedded = self.state[f"learned_positions.{name}"][position]
-        else:
-            shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
-            where = np.unravel_index(position, shape) if len(shape) > 1 or shape != (1,) else (position,)
-            share = dim // len(shape) // 2
-            parts: list[float] = []
-            for index in where:
-                angles = [int(index) / 10000 ** (i / share) for i in range(share)]
-                parts += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
-            embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
-        return embedded + self.state["modality_embedding.weight"][self.tables.index(name)]
-
-    def token(self, name: str, local_id: int) -> Tensor:
-        return self.state["token_embedding.weight"][self.tables.token_rows(name).start + local_id]
-
-    def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
-        """Cross-entropy of each target of a sample, by modality."""
-        content, places, used = self.all_inputs(batch.inputs, sample)
-        x = content + places
-        for layer in range(self.config.encoder_depth):
-            name = f"encoder.{layer}"
-            y = self.norm(x, f"{name}.attention_norm")
-            q, k, v = (self.linear(y, f"{name}.attention.qkv", part, 3) for part in range(3))
-            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{name}.attention")
-            x = x + self.mlp(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp")
-        context = self.linear(self.norm(x, "encoder_norm"), "context_projection") + places
-        targets = batch.targets
-        losses: dict[str, list[Tensor]] = {}
-        # Each modality's targets are a world of their own: nothing but the context connects them.
-        for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
-            name = self.tables.names[kind]
-            here = targets.mask[sample] & (targets.modalities[sample] == kind)
-            losses[name] = self.modality(name, targets, sample, here, context, used)
-        return losses
-
-    def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor]:
-        content, places, used = [], [], []
-        for item in self.tables.specs:
-            first = self.tables.positions[item.name].start
-            slots = {}
-            for slot in range(inputs.ids.shape[1]):
-                if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.tables.index(item.name):
-                    slots[int(inputs.positions[sample, slot]) - first] = slot
-            for position in range(self.tables.positions[item.name].count):
-                slot = slots.get(position)
-                used.append(slot is not None)
-                places.append(self.place(item.name, position))
-                if item.continuous:
-                    content.append(self.vector(inputs, item.name, sample, slot))
-                else:
-                    rows = self.tables.token_rows(item.name)
-                    content.append(
-                        self.token(item.name, 0 if slot is None else int(inputs.ids[sample, slot]) - rows.start)
-                    )
-        return torch.stack(content), torch.stack(places), torch.tensor(used)
-
-    def vector(self, inputs: PackedInputs, name: str, sample: int, slot: int | None) -> Tensor:
-        layout = self.tables.spec(name).layout
-        assert isinstance(layout, PatchesLayout | EmbeddingsLayout)
-        value = torch.zeros(layout.dim, dtype=torch.float64)
-        if slot is not None:
-            index, vectors = inputs.vectors[name]
-            value = vectors[(index == sample * inputs.ids.shape[1] + slot).nonzero()[0, 0]].double()
-        return self.linear(value, f"projections.{name}")
-
-    def modality(
-        self, name: str, targets: PackedTargets, sample: int, here: Tensor, context: Tensor, used: Tensor
-    ) -> list[Tensor]:
-        start = self.tables.token_rows(name).start
-        reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
-        positions = (targets.positions[sample][here] - self.tables.positions[name].start).tolist()
-        mask_token = self.state["mask_embedding.weight"][self.tables.index(name)]
-        content = [mask_token if read < 0 else self.token(name, read - start) for read in reads]
-        x = torch.stack([c + self.place(name, p) for c, p in zip(content, positions, strict=True)])
-        allowed = torch.ones(len(x), len(x), dtype=torch.bool)
-        if isinstance(self.tables.spec(name).layout, SequenceLayout):
-            allowed = allowed.tril()
-        for layer in range(self.config.decoder_depth):
-            block = f"decoder.{layer}"
-            y = self.norm(x, f"{block}.self_norm")
-            q, k, v = (self.linear(y, f"{block}.self_attention.qkv", part, 3) for part in range(3))
-            x = x + self.attend(q, k, v, allowed, f"{block}.self_attention")
-            q = self.linear(self.norm(x, f"{block}.query_norm"), f"{block}.cross_attention.q")
-            y = self.norm(context, f"{block}.context_norm")
-            k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
-            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{block}.cross_attention")
-            x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
-        output = self.state[f"output.{self.tables.spec(name).vocabulary}"]
-        log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)
-        return [-log_probabilities[place, token] for place, token in enumerate(wanted)]
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

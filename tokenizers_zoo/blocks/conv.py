@@ -1,4 +1,8 @@
-"""Convolutional encoder and decoder that do little at full resolution, for small pictures on a CPU."""
+"""Convolutional encoder and decoder that do little at full resolution, for small pictures on a CPU.
+
+Norms are inside the residual blocks only: one on the way from picture to latents would take away a picture's mean and
+contrast, which absolute quantities need. In its place, the weights on that way start such that variance is kept.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +96,8 @@ class ConvEncoder(nn.Sequential):
             layers += [nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2)]
             layers += [ResidualBlock(width) for _ in range(depth)]
             channels = width
-        layers += [nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_dim, 1)]
-        super().__init__(*layers)
+        super().__init__(*layers, nn.Conv2d(channels, out_dim, 1))
+        _keep_variance(self)
 
 
 class ConvDecoder(nn.Sequential):
@@ -113,6 +117,15 @@ class ConvDecoder(nn.Sequential):
         if factor == 4:
             layers += [nn.Conv2d(width, width // 2 * 4, 1), nn.PixelShuffle(2)]
             width, factor = width // 2, 2
-        layers += [nn.GroupNorm(NORM_GROUPS, width), nn.SiLU()]
-        layers += [nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+        layers += [nn.SiLU(), nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
         super().__init__(*layers)
+        _keep_variance(self)
+
+
+def _keep_variance(layers: nn.Sequential) -> None:
+    """Start the convolutions outside residual blocks with weights of variance 1 / inputs, and zero biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)

@@ -1,15 +1,18 @@
-"""The base of image-like modalities that the backbone sees as numbers: an input only, a vector per patch."""
+"""Image-like modalities that are only an input: normalised pixels in patches, projected linearly by the backbone."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError
+from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.families.spatial.values import ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import ModalitySpec, PatchesLayout
@@ -19,41 +22,49 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
 
-STATISTICS_SAMPLES = 1024
-"""Training values, evenly spread, that the mean and deviation are taken over."""
+SHOWN = 8
 
 
-class PatchTokenizer:
-    """Values to patches, `channel row column` flattened and standardised per channel, and back."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatisticsConfig:
+    """The `tokenizer` table of patches: nothing is trained, mean and deviation per channel are computed."""
+
+    samples: int = 2000
+    """Training samples that they are computed from, evenly spread over all."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchesSettings(ImageSettings):
+    """Settings of an image-like modality in continuous patches."""
+
+    tokenizer: StatisticsConfig = StatisticsConfig()
+    dtype: Literal["float16", "float32"] = "float16"
+    """How patches are stored."""
+
+
+class PatchesTokenizer:
+    """Mean and deviation per channel, and the size of a patch."""
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> None:
-        self.mean, self.std = mean[:, None, None], std[:, None, None]
-        self.patch_size, self.grid = patch_size, grid
-
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        """float32 `batch channels height width` to `batch patches channels*patch*patch`."""
-        from einops import rearrange
-
-        size = self.patch_size
-        standardised = (values - self.mean) / self.std
-        return rearrange(standardised, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
-
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The inverse of `encode`."""
-        from einops import rearrange
-
-        size, (height, width) = self.patch_size, self.grid
-        values = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=size, q=size)
-        return values * self.std + self.mean
+        self.mean, self.std, self.patch_size, self.grid = mean[:, None, None], std[:, None, None], patch_size, grid
 
 
 class PatchesModality(ImageValues):
-    """An image-like modality of continuous values, cut in patches. Nothing is learnt but a mean and a deviation."""
+    """Values (channels, height, width) of kind "continuous" as a grid of patches.
+
+    Numbers of a patch go channel by channel, then row by row.
+    """
+
+    settings_class = PatchesSettings
 
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
-        return f"PatchTokenizer/{type(self).__name__}"
+        return f"PatchesTokenizer/{type(self).__name__}"
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
@@ -63,54 +74,103 @@ class PatchesModality(ImageValues):
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
-            layout=PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2),
+            layout=PatchesLayout(
+                shape=options.grid, dim=self.channels * options.patch_size**2, dtype=options.dtype
+            ),
             vocab_size=0,
             family="continuous",
             derived_from=self.derived_from,
             metrics=self.metrics,
             licence=self.licence,
-            token_space="values standardised per channel",
+            token_space="values at mean 0 and deviation 1 per channel",
         )
 
     @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path) -> Path:
-        """Measure mean and deviation per channel."""
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Compute mean and deviation per channel over the training values; `seed` changes nothing but the folder's record."""
         import torch
 
-        if not len(samples.train):
-            raise DataError(f"{config.name}: there are no training values")
-        picked = np.unique(np.linspace(0, len(samples.train) - 1, STATISTICS_SAMPLES).astype(int))
-        stack = np.stack([samples.train[index] for index in picked]).astype(np.float64)
-        mean, std = stack.mean(axis=(0, 2, 3)), stack.std(axis=(0, 2, 3)).clip(1e-6)
-        tensors = {"mean": torch.from_numpy(mean).float(), "std": torch.from_numpy(std).float()}
-        identity = {
-            "class": self.checkpoint_class,
-            "modality": config.name,
-            "channels": self.channels,
-            "data": dict(samples.provenance),
-        }
-        card = f"# {config.name}: {self.summary}\n\nMean and deviation per channel of {len(picked)} training values.\n"
-        save_checkpoint(out_dir, tensors, identity, card)
+        from tokenizers_zoo.training import finish_run
+        from tokenizers_zoo.training_report import Evaluation
+        from tokenizers_zoo.training_state import TrainingRun
+
+        options = self.options(config)
+        description = {"class": self.checkpoint_class, "modality": config.name, "channels": self.channels}
+        data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
+        training = {"samples": options.tokenizer.samples}
+        run = TrainingRun.open(
+            out_dir, {"model": description, "training": training, "seed": seed, "data": data}
+        )
+        if run.finished:
+            return out_dir
+        if not len(samples.train) or not len(samples.test):
+            raise DataError(f"{config.name}: training and held-out samples are needed to compute its statistics")
+        start = time.perf_counter()
+        chosen = np.linspace(0, len(samples.train) - 1, min(options.tokenizer.samples, len(samples.train))).astype(int)
+        mean, std = channel_statistics(samples.train[int(index)] for index in chosen)
+        tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+        tokenizer = PatchesTokenizer(tensors["mean"], tensors["std"], options.patch_size, options.grid)
+        held_out = [samples.test[index] for index in range(len(samples.test))]
+        back = list(self.decode(tokenizer, self.encode(tokenizer, torch.from_numpy(np.stack(held_out)))).numpy())
+        evaluation = Evaluation(
+            metrics=self.score(back, held_out, config),
+            shown=[
+                (self.render(v, config), self.render(b, config))
+                for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)
+            ],
+            samples=len(held_out),
+        )
+        seconds = time.perf_counter() - start
+        finish_run(run, self.modality_spec(config), tensors, description, evaluation, steps=0, seconds=seconds)
         return out_dir
 
     @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchTokenizer:
-        """The statistics, at the patch size of the settings. Raises CheckpointError."""
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
+        """Mean and deviation on `device`; patches are those of the settings."""
+        from tokenizers_zoo.checkpoint import load_checkpoint
+
         tensors, _ = load_checkpoint(checkpoint, self.checkpoint_class)
-        if set(tensors) != {"mean", "std"} or any(tensor.shape != (self.channels,) for tensor in tensors.values()):
-            raise CheckpointError(
-                f"{checkpoint}: expected mean and std of {self.channels} channels, got {sorted(tensors)}"
-            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {"mean": (self.channels,), "std": (self.channels,)} or not bool((tensors["std"] > 0).all()):
+            raise CheckpointError(f"{checkpoint}: expected mean and std of {self.channels} channels, got {shapes}")
         options = self.options(settings)
-        return PatchTokenizer(tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid)
+        return PatchesTokenizer(
+            tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid
+        )
 
     @hookimpl
-    def encode(self, tokenizer: PatchTokenizer, values: torch.Tensor) -> torch.Tensor:
-        """float32 `batch patches dim`."""
-        return tokenizer.encode(values.to(tokenizer.mean.device))
+    def encode(self, tokenizer: PatchesTokenizer, values: torch.Tensor) -> torch.Tensor:
+        """Patches float32 (batch, h * w, channels * patch^2) of values (batch, channels, height, width)."""
+        from einops import rearrange
+
+        size = tokenizer.patch_size
+        if values.shape[-2] % size or values.shape[-1] % size:
+            raise InvalidValueError(f"{tuple(values.shape[-2:])} pixels are not a multiple of the patch size {size}")
+        normalised = (values.float() - tokenizer.mean) / tokenizer.std
+        return rearrange(normalised, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size).contiguous()
 
     @hookimpl
-    def decode(self, tokenizer: PatchTokenizer, tokens: Any) -> torch.Tensor:
-        """Values within their bounds."""
-        values = tokenizer.decode(tokens.to(tokenizer.mean.device))
+    def decode(self, tokenizer: PatchesTokenizer, tokens: torch.Tensor) -> torch.Tensor:
+        """The values of patches (batch, h * w, channels * patch^2) on the grid of the settings, within their bounds."""
+        from einops import rearrange
+
+        height, width = tokenizer.grid
+        size = tokenizer.patch_size
+        if tokens.shape[1] != height * width:
+            raise InvalidValueError(f"expected {height * width} patches, got {tokens.shape[1]}")
+        planes = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=size, q=size)
+        values = planes * tokenizer.std + tokenizer.mean
         return values if self.low is None and self.high is None else values.clamp(self.low, self.high)
+
+
+def channel_statistics(values: Iterable[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Mean and deviation per channel over all pixels of values (channels, height, width), float32; deviation at least 1e-6."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for value in values:
+        pixels = value.reshape(len(value), -1).astype(np.float64)
+        count += pixels.shape[1]
+        total = total + pixels.sum(axis=1)
+        squares = squares + (pixels**2).sum(axis=1)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0)
+    return mean.astype(np.float32), np.maximum(np.sqrt(variance), 1e-6).astype(np.float32)

@@ -1,4 +1,4 @@
-"""RGB pictures as patches of numbers: an input that loses nothing to a codebook."""
+"""RGB pictures as continuous patches, an input only."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.continuous import PatchesModality
 
 from zoo_images.rgb import RgbValues
 
 
 class RgbPatches(RgbValues, PatchesModality):
-    """The same values as rgb, seen by the backbone as they are."""
+    """The rgb picture's pixels, normalised, in patches."""
 
-    summary = "RGB picture as patches of pixels, an input only"
+    summary = "RGB picture as patches of normalised pixels (input only)"
     derived_from = ("rgb",)
 
     @hookimpl
-    def derive(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """The picture itself."""
-        return sample["rgb"]
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """The sample's rgb picture itself."""
+        return np.asarray(sample["rgb"])
 
 
 plugin = RgbPatches()

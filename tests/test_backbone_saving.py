@@ -1,0 +1,116 @@
+"""Saved backbones: they come back, and grow and shrink by name without a change to old outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backbone_samples import (
+    all_layouts,
+    packed_batch,
+    sequence,
+    spec,
+    trained,
+)
+
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from backbone.model import FourM
+from backbone.saving import load_model, save_model, spec_from_json, spec_to_json
+from backbone.tables import Tables
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.modality import GridLayout, VectorLayout
+
+
+def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:
+    """The same tokens with the ids of other tables."""
+    rows, places = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
+    for name, span in old.vocabularies.items():
+        rows[span.slice] = new.vocabularies[name].start + torch.arange(span.count)
+    for name, span in old.positions.items():
+        places[span.slice] = new.positions[name].start + torch.arange(span.count)
+    kinds = torch.tensor([new.index(name) for name in old.names])
+    inputs, targets = batch.inputs, batch.targets
+    return PackedBatch(
+        inputs=PackedInputs(
+            ids=rows[inputs.ids], positions=places[inputs.positions], modalities=kinds[inputs.modalities],
+            mask=inputs.mask, vectors=inputs.vectors,
+        ),
+        targets=PackedTargets(
+            ids=rows[targets.ids], read=torch.where(targets.read < 0, -1, rows[targets.read]),
+            positions=places[targets.positions], modalities=kinds[targets.modalities], mask=targets.mask,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[FourM, Path]:
+    model, _ = trained(True, steps=2)
+    save_model(model, tmp_path / "model", {"fingerprints": {"picture": "abc"}})
+    return model.eval(), tmp_path / "model"
+
+
+def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
+    model, folder = saved
+    loaded = load_model(folder)
+    assert loaded.config == model.config and loaded.tables.specs == model.tables.specs
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert load_config(folder)["fingerprints"] == {"picture": "abc"}
+    assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
+    for item in all_layouts():
+        assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
+
+
+def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[FourM, Path]) -> None:
+    model, folder = saved
+    text = 130
+    grown = [
+        spec("new_grid", GridLayout(shape=(3, 3)), 21), spec("new_code", VectorLayout(length=4), 9),
+        *(dataclasses.replace(item, vocab_size=text) if item.vocabulary == "text" else item for item in all_layouts()),
+        spec("new_words", sequence(33), text, "text"),
+    ]  # fmt: skip
+    larger = load_model(folder, grown[2:3] + grown[:2] + grown[3:], seed=7).eval()
+    batch = packed_batch(all_layouts(), size=4, seed=9)
+    same = remapped(batch, model.tables, larger.tables)
+    before, after = model.decode_targets(batch), larger.decode_targets(same)
+    assert torch.equal(before, after)
+    for vocabulary in model.tables.vocabularies:
+        count = model.tables.vocabularies[vocabulary].count
+        assert torch.equal(model.logits(before, vocabulary), larger.logits(after, vocabulary)[..., :count])
+    again = load_model(folder, grown[2:3] + grown[:2] + grown[3:], seed=7)
+    assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), again.parameters(), strict=True))
+    new_rows = larger.output["text"][100:]
+    assert new_rows.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_fewer_modalities_load_too(saved: tuple[FourM, Path]) -> None:
+    model, folder = saved
+    few = [all_layouts()[3], all_layouts()[0]]
+    smaller = load_model(folder, few)
+    assert smaller.tables.names == ("words", "picture")
+    assert torch.equal(smaller.output["text"], model.output["text"])
+    rows, old = smaller.tables.token_rows("picture"), model.tables.token_rows("picture")
+    assert torch.equal(smaller.token_embedding.weight[rows.slice], model.token_embedding.weight[old.slice])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("picture", {"layout": VectorLayout(length=36)}, "its layout was grid and is vector"),
+        ("code", {"layout": VectorLayout(length=6)}, "it had 5 tokens and has 6"),
+        ("picture", {"vocab_size": 49}, "a vocabulary only grows"),
+        ("picture", {"vocabulary": "clip", "vocab_size": 40}, "its vocabulary was 'picture' and is 'clip'"),
+        ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, r"were \(0, 1\) and are \(9, 1\)"),
+        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "had 12 numbers and have 13"),
+    ],
+)
+def test_a_modality_that_means_something_else_is_an_error(
+    saved: tuple[FourM, Path], name: str, change: dict[str, Any], message: str
+) -> None:
+    specs = [dataclasses.replace(item, **change) if item.name == name else item for item in all_layouts()]
+    with pytest.raises(CheckpointError, match=message):
+        load_model(saved[1], specs)

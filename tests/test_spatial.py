@@ -1,0 +1,453 @@
+"""Image-like modalities: files, crops, metrics by hand, and tokenizers that learn, load, and do not mind the batch."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, frequency_weights
+from tokenizers_zoo.families.spatial.values import crop_and_resize
+from tokenizers_zoo.modality import Crop
+
+canny = pytest.importorskip("zoo_images.canny")
+depth = pytest.importorskip("zoo_geometry.depth")
+normal = pytest.importorskip("zoo_geometry.normal")
+rgb = pytest.importorskip("zoo_images.rgb")
+semseg = pytest.importorskip("zoo_semantics.semseg")
+
+PLUGINS = {
+    "canny": canny.plugin,
+    "depth": depth.plugin,
+    "normal": normal.plugin,
+    "rgb": rgb.plugin,
+    "semseg": semseg.plugin,
+}
+TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 8, "depth": 1, "levels": [5, 3]}
+
+
+def settings(name: str, **own: Any) -> Settings:
+    return Settings(name, {"image_size": 16, "patch_size": 8, "tokenizer": TINY, **own})
+
+
+def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
+    """Blobs that look like the modality."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 3, 3, 3)).astype(np.float32)
+    fields = [crop_and_resize(field, Crop(), (size, size)) for field in coarse]
+    made = {
+        "rgb": lambda f: f,
+        "depth": lambda f: 0.5 + 5 * f[:1],
+        "normal": lambda f: normal.unit(2 * f - 1),
+        "semseg": lambda f: (f[0] * 18.99).astype(np.int64),
+        "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
+    }[name]
+    return [made(field) for field in fields]
+
+
+def png(array: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(buffer, **{"format": "PNG", **options})
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- crops
+
+
+def test_crop_resize_and_flip_by_hand() -> None:
+    ramp = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    np.testing.assert_allclose(crop_and_resize(ramp, Crop(top=0.5, left=0.5, height=0.5, width=0.5), (2, 2))[0], [[10, 11], [14, 15]])
+    np.testing.assert_allclose(crop_and_resize(ramp, Crop(flip=True), (4, 4))[0, 0], [3, 2, 1, 0])
+    # a crop border inside a pixel: half of columns 0 and 1, all of the column between would be their mean
+    np.testing.assert_allclose(crop_and_resize(ramp, Crop(left=0.125, width=0.25, height=0.25), (1, 1)), [[[0.5]]])
+
+
+def test_classes_are_never_blended() -> None:
+    ids = values("semseg", 1, 32)[0]
+    crop = Crop(top=0.13, left=0.21, height=0.5, width=0.6, flip=True)
+    assert set(np.unique(semseg.plugin.transform(ids, crop, settings("semseg")))) <= set(np.unique(ids))
+
+
+def test_mirrored_normals_point_the_other_way() -> None:
+    value = values("normal", 1)[0]
+    mirrored = normal.plugin.transform(value, Crop(flip=True), settings("normal"))
+    np.testing.assert_allclose(mirrored[0], -value[0, :, ::-1], atol=1e-6)
+    np.testing.assert_allclose(mirrored[1:], value[1:, :, ::-1], atol=1e-6)
+    cropped = normal.plugin.transform(value, Crop(height=0.37, width=0.61), settings("normal"))
+    np.testing.assert_allclose(np.linalg.norm(cropped, axis=0), 1, atol=1e-6)
+
+
+def test_thin_edges_survive_being_made_smaller() -> None:
+    line = np.zeros((1, 64, 64), np.float32)
+    line[0, 20] = 1
+    small = canny.plugin.transform(line, Crop(), settings("canny"))
+    assert small.shape == (1, 16, 16) and small[0, 5].all() and small.sum() == 16
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
+    value = values(name, 1)[0]
+    assert PLUGINS[name].transform(value, Crop(), settings(name)) is value
+    bigger = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
+    assert bigger.shape[-2:] == (24, 32) and bigger.dtype == value.dtype
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("canny", 0), ("depth", 0), ("normal", 1 / 255), ("rgb", 0.5 / 255), ("semseg", 0)])
+def test_files_come_back(name: str, tolerance: float) -> None:
+    for value in values(name, 3, 32):
+        data, extension = PLUGINS[name].write_value(value, settings(name))
+        back = PLUGINS[name].read_value(data, extension, settings(name))
+        assert back.dtype == value.dtype
+        np.testing.assert_allclose(back, value, atol=tolerance + 1e-6)
+        assert PLUGINS[name].write_value(back, settings(name)) == (data, extension)
+
+
+def test_rgb_reads_what_cameras_and_programs_write() -> None:
+    read = lambda data, extension: rgb.plugin.read_value(data, extension, settings("rgb"))  # noqa: E731
+    grey = np.full((4, 6), 51, np.uint8)
+    np.testing.assert_allclose(read(png(grey), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
+    np.testing.assert_allclose(read(png(grey.astype(np.uint16) * 257), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
+    clear = np.zeros((4, 6, 4), np.uint8)
+    assert (read(png(clear), "png") == 1).all()
+    assert (read(png(np.uint8([[0, 1]]), "P"), "png").shape) == (3, 1, 2)
+    cmyk = read(png(np.full((8, 8, 3), 128, np.uint8), "CMYK", format="JPEG"), "jpg")
+    np.testing.assert_allclose(cmyk, 0.5, atol=0.02)
+    turned = Image.new("RGB", (6, 4))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    turned.save(buffer, format="JPEG", exif=exif)
+    assert read(buffer.getvalue(), "jpeg").shape == (3, 6, 4)
+
+
+def test_depth_needs_a_unit() -> None:
+    read = lambda data, extension, **own: depth.plugin.read_value(data, extension, settings("depth", **own))  # noqa: E731
+    millimetres = np.array([[1500, 2000]], np.uint16)
+    np.testing.assert_allclose(read(png(millimetres), "png"), [[[1.5, 2.0]]])
+    np.testing.assert_allclose(read(png(millimetres), "png", png_scale=0.0002), [[[0.3, 0.4]]])
+    with pytest.raises(InvalidValueError, match=r"depth: .png file: expected one channel of 16 bits, got mode L.*png_scale"):
+        read(png(np.zeros((2, 2), np.uint8)), "png")
+    with pytest.raises(InvalidValueError, match="1 of 2 pixels that are 0"):
+        read(png(np.array([[0, 5]], np.uint16)), "png")
+    for bad in (np.float32([[1, np.nan]]), np.float32([[1, -1]])):
+        with pytest.raises(InvalidValueError, match="metres above 0, got 1 of 2"):
+            read(npy(bad), "npy")
+    with pytest.raises(InvalidValueError, match="got int64"):
+        read(npy(np.ones((1, 2), np.int64)), "npy")
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_normals_have_unit_length() -> None:
+    with pytest.raises(InvalidValueError, match="expected unit vectors, got 3 of 4"):
+        bad = np.zeros((3, 2, 2), np.float32)
+        bad[2, 0, 0] = 1
+        normal.plugin.read_value(npy(bad), "npy", settings("normal"))
+
+
+def test_class_ids_have_names() -> None:
+    with pytest.raises(InvalidValueError, match=r"semseg: .png file: expected class ids 0 to 1, got 0 to 7"):
+        semseg.plugin.read_value(png(np.uint8([[0, 7]])), "png", settings("semseg", classes=["a", "b"]))
+    with pytest.raises(InvalidValueError, match="got mode RGB"):
+        semseg.plugin.read_value(png(np.zeros((2, 2, 3), np.uint8)), "png", settings("semseg"))
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize(("data", "extension"), [(b"no picture", "png"), (b"no array", "npy"), (b"", "jpg"), (b"x", "doc")])
+def test_damaged_files_are_one_line(name: str, data: bytes, extension: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{name}: .{extension} file: ") as error:
+        PLUGINS[name].read_value(data, extension, settings(name))
+    assert "\n" not in str(error.value)
+
+
+def test_pickles_are_not_read() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InvalidValueError):
+        depth.plugin.read_value(buffer.getvalue(), "npy", settings("depth"))
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def scored(name: str, predicted: Any, target: Any, **own: Any) -> dict[str, float]:
+    return PLUGINS[name].score([predicted], [target], settings(name, **own))
+
+
+def test_depth_metrics_by_hand() -> None:
+    found = scored("depth", np.float32([[[1.0, 3.0]]]), np.float32([[[2.0, 2.5]]]))
+    assert found == pytest.approx({"abs_rel": (0.5 + 0.2) / 2, "delta1": 0.5, "rmse": np.sqrt((1 + 0.25) / 2)})
+
+
+def test_normal_metrics_by_hand() -> None:
+    up, towards = np.float32([0, 1, 0]), np.float32([0, 0, 1])
+    tilted = np.float32([0, np.sin(np.radians(10)), np.cos(np.radians(10))])
+    target = np.stack([towards, towards, towards], 1)[:, None]
+    predicted = np.stack([towards, up, tilted], 1)[:, None]
+    assert scored("normal", predicted, target) == pytest.approx({"mean_angle": 100 / 3, "within_11_25": 2 / 3}, abs=1e-5)
+
+
+def test_semseg_metrics_by_hand_without_void() -> None:
+    target, predicted = np.array([[0, 1, 1, 2]]), np.array([[1, 1, 2, 2]])
+    found = scored("semseg", predicted, target, classes=["void", "a", "b", "c"])
+    assert found == pytest.approx({"miou": (1 / 2 + 1 / 2) / 2, "pixel_accuracy": 2 / 3})
+    found = scored("semseg", predicted, target, classes=["z", "a", "b"])
+    assert found == pytest.approx({"miou": (0 + 1 / 3 + 1 / 2) / 3, "pixel_accuracy": 1 / 2})
+
+
+def test_canny_metrics_by_hand() -> None:
+    target, predicted = np.zeros((1, 8, 8), np.float32), np.zeros((1, 8, 8), np.float32)
+    target[0, 2, 2] = target[0, 6, 6] = predicted[0, 3, 3] = 1
+    assert scored("canny", predicted, target) == pytest.approx({"f1": 2 * 1 * 0.5 / 1.5, "f1_exact": 0})
+    assert scored("canny", target, target) == {"f1": 1, "f1_exact": 1}
+    assert scored("canny", 0 * target, 0 * target)["f1"] == 1
+
+
+def test_rgb_metrics_against_scikit_image() -> None:
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    first, second = values("rgb", 2, 32)
+    found = scored("rgb", first, second)
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(second, first, data_range=1), rel=1e-5)
+    expected = structural_similarity(
+        first, second, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert found["ssim"] == pytest.approx(expected, abs=0.02)  # the two treat the border differently
+    assert scored("rgb", first, first) == pytest.approx({"psnr": 100, "ssim": 1})
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_metrics_are_declared_and_perfect_for_equal_values(name: str) -> None:
+    plugin, truth = PLUGINS[name], values(name, 4)
+    metrics = plugin.modality_spec(settings(name)).metrics
+    perfect, constant = (
+        plugin.score(predicted, truth, settings(name))
+        for predicted in (truth, [plugin.constant_answer(truth, settings(name))] * 4)
+    )
+    assert list(perfect) == [metric.name for metric in metrics]
+    for metric in metrics:
+        better = perfect[metric.name] - constant[metric.name]
+        assert (better if metric.higher_is_better else -better) >= 0
+
+
+def test_constant_answers_by_hand() -> None:
+    metres = [np.full((1, 2, 2), number, np.float32) for number in (1, 2, 9)]
+    assert (depth.plugin.constant_answer(metres, settings("depth")) == 2).all()
+    ids = [np.array([[a, b]]) for a, b in ((1, 4), (3, 4), (3, 5))]
+    np.testing.assert_array_equal(semseg.plugin.constant_answer(ids, settings("semseg")), [[3, 4]])
+    answer = normal.plugin.constant_answer(values("normal", 5), settings("normal"))
+    np.testing.assert_allclose(np.linalg.norm(answer, axis=0), 1, atol=1e-5)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_losses_by_hand() -> None:
+    outputs, target = torch.tensor([[[[3.0]], [[4.0]]]]), torch.tensor([[[[0.0]], [[2.0]]]])
+    for name, expected in (("l1", 2.5), ("l2", 6.5), ("smooth_l1", (2.5 + 1.5) / 2), ("cosine", 1 - 0.8)):
+        assert float(RECONSTRUCTION_LOSSES[name](outputs, target, None)) == pytest.approx(expected)
+    logits, ids = torch.tensor([[[[0.0, 0.0]], [[0.0, 2.0]]]]), torch.tensor([[[0, 1]]])
+    nats = [np.log(2), np.log(1 + np.exp(-2))]
+    weighted = (3 * nats[0] + nats[1]) / 4
+    assert float(RECONSTRUCTION_LOSSES["cross_entropy"](logits, ids, torch.tensor([3.0, 1.0]))) == pytest.approx(weighted)
+    edge = RECONSTRUCTION_LOSSES["bce"](torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([3.0]))
+    assert float(edge) == pytest.approx((1 + 3) / 2 * np.log(2))
+
+
+def test_rare_classes_weigh_more() -> None:
+    ids = torch.tensor([[0] * 9 + [1]])
+    weights = frequency_weights(ids, 2, 0.5)
+    assert float(weights[1] / weights[0]) == pytest.approx(3)
+    assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
+    assert torch.equal(frequency_weights(ids, 3, 0.0), torch.ones(3))
+    assert float(frequency_weights(torch.tensor([1.0, 0, 0, 0, 0]), 1, 0.5)) == pytest.approx(2)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name, plugin in PLUGINS.items():
+        samples = TrainingSamples(train=values(name, 8), test=values(name, 3, seed=1), provenance={"source": "blobs"})
+        folders[name] = plugin.train_tokenizer(settings(name), samples, tmp_path_factory.mktemp(name) / "run", 0)
+    return folders
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_tokens_and_values_have_the_declared_form(trained: dict[str, Path], name: str) -> None:
+    plugin, spec = PLUGINS[name], PLUGINS[name].modality_spec(settings(name))
+    tokenizer = plugin.load_tokenizer(trained[name], "cpu", settings(name))
+    batch = torch.from_numpy(np.stack(values(name, 5, seed=2)))
+    tokens = plugin.encode(tokenizer, batch)
+    assert tokens.shape == (5, *spec.layout.shape) and tokens.dtype == torch.int64
+    assert 0 <= tokens.min() and tokens.max() < spec.vocab_size == 15
+    any_tokens = torch.randint(0, 15, (4, 2, 2), generator=torch.Generator().manual_seed(0))
+    decoded = plugin.decode(tokenizer, any_tokens).numpy()
+    assert decoded.shape[1:] == spec.value.shape and str(decoded.dtype) == spec.value.dtype
+    assert np.isfinite(decoded).all() and decoded.min() >= spec.value.low and decoded.max() <= spec.value.high
+    if name == "normal":
+        np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
+    assert plugin.render(decoded[0], settings(name)).size == (16, 16)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_tokens_do_not_depend_on_the_batch(trained: dict[str, Path], name: str) -> None:
+    plugin = PLUGINS[name]
+    tokenizer = plugin.load_tokenizer(trained[name], "cpu", settings(name))
+    batch = torch.from_numpy(np.stack(values(name, 7, seed=3)))
+    together = plugin.encode(tokenizer, batch)
+    assert torch.equal(together, torch.cat([plugin.encode(tokenizer, value[None]) for value in batch]))
+    decoded = plugin.decode(tokenizer, together)
+    assert torch.equal(decoded, torch.cat([plugin.decode(tokenizer, item[None]) for item in together]))
+
+
+def test_other_sizes_than_trained(trained: dict[str, Path]) -> None:
+    larger = settings("depth_large", image_size=[24, 40])
+    tokenizer = depth.plugin.load_tokenizer(trained["depth"], "cpu", larger)
+    spec = depth.plugin.modality_spec(larger)
+    batch = torch.full((2, *spec.value.shape), 2.0)  # type: ignore[arg-type]
+    tokens = depth.plugin.encode(tokenizer, batch)
+    assert tokens.shape == (2, 3, 5) == (2, *spec.layout.shape)
+    assert depth.plugin.decode(tokenizer, tokens).shape == batch.shape
+    with pytest.raises(InvalidValueError, match="patch"):
+        depth.plugin.encode(tokenizer, torch.ones(1, 1, 20, 16))
+
+
+def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="holds a SpatialTokenizer/Depth, expected a SpatialTokenizer/Normal"):
+        normal.plugin.load_tokenizer(trained["depth"], "cpu", settings("normal"))
+    with pytest.raises(CheckpointError, match="has quantizer .*train another"):
+        other = settings("depth", tokenizer={**TINY, "levels": [3, 5]})
+        depth.plugin.load_tokenizer(trained["depth"], "cpu", other)
+    with pytest.raises(CheckpointError, match="has classes"):
+        renamed = settings("semseg", classes=["a", *semseg.CLASSES[1:]])
+        semseg.plugin.load_tokenizer(trained["semseg"], "cpu", renamed)
+    with pytest.raises(CheckpointError, match="has patch_size 8"):
+        depth.plugin.load_tokenizer(trained["depth"], "cpu", settings("depth", patch_size=4))
+
+
+def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(trained["depth"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["latent_dim"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="do not fit the configuration") as error:
+        depth.plugin.load_tokenizer(folder, "cpu", settings("depth"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"tokenizer": {"step": 3}}, "tokenizer] step: unknown key; did you mean steps"),
+        ({"tokenizer": {"quantizer": "vqq"}}, "expected one of"),
+        ({"tokenizer": {"levels": [2]}}, "levels: expected one or more numbers of at least 3"),
+        ({"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq only"),
+        ({"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
+        ({"patch_size": 5}, "patch_size: 5 does not divide the image size 16 x 16"),
+        ({"loss": "l1"}, "loss: unknown key"),
+        ({"png_scale": -1.0}, "png_scale: expected metres per unit above 0"),
+    ],
+)
+def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        depth.plugin.modality_spec(Settings("depth", {"image_size": 16, **own}))
+    assert message in str(error.value)
+
+
+def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
+    samples = TrainingSamples(train=values("semseg", 2), test=values("semseg", 1))
+    with pytest.raises(ConfigError, match="l1 does not fit classes values; choose cross_entropy"):
+        semseg.plugin.train_tokenizer(settings("semseg", tokenizer={**TINY, "loss": "l1"}), samples, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"quantizer": "vq", "codebook_size": 16},
+        {"quantizer": "lfq", "codebook_size": 16},
+        {"quantizer": "simvq", "codebook_size": 16},
+        {"levels": [5, 3], "blocks": "vit", "width": 16, "depth": 1, "heads": 2},
+    ],
+)
+def test_all_quantizers_and_blocks_train_and_load(tmp_path: Path, table: dict[str, Any]) -> None:
+    samples = TrainingSamples(train=values("rgb", 8), test=values("rgb", 2, seed=1))
+    chosen = settings("rgb", tokenizer={"steps": 2, "batch_size": 4, "eval_every": 2, "width": 8, **table})
+    folder = rgb.plugin.train_tokenizer(chosen, samples, tmp_path / "run", 0)
+    tokenizer = rgb.plugin.load_tokenizer(folder, "cpu", chosen)
+    tokens = rgb.plugin.encode(tokenizer, torch.from_numpy(np.stack(values("rgb", 2))))
+    assert tokens.max() < rgb.plugin.modality_spec(chosen).vocab_size
+    assert rgb.plugin.decode(tokenizer, tokens).shape == (2, 3, 16, 16)
+
+
+def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    flat = [np.full((1, 16, 16), metres, np.float32) for metres in np.geomspace(0.5, 20, 24)]
+    samples = TrainingSamples(train=flat, test=flat[1::5])
+    table = {**TINY, "steps": 60, "eval_every": 25, "batch_size": 8, "learning_rate": 0.01}
+    chosen = settings("depth", tokenizer=table)
+    whole = depth.plugin.train_tokenizer(chosen, samples, tmp_path / "whole", 0)
+    result = json.loads((whole / "evaluation.json").read_text())["metrics"]
+    floor = depth.plugin.score([depth.plugin.constant_answer(flat, chosen)] * 24, flat, chosen)
+    assert result["abs_rel"] < 0.5 * floor["abs_rel"]
+
+    from tokenizers_zoo.families.spatial.model import SpatialTask
+    from tokenizers_zoo.training import train
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int) -> None:
+        if step == 40:
+            raise Killed
+
+    with pytest.raises(Killed):
+        config = depth.plugin.options(chosen).tokenizer
+        train(SpatialTask(depth.plugin, chosen), samples, config, tmp_path / "killed", 0, on_step=kill)
+    resumed = depth.plugin.train_tokenizer(chosen, samples, tmp_path / "killed", 0)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_canny_is_derived_from_rgb() -> None:
+    picture = np.zeros((3, 32, 32), np.float32)
+    picture[:, 8:24, 8:24] = 1
+    edges = canny.plugin.derive({"rgb": picture}, settings("canny"))
+    assert edges.shape == (1, 32, 32) and edges.dtype == np.float32 and set(np.unique(edges)) == {0, 1}
+    rows, columns = np.nonzero(edges[0])
+    assert {rows.min(), columns.min()} <= {7, 8} and {rows.max(), columns.max()} <= {23, 24}
+    assert not edges[0, 12:20, 12:20].any()
+
+
+def test_importing_the_plugins_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, zoo_images.rgb, zoo_images.rgb_patches, zoo_images.canny, zoo_geometry.depth, zoo_geometry.normal,"
+        " zoo_semantics.semseg; from tokenizers_zoo.config import Settings;"
+        " [module.plugin.modality_spec(Settings('x')) for name, module in list(sys.modules.items()) if hasattr(module, 'plugin')"
+        " and name.startswith('zoo_')]; heavy = {'torch', 'PIL', 'skimage'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

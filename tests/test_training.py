@@ -1,0 +1,307 @@
+"""The training loop: schedule, order of batches, resuming to the bit, and what a run says and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.training import TrainConfig, TrainingError, batch_indices, seeded, train
+from tokenizers_zoo.training_report import picture_rows
+from tokenizers_zoo.training_state import STATE
+
+DIM = 6
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, quantizer: QuantizerConfig) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(DIM, 4), nn.Linear(4, DIM)
+        self.drop = nn.Dropout(0.1)
+        self.quantizer = build_quantizer(quantizer, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        quantized = self.quantizer(self.drop(self.down(x))[:, None])
+        return self.up(quantized.codes[:, 0]), quantized.tokens, quantized.loss
+
+
+class VectorTask:
+    """Vectors of six numbers, noised in training: draws from both random generators of the loop."""
+
+    metrics = (Metric(name="mse", unit="", higher_is_better=False, meaning="mean squared error"),)
+
+    def __init__(self, quantizer: QuantizerConfig | None = None, poison: float = 0.0) -> None:
+        self.quantizer = quantizer or QuantizerConfig(levels=(5, 3, 3))
+        self.codebook_size = self.quantizer.codebook_size
+        self.poison = poison
+        self.spec = ModalitySpec(
+            name="vector",
+            summary="six numbers",
+            value=ValueSpec(shape=(DIM,)),
+            layout=VectorLayout(length=1),
+            vocab_size=self.codebook_size,
+            metrics=self.metrics,
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"class": "Autoencoder", "codebook_size": self.codebook_size}
+
+    def build(self, train: Any, rng: np.random.Generator) -> nn.Module:
+        return Autoencoder(self.quantizer)
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
+        noise = rng.normal(0, 0.01, (len(values), DIM)).astype(np.float32)
+        return torch.from_numpy(np.stack(values) + noise)
+
+    def losses(self, module: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs, _, quantizer_loss = module(batch)
+        error = (outputs - batch).square().mean()
+        return {"loss": error + quantizer_loss + self.poison * torch.tensor(math.inf if self.poison else 0.0)}
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], torch.Tensor]:
+        outputs, tokens, _ = module(torch.from_numpy(np.stack(values)))
+        return list(outputs.numpy()), tokens
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        return {"mse": float(np.mean((np.stack(predicted) - np.stack(target)) ** 2))}
+
+    def render(self, value: Any) -> str:
+        return " ".join(f"{number:.2f}" for number in value)
+
+
+def vectors(count: int, seed: int) -> list[np.ndarray]:
+    mix = np.random.default_rng(0).normal(size=(3, DIM))
+    return list((np.random.default_rng(seed).normal(size=(count, 3)) @ mix).astype(np.float32))
+
+
+SAMPLES = TrainingSamples(train=vectors(50, 1), test=vectors(20, 2), provenance={"source": "a random plane"})
+CONFIG = TrainConfig(steps=12, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
+
+
+class Killed(Exception):
+    """Stands for a kill signal."""
+
+
+def killed_at(step: int) -> Any:
+    def callback(done: int) -> None:
+        if done == step:
+            raise Killed
+
+    return callback
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder, "Autoencoder")[0]
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(VectorTask(), SAMPLES, CONFIG, tmp_path_factory.mktemp("whole") / "run", 0)
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine_to_zero() -> None:
+    config = TrainConfig(steps=10, warmup_steps=4, learning_rate=0.8)
+    assert [config.learning_rate_at(step) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    rest = [0.4 * (1 + math.cos(math.pi * k / 7)) for k in range(1, 7)]
+    assert [config.learning_rate_at(step) for step in range(4, 10)] == pytest.approx(rest)
+    assert 0 < config.learning_rate_at(9) < 0.05
+    assert TrainConfig(steps=2, warmup_steps=9).learning_rate_at(1) == TrainConfig().learning_rate
+
+
+def test_average_forgets_the_start_and_then_uses_the_decay() -> None:
+    config = TrainConfig(ema_decay=0.9)
+    assert config.ema_decay_at(0) == pytest.approx(0.1)
+    assert config.ema_decay_at(1000) == 0.9
+
+
+def test_batches_go_through_all_samples_in_each_epoch_and_depend_on_the_number_only() -> None:
+    seen = [index for number in range(5) for index in batch_indices(3, number, 4, 10)]
+    assert sorted(seen[:10]) == list(range(10)) and sorted(seen[10:]) == list(range(10))
+    assert batch_indices(3, 4, 4, 10) == seen[16:]
+    assert batch_indices(4, 0, 4, 10) != seen[:4]
+    assert sorted(batch_indices(0, 0, 7, 3)[:3]) == [0, 1, 2]  # more than there are samples
+
+
+def test_seeded_restores_the_callers_generator() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(1, 2):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(1, 2):
+        assert torch.equal(torch.rand(3), first)
+
+
+def test_the_loop_is_adamw_with_averaged_weights(tmp_path: Path) -> None:
+    """One step against the update written out: arXiv 1711.05101, algorithm 2, with bias correction."""
+    config = TrainConfig(
+        steps=1, batch_size=50, warmup_steps=0, learning_rate=0.01, gradient_clip=0.0, ema_decay=0.0, weight_decay=0.1
+    )
+    task = VectorTask()
+    task.batch = lambda values, rng: torch.from_numpy(np.stack(values))  # type: ignore[method-assign]
+    with seeded(0):
+        module = Autoencoder(task.quantizer)
+    module.drop.p = 0.0
+    task.build = lambda train, rng: module  # type: ignore[method-assign]
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    task.losses(module, torch.from_numpy(np.stack(SAMPLES.train)))["loss"].backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}  # type: ignore[union-attr]
+    rate = config.learning_rate_at(0)
+    after = weights(train(task, SAMPLES, config, tmp_path / "run", 0))
+    for name, old in before.items():
+        decay = 1 - rate * (0.1 if old.ndim > 1 else 0.0)
+        step = gradients[name] / (gradients[name].abs() + 1e-8)
+        torch.testing.assert_close(after[name], old * decay - rate * step, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("step", [3, 5, 11, 12])
+def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(step))
+    if step >= 5:
+        assert (tmp_path / STATE).is_file()
+    steps: list[int] = []
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=steps.append)
+    resumed_after = {3: 0, 5: 5, 11: 10, 12: 12}[step]
+    assert steps == list(range(resumed_after + 1, 13))
+    assert same(weights(tmp_path), weights(uninterrupted))
+    assert (tmp_path / "config.json").read_text() == (uninterrupted / "config.json").read_text()
+    losses = [{key: value for key, value in line.items() if "per_second" not in key} for line in logged(tmp_path)]
+    expected = [{key: value for key, value in line.items() if "per_second" not in key} for line in logged(uninterrupted)]
+    assert [line["step"] for line in losses] == [line["step"] for line in expected]
+    assert losses[-1] == expected[-1]
+
+
+def test_a_codebook_kept_by_averages_resumes_too(tmp_path: Path) -> None:
+    quantizer = QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=4)
+    whole = train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0, on_step=killed_at(7))
+    assert same(weights(train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0)), weights(whole))
+
+
+def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
+    assert not same(weights(train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)), weights(uninterrupted))
+
+
+def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted: Path) -> None:
+    steps: list[int] = []
+    assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
+    assert steps == []
+    other = TrainConfig(steps=13, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
+    with pytest.raises(CheckpointError, match=r"training\.steps was 12, is 13.*--out.*--overwrite"):
+        train(VectorTask(), SAMPLES, other, uninterrupted, 0)
+    fewer = TrainingSamples(train=SAMPLES.train[:40], test=SAMPLES.test, provenance=SAMPLES.provenance)
+    with pytest.raises(CheckpointError, match=r"data\.train was 50, is 40"):
+        train(VectorTask(), fewer, CONFIG, uninterrupted, 0)
+
+
+def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not trained here"):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "foreign", 0)
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0, on_step=killed_at(6))
+    (tmp_path / "run" / STATE).write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
+
+
+def test_what_a_run_leaves(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "README.md", "config.json", "evaluation.json", "metrics.jsonl", "model.safetensors", "run.json", "samples",
+        "tensorboard",
+    }  # fmt: skip
+    result = json.loads((uninterrupted / "evaluation.json").read_text())
+    assert result["samples"] == 20 and result["steps"] == 12
+    module = Autoencoder(QuantizerConfig(levels=(5, 3, 3)))
+    module.load_state_dict(weights(uninterrupted))
+    with torch.inference_mode():
+        predicted, tokens = VectorTask().reconstruct(module.eval(), SAMPLES.test)  # type: ignore[arg-type]
+    assert result["metrics"]["mse"] == pytest.approx(VectorTask().score(predicted, SAMPLES.test)["mse"], rel=1e-6)  # type: ignore[arg-type]
+    assert result["codebook"]["usage"] == pytest.approx(len(tokens.unique()) / 45)
+    card = (uninterrupted / "README.md").read_text()
+    for part in ("a random plane", "mean squared error", "Zoo.from_toml", "Apache-2.0", '"steps": 12'):
+        assert part in card
+    assert "reconstruction" in (uninterrupted / "samples" / "00.txt").read_text()
+    steps = [line["step"] for line in logged(uninterrupted)]
+    assert steps == [5, 10, 10, 12, 12]
+    assert "held_out/mse" in logged(uninterrupted)[0] and "train/loss" in logged(uninterrupted)[-2]
+
+
+def test_training_reduces_the_error(tmp_path: Path, uninterrupted: Path) -> None:
+    longer = TrainConfig(steps=200, batch_size=16, eval_every=200, learning_rate=0.02)
+    folder = train(VectorTask(), SAMPLES, longer, tmp_path, 0)
+    short, long = (json.loads((path / "evaluation.json").read_text())["metrics"]["mse"] for path in (uninterrupted, folder))
+    assert long < 0.7 * short
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"vector: step 1 of 12: the loss is inf.*learning_rate"):
+        train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
+
+
+def test_a_collapse_is_told_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig(steps=2, eval_every=1, learning_rate=1e-9)
+    constant = TrainingSamples(train=[np.ones(DIM, np.float32)] * 4, test=[np.ones(DIM, np.float32)] * 40)
+    train(VectorTask(), constant, config, tmp_path / "collapsed", 0)
+    assert "codebook collapses" in " ".join(capsys.readouterr().err.split())
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path / "sound", 0)
+    assert "collapses" not in capsys.readouterr().err
+
+
+def test_without_samples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no held-out samples"):
+        train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
+
+
+def test_config_is_checked() -> None:
+    origin = Origin(table="modalities.x.tokenizer")
+    with pytest.raises(ConfigError, match=r"learning_rat: unknown key; did you mean learning_rate"):
+        from_mapping(TrainConfig, {"learning_rat": 1.0}, origin)
+    with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+        from_mapping(TrainConfig, {"steps": 0}, origin)
+    with pytest.raises(ConfigError, match="expected one of"):
+        from_mapping(TrainConfig, {"precision": "int8"}, origin)
+    with pytest.raises(ConfigError, match="ema_decay must be in"):
+        from_mapping(TrainConfig, {"ema_decay": 1.0}, origin)
+
+
+def test_bfloat16_trains_and_saves_float32(tmp_path: Path) -> None:
+    config = TrainConfig(steps=2, eval_every=2, precision="bfloat16")
+    folder = train(VectorTask(), SAMPLES, config, tmp_path, 0)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(folder).values())
+
+
+def test_pictures_are_side_by_side() -> None:
+    from PIL import Image
+
+    red, blue = Image.new("RGB", (4, 3), "red"), Image.new("RGB", (4, 3), "blue")
+    sheet = picture_rows([(red, blue), (blue, red)])
+    assert sheet is not None and sheet.size == (10, 8)
+    assert sheet.getpixel((0, 0)) == sheet.getpixel((6, 5)) == (255, 0, 0)
+    assert picture_rows([("a", "b")]) is None
