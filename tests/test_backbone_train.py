@@ -216,7 +216,7 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
 
     def work(launcher: list[str], folder: str, stop_after: int) -> None:
         command = [*launcher, str(HERE / "backbone_worker.py"), str(tmp_path / folder), str(store), str(stop_after)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 
     work(torchrun, "two", 8)

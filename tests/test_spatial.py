@@ -32,7 +32,7 @@ PLUGINS = {
     "rgb": rgb.plugin,
     "semseg": semseg.plugin,
 }
-TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 8, "depth": 1, "levels": [5, 3]}
+TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1, "levels": [5, 3]}
 
 
 def settings(name: str, **own: Any) -> Settings:
@@ -394,7 +394,7 @@ def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
 )
 def test_all_quantizers_and_blocks_train_and_load(tmp_path: Path, table: dict[str, Any]) -> None:
     samples = TrainingSamples(train=values("rgb", 8), test=values("rgb", 2, seed=1))
-    chosen = settings("rgb", tokenizer={"steps": 2, "batch_size": 4, "eval_every": 2, "width": 8, **table})
+    chosen = settings("rgb", tokenizer={"steps": 2, "batch_size": 4, "eval_every": 2, "width": 16, **table})
     folder = rgb.plugin.train_tokenizer(chosen, samples, tmp_path / "run", 0)
     tokenizer = rgb.plugin.load_tokenizer(folder, "cpu", chosen)
     tokens = rgb.plugin.encode(tokenizer, torch.from_numpy(np.stack(values("rgb", 2))))

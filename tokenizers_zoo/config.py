@@ -132,7 +132,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         if isinstance(value, Mapping):
             inner = typing.get_args(hint)[1]
             return {k: _convert(inner, v, origin.inner(key), k) for k, v in value.items()}
-    elif dataclasses.is_dataclass(hint):
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):

@@ -32,7 +32,8 @@ class ValueSpec:
     def __str__(self) -> str:
         if self.kind != "array":
             return self.description or self.kind
-        bounds = "" if self.low is None else f" in [{self.low:g}, {self.high:g}]"
+        low, high = (f"{bound:g}" if bound is not None else "any" for bound in (self.low, self.high))
+        bounds = "" if self.low is None and self.high is None else f" in [{low}, {high}]"
         return f"{self.dtype} ({', '.join(map(str, self.shape))}){f' {self.unit}' if self.unit else ''}{bounds}"
 
 
@@ -117,7 +118,9 @@ def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
 def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
     """The layout that `layout_to_json` wrote."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
-    return LAYOUTS[data["kind"]](**fields)
+    build: Any = LAYOUTS[data["kind"]]
+    layout: TokenLayout = build(**fields)
+    return layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,234 @@
+"""The `zoo` command as its user meets it: what it prints, and one clear line with exit code 1 for bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+REGISTRY = """[zoo]
+image_size = 32
+patch_size = 8
+checkpoints = "tokenizers"
+[vocabularies.text]
+size = 1024
+sentinels = 16
+coordinate_bins = 32
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Run `zoo WORDS` in this process: exit code, what it printed, what it complained."""
+    monkeypatch.setattr(sys, "argv", ["zoo", *words])
+    code = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a registry, a little data, three tokenizers and their tokens, made by the command itself."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "registry.toml").write_text(REGISTRY)
+    for words in (
+        "data make scenes data --train 24 --test 8 --workers 1 --set image_size=32",
+        "data derive data --only rgb_patches --workers 1",
+        "tokenizer train depth rgb_patches --data data --set steps=3 --set batch_size=4",
+        "tokenizer train caption --data data",
+        "tokenize data --out tokens --only depth,rgb_patches,caption",
+    ):
+        subprocess.run([sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def zoo(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """`zoo("list")` in the folder of `workplace`."""
+    monkeypatch.chdir(workplace)
+    yield lambda *words: call(list(words), capsys, monkeypatch)
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    """Exit code 1, one line, no traceback, and each of `parts` in it."""
+    code, _, complaint = result
+    lines = [line for line in complaint.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(lines) == 1 and "Traceback" not in complaint, complaint
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def test_list_and_info(zoo: Run) -> None:
+    code, shown, _ = zoo("list", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(shown)["modalities"]}
+    assert code == 0 and listed["depth"]["trained"] and not listed["normal"]["trained"]
+    assert listed["depth"]["layout"] == {"kind": "grid", "shape": [4, 4]}
+    code, shown, _ = zoo("info", "depth")
+    assert code == 0 and "log metres" in shown and "abs_rel" in shown
+    code, shown, _ = zoo("source", "list")
+    assert code == 0 and "scenes" in shown and "photos" in shown
+
+
+def test_every_help_fits_a_screen_and_shows_an_example() -> None:
+    import click
+
+    from tokenizers_zoo.cli.main import zoo as group
+
+    def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+        yield path, command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                inner = command.get_command(context, name)
+                assert inner is not None
+                yield from commands(inner, f"{path} {name}")
+
+    for path, command in commands(group, "zoo"):
+        text = command.get_help(click.Context(command, info_name=path, terminal_width=80))
+        assert len(text.splitlines()) <= 45, path
+        if not isinstance(command, click.Group):
+            assert re.search(rf"Examples?:\n\s+{path}", text), path
+
+
+def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
+    np.save(workplace / "one.npy", np.full((1, 32, 32), 3.0, np.float32))
+    assert zoo("encode", "depth", "one.npy", "--out", "one.json")[0] == 0
+    code, shown, _ = zoo("decode", "depth", "one.json", "--out", "back", "--picture", "back.png")
+    assert code == 0 and "back.npy" in shown
+    assert np.load(workplace / "back.npy").shape == (1, 32, 32) and (workplace / "back.png").stat().st_size > 0
+    (workplace / "words.txt").write_text("A red ball — naïve 木 \U0001f3e0 on the floor.", encoding="utf-8")
+    assert zoo("encode", "caption", "words.txt", "--out", "words.json")[0] == 0
+    assert zoo("decode", "caption", "words.json", "--out", "words_back")[0] == 0
+    assert (workplace / "words_back.txt").read_text(
+        encoding="utf-8"
+    ).strip() == "A red ball — naïve 木 \U0001f3e0 on the floor."
+
+
+def test_unknown_names_offer_close_ones(zoo: Run) -> None:
+    refused(zoo("info", "dept"), "dept", "depth")
+    refused(zoo("lits"), "list")
+    refused(zoo("data", "make", "scnes", "new", "--train", "1", "--test", "1"), "scenes")
+    refused(zoo("tokenizer", "train", "dept", "--data", "data"), "depth")
+    refused(zoo("backbone", "train", "--tokens", "tokens", "--out", "b", "--preset", "nanno"), "nano")
+    refused(zoo("tokenize", "data", "--out", "tokens2", "--only", "capton"), "caption")
+
+
+def test_registry_mistakes_name_file_line_and_key(zoo: Run, workplace: Path) -> None:
+    for text, parts in {
+        REGISTRY + "[modalities.depth]\nimage_sise = 3\n": ("bad.toml:9", "image_sise", "image_size"),
+        REGISTRY + '[modalities.depth]\nimage_size = "big"\n': ("bad.toml:9", "image_size", "'big'"),
+        REGISTRY + "[modalities.depth]\ntokenizer = { stepz = 3 }\n": ("bad.toml:9", "stepz", "steps"),
+        REGISTRY + "[modalitys.depth]\n": ("modalitys", "modalities"),
+        "[zoo\n": ("bad.toml", "not valid TOML"),
+    }.items():
+        (workplace / "bad.toml").write_text(text)
+        refused(zoo("--registry", "bad.toml", "info", "depth"), *parts)
+    refused(zoo("--registry", "nowhere.toml", "list"), "nowhere.toml", "no such file")
+
+
+def test_checkpoints_missing_and_altered(zoo: Run, workplace: Path) -> None:
+    (workplace / "m.toml").write_text(REGISTRY + '[modalities.depth]\ncheckpoint = "nothing"\n')
+    refused(
+        zoo("--registry", "m.toml", "tokenizer", "eval", "depth", "--data", "data"), "nothing", "zoo tokenizer train"
+    )
+    (workplace / "m.toml").write_text(REGISTRY + f'[modalities.depth]\nsha256 = "{"0" * 64}"\n')
+    refused(zoo("--registry", "m.toml", "tokenizer", "eval", "depth", "--data", "data"), "0" * 12, "sha256")
+
+
+def test_values_that_are_none(zoo: Run, workplace: Path) -> None:
+    cases = {
+        "nan.npy": np.full((1, 32, 32), np.nan, np.float32),
+        "negative.npy": np.full((1, 32, 32), -1.0, np.float32),
+        "channels.npy": np.ones((3, 32, 32), np.float32),
+    }
+    for name, value in cases.items():
+        np.save(workplace / name, value)
+        refused(zoo("encode", "depth", name), "depth", "expected")
+    (workplace / "long.txt").write_text("x" * 10_000_000)
+    refused(zoo("encode", "caption", "long.txt"), "caption", "2000")
+    (workplace / "control.txt").write_text("a\x07b")
+    refused(zoo("encode", "caption", "control.txt"), "caption", "control")
+    (workplace / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    refused(zoo("encode", "caption", "latin.txt"), "caption", "UTF-8")
+    (workplace / "text.npy").write_bytes(b"not an array")
+    refused(zoo("encode", "depth", "text.npy"), "depth")
+
+
+def test_tokens_of_another_codec(zoo: Run, workplace: Path) -> None:
+    np.save(workplace / "one.npy", np.full((1, 32, 32), 3.0, np.float32))
+    zoo("encode", "depth", "one.npy", "--out", "other.json")
+    stored = json.loads((workplace / "other.json").read_text())
+    ours = stored["fingerprint"][:12]
+    (workplace / "other.json").write_text(json.dumps(stored | {"fingerprint": "ab" * 32}))
+    refused(zoo("decode", "depth", "other.json"), "ab" * 6, ours)
+    refused(zoo("decode", "caption", "other.json"), "depth", "caption")
+    (workplace / "other.json").write_text("[1, 2]")
+    refused(zoo("decode", "depth", "other.json"), "zoo encode")
+
+
+def test_data_without_the_modality(zoo: Run, workplace: Path) -> None:
+    refused(zoo("tokenizer", "train", "canny", "--data", "data"), "canny", "zoo data derive")
+    refused(zoo("tokenizer", "train", "depth", "--data", "absent"), "absent")
+    refused(zoo("backbone", "train", "--tokens", "absent", "--out", "b"), "absent", "zoo tokenize")
+    refused(zoo("backbone", "eval", "absent"), "absent", "zoo backbone train")
+    refused(zoo("report", "absent"), "absent")
+
+
+def test_a_damaged_member_drops_one_sample(zoo: Run, workplace: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data" / "train" / "depth"
+    copy.mkdir(parents=True)
+    shard = next((workplace / "data" / "train" / "depth").glob("*.tar"))
+    with tarfile.open(shard) as old, tarfile.open(copy / shard.name, "w") as new:
+        for number, member in enumerate(old.getmembers()):
+            data = old.extractfile(member)
+            assert data is not None
+            content = data.read() if number else b"broken"
+            member.size = len(content)
+            import io
+
+            new.addfile(member, io.BytesIO(content))
+    code, shown, _ = zoo("tokenize", str(tmp_path / "data"), "--out", str(tmp_path / "tokens"), "--only", "depth")
+    assert code == 0 and "23 encoded" in shown and "1 " in shown, shown
+
+
+def test_backbone_options_that_cannot_be(zoo: Run) -> None:
+    train = ("backbone", "train", "--tokens", "tokens", "--out", "refused")
+    refused(zoo(*train, "--set", "stepz=3"), "stepz", "steps")
+    refused(zoo(*train, "--set", "steps=0"), "steps")
+    refused(zoo(*train, "--set", "masking.input_budgit=3"), "input_budget")
+    refused(zoo(*train, "--only", "rgb_patches"), "discrete")
+    assert not Path("refused/model.safetensors").exists()
+
+
+def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
+    train = ("backbone", "train", "--tokens", "tokens", "--out", "run", "--set", "steps=3", "--set", "batch_size=4")
+    assert zoo(*train)[0] == 0
+    weights = (workplace / "run" / "model.safetensors").read_bytes()
+    assert zoo(*train)[0] == 0 and (workplace / "run" / "model.safetensors").read_bytes() == weights
+    refused(zoo(*train, "--set", "learning_rate=0.5"), "learning_rate", "another folder")
+    code, shown, _ = zoo("backbone", "eval", "run", "--given", "rgb_patches", "--samples", "4", "--set", "draws=1")
+    assert code == 0 and "depth" in shown and "caption" in shown
+    code, shown, _ = zoo("report", "run")
+    assert code == 0 and "file://" in shown
+    page = (workplace / "run" / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 3 and 'src="http' not in page
+    assert len(list((workplace / "run" / "report" / "pictures").glob("*.png"))) == page.count("data:image/png")
+    generate = ("backbone", "generate", "run", "--make", "depth", "--out", "made", "--samples", "2")
+    assert zoo(*generate, "--given", "caption,rgb_patches")[0] == 0
+    assert len(list((workplace / "made").rglob("depth.npy"))) == 2
+    refused(zoo(*generate, "--given", "depth"), "depth")
+    refused(zoo("backbone", "generate", "run", "--make", "rgb_patches", "--out", "made"), "rgb_patches", "input")

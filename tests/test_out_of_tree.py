@@ -1,0 +1,134 @@
+"""The tutorial, run as it stands: a plugin that is not in this repository goes the whole road, and comes out again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "writing-a-plugin.md"
+FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```", re.M | re.S)
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.M | re.S)
+NAME = "elevation"
+
+
+def tutorial_files() -> dict[str, str]:
+    return dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
+
+
+def tutorial_commands() -> list[str]:
+    blocks = CONSOLE.findall(PAGE.read_text(encoding="utf-8"))
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def core_digest() -> str:
+    """One digest over every file of the core and the backbone."""
+    digest = hashlib.sha256()
+    for package in ("tokenizers_zoo", "backbone"):
+        for path in sorted((ROOT / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class Shell:
+    """A new virtual environment that sees the installed project and, beside it, what is installed into it alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+        packages = sysconfig.get_path("purelib", vars={"base": str(folder / "env")})
+        below = sysconfig.get_path("purelib")
+        (Path(packages) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
+        binaries = folder / "env" / "bin"
+        for name, module in (("zoo", "tokenizers_zoo.cli.main"), ("pytest", "pytest")):
+            main = "main" if name == "zoo" else "console_main"
+            script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\nsys.exit({main}())\n"
+            (binaries / name).write_text(script)
+            (binaries / name).chmod(0o755)
+        self.environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+        self.environment.pop("PYTHONWARNINGS", None)
+
+    def run(self, command: str, expect: int = 0) -> str:
+        """Run a command line of the tutorial; gives all that it printed."""
+        words = shlex.split(command)
+        if words[0] == "pip":
+            words = [str(self.folder / "env" / "bin" / "python"), "-m", *words]
+            # The build backend is among the project's development packages, so that nothing has to be downloaded.
+            words += ["--no-build-isolation"] if "install" in words else []
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, f"{command}: exit code {done.returncode}\n{output[-3000:]}"
+        assert "Traceback" not in output, output[-3000:]
+        return output
+
+
+def test_the_plugin_is_short() -> None:
+    module = next(text for path, text in tutorial_files().items() if path.endswith(".py"))
+    assert len(module.splitlines()) < 60
+
+
+def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
+    before = core_digest()
+    shell = Shell(tmp_path)
+    for path, text in tutorial_files().items():
+        target = tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    assert NAME not in shell.run("zoo list")
+
+    # A small model without the plugin, to be loaded again when it is there.
+    shell.run("zoo data make scenes data --train 256 --test 64")
+    shell.run("zoo data derive data --only rgb_patches")
+    shell.run("zoo tokenizer train rgb_patches depth --data data --set steps=20")
+    shell.run("zoo tokenize data --out old_tokens --only rgb_patches,depth")
+    train = "zoo backbone train --tokens old_tokens --out old_run --preset nano --set steps=4 --set batch_size=8"
+    shell.run(train)
+    old_model = (tmp_path / "old_run" / "model.safetensors").read_bytes()
+    old_tokens = {path: path.read_bytes() for path in (tmp_path / "old_tokens").rglob("*.arrow")}
+
+    printed = {command: shell.run(command) for command in tutorial_commands()}
+
+    listed = next(text for command, text in printed.items() if command == "zoo list")
+    assert NAME in listed
+    checked = next(text for command, text in printed.items() if command.startswith("zoo check"))
+    assert "problem" not in checked and checked.count("ok ") > 8
+    made = sorted(path.name for path in (tmp_path / "made").rglob("*.npy"))
+    assert made == [f"{NAME}.npy"] * 2
+    evaluation = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert [pair["target"] for pair in evaluation["pairs"]] == [NAME]
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert NAME in page and "zoo-elevation 0.1.0" in page
+
+    # What was there before still loads, and is what it was.
+    generated = "zoo backbone generate old_run --given rgb_patches --make depth --samples 2 --out old_made"
+    shell.run(generated)
+    shell.run(train)
+    assert (tmp_path / "old_run" / "model.safetensors").read_bytes() == old_model
+    shell.run("zoo tokenize data --out old_tokens --only rgb_patches,depth")
+    assert {path: path.read_bytes() for path in (tmp_path / "old_tokens").rglob("*.arrow")} == old_tokens
+
+    # Without it all others go on, and what needs it says so.
+    shell.run("pip uninstall --yes zoo-elevation")
+    assert NAME not in shell.run("zoo list")
+    shell.run(generated.replace("old_made", "old_made_again"))
+    first, second = (sorted((tmp_path / name).rglob("*.npy")) for name in ("old_made", "old_made_again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    refused = shell.run("zoo backbone generate run --given rgb_patches --make elevation --out no", expect=1)
+    assert "elevation" in refused and len(refused.strip().splitlines()) == 1
+    assert core_digest() == before, "a file of the core or the backbone was changed"
+
+
+def test_no_file_of_the_core_knows_the_plugin() -> None:
+    for package in ("tokenizers_zoo", "backbone"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert NAME not in path.read_text(encoding="utf-8"), path
