@@ -25,6 +25,35 @@ demo: $(READY)
 	zoo backbone eval runs/demo/backbone --config configs/demo.toml
 	zoo report runs/demo/backbone
 
+# The same road, bigger: four times the data, longer training, a larger model.
+demo-long: $(READY)
+	zoo --registry configs/long.toml list
+	zoo --registry configs/long.toml data make scenes runs/long/data --train 16000 --test 800 --seed 0
+	zoo --registry configs/long.toml data derive runs/long/data
+	zoo --registry configs/long.toml tokenizer train --all --data runs/long/data
+	zoo --registry configs/long.toml tokenize runs/long/data --out runs/long/tokens
+	zoo --registry configs/long.toml backbone train --tokens runs/long/tokens --out runs/long/backbone --config configs/demo-long.toml
+	zoo --registry configs/long.toml backbone eval runs/long/backbone --config configs/demo-long.toml
+	zoo --registry configs/long.toml report runs/long/backbone
+
+# Real photographs: pictures, their edges, their colours.
+demo-photos: $(READY)
+	zoo --registry configs/photos.toml data make photos runs/photos/data --train 2000 --test 200 --seed 0
+	zoo --registry configs/photos.toml data derive runs/photos/data
+	zoo --registry configs/photos.toml tokenizer train --all --data runs/photos/data
+	zoo --registry configs/photos.toml tokenize runs/photos/data --out runs/photos/tokens
+	zoo --registry configs/photos.toml backbone train --tokens runs/photos/tokens --out runs/photos/backbone --config configs/photos-backbone.toml
+	zoo --registry configs/photos.toml backbone eval runs/photos/backbone --config configs/photos-backbone.toml
+	zoo --registry configs/photos.toml report runs/photos/backbone
+
+# The pages that are generated from the code.
+docs: $(READY)
+	python docs/generate.py
+
+# One figure a file, each prints a table and JSON; run on a quiet machine.
+bench: $(READY)
+	@for file in bench/*.py; do echo "== $$file"; python $$file || exit 1; done
+
 test: $(READY)
 	ruff check .
 	ruff format --check .

@@ -1,7 +1,7 @@
 """Write docs/commands.md (every command's help) and docs/hooks.md (the plugin contract) from the code itself.
 
-    python docs/generate.py          writes them
-    python docs/generate.py --check  exits 1 where they are out of date
+python docs/generate.py          writes them
+python docs/generate.py --check  exits 1 where they are out of date
 """
 
 from __future__ import annotations

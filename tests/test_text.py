@@ -13,6 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.text import TextModality, TextTokenizer, whole_groups
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.vocabulary import TextVocabulary
 from zoo_images.palette import Palette, central_palette, lab, main_colours, paired
 from zoo_images.palette import plugin as palette
 from zoo_language.caption import best_words, bleu_2, word_f1, words
@@ -21,13 +28,6 @@ from zoo_metadata.fields import DEFAULT_FIELDS, MetadataField, parse_token
 from zoo_metadata.metadata import plugin as metadata
 from zoo_semantics.boxes import plugin as boxes
 from zoo_semantics.matching import best_boxes, intersection_over_union, match
-
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import TextModality, TextTokenizer, whole_groups
-from tokenizers_zoo.modality import Crop
-from tokenizers_zoo.vocabulary import TextVocabulary
 
 PLUGINS: dict[str, TextModality[Any]] = {
     "caption": caption, "boxes": boxes, "metadata": metadata, "palette": palette,

@@ -189,7 +189,9 @@ def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp
     assert same(weights(tmp_path), weights(uninterrupted))
     assert (tmp_path / "config.json").read_text() == (uninterrupted / "config.json").read_text()
     losses = [{key: value for key, value in line.items() if "per_second" not in key} for line in logged(tmp_path)]
-    expected = [{key: value for key, value in line.items() if "per_second" not in key} for line in logged(uninterrupted)]
+    expected = [
+        {key: value for key, value in line.items() if "per_second" not in key} for line in logged(uninterrupted)
+    ]
     assert [line["step"] for line in losses] == [line["step"] for line in expected]
     assert losses[-1] == expected[-1]
 
@@ -256,7 +258,9 @@ def test_what_a_run_leaves(uninterrupted: Path) -> None:
 def test_training_reduces_the_error(tmp_path: Path, uninterrupted: Path) -> None:
     longer = TrainConfig(steps=200, batch_size=16, eval_every=200, learning_rate=0.02)
     folder = train(VectorTask(), SAMPLES, longer, tmp_path, 0)
-    short, long = (json.loads((path / "evaluation.json").read_text())["metrics"]["mse"] for path in (uninterrupted, folder))
+    short, long = (
+        json.loads((path / "evaluation.json").read_text())["metrics"]["mse"] for path in (uninterrupted, folder)
+    )
     assert long < 0.7 * short
 
 

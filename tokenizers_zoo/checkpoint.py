@@ -75,8 +75,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors and the config of a checkpoint folder.
 
-    Raises CheckpointError where a file is missing or damaged, the weights are not those that the config was written with, or
-    the config's "class" is not `expected_class`.
+    Raises CheckpointError where a file is missing or damaged, the weights are not those that the config was written
+    with, or the config's "class" is not `expected_class`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,14 +1,15 @@
 """The whole plugin contract.
 
-A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`, registered under the entry
-point group `tokenizers_zoo` by its modality's name. A source plugin does the same under `tokenizers_zoo.sources`, and
-a wrapper (timing, caching, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
+A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`, registered under the
+entry point group `tokenizers_zoo` by its modality's name. A source plugin does the same under `tokenizers_zoo.sources`,
+and a wrapper (timing, caching, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
 
 An implementation asks only for the arguments that it uses, by these names. `settings` is the instance's
 `tokenizers_zoo.config.Settings`, so that one plugin can serve several instances (`plugin = "..."` in registry.toml).
 
-Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and `decode`
-work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a list.
+Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and
+`decode` work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a
+list.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class ModalityHooks:
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Train on `samples`, write a checkpoint folder at `out_dir`, return its path.
 
-        `config` is the instance's settings with the command line's overrides. Started again on the same `out_dir` after a
-        kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and `config.json`.
+        `config` is the instance's settings with the command line's overrides. Started again on the same `out_dir` after
+        a kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and
+        `config.json`.
         """
         raise NotImplementedError
 
@@ -66,8 +68,8 @@ class ModalityHooks:
     def encode(self, tokenizer: Any, values: Any) -> torch.Tensor | Sequence[Any]:
         """Tokens of a batch of values.
 
-        Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size). Sequences: a list of 1-D int64 arrays without end
-        or sentinel ids. Patches and embeddings: float32 `(batch, tokens, dim)`, or a list of `(tokens, dim)`.
+        Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size). Sequences: a list of 1-D int64 arrays without
+        end or sentinel ids. Patches and embeddings: float32 `(batch, tokens, dim)`, or a list of `(tokens, dim)`.
         """
         raise NotImplementedError
 
@@ -99,7 +101,7 @@ class ModalityHooks:
 
     @hookspec(firstresult=True)
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Any:
-        """This modality's value, computed from those of `ModalitySpec.derived_from`. Raises ZooError to drop a sample."""
+        """This modality's value, computed from those of `derived_from`. Raises ZooError to drop the sample."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)

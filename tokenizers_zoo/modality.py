@@ -16,8 +16,8 @@ from tokenizers_zoo.errors import PluginError
 class ValueSpec:
     """What one raw value looks like.
 
-    `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape` holds
-    fixed sizes and, as strings, the names of free axes ("height"); `low` and `high` are inclusive bounds.
+    `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape`
+    holds fixed sizes and, as strings, the names of free axes ("height"); `low` and `high` are inclusive bounds.
     """
 
     kind: Literal["array", "text", "object"] = "array"
@@ -138,7 +138,8 @@ class ModalitySpec:
     """Everything that the core and the backbone know about a modality.
 
     `vocabulary` names the id space: modalities that name the same one share a tokenizer checkpoint and an embedding
-    table. `vocab_size` is its number of ids with special tokens (0 for continuous layouts). `metrics[0]` is the main metric.
+    table. `vocab_size` is its number of ids with special tokens (0 for continuous layouts). `metrics[0]` is the main
+    metric.
     """
 
     name: str
@@ -211,7 +212,7 @@ class Crop:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        fits = 0 <= self.top and 0 <= self.left and self.height > 0 and self.width > 0
+        fits = self.top >= 0 and self.left >= 0 and self.height > 0 and self.width > 0
         if not (fits and self.top + self.height <= 1 + 1e-9 and self.left + self.width <= 1 + 1e-9):
             raise ValueError(f"crop leaves the picture: {self}")
 

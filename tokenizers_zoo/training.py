@@ -1,4 +1,4 @@
-"""The only tokenizer training loop: seeded, resumable to the bit, shown live, ending in metrics, pictures and a card."""
+"""The only tokenizer training loop: seeded, resumed to the bit, shown live, ending in metrics, pictures and a card."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     ema_decay: float = 0.99
-    """Decay per step of the averaged weights, which are the ones that are evaluated and saved; 0 turns averaging off."""
+    """Decay per step of the averaged weights, which are those that are evaluated and saved; 0 turns averaging off."""
     eval_every: int = 100
     """Steps between evaluations, each of which also saves the training state."""
     eval_samples: int = 64
@@ -129,8 +129,8 @@ def train(
 
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
     same weights to the bit; a finished `out_dir` is returned at once. `on_step` is called with the number of finished
-    steps. Raises CheckpointError where `out_dir` holds another run, DataError without samples, and TrainingError where the
-    loss is not finite.
+    steps. Raises CheckpointError where `out_dir` holds another run, DataError without samples, and TrainingError
+    where the loss is not finite.
     """
     run = TrainingRun.open(out_dir, identity(task, samples, config, seed))
     if run.finished:
@@ -280,8 +280,8 @@ class _Loop:
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             raise TrainingError(
                 f"{self.task.spec.name}: step {step + 1} of {self.config.steps}: the loss is {totals['loss']:g} and its"
-                f" gradient's norm {norm:g}, not finite; lower tokenizer.learning_rate ({self.config.learning_rate:g}) or"
-                f" raise tokenizer.warmup_steps ({self.config.warmup_steps}), and look at the values"
+                f" gradient's norm {norm:g}, not finite; lower tokenizer.learning_rate ({self.config.learning_rate:g})"
+                f" or raise tokenizer.warmup_steps ({self.config.warmup_steps}), and look at the values"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
@@ -358,7 +358,9 @@ def finish_run(
         "steps": steps,
         "training_seconds": round(seconds, 1),
         "samples": evaluation.samples,
-        "metrics": {name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()},
+        "metrics": {
+            name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()
+        },
         "units": {metric.name: metric.unit for metric in spec.metrics},
         "codebook": dict(evaluation.codebook),
     }

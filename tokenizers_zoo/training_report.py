@@ -27,7 +27,7 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out metrics, codebook statistics (empty for continuous modalities) and pairs (input, reconstruction) to show."""
+    """Held-out metrics, codebook statistics (none for continuous modalities), and pairs (input, reconstruction)."""
 
     metrics: Mapping[str, float]
     shown: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
@@ -191,7 +191,7 @@ tokens = zoo["{spec.name}"].encode(values)
 
 ## Quality
 
-On {result["samples"]} held-out samples, after {result["steps"]} steps and {result["training_seconds"]:.0f} s of training:
+On {result["samples"]} held-out samples, after {result["steps"]} steps in {result["training_seconds"]:.0f} s:
 
 | metric | value | unit | better | meaning |
 |---|---|---|---|---|

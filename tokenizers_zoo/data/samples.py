@@ -12,9 +12,9 @@ from typing import Any
 class TrainingSamples:
     """Lazy, aligned values of one modality, already checked and at the size that its settings say.
 
-    `texts` gives the plain text of ALL modalities that share this one's vocabulary, `special_tokens` their special tokens in a
-    fixed order; both are empty where the vocabulary is the modality's own. `provenance` says where the values come from, for
-    the model card (JSON types).
+    `texts` gives the plain text of ALL modalities that share this one's vocabulary, `special_tokens` their special
+    tokens in a fixed order; both are empty where the vocabulary is the modality's own. `provenance` says where the
+    values come from, for the model card (JSON types).
     """
 
     train: Sequence[Any]

@@ -74,9 +74,7 @@ class PatchesModality(ImageValues):
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
-            layout=PatchesLayout(
-                shape=options.grid, dim=self.channels * options.patch_size**2, dtype=options.dtype
-            ),
+            layout=PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=options.dtype),
             vocab_size=0,
             family="continuous",
             derived_from=self.derived_from,
@@ -87,7 +85,7 @@ class PatchesModality(ImageValues):
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Compute mean and deviation per channel over the training values; `seed` changes nothing but the folder's record."""
+        """Compute mean and deviation per channel over training values; `seed` is recorded, and changes nothing."""
         import torch
 
         from tokenizers_zoo.training import finish_run
@@ -98,9 +96,7 @@ class PatchesModality(ImageValues):
         description = {"class": self.checkpoint_class, "modality": config.name, "channels": self.channels}
         data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
         training = {"samples": options.tokenizer.samples}
-        run = TrainingRun.open(
-            out_dir, {"model": description, "training": training, "seed": seed, "data": data}
-        )
+        run = TrainingRun.open(out_dir, {"model": description, "training": training, "seed": seed, "data": data})
         if run.finished:
             return out_dir
         if not len(samples.train) or not len(samples.test):
@@ -134,9 +130,7 @@ class PatchesModality(ImageValues):
         if shapes != {"mean": (self.channels,), "std": (self.channels,)} or not bool((tensors["std"] > 0).all()):
             raise CheckpointError(f"{checkpoint}: expected mean and std of {self.channels} channels, got {shapes}")
         options = self.options(settings)
-        return PatchesTokenizer(
-            tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid
-        )
+        return PatchesTokenizer(tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid)
 
     @hookimpl
     def encode(self, tokenizer: PatchesTokenizer, values: torch.Tensor) -> torch.Tensor:
@@ -164,7 +158,7 @@ class PatchesModality(ImageValues):
 
 
 def channel_statistics(values: Iterable[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Mean and deviation per channel over all pixels of values (channels, height, width), float32; deviation at least 1e-6."""
+    """Mean and deviation (at least 1e-6) per channel over all pixels of values (channels, height, width), float32."""
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for value in values:
         pixels = value.reshape(len(value), -1).astype(np.float64)

@@ -38,8 +38,8 @@ CHUNK_PIXELS = {"cpu": 16 * 64 * 64, "cuda": 256 * 64 * 64}
 class SpatialVQ(nn.Module):
     """Encoder, quantizer and decoder, with the channels' mean and deviation, or an embedding of the classes.
 
-    Inputs are (batch, channels, height, width), or class ids (batch, height, width); outputs are standardised channels, or a
-    logit per class.
+    Inputs are (batch, channels, height, width), or class ids (batch, height, width); outputs are standardised
+    channels, or a logit per class.
     """
 
     mean: Tensor
@@ -131,8 +131,10 @@ class SpatialTokenizer:
         return self.module.quantizer.codebook_size
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch h w"]:
-        """Tokens int64 on the device of `values`. Raises InvalidValueError for a size that the patch does not divide."""
-        return self._chunks(values, lambda chunk: self.module.encode(model_inputs(self.modality, chunk)), values[0].numel())
+        """Tokens int64 on the device of `values`. Raises InvalidValueError for sizes the patch does not divide."""
+        return self._chunks(
+            values, lambda chunk: self.module.encode(model_inputs(self.modality, chunk)), values[0].numel()
+        )
 
     def decode(self, tokens: Int[Tensor, "batch h w"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""

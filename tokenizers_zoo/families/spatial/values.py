@@ -139,7 +139,7 @@ class ImageValues:
 def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest: bool = False) -> Array:
     """Cut `(..., height, width)` by fractions, mirror, and resize to `size` (height, width).
 
-    Bilinear with anti-aliasing in float32, or nearest for integers below 2^31; the crop's borders may fall inside pixels.
+    Bilinear with anti-aliasing in float32, or nearest for integers below 2^31; a crop's borders may fall inside pixels.
     """
     from PIL import Image
 

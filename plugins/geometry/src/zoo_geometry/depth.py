@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import open_image, read_array
 from tokenizers_zoo.modality import Metric
@@ -79,14 +80,18 @@ class Depth(SpatialModality):
             image = open_image(data, extension)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(
-                    f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres, or a"
-                    " 16-bit PNG with png_scale (metres per unit) in registry.toml"
+                    f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
+                    " or a 16-bit PNG with png_scale (metres per unit) in registry.toml"
                 )
             metres = np.asarray(image).astype(np.float64) * options.png_scale
         bad = ~np.isfinite(metres) | (metres <= 0)
         if bad.any():
-            raise ValueError(f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, or no number")
-        return metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
+            raise ValueError(
+                f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, or no number"
+            )
+        return (
+            metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
+        )
 
     def picture(self, value: np.ndarray, options: DepthSettings) -> Any:
         import matplotlib
@@ -97,7 +102,9 @@ class Depth(SpatialModality):
         return Image.fromarray(matplotlib.colormaps["turbo_r"](position, bytes=True)[..., :3])
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        guess, truth = (np.concatenate([value.ravel() for value in side]).astype(np.float64) for side in (predicted, target))
+        guess, truth = (
+            np.concatenate([value.ravel() for value in side]).astype(np.float64) for side in (predicted, target)
+        )
         return {
             "abs_rel": float(np.mean(np.abs(guess - truth) / truth)),
             "delta1": float(np.mean(np.maximum(guess / truth, truth / guess) < 1.25)),

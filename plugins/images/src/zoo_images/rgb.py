@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_rgb, rgb_image
 from tokenizers_zoo.modality import Metric
@@ -54,7 +55,11 @@ class RgbValues(ImageValues):
             for a, b in zip(predicted, target, strict=True)
         ]
         ssim = [
-            float(structural_similarity_index_measure(torch.from_numpy(a)[None], torch.from_numpy(b)[None], data_range=1.0))
+            float(
+                structural_similarity_index_measure(
+                    torch.from_numpy(a)[None], torch.from_numpy(b)[None], data_range=1.0
+                )
+            )
             for a, b in zip(predicted, target, strict=True)
         ]
         return {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}

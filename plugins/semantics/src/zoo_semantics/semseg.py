@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array
 from tokenizers_zoo.modality import Metric
@@ -53,11 +54,9 @@ class Semseg(SpatialModality):
             name="miou",
             unit="",
             higher_is_better=True,
-            meaning="intersection over union of all pictures' pixels, averaged over the classes that occur in the truth",
+            meaning="intersection over union over all pictures, averaged over the classes that occur in the truth",
         ),
-        Metric(
-            name="pixel_accuracy", unit="", higher_is_better=True, meaning="share of pixels with the right class"
-        ),
+        Metric(name="pixel_accuracy", unit="", higher_is_better=True, meaning="share of pixels with the right class"),
     )
 
     def class_names(self, options: SemsegSettings) -> tuple[str, ...]:
@@ -75,8 +74,8 @@ class Semseg(SpatialModality):
             raise ValueError(f"expected integer class ids, got {value.dtype}")
         if value.size and not 0 <= int(value.min()) <= int(value.max()) < len(options.classes):
             raise ValueError(
-                f"expected class ids 0 to {len(options.classes) - 1}, got {value.min()} to {value.max()}; name all classes in"
-                " registry.toml (classes = [...])"
+                f"expected class ids 0 to {len(options.classes) - 1}, got {value.min()} to {value.max()}; name all"
+                " classes in registry.toml (classes = [...])"
             )
         return value.astype(np.int64)
 
@@ -110,7 +109,9 @@ class Semseg(SpatialModality):
 def class_colours(count: int) -> np.ndarray:
     """uint8 (count, 3): black for id 0, then hues by the golden ratio at three brightnesses, so neighbours differ."""
     colours = [(0.0, 0.0, 0.0)]
-    colours += [colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.95, 0.75, 0.55)[index % 3]) for index in range(1, count)]
+    colours += [
+        colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.95, 0.75, 0.55)[index % 3]) for index in range(1, count)
+    ]
     return (np.array(colours) * 255 + 0.5).astype(np.uint8)
 
 
