@@ -44,7 +44,7 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "nano": ModelConfig(dim=128, encoder_depth=3, decoder_depth=2, heads=4),
+    "nano": ModelConfig(dim=128, encoder_depth=2, decoder_depth=3, heads=4),
     "tiny": ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, heads=6),
     "small": ModelConfig(dim=512, encoder_depth=8, decoder_depth=8, heads=8),
     "base": ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, heads=12),

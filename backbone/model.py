@@ -94,6 +94,8 @@ class FourM(nn.Module):
             {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.tables.vocabularies.items()}
         )
         self.apply(initialise)
+        for block in self.decoder:
+            cast(DecoderBlock, block).cross_attention.align()
         for table in (*self._embeddings(), *self.learned_positions.values()):
             nn.init.normal_(table, std=EMBEDDING_STD)
         for table in self.output.values():
@@ -279,13 +281,17 @@ def learned_rows(tables: Tables) -> Tensor:
 def sincos_grid(shape: tuple[int, ...], dim: int) -> Tensor:
     """Sin-cos positions of a grid, `prod(shape) dim`, row-major: each axis has an equal share of the channels.
 
-    Per axis: sines, then cosines, of the index times 10000 ** (-i / count) (arXiv 1706.03762, section 3.5; for several
-    axes as in arXiv 2104.02057). Channels that do not divide are left zero.
+    Per axis of n steps: sines, then cosines, of the index times frequencies that fall geometrically from pi/2 to
+    pi/(4n), periods of 4 to 8n steps. (arXiv 1706.03762, section 3.5, has periods up to 60,000, which leaves most
+    channels of an axis of 8 or 14 steps all but constant, and attention by position hard to learn.) Channels that do
+    not divide are left zero.
     """
     share = dim // len(shape) // 2
-    frequencies = 10000 ** (-torch.arange(share, dtype=torch.float64) / share)
+    fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
-    angles = [axis.flatten().unsqueeze(1) * frequencies for axis in axes]
+    angles = [
+        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall) for axis, n in zip(axes, shape, strict=True)
+    ]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return F.pad(table, (0, dim - table.shape[1])).float()
 

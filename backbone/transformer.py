@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from backbone.config import ModelConfig
 
 NORM_EPSILON = 1e-6
+ALIGNED = 1.5
+"""Size of a cross-attention's first keys over that of its queries: how sharply it looks at its own position."""
 
 
 def layer_norm(width: int, config: ModelConfig) -> nn.LayerNorm:
@@ -88,6 +90,15 @@ class CrossAttention(nn.Module):
         head_size = config.dim // config.heads
         self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
+
+    def align(self) -> None:
+        """Start with keys that are made as queries are, so that targets first look at inputs of their own position.
+
+        Learning that from nothing is a long plateau (mimetic initialisation, arXiv 2305.09828, does so for
+        self-attention).
+        """
+        with torch.no_grad():
+            self.kv.weight[: self.q.out_features] = ALIGNED * self.q.weight
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """What attention needs of a (normed) context, to be kept while the context is fixed."""

@@ -12,7 +12,7 @@ import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tokenizers_zoo import Zoo  # noqa: E402  (the number of threads is read at import)
+from tokenizers_zoo import Zoo
 
 
 def main() -> None:
@@ -30,9 +30,8 @@ def main() -> None:
         samples[index]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     figures = {"per_wall_second": round(arguments.count / wall, 1), "per_cpu_second": round(arguments.count / cpu, 1)}
-    print(
-        f"{arguments.size} x {arguments.size}: {figures['per_wall_second']} samples/s ({figures['per_cpu_second']} per CPU second)"
-    )
+    size = f"{arguments.size} x {arguments.size}"
+    print(f"{size}: {figures['per_wall_second']} samples/s, {figures['per_cpu_second']} per CPU second")
     print(json.dumps(figures))
 
 

@@ -22,6 +22,12 @@ class TokenizerConfig(TrainConfig):
     default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
     """Levels of fsq where the table gives neither levels nor a codebook size."""
 
+    steps: int = 800
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Samples in one forward pass."""
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW."""
     quantizer: QuantizerKind = "fsq"
     """How latents become tokens; see `QuantizerConfig.kind`."""
     levels: tuple[int, ...] | None = None

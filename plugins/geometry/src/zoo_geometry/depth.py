@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import open_image, read_array
 from tokenizers_zoo.modality import Metric
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DepthTokenizer(TokenizerConfig):
-    """Defaults of the depth tokenizer."""
-
-    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +24,6 @@ class DepthSettings(SpatialSettings):
     """Metres per unit of 16-bit PNG files."""
     shown: tuple[float, float] = (0.5, 16.0)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
-    tokenizer: DepthTokenizer = DepthTokenizer()
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
@@ -51,7 +43,7 @@ class Depth(SpatialModality):
     low, high = 0.001, 100.0
     description = "planar depth along the camera's axis"
     token_space = "log metres"
-    loss = "l1"
+    loss = "l2"
     metrics = (
         Metric(
             name="abs_rel", unit="", higher_is_better=False, meaning="mean over pixels of |predicted - true| / true"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import (
     crop_and_resize,
     open_image,
@@ -25,31 +24,16 @@ UNIT_TOLERANCE = 0.02
 """How far a stored vector's length may be from 1; rounding to 8 bits moves it by up to 0.007."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NormalTokenizer(TokenizerConfig):
-    """Defaults of the normal tokenizer."""
-
-    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NormalSettings(SpatialSettings):
-    """Settings of normal."""
-
-    tokenizer: NormalTokenizer = NormalTokenizer()
-
-
 class Normal(SpatialModality):
     """Unit vectors float32 (3, height, width) in camera axes: x right, y up, z towards the viewer."""
 
-    settings_class = NormalSettings
     summary = "surface normals as a grid of tokens"
     channels = 3
     unit = "unit vector"
     low, high = -1.0, 1.0
     description = "unit vectors in camera axes: x right, y up, z towards the viewer"
     standardised = False
-    loss = "l2"
+    loss = "l1"
     metrics = (
         Metric(
             name="mean_angle",

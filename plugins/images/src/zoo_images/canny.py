@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import crop_and_resize, open_image, png_bytes, read_array
 from tokenizers_zoo.modality import Crop, Metric
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CannyTokenizer(TokenizerConfig):
-    """Defaults of the canny tokenizer."""
-
-    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +21,6 @@ class CannySettings(SpatialSettings):
 
     sigma: float = 1.0
     """Deviation of the Gaussian blur before edges are looked for, pixels."""
-    tokenizer: CannyTokenizer = CannyTokenizer()
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial import ImageValues, SpatialModality
 from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_rgb, rgb_image
 from tokenizers_zoo.modality import Metric
 
+BATCH = 64
+"""Pictures that are compared at once."""
 PSNR_CEILING = 100.0
 """PSNR of two equal pictures, dB, where the formula has no bound."""
 
@@ -50,39 +51,19 @@ class RgbValues(ImageValues):
         import torch
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        psnr = [
-            min(-10 * np.log10(max(float(np.mean((a - b) ** 2)), 1e-30)), PSNR_CEILING)
-            for a, b in zip(predicted, target, strict=True)
-        ]
-        ssim = [
-            float(
-                structural_similarity_index_measure(
-                    torch.from_numpy(a)[None], torch.from_numpy(b)[None], data_range=1.0
-                )
-            )
-            for a, b in zip(predicted, target, strict=True)
-        ]
-        return {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RgbTokenizer(TokenizerConfig):
-    """Defaults of the rgb tokenizer."""
-
-    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RgbSettings(SpatialSettings):
-    """Settings of rgb."""
-
-    tokenizer: RgbTokenizer = RgbTokenizer()
+        error = np.array([np.mean((a - b) ** 2, dtype=np.float64) for a, b in zip(predicted, target, strict=True)])
+        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
+        total = 0.0
+        for start in range(0, len(target), BATCH):
+            first, second = (torch.from_numpy(np.stack(side[start : start + BATCH])) for side in (predicted, target))
+            similarity = structural_similarity_index_measure(first, second, data_range=1.0, reduction="sum")
+            total += float(similarity)  # type: ignore[arg-type]
+        return {"psnr": float(psnr.mean()), "ssim": total / len(target)}
 
 
 class Rgb(RgbValues, SpatialModality):
     """RGB pictures as a grid of tokens."""
 
-    settings_class = RgbSettings
     summary = "RGB picture as a grid of tokens"
     loss = "l2"
 

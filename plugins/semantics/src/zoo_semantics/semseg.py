@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ VOID = "void"
 class SemsegTokenizer(TokenizerConfig):
     """Defaults of the semseg tokenizer."""
 
-    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+    steps: int = 700
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
