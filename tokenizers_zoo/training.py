@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 COLLAPSED = 0.2
 """Codebook usage, as a fraction of what the evaluated tokens could reach, below which a run says that it collapses."""
+FINAL_SAMPLES = 2000
+"""Held-out samples of the final evaluation at most."""
 CACHED_BYTES = 1 << 30
 """Training values are kept in memory up to this many bytes; beyond it they are read again."""
 
@@ -61,7 +63,7 @@ class TrainConfig:
     eval_every: int = 100
     """Steps between evaluations, each of which also saves the training state."""
     eval_samples: int = 64
-    """Held-out samples used during training; the final evaluation uses all of them."""
+    """Held-out samples used during training; the final evaluation uses up to FINAL_SAMPLES."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the forward pass; weights, quantizer and saved model are float32."""
 
@@ -128,7 +130,7 @@ def train(
     """Train `task` and write its checkpoint, metrics, pictures and card into `out_dir`, which is returned.
 
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
-    same weights to the bit; a finished `out_dir` is returned at once. `on_step` is called with the number of finished
+    same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at once. `on_step` is called with the number of finished
     steps. Raises CheckpointError where `out_dir` holds another run, DataError without samples, and TrainingError
     where the loss is not finite.
     """
@@ -331,8 +333,9 @@ class _Loop:
         )
 
     def finish(self) -> None:
-        """Evaluate on all held-out samples and write what a finished run leaves."""
-        evaluation = self.evaluate(list(self.samples.test))
+        """Evaluate on the held-out samples and write what a finished run leaves."""
+        count = min(len(self.samples.test), FINAL_SAMPLES)
+        evaluation = self.evaluate([self.samples.test[index] for index in range(count)])
         config = {**self.run.identity["model"], "training": self.run.identity["training"], "seed": self.seed}
         tensors = self.average.state_dict()
         finish_run(self.run, self.task.spec, tensors, config, evaluation, steps=self.done, seconds=self.seconds)

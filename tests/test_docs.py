@@ -1,0 +1,99 @@
+"""The documents say what is there: generated pages are fresh, links lead somewhere, every setting is explained."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backbone.config import MaskingConfig, Mixture, ModelConfig
+from backbone.config import TrainConfig as BackboneTrainConfig
+from backbone.evaluate import EvaluationConfig
+from backbone.generation import TargetPlan
+from tokenizers_zoo.blocks import BlockConfig
+from tokenizers_zoo.config import load_toml
+from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
+from tokenizers_zoo.quantizers import QuantizerConfig
+from tokenizers_zoo.training import TrainConfig
+from tokenizers_zoo.vocabulary import VocabularyConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
+CONFIGS = [
+    BackboneTrainConfig, BlockConfig, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, QuantizerConfig,
+    SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig, VocabularyConfig,
+]  # fmt: skip
+
+
+def test_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.__module__}.{config.__name__}")
+def test_every_setting_is_explained(config: type) -> None:
+    tree = ast.parse(inspect.getsource(config))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    explained = {
+        first.target.id
+        for first, second in itertools.pairwise(body)
+        if isinstance(first, ast.AnnAssign)
+        and isinstance(first.target, ast.Name)
+        and isinstance(second, ast.Expr)
+        and isinstance(second.value, ast.Constant)
+    }
+    own = {name for name in inspect.get_annotations(config) if not name.startswith("_")}
+    fields = {field.name for field in dataclasses.fields(config)} & own
+    missing = fields - explained
+    assert missing <= {"tokenizer", "name"}, missing
+
+
+def test_the_map_names_what_is_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("## Where things are") : readme.index("## Limits")]
+    folder = ROOT
+    for path in re.findall(r"`([\w./*-]+)`", table):
+        if "/" in path and not path.startswith(("blocks", "pipeline", "templates", "testing", "cli")):
+            folder = (ROOT / path).parent if not path.endswith("/") else ROOT / path
+            assert list(ROOT.glob(path)), path
+        else:
+            assert list((ROOT / "tokenizers_zoo").glob(path)) or list(ROOT.glob(path)) or list(folder.glob(path)), path
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for top in {Path(name).parts[0] for name in tracked if len(Path(name).parts) > 1 and not name.startswith(".")}:
+        assert top in readme, top
+    named = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for package in ("tokenizers_zoo", "backbone"):
+        for module in (ROOT / package).glob("*.py"):
+            if module.name not in ("__init__.py",):
+                stem = "training" if module.stem.startswith("training") else module.stem
+                assert re.search(rf"\b{stem}(\.py|\*)", named), f"{package}/{module.name}"
+
+
+def test_the_settings_files_are_read_whole() -> None:
+    from backbone.cli import read_tables
+    from tokenizers_zoo import Zoo
+
+    for path in (ROOT / "registry.toml", ROOT / "configs" / "photos.toml", ROOT / "configs" / "long.toml"):
+        assert Zoo.from_toml(path).problems() == {}, path
+    for name in ("demo", "demo-long", "photos-backbone"):
+        path = ROOT / "configs" / f"{name}.toml"
+        assert load_toml(path) and read_tables(path)["train"]
