@@ -60,10 +60,11 @@ class SlowTwin:
         else:
             shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
             where = np.unravel_index(position, shape) if len(shape) > 1 or shape != (1,) else (position,)
+            steps = shape if isinstance(layout, GridLayout | PatchesLayout) else (self.tables.positions[name].count,)
             share = dim // len(shape) // 2
             parts: list[float] = []
-            for index in where:
-                angles = [int(index) / 10000 ** (i / share) for i in range(share)]
+            for index, count in zip(where, steps, strict=True):
+                angles = [int(index) * math.pi / 2 / (2 * count) ** (i / max(share - 1, 1)) for i in range(share)]
                 parts += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
             embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
         return embedded + self.state["modality_embedding.weight"][self.tables.index(name)]

@@ -48,8 +48,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for words in (
         "data make scenes data --train 24 --test 8 --workers 1 --set image_size=32",
         "data derive data --only rgb_patches --workers 1",
-        "tokenizer train depth rgb_patches --data data --set steps=3 --set batch_size=4",
-        "tokenizer train caption --data data",
+        "tokenizer train depth --data data --set steps=3 --set batch_size=4",
+        "tokenizer train rgb_patches caption --data data",
         "tokenize data --out tokens --only depth,rgb_patches,caption",
     ):
         subprocess.run([sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()], cwd=folder, check=True)
@@ -129,9 +129,9 @@ def test_unknown_names_offer_close_ones(zoo: Run) -> None:
 
 def test_registry_mistakes_name_file_line_and_key(zoo: Run, workplace: Path) -> None:
     for text, parts in {
-        REGISTRY + "[modalities.depth]\nimage_sise = 3\n": ("bad.toml:9", "image_sise", "image_size"),
-        REGISTRY + '[modalities.depth]\nimage_size = "big"\n': ("bad.toml:9", "image_size", "'big'"),
-        REGISTRY + "[modalities.depth]\ntokenizer = { stepz = 3 }\n": ("bad.toml:9", "stepz", "steps"),
+        REGISTRY + "[modalities.depth]\nimage_sise = 3\n": ("bad.toml:10", "image_sise", "image_size"),
+        REGISTRY + '[modalities.depth]\nimage_size = "big"\n': ("bad.toml:10", "image_size", "'big'"),
+        REGISTRY + "[modalities.depth]\ntokenizer = { stepz = 3 }\n": ("bad.toml:10", "stepz", "steps"),
         REGISTRY + "[modalitys.depth]\n": ("modalitys", "modalities"),
         "[zoo\n": ("bad.toml", "not valid TOML"),
     }.items():

@@ -346,7 +346,7 @@ def test_cached_decoding_is_full_decoding(model: FourM, temperature: float) -> N
     assert [row.tolist() for row in made] == slow
     assert all(row.dtype == np.int64 for row in made)
     if temperature == 3:  # samples stop each at its own end, so the batch was cut on the way
-        assert len({len(row) for row in made}) >= 3
+        assert len({len(row) for row in made}) >= 2
 
 
 @torch.inference_mode()

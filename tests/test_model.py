@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from backbone.masking import Masker
-from backbone.model import FourM, sincos_grid, uniform_loss
+from backbone.model import EMBEDDING_STD, FourM, sincos_grid, uniform_loss
 from backbone.tables import Tables
-from backbone.transformer import FusedLinear, KeyValueCache
+from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec
 
@@ -224,17 +225,21 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
 
 
 def test_positions_by_hand() -> None:
+    # Periods of 4 and of 8 x 3 steps.
     line = sincos_grid((3,), 4)
     assert line[0].tolist() == [0, 0, 1, 1]
-    expected = [math.sin(2), math.sin(2 / 100), math.cos(2), math.cos(2 / 100)]
-    assert line[2].tolist() == pytest.approx(expected)
+    expected = [math.sin(math.pi), math.sin(math.pi / 6), math.cos(math.pi), math.cos(math.pi / 6)]
+    assert line[2].tolist() == pytest.approx(expected, abs=1e-6)
     grid = sincos_grid((2, 3), 8)
-    row, column = [math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)], [0, 0, 1, 1]
-    assert grid[3].tolist() == pytest.approx(row + column)
-    assert grid[1].tolist() == pytest.approx(column + row)
+    row, column = (
+        [1, math.sin(math.pi / 8), 0, math.cos(math.pi / 8)],
+        [1, math.sin(math.pi / 12), 0, math.cos(math.pi / 12)],
+    )
+    assert grid[3].tolist() == pytest.approx([*row, 0, 0, 1, 1], abs=1e-6)
+    assert grid[1].tolist() == pytest.approx([0, 0, 1, 1, *column], abs=1e-6)
     # Three axes have a third each; channels that do not divide are zero.
     cube = sincos_grid((2, 2, 2), 8)
-    assert cube.shape == (8, 8) and cube[7, :6].tolist() == pytest.approx([math.sin(1), math.cos(1)] * 3)
+    assert cube.shape == (8, 8) and cube[7, :6].tolist() == pytest.approx([1, 0] * 3, abs=1e-6)
     assert not cube[:, 6:].any()
 
 
@@ -277,10 +282,13 @@ def test_fused_layers_start_like_separate_ones() -> None:
     model = FourM(ModelConfig(dim=64, encoder_depth=1, decoder_depth=1, heads=2), all_layouts())
     fused = [module for module in model.modules() if isinstance(module, FusedLinear)]
     assert len(fused) == 5
+    cross = cast(DecoderBlock, model.decoder[0]).cross_attention
     for layer in fused:
         bound = math.sqrt(6 / (layer.in_features + layer.out_features / layer.parts))
-        assert 0.95 * bound < layer.weight.abs().max() <= bound
-    assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        own = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are made of queries
+        assert 0.95 * bound < own.abs().max() <= bound
+    torch.testing.assert_close(cross.kv.weight[:64], ALIGNED * cross.q.weight)
+    assert model.token_embedding.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)
 
 
 def test_a_seed_gives_the_weights_and_leaves_the_global_state() -> None:

@@ -89,7 +89,8 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     # A small model without the plugin, to be loaded again when it is there.
     shell.run("zoo data make scenes data --train 256 --test 64")
     shell.run("zoo data derive data --only rgb_patches")
-    shell.run("zoo tokenizer train rgb_patches depth --data data --set steps=20")
+    shell.run("zoo tokenizer train rgb_patches --data data")
+    shell.run("zoo tokenizer train depth --data data --steps 20")
     shell.run("zoo tokenize data --out old_tokens --only rgb_patches,depth")
     train = "zoo backbone train --tokens old_tokens --out old_run --preset nano --set steps=4 --set batch_size=8"
     shell.run(train)

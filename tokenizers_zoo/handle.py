@@ -153,7 +153,7 @@ class ModalityHandle:
         if not self.checkpoint.is_dir() and self._hub_id is not None:
             return checkpoints.resolve_folder(self._hub_id)
         if not self.has_tokenizer:
-            where = f"train one there, or set checkpoint in [modalities.{self.name}] of registry.toml"
+            where = f"train one there (zoo tokenizer train), or set checkpoint in [modalities.{self.name}] of registry.toml"
             raise CheckpointError(f"{self.name}: no tokenizer at {self.checkpoint}; {where}")
         return self.checkpoint
 

@@ -130,9 +130,9 @@ def train(
     """Train `task` and write its checkpoint, metrics, pictures and card into `out_dir`, which is returned.
 
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
-    same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at once. `on_step` is called with the number of finished
-    steps. Raises CheckpointError where `out_dir` holds another run, DataError without samples, and TrainingError
-    where the loss is not finite.
+    same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at
+    once. `on_step` is called with the number of finished steps. Raises CheckpointError where `out_dir` holds another
+    run, DataError without samples, and TrainingError where the loss is not finite.
     """
     run = TrainingRun.open(out_dir, identity(task, samples, config, seed))
     if run.finished:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import open_image, read_array
 from tokenizers_zoo.modality import Metric
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthTokenizer(TokenizerConfig):
+    """Defaults of the depth tokenizer: 1000 codes were no better, and a third of them unused."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +31,7 @@ class DepthSettings(SpatialSettings):
     """Metres per unit of 16-bit PNG files."""
     shown: tuple[float, float] = (0.5, 16.0)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
+    tokenizer: DepthTokenizer = DepthTokenizer()
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
@@ -43,7 +51,7 @@ class Depth(SpatialModality):
     low, high = 0.001, 100.0
     description = "planar depth along the camera's axis"
     token_space = "log metres"
-    loss = "l2"
+    loss = "smooth_l1"
     metrics = (
         Metric(
             name="abs_rel", unit="", higher_is_better=False, meaning="mean over pixels of |predicted - true| / true"

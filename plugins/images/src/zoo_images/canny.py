@@ -40,6 +40,7 @@ class Canny(SpatialModality):
     description = "1 on an edge, else 0"
     derived_from = ("rgb",)
     loss = "bce"
+    class_balance = 0.5
     metrics = (
         Metric(
             name="f1",
