@@ -153,7 +153,8 @@ class ModalityHandle:
         if not self.checkpoint.is_dir() and self._hub_id is not None:
             return checkpoints.resolve_folder(self._hub_id)
         if not self.has_tokenizer:
-            where = f"train one there (zoo tokenizer train), or set checkpoint in [modalities.{self.name}] of registry.toml"
+            table = f"[modalities.{self.name}] of registry.toml"
+            where = f"train one there (zoo tokenizer train), or set checkpoint in {table}"
             raise CheckpointError(f"{self.name}: no tokenizer at {self.checkpoint}; {where}")
         return self.checkpoint
 
