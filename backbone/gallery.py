@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-CELL = 112
+CELL = 128
 GAP = 4
 HEADER = 14
 

@@ -50,7 +50,8 @@ class Shell:
         binaries = folder / "env" / "bin"
         for name, module in (("zoo", "tokenizers_zoo.cli.main"), ("pytest", "pytest")):
             main = "main" if name == "zoo" else "console_main"
-            script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\nsys.exit({main}())\n"
+            script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\n"
+            script += f"if __name__ == '__main__':\n    sys.exit({main}())\n"
             (binaries / name).write_text(script)
             (binaries / name).chmod(0o755)
         self.environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
