@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from backbone.config import TrainConfig
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.checkpoint import drop_lines_after
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 DETAILS_EVERY = 10
@@ -41,7 +41,7 @@ class TrainingLog:
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._drop_later_lines()
+        drop_lines_after(self.folder / METRICS, self.done)
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
             writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.done + 1 if self.done else None)
@@ -54,15 +54,6 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
-
-    def _drop_later_lines(self) -> None:
-        """Remove what a killed run logged after the state from which it goes on."""
-        path = self.folder / METRICS
-        if path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.done]
-            with replacing_file(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     @property
     def seconds(self) -> float:

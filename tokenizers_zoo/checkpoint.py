@@ -43,6 +43,15 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove from a metrics.jsonl what a killed run logged after the state, at `step`, from which it goes on."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        with replacing_file(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises CheckpointError where it is absent or damaged."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.checkpoint import drop_lines_after, replacing_file
 from tokenizers_zoo.modality import ModalitySpec
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TrainingReport:
     def __enter__(self) -> TrainingReport:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._drop_later_lines()
+        drop_lines_after(self.folder / METRICS, self.done)
         self.stack = contextlib.ExitStack()
         self.log = self.stack.enter_context(open(self.folder / METRICS, "a", encoding="utf-8"))
         writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.done + 1 if self.done else None)
@@ -72,15 +72,6 @@ class TrainingReport:
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
-
-    def _drop_later_lines(self) -> None:
-        """Remove what a killed run logged after the state from which it goes on."""
-        path = self.folder / METRICS
-        if path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.done]
-            with replacing_file(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Count a finished step; every LOG_EVERY steps write the means since the last line."""
