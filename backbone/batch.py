@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -80,6 +81,30 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
         return PackedBatch(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def split(self, parts: int) -> list[PackedBatch]:
+        """The samples in up to `parts` batches, in order, of sizes that differ by one at most."""
+        size = len(self.targets.ids)
+        edges = [size * part // parts for part in range(parts + 1)]
+        return [self._rows(first, end) for first, end in itertools.pairwise(edges) if first < end]
+
+    def _rows(self, first: int, end: int) -> PackedBatch:
+        """The samples `first` to `end - 1`."""
+        budget = self.inputs.ids.shape[1]
+        vectors = {}
+        for name, (index, rows) in self.inputs.vectors.items():
+            here = (index >= first * budget) & (index < end * budget)
+            if bool(here.any()):
+                vectors[name] = index[here] - first * budget, rows[here]
+        inputs = {name: tensor[first:end] for name, tensor in _tensors(self.inputs).items()}
+        targets = {name: tensor[first:end] for name, tensor in _tensors(self.targets).items()}
+        return PackedBatch(inputs=PackedInputs(**inputs, vectors=vectors), targets=PackedTargets(**targets))
+
+
+def _tensors(packed: PackedInputs | PackedTargets) -> dict[str, Tensor]:
+    """The fields that have one row per sample."""
+    fields = {item.name: getattr(packed, item.name) for item in dataclasses.fields(packed)}
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 def _moved(packed: PackedInputs | PackedTargets, device: torch.device | str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, remove_folder
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG_OPTION = click.option(
     "--config",
     "config_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file with tables [model], [train], [eval].",
 )
 TABLES = ("model", "train", "eval")
@@ -42,7 +44,7 @@ def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @click.group()
 def backbone() -> None:
-    """Train, evaluate and run the any-to-any model over the registered modalities."""
+    """The any-to-any model over the registered modalities."""
 
 
 @backbone.command()
@@ -51,7 +53,7 @@ def backbone() -> None:
 @click.option("--preset", default="nano", show_default=True, help="nano, tiny, small, base, large or xlarge.")
 @CONFIG_OPTION
 @click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
-@click.option("--seed", type=int, help="Seed of weights, masks and order. Default: 0.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
 @settings_option("A key of [train], such as steps=2000 or masking.input_budget=128.")
 def train(
     tokens: Path,
@@ -62,18 +64,22 @@ def train(
     seed: int | None,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train the backbone on a token store; killed, the same command goes on, to the same result.
+    """Train the backbone on a token store.
+
+    Killed, the same command goes on, to the same result.
 
     \b
     Examples:
       zoo backbone train --tokens runs/tokens --out runs/backbone --preset nano
-      zoo backbone train --tokens runs/tokens --out runs/backbone --set steps=5000 --set learning_rate=5e-4
+      zoo backbone train --tokens runs/tokens --out runs/b --set steps=5000
     """
     import dataclasses
 
     from backbone.config import ModelConfig, TrainConfig
     from backbone.config import preset as preset_config
+    from backbone.distributed import STATE
     from backbone.run import Run
+    from backbone.saving import CLASS
     from backbone.train import train as train_backbone
     from tokenizers_zoo.data.tokens import TokenStore
 
@@ -90,15 +96,19 @@ def train(
     for handle in handles:
         store.open("train", handle.name).check_codec(handle)
     run = Run(tokens=tokens, data=store.data, registry=zoo.path)
-    train_backbone(
-        out,
-        tokens,
-        [handle.spec for handle in handles],
-        model,
-        config,
-        run=run,
-        fingerprints={handle.name: handle.fingerprint for handle in handles},
-    )
+    if (out / CONFIG).is_file():
+        check_weights(out, load_config(out, CLASS))  # a finished run is left alone, if it is still what was written
+    with disk_errors(out):
+        train_backbone(
+            out,
+            tokens,
+            [handle.spec for handle in handles],
+            model,
+            config,
+            run=run,
+            fingerprints={handle.name: handle.fingerprint for handle in handles},
+        )
+    remove_folder(out / STATE)  # a kill after the model was written may have left it
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
 
 
@@ -118,7 +128,7 @@ def open_run(folder: Path) -> tuple[Run, Zoo]:
 @CONFIG_OPTION
 @click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
 @click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
-@click.option("--seed", type=int, help="Seed of samples, masks and draws. Default: 0.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
 @settings_option("A key of [eval], such as steps=4.")
 def evaluate_command(
     folder: Path,
@@ -130,14 +140,16 @@ def evaluate_command(
     seed: int | None,
     assignments: tuple[str, ...],
 ) -> None:
-    """Score what the backbone makes of held-out samples, for each given set and each target, and draw galleries.
+    """Score what the backbone makes of held-out samples.
 
-    Gap closed goes from the best constant answer (0) to the tokenizer's own reconstruction (1).
+    Each set of given modalities is asked for each target, and galleries are drawn.
+    Gap closed goes from the best constant answer (0) to the tokenizer's own
+    reconstruction (1).
 
     \b
     Examples:
       zoo backbone eval runs/backbone
-      zoo backbone eval runs/backbone --given rgb --given caption,boxes --make depth,semseg
+      zoo backbone eval runs/backbone --given caption,boxes --make depth,semseg
     """
     from rich.console import Console
 
@@ -152,10 +164,12 @@ def evaluate_command(
     changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
     config = from_mapping(EvaluationConfig, merged(table, changes), Origin(path=config_file, table="eval"))
     run, zoo = open_run(folder)
-    result = evaluate(
-        folder, zoo, run.tokens, data_dir or run.values(), given=given_sets, targets=wanted, config=config
-    )
+    with disk_errors(folder):
+        result = evaluate(
+            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets, targets=wanted, config=config
+        )
     console = Console()
+    click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)
     click.echo(f"every score: {folder / FOLDER / FILE}")
@@ -183,11 +197,11 @@ def _name_sets(value: Any, key: str) -> list[tuple[str, ...]] | None:
 @click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="Give a file instead. Repeatable.")
 @click.option("--make", "targets", required=True, metavar="NAMES", help="Modalities to make, in this order.")
 @click.option("--out", type=PATH, required=True, help="Folder for values, pictures and tokens.")
-@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Samples to make.")
 @click.option("--keys", metavar="KEYS", help="Comma-separated keys of stored samples. Default: the first ones.")
-@click.option("--split", default="test", show_default=True)
+@click.option("--split", default="test", show_default=True, help="Of the stored samples.")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws per sample.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
 @settings_option("steps, scheme (maskgit, roar), schedule, temperature, top_k, top_p, ... for all targets.")
 def generate_command(
     folder: Path,
@@ -202,13 +216,15 @@ def generate_command(
     seed: int,
     assignments: tuple[str, ...],
 ) -> None:
-    """Make modalities from others; each one made is an input of the next.
+    """Make modalities from others.
+
+    Each one made is an input of the next.
 
     \b
     Examples:
-      zoo backbone generate runs/backbone --given rgb,caption --make depth,semseg --out made
-      zoo backbone generate runs/backbone --file rgb=room.png --make depth,normal --out made
-      zoo backbone generate runs/backbone --make caption,rgb --samples 8 --set temperature=0.8 --out made
+      zoo backbone generate RUN --given rgb,caption --make depth,semseg --out made
+      zoo backbone generate RUN --file rgb=room.png --make depth,normal --out made
+      zoo backbone generate RUN --make caption,rgb --samples 8 --out made
     """
     from backbone.generation.files import generate_to_folder
     from backbone.generation.plan import TargetPlan
@@ -220,10 +236,15 @@ def generate_command(
         from_mapping(TargetPlan, {"temperature": 1.0, "top_p": 0.95, **options, "name": name})
         for name in split_names(targets) or ()
     ]
+    for item in files:
+        name, _, path = item.partition("=")
+        if not name or not Path(path).is_file() or not path:
+            raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
     paths = {name: Path(path) for name, _, path in (item.partition("=") for item in files)}
     _, zoo = open_run(folder)
-    places = generate_to_folder(
-        folder, zoo, given=split_names(given) or list(paths), plan=plan, out=out, files=paths, split=split,
-        keys=split_names(keys), samples=samples, draws=draws, seed=seed,
-    )  # fmt: skip
+    with disk_errors(out):
+        places = generate_to_folder(
+            folder, zoo, given=split_names(given) or list(paths), plan=plan, out=out, files=paths, split=split,
+            keys=split_names(keys), samples=samples, draws=draws, seed=seed,
+        )  # fmt: skip
     click.echo(f"{len(places)} samples in {out}")

@@ -44,7 +44,7 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "nano": ModelConfig(dim=128, encoder_depth=2, decoder_depth=3, heads=4),
+    "nano": ModelConfig(dim=128, encoder_depth=3, decoder_depth=1, heads=4, mlp_ratio=2.0),
     "tiny": ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, heads=6),
     "small": ModelConfig(dim=512, encoder_depth=8, decoder_depth=8, heads=8),
     "base": ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, heads=12),
@@ -114,6 +114,9 @@ class TrainConfig:
     """Optimizer steps."""
     batch_size: int = 32
     """Samples per step."""
+    parts: int = 1
+    """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
+    cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""
     learning_rate: float = 1e-3
     """Peak learning rate, after warm-up."""
     min_learning_rate: float = 0.0
@@ -142,7 +145,7 @@ class TrainConfig:
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.eval_every, self.eval_samples, self.save_every) < 1:
-            raise ValueError("steps, batch_size, eval_every, eval_samples and save_every: expected at least 1")
+        if min(self.steps, self.batch_size, self.parts, self.eval_every, self.eval_samples, self.save_every) < 1:
+            raise ValueError("steps, batch_size, parts, eval_every, eval_samples and save_every: expected at least 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")

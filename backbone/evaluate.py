@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from backbone.config import MaskingConfig
@@ -240,7 +241,7 @@ class _Evaluation:
             TextColumn("evaluate {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        with Progress(*columns) as progress:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=len(pairs))
             for number, pair in enumerate(pairs):
                 progress.update(task, description=_title(pair))
@@ -338,8 +339,7 @@ def gap_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
     first = max([len("given"), *(len(" + ".join(given)) for given in sources)])
     tables: list[Table] = []
     for group in _groups_that_fit(targets, width - min(first, width // 3)):
-        title = None if tables else "gap closed in %: 0 is the best constant answer, 100 the tokenizer's reconstruction"
-        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("given", overflow="fold", max_width=width // 3)
         for target in group:
             table.add_column(target, justify="right", no_wrap=True)

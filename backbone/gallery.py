@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
+Box = tuple[int, int, int, int]
+
 CELL = 128
+"""Side of a picture's cell, pixels."""
+TEXT = 200
+"""Width of a column of text, pixels."""
 GAP = 4
-HEADER = 14
+HEADER = 18
+LINE = 15
+LINES = 40
+"""Lines of a text at most; longer ones end in an ellipsis."""
 
 
 def text_of(shown: Image | str) -> str | None:
@@ -23,47 +33,106 @@ def text_of(shown: Image | str) -> str | None:
 
 
 def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Image | str]]) -> bool:
-    """Write the columns that are pictures as one PNG, a row per sample; False where there are none.
+    """Write the columns as one PNG, a row per sample; False where all of them are text, which needs no picture.
 
-    Small pictures are enlarged by whole factors, so that their pixels stay visible.
+    Small pictures are enlarged by whole factors where that fills a cell, so that their pixels stay visible. The PNG's
+    text "cells" says, as JSON, where each picture lies: a row per sample, a box (left, top, right, bottom) or null
+    per column.
     """
-    from PIL import Image as images
-    from PIL import ImageDraw as drawing
+    from PIL.PngImagePlugin import PngInfo
 
-    columns = [i for i in range(len(headers)) if not all(isinstance(row[i], str) for row in rows)]
-    if not columns:
+    pictured = [any(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+    if not any(pictured):
         return False
-    size = (len(columns) * (CELL + GAP) - GAP, HEADER + len(rows) * (CELL + GAP) - GAP)
-    sheet = images.new("RGB", size, "white")
-    pen = drawing.Draw(sheet)
-    for place, column in enumerate(columns):
-        left = place * (CELL + GAP)
-        pen.text((left, 1), _shortened(headers[column], pen), fill="black")
-        for number, row in enumerate(rows):
-            shown = row[column]
-            if not isinstance(shown, str):
-                sheet.paste(_fitted(shown), (left, HEADER + number * (CELL + GAP)))
+    sheet, places = _drawn(headers, rows, [CELL if picture else TEXT for picture in pictured])
+    information = PngInfo()
+    information.add_text("cells", json.dumps(places))
     with replacing_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
     return True
 
 
-def _fitted(picture: Image) -> Image:
-    """The picture in a white square of `CELL`."""
+def _drawn(
+    headers: Sequence[str], rows: Sequence[Sequence[Image | str]], widths: Sequence[int]
+) -> tuple[Image, list[list[Box | None]]]:
+    """The sheet, and where its pictures are."""
+    from PIL import Image as images
+
+    pen = _pen(images.new("RGB", (1, 1)))
+    texts = [
+        [
+            _wrapped(cell, width - 2 * GAP, pen) if isinstance(cell, str) else []
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        for row in rows
+    ]
+    heights = [max(CELL, *(LINE * len(lines) for lines in row)) for row in texts]
+    lefts = list(accumulate((width + GAP for width in widths), initial=0))
+    tops = list(accumulate((height + GAP for height in heights), initial=HEADER))
+    sheet = images.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
+    pen = _pen(sheet)
+    for header, left, width in zip(headers, lefts, widths, strict=True):
+        pen.text((left, 1), _cut(header, width, pen), fill="black")
+    places: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
+    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
+            if isinstance(cell, str):
+                for below, line in enumerate(texts[number][column]):
+                    pen.text((left, top + LINE * below), line, fill="black")
+            else:
+                picture, (x, y) = _fitted(cell)
+                sheet.paste(picture, (left + x, top + y))
+                places[number][column] = (left + x, top + y, left + x + picture.width, top + y + picture.height)
+    return sheet, places
+
+
+def _pen(sheet: Image) -> ImageDraw:
+    from PIL import ImageDraw as drawing
+    from PIL import ImageFont
+
+    pen = drawing.Draw(sheet)
+    pen.font = ImageFont.load_default(12)
+    return pen
+
+
+def _fitted(picture: Image) -> tuple[Image, tuple[int, int]]:
+    """The picture at the size that fills a cell best, and where in the cell it goes."""
     from PIL import Image as images
 
     picture = picture.convert("RGB")
     longest = max(picture.size)
-    factor = CELL // longest if longest <= CELL else CELL / longest
-    width, height = (max(1, round(side * factor)) for side in picture.size)
-    resampling = images.Resampling.NEAREST if factor >= 1 else images.Resampling.LANCZOS
-    cell = images.new("RGB", (CELL, CELL), "white")
-    cell.paste(picture.resize((width, height), resampling), ((CELL - width) // 2, (CELL - height) // 2))
-    return cell
+    whole = -(-CELL // longest)
+    if whole > 1:
+        picture = picture.resize((picture.width * whole, picture.height * whole), images.Resampling.NEAREST)
+    if max(picture.size) > CELL:
+        factor = CELL / max(picture.size)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        picture = picture.resize(size, images.Resampling.LANCZOS)
+    return picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
 
 
-def _shortened(text: str, pen: ImageDraw) -> str:
-    """The text cut to the width of a cell."""
-    while text and pen.textlength(text) > CELL:
-        text = text[:-1]
-    return text
+def _wrapped(text: str, width: int, pen: ImageDraw) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words where possible."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if line and pen.textlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = _cut(longer, width, pen)
+            if len(lines) >= LINES:
+                return [*lines[: LINES - 1], "…"]
+        lines.append(line)
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
+
+
+def _cut(text: str, width: int, pen: ImageDraw) -> str:
+    """The text, or as much of it as `width` pixels hold with an ellipsis."""
+    start = text[:width]  # few letters are as narrow as a pixel
+    if start == text and pen.textlength(text) <= width:
+        return text
+    while start and pen.textlength(f"{start}…") > width:
+        start = start[:-1]
+    return f"{start}…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,8 +20,11 @@ from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayou
 
 OUTPUT_STD = 0.02
 EMBEDDING_STD = 0.3
-"""Of tokens, modalities and mask tokens. They are added to sin-cos positions of root mean square 0.7: at 0.02, the
+"""Of tokens, modalities and mask tokens. They are added to sin-cos positions of root mean square 1.4: at 0.02, the
 usual choice, they are drowned at first, and a small model spends much of a short training on raising them."""
+POSITION_SIZE = 2.0
+"""Amplitude of the sin-cos positions. A target finds the inputs of its own position by them: at the usual 1.0 a small
+model learns to do so much later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +203,10 @@ class FourM(nn.Module):
         """`... dim` to `... vocab_size`, over the ids of one vocabulary."""
         return F.linear(hidden, self.output[vocabulary])
 
+    def target_counts(self, targets: PackedTargets) -> Tensor:
+        """float32 `modalities`: how many targets there are of each."""
+        return torch.bincount(targets.modalities[targets.mask], minlength=len(self.tables)).float()
+
     def decode_targets(self, batch: PackedBatch) -> Tensor:
         """The decoder's output for a packed batch, `batch targets dim`."""
         targets = batch.targets
@@ -207,12 +214,13 @@ class FourM(nn.Module):
         return self.decode(x, self.context(batch.inputs), self.target_mask(targets))
 
     def forward(
-        self, batch: PackedBatch, loss: str = "modality", total: Callable[[Tensor], Tensor] | None = None
+        self, batch: PackedBatch, loss: str = "modality", whole: Tensor | None = None, use_all: bool = False
     ) -> Losses:
         """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token".
 
-        Where the batch is a part of a larger one, `total` sums the counts of targets over the parts: their losses add
-        up to that of the whole, and all parameters have a gradient, as processes that exchange gradients need.
+        Where the batch is a part of a larger one, `whole` holds that one's `target_counts`: the losses of the parts
+        add up to that of the whole. With `use_all` every parameter has a gradient, as processes that exchange
+        gradients need.
         """
         targets = batch.targets
         hidden = self.decode_targets(batch)
@@ -233,13 +241,13 @@ class FourM(nn.Module):
         kinds = kinds[order]
         zeros = hidden.new_zeros(len(self.tables), dtype=exact)
         sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
-        counts = torch.bincount(kinds, minlength=len(self.tables)).to(exact)
-        whole = counts if total is None else total(counts)
+        counts = self.target_counts(targets).to(exact)
+        whole = counts if whole is None else whole
         if loss == "token":
             mean = sums.sum() / whole.sum().clamp(min=1)
         else:
             mean = (sums / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
-        if total is not None:
+        if use_all:
             mean = mean + sum(0 * parameter[:1].sum() for parameter in self.sometimes_used())
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
 
@@ -257,14 +265,14 @@ def _key_mask(mask: Tensor) -> Tensor | None:
 
 
 def position_table(tables: Tables, dim: int) -> Tensor:
-    """Fixed sin-cos embeddings `positions dim`; zeros at the rows of learned ones."""
+    """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at the rows of learned ones."""
     table = torch.zeros(tables.num_positions, dim)
     for key, rows in tables.position_keys.items():
         if key[0] == "grid":
             table[rows.slice] = sincos_grid(key[1], dim)  # type: ignore[arg-type]
         elif key[0] == "line":
             table[rows.slice] = sincos_grid((rows.count,), dim)
-    return table
+    return POSITION_SIZE * table
 
 
 def learned_rows(tables: Tables) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbone import distributed
 from backbone.batch import PackedBatch
@@ -22,6 +23,7 @@ from backbone.data import Loader, Order, TokenData
 from backbone.masking import Masker
 from backbone.model import FourM, Losses
 from backbone.optim import Optimizer, learning_rate
+from backbone.parts import Parts
 from backbone.run import Run
 from backbone.saving import load_model, save_state
 from backbone.training_log import NoLog, TrainingLog
@@ -164,6 +166,8 @@ class Training:
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1)
         self.masker = Masker(self.model.tables, config.masking)
         self.order = Order(len(data), config.seed)
+        together = ranks.size == 1 and ranks.device.type == "cpu"
+        self.parts = Parts(self.model, config.parts, together=together)
         self.state = distributed.TrainingState(folder, self.model, self.optimizer, ranks)
 
     def run(self) -> float:
@@ -172,7 +176,7 @@ class Training:
         start, seconds = self.state.load()
         title = f"backbone, {len(self.data.specs)} modalities"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
-        with log, Loader(self.batch, start, config.steps) as loader:
+        with log, self.parts, Loader(self.batch, start, config.steps) as loader:
             for done, batch in enumerate(loader, start + 1):
                 rate = learning_rate(config, done - 1)
                 loss, norm, by_modality = self.step(batch, rate)
@@ -193,25 +197,25 @@ class Training:
         samples = self.order.samples(step, self.config.batch_size)[first : first + size]
         return self.masker(self.data.batch(samples), self.config.seed, step, first)
 
-    def forward(self, batch: PackedBatch) -> Losses:
-        """The losses of a part of a batch, in the precision that the settings say."""
+    def forward(self, batch: PackedBatch, whole: Tensor | None = None) -> Losses:
+        """The losses of a batch, or of a part of one with `whole` targets, in the precision that the settings say."""
         device = self.ranks.device
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            total = self.ranks.total if self.ranks.size > 1 and torch.is_grad_enabled() else None
-            losses: Losses = self.model(batch.to(device), self.config.loss, total)
+            use_all = self.ranks.size > 1 and torch.is_grad_enabled()
+            losses: Losses = self.model(batch.to(device), self.config.loss, whole, use_all)
         return losses
 
     def step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         """One update: the loss of the whole batch, the norm of its gradient, the loss by modality."""
-        losses = self.forward(batch)
+        whole = self.ranks.total(self.model.target_counts(batch.targets).to(self.ranks.device))
         # Sharded gradients are means over the processes, whose losses add up.
-        torch.autograd.backward(losses.loss * self.ranks.size)
+        losses = self.parts.backward(batch, lambda part: self.forward(part, whole), self.ranks.size)
         self.ranks.drop_unused(self.model)
         norm = self.optimizer.step(rate)
         names = self.model.tables.names
-        whole = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), counts=self.ranks.total(losses.counts))
-        return float(self.ranks.total(losses.loss.detach())), norm, whole.per_modality(names)
+        of_all = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), counts=whole)
+        return float(self.ranks.total(losses.loss)), norm, of_all.per_modality(names)
 
     @torch.no_grad()
     def evaluate(self, data: TokenData) -> tuple[float, dict[str, float]]:

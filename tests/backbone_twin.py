@@ -65,7 +65,7 @@ class SlowTwin:
             parts: list[float] = []
             for index, count in zip(where, steps, strict=True):
                 angles = [int(index) * math.pi / 2 / (2 * count) ** (i / max(share - 1, 1)) for i in range(share)]
-                parts += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+                parts += [2 * math.sin(angle) for angle in angles] + [2 * math.cos(angle) for angle in angles]
             embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
         return embedded + self.state["modality_embedding.weight"][self.tables.index(name)]
 

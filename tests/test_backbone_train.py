@@ -95,6 +95,17 @@ def test_golden_losses(finished: Path) -> None:
     assert found["held_out"] == pytest.approx(expected["held_out"], rel=1e-4)
 
 
+def test_parts_change_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAINING, parts=3)
+    folder = train(tmp_path / "parts", store, all_layouts(), SMALL, config)
+
+    def losses(run: Path) -> list[float]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+
+    assert losses(folder) == pytest.approx(losses(finished), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "killed_after",
     [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)],

@@ -226,7 +226,8 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     assert code == 0 and "file://" in shown
     page = (workplace / "run" / "report" / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 3 and 'src="http' not in page
-    assert len(list((workplace / "run" / "report" / "pictures").glob("*.png"))) == page.count("data:image/png")
+    pictures = {path.name for path in (workplace / "run" / "report" / "pictures").glob("*.png")}
+    assert {"gap-closed.png", "training-loss.png", "made-rgb_patches-to-depth.png"} <= pictures
     generate = ("backbone", "generate", "run", "--make", "depth", "--out", "made", "--samples", "2")
     assert zoo(*generate, "--given", "caption,rgb_patches")[0] == 0
     assert len(list((workplace / "made").rglob("depth.npy"))) == 2

@@ -22,7 +22,7 @@ from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.data import TokenData
 from backbone.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
 from backbone.evaluation_data import gap_closed
-from backbone.gallery import CELL, GAP, HEADER, write_sheet
+from backbone.gallery import CELL, GAP, HEADER, TEXT, write_sheet
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.saving import save_model
@@ -424,10 +424,13 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
     small.putpixel((1, 0), (0, 0, 255))
     assert write_sheet(tmp_path / "x.png", ["text", "picture"], [["hello", small]])
     with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.size == (CELL, HEADER + CELL)  # the column of text has no place in it
-        middle = CELL // 2
-        assert sheet.getpixel((middle - 1, HEADER + middle - 1)) == (255, 0, 0)
-        assert sheet.getpixel((middle, HEADER + middle - 1)) == (0, 0, 255)
-        assert sheet.getpixel((middle, HEADER + middle)) == (255, 0, 0)
+        assert sheet.size == (TEXT + GAP + CELL, HEADER + CELL)
+        middle = TEXT + GAP + CELL // 2
+        assert sheet.getpixel((middle - 1, HEADER + CELL // 2 - 1)) == (255, 0, 0)
+        assert sheet.getpixel((middle, HEADER + CELL // 2 - 1)) == (0, 0, 255)
+        assert sheet.getpixel((middle, HEADER + CELL // 2)) == (255, 0, 0)
+        places = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
+        assert places == [[None, [TEXT + GAP, HEADER, TEXT + GAP + CELL, HEADER + CELL]]]
+        assert sheet.crop((0, HEADER, TEXT, HEADER + CELL)).convert("L").getextrema()[0] < 128  # the text is drawn
     assert not write_sheet(tmp_path / "y.png", ["text"], [["hello"]])
     assert not (tmp_path / "y.png").exists()

@@ -18,13 +18,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "checkpoint", "modality", "source", "values", "data.samples", "hookspecs",
-        "wordpieces", "vocabulary", "quantizers", "blocks", "training_state", "training_report", "training", "families",
-        "data", "defaults", "discovery", "handle", "source_handle", "registry",
-        "pipeline", "report", "testing", "cli",
+        "wordpieces", "vocabulary", "quantizers", "blocks", "step_log", "training_state", "training_report", "training",
+        "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
+        "pipeline", "report_pictures", "report_samples", "report", "testing", "cli",
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
-        "optim", "distributed", "run", "training_log", "train", "generation", "retrieval", "transfer",
+        "optim", "distributed", "run", "training_log", "parts", "train", "generation", "retrieval", "transfer",
         "gallery", "evaluation_data", "evaluate", "interop", "cli",
     ),
 }  # fmt: skip
@@ -34,7 +34,6 @@ ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "backbone": {"backbone", "token
 GENERIC = {"caption", "depth", "metadata", "normal"}
 EXCEPTIONS = {
     "tokenizers_zoo/blocks/config.py": "depth",  # counts layers
-    "tokenizers_zoo/report.py": "caption",  # the line below a picture
 }
 
 

@@ -17,15 +17,16 @@ import mujoco
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings
-from zoo_scenes import people, textures
+from zoo_scenes import casting, people, textures
 from zoo_scenes.camera import Camera
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain
 from zoo_scenes.palette import CLASSES, COLOURS
+from zoo_scenes.physics import STEP_SECONDS, STEPS
 from zoo_scenes.render import render
 from zoo_scenes.room import walls
 from zoo_scenes.settings import SceneSettings
-from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
+from zoo_scenes.stage import Stage, build
 from zoo_scenes.things import BOX, CAPSULE, SPHERE, Part, Scene, Thing, capsule
 
 
@@ -208,31 +209,89 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     assert loose
     rest = data.qpos.reshape(-1, 7)
     np.testing.assert_allclose([thing.at for thing in loose], rest[:, :3], atol=2e-3)
+    fixed = np.array([owner < 0 or not scene.things[owner].free for owner in owners])
+    count = len(stage.parts) - len(loose)
+    assert stage.owners[:count] == np.array(owners)[fixed].tolist()
+    solids = stage.solids
+    np.testing.assert_allclose(solids.places[:count], data.geom_xpos[fixed], atol=1e-12)
+    np.testing.assert_allclose(solids.frames[:count], data.geom_xmat[fixed], atol=1e-12)
+    bounded = [geom for geom in np.flatnonzero(fixed) if owners[geom] >= 0]
+    np.testing.assert_allclose(solids.halves[6:count], model.geom_aabb[bounded, 3:], atol=1e-12)
+    np.testing.assert_allclose(solids.radii[6:count], model.geom_rbound[bounded], atol=1e-12)
     right, up = np.meshgrid(np.linspace(-1, 1, 32), np.linspace(1, -1, 32))
     rays = scene.camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1))
-    for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - np.array([0.0, 0.0, 1.0]))):
+    down = np.array([[0.0], [0.0], [1.0]])
+    for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            reach, geoms, normals = stage.cast(origin, directions, bundles)
-            expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions)
+            reach, geoms, normals = cast(stage, origin, directions, bundles)
+            expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # silhouettes of settled things may differ by a rounding
             np.testing.assert_allclose(reach[same], expected[same], atol=0.02)
-            fixed = same & (geoms < stage.model.ngeom - len(loose))
-            np.testing.assert_allclose(reach[fixed], expected[fixed], atol=1e-9)
-            np.testing.assert_allclose(normals[fixed], twin_normals[fixed], atol=1e-9)
+            still = same & (geoms < count)
+            np.testing.assert_allclose(reach[still], expected[still], atol=1e-9)
+            np.testing.assert_allclose(normals[:, still], twin_normals[still].T, atol=1e-7)
 
 
-def test_bundles_change_no_ray() -> None:
-    for number in range(6):
+def cast(stage: Stage, origin: Any, rays: np.ndarray, bundles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return stage.cast(origin, rays, casting.meets(stage.furnishings, origin, rays, bundles))
+
+
+def square(stage: Stage, edge: int) -> np.ndarray:
+    """The camera's rays (3, edge * edge), row by row."""
+    steps = np.linspace(-1, 1, edge)
+    return stage.scene.camera.rays(np.stack([np.tile(steps, edge), np.repeat(-steps, edge), np.ones(edge * edge)]))
+
+
+def test_bundles_and_slots_change_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
         stage = build(compose(random.Random(f"bundles {number}"), SceneSettings()))
-        steps = np.linspace(-1, 1, 40)
-        rays = stage.scene.camera.rays(np.stack([np.tile(steps, 40), np.repeat(-steps, 40), np.ones(1600)]))
-        for shadows in (False, True):
-            origin = stage.scene.lamp if shadows else stage.scene.camera.position
-            whole = stage.cast(origin, rays, 1, shadows)
-            for bundles in (10, 40, 1600):
-                for expected, value in zip(whole, stage.cast(origin, rays, bundles, shadows), strict=True):
+        rays, lamp = square(stage, 40), stage.scene.lamp
+        all_met = np.ones((1, len(stage.furnishings)), bool)
+        whole = stage.cast(stage.scene.camera.position, rays, all_met)
+        ends = np.array(stage.scene.camera.position)[:, None] + whole[0] * rays - np.array(lamp)[:, None]
+        shade = stage.blocked(lamp, ends, 1)
+        assert 0 < shade.sum() < 1600
+        for slots in (256, 4):
+            monkeypatch.setattr(casting, "_SLOTS", slots)
+            for bundles in (1, 40, 400):
+                for expected, value in zip(whole, cast(stage, stage.scene.camera.position, rays, bundles), strict=True):
                     np.testing.assert_array_equal(value, expected)
+                np.testing.assert_array_equal(stage.blocked(lamp, ends, bundles), shade)
+
+
+def test_bundles_meet_few_of_the_solids_and_wide_ones_all() -> None:
+    stage = build(compose(random.Random("bundles 0"), SceneSettings()))
+    count, camera = len(stage.furnishings), stage.scene.camera.position
+    assert casting.meets(stage.furnishings, camera, square(stage, 40), 1600).sum(1).mean() < 0.1 * count
+    apart = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert casting.meets(stage.furnishings, camera, apart, 1).all()
+    assert casting.meets(stage.furnishings, camera, np.array([[1.0, 1.0, -1.0], [0.0] * 3, [0.0] * 3]), 1).all()
+
+
+@pytest.mark.parametrize("size", [16, 37, 64, 96])
+def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything(solids: Any, origin: Any, normals: np.ndarray) -> np.ndarray:
+        return np.ones((len(solids), len(normals)), bool)
+
+    for number in range(3):
+        stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))
+        view = render(stage, size, shadows=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(casting, "reached", everything)
+            patch.setattr(zoo_scenes.render, "reached", everything)
+            expected = render(stage, size, shadows=True)
+        for name in ("rgb", "depth", "normals", "geoms"):
+            np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
+
+
+def test_a_stage_outlives_the_next_one() -> None:
+    stage = build(compose(random.Random("first"), SceneSettings()))
+    before = render(stage, 32, shadows=True)
+    build(compose(random.Random("second"), SceneSettings()))
+    after = render(stage, 32, shadows=True)
+    np.testing.assert_array_equal(before.rgb, after.rgb)
+    np.testing.assert_array_equal(before.depth, after.depth)
 
 
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
@@ -325,7 +384,9 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
         stage = build(bare_scene(body))
         limbs = [k for k, part in enumerate(body.parts) if part.shape == CAPSULE]
         lowest = [
-            stage.places[6 + k, 2] - abs(stage.frames[6 + k, 8]) * body.parts[k].size[1] - body.parts[k].size[0]
+            stage.solids.places[6 + k, 2]
+            - abs(stage.solids.frames[6 + k, 8]) * body.parts[k].size[1]
+            - body.parts[k].size[0]
             for k in limbs
         ]
         assert -0.001 < min(lowest) < 0.01
@@ -353,7 +414,8 @@ def test_a_box_hides_the_lamp_from_the_floor_below_it() -> None:
 def _rays(stage: Stage, size: int) -> np.ndarray:
     steps = 2 * (np.arange(size) + 0.5) / size - 1
     up, right = np.meshgrid(-steps, steps, indexing="ij")
-    return stage.scene.camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1)).reshape(size, size, 3)
+    rays = stage.scene.camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1))
+    return rays.T.reshape(size, size, 3)
 
 
 def test_texture_levels_are_means() -> None:

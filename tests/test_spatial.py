@@ -366,7 +366,7 @@ def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_pat
     config = json.loads((folder / "config.json").read_text())
     config["model"]["latent_dim"] = 7
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="do not fit the configuration") as error:
+    with pytest.raises(CheckpointError, match="with the configuration that it was saved with") as error:
         depth.plugin.load_tokenizer(folder, "cpu", settings("depth"))
     assert "\n" not in str(error.value)
 
@@ -377,7 +377,7 @@ def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_pat
         ({"tokenizer": {"step": 3}}, "tokenizer] step: unknown key; did you mean steps"),
         ({"tokenizer": {"quantizer": "vqq"}}, "expected one of"),
         ({"tokenizer": {"levels": [2]}}, "levels: expected one or more numbers of at least 3"),
-        ({"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq only"),
+        ({"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq, residual_fsq only"),
         ({"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
         ({"patch_size": 5}, "patch_size: 5 does not divide the image size 16 x 16"),
         ({"loss": "l1"}, "loss: unknown key"),

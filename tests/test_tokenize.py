@@ -94,6 +94,8 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
     assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
     assert few.tokens_per_sample == len("sample 1 of test")
+    evaluate_tokenizer(zoo, "words", data, limit=3)
+    assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
 
 # ---------------------------------------------------------------------- tokenize

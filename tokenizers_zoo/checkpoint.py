@@ -3,37 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, PluginError, ZooError
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+AGAIN = "copy this folder again, or delete it and train anew"
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; what was finished is kept: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "a file is larger than this disk or `ulimit -f` allows; what was finished is kept: raise the limit "
+    "or give another folder, and run the same command again",
+    errno.EROFS: "the disk is read-only; give another folder",
+    errno.EACCES: "permission denied; give another folder",
+    errno.ENOTDIR: "a file is where a folder should be; give another folder",
+    errno.EEXIST: "a file is where a folder should be; give another folder",
+}
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, and what to do, where that is what an error says; None for any other error.
+
+    Libraries that write by themselves wrap the system's error, whose number is in their text then; a plugin's error
+    has it as its cause.
+    """
+    for found in (error, error.__cause__):
+        if isinstance(found, OSError) and found.errno is not None:
+            return DISK_ERRORS.get(found.errno)
+    if isinstance(error, ZooError) and not isinstance(error, PluginError):
+        return None
+    number = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
+    return DISK_ERRORS.get(int(number.group(1) or number.group(2))) if number else None
 
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it over `path` if the block succeeds, remove it if it fails."""
+    """Give a temporary name beside `path`; rename it over `path` if the block succeeds, remove it if it fails.
+
+    What killed attempts at the same file left behind is removed: a temporary file is locked as long as it is written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), open(stale, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
@@ -59,7 +98,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON: {error}; copy it again, or delete it and run what wrote it"
+        ) from None
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
@@ -75,9 +116,9 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
     with replacing_file(folder / WEIGHTS) as temporary:
         save_file(contiguous, temporary)
         digest = _file_digest(temporary)
-    write_json(folder / CONFIG, {**config, "weights_sha256": digest})
     with replacing_file(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
+    write_json(folder / CONFIG, {**config, "weights_sha256": digest})  # last: where it is, the checkpoint is complete
     return fingerprint(folder)
 
 
@@ -96,12 +137,19 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: has no {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}") from None
-    if (digest := config.get("weights_sha256")) and digest != _file_digest(folder / WEIGHTS):
-        raise CheckpointError(
-            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with; train or copy it again"
-        )
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {AGAIN}") from None
+    check_weights(folder, config)
     return tensors, config
+
+
+def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where the weights of a folder are not those that its `config` was written with."""
+    wanted, found = config.get("weights_sha256"), _file_digest(folder / WEIGHTS)
+    if wanted and wanted != found:
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {found[:12]}, "
+            f"expected {str(wanted)[:12]}); {AGAIN}"
+        )
 
 
 def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo import defaults
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.discovery import Claim, Plugins, reason
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
 from tokenizers_zoo.modality import Crop, ModalitySpec
@@ -190,7 +190,7 @@ class ModalityHandle:
 
         `tokenizer_overrides` replace keys of the settings' `tokenizer` table.
         """
-        config = self.settings.changed(tokenizer=tokenizer_overrides) if tokenizer_overrides else self.settings
+        config = self._overridden(tokenizer_overrides)
         path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
         files = (checkpoints.WEIGHTS, checkpoints.CONFIG)
         if not isinstance(path, Path) or not all((path / name).is_file() for name in files):
@@ -200,6 +200,16 @@ class ModalityHandle:
         if self._trained is not None:
             self._trained(path)
         return path
+
+    def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the plugin does not take these keys of the `tokenizer` table."""
+        self._call("modality_spec", settings=self._overridden(tokenizer_overrides))
+
+    def _overridden(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
+        """The settings with other keys of the `tokenizer` table; mistakes in those are not in registry.toml."""
+        config = self.settings.changed(tokenizer=tokenizer_overrides) if tokenizer_overrides else self.settings
+        config.origin = Origin(table=config.origin.table) if tokenizer_overrides else config.origin
+        return config
 
     # ------------------------------------------------------------------ values <-> tokens
 
@@ -289,6 +299,8 @@ class ModalityHandle:
             else:
                 value = defaults.read_value(self.spec.value, data, extension)
         except InvalidValueError as error:
+            if extension == "npy" and not data.startswith(b"\x93NUMPY"):  # numpy would advise to unpickle it
+                raise InvalidValueError(f"{self.name}: damaged .npy file: it does not start like one") from None
             named = str(error).startswith(f"{self.name}:")
             raise error if named else InvalidValueError(f"{self.name}: {error}") from error
         except ZooError:
@@ -381,8 +393,7 @@ class ModalityHandle:
     def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
         if not self.implements(hook):
             return ()
-        given = self._call(hook, **arguments)
-        strings = tuple(given)
+        strings = tuple(given := self._call(hook, **arguments))
         if isinstance(given, str) or not all(isinstance(item, str) for item in strings):
             raise self._wrong(hook, f"gave {describe(given)}, expected a sequence of str")
         return strings

@@ -263,19 +263,47 @@ class Zoo:
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
-        known = set(CORE_KEYS).union(*(handle.known_settings() for handle in self.handles()))
-        found.update(self._unused("zoo", known))
-        found.update(self._unused("vocabularies", set(self.vocabularies())))
+        found.update({key: problem for key, (problem, _) in self._unused().items()})
         return found
 
-    def _unused(self, table: str, known: set[str]) -> dict[str, str]:
-        """Keys of a table that neither the core nor any usable modality knows."""
+    def check_file(self) -> list[str]:
+        """Raise ConfigError for a mistake in registry.toml itself: a key that is unknown, or that holds what it cannot.
+
+        A shared key that nothing uses is one where it resembles a known one, or where no other modality is installed
+        that could know it; else it is told in what is returned, a line each.
+        """
+        for name in self.names() if self.path is not None else ():
+            try:
+                _ = self[name]
+            except ConfigError as error:
+                if str(error).startswith(str(self.path)):
+                    raise
+            except ZooError:
+                continue  # the plugin's, not the file's: told by whoever uses it, and by problems()
+        told = []
+        for problem, resembles in self._unused().values():
+            if resembles or len(self.handles()) == len(self._instances):
+                raise ConfigError(problem)
+            told.append(problem)
+        return told
+
+    def _unused(self) -> dict[str, tuple[str, bool]]:
+        """Keys that neither the core nor any usable modality knows: the problem, and whether they resemble a known."""
         found = {}
-        for key in self.tables[table]:
-            if key not in known:
-                close = difflib.get_close_matches(key, sorted(known), n=2, cutoff=0.5)
-                offer = f"did you mean {' or '.join(close)}?" if close else "remove it"
-                found[f"[{table}] {key}"] = f"{self._origin(table).at(key)}: no enabled modality uses this key; {offer}"
+        shared = [key for key in self.tables["zoo"] if key not in CORE_KEYS]
+        if not shared and not self.tables["vocabularies"]:
+            return {}  # without loading a plugin
+        known = {
+            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self.handles())),
+            "vocabularies": set(self.vocabularies()),
+        }
+        for table, keys in (("zoo", shared), ("vocabularies", list(self.tables["vocabularies"]))):
+            for key in keys:
+                if key not in known[table]:
+                    close = difflib.get_close_matches(key, sorted(known[table]), n=2, cutoff=0.6)
+                    offer = f"did you mean {' or '.join(close)}?" if close else "remove it"
+                    problem = f"{self._origin(table).at(key)}: no enabled modality uses this key; {offer}"
+                    found[f"[{table}] {key}"] = (problem, bool(close))
         return found
 
 

@@ -136,6 +136,7 @@ def train(
     """
     run = TrainingRun.open(out_dir, identity(task, samples, config, seed))
     if run.finished:
+        run.forget_state()  # a kill may have left it
         return out_dir
     name = task.spec.name
     for split, values in (("training", samples.train), ("held-out", samples.test)):
@@ -260,6 +261,7 @@ class _Loop:
             if self.done % self.config.eval_every == 0 or self.done == self.config.steps:
                 report.evaluation(self.done, self.evaluate(self.held_out))
                 self.run.save(self.module, self.average, self.optimizer, self.done, self.seconds)
+                report.window.clear()  # as it is where a killed run goes on, so that the logged means are the same
             if on_step is not None:
                 on_step(self.done)
 

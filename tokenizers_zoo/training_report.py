@@ -1,10 +1,8 @@
-"""What a training run shows and leaves behind: live progress, TensorBoard, metrics.jsonl, pictures, the model card."""
+"""What a tokenizer's training shows and leaves behind: losses, held-out metrics, pictures, the model card."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import drop_lines_after, replacing_file
+from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.step_log import StepLog
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from tokenizers_zoo.training import TokenizerTask, TrainConfig
 
-METRICS, PICTURES, TENSORBOARD = "metrics.jsonl", "samples", "tensorboard"
+PICTURES = "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 
@@ -36,83 +35,44 @@ class Evaluation:
     collapsed: bool = False
 
 
-class TrainingReport:
-    """Live progress in the terminal, TensorBoard, and metrics.jsonl, of a run that starts after `done` steps."""
+class TrainingReport(StepLog):
+    """The log of a tokenizer's training; samples/ and the model card are written at its end."""
 
     def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.spec, self.config, self.folder, self.done = task.spec, config, out_dir, done
-        self.console = Console(stderr=True)
-        columns = ("{task.description}", "loss {task.fields[loss]}", "{task.fields[held_out]}", "{task.fields[speed]}")
-        texts = [TextColumn(column) for column in columns]
-        self.progress = Progress(
-            texts[0], BarColumn(bar_width=20), MofNCompleteColumn(), *texts[1:], TimeRemainingColumn(),
-            console=self.console,
-        )  # fmt: skip
+        samples = config.batch_size * config.accumulate
+        title = f"tokenizer {task.spec.name}"
+        super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
+        self.spec = task.spec
         self.window: list[dict[str, float]] = []
-        self.started = time.perf_counter()
-
-    def __enter__(self) -> TrainingReport:
-        from torch.utils.tensorboard import SummaryWriter
-
-        drop_lines_after(self.folder / METRICS, self.done)
-        self.stack = contextlib.ExitStack()
-        self.log = self.stack.enter_context(open(self.folder / METRICS, "a", encoding="utf-8"))
-        writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.done + 1 if self.done else None)
-        self.board = self.stack.enter_context(contextlib.closing(writer))
-        self.stack.enter_context(self.progress)
-        if self.done:
-            self.console.print(f"{self.spec.name}: goes on after step {self.done}")
-        self.bar = self.progress.add_task(
-            f"tokenizer {self.spec.name}", total=self.config.steps, completed=self.done, loss="-", held_out="", speed=""
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Count a finished step; every LOG_EVERY steps write the means since the last line."""
         self.window.append(dict(losses))
-        speed = (
-            (done - self.done) * self.config.batch_size * self.config.accumulate / (time.perf_counter() - self.started)
-        )
-        self.progress.update(self.bar, completed=done, loss=f"{losses['loss']:.4f}", speed=f"{speed:.0f} samples/s")
-        if done % LOG_EVERY == 0 or done == self.config.steps:
-            means = {name: float(np.mean([entry[name] for entry in self.window])) for name in losses}
-            self._write(done, {f"train/{name}": value for name, value in means.items()} | {
-                "train/learning_rate": learning_rate, "train/samples_per_second": speed,
-            })  # fmt: skip
+        self.advance(done, losses["loss"])
+        if done % LOG_EVERY == 0 or done == self.steps:
+            means = {f"train/{name}": float(np.mean([entry[name] for entry in self.window])) for name in losses}
+            self.write(done, means | {"train/learning_rate": learning_rate})
+            self.write_speed()
             self.window.clear()
 
     def evaluation(self, done: int, evaluation: Evaluation) -> None:
         """Show, log and picture an evaluation; say so where the codebook collapses."""
         codebook = evaluation.codebook
         scalars = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
-        self._write(done, scalars | {f"codebook/{name}": value for name, value in codebook.items() if name != "size"})
-        text = _main_metric(self.spec, evaluation.metrics)
-        if codebook:
-            text += f" codebook {codebook['usage']:.0%}"
-        self.progress.update(self.bar, held_out=text)
+        self.write(done, scalars | {f"codebook/{name}": value for name, value in codebook.items() if name != "size"})
+        found = [_main_metric(self.spec, evaluation.metrics), f"codebook {codebook['usage']:.0%}" if codebook else ""]
+        self.note = ", ".join(part for part in found if part)
         if evaluation.collapsed:
-            self.console.print(
-                f"[bold yellow]{self.spec.name}: step {done}: the codebook collapses: {codebook['usage']:.1%} of"
+            self.say(
+                f"{self.spec.name}: step {done}: the codebook collapses: {codebook['usage']:.1%} of"
                 f" {codebook['size']:.0f} codes are used on held-out samples; use fewer levels or a smaller codebook,"
-                " another quantizer, or a lower learning rate[/]"
+                " another quantizer, or a lower learning rate",
+                style="bold yellow",
             )
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
             self.board.add_image("held_out/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC")
-        self.board.flush()
-
-    def _write(self, done: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, done)
-        finite = {name: value if np.isfinite(value) else None for name, value in scalars.items()}
-        self.log.write(json.dumps({"step": done, **finite}) + "\n")
-        self.log.flush()
+        self.flush()
 
 
 def _main_metric(spec: ModalitySpec, metrics: Mapping[str, float]) -> str:

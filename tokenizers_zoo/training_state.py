@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_json, replacing_file, write_json
+from tokenizers_zoo.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    check_weights,
+    load_config,
+    read_json,
+    replacing_file,
+    write_json,
+)
 from tokenizers_zoo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,8 +50,14 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """True where the checkpoint and its evaluation, which is written last, are there."""
-        return all((self.folder / name).is_file() for name in (EVALUATION, CONFIG, WEIGHTS))
+        """True where the checkpoint and its evaluation, which is written last, are there.
+
+        Raises CheckpointError where the checkpoint has been damaged or altered since.
+        """
+        if not all((self.folder / name).is_file() for name in (EVALUATION, CONFIG, WEIGHTS)):
+            return False
+        check_weights(self.folder, load_config(self.folder))
+        return True
 
     @property
     def digest(self) -> str:

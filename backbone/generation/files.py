@@ -18,9 +18,12 @@ from tokenizers_zoo.checkpoint import replacing_file, write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 PLAN = "plan.json"
+BATCH = 32
+"""Samples generated at a time; what is made does not depend on it."""
 
 
 def given_from_store(
@@ -92,15 +95,17 @@ def generate_to_folder(
         names, tokens = given_from_store(run, handles, given, split, keys, samples)
     else:
         names, tokens = [f"sample-{i:03}" for i in range(samples)], {}
-    repeated = {name: _repeat(value, draws) for name, value in tokens.items()}
-    made = generate(model, repeated, plan, seed, samples=range(len(names) * draws))
-    written = []
-    for name, generated in made.items():
-        values = handles[name].decode(generated)
-        for i, (value, ids) in enumerate(zip(values, generated, strict=True)):
-            place = out / names[i // draws] / str(i % draws)
-            _write_value(place, handles[name], value, ids)
-            written.append(place)
+    total = len(names) * draws
+    with progress_bar("generate", total) as advance:
+        for start in range(0, total, BATCH):
+            numbers = range(start, min(start + BATCH, total))
+            here = [number // draws for number in numbers]
+            made = generate(model, {name: _rows(value, here) for name, value in tokens.items()}, plan, seed, numbers)
+            for name, generated in made.items():
+                for number, value, ids in zip(numbers, handles[name].decode(generated), generated, strict=True):
+                    place = out / names[number // draws] / str(number % draws)
+                    _write_value(place, handles[name], value, ids)
+            advance(len(numbers))
     write_json(
         out / PLAN,
         {
@@ -109,14 +114,12 @@ def generate_to_folder(
             "weights_sha256": config["weights_sha256"],
         },
     )  # fmt: skip
-    return sorted(set(written))
+    return sorted(out / name / str(draw) for name in names for draw in range(draws))
 
 
-def _repeat(tokens: Any, draws: int) -> Any:
-    """Each sample `draws` times in a row."""
-    if isinstance(tokens, list):
-        return [item for item in tokens for _ in range(draws)]
-    return np.repeat(np.asarray(tokens), draws, axis=0)
+def _rows(tokens: Any, rows: Sequence[int]) -> Any:
+    """The tokens of the samples `rows`, of which some may be asked for several times."""
+    return [tokens[row] for row in rows] if isinstance(tokens, list) else np.asarray(tokens)[rows]
 
 
 def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> None:

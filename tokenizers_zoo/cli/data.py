@@ -34,7 +34,7 @@ def list_sources() -> None:
       zoo source list
     """
     zoo = open_zoo()
-    table = plain_table("name", "gives", "what", "licence")
+    table = plain_table("name", "gives", "what", "licence", spaced=True)
     for name in zoo.source_names():
         spec = zoo.source(name).spec
         table.add_row(name, ", ".join(spec.modalities) or "what it finds", spec.summary, spec.licence)
@@ -43,7 +43,7 @@ def list_sources() -> None:
 
 @click.group()
 def data() -> None:
-    """Make, derive and inspect value shards (DATA/<split>/<modality>/shard-00000.tar)."""
+    """Make, derive and inspect values. They lie in DATA/<split>/<modality>/shard-00000.tar."""
 
 
 @data.command()
@@ -51,14 +51,14 @@ def data() -> None:
 @DATA
 @click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has.")
 @click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 @settings_option("A setting of the source, such as image_size=128.")
 def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
     assignments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Write the samples of SOURCE to DATA, for every enabled modality that it gives.
+    """Write the samples of SOURCE to DATA. That is every enabled modality that it gives.
 
     Killed or run again, it goes on: what is there is not made again, and a modality installed since is added.
 
@@ -74,6 +74,7 @@ def make(
         options=parse_assignments(assignments), workers=workers,
     )  # fmt: skip
     click.echo(result.summary())
+    click.echo(f"values in {data_dir}")
 
 
 @data.command()
@@ -92,6 +93,7 @@ def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
     from tokenizers_zoo.pipeline.derive import derive_data
 
     click.echo(derive_data(open_zoo(), data_dir, modalities=split_names(only), workers=workers).summary())
+    click.echo(f"values in {data_dir}")
 
 
 @data.command("info")

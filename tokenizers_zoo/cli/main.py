@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -12,8 +11,10 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo import __version__
+from tokenizers_zoo.checkpoint import disk_problem
 from tokenizers_zoo.errors import UnknownNameError, ZooError
 
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that
 COMMANDS = {
     "list": "tokenizers_zoo.cli.inspect:list_modalities",
     "info": "tokenizers_zoo.cli.inspect:info",
@@ -69,7 +70,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
     The road, a command each:
       zoo list                                     what is installed
       zoo data make scenes data/scenes             make data
-      zoo data derive data/scenes                  compute what other modalities give
+      zoo data derive data/scenes                  compute what others give
       zoo tokenizer train NAME --data data/scenes  train a tokenizer
       zoo tokenize data/scenes --out tokens        values to tokens
       zoo backbone train --tokens tokens --out run
@@ -86,27 +87,40 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         zoo.main(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _stop("interrupted; the same command goes on where it stopped", 130)
-    except click.ClickException as error:
+    except NO_ARGUMENTS as error:
         error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on where it stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ZooError as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch has errors that are no Exception
         if debug:
             raise
-        _stop(f"error: {' '.join(str(error).split())}", 1)
-    except OSError as error:
-        if debug:
-            raise
-        advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        _stop(f"error: {error.filename or ''}: {error.strerror or error}{advice}".replace("error: : ", "error: "), 1)
+        _stop(f"error: {' '.join(_in_words(error).split())}", 1)
+
+
+def _in_words(error: BaseException) -> str:
+    """One sentence about an error, for the person who can do something about it."""
+    if isinstance(error, ZooError):
+        return str(error)
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "zoo"
+        return f"{command}: {error.format_message().rstrip('.')}; {command} --help says what it takes"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{disk_problem(error) or error.strerror}"
+    if problem := disk_problem(error):
+        return problem
+    from tokenizers_zoo.discovery import reason
+
+    return f"unexpected {reason(error)}: a damaged file, or a bug; zoo --debug shows where it comes from"
 
 
 def _stop(message: str, code: int) -> None:

@@ -20,8 +20,11 @@ PATH = click.Path(path_type=Path)
 DATA = click.argument("data_dir", metavar="DATA", type=PATH)
 
 
-def open_zoo(registry: Path | None = None) -> Zoo:
-    """The zoo of `--registry`, of ./registry.toml, or of all that is installed, in this order."""
+def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
+    """The zoo of `--registry`, of ./registry.toml, or of all that is installed, in this order.
+
+    With `strict` a mistake in the file raises ConfigError; without, the caller shows all problems.
+    """
     from tokenizers_zoo.registry import Zoo
 
     if registry is None:
@@ -30,12 +33,21 @@ def open_zoo(registry: Path | None = None) -> Zoo:
         registry = root["registry"] if root else None
     if registry is None and Path("registry.toml").is_file():
         registry = Path("registry.toml")
-    return Zoo.from_toml(registry) if registry else Zoo.installed()
+    zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
+    if strict:
+        for problem in zoo.check_file():
+            click.echo(f"problem: {problem}", err=True)
+    return zoo
 
 
 def split_names(names: str | None) -> list[str] | None:
-    """`a,b` to a list; None where nothing was given."""
-    return [name.strip() for name in names.split(",") if name.strip()] if names is not None else None
+    """`a,b` to a list; None where nothing was given. Raises ConfigError where no name is in it."""
+    if names is None:
+        return None
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    if not found:
+        raise ConfigError(f"expected names with commas between them, got {names!r}; leave the option out for all")
+    return found
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -58,20 +70,21 @@ def settings_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def show_table(table: Table) -> None:
-    """Print a table at the width of the terminal; 80 columns where there is none."""
+    """Print a table at the width of the terminal, or of $COLUMNS; 80 columns where there is neither."""
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)
-    console.print(table)
+    console = Console(markup=False, highlight=False)
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        click.echo(line.rstrip())
 
 
-def plain_table(*columns: str, title: str = "") -> Table:
-    """A table without frames, as it reads best in a terminal and in a log."""
+def plain_table(*columns: str, spaced: bool = False) -> Table:
+    """A table without frames, as it reads best in a terminal and in a log; `spaced` parts rows of several lines."""
     from rich.table import Table
 
-    table = Table(box=None, title=title or None, title_justify="left", pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, int(spaced), 1))
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 @click.argument("run", type=PATH)
 @click.option("--out", type=PATH, help="Where to write the page. Default: RUN/report/index.html, pictures beside it.")
 def report_command(run: Path, out: Path | None) -> None:
-    """Write one self-contained HTML page about the backbone in RUN and all that it stands on.
+    """Write one HTML page about the backbone in RUN. It is self-contained, and shows all that the run stands on.
 
     \b
     Example:
       zoo report runs/backbone
     """
-    from tokenizers_zoo.report import write_report
+    from tokenizers_zoo.report import registry_of, write_report
 
-    page = write_report(open_zoo(), run, out)
+    root = click.get_current_context().find_root().obj or {}
+    page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
     click.echo(f"report: {page.resolve().as_uri()}")

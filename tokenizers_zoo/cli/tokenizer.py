@@ -26,7 +26,7 @@ def tokenizer() -> None:
 @DATA_OPTION
 @click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
 @settings_option("A key of the modality's tokenizer table, such as quantizer=vq.")
 def train(
@@ -39,7 +39,7 @@ def train(
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train the tokenizers of modalities NAMES on DATA; killed, the same command goes on.
+    """Train the tokenizers of modalities NAMES on DATA. Killed, the same command goes on.
 
     Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends
     with held-out metrics and a model card in the checkpoint folder.
@@ -47,7 +47,7 @@ def train(
     \b
     Examples:
       zoo tokenizer train depth --data data/scenes
-      zoo tokenizer train depth --data data/scenes --set quantizer=vq --out runs/tokenizers/depth_vq
+      zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
       zoo tokenizer train --all --data data/scenes
     """
     from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, trainable
@@ -55,7 +55,10 @@ def train(
     zoo = open_zoo()
     if bool(names) == everything:
         raise ConfigError("zoo tokenizer train: expected the names of modalities, or --all")
-    chosen = trainable(zoo, data_dir) if everything else list(names)
+    chosen = trainable(zoo, data_dir) if everything else [zoo[name].name for name in names]
+    for name, problem in zoo.problems().items() if everything else ():
+        if name in zoo:
+            click.echo(f"problem: {problem}", err=True)
     if out is not None and len(chosen) > 1:
         raise ConfigError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
@@ -70,7 +73,7 @@ def train(
 @click.option("--split", default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Samples at most. Default: all.")
 def evaluate(name: str, data_dir: Path, split: str, limit: int | None) -> None:
-    """Score the reconstruction of held-out values: metrics with units, codebook usage and perplexity.
+    """Score the reconstruction of held-out values. Gives metrics with units, codebook usage and perplexity.
 
     \b
     Example:

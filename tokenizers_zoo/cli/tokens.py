@@ -10,6 +10,7 @@ import click
 
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.cli.options import DATA, PATH, open_zoo, split_names
+from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import Crop
 
@@ -21,12 +22,12 @@ from tokenizers_zoo.modality import Crop
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
 @click.option("--overwrite", is_flag=True, help="Replace tokens that another codec wrote.")
 def tokenize_command(
     data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, overwrite: bool
 ) -> None:
-    """Encode all of DATA with the trained tokenizers into a token store.
+    """Encode DATA into a token store with the trained tokenizers.
 
     \b
     Example:
@@ -39,6 +40,7 @@ def tokenize_command(
         overwrite=overwrite,
     )  # fmt: skip
     click.echo(result.summary())
+    click.echo(f"tokens in {out}")
 
 
 @click.command("encode")
@@ -46,7 +48,7 @@ def tokenize_command(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="Where to write the tokens (JSON). Default: the terminal.")
 def encode_command(name: str, file: Path, out: Path | None) -> None:
-    """Encode one FILE with the tokenizer of modality NAME; prints JSON.
+    """Encode one FILE with the tokenizer of modality NAME. Prints JSON.
 
     \b
     Example:
@@ -60,8 +62,9 @@ def encode_command(name: str, file: Path, out: Path | None) -> None:
     if out is None:
         click.echo(text)
     else:
-        with replacing_file(out) as temporary:
+        with disk_errors(out), replacing_file(out) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+        click.echo(f"{name}: tokens in {out}")
 
 
 @click.command("decode")
@@ -89,7 +92,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     value = handle.decode([np.asarray(stored["tokens"], dtype=dtype)])[0]
     data, extension = handle.write(value)
     target = Path(f"{out or file.with_suffix('')}.{extension}")
-    with replacing_file(target) as temporary:
+    with disk_errors(target), replacing_file(target) as temporary:
         temporary.write_bytes(data)
     click.echo(f"{name}: value in {target}")
     if picture is not None:
@@ -97,7 +100,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
         if isinstance(drawn, str):
             click.echo(drawn)
         else:
-            with replacing_file(picture) as temporary:
+            with disk_errors(picture), replacing_file(picture) as temporary:
                 drawn.save(temporary, format="PNG")
             click.echo(f"{name}: picture in {picture}")
 

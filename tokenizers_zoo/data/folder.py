@@ -110,7 +110,13 @@ def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, M
     everything = _by_key({folder.name: _files(folder) for folder in folders})
     if not everything:
         raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
-    return {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
+    chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
+    if not chosen:
+        raise DataError(
+            f"{root}: none of its {len(everything)} samples falls to the split {split!r} with test_fraction "
+            f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
+        )
+    return chosen
 
 
 def _files(folder: Path) -> dict[str, Member]:

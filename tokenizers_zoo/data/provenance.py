@@ -32,8 +32,9 @@ def read_entries(root: Path) -> Entries:
         data = read_json(root / DATASET)
         return {split: dict(entries) for split, entries in data["splits"].items()}
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).removeprefix(f"{root / DATASET}: ")
         raise DataError(
-            f"{root / DATASET}: damaged ({error}); delete it if you know where these data come from"
+            f"{root / DATASET}: damaged: {reason}; without it nothing is known about where these data come from"
         ) from None
 
 

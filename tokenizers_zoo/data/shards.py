@@ -54,7 +54,7 @@ class ValueStore:
         self._aliases = dict(aliases or {})
         self._indexes: dict[tuple[str, str], ModalityIndex] = {}
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder; `zoo data make SOURCE --out {self.root}` writes one")
+            raise DataError(f"{self.root}: no such folder; `zoo data make SOURCE {self.root}` makes one")
 
     @classmethod
     def of(cls, root: Path, zoo: Zoo) -> ValueStore:

@@ -7,8 +7,6 @@ basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
 import io
 import os
 import tarfile
@@ -17,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.checkpoint import disk_problem, replacing_file
 from tokenizers_zoo.errors import DataError
 
 BLOCK = 512
@@ -73,6 +71,17 @@ def scan_shard(path: Path) -> ShardIndex:
     if size == 0 or (index.dropped and not index.members and index.dropped[0].reason.startswith("not a tar")):
         raise DataError(f"{path}: not a tar file ({size} bytes); copy or make this shard again, or delete it")
     return index
+
+
+def looks_whole(path: Path) -> bool:
+    """True for a shard of `ShardWriter` from its first header to its end mark; no header in between is read."""
+    size = path.stat().st_size
+    if not size or size % tarfile.RECORDSIZE:
+        return False
+    with open(path, "rb") as file:
+        first = file.read(BLOCK)
+        file.seek(-2 * BLOCK, os.SEEK_END)
+        return not any(file.read()) and (first[MAGIC] == b"ustar" or not any(first))
 
 
 def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIndex) -> int | None:
@@ -185,12 +194,7 @@ class _Discarded(Exception):
 
 @contextlib.contextmanager
 def writing_shard(path: Path) -> Iterator[ShardWriter]:
-    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails.
-
-    What an earlier, killed attempt at the same shard left behind is removed.
-    """
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        stale.unlink(missing_ok=True)
+    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails."""
     with contextlib.suppress(_Discarded), replacing_file(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
@@ -200,16 +204,12 @@ def writing_shard(path: Path) -> Iterator[ShardWriter]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear DataError."""
-    advice = {
-        errno.ENOSPC: "the disk is full; what was finished is kept: free some space and run the same command again",
-        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-        errno.EROFS: "the disk is read-only; give another folder",
-        errno.EACCES: "no permission to write here; give another folder",
-    }
+    """Turn a full or read-only disk, whoever met it, into one clear DataError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in advice:
-            raise DataError(f"{path}: {advice[error.errno]}") from None
+    except DataError:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if problem := disk_problem(error):
+            raise DataError(f"{path}: {problem}") from error
         raise

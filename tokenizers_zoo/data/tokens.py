@@ -344,7 +344,7 @@ class TokenStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder; `zoo tokenize --out {self.root}` writes one")
+            raise DataError(f"{self.root}: no such folder; `zoo tokenize DATA --out {self.root}` makes one")
 
     @property
     def data(self) -> Path | None:

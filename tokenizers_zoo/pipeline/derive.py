@@ -78,7 +78,8 @@ def _order(
             missing[name] = f"derived from {', '.join(lacks)}, which {store.root / split} lacks"
     if wanted is None:
         chosen = [name for name in order if name not in present and name not in missing]
-        result.skipped.update(missing)
+        problems = zoo.problems()
+        result.skipped.update(missing | {name: problems[name] for name in zoo.names() if name in problems})
     else:
         for name in wanted:
             if name in missing or name not in derivable:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
@@ -22,8 +24,9 @@ from tokenizers_zoo.data.provenance import (
     value_identity,
 )
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
-from tokenizers_zoo.data.tar import ShardWriter, disk_errors, writing_shard
+from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, remove_shards, write_failures
 
@@ -47,6 +50,8 @@ class Shard:
     start: int
     stop: int
     modalities: tuple[str, ...]
+    pictures: tuple[str, ...]
+    """All modalities of the data, written now or before, that show the sample as a picture."""
 
     def path(self, modality: str) -> Path:
         """Where the modality's shard goes."""
@@ -78,10 +83,9 @@ def make_data(
     result = RunResult()
     with disk_errors(out):
         jobs = []
-        for split, wanted in (("train", train), ("test", test)):
-            if wanted == 0:
-                continue
-            samples = open_samples(source, split, wanted, seed, options)
+        splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
+        opened = {split: open_samples(source, split, wanted, seed, options) for split, wanted in splits}
+        for split, samples in opened.items():
             given = _given(zoo, source, samples, result)
             count = len(samples)
             plan = _Plan(
@@ -179,8 +183,9 @@ class _Plan:
                 root=self.out, source=self.source.name, options=json.dumps(self.options, sort_keys=True, default=str),
                 seed=self.seed, split=self.split, count=self.count, number=number, start=start,
                 stop=min(start + self.shard_size, self.count), modalities=tuple(outcomes),
+                pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
             )  # fmt: skip
-            missing = tuple(name for name in outcomes if not job.path(name).exists())
+            missing = tuple(name for name in outcomes if not _is_whole(job.path(name)))
             for name in set(outcomes) - set(missing):
                 outcomes[name].kept_shards += 1
             if missing:
@@ -211,6 +216,11 @@ class _Plan:
             remove_shards([self.out / self.split / handle.name / last])
 
 
+def _is_whole(path: Path) -> bool:
+    """True for a shard that is there from its start to its end; one that was cut off since is made again."""
+    return path.exists() and looks_whole(path)
+
+
 def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:
     """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
 
@@ -230,9 +240,10 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
                 for name in handles:
                     failures[name][f"#{index}"] = str(error)
                 continue
+            found = _read_files(zoo, dict.fromkeys((*job.modalities, *job.pictures)), values)
+            problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
             for name, handle in handles.items():
-                given = name if name in values else handle.plugin_name
-                if given in values and (reason := _write(handle, writers[name], key, values[given])):
+                if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
                     failures[name][key] = reason
         for name, writer in writers.items():
             counts[name] = writer.count
@@ -242,11 +253,63 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     return job, {name: (counts[name], failures[name]) for name in handles}
 
 
+def _read_files(zoo: Zoo, names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample's values by modality, files among them read; a file that cannot be read is its error."""
+    found: dict[str, Any] = {}
+    for name in names:
+        handle = zoo[name]
+        given = name if name in values else handle.plugin_name
+        if given not in values:
+            continue
+        found[name] = values[given]
+        if isinstance(found[name], FileBytes):
+            try:
+                found[name] = handle.read(found[name].data, found[name].extension)
+            except ZooError as error:
+                found[name] = error
+    return found
+
+
+def _is_picture(handle: ModalityHandle) -> bool:
+    """True for arrays that crops cut by the fractions of height and width that all pictures of a sample share."""
+    value, layout = handle.spec.value, handle.spec.layout
+    flat = isinstance(layout, GridLayout | PatchesLayout) and len(layout.shape) == 2
+    return flat and value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim >= 2
+
+
+def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """What is wrong with pictures of one sample that differ in proportions from as many others as they agree with.
+
+    They may have other sizes: a mask at half the height and width fits. But one of another shape would be stretched,
+    and would lie beside the picture that it belongs to.
+    """
+    problems = {}
+    for name, size in sizes.items():
+        others = [other for other, its in sizes.items() if not _same_proportions(size, its)]
+        if 2 * len(others) >= len(sizes) > 1:
+            (height, width), (its_height, its_width) = size, sizes[others[0]]
+            problems[name] = (
+                f"{name}: {height} x {width} pixels, where {others[0]} has {its_height} x {its_width}: the pictures of "
+                "a sample have to show the same, in the same proportions"
+            )
+    return problems
+
+
+def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """True where one size (height, width) is the other, scaled and rounded to whole pixels."""
+    small, large = sorted((first, second))
+    return abs(small[0] / large[0] - small[1] / large[1]) < 1 / large[0] + 1 / large[1]
+
+
 def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) -> str:
     """Add one value at the size of the settings; returns why not, or nothing."""
+    if isinstance(value, ZooError):
+        return str(value)
     try:
-        if isinstance(value, FileBytes):
-            value = handle.read(value.data, value.extension)
         writer.add(key, *handle.write(handle.transform(value, WHOLE)))
     except ZooError as error:
         return str(error)

@@ -26,7 +26,8 @@ class Outcome:
         """Count one shard."""
         self.written += written
         self.failed += len(failures)
-        self.first_reason = self.first_reason or next(iter(failures.values()), "")
+        for key, reason in failures.items():
+            self.first_reason = self.first_reason or f"{reason} (sample {key})"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -135,8 +135,9 @@ def _chosen(
     for handle in handles:
         if not handle.has_tokenizer:
             result.skipped[handle.name] = f"no tokenizer at {handle.checkpoint}; train one first"
+    problems = zoo.problems()
     for name in sorted(set(present) - {handle.name for handle in handles}):
-        result.skipped[name] = "no enabled modality of this name"
+        result.skipped[name] = problems.get(name, "no enabled modality of this name")
     return [handle for handle in handles if handle.has_tokenizer]
 
 
@@ -179,6 +180,7 @@ class _ModalityRun:
 
     def run(self, rows: Sequence[Row], part_rows: int, overwrite: bool) -> TokenizeOutcome:
         """Write the parts that are missing."""
+        _ = self.handle.tokenizer  # an altered one is refused before anything is removed
         if overwrite:
             for path in self.folder.glob("*.arrow"):
                 path.unlink()

@@ -45,6 +45,7 @@ def train_tokenizer(
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
+    handle.check_overrides(overrides or {})  # before anything is read, or removed
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
     if overwrite:
         remove_folder(folder)
@@ -58,7 +59,7 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
     present = store.modalities(TRAIN)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:
-        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present)}, and no modality of it is enabled")
+        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present)}, and no modality of it can be used")
     return names
 
 
@@ -160,7 +161,8 @@ def evaluate_tokenizer(
 ) -> TokenizerEvaluation:
     """Encode and decode a split's values (up to `limit`, in the order of their keys) and score what comes back.
 
-    With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder.
+    With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
+    modalities share that, in a folder of the modality's name in it.
     Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
     """
     from tokenizers_zoo.quantizers.usage import CodebookUsage
@@ -179,7 +181,9 @@ def evaluate_tokenizer(
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
-    pictures = _write_samples(handle, run) if write else None
+    folder = handle.checkpoint / name if handle.spec.shared_vocabulary else handle.checkpoint
+    with disk_errors(folder):
+        pictures = _write_samples(folder, handle, run) if write else None
     result = TokenizerEvaluation(
         samples=len(run.target),
         metrics=handle.score(run.predicted, run.target),
@@ -193,7 +197,8 @@ def evaluate_tokenizer(
     )
     if write:
         report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
-        write_json(handle.checkpoint / EVALUATION, {**report, **result.to_json()})
+        with disk_errors(folder):
+            write_json(folder / EVALUATION, {**report, **result.to_json()})
     return result
 
 
@@ -232,11 +237,11 @@ class _Reconstruction:
                 usage.update(item)
 
 
-def _write_samples(handle: ModalityHandle, run: _Reconstruction) -> Path | None:
-    """Draw some values beside their reconstructions in the checkpoint folder."""
+def _write_samples(folder: Path, handle: ModalityHandle, run: _Reconstruction) -> Path:
+    """Draw some values beside their reconstructions; gives the folder of the pictures."""
     from tokenizers_zoo.training_report import PICTURES as FOLDER
     from tokenizers_zoo.training_report import write_pictures
 
     pairs = zip(run.target[:PICTURES], run.predicted[:PICTURES], strict=True)
-    write_pictures(handle.checkpoint, [(handle.render(value), handle.render(back)) for value, back in pairs])
-    return handle.checkpoint / FOLDER
+    write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs])
+    return folder / FOLDER

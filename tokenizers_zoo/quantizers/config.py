@@ -6,7 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-QuantizerKind = Literal["fsq", "vq", "lfq", "simvq"]
+QuantizerKind = Literal[
+    "fsq",
+    "vq",
+    "lfq",
+    "bsq",
+    "simvq",
+    "product_vq",
+    "memcodes",
+    "residual_vq",
+    "grouped_residual_vq",
+    "residual_fsq",
+    "residual_simvq",
+]
 
 FSQ_LEVELS: dict[int, tuple[int, ...]] = {
     math.prod(levels): levels
@@ -23,18 +35,26 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 MAX_CODES = 2**24
 """The most codes of any kind: ids of fsq are computed in float32, whose whole numbers end here."""
 
+_MOVING_AVERAGE: dict[str, Any] = {
+    "codebook_dim": 32,
+    "decay": 0.95,
+    "kmeans_iterations": 10,
+    "revive_below": 0.1,
+    "commitment_weight": 1.0,
+}
+
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "fsq": {"levels": (8, 5, 5, 5)},
-    "vq": {
-        "codebook_dim": 32,
-        "distance": "cosine",
-        "decay": 0.95,
-        "kmeans_iterations": 10,
-        "revive_below": 0.1,
-        "commitment_weight": 1.0,
-    },
+    "vq": {**_MOVING_AVERAGE, "distance": "cosine"},
     "lfq": {"entropy_weight": 0.1, "commitment_weight": 0.25},
+    "bsq": {"entropy_weight": 0.1, "commitment_weight": 0.25},
     "simvq": {"codebook_dim": 32, "commitment_weight": 1.0},
+    "product_vq": {**_MOVING_AVERAGE, "codebook_dim": 8, "distance": "cosine", "num_codebooks": 8},
+    "memcodes": {"codebook_dim": 16, "num_codebooks": 8, "entropy_weight": 0.1},
+    "residual_vq": {**_MOVING_AVERAGE, "num_codebooks": 4},
+    "grouped_residual_vq": {**_MOVING_AVERAGE, "codebook_dim": 16, "num_codebooks": 4, "groups": 2},
+    "residual_fsq": {"levels": (8, 5, 5, 5), "num_codebooks": 4},
+    "residual_simvq": {"codebook_dim": 32, "commitment_weight": 1.0, "num_codebooks": 4},
 }
 """Per kind, the optional fields that it uses and their defaults; a field of another kind is rejected."""
 
@@ -50,31 +70,40 @@ class QuantizerConfig:
     """
 
     kind: QuantizerKind = "fsq"
-    """fsq: rounded numbers; vq: a codebook by moving averages; lfq: signs; simvq: a linear map of a fixed codebook."""
+    """fsq: rounded numbers; vq: a codebook by moving averages; lfq: signs; bsq: signs on the unit sphere; simvq: a
+    linear map of a fixed codebook. Several codes per latent: product_vq and memcodes (codebooks side by side),
+    residual_vq, residual_fsq and residual_simvq (one after the other), grouped_residual_vq (both)."""
     codebook_size: int = 0
-    """Number of codes; 0 takes the product of `levels` for fsq and 1024 for the others.
+    """Number of codes of each codebook; 0 takes the product of `levels` for fsq kinds and 1024 for the others.
 
-    lfq needs a power of two; fsq without `levels` needs one of the sizes of FSQ_LEVELS.
+    lfq and bsq need a power of two; fsq kinds without `levels` need one of the sizes of FSQ_LEVELS.
     """
     levels: tuple[int, ...] | None = None
-    """fsq: number of values per dimension, each at least 3; their product is the codebook size."""
+    """fsq kinds: number of values per dimension, each at least 3; their product is the codebook size."""
+    num_codebooks: int | None = None
+    """Kinds with several codes per latent: how many, in all groups together; at least 2."""
+    groups: int | None = None
+    """grouped_residual_vq: parts of a latent that have residual codes of their own; divides `num_codebooks`."""
     codebook_dim: int | None = None
-    """vq, simvq: numbers per code; latents of another dim are projected in and out."""
+    """Kinds with a codebook: numbers per code; latents of another dim are projected in and out.
+
+    Codes side by side make one vector of (codebooks or groups) x `codebook_dim` numbers.
+    """
     distance: Literal["cosine", "euclidean"] | None = None
-    """vq: what "nearest" means; cosine codes have length 1."""
+    """vq, product_vq: what "nearest" means; cosine codes have length 1, so residual codes are always euclidean."""
     decay: float | None = None
-    """vq: share of the old codebook that a training step keeps, in (0, 1)."""
+    """vq kinds: share of the old codebook that a training step keeps, in (0, 1)."""
     kmeans_iterations: int | None = None
-    """vq: k-means iterations on the first training batch to initialise the codebook; 0 starts from random codes."""
+    """vq kinds: k-means iterations on the first training batch to start the codebook; 0 starts from random codes."""
     revive_below: float | None = None
-    """vq: a code is replaced by a random latent when it is used less than this share of the mean code; 0 never does.
+    """vq kinds: a code is replaced by a random latent when used less than this share of the mean code; 0 never does.
 
     Uses are moving averages over training batches.
     """
     commitment_weight: float | None = None
-    """vq, lfq, simvq: weight of the mean squared distance between latents and codes in the loss."""
+    """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
     entropy_weight: float | None = None
-    """lfq: weight of (entropy per latent - entropy of the batch) in the loss, nats."""
+    """lfq, bsq, memcodes: weight of the entropy of each latent minus that of the batch in the loss, nats."""
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:
@@ -90,24 +119,33 @@ class QuantizerConfig:
                 object.__setattr__(self, name, default)
         self._check_ranges()
 
+    @property
+    def codes_per_position(self) -> int:
+        """Tokens that one latent becomes."""
+        return self.num_codebooks or 1
+
+    def token_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tokens of one sample whose latents form `grid`: several codes per latent are one more axis."""
+        return grid if self.codes_per_position == 1 else (*grid, self.codes_per_position)
+
     def _resolve_size(self) -> None:
         size = self.codebook_size
         if size < 0 or size == 1:
             raise ValueError(f"codebook_size: expected at least 2 codes (or 0 for the default), got {size}")
         if size > MAX_CODES:
             raise ValueError(f"codebook_size: expected at most {MAX_CODES}, got {size}")
-        if self.kind == "lfq" and size & (size - 1):
+        if self.kind in ("lfq", "bsq") and size & (size - 1):
             near = 2 ** round(math.log2(size))
-            raise ValueError(f"codebook_size: lfq needs a power of two, got {size}; the nearest is {near}")
-        if self.kind != "fsq":
+            raise ValueError(f"codebook_size: {self.kind} needs a power of two, got {size}; the nearest is {near}")
+        if "levels" not in KIND_DEFAULTS[self.kind]:
             object.__setattr__(self, "codebook_size", size or 1024)
             return
         levels = self.levels
         if levels is None and size and size not in FSQ_LEVELS:
             known = ", ".join(map(str, FSQ_LEVELS))
-            raise ValueError(f"codebook_size: fsq has no recommended levels for {size}; take {known}, or give levels")
+            raise ValueError(f"codebook_size: no levels are recommended for {size}; take {known}, or give levels")
         if levels is None:
-            levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS["fsq"]["levels"]
+            levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS[self.kind]["levels"]
         if not levels or min(levels) < 3:
             raise ValueError(f"levels: expected one or more numbers of at least 3, got {list(levels)}")
         if size and size != math.prod(levels):
@@ -118,6 +156,12 @@ class QuantizerConfig:
         object.__setattr__(self, "codebook_size", math.prod(levels))
 
     def _check_ranges(self) -> None:
+        if self.num_codebooks is not None and self.num_codebooks < 2:
+            raise ValueError(f"num_codebooks: {self.kind} needs at least 2, got {self.num_codebooks}")
+        if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
+            raise ValueError(
+                f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"
+            )
         if self.codebook_dim is not None and self.codebook_dim < 1:
             raise ValueError(f"codebook_dim: expected at least 1, got {self.codebook_dim}")
         if self.distance not in (None, "cosine", "euclidean"):

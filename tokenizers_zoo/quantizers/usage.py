@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+COLLAPSED = 0.2
+"""Usage, as a share of what as many evenly spread tokens would reach, below which a codebook has collapsed."""
+RECENT_BATCHES = 50
+"""Training batches over which `RecentUsage` looks back."""
+
+
+def reachable_usage(tokens: int, codebook_size: int) -> float:
+    """Share of the codes that `tokens` drawn evenly and independently would use, in expectation."""
+    return 1 - math.exp(-tokens / codebook_size)
 
 
 class CodebookUsage:
@@ -47,6 +58,47 @@ class CodebookUsage:
     def perplexity(self) -> float:
         """exp(entropy): how many equally frequent codes would be as varied, in [1, codebook size]."""
         return float(np.mean([math.exp(_entropy(counts)) for counts in self.counts]))
+
+
+class RecentUsage:
+    """Which codes the last `batches` updates used, in memory of one number per code and without waiting for a GPU."""
+
+    def __init__(self, codebook_size: int, num_codebooks: int = 1, batches: int = RECENT_BATCHES) -> None:
+        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
+        self.updates = 0
+        self.counts: deque[int] = deque(maxlen=batches)
+        """Tokens per codebook of each of the last updates."""
+        self.last_update: torch.Tensor | None = None
+        """Per codebook and code, the number of the update that last used it."""
+
+    def update(self, tokens: torch.Tensor) -> None:
+        """Note a batch of integer tokens of any shape (last axis = codebooks where there are several)."""
+        import torch
+
+        columns = tokens.detach().reshape(-1, self.num_codebooks)
+        if self.last_update is None or self.last_update.device != tokens.device:
+            shape = (self.num_codebooks, self.codebook_size)
+            self.last_update = torch.full(shape, -1, dtype=torch.int64, device=tokens.device)
+        self.last_update[torch.arange(self.num_codebooks, device=tokens.device), columns] = self.updates
+        self.updates += 1
+        self.counts.append(len(columns))
+
+    @property
+    def usage(self) -> float:
+        """Share of the codes used, in [0, 1]: of several codebooks the least; 0 before any update."""
+        if self.last_update is None:
+            return 0.0
+        used = self.last_update >= self.updates - len(self.counts)
+        return float(used.float().mean(dim=1).min())
+
+    @property
+    def reachable(self) -> float:
+        """Usage that as many evenly spread tokens would reach."""
+        return reachable_usage(sum(self.counts), self.codebook_size)
+
+    def collapsed(self, threshold: float = COLLAPSED) -> bool:
+        """True where usage is below `threshold` of what is reachable; never before the look-back is filled."""
+        return len(self.counts) == self.counts.maxlen and self.usage < threshold * self.reachable
 
 
 def _entropy(counts: np.ndarray[Any, Any]) -> float:

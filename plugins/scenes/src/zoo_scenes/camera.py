@@ -47,13 +47,22 @@ class Camera:
         return math.tan(self.fov / 2)
 
     def rays(self, picture: Array) -> Array:
-        """World directions (n, 3) through points of the picture (3, n): right and up in [-1, 1], and 1.
+        """World directions (3, n) through points of the picture (3, n): right and up in [-1, 1], and 1.
 
         They have length 1 along the optical axis, so that a hit at `t` times the direction is at planar depth t.
         """
         axes = self.axes
-        rays: Array = picture.T @ np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]])
+        rays: Array = np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]], axis=1) @ picture
         return rays
+
+    def planes(self, lines: Array) -> NDArray[np.float32]:
+        """World normals (n, 3) of the planes through the camera that are seen as lines (n, 3) of the picture.
+
+        The product of a normal and a ray is that of the line and the point of the picture (right, up, 1).
+        """
+        axes = self.axes
+        normals: Array = lines @ np.stack([axes[0] / self.scale, axes[1] / self.scale, -axes[2]])
+        return normals.astype(np.float32)
 
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""

@@ -50,51 +50,55 @@ class Observation:
 def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
     """Class and instance maps, and what is seen of each thing."""
     things = stage.scene.things
-    labels = [_ROOM_CLASSES[owner] if owner < 0 else things[owner].label for owner in stage.owners]
-    classes = np.array([CLASS_IDS[label] for label in labels])
-    owners = np.maximum(np.array(stage.owners, np.int16), -1)[view.geoms]
-    width = owners.shape[1]
-    flat = owners.reshape(-1)
-    order = np.argsort(flat, kind="stable")  # a radix sort for 16-bit integers
-    ordered = flat[order]
-    starts = np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
-    present = ordered[starts].tolist()
-    counts = np.diff(np.append(starts, flat.size)).tolist()
-    rows = (order // width).astype(np.int32)
-    columns = order.astype(np.int32) - rows * width
-    edges = [
-        np.minimum.reduceat(columns, starts),
-        np.minimum.reduceat(rows, starts),
-        np.maximum.reduceat(columns, starts) + 1,
-        np.maximum.reduceat(rows, starts) + 1,
-    ]
-    boxes = (np.stack(edges, 1) / width).tolist()
-    depths = np.add.reduceat(view.depth.reshape(-1)[order], starts).tolist()
-    ranks = sorted((k for k in range(len(present)) if present[k] >= 0), key=lambda k: (-counts[k], present[k]))
+    owners = [max(owner, -1) for owner in stage.owners]  # -1: the room
+    classes = [CLASS_IDS[_ROOM_CLASSES[owner] if owner < 0 else things[owner].label] for owner in stage.owners]
+    pixels = np.bincount(view.geoms.reshape(-1), minlength=len(classes)).tolist()
+    sizes, of_class = [0] * (len(things) + 1), [0] * len(CLASSES)
+    for owner, label, count in zip(owners, classes, pixels, strict=True):
+        sizes[owner] += count
+        of_class[label] += count
+    total = view.geoms.size
+    shares = {name: count / total for name, count in zip(CLASSES, of_class, strict=True)}
+    ranks = sorted((k for k in range(len(things)) if sizes[k]), key=lambda k: -sizes[k])
     ids = np.zeros(len(things) + 1, np.int32)
-    for rank, k in enumerate(ranks, 1):
-        ids[present[k]] = rank
-    ids[-1] = 0  # owner -1: the room
-    least = settings.min_visible * flat.size
+    ids[ranks] = np.arange(1, len(ranks) + 1)
+    instances = ids.take(owners).take(view.geoms)
+    least = settings.min_visible * total
     seen = []
-    for k in ranks:
-        if counts[k] >= least:
-            index = present[k]
-            clear = _is_clear(stage, view, index, least)
-            seen.append(Seen(index, things[index], counts[k], tuple(boxes[k]), depths[k] / counts[k], clear))
-    semseg = classes[view.geoms]
-    pixels = np.bincount(semseg.reshape(-1), minlength=len(CLASSES)) / semseg.size
-    shares = dict(zip(CLASSES, pixels.tolist(), strict=True))
-    return Observation(semseg=semseg, instances=ids[owners], seen=seen, shares=shares)
+    for rank, (box, depth) in enumerate(zip(*_extents(instances, view.depth, len(ranks)), strict=True)):
+        index = ranks[rank]
+        if sizes[index] >= least:
+            clear = _is_clear(stage, pixels, index, least)
+            seen.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
+    semseg = np.array(classes).take(view.geoms)
+    return Observation(semseg=semseg, instances=instances, seen=seen, shares=shares)
 
 
-def _is_clear(stage: Stage, view: View, index: int, least: float) -> bool:
+def _extents(
+    instances: NDArray[np.int32], depth: NDArray[np.float32], count: int
+) -> tuple[list[tuple[float, float, float, float]], list[float]]:
+    """Boxes (xmin, ymin, xmax, ymax in fractions) of the instances 1 to `count`, and the sums of their depths."""
+    edge = instances.shape[0]
+    starts, place = instances.astype(np.intp) * edge, np.arange(edge)
+    ends = []
+    for at in (place, place[:, None]):
+        used = np.bincount((starts + at).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
+        ends.append((used.argmax(1) / edge, (edge - used[:, ::-1].argmax(1)) / edge))
+    (left, right), (top, bottom) = ends
+    depths = np.bincount(instances.reshape(-1), depth.reshape(-1), count + 1)[1:]
+    boxes = zip(left.tolist(), top.tolist(), right.tolist(), bottom.tolist(), strict=True)
+    return list(boxes), depths.tolist()
+
+
+def _is_clear(stage: Stage, pixels: list[int], index: int, least: float) -> bool:
+    """Whether what a thing's name says can be seen, given the pixels of each geom."""
     thing = stage.scene.things[index]
     if thing.label != "person":
         return True
     first = stage.owners.index(index)
-    shirt = [k for k, part in enumerate(thing.parts, first) if part.surface.colours[0] == COLOURS[thing.colour]]
-    return int(np.isin(view.geoms, shirt).sum()) >= max(least, 1)
+    shirt = COLOURS[thing.colour]
+    seen = sum(pixels[k] for k, part in enumerate(thing.parts, first) if part.surface.colours[0] == shirt)
+    return seen >= max(least, 1)
 
 
 def boxes(seen: list[Seen], most: int) -> list[dict[str, Any]]:
@@ -142,13 +146,14 @@ def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, fl
     luminance = np.array((0.2126, 0.7152, 0.0722), np.float32) @ colours
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
-    red_green, yellow_blue = red - green, 0.5 * (red + green) - blue
+    red_green, red_green_spread = _mean_and_deviation(red - green)
+    yellow_blue, yellow_blue_spread = _mean_and_deviation(0.5 * (red + green) - blue)
+    brightness, contrast = _mean_and_deviation(luminance)
     labels = [item.thing.label for item in observation.seen]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
-    colourfulness = math.hypot(red_green.std(), yellow_blue.std())
-    colourfulness += 0.3 * math.hypot(red_green.mean(), yellow_blue.mean())
+    colourfulness = math.hypot(red_green_spread, yellow_blue_spread) + 0.3 * math.hypot(red_green, yellow_blue)
     return {
         "camera_height": camera.position[2],
         "camera_pitch": math.degrees(camera.pitch),
@@ -160,11 +165,19 @@ def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, fl
         "num_objects": len(loose),
         "num_people": labels.count("person"),
         "num_classes": sum(share > 0 for share in shares.values()),
-        "brightness": float(luminance.mean()),
-        "contrast": float(luminance.std()),
+        "brightness": brightness,
+        "contrast": contrast,
         "saturation": float(((brightest - darkest) / np.maximum(brightest, 1e-3)).mean()),
         "colourfulness": colourfulness,
-        "clutter": float((observation.instances > 0).mean()),
+        "clutter": int(np.count_nonzero(observation.instances)) / observation.instances.size,
         "walkability": shares["floor"] + shares["rug"],
         "geometric_complexity": float(1 - np.linalg.norm(normal)),
     }
+
+
+def _mean_and_deviation(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    mean = values.mean()
+    rest = values - mean
+    rest *= rest
+    return float(mean), float(np.sqrt(rest.mean()))

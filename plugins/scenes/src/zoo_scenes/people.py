@@ -50,16 +50,25 @@ PARENTS = tuple(-1 if parent is None else JOINTS.index(parent) for parent, _ in 
 _DEPTHS = [0] * len(JOINTS)
 for _joint, _parent in enumerate(PARENTS[1:], 1):
     _DEPTHS[_joint] = _DEPTHS[_parent] + 1
-# joints and their parents, by distance from the pelvis
-_GENERATIONS = [
-    (np.flatnonzero(np.array(_DEPTHS) == depth), np.array(PARENTS)[np.array(_DEPTHS) == depth])
-    for depth in range(1, max(_DEPTHS) + 1)
-]
+# The joints in the order of their distance from the pelvis; by distance, their stretch in this order and their parents.
+_ORDER = np.argsort(_DEPTHS, kind="stable")
+_BACK = np.argsort(_ORDER)
+_GENERATIONS = []
+for _depth in range(1, max(_DEPTHS) + 1):
+    _stretch = slice(sum(other < _depth for other in _DEPTHS), sum(other <= _depth for other in _DEPTHS))
+    _GENERATIONS.append((_stretch, _BACK[np.array(PARENTS)[_ORDER[_stretch]]]))
 OFFSETS = np.array([offset for _, offset in _BONES.values()])
+_ORDERED_OFFSETS = OFFSETS.take(_ORDER, axis=0)[:, :, None]
 STANDING_HEIGHT = 1.70
+
+# A vector times this is the matrix, row by row, of its cross product.
+_CROSS = np.zeros((3, 9))
+_CROSS[[0, 1, 2], [7, 2, 3]], _CROSS[[0, 1, 2], [5, 6, 1]] = 1, -1
 
 # Person axes (x left, y up, z forward) to a thing's axes (x front, y left, z up).
 TO_THING = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+_FEET = [JOINTS.index(name) for name in ("left_foot", "right_foot", "left_ankle", "right_ankle")]
 
 # (radius, joint, joint, cloth) of the capsules; a hand is a sphere.
 _LIMBS = (
@@ -89,22 +98,14 @@ class Pose(NamedTuple):
 
 def rotation_matrices(vectors: Array) -> Array:
     """Axis-angle vectors (n, 3) to matrices (n, 3, 3), by Rodrigues' formula."""
-    angle = np.linalg.norm(vectors, axis=1)
-    x, y, z = (vectors / np.maximum(angle, 1e-12)[:, None]).T
-    sin, cos = np.sin(angle), np.cos(angle)
-    rest = 1 - cos
-    flat = [
-        cos + x * x * rest,
-        x * y * rest - z * sin,
-        x * z * rest + y * sin,
-        y * x * rest + z * sin,
-        cos + y * y * rest,
-        y * z * rest - x * sin,
-        z * x * rest - y * sin,
-        z * y * rest + x * sin,
-        cos + z * z * rest,
-    ]
-    return np.stack(flat, -1).reshape(-1, 3, 3)
+    angle = np.sqrt(np.add.reduce(vectors * vectors, axis=1))
+    axes = vectors / np.maximum(angle, 1e-12)[:, None]
+    cos = np.cos(angle)[:, None]
+    matrix: Array = axes[:, :, None] * axes[:, None, :] * (1 - cos[:, :, None])
+    flat = matrix.reshape(-1, 9)
+    flat += (axes @ _CROSS) * np.sin(angle)[:, None]
+    flat[:, ::4] += cos
+    return matrix
 
 
 def axis_angle(matrix: Array) -> Array:
@@ -120,15 +121,16 @@ def axis_angle(matrix: Array) -> Array:
 
 def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
     """Forward kinematics: axis-angle (24, 3) to joints (24, 3) in person axes, the pelvis at the origin."""
-    local = rotation_matrices(rotations)
-    turns = local.copy()
-    places = np.zeros((len(JOINTS), 3))
-    offsets = (OFFSETS * scale)[:, :, None]
+    turns = rotation_matrices(rotations.take(_ORDER, axis=0))
+    frames = np.empty_like(turns)
     for joints, parents in _GENERATIONS:
-        frames = turns[parents]
-        turns[joints] = frames @ local[joints]
-        places[joints] = places[parents] + (frames @ offsets[joints])[:, :, 0]
-    return places
+        frames[joints] = turns.take(parents, axis=0)
+        np.matmul(frames[joints], turns[joints], out=turns[joints])
+    places = (frames @ (_ORDERED_OFFSETS * scale))[:, :, 0]
+    places[0] = 0.0
+    for joints, parents in _GENERATIONS:
+        places[joints] += places.take(parents, axis=0)
+    return places.take(_BACK, axis=0)
 
 
 _STAND: dict[str, tuple[float, float, float]] = {
@@ -184,12 +186,12 @@ def person(rng: random.Random, pose: str, seat: float | None = None) -> Thing:
     scale = rng.uniform(0.92, 1.1)
     rotations = sample_pose(rng, pose)
     joints = joint_positions(rotations, scale) @ TO_THING.T
-    lowest = min(joints[JOINTS.index(f"{side}_{end}"), 2] for side in ("left", "right") for end in ("foot", "ankle"))
+    lowest = joints[_FEET, 2].min()
     joints[:, 2] += 0.046 * scale - lowest if seat is None else seat + 0.12 * scale
     shirt = rng.choice(CLOTHES)
     trousers = rng.choice(TROUSERS)
     parts = _body(rng, joints, rotations, scale, shirt, trousers)
-    low, high = joints.min(0), joints.max(0)
+    low, high = joints.min(0).tolist(), joints.max(0).tolist()
     half = (max(high[0], -low[0]) + 0.06, max(high[1], -low[1]) + 0.06, (high[2] + 0.2) / 2)
     return Thing("person", pose, shirt, parts, half, pose=Pose(rotations, joints))
 
@@ -203,20 +205,15 @@ def _body(rng: random.Random, joints: Array, rotations: Array, scale: float, shi
         name: Surface(pattern if name == "shirt" else "plain", (colour, darker(colour, 0.72), colour), 0.25, 0.05)
         for name, colour in cloth.items()
     }
-    at = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))
+    at: dict[str, Vector] = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))
     parts = [capsule(radius * scale, at[start], at[stop], surfaces[name]) for radius, start, stop, name in _LIMBS]
     parts += [Part(SPHERE, (0.055 * scale,) * 3, at[f"{side}_hand"], surfaces["skin"]) for side in ("left", "right")]
-    above = np.array([0.0, 0.0, 1.0])
-    head = joints[JOINTS.index("head")] + 0.07 * scale * above
-    turn = rotations[JOINTS.index("head"), 1] + rotations[JOINTS.index("spine2"), 1]
-    front = np.array([math.cos(turn), math.sin(turn), 0.0])
+    turn = float(rotations[JOINTS.index("head"), 1] + rotations[JOINTS.index("spine2"), 1])
     quaternion = (math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2))
-    top = head + 0.035 * scale * above - 0.032 * scale * front
+    x, y, z = at["head"]
+    head, back = (x, y, z + 0.07 * scale), 0.032 * scale
+    top = (x - back * math.cos(turn), y - back * math.sin(turn), head[2] + 0.035 * scale)
     skull, cap = (0.095 * scale, 0.078 * scale, 0.118 * scale), (0.09 * scale, 0.086 * scale, 0.102 * scale)
-    parts.append(Part(ELLIPSOID, skull, _vector(head), surfaces["skin"], quaternion))
-    parts.append(Part(ELLIPSOID, cap, _vector(top), Surface("plain", (hair, hair, hair), 0.3, 0.15), quaternion))
+    parts.append(Part(ELLIPSOID, skull, head, surfaces["skin"], quaternion))
+    parts.append(Part(ELLIPSOID, cap, top, Surface("plain", (hair, hair, hair), 0.3, 0.15), quaternion))
     return parts
-
-
-def _vector(array: Array) -> Vector:
-    return (float(array[0]), float(array[1]), float(array[2]))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo_scenes.casting import reached
 from zoo_scenes.shading import Field, Hits, dot, shade
-from zoo_scenes.stage import Array, Stage
+from zoo_scenes.solids import Array
+from zoo_scenes.stage import Stage
 
 _TILE = 16
 
@@ -30,34 +32,61 @@ class View:
 class _Tiling:
     """How a picture of `size` pixels is cut into tiles whose rays are cast together.
 
-    `centres` (3, n) are the pixel centres, right and up in [-1, 1] and 1, tile by tile.
+    `centres` (3, n) are the pixel centres, right and up in [-1, 1] and 1, tile by tile. `edges` (m, 3) are the first
+    and the last centres of the columns of tiles, then of the rows, as lines: a point's product with one is negative
+    outside; the last line is what lies ahead. `pixels` (size, size) tells where each pixel is, tile by tile.
     """
 
     size: int
     high: int
     wide: int
     centres: Array
+    edges: Array
+    pixels: NDArray[np.intp]
 
     @property
-    def count(self) -> int:
-        return self.size * self.size // (self.high * self.wide)
+    def rows(self) -> int:
+        """How many tiles are above each other."""
+        return self.size // self.high
+
+    @property
+    def columns(self) -> int:
+        """How many tiles are side by side."""
+        return self.size // self.wide
+
+    def met(self, stage: Stage) -> NDArray[np.bool_]:
+        """Which of the stage's furnishings the rays of each tile may meet (tiles, g)."""
+        camera, ends = stage.scene.camera, 2 * self.columns
+        inside = reached(stage.furnishings, camera.position, camera.planes(self.edges))
+        columns = inside[:, : self.columns] & inside[:, self.columns : ends]
+        rows = inside[:, ends : ends + self.rows] & inside[:, ends + self.rows : -1] & inside[:, -1:]
+        return (rows.T[:, None] & columns.T).reshape(-1, len(inside))
 
     def picture(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values (..., n) tile by tile as a picture (..., size, size)."""
-        cut = values.reshape(-1, self.size // self.high, self.size // self.wide, self.high, self.wide)
-        return cut.swapaxes(2, 3).reshape(*values.shape[:-1], self.size, self.size)
+        return values.take(self.pixels, axis=-1)
 
 
 @lru_cache(maxsize=8)
 def _tiling(size: int) -> _Tiling:
-    """Square tiles of up to 16 pixels; single rows where the size has no such divisor from 4 up."""
-    edge = max(part for part in range(1, _TILE + 1) if size % part == 0)
+    """Square tiles of up to 16 pixels, about 8 x 8 tiles; single rows where the size has no such divisor from 4 up."""
+    most = min(_TILE, max(size // 8, 8))
+    edge = max(part for part in range(1, most + 1) if size % part == 0)
     high, wide = (edge, edge) if edge >= 4 else (1, size)
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     up, right = np.meshgrid(-steps, steps, indexing="ij")
-    picture = np.stack([right, up, np.ones_like(up)])
-    cut = picture.reshape(3, size // high, high, size // wide, wide).swapaxes(2, 3)
-    return _Tiling(size=size, high=high, wide=wide, centres=cut.reshape(3, -1))
+    tiled = np.arange(size * size).reshape(size // high, high, size // wide, wide).swapaxes(1, 2).reshape(-1)
+    picture = np.stack([right, up, np.ones_like(up)]).reshape(3, -1)
+    lines = [(1.0, 0.0, -x) for x in steps[::wide]] + [(-1.0, 0.0, x) for x in steps[wide - 1 :: wide]]
+    lines += [(0.0, -1.0, -y) for y in steps[::high]] + [(0.0, 1.0, y) for y in steps[high - 1 :: high]]
+    return _Tiling(
+        size=size,
+        high=high,
+        wide=wide,
+        centres=picture.take(tiled, axis=1),
+        edges=np.array([*lines, (0.0, 0.0, 1.0)]),
+        pixels=np.argsort(tiled).reshape(size, size),
+    )
 
 
 def render(stage: Stage, size: int, shadows: bool) -> View:
@@ -65,17 +94,17 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
     camera = stage.scene.camera
     tiling = _tiling(size)
     rays = camera.rays(tiling.centres)
-    depth, geoms, normals = stage.cast(camera.position, rays, tiling.count)
-    points = np.array(camera.position) + depth[:, None] * rays
-    lit = _lit(stage, points, tiling.count) if shadows else None
-    views = np.array(rays.T, np.float32, order="C")
+    depth, geoms, normals = stage.cast(camera.position, rays, tiling.met(stage))
+    points = np.array(camera.position)[:, None] + depth * rays
+    lit = _lit(stage, points, tiling.rows * tiling.columns) if shadows else None
+    views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(
-        points=np.array(points.T, np.float32, order="C"),
-        normals=np.array(normals.T, np.float32, order="C"),
+        points=points.astype(np.float32),
+        normals=normals,
         views=views,
         depth=depth.astype(np.float32),
-        geoms=geoms.astype(np.intp),
+        geoms=geoms,
         pixel=2 * camera.scale / size,
     )
     return View(
@@ -87,9 +116,6 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
 
 
 def _lit(stage: Stage, points: Array, bundles: int) -> NDArray[np.bool_]:
-    """Which points (n, 3) the lamp reaches: rays from the lamp that nothing stops more than 5 mm before the point."""
-    rays = points - np.array(stage.scene.lamp)
-    reach, _, _ = stage.cast(stage.scene.lamp, rays, bundles, shadows=True)
-    length = np.sqrt(np.einsum("nk,nk->n", rays, rays))
-    blocked: NDArray[np.bool_] = (reach >= 0) & ((1 - reach) * length > 0.005)
-    return ~blocked
+    """Which points (3, n) the lamp reaches: rays from the lamp that nothing stops more than 5 mm before the point."""
+    lamp = stage.scene.lamp
+    return ~stage.blocked(lamp, points - np.array(lamp)[:, None], bundles)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo_scenes.solids import shape_ids
 from zoo_scenes.stage import Stage
 from zoo_scenes.textures import EDGE, TEXTURES, look_up
-from zoo_scenes.things import BOX, PLANE, Scene, Surface
+from zoo_scenes.things import BOX, PLANE, Scene
 
 Field = NDArray[np.float32]
 
@@ -49,14 +50,15 @@ def shade(stage: Stage, hits: Hits, lit: NDArray[np.bool_] | None) -> Field:
     scene = stage.scene
     table = _surface_table(stage)
     rows = table.take(hits.geoms, axis=1)
-    albedo = _albedo(rows, hits)
-    light, highlight = _light(scene, hits, lit)
+    facing = dot(hits.normals, hits.views)
+    albedo = _albedo(rows, hits, facing)
+    light, highlight = _light(scene, hits, facing, lit)
     glow = rows[_GLOW]
     tint = np.array((1.0, 0.985, 0.955), np.float32)
     colour: Field = albedo * (light * (1 - glow) + glow * np.float32(1.25 / scene.exposure))
     colour += (highlight * rows[_SHINE]) * tint[:, None]
     colour *= np.float32(scene.exposure)
-    np.clip(colour, 0.0, 1.0, out=colour)
+    np.minimum(np.maximum(colour, 0.0, out=colour), 1.0, out=colour)
     return np.sqrt(colour, out=colour)
 
 
@@ -67,55 +69,53 @@ _SHINE, _GLOW, _TEXTURE, _TURNS = 27, 28, 29, 30
 
 def _surface_table(stage: Stage) -> Field:
     """Per geom: place, frame, texture scale and offset per axis, linear colours, shine, glow, texture, turns around."""
-    surfaces: dict[Surface, tuple[float, ...]] = {}
-    looks = []
-    for part in stage.parts:
-        surface = part.surface
-        look = surfaces.get(surface)
-        if look is None:
-            first, second, third = surface.colours
-            index = TEXTURES[surface.texture]
-            look = (*first, *second, *third, surface.shine, surface.glow, index, surface.tile)
-            surfaces[surface] = look
-        looks.append(look)
-    table = np.empty((len(looks), 31), np.float32)
-    table[:, _COLOURS.start :] = looks
-    table[:, _COLOURS] **= 2
-    tile = table[:, -1:].copy()
-    half = np.maximum(stage.model.geom_aabb[:, 3:], 1e-6)
-    stretched = tile == 0
-    table[:, _PLACE] = stage.places
-    table[:, _FRAME] = stage.frames
-    table[:, _SCALE] = np.where(stretched, 0.5 / half, 1 / np.maximum(tile, 1e-6))
-    shift = np.array(stage.owners)[:, None] * (0.37, 0.61, 0.29)
-    table[:, _OFFSET] = np.where(stretched, 0.5, shift)
-    around = np.maximum(np.round(2 * np.pi * half[:, :1] / np.maximum(tile, 1e-6)), 1)
-    is_round = np.array([part.shape not in (BOX, PLANE) for part in stage.parts])[:, None]
-    table[:, _TURNS:] = np.where(is_round, np.where(stretched, 1, around), 0)
-    return np.ascontiguousarray(table.T)
-
-
-def _albedo(rows: Field, hits: Hits) -> Field:
-    """Linear surface colours (3, n) from the textures at the points, in the geoms' own coordinates."""
-    offset = hits.points - rows[_PLACE]
-    frame = rows[_FRAME]
-    # columns of the frame are the geom's axes: local = frame^T offset
-    local = [frame[k] * offset[0] + frame[k + 3] * offset[1] + frame[k + 6] * offset[2] for k in range(3)]
-    facing = [
-        np.abs(frame[k] * hits.normals[0] + frame[k + 3] * hits.normals[1] + frame[k + 6] * hits.normals[2])
-        for k in range(3)
+    keys = [id(part.surface) for part in stage.parts]
+    surfaces = dict(zip(keys, (part.surface for part in stage.parts), strict=True))
+    looks = [
+        (*first, *second, *third, shine, glow, TEXTURES[texture], tile)
+        for texture, (first, second, third), tile, shine, glow in surfaces.values()
     ]
+    numbers = dict(zip(surfaces, range(len(looks)), strict=True))
+    which = [numbers[key] for key in keys]
+    solids = stage.solids
+    look = np.array(looks, np.float32).T
+    look[:9] **= 2
+    table = np.empty((_TURNS + 1, len(which)), np.float32)
+    look.take(which, axis=1, out=table[_COLOURS.start :])
+    tile = table[_TURNS].copy()
+    half = np.maximum(solids.halves.T, 1e-6)
+    table[_PLACE], table[_FRAME] = solids.places.T, solids.frames.T
+    stretched = tile == 0
+    dense = 1 / np.maximum(tile, 1e-6)
+    table[_SCALE] = np.where(stretched, 0.5 / half, dense)
+    table[_OFFSET] = np.where(stretched, 0.5, np.array(stage.owners) * np.array([[0.37], [0.61], [0.29]]))
+    around = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
+    shapes = shape_ids()
+    table[_TURNS] = np.where((solids.kinds == shapes[BOX]) | (solids.kinds == shapes[PLANE]), 0, around)
+    return table
+
+
+def _albedo(rows: Field, hits: Hits, facing: Field) -> Field:
+    """Linear surface colours (3, n) from the textures at the points, in the geoms' own coordinates.
+
+    `facing` (n,) are the cosines between the normals and the directions to the camera.
+    """
+    # columns of the frame are the geom's axes: local = frame^T offset
+    frame = rows[_FRAME].reshape(3, 3, -1)
+    local = _turned(frame, hits.points - rows[_PLACE])
+    normals = _turned(frame, hits.normals)
+    np.abs(normals, out=normals)
     scale = rows[_SCALE]
-    x, y, z = (local[k] * scale[k] + rows[_OFFSET][k] for k in range(3))
-    along_x = (facing[0] > facing[1]) & (facing[0] > facing[2])
-    along_z = facing[2] >= np.maximum(facing[0], facing[1])
+    x, y, z = local * scale + rows[_OFFSET]
+    along_x = (normals[0] > normals[1]) & (normals[0] > normals[2])
+    along_z = normals[2] >= np.maximum(normals[0], normals[1])
     u, v = np.where(along_x, y, x), np.where(along_z, y, z)
     turns = rows[_TURNS]
-    side = np.flatnonzero((turns > 0) & (facing[2] < 0.97) & (rows[_TEXTURE] > 0))
+    side = np.flatnonzero((turns > 0) & (normals[2] < 0.97) & (rows[_TEXTURE] > 0))
     if side.size:
-        u[side] = np.arctan2(local[1][side], local[0][side]) * turns[side] * np.float32(0.5 / np.pi)
-        v[side] = z[side]
-    slant = np.maximum(np.abs(dot(hits.normals, hits.views)), 0.2)
+        u[side] = np.arctan2(local[1].take(side), local[0].take(side)) * turns.take(side) * np.float32(0.5 / np.pi)
+        v[side] = z.take(side)
+    slant = np.maximum(np.abs(facing), 0.2)
     texels = hits.depth * scale[0] * np.float32(hits.pixel * EDGE) / slant
     weights = look_up(rows[_TEXTURE].astype(np.int32), u, v, texels)
     colours = rows[_COLOURS]
@@ -123,12 +123,20 @@ def _albedo(rows: Field, hits: Hits) -> Field:
     return mixed
 
 
-def _light(scene: Scene, hits: Hits, lit: NDArray[np.bool_] | None) -> tuple[Field, Field]:
-    """Irradiance (3, n), and the strength of the lamp's highlight (n,)."""
+def _turned(rows: Field, vectors: Field) -> Field:
+    """Vectors (3, n) times transposed matrices (3, 3, n): (3, n)."""
+    result: Field = rows[0] * vectors[0]
+    result += rows[1] * vectors[1]
+    result += rows[2] * vectors[2]
+    return result
+
+
+def _light(scene: Scene, hits: Hits, facing: Field, lit: NDArray[np.bool_] | None) -> tuple[Field, Field]:
+    """Irradiance (3, n), and the strength of the lamp's highlight (n,); `facing` as for the albedo."""
     normals, points = hits.normals, hits.points
     upward = normals[2] * np.float32(0.5) + np.float32(0.5)
     ambient = np.float32(1) - _occlusion(scene, hits)
-    ambient += np.float32(FILL) * np.maximum(dot(normals, hits.views), 0)
+    ambient += np.float32(FILL) * np.maximum(facing, 0)
     sky, ground = (np.array(colour, np.float32)[:, None] for colour in (SKY, GROUND))
     light = ground + (sky - ground) * upward
     light *= ambient
@@ -142,9 +150,9 @@ def _light(scene: Scene, hits: Hits, lit: NDArray[np.bool_] | None) -> tuple[Fie
     light += np.array((1.0, 0.97, 0.91), np.float32)[:, None] * direct
     if scene.daylight is not None:
         light += np.array((0.92, 0.97, 1.06), np.float32)[:, None] * _daylight(scene.daylight, points, normals)
-    half = to_lamp + hits.views
+    half = np.add(to_lamp, hits.views, out=to_lamp)
     half /= np.sqrt(dot(half, half)) + np.float32(1e-6)
-    gloss = np.maximum(dot(normals, half), 0)
+    gloss = np.maximum(dot(normals, half), np.float32(0.1))  # less would end in slow denormal numbers
     for _ in range(5):  # to the 32nd power
         gloss *= gloss
     return light, gloss * reach
@@ -152,12 +160,10 @@ def _light(scene: Scene, hits: Hits, lit: NDArray[np.bool_] | None) -> tuple[Fie
 
 def _daylight(daylight: tuple[tuple[float, ...], tuple[float, ...]], points: Field, normals: Field) -> Field:
     """Irradiance from a window without shadows: cosines at both ends over the squared distance (n,)."""
-    at, inward = (np.array(vector, np.float32)[:, None] for vector in daylight)
-    towards = at - points
+    at, inward = (np.array(vector, np.float32) for vector in daylight)
+    towards = at[:, None] - points
     square = dot(towards, towards)
-    cosines: Field = np.maximum(dot(normals, towards), 0) * np.maximum(
-        -dot(np.broadcast_to(inward, points.shape), towards), 0
-    )
+    cosines: Field = np.maximum(dot(normals, towards), 0) * np.maximum(-dot(inward, towards), 0)
     cosines *= np.float32(DAYLIGHT)
     cosines /= np.maximum(square, 1e-6) * (np.float32(0.6) + np.float32(0.25) * square)
     return cosines
@@ -165,10 +171,12 @@ def _daylight(daylight: tuple[tuple[float, ...], tuple[float, ...]], points: Fie
 
 def _occlusion(scene: Scene, hits: Hits) -> Field:
     """Share of the light from everywhere that the room's corners keep away (n,)."""
-    total: Field = np.zeros_like(hits.depth)
-    for axis, extent in enumerate((scene.width, scene.depth, scene.height)):
-        place = hits.points[axis]
-        gap = np.minimum(place, np.float32(extent) - place)
-        total += np.exp(gap * np.float32(-1 / 0.35)) * (np.float32(1) - np.abs(hits.normals[axis]))
+    extent = np.array(((scene.width,), (scene.depth,), (scene.height,)), np.float32)
+    gap = np.minimum(hits.points, extent - hits.points)
+    gap *= np.float32(-1 / 0.35)
+    share = np.exp(gap, out=gap)
+    share *= np.float32(1) - np.abs(hits.normals)
+    total: Field = share[0] + share[1]
+    total += share[2]
     total *= np.float32(0.3)
     return total

@@ -249,11 +249,14 @@ def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tu
 
     `texels` is how many texels of the finest level one pixel covers: it picks the level.
     """
-    # frexp's exponent is floor(log2) + 1; a pixel of up to 1.4 texels reads the finest level
-    level = np.clip(np.frexp(texels * np.float32(0.7071))[1], 0, LEVELS - 1)
-    shrink = level.astype(np.int32)
-    column = (np.floor(u * EDGE).astype(np.int32) & (EDGE - 1)) >> shrink
-    row = (np.floor(v * EDGE).astype(np.int32) & (EDGE - 1)) >> shrink
-    index = texture * _BEFORE[-1] + _BEFORE[level] + (row << (LEVELS - 1 - shrink)) + column
+    # the exponent in the number's bits is floor(log2) + 127; a pixel of up to 1.4 texels reads the finest level
+    exponent = (texels * np.float32(0.7071)).view(np.int32) >> 23
+    level = np.minimum(np.maximum(exponent - 126, 0), LEVELS - 1)
+    column = (np.floor(u * EDGE).astype(np.int32) & (EDGE - 1)) >> level
+    row = (np.floor(v * EDGE).astype(np.int32) & (EDGE - 1)) >> level
+    index = texture * _BEFORE[-1] + _BEFORE.take(level)
+    index += row << (LEVELS - 1 - level)
+    index += column
+    places = index.astype(np.intp)
     first, second, third = _pyramids()
-    return first.take(index), second.take(index), third.take(index)
+    return first.take(places), second.take(places), third.take(places)

@@ -1,0 +1,101 @@
+"""Runs `zoo` commands for command_world.py, each in a process forked from this one, which has imported what takes long.
+
+Takes and gives a line of JSON per command. A command can be killed, or run out of disk, at a chosen moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HEAVY = (
+    "backbone.cli", "backbone.evaluate", "backbone.generation.files", "backbone.train", "jinja2", "matplotlib.figure",
+    "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.families.spatial.model",
+    "tokenizers_zoo.families.spatial.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",
+    "tokenizers_zoo.quantizers.codebooks", "tokenizers_zoo.quantizers.scalar", "tokenizers_zoo.report",
+    "tokenizers_zoo.training", "torch._dynamo", "torch.utils.tensorboard", "torchmetrics.functional.image",
+    "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_images.rgb_patches", "zoo_language.caption",
+    "zoo_images.canny", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
+    "zoo_semantics.boxes", "zoo_semantics.semseg",
+)  # fmt: skip
+
+
+def arm(mishap: dict[str, Any], renames: list[str]) -> None:
+    """Let this process be killed, or its disk be full, where the mishap says; note its renames."""
+    replace, fsync, files = os.replace, os.fsync, iter(range(1 << 20))
+
+    def counted_replace(source: Any, target: Any) -> None:
+        number = len(renames)
+        if mishap.get("kill_before") == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        renames.append(Path(target).name)
+        if mishap.get("kill_after") == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted_fsync(file: int) -> None:
+        if next(files) == mishap.get("full_at"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    os.replace, os.fsync = counted_replace, counted_fsync
+    if "largest" in mishap:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (mishap["largest"], resource.RLIM_INFINITY))
+
+
+def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
+    """Run one command in this process, which it ends."""
+    from tokenizers_zoo.cli.main import main
+
+    code, renames = 0, list[str]()
+    for descriptor, output in enumerate(outputs[:2], 1):
+        os.dup2(output.fileno(), descriptor)
+    os.chdir(folder)
+    sys.path[:0] = mishap.get("path", [])
+    sys.argv = ["zoo", *words]
+    arm(mishap, renames)
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    os.write(outputs[2].fileno(), json.dumps(renames).encode())
+    os._exit(code)
+
+
+def serve() -> None:
+    """Answer one line of JSON with another until stdin ends."""
+    for module in HEAVY:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        words, folder = request.pop("words"), request.pop("folder")
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as events:
+            if (child := os.fork()) == 0:
+                run(words, folder, request, [out, err, events])
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            texts = []
+            for file in (out, err, events):
+                file.seek(0)
+                texts.append(file.read().decode())
+        answer = {"code": code, "printed": texts[0], "complaint": texts[1], "renames": json.loads(texts[2] or "[]")}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,200 @@
+"""A small world in which `zoo` commands run as real processes, and that can be put back to any stage of the road."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REGISTRY = """[zoo]
+image_size = 16
+patch_size = 8
+checkpoints = "tokenizers"
+[vocabularies.text]
+size = 1600
+sentinels = 16
+coordinate_bins = 64
+reserve = 32
+[modalities.depth]
+tokenizer = { steps = 6, batch_size = 4, eval_every = 2, width = 16, depth = 1, levels = [4, 4] }
+"""
+BACKBONE = """[model]
+dim = 32
+encoder_depth = 1
+decoder_depth = 1
+heads = 2
+[train]
+steps = 6
+batch_size = 4
+save_every = 2
+eval_every = 3
+masking = { input_budget = 16, target_budget = 16 }
+[eval]
+samples = 4
+draws = 1
+gallery_samples = 2
+loss_samples = 8
+"""
+ROAD = {
+    "make": "data make folder data --set path=files --workers 1",
+    "derive": "data derive data --only rgb_patches --workers 1",
+    "train": "tokenizer train depth --data data",
+    "statistics": "tokenizer train rgb_patches --data data",
+    "vocabulary": "tokenizer train caption --data data",
+    "tokenize": "tokenize data --out tokens --only depth,rgb_patches,caption",
+    "backbone": "backbone train --tokens tokens --out run --config backbone.toml",
+    "eval": "backbone eval run --config backbone.toml --given rgb_patches --make depth,caption",
+    "report": "report run",
+    "generate": "backbone generate run --given rgb_patches --make depth,caption --out made --samples 2",
+    "encode": "encode depth files/test/depth/test00.npy --out one.json",
+    "decode": "decode depth one.json --out back --picture back.png",
+    "score": "tokenizer eval depth --data data",
+}
+"""The stages, each with its command."""
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a command ended: its exit code (minus the signal that killed it), what it printed, what it renamed."""
+
+    code: int
+    printed: str
+    complaint: str
+    renames: list[str]
+
+    def refused(self, *parts: str) -> str:
+        """The one line that it complained with exit code 1, without a traceback, and each of `parts` in it."""
+        lines = [line for line in self.complaint.splitlines() if line.startswith("error: ")]
+        assert self.code == 1 and len(lines) == 1 and "Traceback" not in self.complaint, (self.code, self.complaint)
+        for part in parts:
+            assert part in lines[0], lines[0]
+        return lines[0]
+
+
+@dataclass(kw_only=True)
+class World:
+    """A folder that the whole road was gone in, and what lay there before and after each stage."""
+
+    folder: Path
+    server: Any
+    before: dict[str, Files] = field(default_factory=dict)
+    after: dict[str, Files] = field(default_factory=dict)
+    renames: dict[str, list[str]] = field(default_factory=dict)
+
+    def __call__(self, words: str, **mishap: Any) -> Ended:
+        """Run `zoo WORDS`.
+
+        `kill_before` and `kill_after` number the rename (0 is the first) at which it is killed, `full_at` the file at
+        whose end the disk is full, `largest` is the bytes that a file can have, `path` holds folders for sys.path.
+        """
+        self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
+        self.server.stdin.flush()
+        return Ended(**json.loads(self.server.stdout.readline()))
+
+    def go(self) -> World:
+        """Go the road."""
+        for stage, words in ROAD.items():
+            self.before[stage] = self.files()
+            ended = self(words)
+            assert ended.code == 0, (stage, ended.complaint)
+            self.after[stage], self.renames[stage] = self.files(), ended.renames
+        return self
+
+    def files(self) -> Files:
+        """All files by their path in the folder."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in sorted(paths)}
+
+    def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
+        """Let the folder hold these files and no others; by default those at the road's end."""
+        wanted = self.after["score"] if wanted is None else wanted
+        for name, data in self.files().items():
+            if name not in wanted:
+                (self.folder / name).unlink()
+            elif data != wanted[name]:
+                (self.folder / name).write_bytes(wanted[name])
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        for name in wanted:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(wanted[name])
+        return self
+
+
+@functools.cache
+def the_world() -> World:
+    """The one world of this test run, which has gone the road."""
+    place = tempfile.TemporaryDirectory(prefix="zoo-world-")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "200"}
+    program = Path(__file__).with_name("command_server.py")
+    server = subprocess.Popen(
+        [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+    def close() -> None:
+        assert server.stdin and server.stdout
+        server.stdin.close()
+        server.wait()
+        server.stdout.close()
+        place.cleanup()
+
+    atexit.register(close)
+    write_inputs(Path(place.name).resolve())
+    return World(folder=Path(place.name).resolve(), server=server).go()
+
+
+def write_inputs(folder: Path, samples: int = 24) -> None:
+    """A registry, the backbone's configuration, and `files`: pictures, depth in metres, and captions, by key."""
+    from PIL import Image
+
+    (folder / "registry.toml").write_text(REGISTRY)
+    (folder / "backbone.toml").write_text(BACKBONE)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", samples), ("test", samples // 3)):
+        place = folder / "files" / split
+        for name in ("rgb", "depth", "caption"):
+            (place / name).mkdir(parents=True)
+        for number in range(count):
+            key = f"{split}{number:02}"
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / "rgb" / f"{key}.png")
+            np.save(place / "depth" / f"{key}.npy", rng.uniform(1, 9, (1, 16, 16)).astype(np.float32))
+            (place / "caption" / f"{key}.txt").write_text(f"a red ball and {number} blue boxes\n")
+
+
+CLOCK = ("seconds", "training_seconds", "encoding")
+
+
+def without_clock(name: str, data: bytes) -> Any:
+    """A file's content without what depends on the time that its making took."""
+    if name.endswith(".json"):
+        return _dropped(json.loads(data))
+    if name.endswith("README.md"):
+        return re.sub(rb"steps in \d+ s", b"", data)
+    return data
+
+
+def _dropped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _dropped(item) for key, item in value.items() if key not in CLOCK}
+    return [_dropped(item) for item in value] if isinstance(value, list) else value
+
+
+def results(files: Files) -> dict[str, Any]:
+    """What a stage leaves, without the clock: all files but TensorBoard's, whose names hold the time."""
+    return {name: without_clock(name, data) for name, data in files.items() if "/tensorboard/" not in name}

@@ -1,0 +1,386 @@
+"""Bad input on the command line: one line that says what, where, and what to do; exit code 1; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_world import REGISTRY, ROAD, World, results, the_world
+from conftest import EXAMPLE_PLUGIN
+
+Break = Callable[..., str]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """The world at the road's end; whatever a refused command was to write, all of it is there afterwards."""
+    yield the_world().put_back()
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Break:
+    """Install the example plugin under a name, parts of its source replaced; gives the folder for sys.path."""
+
+    def add(name: str, changes: Mapping[str, str] | None = None, distribution: str = "") -> str:
+        source, distribution = EXAMPLE_PLUGIN, distribution or f"zoo-{name}"
+        for old, new in (changes or {}).items():
+            assert old in source
+            source = source.replace(old, new)
+        module = distribution.replace("-", "_")
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[tokenizers_zoo]\n{name} = {module}:plugin\n")
+        (tmp_path / f"{module}.py").write_text(source)
+        return str(tmp_path)
+
+    return add
+
+
+def unchanged(world: World) -> bool:
+    """True where all that the road left is there, as it was."""
+    left, wanted = results(world.files()), results(world.after["score"])
+    return all(left.get(name) == data for name, data in wanted.items())
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("info dept", ("unknown modality 'dept'", "did you mean depth?")),
+        ("encode dept one.json", ("dept", "depth")),
+        ("decode dept one.json", ("dept", "depth")),
+        ("data make foldr new", ("unknown source 'foldr'", "folder")),
+        ("data derive data --only rgb_patch", ("rgb_patch", "rgb_patches")),
+        ("tokenizer train dept --data data", ("dept", "depth")),
+        ("tokenizer train depth dept --data data --overwrite", ("dept", "depth")),
+        ("tokenizer eval dept --data data", ("dept", "depth")),
+        ("tokenizer eval depth --data data --split tset", ("no split 'tset'", "test, train")),
+        ("tokenize data --out new --only dept", ("dept", "depth")),
+        ("backbone train --tokens tokens --out new --only dept", ("dept", "depth")),
+        ("backbone train --tokens tokens --out new --preset nanno", ("nanno", "nano")),
+        ("backbone eval run --given dept", ("dept", "depth")),
+        ("backbone eval run --given depth --make captoin", ("captoin", "caption")),
+        ("backbone generate run --given dept --make caption --out new", ("dept", "depth")),
+        ("backbone generate run --make dept --out new", ("dept", "depth")),
+        ("backbone generate run --file captoin=one.json --make depth --out new", ("captoin", "caption")),
+        ("backbone generate run --file caption --make depth --out new", ("--file caption", "NAME=FILE")),
+        ("backbone generate run --given caption --make depth --out new --keys tset00", ("tset00", "test00")),
+        ("tokenizer trian depth", ("trian", "train")),
+        ("lits", ("lits", "list")),
+        ("list --jsn", ("--jsn", "--json")),
+        ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
+        ("encode depth absent.npy", ("absent.npy",)),
+        ("tokenize data --out new --only ,", ("expected names", "leave the option out")),
+        ("tokenizer train depth --data data --seed -1", ("--seed",)),
+    ],
+)  # fmt: skip
+def test_unknown_names_offer_close_ones_in_every_command(world: World, words: str, parts: tuple[str, ...]) -> None:
+    world(words).refused(*parts)
+    assert unchanged(world) and not (world.folder / "new").exists()
+
+
+def test_check_says_which_name_is_unknown(world: World) -> None:
+    ended = world("check dept")
+    assert ended.code == 1 and "unknown modality 'dept'; did you mean depth?" in ended.printed
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("data info absent", ("absent: no such folder", "zoo data make SOURCE absent")),
+        ("data make folder new --set path=absent", ("absent", "no such folder")),
+        ("tokenizer train rgb --data tokens", ("tokens", "zoo data make")),
+        ("tokenizer train normal --data data", ("data/train", "normal", "zoo data derive data")),
+        ("tokenize data --out new --only normal", ("data/test", "normal", "zoo data derive data")),
+        ("tokenize data --out new --only rgb", ("rgb", "zoo tokenizer train")),
+        ("tokenizer eval rgb --data data", ("rgb", "zoo tokenizer train")),
+        ("data derive data --only normal", ("normal", "does not derive")),
+        ("backbone train --tokens tokens --out new --only rgb", ("tokens/train", "rgb", "known: caption")),
+        ("backbone train --tokens absent --out new", ("absent", "zoo tokenize DATA --out absent")),
+        ("backbone train --tokens data --out new", ("data", "zoo tokenize")),
+        ("backbone eval absent", ("absent", "zoo backbone train")),
+        ("backbone eval run --make rgb", ("rgb", "known: caption, depth, rgb_patches")),
+        ("backbone eval run --data absent", ("absent", "zoo data make")),
+        ("report absent", ("absent", "no trained backbone here")),
+        ("tokenize data --out registry.toml --only depth", ("registry.toml", "a file is where a folder should be")),
+        ("tokenizer train depth --data data --out registry.toml", ("registry.toml", "a file is where a folder")),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named_with_the_command_that_makes_it(
+    world: World, words: str, parts: tuple[str, ...]
+) -> None:
+    world(words).refused(*parts)
+    assert unchanged(world) and not (world.folder / "new").exists()
+
+
+# ---------------------------------------------------------------- plugins
+
+BROKEN = {
+    "no import": ({"from __future__ import annotations": "import nowhere_at_all"}, "No module named 'nowhere_at_all'"),
+    "a missing hook": ({"    @hookimpl\n    def decode(": "    def _decode("}, "decode is missing"),
+    "a misspelt hook": ({"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"),
+    "no spec": ({"return ModalitySpec(": "return dict("}, "gave dict"),
+}
+LATE = {
+    "another dtype": ({".round().long()": ".round().int()"}, ("encode", "gave int32 (8, 4, 4)", "declares int64")),
+    "another shape": ({".round().long()": ".round().long()[:, :1]"}, ("gave int64 (8, 1, 4)", "(batch, 4, 4)")),
+    "ids outside": ({".round().long()": ".round().long() + 16"}, ("encode", "outside the vocabulary")),
+    "values outside": ({"return repeat(": "return 2 + repeat("}, ("decode", "in [0, 1]", "outside the range")),
+    "another metric": ({'return {"mae"': 'return {"mea"'}, ("score", "mea", "its spec declares mae")),
+    "an exception": ({"from einops import reduce": "raise RuntimeError('one\\ntwo')"}, ("RuntimeError: one two",)),
+}
+
+
+def bright_shards(world: World, name: str) -> None:
+    """Values of the example plugin in `data`."""
+    for split in ("train", "test"):
+        path = world.folder / "data" / split / name / "shard-00000.tar"
+        path.parent.mkdir()
+        with tarfile.open(path, "w") as tar:
+            for number in range(8):
+                buffer, info = BytesIO(), tarfile.TarInfo(f"{split}{number:02}.npy")
+                np.save(buffer, np.full((1, 16, 16), number / 8, np.float32))
+                info.size = buffer.tell()
+                buffer.seek(0)
+                tar.addfile(info, buffer)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_plugin_that_cannot_be_loaded(world: World, plugin: Break, case: str) -> None:
+    changes, message = BROKEN[case]
+    path = [plugin("broken", changes)]
+    bright_shards(world, "broken")
+    data = "--data data"
+    for words in ("info broken", f"tokenizer train broken {data}", "tokenize data --out new --only broken"):
+        world(words, path=path).refused("broken: ", "zoo-broken 1.0", message)
+    listed = world("list", path=path)
+    assert listed.code == 0 and "depth" in listed.printed and "problem: broken: " in listed.complaint
+    assert world("check", path=path).code == 1
+    skipped = world("tokenize data --out tokens", path=path)  # the others work
+    assert skipped.code == 0 and "broken: skipped: broken: " in skipped.printed
+    assert "problem: broken: " in world(f"tokenizer train --all {data} --set steps=0", path=path).complaint
+
+
+def test_two_distributions_with_one_name(world: World, plugin: Break) -> None:
+    plugin("twice", distribution="zoo-first")
+    path = [plugin("twice", distribution="zoo-second")]
+    bright_shards(world, "twice")
+    for words in ("info twice", "tokenizer train twice --data data"):
+        world(words, path=path).refused("twice: claimed by zoo-first 1.0", "zoo-second 1.0", "uninstall one")
+    assert world("info depth", path=path).code == 0
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, plugin: Break, case: str) -> None:
+    changes, parts = LATE[case]
+    path = [plugin("broken", changes)]
+    bright_shards(world, "broken")
+    assert world("tokenizer train broken --data data", path=path).code == 0
+    world("tokenizer eval broken --data data", path=path).refused("broken: ", "zoo-broken 1.0", *parts)
+    assert unchanged(world)
+
+
+# ---------------------------------------------------------------- registry.toml
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size?")),
+        ("image_size = 16", "image_size = true", (":2 [zoo] image_size", "expected")),
+        ("size = 1600", "siez = 1600", (":6 [vocabularies.text] siez: unknown key", "did you mean size?")),
+        ("[vocabularies.text]", "[vocabularies.txet]", ("[vocabularies] txet", "did you mean text?")),
+        ("steps = 6", "stepz = 6", (":11 [modalities.depth.tokenizer] stepz: unknown key", "steps")),
+        ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int, got str '6'")),
+        ("[modalities.depth]", "[modalitys.depth]", ("modalitys: unknown key", "did you mean modalities?")),
+        ("[modalities.depth]", "[modalities.depth]\nchekpoint = 'x'", (":11 [modalities.depth] chekpoint: unknown",)),
+        ("[zoo]", "[zoo", ("not valid TOML", "line 1")),
+    ],
+)
+def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, parts: tuple[str, ...]) -> None:
+    (world.folder / "registry.toml").write_text(REGISTRY.replace(old, new))
+    for words in (ROAD["make"], ROAD["tokenize"], "tokenizer train caption --data data", "info rgb"):
+        world(words).refused("registry.toml", *parts)
+    for words in ("list", "check"):  # these tell all problems
+        ended = world(words)
+        assert all(part in f"{ended.printed}{ended.complaint}" for part in parts)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def altered(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+SHA = ("sha256", "expected", "copy this folder again, or delete it and train anew")
+USES = {
+    "tokenizers/depth": (
+        "tokenizer train depth --data data", "tokenizer eval depth --data data",
+        "tokenize data --out new --only depth", "encode depth files/test/depth/test00.npy",
+    ),
+    "tokenizers/text": (
+        "tokenizer train caption --data data", "tokenizer eval caption --data data",
+        "tokenize data --out new --only caption", "encode caption files/test/caption/test00.txt",
+    ),
+    "run": (ROAD["backbone"], ROAD["eval"], ROAD["generate"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", USES)
+def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) -> None:
+    weights = world.folder / folder / "model.safetensors"
+    for damage, parts in ((altered, SHA), (cut, ("model.safetensors",))):
+        world.put_back()
+        damage(weights)
+        data = weights.read_bytes()
+        for words in USES[folder]:
+            world(words).refused(folder, *parts)
+        assert weights.read_bytes() == data and not (world.folder / "new").exists()
+
+
+@pytest.mark.parametrize("folder", USES)
+def test_a_damaged_configuration_is_named(world: World, folder: str) -> None:
+    cut(world.folder / folder / "config.json")
+    for words in USES[folder]:
+        world(words).refused(f"{folder}/config.json: cannot be read as JSON", "copy it again")
+
+
+def test_a_pinned_checkpoint_has_to_be_that_one(world: World) -> None:
+    (world.folder / "registry.toml").write_text(f'{REGISTRY}sha256 = "{"0" * 64}"\n')
+    world("tokenizer eval depth --data data").refused("registry.toml:12 [modalities.depth] sha256", "0" * 64)
+
+
+def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
+    train = "tokenizer train depth --data data --overwrite --set"
+    world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")
+    world(f"{train} steps=0").refused("steps must be at least 1")
+    altered(world.folder / "tokenizers/depth/model.safetensors")
+    world("tokenize data --out tokens --only depth --overwrite").refused("sha256")
+    assert (world.folder / "tokens/train/depth/part-00000.arrow").exists()
+
+
+# ---------------------------------------------------------------- tokens of another codec
+
+
+def test_tokens_of_another_codec(world: World) -> None:
+    ours = json.loads((world.folder / "one.json").read_text())["fingerprint"][:12]
+    assert world("tokenizer train depth --data data --overwrite --seed 1").code == 0
+    theirs = world("info depth").printed.split("fingerprint")[1].split()[0][:12]
+    assert theirs != ours
+    for words in ("decode depth one.json", ROAD["tokenize"], ROAD["eval"], ROAD["generate"]):
+        world(words).refused("depth", ours, theirs)
+    world("backbone train --tokens tokens --out new --config backbone.toml").refused("depth", ours, theirs)
+    world("decode caption one.json").refused("one.json: holds tokens of depth, not of caption")
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_own_files_that_are_none_are_left_out_with_the_reason(world: World) -> None:
+    from PIL import Image
+
+    files = world.folder / "files" / "train"
+    depth = np.full((1, 16, 16), 2, np.float32)
+    for key, number in (("train00", np.nan), ("train01", -1)):
+        depth[0, 3, 4] = number
+        np.save(files / "depth" / f"{key}.npy", depth)
+    (files / "depth" / "train02.npy").write_bytes(b"\x80no array")
+    np.save(files / "depth" / "train03.npy", np.full((1, 16, 11), 2, np.float32))
+    (files / "caption" / "train04.txt").write_text("x" * 10_000_000)
+    (files / "caption" / "train05.txt").write_text("a\x07b")
+    (files / "caption" / "train06.txt").write_bytes(b"na\xefve")
+    cut(files / "rgb" / "train07.png")
+    (files / "semseg").mkdir()
+    for number in range(8, 24):
+        side = 10 if number == 8 else 16
+        mask = Image.fromarray(np.full((side, 16), 77 if number == 9 else 3, np.uint8))
+        mask.save(files / "semseg" / f"train{number:02}.png")
+    made = world("data make folder new --set path=files --workers 1")
+    assert made.code == 0
+    dropped = {}
+    for path in (world.folder / "new").rglob("*.failed.jsonl"):
+        lines = (json.loads(line) for line in path.read_text().splitlines())
+        dropped |= {(path.parent.name, line["key"]): line["reason"] for line in lines}
+    reasons = {
+        ("depth", "train00"): "no number",
+        ("depth", "train01"): "expected metres above 0",
+        ("depth", "train02"): "damaged .npy file",
+        ("depth", "train03"): "16 x 11 pixels, where rgb has 16 x 16",
+        ("rgb", "train03"): "16 x 16 pixels, where depth has 16 x 11",
+        ("caption", "train04"): "text of 10000000 characters; at most 2000",
+        ("caption", "train05"): "control character U+0007 at character 1",
+        ("caption", "train06"): "not UTF-8 at byte 2",
+        ("rgb", "train07"): "cannot be read as a picture",
+        ("semseg", "train08"): "10 x 16 pixels, where depth has 16 x 16",
+        ("semseg", "train09"): "expected class ids 0 to 18, got 77 to 77",
+    }
+    assert dropped.keys() == reasons.keys()
+    for place, words in reasons.items():
+        assert words in dropped[place]
+    assert "train/depth: 20 written, 4 failed (first: depth: " in made.printed and "(sample train00)" in made.printed
+    info = world("data info new").printed
+    assert all(f"train/{name}/" in info or name in info for name, _ in reasons)
+
+
+def test_files_of_which_none_is_sound(world: World) -> None:
+    for path in (world.folder / "files/test/depth").iterdir():
+        path.write_bytes(b"")
+    world("data make folder new --set path=files --workers 1").refused("test/depth: all 8 samples failed", "test00")
+    mine = world.folder / "mine" / "depth"
+    mine.mkdir(parents=True)
+    (mine / "a.npy").write_bytes((world.folder / "files/train/depth/train00.npy").read_bytes())
+    world("data make folder new2 --set path=mine").refused("none of its 1 samples", "--test 0", "test_fraction")
+    assert not (world.folder / "new2").exists()
+
+
+@pytest.mark.parametrize("name", ["depth", "caption"])
+def test_damaged_members_cost_themselves_only(world: World, name: str) -> None:
+    shard = world.folder / "data" / "train" / name / "shard-00000.tar"
+    with tarfile.open(shard) as tar:
+        first, second = tar.getmembers()[:2]
+    data = bytearray(shard.read_bytes())
+    data[first.offset_data : first.offset_data + 8] = b"\xff" * 8  # a value
+    data[second.offset : second.offset + 512] = b"\xee" * 512  # a header
+    shard.write_bytes(bytes(data[: len(data) // 512 * 512 - 512 * 30]))  # the end
+    ended = world(f"tokenize data --out new --only {name}")
+    assert ended.code == 0 and f"train/{name}: " in ended.printed and "dropped (first: train00: " in ended.printed
+    info = world("data info data").printed
+    assert "damaged header" in info and "cut off" in info
+    assert world(f"tokenizer train {name} --data data --out new_tokenizer").code == 0
+    assert world(ROAD["make"]).code == 0 and unchanged(world)  # what is cut off is made again
+
+
+def test_shards_and_parts_that_are_none(world: World) -> None:
+    (world.folder / "data/test/depth/shard-00000.tar").write_bytes(b"junk" * 5000)
+    for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data info data"):
+        world(words).refused("data/test/depth/shard-00000.tar: not a tar file", "make this shard again")
+    cut(world.folder / "tokens/train/depth/part-00000.arrow")
+    train = "backbone train --tokens tokens --out new --config backbone.toml"
+    world(train).refused("tokens/train/depth/part-00000.arrow", "delete it and tokenize again")
+    cut(world.folder / "data/dataset.json")
+    world("data info data").refused("data/dataset.json: damaged", "where these data come from")
+
+
+# ---------------------------------------------------------------- what nobody thought of
+
+
+def test_an_unforeseen_error_is_one_line_too_and_debug_shows_all(world: World) -> None:
+    (world.folder / "run/run.json").write_text("[]")
+    line = world("backbone eval run").refused("unexpected ", "--debug")
+    assert ".py:" in line
+    assert "Traceback" in world("--debug backbone eval run").complaint

@@ -1,0 +1,39 @@
+"""A disk that is full, in any stage that writes: one clear line, nothing half-written, and it goes on with room."""
+
+from __future__ import annotations
+
+import pytest
+from command_world import ROAD, World, results, the_world
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return the_world()
+
+
+def check_full(world: World, stage: str, *words: str, **mishap: int) -> None:
+    """The stage complains in `words`, keeps what was there, and ends as it should once there is room."""
+    before, after = results(world.before[stage]), results(world.after[stage])
+    world.put_back(world.before[stage])
+    world(ROAD[stage], **mishap).refused(*words)
+    left = results(world.files())
+    assert before.keys() <= left.keys() and not any(name.endswith(".tmp") for name in left)
+    for name, data in before.items():
+        assert left[name] in (data, after[name]) or name == "data/dataset.json", f"{name} is half-written"
+    again = world(ROAD[stage])
+    assert again.code == 0, again.complaint
+    assert results(world.files()) == after
+
+
+@pytest.mark.parametrize("stage", ROAD)
+def test_a_full_disk_is_one_line_and_costs_nothing(world: World, stage: str) -> None:
+    """The disk is full when half of the stage's files have been written."""
+    check_full(world, stage, "the disk is full", "same command", full_at=len(world.renames[stage]) // 2)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in ROAD if stage != "encode"])  # whose file is shorter than a line
+def test_a_library_that_cannot_write_is_one_line_too(world: World, stage: str) -> None:
+    """Weights, tables and pictures are written by libraries, which meet the system's error themselves."""
+    before, after = world.before[stage], world.after[stage]
+    made = [len(data) for name, data in after.items() if data != before.get(name) and "/tensorboard/" not in name]
+    check_full(world, stage, "`ulimit -f`", "same command", largest=max(made) - 1)

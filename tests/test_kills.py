@@ -1,0 +1,68 @@
+"""A kill at any moment of any stage: what was there is there, nothing is half-written, the same command finishes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from command_world import ROAD, World, results, the_world
+
+GROWING = ("metrics.jsonl", "evaluation.json", "/training_state")
+"""Files and folders that a stage writes bit by bit, or in versions, while it runs."""
+KILLED = ("make", "derive", "train", "statistics", "vocabulary", "tokenize", "backbone", "eval", "report", "generate")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return the_world()
+
+
+def check_kill(world: World, stage: str, when: str, number: int) -> None:
+    """Kill a stage before or after its rename `number`; then run it again."""
+    before, after = results(world.before[stage]), results(world.after[stage])
+    world.put_back(world.before[stage])
+    killed = world(ROAD[stage], **{f"kill_{when}": number})
+    assert killed.code == -signal.SIGKILL, (number, killed.complaint)
+    left = {name: data for name, data in world.files().items() if not name.endswith(".tmp")}
+    assert before.keys() <= left.keys()
+    for name, data in results(left).items():
+        if not any(part in name for part in GROWING) and name != "data/dataset.json":
+            assert data in (before.get(name), after.get(name)), f"{name} is half-written"
+    again = world(ROAD[stage])
+    assert again.code == 0, again.complaint
+    ended = results(world.files())
+    assert ended.keys() == after.keys(), ended.keys() ^ after.keys()
+    for name, data in ended.items():
+        assert data == after[name], f"{name} is another than without the kill"
+
+
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_killed_stage_ends_as_if_it_had_not_been(world: World, stage: str) -> None:
+    last = len(world.renames[stage]) - 1
+    check_kill(world, stage, "before", (last + 1) // 2)
+    check_kill(world, stage, "after", last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_stage_killed_at_each_of_its_files_ends_as_if_it_had_not_been(world: World, stage: str) -> None:
+    for number in range(len(world.renames[stage])):
+        for when in ("before", "after"):
+            check_kill(world, stage, when, number)
+
+
+@pytest.mark.parametrize("stage", ["train", "backbone"])
+def test_killed_again_and_again_it_gets_there(world: World, stage: str) -> None:
+    world.put_back(world.before[stage])
+    kills = 0
+    while world(ROAD[stage], kill_after=2 * kills).code == -signal.SIGKILL:
+        kills += 1
+    assert 3 <= kills < len(world.renames[stage])
+    assert results(world.files()) == results(world.after[stage])
+
+
+@pytest.mark.parametrize("stage", ROAD)
+def test_a_finished_stage_is_left_as_it_is(world: World, stage: str) -> None:
+    world.put_back(world.after[stage])
+    assert world(ROAD[stage]).code == 0
+    assert results(world.files()) == results(world.after[stage])

@@ -1,0 +1,87 @@
+"""A batch computed in parts: the gradient of the whole, whatever the number of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from backbone_samples import SMALL, all_layouts, packed_batch
+from torch import Tensor
+
+from backbone.batch import PackedBatch
+from backbone.model import FourM, Losses
+from backbone.parts import Parts
+
+
+@pytest.fixture(scope="module")
+def model() -> FourM:
+    return FourM.seeded(SMALL, all_layouts(), 0).double()
+
+
+@pytest.fixture(scope="module")
+def batch() -> PackedBatch:
+    batch = packed_batch(all_layouts(), size=5, absent=0.2)
+    vectors = {name: (index, rows.double()) for name, (index, rows) in batch.inputs.vectors.items()}
+    return dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, vectors=vectors))
+
+
+def gradients(
+    model: FourM, batch: PackedBatch, count: int, loss: str = "token", together: bool = False
+) -> tuple[Losses, dict[str, Tensor | None]]:
+    model.zero_grad(set_to_none=True)
+    whole = model.target_counts(batch.targets)
+    with Parts(model, count, together=together) as parts:
+        losses = parts.backward(batch, lambda part: model(part, loss, whole))
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    return losses, found
+
+
+def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
+    parts = batch.split(3)
+    assert [len(part.targets.ids) for part in parts] == [1, 2, 2]
+    for side in ("inputs", "targets"):
+        for name in ("ids", "positions", "modalities", "mask"):
+            joined = torch.cat([getattr(getattr(part, side), name) for part in parts])
+            assert torch.equal(joined, getattr(getattr(batch, side), name))
+    assert len(batch.split(9)) == 5, "no part is empty"
+
+
+@pytest.mark.parametrize("loss", ["token", "modality"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_parts_add_up_to_the_whole(model: FourM, batch: PackedBatch, count: int, loss: str) -> None:
+    plain = model(batch, loss)
+    model.zero_grad(set_to_none=True)
+    plain.loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    losses, found = gradients(model, batch, count, loss)
+    torch.testing.assert_close(losses.loss, plain.loss.detach())
+    torch.testing.assert_close(losses.sums, plain.sums)
+    assert torch.equal(losses.counts, plain.counts)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = gradients(model, batch, 2)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        together = gradients(model, batch, 2, together=True)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone[0].loss, together[0].loss)
+    for name, gradient in alone[1].items():
+        other = together[1][name]
+        assert (gradient is None) == (other is None), name
+        if gradient is not None and other is not None:
+            assert torch.equal(gradient, other), name
+
+
+def test_an_error_in_a_thread_is_raised(model: FourM, batch: PackedBatch) -> None:
+    def fail(part: PackedBatch) -> Losses:
+        raise ValueError("from a part")
+
+    with Parts(model, 2, together=True) as parts, pytest.raises(ValueError, match="from a part"):
+        parts.backward(batch, fail)

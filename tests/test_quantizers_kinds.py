@@ -1,0 +1,214 @@
+"""Quantizers: each kind against the formula of its paper, or an independent reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import vector_quantize_pytorch as vqp
+from torch.nn import functional
+
+from tokenizers_zoo.quantizers import Quantizer, QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers import adapter as adapter_module
+from tokenizers_zoo.quantizers.adapter import DIVERSITY
+from tokenizers_zoo.quantizers.binary import entropy_loss
+from tokenizers_zoo.quantizers.codebooks import MemoryCodes
+from tokenizers_zoo.quantizers.composite import Residual, SideBySide
+
+DIM = 24
+CONFIGS = {
+    "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),
+    "vq_euclidean": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=DIM, distance="euclidean"),
+    "simvq": QuantizerConfig(kind="simvq", codebook_size=64, codebook_dim=8),
+}
+
+
+def some_latents(seed: int = 0, batch: int = 4, n: int = 50) -> torch.Tensor:
+    return torch.randn(batch, n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(config: QuantizerConfig) -> Quantizer:
+    """A quantizer that has met two batches in training."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config, DIM)
+    for seed in (1, 2):
+        quantizer(some_latents(seed))
+    return quantizer
+
+
+def test_fsq_against_the_formula() -> None:
+    """arXiv 2309.15505, section 3.1: odd levels round tanh(x) times half the range; ids are mixed radix."""
+    quantizer = build_quantizer(QuantizerConfig(levels=(5, 3)), 2).eval()  # dim 2: no projections
+    latents = torch.tensor([[[0.0, 0.0], [9.0, -9.0], [-9.0, 9.0], [0.4, 0.2]]])
+    # levels 5: {-1, -.5, 0, .5, 1}, tanh(.4) * 2 = .76 -> 1 -> .5; levels 3: {-1, 0, 1}, tanh(.2) = .197 -> 0
+    expected = torch.tensor([[[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0], [0.5, 0.0]]])
+    codes, tokens, _ = quantizer(latents)
+    torch.testing.assert_close(codes, expected)
+    assert tokens.tolist() == [[2 + 5 * 1, 4 + 5 * 0, 0 + 5 * 2, 3 + 5 * 1]]
+
+
+def test_lfq_against_the_formula() -> None:
+    """Eq. 3-4 of arXiv 2310.05737: signs are the code, and bits (first dimension highest) the id."""
+    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=8), 3).eval()
+    codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0], [-1.0, -1.0, -1.0]]]))
+    assert codes.tolist() == [[[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]]]
+    assert tokens.tolist() == [[0b101, 0b000]]
+
+
+@pytest.mark.parametrize("name", ["vq_euclidean", "vq_cosine", "simvq"])
+def test_tokens_are_the_nearest_codes(name: str) -> None:
+    quantizer = trained(CONFIGS[name]).eval()
+    latents = quantizer.project_in(some_latents()).detach().double()
+    adapter = quantizer.adapter
+    book = adapter.lookup(torch.arange(64)[None])[0].detach().double()
+    if name == "vq_cosine":
+        torch.testing.assert_close(book.norm(dim=1), torch.ones(64).double(), atol=1e-5, rtol=0)
+        expected = torch.nn.functional.cosine_similarity(latents[:, :, None], book, dim=3).argmax(dim=2)
+    else:
+        expected = (latents[:, :, None] - book).square().sum(dim=3).argmin(dim=2)
+    assert torch.equal(quantizer.encode(some_latents()), expected)
+
+
+def test_chunks_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer = trained(CONFIGS["simvq"]).eval()
+    expected = quantizer.encode(some_latents())
+    monkeypatch.setattr(adapter_module, "MAX_DISTANCES", 64 * 7)  # 7 latents at a time, of 200
+    assert torch.equal(quantizer.encode(some_latents()), expected)
+
+
+def test_moving_average_follows_its_latents() -> None:
+    """After k-means on two far clusters, a step moves each code by (1 - decay) towards its latents' mean."""
+    config = QuantizerConfig(
+        kind="vq", codebook_size=2, codebook_dim=1, distance="euclidean", decay=0.75, revive_below=0.0
+    )
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config, 1)
+    first = torch.tensor([[[-10.0], [-12.0], [10.0], [12.0]]])
+    quantizer(first)
+    assert sorted(quantizer.decode(torch.tensor([[0, 1]])).flatten().tolist()) == pytest.approx([-11, 11], abs=1e-3)
+    quantizer(first + 4)  # means -7 and 15
+    assert sorted(quantizer.decode(torch.tensor([[0, 1]])).flatten().tolist()) == pytest.approx([-10, 12], abs=1e-3)
+
+
+def test_bsq_against_the_formula() -> None:
+    """Eq. 3 of arXiv 2406.07548: the signs, on the unit sphere; the length of a latent says nothing."""
+    quantizer = build_quantizer(QuantizerConfig(kind="bsq", codebook_size=16), 4).eval()
+    codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0, 1.0], [-9.0, -1.0, -1.0, 0.5]]]))
+    assert codes.tolist() == [[[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, -0.5, 0.5]]]
+    assert tokens.tolist() == [[0b1011, 0b0001]]
+
+
+@pytest.mark.parametrize(("spherical", "magnitude"), [(False, 1.0), (True, 7**-0.5)])
+def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitude: float) -> None:
+    """The library compares every latent with every code; an odd number of bits, so the halves differ."""
+    latents = torch.randn(1, 40, 7, generator=torch.Generator().manual_seed(0)) * 0.3
+    if spherical:
+        latents = functional.normalize(latents, dim=-1)
+    reference = vqp.LFQ(
+        dim=7, entropy_loss_weight=1.0, diversity_gamma=DIVERSITY, commitment_loss_weight=0.0, spherical=spherical
+    )
+    ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+    got = entropy_loss(ours[0], magnitude)
+    expected = reference(theirs, inv_temperature=magnitude**-2).entropy_aux_loss
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    got.backward()
+    expected.backward()
+    if not spherical:  # the library's gradient is that of the latents before they were put on the sphere
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_codes_side_by_side_are_those_of_their_parts() -> None:
+    quantizer = trained(QuantizerConfig(kind="product_vq", codebook_size=32, num_codebooks=3)).eval()
+    assert isinstance(quantizer.adapter, SideBySide)
+    latents = quantizer.project_in(some_latents())
+    expected = [part.tokens(latents[..., 8 * i : 8 * i + 8]) for i, part in enumerate(quantizer.adapter.parts)]
+    assert torch.equal(quantizer.encode(some_latents()), torch.stack(expected, dim=2))
+
+
+def test_residual_vq_equals_the_library() -> None:
+    config = QuantizerConfig(kind="residual_vq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
+    quantizer = trained(config).eval()
+    assert isinstance(quantizer.adapter, Residual)
+    reference = vqp.ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=32, rotation_trick=False).eval()
+    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
+        theirs.load_state_dict(ours.vq.state_dict())
+    expected_codes, expected_tokens, _ = reference(some_latents())
+    codes, tokens, _ = quantizer(some_latents())
+    assert torch.equal(tokens, expected_tokens)
+    torch.testing.assert_close(codes, expected_codes)
+    reference.train()
+    quantizer.train()
+    torch.manual_seed(5)
+    _, expected_tokens, losses = reference(some_latents(3))
+    torch.manual_seed(5)
+    _, tokens, loss = quantizer(some_latents(3))
+    assert torch.equal(tokens, expected_tokens)
+    torch.testing.assert_close(loss, losses.mean())
+
+
+def test_residual_simvq_equals_the_library() -> None:
+    config = QuantizerConfig(kind="residual_simvq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
+    quantizer = trained(config).eval()
+    reference = vqp.ResidualSimVQ(dim=DIM, num_quantizers=3, codebook_size=32)
+    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
+        theirs.load_state_dict(ours.simvq.state_dict())
+    expected_codes, expected_tokens, losses = reference(some_latents())
+    codes, tokens, _ = quantizer(some_latents())
+    assert torch.equal(tokens, expected_tokens)
+    torch.testing.assert_close(codes, expected_codes)
+    torch.testing.assert_close(quantizer.train()(some_latents()).loss, losses.mean())
+
+
+def test_grouped_residual_tokens_are_group_after_group() -> None:
+    config = QuantizerConfig(kind="grouped_residual_vq", codebook_size=32, codebook_dim=DIM // 2, num_codebooks=6)
+    quantizer = trained(config).eval()
+    tokens = quantizer.encode(some_latents())
+    for group, part in enumerate(quantizer.adapter.parts):
+        own = some_latents()[..., 12 * group : 12 * group + 12]
+        assert torch.equal(tokens[..., 3 * group : 3 * group + 3], part.tokens(own))
+
+
+def test_residual_steps_come_nearer_to_their_latents() -> None:
+    quantizer = trained(QuantizerConfig(kind="residual_vq", codebook_size=32, codebook_dim=DIM)).eval()
+    tokens = quantizer.encode(some_latents())
+    steps = [step.lookup(tokens[..., i]) for i, step in enumerate(quantizer.adapter.steps)]
+    errors = [(sum(steps[: i + 1]) - some_latents()).square().mean().item() for i in range(4)]
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.8 * errors[0]
+
+
+def test_residual_fsq_against_the_formula() -> None:
+    """Levels 3: steps of 1, 1/3, 1/9; 0.62 is 1 - 1/3 - 1/9 + ..., coarse ids first."""
+    quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()
+    bound = 1.5  # 1 + 1 / (levels - 1)
+    latents = torch.tensor([[[0.62], [-0.4], [0.0]]])
+    raw = torch.atanh(latents / bound) * bound / 0.9  # what becomes those numbers: deviation 0.9, then tanh
+    codes, tokens, _ = quantizer(raw)
+    # .62 -> 1, left -.38 -> -1 (of 1/3), left -.0467 -> 0 (of 1/9); -.4 -> 0, -1, then -.0667 -> -1
+    assert tokens.tolist() == [[[2, 0, 1], [1, 0, 0], [1, 1, 1]]]
+    torch.testing.assert_close(codes, torch.tensor([[[1 - 1 / 3], [-1 / 3 - 1 / 9], [0.0]]]))
+
+
+def test_residual_fsq_follows_the_spread_of_its_latents() -> None:
+    """Latents of any mean, deviation and correlation fall on all levels of the first step about equally often."""
+    torch.manual_seed(0)
+    config = QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2)
+    quantizer = build_quantizer(config, 2)
+    draws = torch.randn(4, 500, 2)
+    latents = draws @ torch.tensor([[0.1, 20.0], [0.0, 20.0]]) + torch.tensor([5.0, -3.0])
+    first = quantizer(latents).tokens[..., 0]
+    counts = first.flatten().bincount(minlength=40)
+    assert counts.min() > 0.3 * counts.max()
+
+
+def test_memory_codes_against_the_formula() -> None:
+    """Head i: the token is the key with the greatest dot product with the i-th part, the code its value."""
+    quantizer = trained(QuantizerConfig(kind="memcodes", codebook_size=16, codebook_dim=8, num_codebooks=3)).eval()
+    adapter = quantizer.adapter
+    assert isinstance(adapter, MemoryCodes) and adapter.code_dim == DIM
+    codes, tokens, _ = quantizer(some_latents())
+    for head in range(3):
+        part = some_latents()[..., 8 * head : 8 * head + 8].double()
+        keys = adapter.codes[head].double() @ adapter.to_k[head].double()
+        values = adapter.codes[head].double() @ adapter.to_v[head].double()
+        expected = (part @ keys.T).argmax(dim=-1)
+        assert torch.equal(tokens[..., head], expected)
+        torch.testing.assert_close(codes[..., 8 * head : 8 * head + 8].double(), values[expected], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,178 @@
+"""Codebooks that stay alive: every default on a toy, revival, and the figures that tell how alive they are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tokenizers_zoo.quantizers import (
+    CodebookUsage,
+    QuantizerConfig,
+    RecentUsage,
+    build_quantizer,
+    collapse_warning,
+    reachable_usage,
+)
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+
+DIM = 32
+
+
+class Toy(nn.Module):
+    """An autoencoder of vectors with twelve degrees of freedom."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, DIM))
+        self.quantizer = build_quantizer(config, DIM)
+        self.decoder = nn.Sequential(nn.Linear(DIM, 64), nn.GELU(), nn.Linear(64, 32))
+
+
+def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
+    world = torch.Generator().manual_seed(0)
+    first, second = torch.randn(12, 64, generator=world) * 0.28, torch.randn(64, 32, generator=world) / 8
+    return torch.tanh(torch.randn(count, 12, generator=draws) @ first) @ second
+
+
+def trained(config: QuantizerConfig, steps: int = 150, batch: int = 256, learning_rate: float = 5e-3) -> Toy:
+    torch.manual_seed(0)
+    toy, draws = Toy(config), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(toy.parameters(), learning_rate, betas=(0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - step / steps)
+        values = toy_values(batch, draws)
+        quantized = toy.quantizer(toy.encoder(values))
+        loss = (toy.decoder(quantized.codes) - values).square().mean() + quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
+        optimizer.step()
+    return toy.eval()
+
+
+@torch.no_grad()
+def usage_of(toy: Toy, tokens_per_code: int = 32) -> CodebookUsage:
+    """Usage on held-out values."""
+    quantizer = toy.quantizer
+    usage = CodebookUsage(quantizer.codebook_size, quantizer.codes_per_position)
+    values = toy_values(tokens_per_code * quantizer.codebook_size, torch.Generator().manual_seed(2))
+    usage.update(quantizer.encode(toy.encoder(values)))
+    return usage
+
+
+def toy_config(kind: str) -> QuantizerConfig:
+    """The defaults of a kind, with codebooks that a few seconds can fill."""
+    size = 240 if "levels" in KIND_DEFAULTS[kind] else 128
+    return QuantizerConfig(kind=kind, codebook_size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KIND_DEFAULTS)
+def test_every_default_uses_its_codebook(kind: str) -> None:
+    toy = trained(toy_config(kind))
+    usage = usage_of(toy)
+    assert usage.usage >= 0.9
+    assert (usage.counts > 0).mean(axis=1).min() >= 0.85
+    assert usage.perplexity > 0.4 * toy.quantizer.codebook_size
+    assert collapse_warning(toy) is None
+
+
+def test_the_same_toy_collapses_with_what_libraries_take() -> None:
+    """Random start, no revival: the defaults of vector-quantize-pytorch."""
+    naive = QuantizerConfig(
+        kind="vq", codebook_size=1024, distance="euclidean", decay=0.8, kmeans_iterations=0, revive_below=0.0
+    )
+    assert usage_of(trained(naive, steps=60), tokens_per_code=8).usage < 0.4
+
+
+def test_a_collapsing_run_says_so() -> None:
+    toy = Toy(QuantizerConfig(kind="vq", codebook_size=256, kmeans_iterations=0, revive_below=0.0))
+    same = torch.ones(8, DIM) + 0.01 * torch.randn(8, DIM, generator=torch.Generator().manual_seed(0))
+    for batch in range(50):
+        assert collapse_warning(toy) is None, batch  # not before the look-back is filled
+        toy.quantizer(same.repeat(8, 1))
+    warning = collapse_warning(toy)
+    assert warning is not None and "\n" not in warning
+    assert warning.startswith("the codebook of quantizer collapses: 0.4% of 256 codes are used by the last 50 batches")
+    assert collapse_warning(toy, threshold=0.001) is None
+    assert (collapse_warning(toy.quantizer) or "").startswith("the codebook of the quantizer collapses")
+
+
+def test_eval_mode_does_not_count_as_training() -> None:
+    quantizer = build_quantizer(QuantizerConfig(levels=(5, 5)), DIM)
+    quantizer.eval()(torch.zeros(2, 3, DIM))
+    quantizer.train().encode(torch.zeros(2, 3, DIM))
+    assert quantizer.recent.updates == 0
+    quantizer(torch.zeros(2, 3, DIM))
+    assert quantizer.recent.updates == 1
+
+
+def test_recent_usage_by_hand() -> None:
+    recent = RecentUsage(4, num_codebooks=2, batches=2)
+    assert (recent.usage, recent.reachable, recent.collapsed()) == (0.0, 0.0, False)
+    recent.update(torch.tensor([[[0, 0], [1, 0]]]))  # first codebook: 0, 1; second: 0
+    assert recent.usage == 0.25
+    assert not recent.collapsed(1.0)
+    recent.update(torch.tensor([[[2, 1], [2, 1]]]))  # first: 0, 1, 2; second: 0, 1
+    assert recent.usage == 0.5
+    assert recent.reachable == pytest.approx(1 - math.exp(-4 / 4))
+    assert recent.collapsed(0.8) and not recent.collapsed(0.7)  # 0.5 / 0.632 = 0.79
+    recent.update(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is forgotten: 2, 3 and 1
+    assert recent.usage == 0.25
+
+
+def test_reachable_usage_is_what_even_draws_reach() -> None:
+    draws = np.random.default_rng(0).integers(0, 500, (200, 700))
+    reached = np.mean([len(set(row)) / 500 for row in draws])
+    assert reachable_usage(700, 500) == pytest.approx(reached, abs=0.005)
+    assert reachable_usage(0, 500) == 0
+
+
+def test_dead_codes_are_revived_also_in_small_batches() -> None:
+    """More codes than latents in a batch: unused codes come alive, used ones are not thrown away each time."""
+
+    def usage_after(revive_below: float) -> float:
+        torch.manual_seed(0)
+        config = QuantizerConfig(
+            kind="vq", codebook_size=128, codebook_dim=DIM, kmeans_iterations=0, revive_below=revive_below
+        )
+        quantizer, usage = build_quantizer(config, DIM), CodebookUsage(128)
+        clusters = torch.randn(32, DIM) * 3
+        draws = torch.Generator().manual_seed(1)
+        for _ in range(60):
+            which = torch.randint(0, 32, (64,), generator=draws)
+            noise = torch.randn(64, DIM, generator=draws)
+            quantizer((clusters[which] + noise)[None])
+        usage.update(quantizer.encode((clusters.repeat(64, 1) + torch.randn(2048, DIM, generator=draws))[None]))
+        return usage.usage
+
+    dead, revived = usage_after(0.0), usage_after(0.1)
+    assert revived > 0.5 > 0.3 > dead
+
+
+def test_usage_by_hand() -> None:
+    usage = CodebookUsage(8)
+    assert (usage.usage, usage.entropy_bits, usage.perplexity) == (0.0, 0.0, 1.0)
+    usage.update(torch.tensor([[0, 0], [1, 1]]))
+    assert (usage.usage, usage.entropy_bits) == (0.25, 1.0)
+    assert usage.perplexity == pytest.approx(2.0)
+    usage.update(np.array([1, 1, 7, 7]))  # counts 2, 4, 2: shares 1/4, 1/2, 1/4
+    assert usage.usage == 0.375
+    assert usage.entropy_bits == pytest.approx(1.5)
+    assert usage.perplexity == pytest.approx(2**1.5)
+
+
+def test_usage_of_several_codebooks_is_their_mean() -> None:
+    usage = CodebookUsage(4, num_codebooks=2)
+    usage.update(torch.tensor([[[0, 0], [0, 1]], [[0, 2], [0, 3]]]))  # first: one code; second: all four
+    assert usage.usage == pytest.approx((0.25 + 1.0) / 2)
+    assert usage.entropy_bits == pytest.approx((0.0 + 2.0) / 2)
+    assert usage.perplexity == pytest.approx((1.0 + 4.0) / 2)
+
+
+def test_usage_rejects_unknown_ids() -> None:
+    with pytest.raises(ValueError, match=r"expected ids in \[0, 4\), got 0 to 4"):
+        CodebookUsage(4).update(np.array([0, 4]))

@@ -1,0 +1,252 @@
+"""The report: sheets cut into their cells, one sample at a glance, the meaning of colours, and the whole page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from backbone.gallery import CELL, write_sheet
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.modality import layout_to_json
+from tokenizers_zoo.report import REASONS, registry_of, write_report
+from tokenizers_zoo.report_pictures import Pictures, _round_numbers, cells_of, legend_of, percent
+from tokenizers_zoo.report_samples import AT_ONCE, LONG_TEXT, overview, read_galleries
+
+Run = tuple[Path, dict[str, Any]]
+NAMES = ("rgb_patches", "depth", "caption")
+
+
+def opened(uri: str) -> Image.Image:
+    """The picture in a data URI."""
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def plain(colour: str, width: int = 64, height: int = 64) -> Image.Image:
+    return Image.new("RGB", (width, height), colour)
+
+
+def gallery(run: Path, given: list[str], target: str, rows: list[list[Image.Image | str]]) -> dict[str, Any]:
+    """A gallery as `zoo backbone eval` leaves it, with two draws."""
+    columns = [*given, f"{target} 1", f"{target} 2", f"true {target}"]
+    name = f"gallery/{'-and-'.join(given)}-to-{target}.png"
+    (run / "evaluation" / "gallery").mkdir(parents=True, exist_ok=True)
+    drawn = write_sheet(run / "evaluation" / name, columns, rows)
+    cells = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
+    return {
+        "given": given, "target": target, "picture": name if drawn else None, "columns": columns,
+        "rows": [{"key": f"sample {i}", "cells": row} for i, row in enumerate(cells)],
+    }  # fmt: skip
+
+
+def pair(given: list[str], target: str, gap: float | None) -> dict[str, Any]:
+    return {
+        "given": given, "target": target, "samples": 8, "gap_closed": gap,
+        "score": {"main": 0.25}, "floor": {"main": 0.5}, "ceiling": {"main": None},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path, zoo: Zoo) -> Run:
+    """A run folder, made by hand, with an evaluation of two pairs and a hostile text."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    specs = [{"name": name, "layout": layout_to_json(zoo[name].spec.layout)} for name in NAMES]
+    config = {"specs": specs, "fingerprints": {"depth": "f" * 64}, "train": {"steps": 30, "batch_size": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(tmp_path / "gone")}))
+    save_file({"a": np.zeros((1000, 1200), np.float32)}, folder / "model.safetensors")
+    lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
+    lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
+    metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
+    evaluation = {
+        "pairs": [pair(["rgb_patches"], "depth", 0.618), pair(["rgb_patches"], "caption", -0.25)],
+        "galleries": [
+            gallery(folder, ["rgb_patches"], "depth", [[red, green, green, blue], [green, red, red, blue]]),
+            gallery(folder, ["rgb_patches"], "caption", [[red, "<script>", "two", "truth"], [green, "a", "b", "c"]]),
+        ],
+        "modalities": {name: {"metrics": [metric], "summary": "a summary"} for name in NAMES},
+        "skipped": {"normal": "no test tokens"},
+        "cross_entropy": {"samples": 4, "modalities": {"depth": {"nats": 3.21, "uniform": 5.48, "targets": 9}}},
+    }
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder, evaluation
+
+
+def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> None:
+    first, strip, large = plain("red", 2, 2), plain("blue", 64, 16), plain("green", 300, 150)
+    first.putpixel((1, 1), (1, 2, 3))
+    write_sheet(tmp_path / "x.png", ["a", "b", "c"], [[first, "some words", strip], [large, "", first]])
+    cells = cells_of(tmp_path / "x.png")
+    assert cells is not None and [[cell is None for cell in row] for row in cells] == [[False, True, False]] * 2
+    back = opened(cells[0][0] or "")
+    assert back.size == (CELL, CELL)
+    assert back.resize((2, 2), Image.Resampling.NEAREST).tobytes() == first.tobytes()
+    assert opened(cells[0][2] or "").size == (CELL, CELL // 4)
+    assert opened(cells[1][0] or "").size == (CELL, CELL // 2)
+    assert set(opened(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
+
+
+def test_texts_of_a_sheet_are_wrapped_and_end(tmp_path: Path) -> None:
+    picture = plain("red")
+    words = "word " * 2000
+    assert write_sheet(tmp_path / "x.png", ["a" * 500, "b"], [[words, picture], ["x" * 3000, picture]])
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.height < 1000
+        places = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
+        assert places[1][1][1] > places[0][1][3] and places[0][0] is None
+        beside = sheet.crop((0, 0, places[0][1][0], sheet.height)).convert("L")
+        assert not np.any(np.asarray(beside)[:, -3:] < 128)  # nothing runs into the next column
+
+
+def test_a_sheet_without_places_is_shown_whole(run: Run, tmp_path: Path) -> None:
+    folder, evaluation = run
+    plain("red", 40, 20).save(folder / "evaluation" / evaluation["galleries"][0]["picture"])
+    galleries = read_galleries(folder, evaluation, Pictures(folder=tmp_path / "pictures"))
+    assert galleries[0].sheet is not None and opened(galleries[0].sheet).size == (40, 20)
+    assert galleries[0].rows == [[], []] and galleries[1].sheet is None
+    assert overview(galleries, {}) is None  # one gallery alone is no overview
+
+
+def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
+    galleries = read_galleries(*run, Pictures(folder=tmp_path / "pictures"))
+    roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
+    assert roles == [[("given", "given"), ("made", "made 1"), ("made", "made 2"), ("truth", "truth")]] * 2
+    assert opened(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
+    assert [cell.text for cell in galleries[1].rows[0]] == [None, "<script>", "two", "truth"]
+    assert (galleries[0].texts, galleries[1].texts, galleries[1].wide) == (False, True, True)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "made-rgb_patches-to-caption.png", "made-rgb_patches-to-depth.png",
+    ]  # fmt: skip
+
+
+def test_long_texts_are_not_all_shown_at_once(tmp_path: Path) -> None:
+    rows: list[list[Image.Image | str]] = [["short", "x" * (LONG_TEXT + 1), "", ""]] * 4
+    entry = gallery(tmp_path, ["words"], "more", rows)
+    found = read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path))[0]
+    assert (found.at_once, len(found.rows)) == (AT_ONCE, 4)
+    entry["rows"][0]["cells"] = entry["rows"][1]["cells"] = entry["rows"][2]["cells"] = ["a", "b", "c", "d"]
+    entry["rows"][3]["cells"] = ["a", "b", "c", "x" * LONG_TEXT]
+    assert read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path))[0].at_once == 4
+
+
+def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: Path) -> None:
+    red, green = plain("red"), plain("green")
+    rows: list[list[Image.Image | str]] = [[red, green, green, green]] * 2
+    entries = [
+        gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
+        gallery(tmp_path, ["b"], "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, ["b"], "c", rows),
+    ]  # fmt: skip
+    galleries = read_galleries(tmp_path, {"galleries": entries}, Pictures(folder=tmp_path / "pictures"))
+    shown = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
+    assert shown is not None and shown["key"] == "sample 0"
+    assert [cell.modality for cell in shown["given"]] == ["b"]
+    # Pictures before texts, then by what is closed.
+    assert [(card["name"], card["gap"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
+    assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["made", "truth"]] * 3
+
+
+def test_percent() -> None:
+    gaps = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None}
+    assert [percent(gaps, "a", name) for name in "xyzw"] == ["62", "−5", "–", ""]
+
+
+def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
+    handle = zoo["semseg"]
+    swatches = legend_of(handle)
+    assert [entry["label"] for entry in swatches] == list(handle.spec.value.classes)
+    picture = handle.render(np.full((64, 64), 5)).convert("RGB")  # type: ignore[union-attr]
+    assert swatches[5]["colour"] == "#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0)))  # type: ignore[misc]
+
+
+def test_colours_of_a_quantity_have_its_unit_and_open_ends(zoo: Zoo) -> None:
+    labels = [entry["label"] for entry in legend_of(zoo["depth"])]
+    assert labels == ["≤ 0.5 metres", "1 metres", "2 metres", "5 metres", "10 metres", "≥ 20 metres"]
+    assert len({entry["colour"] for entry in legend_of(zoo["depth"])}) == len(labels)
+
+
+def test_colours_of_unit_vectors_and_of_what_needs_none(zoo: Zoo) -> None:
+    labels = [entry["label"] for entry in legend_of(zoo["normal"])]
+    assert labels == ["(1, 0, 0)", "(-1, 0, 0)", "(0, 1, 0)", "(0, -1, 0)", "(0, 0, 1)", "(0, 0, -1)"]
+    assert legend_of(zoo["canny"]) == legend_of(zoo["rgb"]) == legend_of(zoo["caption"]) == []
+
+
+def test_round_numbers() -> None:
+    assert _round_numbers(0.03, 12) == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
+    assert _round_numbers(-2, 10) == pytest.approx([-2, 0, 2, 4, 6, 8, 10])
+
+
+def test_the_page(run: Run, zoo: Zoo) -> None:
+    folder, _ = run
+    page = write_report(zoo, folder)
+    text = page.read_text(encoding="utf-8")
+    assert page == folder / "report" / "index.html"
+    for part in (
+        "any of 3 modalities", "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<",
+        "&lt;script&gt;", "normal was not evaluated: no test tokens", "0.25", "3.21", "metres", "ffffffffffffffff",
+        "main (lower is better)", zoo["depth"].distribution,
+    ):  # fmt: skip
+        assert part in text, part
+    assert "<script>two" not in text and text.count("<script>") == 1
+    assert not re.findall(r'(?:src|href)="(?!data:)', text) and "url(" not in text
+    assert set(re.findall(r"<th>([^<]*)</th>", text)) >= {"depth", "caption", "rgb_patches", "given ↓ made →"}
+    names = {path.name for path in (folder / "report" / "pictures").iterdir()}
+    assert names == {
+        "gap-closed.png", "training-loss.png", "loss-per-modality.png", "made-rgb_patches-to-depth.png",
+        "made-rgb_patches-to-caption.png",
+    }  # fmt: skip
+    for path in (folder / "report" / "pictures").iterdir():
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100
+    assert text.count('class="cell given') == 1 + 4  # at a glance, and a row per sample of both galleries
+    # The numbers of the matrix are there without their colours; strong ones are bold.
+    assert re.search(r"<td style=[^>]*><b>62</b></td>", text) and re.search(r"<td style=[^>]*>−25</td>", text)
+
+
+def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+    folder, _ = run
+    (folder / "evaluation" / "evaluation.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+    page = write_report(zoo, folder, tmp_path / "elsewhere.html")
+    text = page.read_text(encoding="utf-8")
+    assert "The tokenizers" in text and "gap closed, in %" not in text and "How training went" not in text
+
+
+def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+    folder, _ = run
+    data = tmp_path / "data"
+    for split, count in (("train", 2), ("test", 1)):
+        with writing_shard(data / split / "depth" / "shard-00000.tar") as shard:
+            for number in range(count):
+                shard.add(f"{split} {number}", *zoo["depth"].write(np.ones((1, 64, 64), np.float32)))
+    lines = [json.dumps({"key": f"k{i}", "reason": f"reason {i} <b>"}) + "\n" for i in range(REASONS + 5)]
+    (data / "train" / "depth" / "shard-00000.failed.jsonl").write_text("".join(lines))
+    (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(data)}))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "reason 0 &lt;b&gt;" in text and f"reason {REASONS} " not in text and "and 5 more" in text
+    row = re.search(r"<tr><td>depth</td><td class=\"n\">2</td><td class=\"n\">1</td>.*?</tr>", text)
+    assert row and f'<td class="n">{REASONS + 5}</td>' in row.group()
+
+
+def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
+    folder, _ = run
+    assert registry_of(folder) is None
+    (tmp_path / "registry.toml").write_text("")
+    (folder / "run.json").write_text(json.dumps({"tokens": "t", "registry": str(tmp_path / "registry.toml")}))
+    assert registry_of(folder) == tmp_path / "registry.toml"
+    (tmp_path / "registry.toml").unlink()
+    assert registry_of(folder) is None
+    with pytest.raises(CheckpointError, match="no trained backbone here"):
+        registry_of(tmp_path)

@@ -1,0 +1,135 @@
+"""What both training loops show and log: two lines that fit a terminal, plain lines without one, TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from backbone.config import TrainConfig as BackboneConfig
+from backbone.training_log import TrainingLog
+from tokenizers_zoo import Zoo, step_log
+from tokenizers_zoo.step_log import StepLog
+from tokenizers_zoo.training import TrainConfig
+from tokenizers_zoo.training_report import Evaluation, TrainingReport
+
+
+def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:
+    return StepLog(folder, title, steps=8, done=done, samples_per_step=4)
+
+
+def lines_of(folder: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_what_was_written_and_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    with log_of(tmp_path) as log:
+        log.write(1, {"train/loss": 0.5, "train/other": math.nan})
+        log.write_speed()
+        log.write(2, {"train/loss": math.inf})
+    assert lines_of(tmp_path) == [
+        {"step": 1, "train/loss": 0.5, "train/other": None}, {"step": 2, "train/loss": None},
+    ]  # fmt: skip
+
+
+def test_a_resumed_log_drops_what_comes_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with log_of(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": step})
+    capsys.readouterr()
+    with log_of(tmp_path, done=2) as log:
+        log.write(3, {"loss": 30})
+    assert lines_of(tmp_path) == [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 3, "loss": 30}]
+    assert "a loop: goes on after step 2" in capsys.readouterr().err
+
+
+def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with log_of(tmp_path) as log:
+        log.advance(1, 0.25)
+    assert [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()] == ["a loop: step 1 of 8"]
+    monkeypatch.setattr(step_log, "SECONDS_BETWEEN_LINES", 0.0)
+    with log_of(tmp_path) as log:
+        for step in (1, 2):
+            log.advance(step, 0.25)
+        log.note = "[error] 3 m"
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("a loop: step 1 of 8, loss 0.25, ") and first.endswith(" left")
+    assert second.startswith("a loop: step 2 of 8, ") and "samples/s" in second
+    assert last.startswith("a loop: step 2 of 8, loss 0.25, [error] 3 m, ") and "took 0:00:" in last
+
+
+def test_an_error_ends_the_log_without_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="loss"), log_of(tmp_path) as log:
+        raise ValueError("the loss")
+    assert log.file.closed and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("title", ["tokenizer a_long_modality_name", "backbone, 21 modalities"])
+def test_progress_fits_80_columns(tmp_path: Path, title: str) -> None:
+    log = StepLog(tmp_path, title, steps=120000, done=0, samples_per_step=4)
+    log.advance(99999, 0.0001234)
+    log.note = "mean_angle 15.58 degrees, codebook 100%"
+    shown = io.StringIO()
+    Console(file=shown, width=80, force_terminal=True, color_system=None).print(log._frame())
+    bar, details = shown.getvalue().splitlines()[:2]
+    assert title in bar and "99999/120000" in bar and bar.rstrip().endswith(("left", "-:--:--", "0:00:00")), bar
+    assert "loss 0.0001234, mean_angle 15.58 degrees, codebook 100%, " in details and "samples/s" in details
+    assert max(len(bar.rstrip()), len(details.rstrip())) <= 80 and "…" not in bar + details
+
+
+def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Task:
+        spec = zoo["depth"].spec
+
+    config = TrainConfig(steps=10, batch_size=2)
+    pair = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    found = Evaluation(
+        metrics={"abs_rel": 0.25}, shown=[pair], samples=1, codebook={"usage": 0.5, "perplexity": 3.0, "size": 6}
+    )
+    for name in ("tokenizer", "backbone"):
+        (tmp_path / name).mkdir()
+    with TrainingReport(Task(), config, tmp_path / "tokenizer", 0) as report:  # type: ignore[arg-type]
+        for step in range(1, 11):
+            report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
+        report.evaluation(10, found)
+    assert report.note == "abs_rel 0.25, codebook 50%"
+    with TrainingLog(tmp_path / "backbone", BackboneConfig(steps=10, batch_size=2), 0, "backbone") as log:
+        for step in range(1, 11):
+            log.step(step, 7.0 - step, 1.0, 1e-3, {"depth": 6.0})
+        log.held_out(10, 5.0, {"depth": 4.0})
+        log.flush()
+    assert log.note == "held-out loss 5"
+
+    def board(name: str) -> EventAccumulator:
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        return events
+
+    tokenizer, backbone = board("tokenizer"), board("backbone")
+    assert set(tokenizer.Tags()["scalars"]) == {
+        "train/loss", "train/quantizer_loss", "train/learning_rate", "held_out/abs_rel", "codebook/usage",
+        "codebook/perplexity", "speed/samples_per_second",
+    }  # fmt: skip
+    assert [(event.step, event.value) for event in tokenizer.Scalars("train/loss")] == [(10, pytest.approx(0.55))]
+    assert tokenizer.Tags()["images"] == ["held_out/input_and_reconstruction"]
+    image = tokenizer.Images("held_out/input_and_reconstruction")[0]
+    with Image.open(io.BytesIO(image.encoded_image_string)) as picture:
+        assert np.asarray(picture)[4, [4, 14]].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert set(backbone.Tags()["scalars"]) == {
+        "train/loss", "train/gradient_norm", "train/learning_rate", "train/depth", "held_out/loss", "held_out/depth",
+        "speed/samples_per_second",
+    }  # fmt: skip
+    assert [event.step for event in backbone.Scalars("train/loss")] == list(range(1, 11))
+    assert [event.step for event in backbone.Scalars("train/depth")] == [10]
+    names = {name for line in lines_of(tmp_path / "backbone") for name in line}
+    assert names == set(backbone.Tags()["scalars"]) - {"speed/samples_per_second"} | {"step"}

@@ -1,0 +1,53 @@
+"""What commands print fits a terminal of 80 columns, with nothing cut and nothing taken for markup."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tokenizers_zoo.cli.main import COMMANDS, zoo
+from tokenizers_zoo.cli.options import plain_table, show_table
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Every command and group of the core, as its words."""
+    found: list[tuple[str, ...]] = [()]
+    for name, target in COMMANDS.items():
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        found.append((name,))
+        if isinstance(command, click.Group):
+            found += [(name, inner) for inner in command.commands]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_fits_80_columns_and_nothing_is_cut(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(zoo, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    own = [
+        line for line in lines if not line.startswith(("  backbone ", "Usage: "))
+    ]  # the former is given from outside
+    assert not [line for line in own if line.endswith("...")]
+
+
+def test_tables_show_brackets_and_have_no_blanks_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    table = plain_table("name", ">count", "what", spaced=True)
+    table.add_row("[bold]a[/]", "7", "a list [xmin, ymin] of [numbers]")
+    table.add_row("b", "12", "")
+    show_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert "[bold]a[/]" in text and "[xmin," in text and "[numbers]" in text
+    assert all(line == line.rstrip() and len(line) <= 30 for line in lines)
+    last = next(line for line in lines if line.startswith("b "))
+    assert lines[1] == "" and last.endswith(" 12") and lines[lines.index(last) - 1] == ""

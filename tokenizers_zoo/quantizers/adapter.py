@@ -1,0 +1,71 @@
+"""What every quantizer is reduced to: three methods on vectors, whatever the library's class returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+    Codes = Float[Tensor, "batch n code_dim"]
+    Tokens = Int[Tensor, "batch n *codebooks"]
+
+MAX_DISTANCES = 2**24
+"""Latents x codes compared at once in eval mode: 64 MiB of float32."""
+
+DIVERSITY = 3.0
+"""Weight of the entropy of all latents together against that of each: gamma of arXiv 2406.07548, eq. 5.
+
+At 1, as papers take it, LFQ left 8 to 17 % of 1,024 codes unused on toy data, at 3 none.
+"""
+
+
+class Adapter(nn.Module):
+    """A quantizer of vectors of `code_dim` numbers, always called in float32 and outside autocast."""
+
+    def __init__(self, code_dim: int, num_codebooks: int = 1) -> None:
+        super().__init__()
+        self.code_dim = code_dim
+        self.num_codebooks = num_codebooks
+        """Tokens per latent; with more than one, tokens are (batch, n, num_codebooks)."""
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        """For training: codes with a gradient to the latents, int64 tokens and a scalar loss; may update a codebook."""
+        raise NotImplementedError
+
+    def tokens(self, latents: Codes) -> Tokens:
+        """For eval mode: int64 tokens, nothing else computed or changed."""
+        raise NotImplementedError
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        """The codes of tokens."""
+        raise NotImplementedError
+
+
+def nearest(latents: Codes, codebook: Float[Tensor, "codes code_dim"]) -> Tokens:
+    """The code nearest to each latent, in bounded memory.
+
+    |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2): the greatest bracket is the least distance.
+    """
+    return best_scores(latents, codebook, codebook.square().sum(dim=1) / 2)
+
+
+def best_scores(
+    latents: Codes, keys: Float[Tensor, "codes code_dim"], penalties: Float[Tensor, "codes"] | float = 0.0
+) -> Tokens:
+    """The key with the greatest x . key - penalty for each latent, in bounded memory."""
+    chunks = latents.flatten(0, 1).split(max(1, MAX_DISTANCES // len(keys)))
+    return torch.cat([(chunk @ keys.T - penalties).argmax(dim=1) for chunk in chunks]).view(latents.shape[:2])
+
+
+def straight_through(latents: Codes, codes: Codes) -> Codes:
+    """The codes, with a gradient that passes to the latents as it is (arXiv 1308.3432)."""
+    return latents + (codes - latents).detach()
+
+
+def entropy(shares: Float[Tensor, "*others n"]) -> Float[Tensor, "*others"]:
+    """Entropy over the last axis in nats; the bound keeps the gradient finite where a share is 0."""
+    return -(shares * shares.clamp_min(1e-20).log()).sum(dim=-1)

@@ -1,0 +1,147 @@
+"""VQ-EMA, SimVQ and memory codes: tokens are rows of a table that is learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import vector_quantize_pytorch as vqp
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.quantizers.adapter import DIVERSITY, Adapter, best_scores, entropy, nearest, straight_through
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.sync import add_up, mean_with_gradient, sample_over_processes, world_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from tokenizers_zoo.quantizers.adapter import Codes, Tokens
+
+
+class MovingAverage(Adapter):
+    """VQ whose codebook follows its latents by moving averages (arXiv 1711.00937, appendix A.1).
+
+    Started by k-means and revived where codes die (arXiv 2107.03312, section III-C). Keep it outside activation
+    checkpointing, which would run the update twice.
+    """
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        assert config.codebook_dim is not None and config.kmeans_iterations is not None
+        assert config.revive_below is not None
+        super().__init__(config.codebook_dim)
+        self.revive_below = config.revive_below
+        self.vq = vqp.VectorQuantize(
+            dim=config.codebook_dim,
+            codebook_size=config.codebook_size,
+            use_cosine_sim=config.distance == "cosine",
+            decay=config.decay,
+            kmeans_init=config.kmeans_iterations > 0,
+            kmeans_iters=config.kmeans_iterations,
+            threshold_ema_dead_code=config.revive_below,
+            commitment_weight=config.commitment_weight,
+            rotation_trick=False,
+            sync_codebook=False,
+        )
+        # The library decides when it is built whether it has to sum over processes; these ask at each call.
+        book = self.vq._codebook
+        book.all_reduce_fn = book.kmeans_all_reduce_fn = add_up
+        self._sample_alone = book.sample_fn
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        book = self.vq._codebook
+        # The library wants a count of latents per batch; a fixed one would call most codes dead in small batches.
+        count = latents.new_tensor(latents.shape[0] * latents.shape[1])
+        add_up(count)
+        mean_count = float(count) / self.vq.codebook_size
+        book.threshold_ema_dead_code = self.revive_below * mean_count
+        book.reset_cluster_size = mean_count
+        book.sample_fn = book.replace_sample_fn = sample_over_processes if world_size() > 1 else self._sample_alone
+        codes, tokens, loss = self.vq(latents)
+        return codes, tokens, loss
+
+    def tokens(self, latents: Codes) -> Tokens:
+        # The library would run k-means on whatever it meets first, also in eval mode.
+        if not self.vq._codebook.initted:
+            raise CheckpointError("quantizer: its codebook was never trained; train it, or load a checkpoint first")
+        return nearest(self.vq._codebook.transform_input(latents), self.vq.codebook)
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        return self.vq.get_codes_from_indices(tokens)
+
+
+class SimpleVector(Adapter):
+    """SimVQ (arXiv 2411.02038): the codebook is a learned linear map of fixed random vectors, so all codes move."""
+
+    def __init__(self, config: QuantizerConfig, scale: float = 1.0) -> None:
+        assert config.codebook_dim is not None
+        super().__init__(config.codebook_dim)
+        self.simvq = vqp.SimVQ(
+            dim=config.codebook_dim, codebook_size=config.codebook_size, commitment_weight=config.commitment_weight
+        )
+        with torch.no_grad():
+            self.simvq.code_transform.weight.mul_(scale)
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        codes, tokens, loss = self.simvq(latents)
+        return codes, tokens, loss
+
+    def tokens(self, latents: Codes) -> Tokens:
+        return nearest(latents, self.simvq.codebook)
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        return self.simvq.code_transform(self.simvq.frozen_codebook[tokens])
+
+
+class MemoryCodes(Adapter):
+    """Memory codes of several heads (arXiv 2106.04283): a hard attention of each head to its own codes.
+
+    Head i owns numbers [i d, (i + 1) d) of a latent. Its keys are codes[i] @ to_k[i], its values codes[i] @ to_v[i];
+    the token is the key with the greatest dot product, the code its value. The paper draws the choice in training
+    (Gumbel softmax); here it is the greatest, with the gradient of the softmax, and an entropy term as in LFQ keeps
+    codes in use: that leaves several times as many of them alive.
+    """
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        assert config.codebook_dim is not None and config.num_codebooks is not None
+        assert config.entropy_weight is not None
+        heads, dim = config.num_codebooks, config.codebook_dim
+        super().__init__(heads * dim, heads)
+        self.entropy_weight = config.entropy_weight
+        self.codes = nn.Parameter(torch.randn(heads, config.codebook_size, dim))
+        self.to_k = nn.Parameter(torch.randn(heads, dim, dim) * dim**-0.5)
+        self.to_v = nn.Parameter(torch.randn(heads, dim, dim) * dim**-0.5)
+
+    @property
+    def keys(self) -> Float[Tensor, "heads codes d"]:
+        """What latents are compared with."""
+        return self.codes @ self.to_k
+
+    @property
+    def values(self) -> Float[Tensor, "heads codes d"]:
+        """What tokens stand for."""
+        return self.codes @ self.to_v
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        queries = rearrange(latents, "b n (h d) -> h (b n) d", h=self.num_codebooks)
+        soft = (queries @ self.keys.mT * queries.shape[2] ** -0.5).softmax(dim=2)
+        tokens = soft.argmax(dim=2)
+        hard = functional.one_hot(tokens, soft.shape[2]).to(soft.dtype)
+        codes = straight_through(soft, hard) @ self.values
+        spread = entropy(mean_with_gradient(soft.mean(dim=1)))
+        loss = self.entropy_weight * (entropy(soft).mean() - DIVERSITY * spread.mean())
+        return (
+            rearrange(codes, "h (b n) d -> b n (h d)", b=len(latents)),
+            rearrange(tokens, "h (b n) -> b n h", b=len(latents)),
+            loss,
+        )
+
+    def tokens(self, latents: Codes) -> Tokens:
+        parts = latents.chunk(self.num_codebooks, dim=2)
+        return torch.stack([best_scores(*pair) for pair in zip(parts, self.keys, strict=True)], dim=2)
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        rows = [values[column] for values, column in zip(self.values, tokens.unbind(dim=2), strict=True)]
+        return torch.cat(rows, dim=2)

@@ -1,0 +1,177 @@
+"""The report's pictures: charts, sheets cut into their cells, and what the colours of a modality's pictures mean."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.modality import ValueSpec
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+    from tokenizers_zoo.handle import ModalityHandle
+
+FREE_SIDE = 8
+"""Pixels of an axis that a value's shape leaves free, where the meaning of colours is drawn."""
+DECADES_OF_A_LOGARITHM = 2.0
+"""A range of more decades than this gets a legend of 1, 2, 5, 10, ...; another evenly spaced numbers."""
+LEGEND_NUMBERS = 8
+NOISY = 300
+"""Points from which on a curve is drawn as a thin line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The folder of the page's PNG files, each picture of the page or a whole sheet of them."""
+
+    folder: Path
+
+    def add(self, name: str, png: bytes) -> str:
+        """Write NAME.png; gives the data URI for the page."""
+        with replacing_file(self.folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+        return data_uri(png)
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG file as an address that holds it all."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def png_of(picture: PIL.Image.Image | Figure) -> bytes:
+    """A picture or a chart as a PNG file."""
+    buffer = io.BytesIO()
+    if hasattr(picture, "savefig"):
+        picture.savefig(buffer, format="png", dpi=150)
+    else:
+        picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def cells_of(sheet: Path) -> list[list[str | None]] | None:
+    """The pictures of a gallery's sheet as data URIs, a row per sample, None where a cell is text.
+
+    None where the sheet does not say where its cells are.
+    """
+    from PIL import Image
+
+    with Image.open(sheet) as whole:
+        places = getattr(whole, "text", {}).get("cells")
+        if places is None:
+            return None
+        return [
+            [None if place is None else data_uri(png_of(whole.crop(place))) for place in row]
+            for row in json.loads(places)
+        ]
+
+
+def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tuple[str, str], float | None]) -> bytes:
+    """The gap closed in percent as a coloured table, given in rows, made in columns."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.0 + 0.8 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    numbers = [[gap if (gap := gaps.get((row, c))) is not None else math.nan for c in columns] for row in rows]
+    colours = LinearSegmentedColormap.from_list("gap", ["#f0ad6b", "#ffffff", "#79aee8"])
+    axes.imshow(numbers, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylabel("given")
+    axes.set_xlabel("made")
+    axes.set_title("gap closed in %: 0 = best constant answer, 100 = the tokenizer's own reconstruction", fontsize=10)
+    for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        axes.text(x, y, percent(gaps, row, column), ha="center", va="center", fontsize=10)
+    return png_of(figure)
+
+
+def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str) -> str:
+    """A gap closed in percent, a dash where there is no gap to close, nothing where it was not asked for."""
+    if (row, column) not in gaps:
+        return ""
+    gap = gaps[row, column]
+    return "–" if gap is None else f"{100 * gap:.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
+    """Curves over training steps, told apart by colour and dashes, named in the order in which they end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = itertools.cycle(["-", "--", ":", "-."])
+    for name, points in sorted(curves.items(), key=lambda item: -item[1][-1][1]):
+        width = 0.6 if len(points) > NOISY else 2.0
+        axes.plot(*zip(*points, strict=True), next(styles), label=name, linewidth=width)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(quantity)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return png_of(figure)
+
+
+def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
+    """What colours of the modality's pictures mean, for classes, quantities with a unit, and unit vectors."""
+    swatches: list[dict[str, str]] = []
+    previous = ""
+    for label, value in _examples(handle.spec.value):
+        picture = handle.render(value)
+        if isinstance(picture, str):
+            return []
+        middle = picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2))
+        colour = "#{:02x}{:02x}{:02x}".format(*middle)  # type: ignore[misc]
+        if colour == previous and not handle.spec.value.classes:
+            # Beyond the ends of a scale all numbers have one colour.
+            first = swatches[-1]["label"].removeprefix("≥ ")
+            swatches[-1]["label"] = f"≤ {label}" if len(swatches) == 1 else f"≥ {first}"
+            continue
+        swatches.append({"colour": colour, "label": label})
+        previous = colour
+    return swatches if len(swatches) > 1 else []
+
+
+def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
+    """Values of one colour all over, with what they are; none where colours need no words."""
+    if values.kind != "array" or not values.shape:
+        return
+    shape = tuple(side if isinstance(side, int) else FREE_SIDE for side in values.shape)
+    dtype = np.dtype(values.dtype)
+    low, high = values.low, values.high
+    if values.classes:
+        for number, name in enumerate(values.classes):
+            yield name, np.full(shape, number, dtype)
+    elif len(shape) != 3 or low is None or high is None:
+        return
+    elif shape[0] == 1 and values.unit and high - low > 1:
+        for quantity in _round_numbers(low, high):
+            yield f"{quantity:g} {values.unit}", np.full(shape, quantity, dtype)
+    elif shape[0] == 3 and (low, high) == (-1, 1):
+        for axis, sign in itertools.product(range(3), (1, -1)):
+            vector = np.zeros(3, dtype)
+            vector[axis] = sign
+            direction = f"({', '.join(f'{x:g}' for x in vector)})"
+            yield direction, np.broadcast_to(vector[:, None, None], shape).copy()
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers between two bounds: 1, 2, 5, 10, ... over several decades, else evenly spaced."""
+    if low > 0 and math.log10(high / low) > DECADES_OF_A_LOGARITHM:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        numbers = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    else:
+        from matplotlib.ticker import MaxNLocator
+
+        numbers = [float(number) for number in MaxNLocator(LEGEND_NUMBERS, steps=[1, 2, 5, 10]).tick_values(low, high)]
+    return [number for number in numbers if low <= number <= high]

@@ -1,0 +1,191 @@
+"""The report's samples: what the backbone was given, what it made and the truth; values and their reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tokenizers_zoo.checkpoint import read_json
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.report_pictures import Pictures, cells_of
+from tokenizers_zoo.training_report import PICTURES, picture_rows
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+SHOWN = 3
+"""Reconstructions per tokenizer."""
+SCORED = 100
+"""Held-out values that are encoded and decoded to judge a tokenizer without a checkpoint of its own."""
+LONG_TEXT = 300
+"""Letters of a text from which on only some samples of a gallery are shown at once."""
+AT_ONCE = 2
+"""Samples of a gallery with long texts that are shown at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One picture or text of a gallery."""
+
+    role: Literal["given", "made", "truth"]
+    modality: str
+    label: str
+    image: str | None = None
+    text: str | None = None
+
+
+@dataclass(kw_only=True)
+class Gallery:
+    """Samples of one pair of given and made modalities, a row of cells each."""
+
+    given: tuple[str, ...]
+    target: str
+    keys: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    sheet: str | None = None
+    """The whole gallery as one picture, where it cannot be cut into cells."""
+
+    @property
+    def texts(self) -> bool:
+        """True where any cell is text."""
+        return any(cell.text is not None for row in self.rows for cell in row)
+
+    @property
+    def wide(self) -> bool:
+        """True where what is made is text."""
+        return any(cell.text is not None for row in self.rows for cell in row if cell.role != "given")
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are shown at once; the others on request."""
+        longest = max((len(cell.text or "") for row in self.rows for cell in row), default=0)
+        return AT_ONCE if longest > LONG_TEXT else len(self.rows)
+
+
+def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[Gallery]:
+    """The galleries that evaluation left; each sheet goes to the page's folder of pictures."""
+    return [_gallery(run, entry, pictures) for entry in evaluation.get("galleries", [])]
+
+
+def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery:
+    target, given = entry["target"], tuple(entry["given"])
+    gallery = Gallery(given=given, target=target, keys=[row["key"] for row in entry["rows"]])
+    images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
+    if entry["picture"]:
+        sheet = run / "evaluation" / entry["picture"]
+        uri = pictures.add(f"made-{'-'.join(given)}-to-{target}", sheet.read_bytes())
+        cut = cells_of(sheet)
+        if cut is None:
+            gallery.sheet = uri
+        else:
+            images = cut
+    columns = _columns(given, target, len(entry["columns"]))
+    for row, drawn in zip(entry["rows"], images, strict=True):
+        cells = [
+            Cell(role=role, modality=name, label=label, image=image, text=text)
+            for (role, name, label), image, text in zip(columns, drawn, row["cells"], strict=True)
+        ]
+        gallery.rows.append([cell for cell in cells if cell.image or cell.text is not None])
+    return gallery
+
+
+def _columns(given: Sequence[str], target: str, count: int) -> list[tuple[Literal["given", "made", "truth"], str, str]]:
+    """What stands in each of a gallery's columns: the given modalities, then draws, then the truth."""
+    draws = count - len(given) - 1
+    columns: list[tuple[Literal["given", "made", "truth"], str, str]] = []
+    columns += [("given", name, f"given: {name}" if len(given) > 1 else "given") for name in given]
+    columns += [("made", target, f"made {number + 1}" if draws > 1 else "made") for number in range(draws)]
+    return [*columns, ("truth", target, "truth")]
+
+
+def overview(galleries: Sequence[Gallery], gaps: Mapping[tuple[str, str], float | None]) -> dict[str, Any] | None:
+    """One sample with all that was made of one set of given modalities: the set with most galleries, its first sample.
+
+    None where no sample is in two galleries.
+    """
+    sets: dict[tuple[tuple[str, ...], str], list[tuple[Gallery, list[Cell]]]] = {}
+    for gallery in galleries:
+        for key, row in zip(gallery.keys, gallery.rows, strict=True):
+            if gallery.sheet is None:
+                sets.setdefault((gallery.given, key), []).append((gallery, row))
+    chosen = max(sets.items(), key=lambda item: len(item[1]), default=None)
+    if chosen is None or len(chosen[1]) < 2:
+        return None
+    (given, key), members = chosen
+
+    def rank(member: tuple[Gallery, list[Cell]]) -> tuple[bool, float]:
+        gap = gaps.get((" + ".join(given), member[0].target))
+        return member[1][-1].text is not None, -(gap if gap is not None else -np.inf)
+
+    cards = []
+    for gallery, row in sorted(members, key=rank):
+        made = next(cell for cell in row if cell.role == "made")
+        gap = gaps.get((" + ".join(given), gallery.target))
+        cells = [replace(made, label="made"), row[-1]]
+        cards.append({"name": gallery.target, "gap": gap, "cells": cells})
+    return {"key": key, "given": [cell for cell in members[0][1] if cell.role == "given"], "cards": cards}
+
+
+@dataclass(kw_only=True)
+class Reconstructions:
+    """What encoding and decoding leave of held-out values: pictures or texts, metrics, and codes in use."""
+
+    images: list[str] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    codes: list[dict[str, str]] = field(default_factory=list)
+    samples: int | None = None
+
+
+def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pictures) -> Reconstructions:
+    """What training or evaluation left in the checkpoint; computed from `data` where modalities share one.
+
+    Empty where there is neither.
+    """
+    if handle.spec.shared_vocabulary:
+        try:
+            return _computed(handle, ValueStore.of(data, zoo), pictures) if data else Reconstructions()
+        except ZooError:
+            return Reconstructions()
+    path = handle.checkpoint / "evaluation.json"
+    figures = read_json(path) if path.is_file() else {}
+    shown = sorted((handle.checkpoint / PICTURES).glob("*.png"))[:SHOWN]
+    codebook = figures.get("codebook") or {}
+    usage, perplexity = (codebook.get(key, figures.get(key)) for key in ("usage", "perplexity"))
+    codes = []
+    if usage is not None and perplexity is not None:
+        codes = [
+            {"name": "codes in use", "value": f"{100 * usage:.0f}", "unit": "%",
+             "meaning": f"of {handle.spec.vocab_size}, on held-out samples"},
+            {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
+             "meaning": "as varied as this many codes that are equally frequent"},
+        ]  # fmt: skip
+    return Reconstructions(
+        images=[pictures.add(f"tokenizer-{handle.name}-{i}", path.read_bytes()) for i, path in enumerate(shown)],
+        metrics=figures.get("metrics", {}), codes=codes, samples=figures.get("samples"),
+    )  # fmt: skip
+
+
+def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
+    """Encode and decode held-out values. Raises ZooError where they or the tokenizer are gone."""
+    from tokenizers_zoo.report_pictures import png_of
+
+    values = [store.read(handle, "test", key) for key in sorted(store.keys("test", handle.name))[:SCORED]]
+    tokens = handle.encode(values)
+    back = handle.decode(tokens)
+    used = np.unique(np.concatenate([np.asarray(row).ravel() for row in tokens])).size
+    result = Reconstructions(metrics=handle.score(back, values), samples=len(values))
+    result.codes = [{"name": "ids in use", "value": f"{used}", "unit": "", "meaning": f"of {handle.spec.vocab_size}"}]
+    for number, pair in enumerate(zip(values[:SHOWN], back[:SHOWN], strict=True)):
+        shown = handle.render(pair[0]), handle.render(pair[1])
+        picture = picture_rows([shown])
+        if picture is not None:
+            result.images.append(pictures.add(f"tokenizer-{handle.name}-{number}", png_of(picture)))
+        else:
+            result.texts.append((str(shown[0]), str(shown[1])))
+    return result

@@ -1,0 +1,135 @@
+"""What a training loop shows and logs, step by step: live progress, TensorBoard, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tokenizers_zoo.checkpoint import drop_lines_after
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TIMES = 25
+"""Columns that the time gone by, the time left, and the blanks between take."""
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+SECONDS_BETWEEN_LINES = 20.0
+"""How often progress is printed where there is no terminal that could show it live."""
+
+
+class StepLog:
+    """Progress of a run of `steps` that goes on after `done` of them, on stderr, and its scalars in `folder`.
+
+    A line of metrics.jsonl is `{"step": finished steps, name: number}`, with null for what is not finite, and holds
+    nothing that depends on the clock: a resumed run leaves the lines of an uninterrupted one. TensorBoard has the same
+    scalars and the speed.
+    """
+
+    def __init__(self, folder: Path, title: str, *, steps: int, done: int, samples_per_step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self.folder, self.title, self.steps, self.first, self.done = folder, title, steps, done, done
+        self.samples_per_step = samples_per_step
+        self.loss: float | None = None
+        self.note = ""
+        """What the last evaluation found, in a few words."""
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        room = self.console.width - len(title) - 2 * len(str(steps)) - TIMES
+        text, bar = TextColumn("{task.description}"), BarColumn(max(4, min(40, room)))
+        times = TimeElapsedColumn(), TextColumn("left"), Remaining()
+        self.progress = Progress(text, bar, MofNCompleteColumn(), *times)
+        self.bar = self.progress.add_task(title, total=steps, completed=done)
+        self.started = self.printed = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        from rich.live import Live
+        from torch.utils.tensorboard import SummaryWriter
+
+        drop_lines_after(self.folder / METRICS, self.first)
+        with contextlib.ExitStack() as stack:
+            self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
+            purged = self.first + 1 if self.first else None
+            writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purged)
+            self.board = stack.enter_context(contextlib.closing(writer))
+            if self.live:
+                stack.enter_context(Live(console=self.console, get_renderable=self._frame))
+            self.stack = stack.pop_all()
+        if self.first:
+            self.say(f"{self.title}: goes on after step {self.first}")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stack.close()
+        if kind is None and not self.live:
+            self.say(f"{self.title}: {', '.join(self._state())}, took {_clock(self.seconds)}")
+
+    @property
+    def seconds(self) -> float:
+        """Since the log was made."""
+        return time.perf_counter() - self.started
+
+    @property
+    def samples_per_second(self) -> float:
+        """Speed of the steps taken since the log was made, evaluations included."""
+        return (self.done - self.first) * self.samples_per_step / self.seconds
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line above the progress."""
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(self, done: int, loss: float) -> None:
+        """Show that `done` steps are finished."""
+        self.done, self.loss = done, loss
+        self.progress.update(self.bar, completed=done)
+        if not self.live and time.perf_counter() - self.printed >= SECONDS_BETWEEN_LINES:
+            self.printed = time.perf_counter()
+            left = self.seconds / (done - self.first) * (self.steps - done)
+            self.say(f"{self.title}: {', '.join(self._state())}, {_clock(left)} left")
+
+    def write(self, done: int, scalars: Mapping[str, float]) -> None:
+        """Log scalars to TensorBoard and as a line of metrics.jsonl."""
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, done)
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self.file.write(json.dumps({"step": done, **finite}) + "\n")
+
+    def write_speed(self) -> None:
+        """Log the speed, to TensorBoard alone."""
+        self.board.add_scalar("speed/samples_per_second", self.samples_per_second, self.done)
+
+    def flush(self) -> None:
+        """Hand what was logged so far to the system."""
+        self.file.flush()
+        self.board.flush()
+
+    def _state(self) -> list[str]:
+        """What there is to say of the loop now."""
+        parts = [f"step {self.done} of {self.steps}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        if self.note:
+            parts.append(self.note)
+        if self.done > self.first:
+            parts.append(f"{self.samples_per_second:.0f} samples/s")
+        return parts
+
+    def _frame(self) -> RenderableType:
+        """Two lines, so that both fit into 80 columns."""
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(self.progress, Text("  " + ", ".join(self._state()[1:]), no_wrap=True, overflow="ellipsis"))
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
