@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
 def main() -> None:
     """Run `zoo`; an error meant for the user is one line and exit code 1, its traceback only with --debug."""
     debug = "--debug" in sys.argv[1:]
+    if not debug:
+        threading.excepthook = _told_by_the_command
     try:
         zoo.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -103,6 +106,12 @@ def main() -> None:
         if debug:
             raise
         _stop(f"error: {' '.join(_in_words(error).split())}", 1)
+
+
+def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
+    """No traceback where a thread that writes meets a full disk: whoever waits for it raises the same error."""
+    if thread.exc_value is None or not disk_problem(thread.exc_value):
+        threading.__excepthook__(thread)
 
 
 def _in_words(error: BaseException) -> str:

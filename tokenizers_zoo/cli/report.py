@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, open_zoo
+from tokenizers_zoo.data.tar import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,5 +26,6 @@ def report_command(run: Path, out: Path | None) -> None:
     from tokenizers_zoo.report import registry_of, write_report
 
     root = click.get_current_context().find_root().obj or {}
-    page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
+    with disk_errors(out or run):
+        page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
     click.echo(f"report: {page.resolve().as_uri()}")
