@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, remove_folder
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.data.tar import disk_errors
@@ -77,9 +76,7 @@ def train(
 
     from backbone.config import ModelConfig, TrainConfig
     from backbone.config import preset as preset_config
-    from backbone.distributed import STATE
     from backbone.run import Run
-    from backbone.saving import CLASS
     from backbone.train import train as train_backbone
     from tokenizers_zoo.data.tokens import TokenStore
 
@@ -96,8 +93,6 @@ def train(
     for handle in handles:
         store.open("train", handle.name).check_codec(handle)
     run = Run(tokens=tokens, data=store.data, registry=zoo.path)
-    if (out / CONFIG).is_file():
-        check_weights(out, load_config(out, CLASS))  # a finished run is left alone, if it is still what was written
     with disk_errors(out):
         train_backbone(
             out,
@@ -108,7 +103,6 @@ def train(
             run=run,
             fingerprints={handle.name: handle.fingerprint for handle in handles},
         )
-    remove_folder(out / STATE)  # a kill after the model was written may have left it
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
 
 

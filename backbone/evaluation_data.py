@@ -58,7 +58,7 @@ class EvaluationData:
         """Raise DataError for the first of `names` that cannot be evaluated."""
         for name in names:
             if name not in self.handles:
-                raise DataError(f"evaluate {name}: {self.problems[name]}")
+                raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
 
     def keys(self, names: Sequence[str], count: int) -> list[str]:
         """Up to `count` test samples that have tokens and values of all `names`.

@@ -25,9 +25,9 @@ from backbone.model import FourM, Losses
 from backbone.optim import Optimizer, learning_rate
 from backbone.parts import Parts
 from backbone.run import Run
-from backbone.saving import load_model, save_state
+from backbone.saving import CLASS, load_model, save_state
 from backbone.training_log import NoLog, TrainingLog
-from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, write_json
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, read_json, remove_folder, write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
@@ -60,7 +60,8 @@ def train(
     and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
     same or other modalities (see `load_model`). Under torchrun the processes share the batch and the model. Raises
     ConfigError where the folder holds a run with other settings, DataError for tokens that do not fit, CheckpointError
-    for a start that does not, and DivergedError, with the last state kept, where the loss stops being finite.
+    for a start that does not and for a finished model that was altered since, and DivergedError, with the last state
+    kept, where the loss stops being finite.
     """
     keep_freed_memory()
     with distributed.ranks() as ranks:
@@ -74,6 +75,9 @@ def train(
             (run or Run(tokens=tokens)).save(folder)
         ranks.wait()
         if (folder / CONFIG).is_file():
+            check_weights(folder, load_config(folder, CLASS))
+            if ranks.first:
+                remove_folder(folder / distributed.STATE)  # a kill after the model was written may have left it
             return folder
         held_out = TokenData(tokens, HELD_OUT, specs) if HELD_OUT in TokenStore(tokens).splits() else None
         training = Training(folder, data, held_out, model, train_config, ranks)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 20
+"""Names that a message lists where none is close."""
+
 
 class ZooError(Exception):
     """Base of every error meant for the person who can fix it; its text is the whole message."""
@@ -22,7 +25,9 @@ class UnknownNameError(ZooError):
         """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names."""
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        offer = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
+        offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"
         return cls(f"unknown {kind} {name!r}; {offer}" + (f" {hint}" if hint else ""))
 
 

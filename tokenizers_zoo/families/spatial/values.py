@@ -22,6 +22,10 @@ Array = NDArray[Any]
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 CONSTANT_SAMPLES = 512
 """Values that a constant answer is computed from, evenly spread over those given."""
+QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
+"""Per pixel, for what is measured relative to the truth, the best constant is below the median."""
+SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+"""Shares of the pixels that are off in a constant answer: where few values are on at a pixel, a half is never."""
 
 
 class ImageValues:
@@ -124,16 +128,31 @@ class ImageValues:
 
     @hookimpl
     def constant_answer(self, values: Sequence[Array], settings: Settings) -> Array:
-        """The per-pixel median, or the most frequent class per pixel."""
+        """Of several maps that do not look at the input, the one that the main metric likes best for these values."""
         if not len(values):
             raise InvalidValueError(f"{settings.name}: a constant answer needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
         stack = np.stack([np.asarray(values[index]) for index in picked])
+        candidates = self._constant_maps(stack)
+        options, metric, truth = self.options(settings), self.metrics[0], list(stack)
+        marks = [self.measure([candidate] * len(truth), truth, options)[metric.name] for candidate in candidates]
+        return candidates[int(np.argmax(marks) if metric.higher_is_better else np.argmin(marks))]
+
+    def _constant_maps(self, stack: Array) -> list[Array]:
+        """What may be the best constant answer to values `(count, ...)`; the usual one first.
+
+        Per pixel the median, other quantiles and the mean; or the most frequent class; or, for what is on or off,
+        where it is on in half of the values, and in fewer, down to everywhere.
+        """
         if self.kind == "continuous":
-            return self.resized(np.median(stack, axis=0).astype(np.float32), Crop(), stack.shape[-2:])
+            maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
+            return [self.resized(found.astype(np.float32), Crop(), stack.shape[-2:]) for found in maps]
+        if self.kind == "binary":
+            share = stack.mean(axis=0)
+            return [(share >= least).astype(stack.dtype) for least in (0.5, *np.quantile(share, SHARES_ON))]
         ids = np.unique(stack)
         counts = np.stack([(stack == value).sum(axis=0) for value in ids])
-        return ids[counts.argmax(axis=0)].astype(stack.dtype)
+        return [ids[counts.argmax(axis=0)].astype(stack.dtype)]
 
 
 def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest: bool = False) -> Array:
