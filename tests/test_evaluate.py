@@ -23,13 +23,15 @@ from backbone.data import TokenData
 from backbone.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
 from backbone.evaluation_data import gap_closed
 from backbone.gallery import CELL, GAP, HEADER, TEXT, write_sheet
+from backbone.generation import TargetPlan, files
 from backbone.masking import Masker
 from backbone.model import FourM
+from backbone.run import Run
 from backbone.saving import save_model
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -434,3 +436,22 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
         assert sheet.crop((0, HEADER, TEXT, HEADER + CELL)).convert("L").getextrema()[0] < 128  # the text is drawn
     assert not write_sheet(tmp_path / "y.png", ["text"], [["hello"]])
     assert not (tmp_path / "y.png").exists()
+
+
+# --- generation to a folder
+
+
+def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BATCH", 4)  # cuts between the draws of a sample
+    run, plan = world.copy(tmp_path / "run"), [TargetPlan(name="dark", temperature=0)]
+    Run(tokens=world.tokens, data=world.data).save(run)
+    keys = [f"test-{number:03}" for number in (7, 2, 5)]
+    places = files.generate_to_folder(
+        run, world.zoo, given=["light"], plan=plan, out=tmp_path / "made", keys=keys, draws=3
+    )
+    assert places == sorted(tmp_path / "made" / key / str(draw) for key in keys for draw in range(3))
+    truth = TokenStore(world.tokens).open("test", "dark")
+    for place in places:
+        made = np.array(json.loads((place / "dark.tokens.json").read_text())["tokens"])
+        true = truth.take([truth.rows[place.parent.name]])[0]
+        assert (made == true).mean() >= 0.75, place

@@ -79,6 +79,18 @@ def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: py
             assert torch.equal(gradient, other), name
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_the_loss_may_be_scaled(model: FourM, batch: PackedBatch, together: bool) -> None:
+    _, plain = gradients(model, batch, 2)
+    model.zero_grad(set_to_none=True)
+    whole = model.target_counts(batch.targets)
+    with Parts(model, 2, together=together) as parts:
+        losses = parts.backward(batch, lambda part: model(part, "token", whole), scale=3)
+    torch.testing.assert_close(losses.loss, model(batch, "token").loss.detach())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, None if plain[name] is None else 3 * plain[name], msg=name)
+
+
 def test_an_error_in_a_thread_is_raised(model: FourM, batch: PackedBatch) -> None:
     def fail(part: PackedBatch) -> Losses:
         raise ValueError("from a part")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantizer_samples import DIM, some_latents, trained
 from safetensors.torch import load_file, save_file
 
 from tokenizers_zoo.config import from_mapping
@@ -18,7 +19,6 @@ from tokenizers_zoo.quantizers import FSQ_LEVELS, Quantizer, QuantizerConfig, bu
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 from tokenizers_zoo.quantizers.kinds import ADAPTERS
 
-DIM = 24
 CONFIGS = {
     "fsq": QuantizerConfig(kind="fsq", levels=(5, 4, 3)),
     "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),
@@ -34,19 +34,6 @@ CONFIGS = {
     "residual_fsq": QuantizerConfig(kind="residual_fsq", levels=(5, 4, 3), num_codebooks=3),
     "residual_simvq": QuantizerConfig(kind="residual_simvq", codebook_size=32, codebook_dim=8, num_codebooks=2),
 }
-
-
-def some_latents(seed: int = 0, batch: int = 4, n: int = 50) -> torch.Tensor:
-    return torch.randn(batch, n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def trained(config: QuantizerConfig) -> Quantizer:
-    """A quantizer that has met two batches in training."""
-    torch.manual_seed(0)
-    quantizer = build_quantizer(config, DIM)
-    for seed in (1, 2):
-        quantizer(some_latents(seed))
-    return quantizer
 
 
 @pytest.fixture(params=CONFIGS)

@@ -5,34 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 import vector_quantize_pytorch as vqp
+from quantizer_samples import DIM, some_latents, trained
 from torch.nn import functional
 
-from tokenizers_zoo.quantizers import Quantizer, QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
 from tokenizers_zoo.quantizers import adapter as adapter_module
 from tokenizers_zoo.quantizers.adapter import DIVERSITY
 from tokenizers_zoo.quantizers.binary import entropy_loss
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes
 from tokenizers_zoo.quantizers.composite import Residual, SideBySide
 
-DIM = 24
 CONFIGS = {
     "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),
     "vq_euclidean": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=DIM, distance="euclidean"),
     "simvq": QuantizerConfig(kind="simvq", codebook_size=64, codebook_dim=8),
 }
-
-
-def some_latents(seed: int = 0, batch: int = 4, n: int = 50) -> torch.Tensor:
-    return torch.randn(batch, n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def trained(config: QuantizerConfig) -> Quantizer:
-    """A quantizer that has met two batches in training."""
-    torch.manual_seed(0)
-    quantizer = build_quantizer(config, DIM)
-    for seed in (1, 2):
-        quantizer(some_latents(seed))
-    return quantizer
 
 
 def test_fsq_against_the_formula() -> None:
