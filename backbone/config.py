@@ -117,6 +117,9 @@ class TrainConfig:
     parts: int = 1
     """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
     cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """How weights move. adamw: all by AdamW, as 4M was trained; muon: the matrices of the blocks by Muon, which takes
+    fewer steps, and all else by AdamW."""
     learning_rate: float = 1e-3
     """Peak learning rate, after warm-up."""
     min_learning_rate: float = 0.0
@@ -124,7 +127,7 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.05
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moments."""
     gradient_clip: float = 1.0

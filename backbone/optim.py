@@ -1,4 +1,4 @@
-"""AdamW that spends nothing on rows that no token touched, its learning rate, and its state as named tensors."""
+"""The optimizer: no work on rows that no token touched, Muon or AdamW for matrices; its rate, its state by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from backbone.config import TrainConfig
 from backbone.model import FourM
+from backbone.muon import Muon, block_matrices
 from tokenizers_zoo.errors import CheckpointError
 
 EPSILON = 1e-8
@@ -70,8 +71,9 @@ class RowAdam:
 class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
 
-    Output rows of a vocabulary without targets have no gradient and are left as they are. `sparse` says whether the
-    token table's gradient is sparse too, which sharded parameters cannot have; the updates are the same.
+    With `config.optimizer` "muon", Muon moves the matrices of the blocks instead. Output rows of a vocabulary without
+    targets have no gradient and are left as they are. `sparse` says whether the token table's gradient is sparse too,
+    which sharded parameters cannot have; the updates are the same.
     """
 
     def __init__(self, model: FourM, config: TrainConfig, *, sparse: bool = True) -> None:
@@ -79,10 +81,12 @@ class Optimizer:
         self.parameters = dict(model.named_parameters())
         model.token_embedding.sparse = sparse
         self.rows = RowAdam(model.token_embedding.weight, config.betas)
-        dense = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE}
+        matrices = block_matrices([*model.encoder, *model.decoder]) if config.optimizer == "muon" else {}
+        self.muon = Muon(matrices, config.weight_decay)
+        others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         groups = [
-            {"params": [p for name, p in dense.items() if decays(name, p)], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in dense.items() if not decays(name, p)], "weight_decay": 0.0},
+            {"params": [p for name, p in others.items() if decays(name, p)], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in others.items() if not decays(name, p)], "weight_decay": 0.0},
         ]
         self.dense = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=EPSILON, fused=True)
 
@@ -102,11 +106,12 @@ class Optimizer:
         for group in self.dense.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
+            self.muon.step(rate)
             self.dense.step()
             if table.grad is not None:
                 self.rows.step(table.grad, rate)
-        self.dense.zero_grad(set_to_none=True)
-        table.grad = None
+        for parameter in self.parameters.values():
+            parameter.grad = None
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -114,7 +119,9 @@ class Optimizer:
         rows = self.rows
         tensors = dict(zip(names_of(TOKEN_TABLE), (rows.first, rows.second, rows.ticks), strict=True))
         for name, parameter in self.parameters.items():
-            if state := self.dense.state.get(parameter):
+            if parameter in self.muon.momentum:
+                tensors[names_of(name)[0]] = self.muon.momentum[parameter]
+            elif state := self.dense.state.get(parameter):
                 values = state["exp_avg"], state["exp_avg_sq"], state["step"]
                 tensors |= zip(names_of(name), values, strict=True)
         return tensors
@@ -137,6 +144,8 @@ class Optimizer:
         """Go on from what `state` gave."""
         for name, parameter in self.parameters.items():
             first, second, ticks = (tensors.get(part) for part in names_of(name))
+            if first is not None and parameter in self.muon.momentum:
+                self.muon.momentum[parameter] = first
             if first is None or second is None or ticks is None:
                 continue
             if name == TOKEN_TABLE:
@@ -146,7 +155,7 @@ class Optimizer:
 
 
 def names_of(parameter: str) -> tuple[str, str, str]:
-    """Under which names a parameter's moments and steps are kept."""
+    """Under which names a parameter's moments and steps are kept; Muon has the first moment alone."""
     return f"{parameter}.first", f"{parameter}.second", f"{parameter}.ticks"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from backbone_samples import SMALL, TRAINING, all_layouts
@@ -13,7 +15,7 @@ from backbone import distributed
 from backbone.train import train
 
 
-def main(folder: str, tokens: str, stop_after: str) -> None:
+def main(folder: str, tokens: str, stop_after: str, optimizer: Literal["adamw", "muon"]) -> None:
     """Train; where the state after `stop_after` steps is written, end at once."""
     torch.set_num_threads(1)
     save = distributed.TrainingState.save
@@ -24,8 +26,9 @@ def main(folder: str, tokens: str, stop_after: str) -> None:
             os._exit(0)
 
     distributed.TrainingState.save = save_and_die  # type: ignore[method-assign]
-    train(Path(folder), Path(tokens), all_layouts(), SMALL, TRAINING)
+    config = dataclasses.replace(TRAINING, optimizer=optimizer)
+    train(Path(folder), Path(tokens), all_layouts(), SMALL, config)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

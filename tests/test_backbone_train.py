@@ -219,14 +219,18 @@ def test_freed_memory_is_kept_where_the_library_can() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
-    finished: Path, store: Path, tmp_path: Path
+    store: Path, tmp_path: Path, optimizer: Any
 ) -> None:
+    config = dataclasses.replace(TRAINING, optimizer=optimizer)
+    finished = train(tmp_path / "whole", store, all_layouts(), SMALL, config)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
     def work(launcher: list[str], folder: str, stop_after: int) -> None:
-        command = [*launcher, str(HERE / "backbone_worker.py"), str(tmp_path / folder), str(store), str(stop_after)]
+        arguments = [str(tmp_path / folder), str(store), str(stop_after), optimizer]
+        command = [*launcher, str(HERE / "backbone_worker.py"), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 

@@ -274,6 +274,15 @@ def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
     assert (world.folder / "tokens/train/depth/part-00000.arrow").exists()
 
 
+def test_a_setting_for_all_goes_to_those_that_have_it(world: World) -> None:
+    train = "tokenizer train --all --data data --set"
+    world(f"{train} stepz=3").refused("[modalities.", "tokenizer] stepz: unknown key", "did you mean steps?")
+    done = world(f"{train} steps=6")
+    assert done.code == 0 and "depth: tokenizer in" in done.printed
+    assert "caption: its tokenizer table has no steps" in done.complaint
+    world(f"{train} steps=7").refused("tokenizers/depth: holds a tokenizer trained otherwise", "steps was 6, is 7")
+
+
 # ---------------------------------------------------------------- tokens of another codec
 
 

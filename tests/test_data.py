@@ -226,9 +226,10 @@ def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_r
         return np.full(1000, ord(key), np.float32)
 
     values = LazyValues(list("abcd"), read, cache_bytes=9000)
-    dropped: dict[str, str] = {}
-    sound = values.readable(dropped.__setitem__)
-    assert dropped == {"c": "broken"}
+    with pytest.raises(InvalidValueError, match="broken"):
+        list(values)
+    assert values[3][0] == 100
+    sound = values.without({"c"})
     assert reads == list("abcd")
     assert [value[0] for value in sound] == [97, 98, 100]
     assert sound[-1][0] == 100 and [value[0] for value in sound[1:]] == [98, 100]

@@ -24,7 +24,7 @@ ORDER = {
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
-        "optim", "distributed", "run", "training_log", "parts", "train", "generation", "retrieval", "transfer",
+        "muon", "optim", "distributed", "run", "training_log", "parts", "train", "generation", "retrieval", "transfer",
         "gallery", "evaluation_data", "evaluate", "interop", "cli",
     ),
 }  # fmt: skip

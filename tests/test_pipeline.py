@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tokenizers_zoo.pipeline import make as make_module
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenizers import training_samples
 
 
 @pytest.fixture
@@ -113,6 +115,7 @@ sys.path[:0] = {[p for p in sys.path if str(tmp_path) in p]!r}
 from pathlib import Path
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenizers import training_samples
 if __name__ == "__main__":
     zoo = Zoo.from_tables({zoo.tables!r}, Path({str(zoo.path)!r}))
     out = Path({str(tmp_path / "two")!r})
@@ -340,6 +343,7 @@ sys.path[:0] = {[p for p in sys.path if str(tmp_path) in p]!r}
 from pathlib import Path
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenizers import training_samples
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.info import describe_data
 zoo = Zoo.from_tables({zoo.tables!r}, Path({str(zoo.path)!r}))
@@ -351,3 +355,32 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
     assert read_entry(tmp_path / "d", "train", "dark") is not None
     assert make_module.SHARD_SIZE == 500
+
+
+# ---------------------------------------------------------------------- what cannot be read
+
+
+def test_values_are_read_once_for_all_commands_until_they_or_the_settings_change(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, out = toy(), tmp_path / "data"
+    make_toy(zoo, out)
+    shard = out / "train/field/shard-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:600] + b"x" * 200 + shard.read_bytes()[800:])  # inside a value
+    reads = []
+    read = ValueStore.read
+    monkeypatch.setattr(ValueStore, "read", lambda self, *where: (reads.append(where[1:]), read(self, *where))[1])
+
+    def dropped(zoo: Zoo) -> tuple[int, Any]:
+        reads.clear()
+        samples = training_samples(zoo, zoo["field"], ValueStore.of(out, zoo))
+        return len(reads), samples.provenance["dropped"]
+
+    first = dropped(zoo)
+    assert first[0] == 23 + 5 and first[1] == {"train": 1}
+    assert dropped(zoo) == (0, {"train": 1})
+    os.utime(shard, ns=(1, 1))
+    assert dropped(zoo) == (23, {"train": 1}) and dropped(zoo)[0] == 0
+    (out / ".audit/train-field.json").write_text("[]")
+    assert dropped(zoo) == (23, {"train": 1})
+    assert dropped(toy({"modalities": {"field": {"levels": 3}}}))[0] == 28

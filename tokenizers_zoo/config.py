@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, UnknownKeyError
 
 T = TypeVar("T")
 
@@ -68,13 +68,13 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
-    """Raise ConfigError for the first key of `given` that is not `known`, with the close ones."""
+    """Raise UnknownKeyError for the first key of `given` that is not `known`, with the close ones."""
     names = sorted(known)
     for key in given:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
             offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
-            raise ConfigError(f"{origin.at(key)}: unknown key; {offer}")
+            raise UnknownKeyError(f"{origin.at(key)}: unknown key; {offer}")
 
 
 def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:

@@ -17,6 +17,10 @@ class ConfigError(ZooError):
     """A setting is unknown, of the wrong type or out of range; names file, line and key where known."""
 
 
+class UnknownKeyError(ConfigError):
+    """A key of a table that nothing reads."""
+
+
 class UnknownNameError(ZooError):
     """A name that nothing answers to; the message offers close names."""
 

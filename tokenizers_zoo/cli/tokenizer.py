@@ -28,7 +28,7 @@ def tokenizer() -> None:
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
-@settings_option("A key of the modality's tokenizer table, such as quantizer=vq.")
+@settings_option("A key of the tokenizer table, such as quantizer=vq; with --all, for those that have it.")
 def train(
     names: tuple[str, ...],
     everything: bool,
@@ -50,7 +50,7 @@ def train(
       zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
       zoo tokenizer train --all --data data/scenes
     """
-    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, trainable
+    from tokenizers_zoo.pipeline.tokenizers import overrides_of_each, train_tokenizer, trainable
 
     zoo = open_zoo()
     if bool(names) == everything:
@@ -62,8 +62,11 @@ def train(
     if out is not None and len(chosen) > 1:
         raise ConfigError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
-    for name in chosen:
-        folder = train_tokenizer(zoo, name, data_dir, out=out, seed=seed, overrides=overrides, overwrite=overwrite)
+    by_name = overrides_of_each(zoo, chosen, overrides) if everything else dict.fromkeys(chosen, overrides)
+    for name, own in by_name.items():
+        if without := ", ".join(key for key in overrides if key not in own):
+            click.echo(f"{name}: its tokenizer table has no {without}; trained with its settings", err=True)
+        folder = train_tokenizer(zoo, name, data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
         click.echo(f"{name}: tokenizer in {folder}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_shard
-from tokenizers_zoo.errors import DataError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop
 
 if TYPE_CHECKING:
@@ -186,16 +186,9 @@ class LazyValues(Sequence[Any]):
             self._kept[index] = value
         return value
 
-    def readable(self, on_drop: Callable[[str, str], None]) -> LazyValues:
-        """These values without those that cannot be read, each reported to `on_drop(key, reason)`; reads all once."""
-        sound = []
-        for position, key in enumerate(self.keys):
-            try:
-                self[position]
-            except ZooError as error:
-                on_drop(key, str(error))
-            else:
-                sound.append(position)
-        kept = LazyValues([self.keys[position] for position in sound], self._read, self._room)
-        kept._kept = {new: self._kept[old] for new, old in enumerate(sound) if old in self._kept}
-        return kept
+    def without(self, keys: Container[str]) -> LazyValues:
+        """These values without those of `keys`, with what is in memory of them."""
+        kept = [position for position, key in enumerate(self.keys) if key not in keys]
+        values = LazyValues([self.keys[position] for position in kept], self._read, self._room)
+        values._kept = {new: self._kept[old] for new, old in enumerate(kept) if old in self._kept}
+        return values

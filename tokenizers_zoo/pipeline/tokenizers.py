@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import remove_folder, write_json
+from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import DataError, UnknownKeyError, ZooError
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.values import has_fixed_length
 
@@ -63,6 +64,27 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
     return names
 
 
+def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By modality, those of `overrides` that its tokenizer table has a key for.
+
+    Raises UnknownKeyError for a key that no table has, ConfigError for a value that one of them rejects.
+    """
+    taken: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in overrides.items():
+        unknown = []
+        for name in names:
+            try:
+                zoo[name].check_overrides({key: value})
+            except UnknownKeyError as error:
+                unknown.append(error)
+            else:
+                taken[name][key] = value
+        if len(unknown) == len(names):
+            closest = next((error for error in unknown if "did you mean" in str(error)), unknown[0])
+            raise closest
+    return taken
+
+
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> TrainingSamples:
     """The values of a modality, those that cannot be read left out; and the text of all that share its vocabulary."""
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
@@ -86,14 +108,12 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> Tra
 def _readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[Sequence[Any], dict[str, str]]:
     """The values of a split that can be read, sorted by key, and the others by key with reasons."""
     keys = sorted(store.keys(split, handle.name)) if split == TRAIN or split in store.splits() else []
-    dropped: dict[str, str] = {}
-    with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
-
-        def read(key: str) -> Any:
-            advance(1)
-            return store.read(handle, split, key)
-
-        values = LazyValues(keys, read).readable(dropped.__setitem__)
+    values = LazyValues(keys, lambda key: store.read(handle, split, key))
+    dropped = remembered(store, handle, split) if keys else {}
+    if dropped is None:
+        with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
+            dropped = audit(store, handle, split, values, lambda: advance(1))
+    values = values.without(dropped)
     if keys and not len(values):
         key, reason = next(iter(dropped.items()))
         raise DataError(f"{store.root / split / handle.name}: none of {len(keys)} values can be read; {key}: {reason}")

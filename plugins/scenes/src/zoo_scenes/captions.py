@@ -1,10 +1,11 @@
-"""A small grammar that says in English what a picture shows: the room, the things with counts and colours, relations.
+"""A small grammar that says in English what a picture shows: room, things with counts, colours and places, relations.
 
 Only what covers enough of the picture is named. Left and right are the viewer's.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -16,17 +17,18 @@ _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
 def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
-    """One to four sentences about what is seen; `shares` are the classes' shares of the picture."""
+    """One to five sentences about what is seen; `shares` are the classes' shares of the picture."""
     seen = [item for item in seen if item.clear]
     speaker = _Speaker(rng, scene, seen)
     room = speaker.room(shares)
+    view = [speaker.view()] if rng.random() < 0.5 else []
     if not seen:
-        return f"An empty room{room}."
+        return " ".join([f"An empty room{room}.", *view])
     relations = speaker.relations()
     shape = rng.random()
     if shape < 0.2 and relations:
         more = [f"The room has{room.removeprefix(' with')}."] if room else []
-        return " ".join([relations[0], *rng.choice((more, relations[1:]))])
+        return " ".join([relations[0], *rng.choice((more, relations[1:])), *view])
     speaker.mentioned.clear()
     listed = speaker.listing(rng.choice((2, 3, 4)))
     if shape < 0.5:
@@ -40,7 +42,7 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     are = "are" if speaker.plural_first else "is"
     text = opener.format(room=room, things=listed, Things=_capital(listed), are=are, has=has)
     more = speaker.relations()[: rng.choice((0, 1, 1, 2))]
-    return " ".join([text, *more])
+    return " ".join([text, *more, *view])
 
 
 class _Speaker:
@@ -67,14 +69,24 @@ class _Speaker:
             words.append(article(f"{self.scene.floor_kind} floor"))
         return f" with {' and '.join(words)}" if words else ""
 
+    def view(self) -> str:
+        """Where the camera looks."""
+        pitch = math.degrees(self.scene.camera.pitch)
+        where = "straight ahead" if pitch > -7 else "slightly down" if pitch > -15 else "down"
+        return f"The camera looks {where}."
+
     def listing(self, most: int) -> str:
-        """Up to `most` groups of things, the larger ones likelier, with counts."""
+        """Up to `most` groups of things, the larger ones likelier, with counts; places of some that are alone."""
         groups = [words for words in self.groups if words != "books"] or list(self.groups)
         chosen = groups[:most]
         if self.rng.random() < 0.4:
             chosen = sorted(self.rng.sample(groups, min(most, len(groups))), key=groups.index)
         self.mentioned.update(chosen)
-        parts = [counted(words, len(self.groups[words])) for words in chosen]
+        parts = []
+        for words in chosen:
+            group = self.groups[words]
+            where = f" {place(group[0])}" if len(group) == 1 and self.rng.random() < 0.6 else ""
+            parts.append(f"{counted(words, len(group))}{where}")
         first = self.groups[chosen[0]]
         self.plural_first = len(first) > 1 or first[0].thing.label == "books"
         return joined(parts)
@@ -136,6 +148,14 @@ class _Speaker:
                     if pattern:
                         found.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
         return found
+
+
+def place(item: Seen) -> str:
+    """Where a thing is for the viewer, such as "on the left" or "in the middle at the back"."""
+    left, _, right, _ = item.box
+    middle = (left + right) / 2
+    side = "on the left" if middle < 0.38 else "on the right" if middle > 0.62 else "in the middle"
+    return f"{side} at the back" if item.depth > 4 else f"{side} close by" if item.depth < 2 else side
 
 
 def relation(item: Seen, other: Seen) -> str:

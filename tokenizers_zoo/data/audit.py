@@ -1,0 +1,64 @@
+"""Which stored values cannot be read, remembered in the data's folder until shards or settings change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers_zoo.checkpoint import read_json, write_json
+from tokenizers_zoo.data.provenance import value_identity
+from tokenizers_zoo.errors import CheckpointError, ZooError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.data.shards import LazyValues, ValueStore
+    from tokenizers_zoo.registry import ModalityHandle
+
+FOLDER = ".audit"
+
+
+def remembered(store: ValueStore, handle: ModalityHandle, split: str) -> dict[str, str] | None:
+    """The keys of a split that cannot be read, with reasons, as `audit` found them; None where that is not known.
+
+    What it found stands as long as the shards (names, sizes, times), the settings and the plugin's version do.
+    """
+    with contextlib.suppress(CheckpointError, KeyError, TypeError, AttributeError):
+        known = read_json(_path(store, handle, split))
+        if known["signature"] == _signature(store, handle, split):
+            return {str(key): str(reason) for key, reason in known["unreadable"].items()}
+    return None
+
+
+def audit(
+    store: ValueStore, handle: ModalityHandle, split: str, values: LazyValues, on_read: Callable[[], None]
+) -> dict[str, str]:
+    """Read all `values` of a split once, calling `on_read` after each; gives and keeps those that cannot be read.
+
+    Where the data's folder cannot be written, they are not kept.
+    """
+    found = {}
+    for position, key in enumerate(values.keys):
+        try:
+            values[position]
+        except ZooError as error:
+            found[key] = str(error)
+        on_read()
+    with contextlib.suppress(OSError):
+        write_json(_path(store, handle, split), {"signature": _signature(store, handle, split), "unreadable": found})
+    return found
+
+
+def _path(store: ValueStore, handle: ModalityHandle, split: str) -> Path:
+    return store.root / FOLDER / f"{split}-{handle.name}.json"
+
+
+def _signature(store: ValueStore, handle: ModalityHandle, split: str) -> str:
+    shards = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in store.index(split, handle.name).shards
+    ]
+    settings = {"own": handle.settings.own, "shared": handle.settings.shared}
+    parts = [shards, settings, value_identity(handle), handle.plugin_name, handle.distribution]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
