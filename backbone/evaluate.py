@@ -48,7 +48,7 @@ from backbone.generation import TargetPlan, generate
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
 from backbone.saving import CLASS, load_model
-from tokenizers_zoo.checkpoint import load_config, read_json, write_json
+from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
@@ -124,8 +124,7 @@ def evaluate(
     evaluation.describe()
     evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, card["train"]["masking"]))
     evaluation.measure_pairs(pairs)
-    written: dict[str, Any] = read_json(run / FOLDER / FILE)
-    return written
+    return read_table(run / FOLDER / FILE)
 
 
 def chosen_pairs(
@@ -177,8 +176,8 @@ class _Evaluation:
         self.folder, self.model, self.data, self.config = folder, model, data, config
         self.result: dict[str, Any] = {"identity": identity}
         if (folder / FILE).is_file():
-            earlier = read_json(folder / FILE)
-            if isinstance(earlier, dict) and earlier.get("identity") == identity:
+            earlier = read_table(folder / FILE, "identity", "pairs", "galleries")
+            if earlier["identity"] == identity:
                 self.result = earlier
         self.result.setdefault("pairs", [])
         self.result.setdefault("galleries", [])

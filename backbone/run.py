@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG, read_json, write_json
+from tokenizers_zoo.checkpoint import CONFIG, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError
 
@@ -34,7 +34,7 @@ class Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if not (folder / FILE).is_file():
             raise CheckpointError(f"{folder}: no run here ({FILE} was expected); train one with zoo backbone train")
-        return from_mapping(cls, {key: value for key, value in read_json(folder / FILE).items() if value is not None})
+        return from_mapping(cls, {key: value for key, value in read_table(folder / FILE).items() if value is not None})
 
     def values(self) -> Path:
         """The folder of values. Raises CheckpointError where the run does not say."""
@@ -47,5 +47,4 @@ def model_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run's model. Raises CheckpointError where it has none yet."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
-    config: dict[str, Any] = read_json(folder / CONFIG)
-    return config
+    return read_table(folder / CONFIG, "specs", "fingerprints", "weights_sha256")

@@ -27,7 +27,7 @@ from backbone.parts import Parts
 from backbone.run import Run
 from backbone.saving import CLASS, load_model, save_state
 from backbone.training_log import NoLog, TrainingLog
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, read_json, remove_folder, write_json
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, read_table, remove_folder, write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
@@ -128,7 +128,7 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Take a new folder, or one of the same run. Raises ConfigError where it holds another."""
     path = folder / IDENTITY
     if path.is_file():
-        stored = read_json(path)
+        stored = read_table(path)
         if problem := difference(stored, identity):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"

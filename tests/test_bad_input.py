@@ -260,6 +260,25 @@ def test_a_damaged_configuration_is_named(world: World, folder: str) -> None:
         world(words).refused(f"{folder}/config.json: cannot be read as JSON", "copy it again")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "commands"),
+    [
+        ("tokenizers/depth/run.json", "[]", ("tokenizer train depth --data data",)),
+        ("run/training_state.json", "[]", (ROAD["backbone"],)),
+        ("run/run.json", "[]", (ROAD["eval"], ROAD["generate"], ROAD["report"])),
+        ("run/config.json", '{"class": "FourM"}', (ROAD["report"],)),
+        ("run/evaluation/evaluation.json", "[]", (ROAD["eval"], ROAD["report"])),
+        ("run/metrics.jsonl", '{"step": 1}\n{"step" 2}\n', (ROAD["report"],)),
+    ],
+)
+def test_a_file_of_a_run_that_holds_something_else_is_named(
+    world: World, file: str, content: str, commands: tuple[str, ...]
+) -> None:
+    (world.folder / file).write_text(content)
+    for words in commands:
+        world(words).refused(file, "damaged line" if "jsonl" in file else "expected a table", "delete")
+
+
 def test_a_pinned_checkpoint_has_to_be_that_one(world: World) -> None:
     (world.folder / "registry.toml").write_text(f'{REGISTRY}sha256 = "{"0" * 64}"\n')
     world("tokenizer eval depth --data data").refused("registry.toml:12 [modalities.depth] sha256", "0" * 64)

@@ -85,10 +85,9 @@ def write_json(path: Path, data: Any) -> None:
 def drop_lines_after(path: Path, step: int) -> None:
     """Remove from a metrics.jsonl what a killed run logged after the state, at `step`, from which it goes on."""
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in read_lines(path) if line["step"] <= step]
         with replacing_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -101,6 +100,34 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: cannot be read as JSON: {error}; copy it again, or delete it and run what wrote it"
         ) from None
+
+
+def read_table(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that holds a table with these keys. Raises CheckpointError where it does not."""
+    table = read_json(path)
+    missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["any table"]
+    if missing:
+        wanted = f"a table with {', '.join(keys)}" if keys else "a table"
+        raise CheckpointError(f"{path}: expected {wanted}, lacks {missing[0]}; delete it and run what wrote it")
+    return table
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The finished lines of a .jsonl file, tables with a step, as a killed process may have left it; [] without one.
+
+    Raises CheckpointError for a line that is damaged.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.endswith("}"):
+            try:
+                found.append(json.loads(line))
+                _ = found[-1]["step"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path}:{number}: damaged line ({error}); delete the line or the file") from None
+    return found
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:

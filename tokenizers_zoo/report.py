@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG, read_json, replacing_file
+from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import layout_from_json
 from tokenizers_zoo.report_pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TEMPLATE = "report.html.j2"
-RUN = "run.json"
+RUN, EVALUATION = "run.json", "evaluation/evaluation.json"
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
 
@@ -35,7 +35,7 @@ def registry_of(run: Path) -> Path | None:
     """
     if not (run / RUN).is_file() or not (run / CONFIG).is_file():
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
-    path = read_json(run / RUN).get("registry")
+    path = read_table(run / RUN).get("registry")
     return Path(path) if path and Path(path).is_file() else None
 
 
@@ -62,10 +62,11 @@ def _environment() -> Any:
 def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     """All that the template shows."""
     pictures = Pictures(folder=page.parent / "pictures")
-    config, where = read_json(run / CONFIG), read_json(run / RUN)
+    config, where = read_table(run / CONFIG, "specs", "fingerprints"), read_table(run / RUN)
     names = [spec["name"] for spec in config["specs"]]
     handles = {name: zoo[name] for name in names if name in zoo}
-    evaluation = _read_if_there(run / "evaluation" / "evaluation.json") or {}
+    scores = run / EVALUATION
+    evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
     data = Path(where["data"]) if where.get("data") else None
     pairs = evaluation.get("pairs", [])
     gaps = {(" + ".join(pair["given"]), pair["target"]): pair["gap_closed"] for pair in pairs}
@@ -82,7 +83,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "gaps": gaps,
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
         "tokenizers": [_tokenizer(zoo, handle, data, pictures) for handle in handles.values()],
-        "curves": _curves(_read_lines(run / METRICS), names, pictures),
+        "curves": _curves(read_lines(run / METRICS), names, pictures),
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
         "data": _data(zoo, data),
         "plugins": [_plugin(name, handles.get(name), config) for name in names],
@@ -99,16 +100,6 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
 
 def _gap_closed(pair: Mapping[str, Any]) -> float:
     return float(pair["gap_closed"])
-
-
-def _read_if_there(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def _text(path: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import read_json
+from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.report_pictures import Pictures, cells_of
@@ -153,7 +153,7 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
         except ZooError:
             return Reconstructions()
     path = handle.checkpoint / "evaluation.json"
-    figures = read_json(path) if path.is_file() else {}
+    figures = read_table(path) if path.is_file() else {}
     shown = sorted((handle.checkpoint / PICTURES).glob("*.png"))[:SHOWN]
     codebook = figures.get("codebook") or {}
     usage, perplexity = (codebook.get(key, figures.get(key)) for key in ("usage", "perplexity"))

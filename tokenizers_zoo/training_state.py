@@ -14,7 +14,7 @@ from tokenizers_zoo.checkpoint import (
     WEIGHTS,
     check_weights,
     load_config,
-    read_json,
+    read_table,
     replacing_file,
     write_json,
 )
@@ -39,7 +39,7 @@ class TrainingRun:
         identity = json.loads(json.dumps(identity, allow_nan=False))
         advice = "give another --out, or --overwrite to train it anew"
         if (folder / RUN).is_file():
-            difference = _difference(read_json(folder / RUN), identity)
+            difference = _difference(read_table(folder / RUN), identity)
             if difference:
                 raise CheckpointError(f"{folder}: holds a tokenizer trained otherwise ({difference}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
