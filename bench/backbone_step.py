@@ -3,8 +3,8 @@
     python bench/backbone_step.py --presets nano tiny --threads 2 --json out.json
 
 Three questions, each answered by ratios within one run: does the cost depend on the number of modalities (7 and 42 at
-equal budgets); how much of the step is matrix products and attention; what does the optimizer cost with large tables,
-by rows as here, and as a dense AdamW. Times are the shortest of several runs taken in turns.
+equal budgets); how much of the step is matrix products and attention; what does the optimizer cost with large tables:
+AdamW by rows as here, Muon with it, and a dense AdamW. Times are the shortest of several runs taken in turns.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from backbone.model import FourM
 from backbone.optim import EPSILON, Optimizer
 from backbone.train import keep_freed_memory
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 class Case:
     """A model with its batch and optimizer."""
 
-    def __init__(self, name: str, count: int, budget: int, batch: int, vocab_size: int, *, dense: bool = False) -> None:
+    def __init__(self, name: str, count: int, budget: int, batch: int, vocab_size: int, how: str = "adamw") -> None:
         specs = modalities(count, vocab_size=vocab_size)
         self.model = FourM.seeded(preset(name), specs, 0)
         masking = MaskingConfig(input_budget=budget, target_budget=budget)
         self.batch = Masker(self.model.tables, masking)(samples(specs, batch), seed=0, step=0)
-        config = TrainConfig()
+        config = TrainConfig(optimizer="muon" if how == "muon" else "adamw")
         self.dense = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=config.betas, eps=EPSILON, fused=True
-        ) if dense else None  # fmt: skip
-        self.rows = None if dense else Optimizer(self.model, config)
+        ) if how == "dense" else None  # fmt: skip
+        self.rows = None if how == "dense" else Optimizer(self.model, config)
         self.updates: list[float] = []
 
     def gradients(self) -> None:
@@ -100,14 +100,14 @@ def by_modalities(name: str, budget: int, batch: int, counts: list[int], repeats
 def optimizers(name: str, budget: int, batch: int, count: int, sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     rows = []
     for size in sizes:
-        cases = [Case(name, count, budget, batch, size, dense=dense) for dense in (False, True)]
-        (_, step), (_, dense_step) = seconds([case.step for case in cases], repeats)
-        update, dense_update = (min(case.updates) for case in cases)
+        cases = [Case(name, count, budget, batch, size, how) for how in ("adamw", "muon", "dense")]
+        steps = [busy for _, busy in seconds([case.step for case in cases], repeats)]
+        shares = [min(case.updates) / step for case, step in zip(cases, steps, strict=True)]
         rows.append({
             "preset": name, "modalities": count, "ids each": size,
             "parameters M": sum(p.numel() for p in cases[0].model.parameters()) / 1e6,
-            "step, by rows": step, "step, dense": dense_step, "dense / by rows": dense_step / step,
-            "optimizer share, by rows": update / step, "optimizer share, dense": dense_update / dense_step,
+            "step s": steps[0], "muon / adamw": steps[1] / steps[0], "dense adamw / adamw": steps[2] / steps[0],
+            "optimizer's share": shares[0], "with muon": shares[1], "with dense adamw": shares[2],
         })  # fmt: skip
     return rows
 
