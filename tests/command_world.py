@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -114,13 +115,14 @@ class World:
         return self
 
     def files(self) -> Files:
-        """All files by their path in the folder."""
-        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        """All files by their path in the folder, but for what is only remembered of values that were read."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.parent.name != ".audit")
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in sorted(paths)}
 
     def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
         """Let the folder hold these files and no others; by default those at the road's end."""
         wanted = self.after["score"] if wanted is None else wanted
+        shutil.rmtree(self.folder / "data/.audit", ignore_errors=True)
         for name, data in self.files().items():
             if name not in wanted:
                 (self.folder / name).unlink()

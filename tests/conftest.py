@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tokenizers_zoo import Zoo
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # before torch is imported: as many test processes as cores, a thread each
 
 EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 

@@ -194,7 +194,7 @@ def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, plugin: B
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size?")),
+        ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size")),
         ("image_size = 16", "image_size = true", (":2 [zoo] image_size", "expected")),
         ("size = 1600", "siez = 1600", (":6 [vocabularies.text] siez: unknown key", "did you mean size?")),
         ("[vocabularies.text]", "[vocabularies.txet]", ("[vocabularies] txet", "did you mean text?")),
@@ -408,7 +408,7 @@ def test_shards_and_parts_that_are_none(world: World) -> None:
 
 
 def test_an_unforeseen_error_is_one_line_too_and_debug_shows_all(world: World) -> None:
-    (world.folder / "run/run.json").write_text("[]")
-    line = world("backbone eval run").refused("unexpected ", "--debug")
+    (world.folder / "run/evaluation/evaluation.json").write_text('{"pairs": 3, "galleries": []}')
+    line = world("report run").refused("unexpected ", "--debug")
     assert ".py:" in line
-    assert "Traceback" in world("--debug backbone eval run").complaint
+    assert "Traceback" in world("--debug report run").complaint

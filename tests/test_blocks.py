@@ -98,8 +98,8 @@ def test_conv_resolutions() -> None:
     assert scale_factors(16) == [4, 2, 2]
     assert scale_factors(14) == [2, 7]
     assert scale_factors(1) == [1]
-    found = [(stage.factor, stage.width, stage.depth) for stage in stages(BlockConfig(width=32, depth=3), 32)]
-    assert found == [(4, 32, 1), (2, 64, 1), (2, 128, 1), (2, 128, 3)]
+    found = stages(BlockConfig(width=32, depth=3), (32, 32))
+    assert found == [((4, 4), 32, 1), ((2, 2), 64, 1), ((2, 2), 128, 1), ((2, 2), 128, 3)]
     assert all(math.prod(scale_factors(patch)) == patch for patch in range(1, 65))
 
 
@@ -110,7 +110,7 @@ def test_a_residual_block_starts_as_the_identity() -> None:
 
 def test_positions_by_hand() -> None:
     """On the reference grid coordinates are whole numbers; dim 8: frequencies 1 and 1/100 per axis."""
-    positions = sincos_positions(REFERENCE_GRID, REFERENCE_GRID, 8)
+    positions = sincos_positions((REFERENCE_GRID, REFERENCE_GRID), 8)
     row, column = 3, 5
     expected = [math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]
     expected += [math.sin(5), math.sin(0.05), math.cos(5), math.cos(0.05)]
@@ -120,9 +120,9 @@ def test_positions_by_hand() -> None:
 
 def test_positions_cover_the_same_range_at_any_size() -> None:
     """A cell of a 1 x 1 grid is the centre of the picture, as are the middle cells of finer odd grids."""
-    centre = sincos_positions(1, 1, 16)[0]
+    centre = sincos_positions((1, 1), 16)[0]
     for cells in (3, 7, 15):
-        torch.testing.assert_close(sincos_positions(cells, cells, 16)[cells * cells // 2], centre)
+        torch.testing.assert_close(sincos_positions((cells, cells), 16)[cells * cells // 2], centre)
 
 
 def test_attention_against_the_formula() -> None:

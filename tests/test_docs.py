@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,6 +18,7 @@ from backbone.config import MaskingConfig, Mixture, ModelConfig
 from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluate import EvaluationConfig
 from backbone.generation import TargetPlan
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
@@ -25,7 +27,7 @@ from tokenizers_zoo.training import TrainConfig
 from tokenizers_zoo.vocabulary import VocabularyConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, QuantizerConfig,
     SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig, VocabularyConfig,
@@ -37,6 +39,65 @@ def test_generated_pages_are_fresh() -> None:
         [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    """A table in a table."""
+
+    depth: int = 2
+    """How deep."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Settings that others derive from."""
+
+    size: int | tuple[int, int] = 64
+    """Pixels: one number,
+    or two."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(Base):
+    """Settings of the example."""
+
+    mode: Literal["a", "b|c"] | None = None
+    """Which."""
+    levels: tuple[int, ...] = (8, 5)
+    """Levels of each."""
+    inner: Inner = Inner()
+
+
+def test_the_table_of_settings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import modality_pages
+
+    assert modality_pages.settings_table(Example()) == [
+        "| key | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+        "| `size` | int or list of 2 int | `64` | Pixels: one number, or two. |",
+        '| `mode` | "a" or "b\\|c" | - | Which. |',
+        "| `levels` | list of int | `[8, 5]` | Levels of each. |",
+        "| `inner` | table | its table | See below. |",
+    ]
+    assert list(modality_pages.nested(Example())) == [("inner", Inner())]
+    assert modality_pages.toml_lines({"a": 1, "t": {"b": "x", "c": [1, 2]}}) == ["a = 1", 't.b = "x"', "t.c = [1, 2]"]
+
+
+def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
+    """With its metrics and all of its settings, whatever its family."""
+    names = {
+        name for path in ROOT.glob("plugins/*/pyproject.toml")
+        for name in load_toml(path)["project"].get("entry-points", {}).get("tokenizers_zoo", {})
+    }  # fmt: skip
+    assert {path.stem for path in (ROOT / "docs" / "modalities").glob("*.md")} == names | {"README"}
+    for name in names:
+        text = (ROOT / "docs" / "modalities" / f"{name}.md").read_text(encoding="utf-8")
+        for part in [metric.name for metric in zoo[name].spec.metrics] + [
+            f"`{key}`" for key in zoo[name].known_settings()
+        ]:
+            assert f"| {part} |" in text, (name, part)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -90,7 +151,6 @@ def test_the_map_names_what_is_there() -> None:
 
 def test_the_settings_files_are_read_whole() -> None:
     from backbone.cli import read_tables
-    from tokenizers_zoo import Zoo
 
     for path in (ROOT / "registry.toml", ROOT / "configs" / "photos.toml", ROOT / "configs" / "long.toml"):
         assert Zoo.from_toml(path).problems() == {}, path

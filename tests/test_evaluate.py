@@ -31,7 +31,7 @@ from backbone.saving import save_model
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
+from tokenizers_zoo.data.tokens import TokenMetadata, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,

@@ -88,7 +88,7 @@ BROKEN = {
     "misspelt hook": ({"def score(": "def scores("}, r"there is no hook 'scores'; did you mean 'score'\?"),
     "unknown argument": (
         {"def encode(self, tokenizer, values)": "def encode(self, tokenizer, values, batch_size)"},
-        r"encode takes 'batch_size', which encode\(tokenizer, values\) does not give",
+        r"encode takes 'batch_size', which encode\(tokenizer, values, settings\) does not give",
     ),
     "default": (
         {"def render(self, value)": "def render(self, value=None)"},
@@ -196,6 +196,21 @@ def test_a_second_instance_of_one_plugin(install_example: Install) -> None:
     assert zoo["large"].spec.name == "large" and zoo["large"].plugin_name == "small"
     assert zoo["large"].spec.value.shape == (1, 32, 32) and zoo["small"].spec.value.shape == (1, 16, 16)
     assert zoo["large"].checkpoint == Path("runs/tokenizers/large")
+
+
+def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install, tmp_path: Path) -> None:
+    for name in ("small", "other", "off"):
+        install_example(name)
+    text = "[zoo]\nmodalities = ['small', 'large', 'off']\n[modalities.large]\nplugin = 'small'\n"
+    zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", f"{text}[modalities.off]\nenabled = false\n"))
+    assert zoo.names() == ["large", "small"] and "other" not in zoo and not zoo.problems()
+    with pytest.raises(UnknownNameError, match=r"'other' is disabled: .*registry.toml:2 \[zoo\] modalities lacks it"):
+        zoo["other"]
+    with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):
+        zoo["off"]
+    wrong = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
+    with pytest.raises(UnknownNameError, match=r"'smal'; did you mean small.* \(named in .*wrong.toml:2 \[zoo\]"):
+        Zoo.from_toml(wrong)
 
 
 def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_values_have_the_declared_types_and_ranges(made: list[tuple[str, Any]]) 
             ("depth", np.float32, (1, 64, 64)),
             ("normal", np.float32, (3, 64, 64)),
             ("semseg", np.int64, (64, 64)),
-            ("instances", np.int32, (64, 64)),
+            ("sam_instance", np.int32, (64, 64)),
         ):
             assert sample[name].dtype == kind and sample[name].shape == shape
         assert sample["rgb"].min() >= 0 and sample["rgb"].max() <= 1
@@ -84,7 +84,7 @@ def test_pictures_are_varied(made: list[tuple[str, Any]]) -> None:
 
 def test_boxes_are_those_of_the_largest_instances(made: list[tuple[str, Any]]) -> None:
     for _, sample in made:
-        instances, size = sample["instances"], 64
+        instances, size = sample["sam_instance"], 64
         counts = np.bincount(instances.reshape(-1))[1:]
         assert (np.diff(counts) <= 0).all() and counts.min() > 0
         enough = int((counts >= 0.003 * size * size).sum())
@@ -286,4 +286,4 @@ def test_settings_do_what_they_say() -> None:
         darker.append(flat["rgb"].mean() - shaded["rgb"].mean())
     assert min(darker) > 0 and np.mean(darker) > 0.005
     few, many = samples(count=4, min_visible=0.05)[1][1], samples(count=4, min_visible=0.0, max_boxes=64)[1][1]
-    assert len(few["boxes"]) < len(many["boxes"]) == many["instances"].max()
+    assert len(few["boxes"]) < len(many["boxes"]) == many["sam_instance"].max()

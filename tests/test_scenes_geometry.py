@@ -129,7 +129,7 @@ def test_normals_are_those_of_the_back_projected_depth_where_it_is_flat(made: li
             for dx in range(3):
                 shifted = np.s_[dy : size - 2 + dy, dx : size - 2 + dx]
                 flat &= np.abs(normal[:, *shifted] - middle).max(0) < 1e-6
-                for name in ("semseg", "instances"):
+                for name in ("semseg", "sam_instance"):
                     flat &= sample[name][shifted] == sample[name][1:-1, 1:-1]
         room = np.isin(sample["semseg"][1:-1, 1:-1], [CLASSES.index(name) for name in ("floor", "ceiling", "rug")])
         cosine = (cross * middle).sum(0)[flat & room]

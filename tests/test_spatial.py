@@ -11,47 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, settings, values
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, frequency_weights
 from tokenizers_zoo.families.spatial.values import crop_and_resize
 from tokenizers_zoo.modality import Crop
-
-canny = pytest.importorskip("zoo_images.canny")
-depth = pytest.importorskip("zoo_geometry.depth")
-normal = pytest.importorskip("zoo_geometry.normal")
-rgb = pytest.importorskip("zoo_images.rgb")
-semseg = pytest.importorskip("zoo_semantics.semseg")
-
-PLUGINS = {
-    "canny": canny.plugin,
-    "depth": depth.plugin,
-    "normal": normal.plugin,
-    "rgb": rgb.plugin,
-    "semseg": semseg.plugin,
-}
-TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1, "levels": [5, 3]}
-
-
-def settings(name: str, **own: Any) -> Settings:
-    return Settings(name, {"image_size": 16, "patch_size": 8, "tokenizer": TINY, **own})
-
-
-def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
-    """Blobs that look like the modality."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.random((count, 3, 3, 3)).astype(np.float32)
-    fields = [crop_and_resize(field, Crop(), (size, size)) for field in coarse]
-    made = {
-        "rgb": lambda f: f,
-        "depth": lambda f: 0.5 + 5 * f[:1],
-        "normal": lambda f: normal.unit(2 * f - 1),
-        "semseg": lambda f: (f[0] * 18.99).astype(np.int64),
-        "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
-    }[name]
-    return [made(field) for field in fields]
+from tokenizers_zoo.quantizers import CodebookUsage
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 
 
 def png(array: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
@@ -281,32 +249,6 @@ def test_a_constant_answer_is_no_blank_picture_where_that_is_worth_nothing() -> 
     assert blank == 0 and floor == pytest.approx(full) and full > 0.4
 
 
-# ---------------------------------------------------------------- losses
-
-
-def test_losses_by_hand() -> None:
-    outputs, target = torch.tensor([[[[3.0]], [[4.0]]]]), torch.tensor([[[[0.0]], [[2.0]]]])
-    for name, expected in (("l1", 2.5), ("l2", 6.5), ("smooth_l1", (2.5 + 1.5) / 2), ("cosine", 1 - 0.8)):
-        assert float(RECONSTRUCTION_LOSSES[name](outputs, target, None)) == pytest.approx(expected)
-    logits, ids = torch.tensor([[[[0.0, 0.0]], [[0.0, 2.0]]]]), torch.tensor([[[0, 1]]])
-    nats = [np.log(2), np.log(1 + np.exp(-2))]
-    weighted = (3 * nats[0] + nats[1]) / 4
-    assert float(RECONSTRUCTION_LOSSES["cross_entropy"](logits, ids, torch.tensor([3.0, 1.0]))) == pytest.approx(
-        weighted
-    )
-    edge = RECONSTRUCTION_LOSSES["bce"](torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([3.0]))
-    assert float(edge) == pytest.approx((1 + 3) / 2 * np.log(2))
-
-
-def test_rare_classes_weigh_more() -> None:
-    ids = torch.tensor([[0] * 9 + [1]])
-    weights = frequency_weights(ids, 2, 0.5)
-    assert float(weights[1] / weights[0]) == pytest.approx(3)
-    assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
-    assert torch.equal(frequency_weights(ids, 3, 0.0), torch.ones(3))
-    assert float(frequency_weights(torch.tensor([1.0, 0, 0, 0, 0]), 1, 0.5)) == pytest.approx(2)
-
-
 # ---------------------------------------------------------------- tokenizers
 
 
@@ -392,6 +334,9 @@ def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_pat
         ({"tokenizer": {"quantizer": "vqq"}}, "expected one of"),
         ({"tokenizer": {"levels": [2]}}, "levels: expected one or more numbers of at least 3"),
         ({"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq, residual_fsq only"),
+        ({"tokenizer": {"num_codebooks": 2}}, "num_codebooks: used by kind product_vq"),
+        ({"tokenizer": {"quantizer": "grouped_residual_vq", "groups": 3}}, "groups: expected at least 2 that divide"),
+        ({"preset": "5m"}, 'preset: expected "4m", or no such key; got'),
         ({"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
         ({"patch_size": 5}, "patch_size: 5 does not divide the image size 16 x 16"),
         ({"loss": "l1"}, "loss: unknown key"),
@@ -404,29 +349,37 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
-def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
-    samples = TrainingSamples(train=values("semseg", 2), test=values("semseg", 1))
-    with pytest.raises(ConfigError, match="l1 does not fit classes values; choose cross_entropy"):
-        semseg.plugin.train_tokenizer(settings("semseg", tokenizer={**TINY, "loss": "l1"}), samples, tmp_path, 0)
+SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
+QUANTIZERS: list[dict[str, Any]] = [
+    {"quantizer": kind, **({"levels": [5, 3]} if "levels" in fields else {"codebook_size": 16})}
+    | ({"num_codebooks": 2} if kind in SEVERAL else {})
+    for kind, fields in KIND_DEFAULTS.items()
+]
 
 
 @pytest.mark.parametrize(
     "table",
-    [
-        {"quantizer": "vq", "codebook_size": 16},
-        {"quantizer": "lfq", "codebook_size": 16},
-        {"quantizer": "simvq", "codebook_size": 16},
-        {"levels": [5, 3], "blocks": "vit", "width": 16, "depth": 1, "heads": 2},
-    ],
+    [*QUANTIZERS, {"levels": [5, 3], "blocks": "vit", "width": 16, "depth": 1, "heads": 2}],
+    ids=lambda table: table.get("quantizer", "vit"),
 )
 def test_all_quantizers_and_blocks_train_and_load(tmp_path: Path, table: dict[str, Any]) -> None:
     samples = TrainingSamples(train=values("rgb", 8), test=values("rgb", 2, seed=1))
-    chosen = settings("rgb", tokenizer={"steps": 2, "batch_size": 4, "eval_every": 2, "width": 16, **table})
+    small = {"steps": 2, "batch_size": 4, "eval_every": 2, "width": 16}
+    chosen = settings("rgb", tokenizer={**small, **({} if "blocks" in table else {"depth": 1}), **table})
+    spec = rgb.plugin.modality_spec(chosen)
+    several = table.get("quantizer") in SEVERAL
+    assert spec.layout.shape == ((2, 2, 2) if several else (2, 2)) and spec.num_codebooks == (2 if several else 1)
     folder = rgb.plugin.train_tokenizer(chosen, samples, tmp_path / "run", 0)
     tokenizer = rgb.plugin.load_tokenizer(folder, "cpu", chosen)
-    tokens = rgb.plugin.encode(tokenizer, torch.from_numpy(np.stack(values("rgb", 2))))
-    assert tokens.max() < rgb.plugin.modality_spec(chosen).vocab_size
-    assert rgb.plugin.decode(tokenizer, tokens).shape == (2, 3, 16, 16)
+    batch = torch.from_numpy(np.stack(values("rgb", 3)))
+    tokens = rgb.plugin.encode(tokenizer, batch)
+    assert tokens.shape == (3, *spec.layout.shape) and tokens.max() < spec.vocab_size
+    assert torch.equal(tokens, torch.cat([rgb.plugin.encode(tokenizer, value[None]) for value in batch]))
+    assert rgb.plugin.decode(tokenizer, tokens).shape == (3, 3, 16, 16)
+    codebook = json.loads((folder / "evaluation.json").read_text())["codebook"]
+    usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
+    usage.update(rgb.plugin.encode(tokenizer, torch.from_numpy(np.stack(samples.test))))
+    assert codebook["usage"] == pytest.approx(usage.usage)
 
 
 def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
@@ -439,7 +392,7 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     floor = depth.plugin.score([depth.plugin.constant_answer(flat, chosen)] * 24, flat, chosen)
     assert result["abs_rel"] < 0.5 * floor["abs_rel"]
 
-    from tokenizers_zoo.families.spatial.model import SpatialTask
+    from tokenizers_zoo.families.spatial.task import SpatialTask
     from tokenizers_zoo.training import train
 
     class Killed(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -43,16 +44,17 @@ class VectorTask:
 
     metrics = (Metric(name="mse", unit="", higher_is_better=False, meaning="mean squared error"),)
 
-    def __init__(self, quantizer: QuantizerConfig | None = None, poison: float = 0.0) -> None:
+    def __init__(self, quantizer: QuantizerConfig | None = None, poison: float = 0.0, noise: float = 0.01) -> None:
         self.quantizer = quantizer or QuantizerConfig(levels=(5, 3, 3))
         self.codebook_size = self.quantizer.codebook_size
-        self.poison = poison
+        self.poison, self.noise = poison, noise
         self.spec = ModalitySpec(
             name="vector",
             summary="six numbers",
             value=ValueSpec(shape=(DIM,)),
-            layout=VectorLayout(length=1),
+            layout=VectorLayout(length=self.quantizer.codes_per_position),
             vocab_size=self.codebook_size,
+            num_codebooks=self.quantizer.codes_per_position,
             metrics=self.metrics,
         )
 
@@ -60,10 +62,12 @@ class VectorTask:
         return {"class": "Autoencoder", "codebook_size": self.codebook_size}
 
     def build(self, train: Any, rng: np.random.Generator) -> nn.Module:
-        return Autoencoder(self.quantizer)
+        module = Autoencoder(self.quantizer)
+        module.drop.p = 0.1 if self.noise else 0.0
+        return module
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
-        noise = rng.normal(0, 0.01, (len(values), DIM)).astype(np.float32)
+        noise = rng.normal(0, self.noise, (len(values), DIM)).astype(np.float32)
         return torch.from_numpy(np.stack(values) + noise)
 
     def losses(self, module: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -281,6 +285,112 @@ def test_a_collapse_is_told_while_it_runs(tmp_path: Path, capsys: pytest.Capture
 def test_without_samples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no held-out samples"):
         train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
+
+
+# ---------------------------------------------------------------- stopping early
+
+
+class Noted(VectorTask):
+    """A task whose held-out metric is given, evaluation by evaluation; the last number is that of the final one."""
+
+    def __init__(self, marks: list[float]) -> None:
+        super().__init__()
+        self.marks = iter(marks)
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        return {"mse": next(self.marks)}
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_without_patience_all_steps_are_done(tmp_path: Path) -> None:
+    config = TrainConfig(steps=6, batch_size=8, eval_every=1)
+    result = result_of(train(Noted([1, 2, 3, 4, 5, 6, 7]), SAMPLES, config, tmp_path, 0))
+    assert result["steps"] == 6 and "kept_step" not in result
+
+
+def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluations 1, 2, 3 get better, 4 and 5 do not: step 5 is the last, the weights are those of step 3."""
+    marks = [5.0, 4.0, 3.0, 3.0, math.nan, 1.0, 0.5]
+    config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=2)
+    folder = train(Noted(marks), SAMPLES, config, tmp_path / "run", 0)
+    result = result_of(folder)
+    assert (result["steps"], result["kept_step"], result["metrics"]["mse"]) == (5, 3, 1.0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "vector: stops after step 5 of 9: no better mse in 2 evaluations; keeps step 3" in told
+    assert "after 5 steps" in (folder / "README.md").read_text() and "of step 3" in (folder / "README.md").read_text()
+    whole = Noted([9.0] * 10)
+    original = whole.reconstruct
+
+    def spy(module: nn.Module, values: list[Any]) -> Any:
+        seen.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        return original(module, values)
+
+    seen: list[dict[str, torch.Tensor]] = []
+    whole.reconstruct = spy  # type: ignore[method-assign]
+    train(whole, SAMPLES, TrainConfig(steps=9, batch_size=8, eval_every=1), tmp_path / "whole", 0)
+    assert same(weights(folder), seen[2])
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_killed_run_remembers_how_long_it_waited(tmp_path: Path, step: int) -> None:
+    """Killed between evaluations, and after the one that ends the run."""
+    marks = [5.0, 4.0, 4.5, 4.6, 4.7, 1.0]
+    config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=3)
+    whole = train(Noted(marks), SAMPLES, config, tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train(Noted(marks), SAMPLES, config, tmp_path / "killed", 0, on_step=killed_at(step))
+    again = train(Noted(marks[step:]), SAMPLES, config, tmp_path / "killed", 0)
+    for found in (result_of(whole), result_of(again)):
+        assert (found["steps"], found["kept_step"]) == (5, 2)
+    assert same(weights(again), weights(whole))
+    assert (again / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_patience_needs_a_metric(tmp_path: Path) -> None:
+    task = VectorTask()
+    task.spec = dataclasses.replace(task.spec, metrics=())
+    with pytest.raises(ConfigError, match="vector: patience watches the main metric, and its spec has none"):
+        train(task, SAMPLES, TrainConfig(patience=1), tmp_path, 0)
+    with pytest.raises(ConfigError, match="patience must be at least 1"):
+        from_mapping(TrainConfig, {"patience": 0})
+
+
+# ---------------------------------------------------------------- batches, codebooks, settings
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    shared = {"steps": 3, "eval_every": 3, "learning_rate": 0.01, "warmup_steps": 0}
+    whole = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=12), tmp_path / "whole", 0)
+    parts = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=4, accumulate=3), tmp_path / "p", 0)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_codebook_that_dies_in_training_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training values are all the same, held-out ones are not: only a look at the training batches can tell."""
+    quantizer = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=4, kmeans_iterations=0, revive_below=0.0)
+    samples = TrainingSamples(train=[np.ones(DIM, np.float32)] * 4, test=vectors(40, 2))
+    config = TrainConfig(steps=110, batch_size=8, eval_every=110, learning_rate=1e-9)
+    train(VectorTask(quantizer, noise=0), samples, config, tmp_path, 0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("step 50: the codebook of quantizer collapses") == 1 and "step 100: the codebook" not in told
+
+
+def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
+    quantizer = QuantizerConfig(kind="residual_fsq", levels=(5, 3), num_codebooks=3)
+    folder = train(VectorTask(quantizer), SAMPLES, dataclasses.replace(CONFIG, steps=2), tmp_path, 0)
+    module = Autoencoder(quantizer)
+    module.load_state_dict(weights(folder))
+    with torch.inference_mode():
+        _, tokens = VectorTask(quantizer).reconstruct(module.eval(), SAMPLES.test)  # type: ignore[arg-type]
+    assert tokens.shape == (20, 1, 3)
+    expected = np.mean([len(tokens[..., column].unique()) / 15 for column in range(3)])
+    codebook = result_of(folder)["codebook"]
+    assert codebook["usage"] == pytest.approx(expected)
+    assert codebook["reachable"] == pytest.approx(1 - math.exp(-20 / 15))
 
 
 def test_config_is_checked() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_plugins import snapshot
 
 from tokenizers_zoo.checkpoint import read_json, write_json
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.vocabulary import (
     END,
@@ -85,6 +86,45 @@ def test_awkward_text_round_trips(text: str) -> None:
     assert VOCABULARY.decode_text(VOCABULARY.encode_text(text)) == text
 
 
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Größenwahn, Übermut und Äpfel – «ça va»?",
+    "Съешь же ещё этих мягких булок",
+    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
+    "أَبْجَدِيَّة عَرَبِيَّة كاملة",
+    "דג סקרן שט בים מאוכזב",
+    "ऋषियों को सताने वाले दुष्ट राक्षसों",
+    "ভাষা ও সাহিত্য",
+    "தமிழ் எழுத்துக்கள்",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "色は匂へど 散りぬるを",
+    "한글은 소리글자이다",
+    "天地玄黃,宇宙洪荒。",
+    "ქართული დამწერლობა",
+    "Հայոց գրերը",
+    "የአማርኛ ፊደል",
+    "ខ្មែរ និង មនុស្ស",
+    "Tiếng Việt có dấu thanh",
+    "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ",
+    "𐌰𐌱𐌲 𓀀𓁐 𝔘𝔫𝔦",
+    "e\u0301 и\u0306 \u200d\u2066x\u2069",
+]
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_every_script_round_trips_and_is_cut_exactly(text: str) -> None:
+    learned = TextVocabulary.train(CONFIG, SENTENCES * 3)
+    for vocabulary in (VOCABULARY, TextVocabulary(CONFIG), learned):
+        assert vocabulary.decode_text(vocabulary.encode_text(text)) == text
+        assert all(text.startswith(vocabulary.decode_text(vocabulary.encode_text(text, n))) for n in range(0, 40, 7))
+    assert len(learned.encode_text(text)) < len(TextVocabulary(CONFIG).encode_text(text))
+
+
+def test_every_character_of_the_basic_plane_round_trips() -> None:
+    text = "".join(chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
+    assert VOCABULARY.decode_text(VOCABULARY.encode_text(text)) == text
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(ANY_TEXT, st.sampled_from(["[EOS]", "[PAD]", "v0=5", " v3=63", "<a>", "<b>", "<a><b>", "pad end"])))
 def test_text_never_produces_a_token_that_is_not_text(text: str) -> None:
@@ -125,6 +165,26 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
     ids = VOCABULARY.encode_text(text, limit)
     assert len(ids) <= limit
     assert text.startswith(VOCABULARY.decode_text(ids))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red chair " * 300,
+        " " * 3000 + "end",
+        "a" + " \n" * 2000,
+        "x" * 3000,
+        "日本語" * 900,
+        "🧑‍🦽" * 700,
+        "ab " * 20 + "é" * 3000,
+    ],
+)
+def test_what_lies_far_beyond_the_limit_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = (0, 1, 5, 19, 40)
+    cut = [VOCABULARY.encode_text(text, limit) for limit in limits]
+    monkeypatch.setattr("tokenizers_zoo.vocabulary.LONGEST_WORD", 10**9)  # the whole text is matched
+    assert [VOCABULARY.encode_text(text, limit) for limit in limits] == cut
+    assert any(cut)
 
 
 def test_text_is_cut_before_a_word() -> None:
@@ -170,6 +230,42 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     assert loaded.grow(["<e>", "<a>"]) is loaded
 
 
+def test_the_parts_are_all_ids() -> None:
+    grown = VOCABULARY.grow(["<c>"])
+    ends = [first + count for first, count in grown.parts.values()]
+    assert [first for first, _ in grown.parts.values()] == [0, *ends[:-1]] and ends[-1] == CONFIG.size
+    assert grown.parts["special tokens"] == (266, 2) and grown.parts["special tokens grown later"][1] == 1
+    assert grown.parts["free"] == (grown.used, CONFIG.size - grown.used)
+    assert grown.decode([grown.parts["special tokens grown later"][0]]) == [Special("<c>")]
+
+
+def test_the_longest_pieces_are_text() -> None:
+    longest = VOCABULARY.longest_pieces(5)
+    assert len(longest) == 5 and all(piece in " ".join(TEXTS) for piece in longest)
+    assert [len(piece) for piece in longest] == sorted((len(piece) for piece in longest), reverse=True)
+    assert TextVocabulary(CONFIG).longest_pieces(5) == []
+
+
+def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = VOCABULARY.save(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers_zoo.checkpoint.write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        TextVocabulary.grow_folder(tmp_path, CONFIG, ["<c>"])
+    monkeypatch.undo()
+    assert TextVocabulary.load(tmp_path).fingerprint == first
+    old, new = TextVocabulary.grow_folder(tmp_path, CONFIG, ["<c>"])
+    assert (old.fingerprint, new.grown_tokens) == (first, ("<c>",))
+    grown = snapshot(tmp_path)
+    old, new = TextVocabulary.grow_folder(tmp_path, CONFIG, ["<a>", "<c>"])
+    assert new is old and snapshot(tmp_path) == grown
+
+
 def test_no_room_says_what_to_raise() -> None:
     small = VocabularyConfig(size=784, sentinels=4, coordinate_axes=4, coordinate_bins=64, reserve=0)
     full = TextVocabulary.train(small, TEXTS)
@@ -177,6 +273,18 @@ def test_no_room_says_what_to_raise() -> None:
     with pytest.raises(ConfigError, match=r"needs 785 ids and has 784: raise `size` in its \[vocabularies"):
         full.grow(["<one too many>"])
     assert full.grow(["<fits>"], size=785).decode([784]) == [Special("<fits>")]
+
+
+def test_the_published_vocabulary_is_a_preset() -> None:
+    def config(**table: object) -> VocabularyConfig:
+        return Settings("m", vocabularies={"text": table}).vocabulary("text", VocabularyConfig)
+
+    published = config(preset="4m")
+    assert (published.size, published.sentinels, published.special_start) == (30_000, 200, 2 + 200 + 4000)
+    assert TextVocabulary.train(published, TEXTS).encode([Coordinate(3, 999)]) == [2 + 200 + 3999]
+    assert config(preset="4m", size=31_000).size == 31_000
+    with pytest.raises(ConfigError, match=r"\[vocabularies.text\] preset: expected \"4m\", or no such key; got 'big'"):
+        config(preset="big")
 
 
 def test_training_leaves_the_reserve_free() -> None:

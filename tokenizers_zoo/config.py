@@ -147,6 +147,27 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     raise ConfigError(f"{origin.at(key)}: expected {expected}, got {type(value).__name__} {value!r}")
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` in their place; a table over a table replaces only the keys that it has."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[str, Any]:
+    """The preset of `cls` that the table's key `preset` names; none where there is no such key, or `cls` knows none."""
+    presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
+    if "preset" not in table or not presets:
+        return {}
+    chosen = table["preset"]
+    if chosen not in presets:
+        known = " or ".join(f'"{name}"' for name in presets)
+        raise ConfigError(f"{origin.at('preset')}: expected {known}, or no such key; got {chosen!r}")
+    return presets[chosen]
+
+
 class Settings(Mapping[str, Any]):
     """What registry.toml (and the command line) say for one instance of a plugin.
 
@@ -183,26 +204,29 @@ class Settings(Mapping[str, Any]):
         return f"Settings({self.name!r}, {self.own!r})"
 
     def take(self, cls: type[T]) -> T:
-        """These settings as the dataclass `cls`: shared keys that it has, then own keys, all checked; cached."""
+        """These settings as the dataclass `cls`, all checked; cached.
+
+        Shared keys that it has; over them the keys of the preset that the own key `preset` names, one of the tables of
+        the class's attribute `presets`; over them own keys. Raises ConfigError.
+        """
         if cls not in self._taken:
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
             offered = {key: value for key, value in self.shared.items() if key in names}
-            self._taken[cls] = from_mapping(cls, {**offered, **self.own}, self.origin)
+            own = merged(preset_of(cls, self.own, self.origin), self.own)
+            self._taken[cls] = from_mapping(cls, {**offered, **own}, self.origin)
         result: T = self._taken[cls]
         return result
 
     def vocabulary(self, name: str, cls: type[T]) -> T:
-        """The table `[vocabularies.NAME]` as the dataclass `cls`; its defaults where the table is absent."""
+        """The table `[vocabularies.NAME]` as the dataclass `cls`; a preset as in `take`, defaults without one."""
         if (name, cls) not in self._taken:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
-            self._taken[name, cls] = from_mapping(cls, self.vocabularies.get(name, {}), origin)
+            table = self.vocabularies.get(name, {})
+            self._taken[name, cls] = from_mapping(cls, merged(preset_of(cls, table, origin), table), origin)
         result: T = self._taken[name, cls]
         return result
 
     def changed(self, **own: Any) -> Settings:
         """A copy with some own keys replaced; a table given for a table is merged into it."""
-        merged = dict(self.own)
-        for key, value in own.items():
-            old = merged.get(key)
-            merged[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        return Settings(self.name, merged, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
+        table = merged(self.own, own)
+        return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)

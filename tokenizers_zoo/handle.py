@@ -79,8 +79,12 @@ class ModalityHandle:
 
     def known_settings(self) -> dict[str, Any]:
         """The settings that the plugin has taken as dataclasses, with the values in use: defaults, shared and own."""
-        taken = [config for cls, config in self.settings._taken.items() if isinstance(cls, type)]
+        taken = self.taken_settings()
         return {field.name: getattr(config, field.name) for config in taken for field in dataclasses.fields(config)}
+
+    def taken_settings(self) -> list[Any]:
+        """The dataclasses that the plugin has taken its settings as, each with the values in use."""
+        return [config for cls, config in self.settings._taken.items() if isinstance(cls, type)]
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
@@ -106,7 +110,7 @@ class ModalityHandle:
             raise self._wrong("modality_spec", f"gave {describe(spec)}, expected a ModalitySpec")
         if spec.name != self.name:
             raise self._wrong("modality_spec", f"gave the name {spec.name!r}, expected {self.name!r} (settings.name)")
-        if bool(spec.derived_from) != self.implements("derive"):
+        if bool(spec.derived_from or spec.derive_setting) != self.implements("derive"):
             has = "is implemented" if self.implements("derive") else "is not implemented"
             raise self._wrong("modality_spec", f"gave derived_from {spec.derived_from!r}, but the hook derive {has}")
         if self.implements("score") and not spec.metrics:
@@ -224,7 +228,7 @@ class ModalityHandle:
         batch = self._batch(values)
         count = len(batch)
         with torch.inference_mode():
-            given = self._call("encode", tokenizer=self.tokenizer, values=batch)
+            given = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
         tokens, problem = checked_tokens(self.spec, given)
         if not problem and len(tokens) != count:
             problem = f"expected tokens of {count} values"
@@ -245,7 +249,7 @@ class ModalityHandle:
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
         with torch.inference_mode():
-            values = self._call("decode", tokenizer=self.tokenizer, tokens=batch)
+            values = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
             if isinstance(values, torch.Tensor):
                 values = values.cpu().numpy()
             listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
@@ -331,13 +335,19 @@ class ModalityHandle:
             self.check(value)
         return value
 
+    @property
+    def derive_hint(self) -> str:
+        """What would turn `derive` on, for the end of a message; empty where nothing would."""
+        setting = self.spec.derive_setting
+        return f" without the setting {setting} in [modalities.{self.name}] of registry.toml" if setting else ""
+
     def derive(self, sample: Mapping[str, Any]) -> Any:
         """This modality's value, computed from those of `spec.derived_from` in `sample`; its size is theirs.
 
         Raises DataError where the sample lacks one of them.
         """
         if not self.spec.derived_from:
-            raise DataError(f"{self.name}: is not derived from other modalities")
+            raise DataError(f"{self.name}: is not derived from other modalities{self.derive_hint}")
         if missing := [name for name in self.spec.derived_from if name not in sample]:
             raise DataError(f"{self.name}: is derived from {', '.join(missing)}, which the sample lacks")
         value = self._call("derive", sample=sample, settings=self.settings)

@@ -2,10 +2,12 @@
 
 A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`, registered under the
 entry point group `tokenizers_zoo` by its modality's name. A source plugin does the same under `tokenizers_zoo.sources`,
-and a wrapper (timing, caching, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
+and a wrapper (timing, checking, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
 
 An implementation asks only for the arguments that it uses, by these names. `settings` is the instance's
 `tokenizers_zoo.config.Settings`, so that one plugin can serve several instances (`plugin = "..."` in registry.toml).
+A wrapper, which is around all of them, finds the called one's name in `settings.name` (`config.name` of
+train_tokenizer).
 
 Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and
 `decode` work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a
@@ -65,7 +67,7 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def encode(self, tokenizer: Any, values: Any) -> torch.Tensor | Sequence[Any]:
+    def encode(self, tokenizer: Any, values: Any, settings: Settings) -> torch.Tensor | Sequence[Any]:
         """Tokens of a batch of values.
 
         Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size). Sequences: a list of 1-D int64 arrays without
@@ -74,7 +76,7 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def decode(self, tokenizer: Any, tokens: Any) -> Any:
+    def decode(self, tokenizer: Any, tokens: Any, settings: Settings) -> Any:
         """Values of a batch of tokens: the inverse of encode up to the tokenizer's loss, for any valid ids."""
         raise NotImplementedError
 
@@ -101,7 +103,10 @@ class ModalityHooks:
 
     @hookspec(firstresult=True)
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Any:
-        """This modality's value, computed from those of `derived_from`. Raises ZooError to drop the sample."""
+        """This modality's value, computed from those of `derived_from`. Raises ZooError to drop the sample.
+
+        Where a setting turns it on, such as one that names a network, the spec says so in `derive_setting`.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

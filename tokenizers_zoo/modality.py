@@ -28,6 +28,8 @@ class ValueSpec:
     high: float | None = None
     classes: tuple[str, ...] = ()
     description: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Of tables with declared fields: each name with what it holds, in words; shown by `zoo info`."""
 
     def __str__(self) -> str:
         if self.kind != "array":
@@ -131,6 +133,8 @@ class Metric:
     unit: str = ""
     higher_is_better: bool
     meaning: str
+    bound: float | None = None
+    """The worst value on held-out data that a tokenizer fit for use reaches; None where none is declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +154,15 @@ class ModalitySpec:
     vocabulary: str = ""
     family: str = ""
     derived_from: tuple[str, ...] = ()
+    derive_setting: str = ""
+    """The setting that turns the hook `derive` on, where it is off without: `derived_from` is empty then."""
     metrics: tuple[Metric, ...] = ()
     licence: str = "Apache-2.0"
     aliases: tuple[str, ...] = ()
     token_space: str = ""
     """What is tokenized where it is not the value itself, such as "log metres"; shown by `zoo info`."""
+    num_codebooks: int = 1
+    """Codebooks whose tokens take turns along the last axis of the layout; all have `vocab_size` codes."""
 
     def __post_init__(self) -> None:
         if not self.vocabulary:
@@ -188,6 +196,8 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append(f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them")
     elif isinstance(spec.layout, GridLayout) and not 1 <= len(spec.layout.shape) <= 3:
         problems.append(f"layout: a grid has one to three axes, got {spec.layout.shape}")
+    elif spec.num_codebooks < 1 or spec.layout.length % spec.num_codebooks:
+        problems.append(f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens")
     elif isinstance(spec.layout, SequenceLayout):
         last = spec.layout.sentinel_start + spec.layout.num_sentinels
         if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):

@@ -57,6 +57,8 @@ class ZooConfig:
     """Height and width of what one token of a picture stands for, in pixels."""
     checkpoints: str = CHECKPOINTS
     """The folder of the tokenizers, relative to registry.toml."""
+    modalities: tuple[str, ...] | None = None
+    """The only ones that are enabled; absent means all that is installed or has a table."""
 
 
 CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))
@@ -83,6 +85,10 @@ class Zoo:
             table = _table(self.tables["modalities"], name, path, "modalities")
             reserved = {key: value for key, value in table.items() if key in RESERVED}
             self._instances[name] = from_mapping(InstanceConfig, reserved, self._origin(f"modalities.{name}"))
+        for name in self.config.modalities or ():
+            if name not in self._instances:
+                where = self._origin("zoo").at("modalities")
+                raise UnknownNameError.of("modality", name, self._instances, hint=f"(named in {where})")
         self._handles: dict[str, ModalityHandle | ZooError] = {}
         self._sources: dict[str, SourceHandle] = {}
         self._wrapper_problems: dict[str, str] | None = None
@@ -119,7 +125,7 @@ class Zoo:
 
     def names(self) -> list[str]:
         """The enabled modalities, sorted. Imports nothing, so a name may turn out not to be loadable."""
-        return sorted(name for name, instance in self._instances.items() if instance.enabled)
+        return sorted(name for name in self._instances if name in self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -128,7 +134,8 @@ class Zoo:
         return len(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._instances and self._instances[str(name)].enabled
+        chosen = self.config.modalities is None or name in self.config.modalities
+        return chosen and name in self._instances and self._instances[str(name)].enabled
 
     def __getitem__(self, name: str) -> ModalityHandle:
         """The handle of an enabled modality, its plugin loaded and its spec checked.
@@ -150,7 +157,8 @@ class Zoo:
 
     def _unknown(self, name: str) -> UnknownNameError:
         if name in self._instances:
-            where = self._origin(f"modalities.{name}").at("enabled")
+            off = self._origin(f"modalities.{name}").at("enabled")
+            where = f"{self._origin('zoo').at('modalities')} lacks it" if self._instances[name].enabled else off
             return UnknownNameError(f"modality {name!r} is disabled: {where}")
         return UnknownNameError.of("modality", name, self.names(), hint="(zoo list shows what is installed)")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.modality import layout_from_json
+from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.report_pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
 from tokenizers_zoo.report_samples import overview, read_galleries, reconstructions
 from tokenizers_zoo.step_log import METRICS
@@ -48,11 +48,12 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     registry_of(run)
     page = out or run / "report" / "index.html"
     with replacing_file(page) as temporary:
-        temporary.write_text(_environment().get_template(TEMPLATE).render(_content(zoo, run, page)), encoding="utf-8")
+        temporary.write_text(environment().get_template(TEMPLATE).render(_content(zoo, run, page)), encoding="utf-8")
     return page
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates of the pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("tokenizers_zoo", "templates")
@@ -78,7 +79,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "best": max((pair for pair in pairs if pair["gap_closed"] is not None), key=_gap_closed, default=None),
         "tiles": _tiles(run, config, evaluation),
         "overview": overview(galleries, gaps),
-        "legends": [legend for handle in handles.values() if (legend := _legend(handle))["swatches"]],
+        "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
         "galleries": galleries,
         "gaps": gaps,
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
@@ -131,7 +132,7 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
     return tiles
 
 
-def _legend(handle: ModalityHandle) -> dict[str, Any]:
+def legend_card(handle: ModalityHandle) -> dict[str, Any]:
     """What the colours of a modality's pictures mean."""
     value = handle.spec.value
     return {"name": handle.name, "meaning": value.description or handle.spec.summary, "swatches": legend_of(handle)}
@@ -190,31 +191,41 @@ def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pi
     """A tokenizer's samples, held-out metrics and facts."""
     spec = handle.spec
     found = reconstructions(zoo, handle, data, pictures)
-    rows = [
-        {"name": m.name, "value": _number(found.metrics[m.name]), "unit": m.unit,
-         "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
-        for m in spec.metrics if m.name in found.metrics
-    ]  # fmt: skip
-    kind = f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{spec.layout.length} tokens"
-    facts = [f"{kind} ({_layout(spec.layout)})"]
-    facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
-    if spec.shared_vocabulary:
-        facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
-    if spec.token_space:
-        facts.append(f"tokenized as {spec.token_space}")
-    facts.append(f"licence {spec.licence}")
     return {
         "name": spec.name,
         "summary": spec.summary,
         "images": found.images,
         "texts": found.texts,
         "samples": found.samples,
-        "metrics": rows + found.codes,
-        "facts": "; ".join(facts),
+        "metrics": metric_rows(spec, found.metrics) + found.codes,
+        "facts": token_facts(spec),
     }
 
 
-def _layout(layout: Any) -> str:
+def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
+    """Those of a modality's metrics that have a value, in words."""
+    return [
+        {"name": m.name, "value": _number(metrics[m.name]), "unit": m.unit,
+         "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
+        for m in spec.metrics if m.name in metrics
+    ]  # fmt: skip
+
+
+def token_facts(spec: ModalitySpec) -> str:
+    """What a modality's tokens are, on one line."""
+    facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{spec.layout.length} tokens"]
+    facts[0] += f" ({layout_in_words(spec.layout)})"
+    facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
+    if spec.shared_vocabulary:
+        facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
+    if spec.token_space:
+        facts.append(f"tokenized as {spec.token_space}")
+    facts.append(f"licence {spec.licence}")
+    return "; ".join(facts)
+
+
+def layout_in_words(layout: TokenLayout) -> str:
+    """`grid 8 x 8`, `sequence`, ..."""
     shape = getattr(layout, "shape", None)
     return layout.kind if shape is None else f"{layout.kind} {' x '.join(map(str, shape))}"
 

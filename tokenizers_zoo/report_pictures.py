@@ -106,7 +106,7 @@ def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str)
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
-    """Curves over training steps, told apart by colour and dashes, named in the order in which they end."""
+    """Curves over training steps, told apart by colour and dashes; several are named in the order of their ends."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 3.5), layout="constrained")
@@ -118,7 +118,8 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     axes.set_xlabel("training step")
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if len(curves) > 1:
+        axes.legend(fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return png_of(figure)
 
 

@@ -18,6 +18,7 @@ from tokenizers_zoo.training_report import PICTURES, picture_rows
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+EVALUATION = "evaluation.json"
 SHOWN = 3
 """Reconstructions per tokenizer."""
 SCORED = 100
@@ -147,14 +148,21 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
 
     Empty where there is neither.
     """
-    if handle.spec.shared_vocabulary:
+    if handle.spec.shared_vocabulary and data:
         try:
-            return _computed(handle, ValueStore.of(data, zoo), pictures) if data else Reconstructions()
+            return _computed(handle, ValueStore.of(data, zoo), pictures)
         except ZooError:
             return Reconstructions()
-    path = handle.checkpoint / "evaluation.json"
-    figures = read_table(path) if path.is_file() else {}
-    shown = sorted((handle.checkpoint / PICTURES).glob("*.png"))[:SHOWN]
+    return left_behind(handle, handle.checkpoint, pictures, f"tokenizer-{handle.name}", SHOWN)
+
+
+def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, name: str, shown: int) -> Reconstructions:
+    """What training or evaluation left in a checkpoint of the modality: up to `shown` samples, metrics, codes in use.
+
+    Modalities that share a checkpoint leave theirs in a folder of their name in it.
+    """
+    folder = checkpoint / handle.name if handle.spec.shared_vocabulary else checkpoint
+    figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     codebook = figures.get("codebook") or {}
     usage, perplexity = (codebook.get(key, figures.get(key)) for key in ("usage", "perplexity"))
     codes = []
@@ -165,10 +173,19 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
             {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
              "meaning": "as varied as this many codes that are equally frequent"},
         ]  # fmt: skip
+    images = sorted((folder / PICTURES).glob("*.png"))[:shown]
+    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / PICTURES).glob("*.txt"))[:shown]]
     return Reconstructions(
-        images=[pictures.add(f"tokenizer-{handle.name}-{i}", path.read_bytes()) for i, path in enumerate(shown)],
+        images=[pictures.add(f"{name}-{number}", path.read_bytes()) for number, path in enumerate(images)],
+        texts=[pair_of_texts(text) for text in texts],
         metrics=figures.get("metrics", {}), codes=codes, samples=figures.get("samples"),
     )  # fmt: skip
+
+
+def pair_of_texts(written: str) -> tuple[str, str]:
+    """Input and reconstruction from a text file of samples/."""
+    before, _, after = written.removesuffix("\n").partition("\nreconstruction: ")
+    return before.removeprefix("input:").strip(), after
 
 
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from tokenizers_zoo.checkpoint import save_checkpoint, write_json
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.training_batches import BatchReader, batch_indices, seeded, to_device
+from tokenizers_zoo.training_config import TrainConfig
 from tokenizers_zoo.training_report import Evaluation, TrainingReport, model_card, write_pictures
 from tokenizers_zoo.training_state import EVALUATION, TrainingRun
 
@@ -28,67 +27,16 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
 
-COLLAPSED = 0.2
-"""Codebook usage, as a fraction of what the evaluated tokens could reach, below which a run says that it collapses."""
+__all__ = ["AdversarialTask", "TokenizerTask", "TrainConfig", "TrainingError", "batch_indices", "seeded", "train"]
+
 FINAL_SAMPLES = 2000
 """Held-out samples of the final evaluation at most."""
-CACHED_BYTES = 1 << 30
-"""Training values are kept in memory up to this many bytes; beyond it they are read again."""
+WATCH_EVERY = 50
+"""Steps between two looks at whether a codebook collapses."""
 
 
 class TrainingError(ZooError):
     """Training cannot go on; the message names the step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How a tokenizer is trained."""
-
-    steps: int = 400
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Samples in one forward pass."""
-    accumulate: int = 1
-    """Forward passes whose gradients are averaged for one step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW; rises linearly over `warmup_steps`, then falls to 0 as a half cosine."""
-    warmup_steps: int = 30
-    """Steps of the linear warm-up."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices and kernels only."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
-    ema_decay: float = 0.99
-    """Decay per step of the averaged weights, which are those that are evaluated and saved; 0 turns averaging off."""
-    eval_every: int = 100
-    """Steps between evaluations, each of which also saves the training state."""
-    eval_samples: int = 64
-    """Held-out samples used during training; the final evaluation uses up to FINAL_SAMPLES."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the forward pass; weights, quantizer and saved model are float32."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step `step` (0 is the first): linear warm-up, then a half cosine that ends at 0."""
-        warm = min(self.warmup_steps, self.steps)
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (self.steps - warm + 1)))
-
-    def ema_decay_at(self, step: int) -> float:
-        """The decay of step `step`, lower at first so that the average forgets the start: min(decay, (1+s)/(10+s))."""
-        return min(self.ema_decay, (1 + step) / (10 + step))
 
 
 class TokenizerTask(Protocol):
@@ -119,6 +67,22 @@ class TokenizerTask(Protocol):
         """A value as a person wants to see it."""
 
 
+@runtime_checkable
+class AdversarialTask(Protocol):
+    """A TokenizerTask that can train its model against a critic."""
+
+    critic_rate: float
+    """Learning rate of the critic as a multiple of the model's."""
+
+    def build_critic(self) -> torch.nn.Module | None:
+        """The untrained critic; None where the settings ask for none. torch's generator is seeded."""
+
+    def losses_against(
+        self, module: torch.nn.Module, critic: torch.nn.Module, batch: Any, step: int
+    ) -> dict[str, torch.Tensor]:
+        """As `losses`, for step `step`. The critic minimises "critic_loss", which reaches its parameters only."""
+
+
 def train(
     task: TokenizerTask,
     samples: TrainingSamples,
@@ -132,8 +96,11 @@ def train(
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
     same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at
     once. `on_step` is called with the number of finished steps. Raises CheckpointError where `out_dir` holds another
-    run, DataError without samples, and TrainingError where the loss is not finite.
+    run, DataError without samples, ConfigError for `patience` where no metric can be watched, and TrainingError where
+    the loss is not finite.
     """
+    if config.patience is not None and not task.spec.metrics:
+        raise ConfigError(f"{task.spec.name}: patience watches the main metric, and its spec has none; leave it out")
     run = TrainingRun.open(out_dir, identity(task, samples, config, seed))
     if run.finished:
         run.forget_state()  # a kill may have left it
@@ -160,71 +127,27 @@ def training_table(config: TrainConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
 
 
-@contextlib.contextmanager
-def seeded(*seed: int) -> Iterator[None]:
-    """Seed torch's generators inside the block, and leave the caller's as they were."""
-    import torch
+@dataclass(kw_only=True)
+class _Best:
+    """The best evaluation of a run that may stop early: its main metric and weights, and evaluations since."""
 
-    with torch.random.fork_rng():
-        torch.manual_seed(_mixed(*seed))
-        yield
+    value: float = math.nan
+    step: int = 0
+    waited: int = 0
+    weights: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-
-def _mixed(*seed: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
-
-
-def batch_indices(seed: int, batch: int, size: int, count: int) -> list[int]:
-    """Which of `count` samples batch number `batch` holds: `size` positions of an endless row of shuffled epochs."""
-    positions = range(batch * size, (batch + 1) * size)
-    return [int(_shuffled(seed, position // count, count)[position % count]) for position in positions]
-
-
-class BatchReader:
-    """Batches by number, read one ahead in a thread, with values kept in memory while they fit."""
-
-    def __init__(self, task: TokenizerTask, train: Sequence[Any], size: int, seed: int) -> None:
-        self.task, self.train, self.size, self.seed = task, train, size, seed
-        self.cache: dict[int, Any] = {}
-        self.cached_bytes = 0
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-batches")
-        self.ahead: dict[int, Any] = {}
-
-    def __enter__(self) -> BatchReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def read(self, number: int) -> Any:
-        """Batch `number`, and start on the next."""
-        future = self.ahead.pop(number, None) or self.pool.submit(self._make, number)
-        self.ahead = {number + 1: self.pool.submit(self._make, number + 1)}
-        return future.result()
-
-    def _make(self, number: int) -> Any:
-        values = [self._value(index) for index in batch_indices(self.seed, number, self.size, len(self.train))]
-        return self.task.batch(values, np.random.default_rng([self.seed, 1, number]))
-
-    def _value(self, index: int) -> Any:
-        if index in self.cache:
-            return self.cache[index]
-        value = self.train[index]
-        size = int(getattr(value, "nbytes", 1024))
-        if self.cached_bytes + size <= CACHED_BYTES:
-            self.cache[index] = value
-            self.cached_bytes += size
-        return value
+    def note(self, value: float, higher_is_better: bool, step: int, average: torch.nn.Module) -> None:
+        """Take an evaluation in; a value that is not finite is never better."""
+        gain = value - self.value if higher_is_better else self.value - value
+        if math.isfinite(value) and (gain > 0 or not math.isfinite(self.value)):
+            weights = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+            self.value, self.step, self.waited, self.weights = value, step, 0, weights
+        else:
+            self.waited += 1
 
 
 class _Loop:
-    """One run: its model, averaged model and optimizer, at the step that the saved state says."""
+    """One run: its model, averaged model, critic and optimizer, at the step that the saved state says."""
 
     def __init__(
         self, task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, run: TrainingRun, seed: int
@@ -237,33 +160,94 @@ class _Loop:
             module = task.build(samples.train, np.random.default_rng([seed, 2]))
         self.module = module.to(self.device)
         self.average = copy.deepcopy(self.module).eval().requires_grad_(False)
-        decayed = [p for p in self.module.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.module.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.parameters = [*decayed, *others]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        self.done, self.seconds = run.restore(self.module, self.average, self.optimizer)
+        self.critic: torch.nn.Module | None = None
+        if isinstance(task, AdversarialTask):
+            with seeded(seed, 4):
+                critic = task.build_critic()
+            self.critic = critic.to(self.device) if critic is not None else None
+        self.optimizer = self._new_optimizer()
+        self.best = _Best()
+        self.done, self.seconds = 0, 0.0
+        self._restore()
         self.held_out = [samples.test[index] for index in range(min(len(samples.test), config.eval_samples))]
         self.samples = samples
         self.batches = BatchReader(task, samples.train, config.batch_size, seed)
 
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW for model and critic; `rate` of a group is its learning rate as a multiple of the schedule's."""
+        import torch
+
+        groups: list[dict[str, Any]] = []
+        for module, rate in ((self.module, 1.0), (self.critic, getattr(self.task, "critic_rate", 1.0))):
+            trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+            matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+            groups.append({"params": matrices, "weight_decay": self.config.weight_decay, "rate": rate})
+            groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+    def _save(self) -> None:
+        """Write the state, from which a killed run goes on."""
+        parts = {"module": self.module.state_dict(), "average": self.average.state_dict(), "best": self.best.weights}
+        if self.critic is not None:
+            parts["critic"] = self.critic.state_dict()
+        best = {"best": self.best.value, "best_step": self.best.step, "waited": self.best.waited}
+        counters = {"step": self.done, "seconds": self.seconds, **(best if self.config.patience else {})}
+        self.run.save(parts, self.optimizer, counters)
+
+    def _restore(self) -> None:
+        """Go on from the saved state, where there is one."""
+        state = self.run.restore(self.optimizer)
+        if state is None:
+            return
+        self.module.load_state_dict(state.part("module"))
+        self.average.load_state_dict(state.part("average"))
+        if self.critic is not None:
+            self.critic.load_state_dict(state.part("critic"))
+        counters = state.counters
+        self.done, self.seconds = int(counters["step"]), counters["seconds"]
+        if self.config.patience:
+            self.best = _Best(
+                value=counters["best"],
+                step=int(counters["best_step"]),
+                waited=int(counters["waited"]),
+                weights={name: tensor.to(self.device) for name, tensor in state.part("best").items()},
+            )
+
+    @property
+    def stopped(self) -> bool:
+        """True where patience is at its end."""
+        return self.config.patience is not None and self.best.waited >= self.config.patience
+
     def run_steps(self, report: TrainingReport, on_step: Callable[[int], None] | None) -> None:
         """Do what is left of the steps, with an evaluation and a saved state every `eval_every`."""
-        for step in range(self.done, self.config.steps):
-            started = time.perf_counter()
+        from tokenizers_zoo.quantizers import collapse_warning
+
+        while self.done < self.config.steps and not self.stopped:
+            step, started = self.done, time.perf_counter()
             losses = self.step(step)
             self.done = step + 1
             self.seconds += time.perf_counter() - started
             report.step(self.done, losses, self.config.learning_rate_at(step))
+            if self.done % WATCH_EVERY == 0:
+                report.watch(self.done, collapse_warning(self.module))
             if self.done % self.config.eval_every == 0 or self.done == self.config.steps:
-                report.evaluation(self.done, self.evaluate(self.held_out))
-                self.run.save(self.module, self.average, self.optimizer, self.done, self.seconds)
-                report.window.clear()  # as it is where a killed run goes on, so that the logged means are the same
+                self._evaluate_and_save(report)
             if on_step is not None:
                 on_step(self.done)
+        if self.stopped:
+            main = self.task.spec.metrics[0].name
+            kept = self.best.step or self.done
+            report.stopped(self.done, f"no better {main} in {self.best.waited} evaluations", kept)
+
+    def _evaluate_and_save(self, report: TrainingReport) -> None:
+        evaluation = self.evaluate(self.held_out)
+        report.evaluation(self.done, evaluation)
+        if self.config.patience is not None:
+            main = self.task.spec.metrics[0]
+            self.best.note(evaluation.metrics[main.name], main.higher_is_better, self.done, self.average)
+        self._save()
+        report.window.clear()  # as it is where a killed run goes on, so that the logged means are the same
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; what it does depends on the weights and (seed, step) only."""
@@ -274,24 +258,41 @@ class _Loop:
         totals: dict[str, float] = {}
         low = torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
         for number in range(step * self.config.accumulate, (step + 1) * self.config.accumulate):
-            batch = _to_device(self.batches.read(number), self.device)
+            batch = to_device(self.batches.read(number), self.device)
             with seeded(self.seed, 3, number), low:
-                losses = self.task.losses(self.module, batch)
-            (losses["loss"] / self.config.accumulate).backward()
+                losses = self._losses(batch, step)
+            total = losses["loss"] + losses["critic_loss"] if "critic_loss" in losses else losses["loss"]
+            (total / self.config.accumulate).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / self.config.accumulate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip or math.inf))
-        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+        norms = self._clip_gradients()
+        if not all(map(math.isfinite, (totals["loss"], *norms.values()))):
             raise TrainingError(
                 f"{self.task.spec.name}: step {step + 1} of {self.config.steps}: the loss is {totals['loss']:g} and its"
-                f" gradient's norm {norm:g}, not finite; lower tokenizer.learning_rate ({self.config.learning_rate:g})"
-                f" or raise tokenizer.warmup_steps ({self.config.warmup_steps}), and look at the values"
+                f" gradient's norm {norms['gradient_norm']:g}, not finite; lower tokenizer.learning_rate"
+                f" ({self.config.learning_rate:g}) or raise tokenizer.warmup_steps ({self.config.warmup_steps}), and"
+                " look at the values"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(step)
+            group["lr"] = self.config.learning_rate_at(step) * group["rate"]
         self.optimizer.step()
         self._update_average(step)
-        return {**totals, "gradient_norm": norm}
+        return totals | norms
+
+    def _losses(self, batch: Any, step: int) -> dict[str, torch.Tensor]:
+        if self.critic is not None and isinstance(self.task, AdversarialTask):
+            return self.task.losses_against(self.module, self.critic, batch, step)
+        return self.task.losses(self.module, batch)
+
+    def _clip_gradients(self) -> dict[str, float]:
+        """Bound the gradients of model and critic, each by itself; gives the norms that they had."""
+        import torch
+
+        limit = self.config.gradient_clip or math.inf
+        norms = {"gradient_norm": float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))}
+        if self.critic is not None:
+            norms["critic_gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), limit))
+        return norms
 
     def _update_average(self, step: int) -> None:
         """Move the averaged weights; buffers are copied, as a codebook kept by EMA is an average already."""
@@ -311,36 +312,45 @@ class _Loop:
 
         with torch.inference_mode():
             predicted, tokens = self.task.reconstruct(self.average, values)
-        evaluation = Evaluation(
+        return Evaluation(
             metrics={name: float(value) for name, value in self.task.score(predicted, values).items()},
             shown=[(self.task.render(v), self.task.render(p)) for v, p in zip(values[:8], predicted[:8], strict=True)],
             samples=len(values),
+            codebook={} if tokens is None else self._codebook(tokens),
         )
-        if tokens is None:
-            return evaluation
-        from tokenizers_zoo.quantizers.usage import CodebookUsage
 
-        usage = CodebookUsage(self.task.codebook_size)
+    def _codebook(self, tokens: torch.Tensor) -> dict[str, float]:
+        """How much of the codebook is used; of several the mean."""
+        from tokenizers_zoo.quantizers import CodebookUsage, reachable_usage
+
+        size, count = self.task.codebook_size, self.task.spec.num_codebooks
+        usage = CodebookUsage(size, count)
         usage.update(tokens)
-        reachable = 1 - math.exp(-tokens.numel() / self.task.codebook_size)
-        return dataclasses.replace(
-            evaluation,
-            codebook={
-                "size": self.task.codebook_size,
-                "usage": float(usage.usage),
-                "perplexity": float(usage.perplexity),
-                "entropy_bits": float(usage.entropy_bits),
-            },
-            collapsed=float(usage.usage) < COLLAPSED * reachable,
-        )
+        return {
+            "size": size,
+            "usage": usage.usage,
+            "perplexity": usage.perplexity,
+            "entropy_bits": usage.entropy_bits,
+            "reachable": reachable_usage(tokens.numel() // count, size),
+        }
 
     def finish(self) -> None:
         """Evaluate on the held-out samples and write what a finished run leaves."""
+        if self.config.patience is not None and self.best.weights:
+            self.average.load_state_dict(self.best.weights)
         count = min(len(self.samples.test), FINAL_SAMPLES)
         evaluation = self.evaluate([self.samples.test[index] for index in range(count)])
         config = {**self.run.identity["model"], "training": self.run.identity["training"], "seed": self.seed}
-        tensors = self.average.state_dict()
-        finish_run(self.run, self.task.spec, tensors, config, evaluation, steps=self.done, seconds=self.seconds)
+        finish_run(
+            self.run,
+            self.task.spec,
+            self.average.state_dict(),
+            config,
+            evaluation,
+            steps=self.done,
+            seconds=self.seconds,
+            kept_step=self.best.step or None,
+        )
 
 
 def finish_run(
@@ -352,15 +362,18 @@ def finish_run(
     *,
     steps: int,
     seconds: float,
+    kept_step: int | None = None,
 ) -> None:
     """Write pictures, checkpoint and card, and last the evaluation, which says that the run is finished.
 
-    Also for tokenizers that are fitted without the loop.
+    Also for tokenizers that are fitted without the loop. `kept_step` is the step that the weights are of, where that
+    need not be the last.
     """
     write_pictures(run.folder, evaluation.shown)
     scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
     result = {
         "steps": steps,
+        **({"kept_step": kept_step} if kept_step is not None else {}),
         "training_seconds": round(seconds, 1),
         "samples": evaluation.samples,
         "metrics": {
@@ -372,12 +385,3 @@ def finish_run(
     save_checkpoint(run.folder, tensors, config, model_card(spec, run.identity, result))
     write_json(run.folder / EVALUATION, result)
     run.forget_state()
-
-
-def _to_device(batch: Any, device: str) -> Any:
-    """A batch's tensors on `device`, through lists, tuples and dicts."""
-    if isinstance(batch, Mapping):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to_device(value, device) for value in batch)
-    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch

@@ -12,6 +12,7 @@ import numpy as np
 
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.step_log import StepLog
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 PICTURES = "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
+NOT_LOGGED = ("size", "reachable")
+"""Figures of a codebook that stay as they are through a run."""
+COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,12 @@ class Evaluation:
     shown: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
     samples: int
     codebook: Mapping[str, float] = field(default_factory=dict)
-    collapsed: bool = False
+    """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach."""
+
+    @property
+    def collapsed(self) -> bool:
+        """True where far fewer codes are used than the tokens could reach; see COLLAPSED."""
+        return bool(self.codebook) and self.codebook["usage"] < COLLAPSED * self.codebook["reachable"]
 
 
 class TrainingReport(StepLog):
@@ -44,29 +53,44 @@ class TrainingReport(StepLog):
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
         self.spec = task.spec
         self.window: list[dict[str, float]] = []
+        self.collapsing = False
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Count a finished step; every LOG_EVERY steps write the means since the last line."""
         self.window.append(dict(losses))
         self.advance(done, losses["loss"])
         if done % LOG_EVERY == 0 or done == self.steps:
-            means = {f"train/{name}": float(np.mean([entry[name] for entry in self.window])) for name in losses}
+            names = dict.fromkeys(name for entry in self.window for name in entry)
+            means = {
+                f"train/{name}": float(np.mean([entry[name] for entry in self.window if name in entry]))
+                for name in names
+            }
             self.write(done, means | {"train/learning_rate": learning_rate})
             self.write_speed()
             self.window.clear()
+
+    def watch(self, done: int, warning: str | None) -> None:
+        """Say a warning about the codebook in training, once until it is sound again."""
+        if warning is not None and not self.collapsing:
+            self.say(f"{self.spec.name}: step {done}: {warning}; {COLLAPSE_ADVICE}", style="bold yellow")
+        self.collapsing = warning is not None
+
+    def stopped(self, done: int, reason: str, kept_step: int) -> None:
+        """Say that the run ends before its last step, and which weights it keeps."""
+        self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
 
     def evaluation(self, done: int, evaluation: Evaluation) -> None:
         """Show, log and picture an evaluation; say so where the codebook collapses."""
         codebook = evaluation.codebook
         scalars = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
-        self.write(done, scalars | {f"codebook/{name}": value for name, value in codebook.items() if name != "size"})
+        scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
+        self.write(done, scalars)
         found = [_main_metric(self.spec, evaluation.metrics), f"codebook {codebook['usage']:.0%}" if codebook else ""]
         self.note = ", ".join(part for part in found if part)
         if evaluation.collapsed:
             self.say(
                 f"{self.spec.name}: step {done}: the codebook collapses: {codebook['usage']:.1%} of"
-                f" {codebook['size']:.0f} codes are used on held-out samples; use fewer levels or a smaller codebook,"
-                " another quantizer, or a lower learning rate",
+                f" {codebook['size']:.0f} codes are used on held-out samples; {COLLAPSE_ADVICE}",
                 style="bold yellow",
             )
         pictures = picture_rows(evaluation.shown)
@@ -82,19 +106,19 @@ def _main_metric(spec: ModalitySpec, metrics: Mapping[str, float]) -> str:
     return f"{main.name} {metrics[main.name]:.4g}{f' {main.unit}' if main.unit else ''}"
 
 
-def picture_rows(shown: Sequence[tuple[Any, Any]]) -> PIL.Image.Image | None:
-    """Pairs of pictures as one: a row per pair, input left, reconstruction right; None where they are text."""
+def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
+    """Rows of pictures as one, such as inputs left and reconstructions right; None where they are text."""
     from PIL import Image
 
-    pairs = [pair for pair in shown if not any(isinstance(side, str) for side in pair)]
-    if not pairs:
+    rows = [row for row in shown if not any(isinstance(picture, str) for picture in row)]
+    if not rows:
         return None
-    width = max(side.width for pair in pairs for side in pair)
-    height = max(side.height for pair in pairs for side in pair)
-    sheet = Image.new("RGB", (2 * width + 2, len(pairs) * (height + 2) - 2), "white")
-    for row, pair in enumerate(pairs):
-        for column, side in enumerate(pair):
-            sheet.paste(side.convert("RGB"), (column * (width + 2), row * (height + 2)))
+    width = max(picture.width for row in rows for picture in row)
+    height = max(picture.height for row in rows for picture in row)
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 2) - 2, len(rows) * (height + 2) - 2), "white")
+    for down, row in enumerate(rows):
+        for right, picture in enumerate(row):
+            sheet.paste(picture.convert("RGB"), (right * (width + 2), down * (height + 2)))
     return sheet
 
 
@@ -142,7 +166,8 @@ tokens = zoo["{spec.name}"].encode(values)
 
 ## Quality
 
-On {result["samples"]} held-out samples, after {result["steps"]} steps in {result["training_seconds"]:.0f} s:
+On {result["samples"]} held-out samples, after {result["steps"]} steps in {result["training_seconds"]:.0f} s\
+{f" (weights of step {result['kept_step']}, the best on held-out samples)" if "kept_step" in result else ""}:
 
 | metric | value | unit | better | meaning |
 |---|---|---|---|---|

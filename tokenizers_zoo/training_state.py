@@ -27,6 +27,19 @@ RUN, STATE, EVALUATION = "run.json", "training_state.safetensors", "evaluation.j
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavedState:
+    """What `TrainingRun.restore` found."""
+
+    tensors: Mapping[str, torch.Tensor]
+    counters: Mapping[str, float]
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors that were saved as part `name`, by their own names."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """A folder that belongs to one run, known by its `identity`: model, training settings, data and seed."""
 
@@ -66,55 +79,45 @@ class TrainingRun:
 
     def save(
         self,
-        module: torch.nn.Module,
-        average: torch.nn.Module,
+        parts: Mapping[str, Mapping[str, torch.Tensor]],
         optimizer: torch.optim.Optimizer,
-        step: int,
-        seconds: float,
+        counters: Mapping[str, float],
     ) -> None:
-        """Write the state after `step` steps in one rename: tensors, with the counters in the file's own header."""
+        """Write the state in one rename: tensors by part and name, with the counters in the file's own header."""
         from safetensors.torch import save_file
 
-        tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
-        tensors |= {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
+        tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         for index, entry in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": tensor for key, tensor in entry.items()}
-        metadata = {"run": self.digest, "step": str(step), "seconds": str(seconds)}
+        metadata = {"run": self.digest, **{name: repr(number) for name, number in counters.items()}}
         with replacing_file(self.folder / STATE) as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
-    def restore(
-        self, module: torch.nn.Module, average: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[int, float]:
-        """Load the saved state, if there is one; returns the finished steps and the seconds that they took."""
+    def restore(self, optimizer: torch.optim.Optimizer) -> SavedState | None:
+        """The saved state, if there is one, with that of `optimizer` loaded into it."""
         from safetensors import SafetensorError, safe_open
 
         if not (self.folder / STATE).is_file():
-            return 0, 0.0
+            return None
         try:
             with safe_open(self.folder / STATE, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.folder / STATE}: damaged: {error}; remove it to start anew") from None
-        if metadata.get("run") != self.digest:
+        if metadata.pop("run", None) != self.digest:
             raise CheckpointError(f"{self.folder / STATE}: belongs to another run; remove it to start anew")
-        module.load_state_dict(_under(tensors, "module/"))
-        average.load_state_dict(_under(tensors, "average/"))
+        saved = SavedState(tensors=tensors, counters={name: float(number) for name, number in metadata.items()})
         state: dict[int, dict[str, Any]] = {}
-        for name, tensor in _under(tensors, "optimizer/").items():
+        for name, tensor in saved.part("optimizer").items():
             index, key = name.split("/")
             state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(metadata["step"]), float(metadata["seconds"])
+        return saved
 
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
-
-
-def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, learn_pieces
+from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces, piece_text
 
 CLASS = "TextVocabulary"
 PAD, END = 0, 1
@@ -27,6 +28,12 @@ PAD, END = 0, 1
 class VocabularyConfig:
     """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {"size": 30_000, "sentinels": 200, "coordinate_axes": 4, "coordinate_bins": 1000}
+    }
+
+    preset: Literal["4m"] | None = None
+    """4m: the vocabulary of the 4M papers (arXiv 2312.06647, 2406.09406)."""
     size: int = 4096
     """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
     sentinels: int = 64
@@ -143,6 +150,27 @@ class TextVocabulary:
         return self.config.special_start + special + len(ALPHABET) + len(self.pieces)
 
     @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """What is in it, in the order of the ids: the first id of each part, and the number of its ids."""
+        config = self.config
+        counts = {
+            "pad and end": config.sentinel_start,
+            "sentinels": config.sentinels,
+            "coordinates": config.coordinate_axes * config.coordinate_bins,
+            "special tokens": len(self.special_tokens),
+            "bytes": len(ALPHABET),
+            "learned pieces": len(self.pieces),
+            "special tokens grown later": len(self.grown_tokens),
+            "free": config.size - self.used,
+        }
+        starts = accumulate(counts.values(), initial=0)
+        return {name: (start, count) for (name, count), start in zip(counts.items(), starts, strict=False)}
+
+    def longest_pieces(self, count: int) -> list[str]:
+        """Up to `count` of the learned pieces, as text, longest first; of equal ones that with the lower id."""
+        return sorted(map(piece_text, self.pieces), key=len, reverse=True)[:count]
+
+    @property
     def all_special_tokens(self) -> tuple[str, ...]:
         """The special tokens in the order of their ids."""
         return self.special_tokens + self.grown_tokens
@@ -192,8 +220,10 @@ class TextVocabulary:
         """Ids of plain text. Raises InvalidValueError where it has lone surrogates, which UTF-8 cannot write.
 
         With more than `limit` ids the text is cut before the word that crosses it (inside a first word that long), so
-        that what is left decodes to an exact beginning of the text.
+        that what is left decodes to an exact beginning of the text. What lies far beyond the limit is not matched.
         """
+        if limit is not None:
+            text = checked_text(text)[: (limit + 2) * LONGEST_WORD]  # an id stands for LONGEST_WORD bytes at most
         numbers, words = self._matcher.match(text)
         ids = [self._text_start + number for number in numbers]
         if limit is None or len(ids) <= limit:
@@ -218,8 +248,8 @@ class TextVocabulary:
                 ids.append(self._special_ids[piece.name])
             else:
                 raise InvalidValueError(
-                    f"the vocabulary has no special token {piece.name!r}: train this modality's tokenizer again, "
-                    "which adds it at the end and keeps all ids"
+                    f"the vocabulary has no special token {piece.name!r}: run `zoo vocabulary grow`, which adds it at "
+                    "its end and keeps all ids"
                 )
         return ids
 
@@ -280,6 +310,22 @@ class TextVocabulary:
         tensors = {"pieces": torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0).byte()}
         self.fingerprint = save_checkpoint(folder, tensors, config, _card(self))
         return self.fingerprint
+
+    @classmethod
+    def grow_folder(
+        cls, folder: Path, config: VocabularyConfig, special_tokens: Iterable[str]
+    ) -> tuple[TextVocabulary, TextVocabulary]:
+        """Grow the vocabulary in a folder, if it lacks anything; gives what it was and what it is now.
+
+        The pieces file stays as it is, and config.json is replaced in one rename. Raises CheckpointError for a
+        vocabulary of another id space than that of `config`, ConfigError for want of room.
+        """
+        cls.load(folder, config)  # refuses another id space
+        old = cls.load(folder)
+        new = old.grow(special_tokens, config.size)
+        if new is not old:
+            new.save(folder)
+        return old, new
 
     @classmethod
     def load(cls, folder: Path, config: VocabularyConfig | None = None) -> TextVocabulary:

@@ -92,6 +92,11 @@ class PieceMatcher:
         return self._tokenizer
 
 
+def piece_text(piece: str) -> str:
+    """A piece as people read it: its bytes as text, U+FFFD for those that are no whole character."""
+    return bytes(BYTE_OF[character] for character in piece.removeprefix(CONTINUES)).decode("utf-8", errors="replace")
+
+
 def checked_text(text: str) -> str:
     """The text itself. Raises InvalidValueError where UTF-8 cannot write it (lone surrogates)."""
     try:

@@ -15,7 +15,7 @@ from backbone.generation.sampler import generate
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import replacing_file, write_json
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenStore, grew_from
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.engines import progress_bar
@@ -84,9 +84,10 @@ def generate_to_folder(
     handles = {name: zoo[name] for name in [*given, *(target.name for target in plan)] if model.tables.spec(name)}
     trained_on = config["fingerprints"]
     for name, handle in handles.items():
-        if trained_on.get(name) not in (None, handle.fingerprint):
+        codec = trained_on.get(name)
+        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
             raise DataError(
-                f"{name}: the backbone was trained on codec {trained_on[name][:12]}, the registry has "
+                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has "
                 f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
             )
     if files:

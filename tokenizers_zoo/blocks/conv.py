@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder that do little at full resolution, for small pictures on a CPU.
+"""Convolutional encoder and decoder that do little at full resolution, for small values on a CPU; one to three axes.
 
 Norms are inside the residual blocks only: one on the way from picture to latents would take away a picture's mean and
 contrast, which absolute quantities need. In its place, the weights on that way start such that variance is kept.
@@ -7,11 +7,13 @@ contrast, which absolute quantities need. In its place, the weights on that way 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.blocks.patches import Shuffle, Unshuffle
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -19,15 +21,17 @@ if TYPE_CHECKING:
 NORM_GROUPS = 8
 MAX_WIDENING = 4
 """Down-sampling doubles the channels up to this multiple of the width."""
+CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""By number of axes, less one."""
 
 
-def scale_factors(patch_size: int) -> list[int]:
-    """The factors by which resolution falls, finest first: 4 (or 2, or 1) at the stem, then primes.
+def scale_factors(side: int) -> list[int]:
+    """The factors by which the resolution of one axis falls, finest first: 4 (or 2, or 1) at the stem, then primes.
 
-    Their product is the patch size: 8 -> [4, 2], 16 -> [4, 2, 2], 14 -> [2, 7].
+    Their product is the patch's side: 8 -> [4, 2], 16 -> [4, 2, 2], 14 -> [2, 7].
     """
-    stem = 4 if patch_size % 4 == 0 else 2 if patch_size % 2 == 0 else 1
-    factors, rest, prime = [stem], patch_size // stem, 2
+    stem = 4 if side % 4 == 0 else 2 if side % 2 == 0 else 1
+    factors, rest, prime = [stem], side // stem, 2
     while rest > 1:
         if rest % prime == 0:
             factors.append(prime)
@@ -38,25 +42,26 @@ def scale_factors(patch_size: int) -> list[int]:
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, SiLU, 1x1 convolution that starts at 0, and a residual sum.
+    """Norm, SiLU, convolution over 3 cells per axis, SiLU, pointwise convolution that starts at 0, a residual sum.
 
-    For equal time on a CPU, more steps with one 3x3 convolution beat fewer steps with two.
+    For equal time on a CPU, more steps with one wide convolution beat fewer steps with two.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, axes: int = 2) -> None:
         super().__init__()
-        last = nn.Conv2d(channels, channels, 1)
+        convolution = CONVOLUTIONS[axes - 1]
+        last = convolution(channels, channels, 1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.body = nn.Sequential(
             nn.GroupNorm(NORM_GROUPS, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            convolution(channels, channels, 3, padding=1),
             nn.SiLU(),
             last,
         )
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
         """Same shape as `x`."""
         return x + self.body(x)
 
@@ -64,68 +69,77 @@ class ResidualBlock(nn.Module):
 class Stage(NamedTuple):
     """One resolution of an encoder or decoder."""
 
-    factor: int
-    """How many times finer the next finer resolution is, or the picture for the finest stage."""
+    factors: tuple[int, ...]
+    """How many times finer the next finer resolution is along each axis, or the values for the finest stage."""
     width: int
     """Channels."""
     depth: int
     """Residual blocks."""
 
 
-def stages(config: BlockConfig, patch_size: int) -> list[Stage]:
-    """The resolutions of an encoder, finest first; the last is the token grid, where most of the blocks are."""
-    factors = scale_factors(patch_size)
+def stages(config: BlockConfig, patch: tuple[int, ...]) -> list[Stage]:
+    """The resolutions of an encoder, finest first; the last is the token grid, where most of the blocks are.
+
+    An axis whose side needs fewer steps than another's takes its steps late: (2, 8, 8) -> (1, 4, 4), (2, 2, 2).
+    """
+    per_axis = [scale_factors(side) for side in patch]
+    levels = max(map(len, per_axis))
+    padded = [[1] * (levels - len(factors)) + factors for factors in per_axis]
     return [
         Stage(
-            factor=factor,
+            factors=factors,
             width=config.width * min(2**level, MAX_WIDENING),
-            depth=config.depth if level == len(factors) - 1 else config.depth // 3,
+            depth=config.depth if level == levels - 1 else config.depth // 3,
         )
-        for level, factor in enumerate(factors)
+        for level, factors in enumerate(zip(*padded, strict=True))
     ]
 
 
 class ConvEncoder(nn.Sequential):
-    """Space to channels, convolution, residual blocks, and again at each resolution: (b c h w) -> (b d h/p w/p)."""
+    """Space to channels, convolution, residual blocks, and again at each resolution: (b c *axes) -> (b d *grid)."""
 
-    def __init__(self, config: BlockConfig, in_channels: int, out_dim: int, patch_size: int) -> None:
+    def __init__(self, config: BlockConfig, in_channels: int, out_dim: int, patch: tuple[int, ...]) -> None:
+        axes, convolution = len(patch), CONVOLUTIONS[len(patch) - 1]
         layers: list[nn.Module] = []
         channels = in_channels
-        for level, (factor, width, depth) in enumerate(stages(config, patch_size)):
+        for level, (factors, width, depth) in enumerate(stages(config, patch)):
             kernel = 3 if level == 0 else 1
-            layers += [nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2)]
-            layers += [ResidualBlock(width) for _ in range(depth)]
+            cells = channels * math.prod(factors)
+            layers += [Unshuffle(factors), convolution(cells, width, kernel, padding=kernel // 2)]
+            layers += [ResidualBlock(width, axes) for _ in range(depth)]
             channels = width
-        super().__init__(*layers, nn.Conv2d(channels, out_dim, 1))
+        super().__init__(*layers, convolution(channels, out_dim, 1))
         _keep_variance(self)
 
 
 class ConvDecoder(nn.Sequential):
-    """The encoder mirrored: (b d h w) -> (b c h*p w*p).
+    """The encoder mirrored: (b d *grid) -> (b c *axes).
 
-    The last convolution works at half resolution (the patch size permitting) and sees across the borders of patches.
+    The last convolution works at half resolution (the patch permitting) and sees across the borders of patches.
     """
 
-    def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch_size: int) -> None:
-        coarsest_first = stages(config, patch_size)[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(in_dim, coarsest_first[0].width, 3, padding=1)]
+    def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch: tuple[int, ...]) -> None:
+        axes, convolution = len(patch), CONVOLUTIONS[len(patch) - 1]
+        coarsest_first = stages(config, patch)[::-1]
+        layers: list[nn.Module] = [convolution(in_dim, coarsest_first[0].width, 3, padding=1)]
         for coarse, fine in itertools.pairwise(coarsest_first):
-            layers += [ResidualBlock(coarse.width) for _ in range(coarse.depth)]
-            layers += [nn.Conv2d(coarse.width, fine.width * coarse.factor**2, 1), nn.PixelShuffle(coarse.factor)]
-        factor, width, depth = coarsest_first[-1]
-        layers += [ResidualBlock(width) for _ in range(depth)]
-        if factor == 4:
-            layers += [nn.Conv2d(width, width // 2 * 4, 1), nn.PixelShuffle(2)]
-            width, factor = width // 2, 2
-        layers += [nn.SiLU(), nn.Conv2d(width, out_channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
-        super().__init__(*layers)
+            layers += [ResidualBlock(coarse.width, axes) for _ in range(coarse.depth)]
+            layers += [convolution(coarse.width, fine.width * math.prod(coarse.factors), 1), Shuffle(coarse.factors)]
+        factors, width, depth = coarsest_first[-1]
+        layers += [ResidualBlock(width, axes) for _ in range(depth)]
+        if 4 in factors:
+            halves = tuple(2 if factor == 4 else 1 for factor in factors)
+            layers += [convolution(width, width // 2 * math.prod(halves), 1), Shuffle(halves)]
+            width, factors = width // 2, tuple(f // half for f, half in zip(factors, halves, strict=True))
+        last = convolution(width, out_channels * math.prod(factors), 3, padding=1)
+        super().__init__(*layers, nn.SiLU(), last, Shuffle(factors))
         _keep_variance(self)
 
 
 def _keep_variance(layers: nn.Sequential) -> None:
     """Start the convolutions outside residual blocks with weights of variance 1 / inputs, and zero biases."""
     for layer in layers:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, CONVOLUTIONS):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)

@@ -1,7 +1,8 @@
-"""ViT encoder and decoder as in the 4M tokenizers: pre-norm, biases, exact GELU, 2-D sin-cos positions."""
+"""ViT encoder and decoder as in the 4M tokenizers: pre-norm, biases, exact GELU, sin-cos positions on 1 to 3 axes."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.blocks.config import BlockConfig
 from tokenizers_zoo.blocks.mlp import Mlp
+from tokenizers_zoo.blocks.patches import from_patches, to_patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -19,23 +21,19 @@ REFERENCE_GRID = 14
 """Every grid is spread over this many position units per axis: the same range of positions at any size."""
 
 
-def sincos_positions(height: int, width: int, dim: int) -> Float[Tensor, "n dim"]:
-    """2-D sin-cos positions of a grid's cells, row by row; `dim` is a multiple of 4.
+def sincos_positions(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
+    """Sin-cos positions of the cells of a grid with any number of axes, the last axis fastest.
 
-    Half of the numbers tell the row and half the column, as sines and cosines at frequencies 10000^(-4k/dim), as in
-    arXiv 1706.03762, section 3.5. Coordinates are those of the cells' centres on a grid of REFERENCE_GRID x
-    REFERENCE_GRID cells that covers the same picture.
+    Each of n axes has dim / n numbers: sines and cosines at frequencies 10000^(-2nk/dim), as in arXiv 1706.03762,
+    section 3.5; what does not divide stays 0. Coordinates are those of the cells' centres on a grid of REFERENCE_GRID
+    cells per axis that covers the same stretch.
     """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-
-    def axis(cells: int) -> Tensor:
-        centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * (REFERENCE_GRID / cells) - 0.5
-        angles = centres[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    rows = axis(height)[:, None].expand(-1, width, -1)
-    columns = axis(width)[None].expand(height, -1, -1)
-    return rearrange(torch.cat([rows, columns], dim=2), "h w d -> (h w) d").float()
+    share = dim // (2 * len(grid))
+    frequencies = 10000.0 ** -(torch.arange(share, dtype=torch.float64) / share)
+    coordinates = [(torch.arange(n, dtype=torch.float64) + 0.5) * (REFERENCE_GRID / n) - 0.5 for n in grid]
+    angles = [axis.flatten()[:, None] * frequencies for axis in torch.meshgrid(*coordinates, indexing="ij")]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(table, (0, dim - table.shape[1])).float()
 
 
 class Attention(nn.Module):
@@ -81,45 +79,42 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.apply(_initialise)
 
-    def forward(self, x: Float[Tensor, "batch h w width"]) -> Float[Tensor, "batch h w width"]:
+    def forward(self, x: Float[Tensor, "batch *grid width"]) -> Float[Tensor, "batch *grid width"]:
         """Same shape as `x`, which may be any size."""
-        height, width = x.shape[1:3]
-        positions = sincos_positions(height, width, self.width).to(x)
-        x = self.norm(self.blocks(rearrange(x, "b h w d -> b (h w) d") + positions))
-        return rearrange(x, "b (h w) d -> b h w d", h=height)
+        positions = sincos_positions(tuple(x.shape[1:-1]), self.width).to(x)
+        return self.norm(self.blocks(x.flatten(1, -2) + positions)).view_as(x)
 
 
 class VitEncoder(nn.Module):
-    """A picture to a grid of latents, one per patch."""
+    """A tensor with one to three axes to a grid of latents, one per patch."""
 
-    def __init__(self, config: BlockConfig, in_channels: int, out_dim: int, patch_size: int) -> None:
+    def __init__(self, config: BlockConfig, in_channels: int, out_dim: int, patch: tuple[int, ...]) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.embed = nn.Linear(in_channels * patch_size**2, config.width)
+        self.patch = patch
+        self.embed = nn.Linear(in_channels * math.prod(patch), config.width)
         self.transformer = Transformer(config)
         self.head = nn.Linear(config.width, out_dim)
 
-    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        """Latents of all patches; `h` and `w` are the picture's sizes over the patch size."""
-        patch = self.patch_size
-        patches = rearrange(pixels, "b c (h p) (w q) -> b h w (p q c)", p=patch, q=patch)
-        return rearrange(self.head(self.transformer(self.embed(patches))), "b h w d -> b d h w")
+    def forward(self, values: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch dim *grid"]:
+        """Latents of all patches; the grid is the axes over the patch's sides."""
+        latents = self.head(self.transformer(self.embed(to_patches(values, self.patch))))
+        return latents.movedim(-1, 1)
 
 
 class VitDecoder(nn.Module):
-    """A grid of codes to a picture, `patch_size` times as high and wide."""
+    """A grid of codes to a tensor that is larger by the patch's side along each axis."""
 
-    def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch_size: int) -> None:
+    def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch: tuple[int, ...]) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch = patch
         self.embed = nn.Linear(in_dim, config.width)
         self.transformer = Transformer(config)
-        self.head = nn.Linear(config.width, out_channels * patch_size**2)
+        self.head = nn.Linear(config.width, out_channels * math.prod(patch))
 
-    def forward(self, codes: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch channels height width"]:
-        """The picture, unbounded."""
-        patches = self.head(self.transformer(self.embed(rearrange(codes, "b d h w -> b h w d"))))
-        return rearrange(patches, "b h w (p q c) -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size)
+    def forward(self, codes: Float[Tensor, "batch dim *grid"]) -> Float[Tensor, "batch channels *axes"]:
+        """The values, unbounded."""
+        patches = self.head(self.transformer(self.embed(codes.movedim(1, -1))))
+        return from_patches(patches, self.patch)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -35,6 +35,7 @@ def as_json(handle: ModalityHandle) -> dict[str, Any]:
         "distribution": handle.distribution,
         "family": spec.family,
         "value": str(spec.value),
+        "fields": dict(spec.value.fields),
         "layout": layout_to_json(spec.layout),
         "vocabulary": spec.vocabulary,
         "vocab_size": spec.vocab_size,
@@ -72,8 +73,10 @@ def list_modalities(as_json_text: bool) -> None:
             str(spec.vocab_size) if spec.vocab_size else "-",
             ", ".join(spec.derived_from) or "-",
             "yes" if handle.has_tokenizer else "no",
-            handle.distribution,
+            handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
+    for column in table.columns[:3]:
+        column.no_wrap = True
     show_table(table)
     for problem in problems.values():
         click.echo(f"problem: {problem}", err=True)
@@ -103,7 +106,7 @@ def info(name: str) -> None:
         + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
         "vocabulary": spec.vocabulary,
         "tokenized as": spec.token_space,
-        "derived from": ", ".join(spec.derived_from),
+        "derived from": ", ".join(spec.derived_from) or (f"nothing{handle.derive_hint}" if handle.derive_hint else ""),
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",
         "settings": json.dumps(dict(handle.settings)) if handle.settings else "",
@@ -111,6 +114,7 @@ def info(name: str) -> None:
         "licence": spec.licence,
         "aliases": ", ".join(spec.aliases),
     }
+    rows |= {f"field {name}": meaning for name, meaning in spec.value.fields}
     for metric in spec.metrics:
         better = "higher" if metric.higher_is_better else "lower"
         rows[f"metric {metric.name}"] = f"{metric.meaning} ({metric.unit or 'no unit'}; {better} is better)"

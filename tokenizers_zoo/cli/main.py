@@ -23,10 +23,13 @@ COMMANDS = {
     "source": "tokenizers_zoo.cli.data:source",
     "data": "tokenizers_zoo.cli.data:data",
     "tokenizer": "tokenizers_zoo.cli.tokenizer:tokenizer",
+    "vocabulary": "tokenizers_zoo.cli.vocabulary:vocabulary",
     "tokenize": "tokenizers_zoo.cli.tokens:tokenize_command",
     "encode": "tokenizers_zoo.cli.tokens:encode_command",
     "decode": "tokenizers_zoo.cli.tokens:decode_command",
     "report": "tokenizers_zoo.cli.report:report_command",
+    "doctor": "tokenizers_zoo.cli.doctor:doctor_command",
+    "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
 }
 
 

@@ -14,18 +14,29 @@ if TYPE_CHECKING:
 
 
 @click.command("report")
-@click.argument("run", type=PATH)
-@click.option("--out", type=PATH, help="Where to write the page. Default: RUN/report/index.html, pictures beside it.")
-def report_command(run: Path, out: Path | None) -> None:
-    """Write one HTML page about the backbone in RUN. It is self-contained, and shows all that the run stands on.
+@click.argument("run", type=PATH, required=False)
+@click.option("--out", type=PATH, help="Where to write the page; pictures go beside it. "
+              "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
+def report_command(run: Path | None, out: Path | None) -> None:
+    """Write an HTML page about a backbone, or about the whole zoo.
+
+    The page is self-contained. That of a backbone shows all that the run stands on. That of the zoo comes with one of
+    each tokenizer: held-out samples, metrics, and every checkpoint of that modality in the same folder beside it.
 
     \b
-    Example:
+    Examples:
       zoo report runs/backbone
+      zoo report
     """
     from tokenizers_zoo.report import registry_of, write_report
+    from tokenizers_zoo.report_zoo import write_zoo_report
 
     root = click.get_current_context().find_root().obj or {}
-    with disk_errors(out or run):
-        page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
+    if run is None:
+        zoo = open_zoo(strict=False)
+        with disk_errors(out or zoo.folder):
+            page = write_zoo_report(zoo, out)
+    else:
+        with disk_errors(out or run):
+            page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
     click.echo(f"report: {page.resolve().as_uri()}")

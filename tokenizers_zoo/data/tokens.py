@@ -313,7 +313,10 @@ class TokenColumn:
 
 
 def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) -> bool:
-    """True where the handle's vocabulary grew from that codec, with the same first `needed_vocab_size` ids."""
+    """True where the handle's codec grew from that one, and has the same first `needed_vocab_size` ids.
+
+    A text vocabulary gets more ids; a tokenizer of a base that was frozen gets another decoder.
+    """
     if not (handle.checkpoint / CONFIG).is_file():
         return False
     try:

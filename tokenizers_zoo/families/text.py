@@ -7,6 +7,7 @@ come from a model and make no sense: what is malformed is skipped, and decoding 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,7 @@ class TextModality(Generic[S]):
         wanted = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
         if (out_dir / CONFIG).is_file():
-            TextVocabulary.load(out_dir, wanted)  # refuses another id space
-            old = TextVocabulary.load(out_dir)
-            new = old.grow(special_tokens, wanted.size)
-            if new is not old:
-                new.save(out_dir)
+            TextVocabulary.grow_folder(out_dir, wanted, special_tokens)
             return out_dir
         provenance = dict(samples.provenance)
         TextVocabulary.train(wanted, samples.texts(), special_tokens, provenance).save(out_dir)
@@ -181,19 +178,18 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def is_control(character: str) -> bool:
-    """True for the control characters of Unicode (category Cc)."""
-    return character < " " or "\x7f" <= character <= "\x9f"
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+"""The control characters of Unicode (category Cc)."""
 
 
 def control_character(text: str, allowed: str = "") -> str | None:
     """The first control character of `text` that is not `allowed`, as `U+0007 at character 12`; None without one."""
-    for index, character in enumerate(text):
-        if is_control(character) and character not in allowed:
-            return f"U+{ord(character):04X} at character {index}"
+    for found in CONTROL.finditer(text):
+        if found.group() not in allowed:
+            return f"U+{ord(found.group()):04X} at character {found.start()}"
     return None
 
 
 def printable(text: str, allowed: str = "") -> str:
     """The text with U+FFFD for control characters that are not `allowed`."""
-    return "".join("\ufffd" if is_control(c) and c not in allowed else c for c in text)
+    return CONTROL.sub(lambda found: found.group() if found.group() in allowed else "\ufffd", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tokenizers_zoo.pipeline.results import (
     remove_shards,
     write_failures,
 )
+from tokenizers_zoo.pretrained import PretrainedError, networks_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -47,16 +48,26 @@ def derive_data(
     """Derive what is absent and can be derived (or `modalities`, with what they need) into the data folder.
 
     A sample that fails is listed with its reason in `<shard>.failed.jsonl` and left out; the run goes on. What was
-    derived already is kept, unless the plugin, its settings or the values that it is derived from have changed since.
-    Raises DataError where `modalities` cannot be derived from what is there.
+    derived already is kept, unless the plugin, its settings, its pretrained networks or the values that it is derived
+    from have changed since. Networks are fetched from the hub for `modalities` only; one that is not to be had is a
+    PretrainedError for those, else a skip. Raises DataError where `modalities` cannot be derived from what is there.
     """
     store = ValueStore.of(data, zoo)
     result = RunResult()
     for split in splits or store.splits():
         store.modalities(split)
         for handle in _order(zoo, store, split, modalities, result):
-            with disk_errors(store.root):
-                _derive_modality(zoo, store, split, handle, workers, result)
+            if lacks := [name for name in handle.spec.derived_from if name in result.skipped]:
+                result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
+                continue
+            try:
+                with disk_errors(store.root):
+                    networks = _networks(handle, download=modalities is not None)
+                    _derive_modality(zoo, store, split, handle, networks, workers, result)
+            except PretrainedError as error:
+                if modalities is not None:
+                    raise PretrainedError(f"{handle.name}: {error}") from error
+                result.skipped[handle.name] = str(error)
     return result.check()
 
 
@@ -64,8 +75,9 @@ def _order(
     zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
 ) -> list[ModalityHandle]:
     """What to derive, inputs first. What cannot be is an error if it was asked for, else a skip with the reason."""
-    present = {name for name in store.modalities(split) if not _is_derived(store, split, name)}
     derivable = {handle.name: handle for handle in zoo.handles() if handle.spec.derived_from}
+    kept = {name for name in derivable if _is_derived(store, split, name)}  # to be made again where they have changed
+    present = set(store.modalities(split)) - kept
     graph = {name: set(handle.spec.derived_from) & set(derivable) for name, handle in derivable.items()}
     try:
         order = list(graphlib.TopologicalSorter(dict(sorted(graph.items()))).static_order())
@@ -83,7 +95,8 @@ def _order(
     else:
         for name in wanted:
             if name in missing or name not in derivable:
-                reason = missing.get(name) or f"{zoo[name].distribution} does not derive it from other modalities"
+                not_derived = f"{zoo[name].distribution} does not derive it from other modalities"
+                reason = missing.get(name) or not_derived + zoo[name].derive_hint
                 raise DataError(f"{name}: {reason}; {split} has {', '.join(store.modalities(split))}")
             if name in present:
                 result.skipped[name] = "is there, and was not derived"
@@ -107,9 +120,14 @@ def _is_derived(store: ValueStore, split: str, modality: str) -> bool:
     return "derived_from" in (read_entry(store.root, split, modality) or {})
 
 
-def _entry(store: ValueStore, split: str, handle: ModalityHandle) -> dict[str, Any]:
-    """What decides the derived values: the plugin and its version, its settings, and the data that it is given."""
-    own = {key: value for key, value in handle.settings.items() if key not in TOKENIZER_KEYS}
+def _networks(handle: ModalityHandle, *, download: bool) -> dict[str, Any]:
+    """Which pretrained networks make the values, by field of the settings. Raises PretrainedError."""
+    return {name: config.record(download=download) for name, config in networks_of(handle.known_settings()).items()}
+
+
+def _entry(store: ValueStore, split: str, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the derived values: plugin and version, settings, networks, and the data that it is given."""
+    own = {key: value for key, value in handle.settings.items() if key not in (*TOKENIZER_KEYS, *networks)}
     inputs = {name: digest(read_entry(store.root, split, name)) for name in handle.spec.derived_from}
     return as_json(
         {
@@ -119,16 +137,23 @@ def _entry(store: ValueStore, split: str, handle: ModalityHandle) -> dict[str, A
             "settings": own,
             "image_size": handle.settings.shared.get("image_size"),
             "value": value_identity(handle),
+            **({"networks": networks} if networks else {}),
         }
     )
 
 
 def _derive_modality(
-    zoo: Zoo, store: ValueStore, split: str, handle: ModalityHandle, workers: int | None, result: RunResult
+    zoo: Zoo,
+    store: ValueStore,
+    split: str,
+    handle: ModalityHandle,
+    networks: Mapping[str, Any],
+    workers: int | None,
+    result: RunResult,
 ) -> None:
     """Derive one modality of one split, as far as it is not there."""
     folder = store.root / split / handle.name
-    entry = _entry(store, split, handle)
+    entry = _entry(store, split, handle, networks)
     if read_entry(store.root, split, handle.name) != entry:
         remove_shards(folder.glob("*.tar"))
         record_entry(store.root, split, handle.name, entry)
@@ -185,6 +210,8 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, dict[str, str]]:
                 sample = {name: read_value(inputs[name], member) for name, member in members.items()}
                 value = handle.transform(handle.derive(sample), WHOLE)
                 writer.add(key, *handle.write(value))
+            except PretrainedError:
+                raise  # no sample is to blame
             except ZooError as error:
                 failures[key] = str(error)
         write_failures(job.path, failures)

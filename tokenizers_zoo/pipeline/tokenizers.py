@@ -15,6 +15,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import DataError, UnknownKeyError, ZooError
+from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.values import has_fixed_length
 
@@ -151,6 +152,8 @@ class TokenizerEvaluation:
     perplexity: float | None = None
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
+    compared: Sequence[tuple[str, float, str, str]] = ()
+    """Where there is a plain decoder, too: name, number, unit and meaning of how the two compare."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -160,6 +163,7 @@ class TokenizerEvaluation:
     def codebook_rows(self) -> list[tuple[str, float, str, str]]:
         """Name, number, unit and meaning of all figures that no modality's metrics hold."""
         rows = [
+            *self.compared,
             ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
             ("encoding", self.tokens_per_second, "tokens/s", "speed of encode, without reading"),
         ]
@@ -191,7 +195,7 @@ def evaluate_tokenizer(
     store = ValueStore.of(data, zoo)
     keys = sorted(store.keys(split, name))[:limit]
     _ = handle.tokenizer  # loaded before the clock starts
-    usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size)
+    usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
     run = _Reconstruction()
     with progress_bar(f"evaluate {split}/{name}", len(keys)) as advance:
         for start in range(0, len(keys), BATCH):
@@ -204,6 +208,7 @@ def evaluate_tokenizer(
     folder = handle.checkpoint / name if handle.spec.shared_vocabulary else handle.checkpoint
     with disk_errors(folder):
         pictures = _write_samples(folder, handle, run) if write else None
+    compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
     result = TokenizerEvaluation(
         samples=len(run.target),
         metrics=handle.score(run.predicted, run.target),
@@ -214,6 +219,7 @@ def evaluate_tokenizer(
         perplexity=usage.perplexity if usage else None,
         dropped=run.dropped,
         pictures=pictures,
+        compared=compared,
     )
     if write:
         report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
@@ -228,6 +234,8 @@ class _Reconstruction:
 
     target: list[Any] = field(default_factory=list)
     predicted: list[Any] = field(default_factory=list)
+    plain: list[Any] = field(default_factory=list)
+    """What a plain decoder makes of the same tokens, where the tokenizer has one beside that of `predicted`."""
     dropped: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
     encode_seconds: float = 0.0
@@ -248,6 +256,8 @@ class _Reconstruction:
         encoded = time.perf_counter()
         self.predicted += handle.decode(tokens)
         self.decode_seconds += time.perf_counter() - encoded
+        if isinstance(handle.tokenizer, TwoDecoders):
+            self.plain += list(handle.tokenizer.decode_plain(tokens).numpy())
         self.encode_seconds += encoded - start
         self.target += values
         fixed = has_fixed_length(handle.spec.layout)
@@ -264,4 +274,6 @@ def _write_samples(folder: Path, handle: ModalityHandle, run: _Reconstruction) -
 
     pairs = zip(run.target[:PICTURES], run.predicted[:PICTURES], strict=True)
     write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs])
+    if run.plain:
+        write_sheet(folder, handle, *(side[:PICTURES] for side in (run.plain, run.predicted, run.target)))
     return folder / FOLDER

@@ -24,6 +24,8 @@ def _grouped_residual_vq(config: QuantizerConfig) -> Adapter:
     """Groups of residual codes (arXiv 2305.02765)."""
     assert config.groups is not None
     steps = config.codes_per_position // config.groups
+    if steps == 1:  # nothing is left over for a second step
+        return _product_vq(config)
     return SideBySide([Residual([MovingAverage(config) for _ in range(steps)]) for _ in range(config.groups)])
 
 

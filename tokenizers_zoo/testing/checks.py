@@ -5,55 +5,39 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.defaults import same
-from tokenizers_zoo.errors import InvalidValueError, ZooError
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import (
     Crop,
-    EmbeddingsLayout,
     SequenceLayout,
     layout_from_json,
     layout_to_json,
     spec_problems,
 )
+from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
+from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, per_sample
 from tokenizers_zoo.testing.subject import Subject
 from tokenizers_zoo.values import bounds, describe, expected_tokens, expected_value, fixed_shape, has_fixed_length
 
-CHECKS: dict[str, Callable[[Subject], None]] = {}
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and its samples one by one: ties that rounding decides."""
 
 
-class Skipped(Exception):
-    """The check does not apply to this modality; the text says why."""
+CHECKS: dict[str, Callable[[Subject], None]] = {}
 
 
 def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
     """Add a function to CHECKS under its name."""
     CHECKS[function.__name__] = function
     return function
-
-
-def expect(condition: bool, message: str) -> None:
-    """Raise AssertionError with `message` unless `condition` (assert, also where Python runs with -O)."""
-    if not condition:
-        raise AssertionError(message)
-
-
-def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
-    """A batch of tokens as one numpy array per sample."""
-    return [item if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
-
-
-def all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
-    """True where two lists hold equal values."""
-    return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
 
 
 # ---------------------------------------------------------------- what it declares
@@ -81,15 +65,25 @@ def sample_values(subject: Subject) -> None:
 
 @check
 def bad_values(subject: Subject) -> None:
-    """Values of another type, dtype, shape or range are refused by `check` and by `encode`."""
+    """Values of another type, dtype, shape or range are refused by `check` and `encode`, in a line that says why."""
+    declared = expected_value(subject.handle.spec.value)
     for bad in broken_values(subject):
         for act in (subject.handle.check, lambda value: subject.trained.encode([value])):
             try:
                 act(bad)
-            except InvalidValueError:
+            except InvalidValueError as error:
+                text = str(error)
+                told = text.startswith(f"{subject.name}: ") and "\n" not in text and declared in text
+                expect(told, f"{describe(bad)} is refused without saying what was expected: {text!r}")
                 continue
-            declared = expected_value(subject.handle.spec.value)
             raise AssertionError(f"{describe(bad)} is accepted, the spec declares {declared}")
+    no_lists: list[Any] = [[], subject.values[0] if isinstance(subject.values[0], str | dict) else None]
+    for batch in no_lists:
+        try:
+            subject.trained.encode(batch)
+        except InvalidValueError:
+            continue
+        raise AssertionError(f"encode takes {describe(batch)}, which is no list of values")
 
 
 def broken_values(subject: Subject) -> list[Any]:
@@ -98,15 +92,17 @@ def broken_values(subject: Subject) -> list[Any]:
     if declared.kind == "text":
         return [None, 3, ["a"], "\ud800"]
     if declared.kind == "object":
-        return [{"a": object()}, [float("nan")], {1: 2}, (1, 2)]
+        return [{"a": object()}, [float("nan")], [float("inf")], {1: 2}, (1, 2), np.zeros(2)]
     good = subject.values[0]
-    bad = [None, "text", good.tolist(), good[None], good.astype(np.complex64)]
+    other = np.float64 if good.dtype != np.float64 else np.float32
+    bad = [None, "text", good.tolist(), good[None], good[..., :0], good.astype(np.complex64), good.astype(other)]
     if isinstance(declared.shape[-1], int):
         bad.append(np.concatenate([good, good], axis=-1))
     if good.dtype.kind == "f":
-        hole = good.copy()
-        hole.flat[0] = np.nan
-        bad.append(hole)
+        for number in (np.nan, np.inf, -np.inf):
+            hole = good.copy()
+            hole.flat[0] = number
+            bad.append(hole)
     low, high = bounds(declared)
     for bound, step in ((low, -1), (high, 1)):
         if bound is not None and good.dtype.kind != "b" and (good.dtype.kind != "u" or bound > 0 or step > 0):
@@ -144,16 +140,6 @@ def decode(subject: Subject) -> None:
     expect(len(decoded) == len(subject.values), f"{len(decoded)} values of {len(subject.values)} samples")
     for value in decoded:
         subject.handle.check(value)
-
-
-def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:
-    """The values of tokens; vectors that are an input only need not be decodable."""
-    if not isinstance(subject.handle.spec.layout, EmbeddingsLayout):
-        return subject.trained.decode(tokens)
-    try:
-        return subject.trained.decode(tokens)
-    except ZooError as error:
-        raise Skipped(f"input only: {error}") from None
 
 
 @check
@@ -254,7 +240,9 @@ def files(subject: Subject) -> None:
     for damaged in (b"\xff\xfe\x00garbage\xff", data[: len(data) // 2] + b"\xff"):
         try:
             value = subject.handle.read(damaged, extension)
-        except InvalidValueError:
+        except InvalidValueError as error:
+            told = str(error).startswith(f"{subject.name}: ") and "\n" not in str(error)
+            expect(told, f"a damaged .{extension} file is refused otherwise than in one line: {str(error)!r}")
             continue
         raise AssertionError(f"a damaged .{extension} file is read as {describe(value)}")
 
@@ -339,7 +327,10 @@ def derive(subject: Subject) -> None:
     if not samples:
         raise Skipped(f"nothing here gives {' and '.join(inputs)}")
     for sample in samples:
-        value = subject.handle.derive(sample)
+        try:
+            value = subject.handle.derive(sample)
+        except PretrainedError as error:
+            raise Skipped(str(error)) from None
         subject.handle.check(subject.handle.transform(value, Crop()))
         expect(same(value, subject.handle.derive(sample)), "derived again, the value is another")
 
@@ -351,3 +342,9 @@ def vocabulary(subject: Subject) -> None:
     expect(len(set(tokens)) == len(tokens) and all(tokens), f"special tokens repeat or are empty: {tokens}")
     expect(tokens == subject.handle.vocabulary_tokens(), "the special tokens come in another order each time")
     subject.handle.vocabulary_texts(subject.values)
+
+
+# ---------------------------------------------------------------- how it runs
+
+for function in (running.odd_batches, running.devices, running.threads, running.long_inputs):
+    check(function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.values import bounds
 
@@ -49,7 +51,8 @@ class Subject:
         """Sample values at the size of the settings. Raises DataError where there are none to be had."""
         raw = [sample[self.name] for sample in self.samples_with((self.name,))]
         if not raw and self.handle.spec.derived_from:
-            raw = [self.handle.derive(sample) for sample in self.samples_with(self.handle.spec.derived_from)]
+            with contextlib.suppress(PretrainedError):  # the check of derive says so
+                raw = [self.handle.derive(sample) for sample in self.samples_with(self.handle.spec.derived_from)]
         if not raw:
             raw = generated_values(self.handle.spec.value, COUNT, self.rng)
         if len(raw) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenizers_zoo.families.spatial.modality import SpatialModality
-from tokenizers_zoo.families.spatial.settings import ImageSettings, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.families.spatial.settings import ImageSettings, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.families.spatial.values import ImageValues
 
-__all__ = ["ImageSettings", "ImageValues", "SpatialModality", "SpatialSettings", "TokenizerConfig"]
+__all__ = ["ImageSettings", "ImageValues", "SpatialModality", "SpatialSettings", "TokenizerConfig", "published"]

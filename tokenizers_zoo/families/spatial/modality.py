@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.families.spatial.model import SpatialTokenizer
+    from tokenizers_zoo.families.spatial.task import SpatialTask
 
 
 class SpatialModality(ImageValues):
@@ -30,6 +31,8 @@ class SpatialModality(ImageValues):
     loss: ClassVar[LossName] = "l1"
     standardised: ClassVar[bool] = True
     """Whether what the model sees is shifted and scaled by the mean and deviation of the training values."""
+    common_scale: ClassVar[bool] = False
+    """Whether all channels are scaled by one deviation, so that each counts for as much as it varies."""
     class_balance: ClassVar[float] = 0.0
     """Exponent in [0, 1] by which rare classes weigh more in the loss: weight = frequency ^ -exponent; 0 is off."""
     token_space: ClassVar[str] = ""
@@ -62,12 +65,14 @@ class SpatialModality(ImageValues):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         options = self.options(settings)
+        quantizer = options.tokenizer.quantizer_config()
         return ModalitySpec(
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
-            layout=GridLayout(shape=options.grid),
-            vocab_size=options.tokenizer.quantizer_config().codebook_size,
+            layout=GridLayout(shape=options.token_grid),
+            vocab_size=quantizer.codebook_size,
+            num_codebooks=quantizer.codes_per_position,
             family="spatial",
             derived_from=self.derived_from,
             metrics=self.metrics,
@@ -78,26 +83,39 @@ class SpatialModality(ImageValues):
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Train the autoencoder in the common loop."""
-        from tokenizers_zoo.families.spatial.model import SpatialTask
         from tokenizers_zoo.training import train
 
-        return train(SpatialTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+        table = self.options(config).tokenizer
+        return train(self._task(config, table.diffusion is not None), samples, table, out_dir, seed)
+
+    def _task(self, config: Settings, diffusion: bool) -> SpatialTask:
+        if diffusion:
+            from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
+
+            return DiffusionTask(self, config)
+        from tokenizers_zoo.families.spatial.task import SpatialTask
+
+        return SpatialTask(self, config)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> SpatialTokenizer:
         """The trained autoencoder, in eval mode; its image size may be another than that of the settings."""
         from tokenizers_zoo.families.spatial.model import SpatialTokenizer
 
-        return SpatialTokenizer.load(self, settings, checkpoint, device)
+        if self.options(settings).tokenizer.diffusion is None:
+            return SpatialTokenizer.load(self, settings, checkpoint, device)
+        from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer
+
+        return DiffusionTokenizer.load(self, settings, checkpoint, device)
 
     @hookimpl
     def encode(self, tokenizer: SpatialTokenizer, values: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 (batch, h / patch, w / patch) of values of any size that the patch divides."""
+        """Tokens int64 (batch, h / patch, w / patch[, codes]) of values of any size that the patch divides."""
         return tokenizer.encode(values)
 
     @hookimpl
     def decode(self, tokenizer: SpatialTokenizer, tokens: torch.Tensor) -> torch.Tensor:
-        """Values of tokens (batch, h / patch, w / patch)."""
+        """Values of tokens (batch, h / patch, w / patch[, codes])."""
         return tokenizer.decode(tokens)
 
     def describe(self, settings: Settings) -> dict[str, Any]:
@@ -109,6 +127,7 @@ class SpatialModality(ImageValues):
             "image_size": list(options.size),
             "classes": list(self.class_names(options)),
             "loss": options.tokenizer.loss or self.loss,
+            **options.tokenizer.extra_losses(),
             "flip": options.tokenizer.flip,
             "model": asdict(self.model_config(options)),
         }

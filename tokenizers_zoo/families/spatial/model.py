@@ -1,14 +1,12 @@
-"""The VQ autoencoder of image-like modalities, how it is trained, and the tokenizer that it becomes."""
+"""The VQ autoencoder of image-like modalities, and the tokenizer that it becomes."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,9 +15,7 @@ from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_loss, frequency_weights
 from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
-from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:
@@ -27,8 +23,8 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.families.spatial.modality import SpatialModality
 
-STATISTICS_SAMPLES = 256
-"""Training values from which mean, deviation and class frequencies are computed."""
+DENOISER = "denoiser."
+"""How the names of a diffusion decoder's tensors begin; all others are those of the autoencoder that it belongs to."""
 CLASS_CHANNELS = 8
 """Numbers per pixel that class ids are embedded in."""
 CHUNK_PIXELS = {"cpu": 16 * 64 * 64, "cuda": 256 * 64 * 64}
@@ -59,14 +55,21 @@ class SpatialVQ(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, ""]]:
         """Outputs after the quantizer, and its loss."""
-        latents = self.latents(inputs)
-        quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
-        codes = rearrange(quantized.codes, "b (h w) d -> b d h w", h=latents.shape[2])
-        return self.decoder(codes), quantized.loss
+        codes, loss = self.codes(inputs)
+        return self.decoder(codes), loss
+
+    def codes(self, inputs: Tensor) -> tuple[Float[Tensor, "batch dim h w"], Float[Tensor, ""]]:
+        """What the decoder is given for inputs, with a gradient to the encoder, and the quantizer's loss."""
+        quantized = self.quantizer(rearrange(self.latents(inputs), "b d h w -> b h w d"))
+        return rearrange(quantized.codes, "b h w d -> b d h w"), quantized.loss
 
     def standardise(self, inputs: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Inputs at mean 0 and deviation 1."""
         return (inputs - self.mean) / self.std
+
+    def unstandardise(self, outputs: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """The inverse of `standardise`."""
+        return outputs * self.std + self.mean
 
     def latents(self, inputs: Tensor) -> Float[Tensor, "batch dim h w"]:
         """What the encoder makes of inputs."""
@@ -74,16 +77,17 @@ class SpatialVQ(nn.Module):
             return self.encoder(rearrange(self.embedding(inputs), "b h w c -> b c h w"))
         return self.encoder(self.standardise(inputs))
 
-    def encode(self, inputs: Tensor) -> Int[Tensor, "batch h w"]:
-        """Tokens of inputs."""
-        latents = self.latents(inputs)
-        tokens = self.quantizer.encode(rearrange(latents, "b d h w -> b (h w) d"))
-        return rearrange(tokens, "b (h w) -> b h w", h=latents.shape[2])
+    def encode(self, inputs: Tensor) -> Int[Tensor, "batch h w *codes"]:
+        """Tokens of inputs; several per latent are one more axis."""
+        return self.quantizer.encode(rearrange(self.latents(inputs), "b d h w -> b h w d"))
 
-    def decode(self, tokens: Int[Tensor, "batch h w"]) -> Float[Tensor, "batch channels height width"]:
+    def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Float[Tensor, "batch channels height width"]:
         """Outputs of tokens."""
-        codes = self.quantizer.decode(rearrange(tokens, "b h w -> b (h w)"))
-        return self.decoder(rearrange(codes, "b (h w) d -> b d h w", h=tokens.shape[1]))
+        return self.decoder(self.codes_of(tokens))
+
+    def codes_of(self, tokens: Int[Tensor, "batch h w *codes"]) -> Float[Tensor, "batch dim h w"]:
+        """What the decoder is given for tokens."""
+        return rearrange(self.quantizer.decode(tokens), "b h w d -> b d h w")
 
 
 class SpatialTokenizer:
@@ -106,8 +110,7 @@ class SpatialTokenizer:
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
         try:
             found = from_mapping(SpatialModelConfig, config["model"], Origin(table="model"))
-            module = SpatialVQ(found)
-            module.load_state_dict(tensors)
+            module = cls.restored(modality, settings, found, config, tensors)
         except (ConfigError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
@@ -125,21 +128,39 @@ class SpatialTokenizer:
                 )
         return cls(modality, module, device)
 
+    @classmethod
+    def restored(
+        cls,
+        modality: SpatialModality,
+        settings: Settings,
+        model: SpatialModelConfig,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> SpatialVQ:
+        """The module of a checkpoint's tensors, without a diffusion decoder that may be among them."""
+        module = SpatialVQ(model)
+        module.load_state_dict({name: part for name, part in tensors.items() if not name.startswith(DENOISER)})
+        return module
+
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
         return self.module.quantizer.codebook_size
 
-    def encode(self, values: Tensor) -> Int[Tensor, "batch h w"]:
+    def encode(self, values: Tensor) -> Int[Tensor, "batch h w *codes"]:
         """Tokens int64 on the device of `values`. Raises InvalidValueError for sizes the patch does not divide."""
         return self._chunks(
             values, lambda chunk: self.module.encode(model_inputs(self.modality, chunk)), values[0].numel()
         )
 
-    def decode(self, tokens: Int[Tensor, "batch h w"]) -> Tensor:
+    def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
-        pixels = tokens[0].numel() * self.module.config.patch_size**2
-        return self._chunks(tokens, lambda chunk: self.values(self.module.decode(chunk)), pixels)
+        return self._chunks(tokens, lambda chunk: self.values(self.module.decode(chunk)), self.pixels(tokens))
+
+    def pixels(self, tokens: Int[Tensor, "batch h w *codes"]) -> int:
+        """Pixels of one sample of these tokens; of maps whose positions have more channels than pixels, numbers."""
+        positions = tokens[0].numel() // self.module.quantizer.codes_per_position
+        return positions * max(self.module.config.patch_size**2, self.module.config.channels)
 
     def values(self, outputs: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Values from what the model gives."""
@@ -147,7 +168,7 @@ class SpatialTokenizer:
             return outputs.argmax(dim=1)
         if self.modality.kind == "binary":
             return (outputs > 0).float()
-        return self.modality.from_model(outputs * self.module.std + self.module.mean)
+        return self.modality.from_model(self.module.unstandardise(outputs))
 
     @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Any, pixels: int) -> Tensor:
@@ -164,71 +185,3 @@ class SpatialTokenizer:
 def model_inputs(modality: SpatialModality, values: Tensor) -> Tensor:
     """What a model is given for values: class ids as they are, or what `to_model` gives."""
     return values if modality.kind == "classes" else modality.to_model(values.float())
-
-
-class SpatialTask:
-    """How the training loop trains a SpatialVQ for a modality."""
-
-    def __init__(self, modality: SpatialModality, settings: Settings) -> None:
-        self.modality, self.settings = modality, settings
-        self.options = modality.options(settings)
-        self.spec = modality.modality_spec(settings)
-        self.codebook_size = self.spec.vocab_size
-        self.loss_name = self.options.tokenizer.loss or modality.loss
-        check_loss(self.loss_name, modality.kind, settings)
-        self.weights: Tensor | None = None
-
-    def describe(self) -> Mapping[str, Any]:
-        """See `TokenizerTask`."""
-        return self.modality.describe(self.settings)
-
-    def build(self, train: Sequence[Any], rng: np.random.Generator) -> SpatialVQ:
-        """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
-        module = SpatialVQ(self.modality.model_config(self.options))
-        chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        values = torch.from_numpy(np.stack([train[int(index)] for index in chosen]))
-        if self.modality.kind != "continuous":
-            self.weights = frequency_weights(values, module.config.channels, self.modality.class_balance)
-        elif self.modality.standardised:
-            inputs = self.modality.to_model(values).double()
-            std, mean = torch.std_mean(inputs, dim=(0, 2, 3), correction=0)
-            module.mean.copy_(mean[:, None, None])
-            module.std.copy_(std.clamp_min(1e-6)[:, None, None])
-        return module
-
-    def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
-        """Values (batch, ...), half of them mirrored at random where the settings say so."""
-        if self.options.tokenizer.flip:
-            mirrored = rng.random(len(values)) < 0.5
-            transform = functools.partial(self.modality.transform, crop=Crop(flip=True), settings=self.settings)
-            values = [transform(value) if flip else value for value, flip in zip(values, mirrored, strict=True)]
-        return torch.from_numpy(np.stack(values))
-
-    def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-        """Reconstruction loss plus the quantizer's."""
-        assert isinstance(module, SpatialVQ)
-        inputs = model_inputs(self.modality, batch)
-        outputs, quantizer_loss = module(inputs)
-        target = inputs if module.config.classes else module.standardise(inputs)
-        weights = None if self.weights is None else self.weights.to(batch.device)
-        reconstruction = RECONSTRUCTION_LOSSES[self.loss_name](outputs.float(), target, weights)
-        return {
-            "loss": reconstruction + quantizer_loss,
-            "reconstruction_loss": reconstruction,
-            "quantizer_loss": quantizer_loss,
-        }
-
-    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], Tensor]:
-        """Values after encode and decode, and the tokens."""
-        assert isinstance(module, SpatialVQ)
-        tokenizer = SpatialTokenizer(self.modality, module, module.mean.device.type)
-        tokens = tokenizer.encode(torch.from_numpy(np.stack(values)))
-        return list(tokenizer.decode(tokens).numpy()), tokens
-
-    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        """The modality's metrics."""
-        return self.modality.score(predicted, target, self.settings)
-
-    def render(self, value: Any) -> Any:
-        """The modality's picture."""
-        return self.modality.render(value, self.settings)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import open_image, read_array
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.labellers import labelled
+from tokenizers_zoo.modality import Metric, ModalitySpec
+from zoo_geometry.monocular import DepthLabeller
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DepthTokenizer(TokenizerConfig):
-    """Defaults of the depth tokenizer: 1000 codes were no better, and a third of them unused."""
-
-    default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +28,8 @@ class DepthSettings(SpatialSettings):
     """Metres per unit of 16-bit PNG files."""
     shown: tuple[float, float] = (0.5, 16.0)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
-    tokenizer: DepthTokenizer = DepthTokenizer()
+    labeller: DepthLabeller | None = None
+    """A network that derives depth from rgb where no source gives it; absent, depth is not derived."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
@@ -64,6 +62,16 @@ class Depth(SpatialModality):
         ),
         Metric(name="rmse", unit="m", higher_is_better=False, meaning="root of the mean squared error over pixels"),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Metres that the labeller sees in the sample's rgb picture, at its size, within the declared range."""
+        return np.clip(self.options(settings).labeller.metres(sample["rgb"]), self.low, self.high)
 
     def to_model(self, values: torch.Tensor) -> torch.Tensor:
         return values.clamp(self.low, self.high).log()

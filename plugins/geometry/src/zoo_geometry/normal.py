@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import (
     crop_and_resize,
     open_image,
@@ -15,7 +19,8 @@ from tokenizers_zoo.families.spatial.values import (
     read_array,
     rgb_image,
 )
-from tokenizers_zoo.modality import Crop, Metric
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec
+from zoo_geometry.surfaces import normals_of_depth
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +29,31 @@ UNIT_TOLERANCE = 0.02
 """How far a stored vector's length may be from 1; rounding to 8 bits moves it by up to 0.007."""
 
 
-class Normal(SpatialModality):
-    """Unit vectors float32 (3, height, width) in camera axes: x right, y up, z towards the viewer."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormalSettings(SpatialSettings):
+    """Settings of normal."""
 
+    camera_fov: float | tuple[float, float] | Literal["metadata"] | None = None
+    """The camera's field of view, degrees: with it normals are derived from depth. One number is the vertical one, of
+    pictures with square pixels; else [vertical, horizontal]; "metadata" takes each sample's field `camera_fov`."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        if self.camera_fov is not None and not isinstance(self.camera_fov, str):
+            given = self.camera_fov if isinstance(self.camera_fov, tuple) else (self.camera_fov,)
+            if not all(0 < fov < 180 for fov in given):
+                raise ValueError(f"camera_fov: expected degrees in (0, 180), got {self.camera_fov}")
+
+
+class Normal(SpatialModality):
+    """Unit vectors float32 (3, height, width) in camera axes: x right, y up, z towards the viewer.
+
+    Derived from depth they are exact on planes, and wrong on things of one or two pixels: on zoo-scenes the mean angle
+    to the exact normals is 4.3 degrees at 64 x 64 pixels and 1.0 at 256 x 256; 86 and 92 % of pixels are within 1
+    degree.
+    """
+
+    settings_class = NormalSettings
     summary = "surface normals as a grid of tokens"
     channels = 3
     unit = "unit vector"
@@ -48,6 +75,23 @@ class Normal(SpatialModality):
             meaning="share of pixels whose normal is less than 11.25 degrees off",
         ),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        fov = self.options(settings).camera_fov
+        inputs = () if fov is None else ("depth", "metadata") if fov == "metadata" else ("depth",)
+        return replace(super().modality_spec(settings), derived_from=inputs, derive_setting="camera_fov")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Normals of the sample's depth, at its size. Raises DataError where its camera is not known."""
+        fov = self.options(settings).camera_fov
+        if fov == "metadata":
+            fov = sample["metadata"].get("camera_fov")
+            if fov is None:
+                raise DataError(f"{settings.name}: the sample's metadata lack camera_fov")
+        return normals_of_depth(sample["depth"][0], *(fov if isinstance(fov, tuple) else (fov,)))
 
     def to_model(self, values: torch.Tensor) -> torch.Tensor:
         import torch

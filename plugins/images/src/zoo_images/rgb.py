@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import ImageValues, SpatialModality
+from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_rgb, rgb_image
 from tokenizers_zoo.modality import Metric
 
@@ -15,6 +16,21 @@ BATCH = 64
 """Pictures that are compared at once."""
 PSNR_CEILING = 100.0
 """PSNR of two equal pictures, dB, where the formula has no bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RgbTokenizer(TokenizerConfig):
+    """Defaults of the rgb tokenizer: colours and textures need more codes than shapes."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RgbSettings(SpatialSettings):
+    """Settings of rgb."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published(codebook_size=16384, diffusion=True)}
+    tokenizer: RgbTokenizer = RgbTokenizer()
 
 
 class RgbValues(ImageValues):
@@ -64,6 +80,7 @@ class RgbValues(ImageValues):
 class Rgb(RgbValues, SpatialModality):
     """RGB pictures as a grid of tokens."""
 
+    settings_class = RgbSettings
     summary = "RGB picture as a grid of tokens"
     loss = "l2"
 

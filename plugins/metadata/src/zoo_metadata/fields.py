@@ -1,14 +1,12 @@
-"""The declared table of metadata: what each field means, its unit, its range, and the levels that it is rounded to."""
+"""A declared field of metadata: what it means, its unit, its range, and the levels that it is rounded to."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenizers_zoo.errors import InvalidValueError
@@ -22,8 +20,8 @@ SLACK = 1e-6  # of the range: by so much a computed number may be outside, as su
 class MetadataField:
     """One field. Raises ValueError, naming the key, for a declaration that is not sound."""
 
-    kind: Literal["float", "int", "choice"] = "float"
-    """A number of the range, a whole number of the range, or one of `choices`."""
+    kind: Literal["float", "log", "int", "choice"] = "float"
+    """A number of the range, one with levels that are even in its logarithm, a whole number, or one of `choices`."""
     low: float = 0.0
     """Least value, in the unit."""
     high: float = 1.0
@@ -31,9 +29,11 @@ class MetadataField:
     unit: str = ""
     """Such as "m" or "deg"; empty for a plain number."""
     bins: int | None = None
-    """Levels of a float field, 2 or more; None for as many as the vocabulary has per coordinate axis."""
+    """Levels of a float or log field, 2 or more; None for as many as the vocabulary has per coordinate axis."""
     choices: tuple[str, ...] = ()
     """The words of a choice field, at least two."""
+    meaning: str = ""
+    """What it says of the sample, in a few words; shown by `zoo info`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", float(self.low))  # 0 and 0.0 are one declaration, and one special token
@@ -44,10 +44,14 @@ class MetadataField:
             raise ValueError(f"choices: expected two or more different words, got {self.choices!r}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"high must be a number greater than low, got {self.low:g} to {self.high:g}")
+        if self.kind == "log" and self.low <= 0:
+            raise ValueError(f"low of a log field must be above 0, got {self.low:g}")
         if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"low and high of an int field are whole numbers, got {self.low:g} and {self.high:g}")
-        if self.bins is not None and (self.kind != "float" or self.bins < 2):
-            raise ValueError(f"bins: expected 2 or more, of a float field, got {self.bins} of kind {self.kind!r}")
+        if self.bins is not None and (self.kind not in ("float", "log") or self.bins < 2):
+            raise ValueError(
+                f"bins: expected 2 or more, of a float or log field, got {self.bins} of kind {self.kind!r}"
+            )
         if re.search(r"[\s<>]", self.unit):
             raise ValueError(f"unit: expected one word, got {self.unit!r}")
 
@@ -63,18 +67,18 @@ class MetadataField:
         """The level nearest to a value. Raises InvalidValueError where it is not one of the field's."""
         if self.kind == "choice":
             if value not in self.choices:
-                raise InvalidValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
+                raise InvalidValueError(f"expected one of {', '.join(self.choices)}, got {value!r:.60}")
             return self.choices.index(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r}")
+            raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r:.60}")
         slack = SLACK * (self.high - self.low)
         if not self.low - slack <= value <= self.high + slack:
-            raise InvalidValueError(f"{value:g} is outside its range, {self}")
+            raise InvalidValueError(f"{value!r:.30} is outside its range, {self}")
         if self.kind == "int":
             if value != round(value):
-                raise InvalidValueError(f"expected {self}, got {value:g}")
+                raise InvalidValueError(f"expected {self}, got {value!r:.30}")
             return round(value - self.low)
-        return coordinate_level((value - self.low) / (self.high - self.low), self.levels(bins))
+        return coordinate_level(self.fraction(value), self.levels(bins))
 
     def value(self, level: int, bins: int) -> Number:
         """What a level stands for: the centre of the values that are rounded to it."""
@@ -83,7 +87,24 @@ class MetadataField:
             return self.choices[level]
         if self.kind == "int":
             return int(self.low) + level
-        return self.low + coordinate_fraction(level, self.levels(bins)) * (self.high - self.low)
+        fraction = coordinate_fraction(level, self.levels(bins))
+        if self.kind == "log":
+            return self.low * (self.high / self.low) ** fraction
+        return self.low + fraction * (self.high - self.low)
+
+    def fraction(self, value: float) -> float:
+        """Where in the range a number is, 0 at `low` and 1 at `high`; clipped into it."""
+        value = min(max(value, self.low), self.high)
+        if self.kind == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def fitted(self, value: Number) -> Number | None:
+        """The field's value nearest to one that was computed, or that another declaration gave; None without one."""
+        if self.kind == "choice" or isinstance(value, str):
+            return value if value in self.choices else None
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.kind == "int" else float(value)
 
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
@@ -91,13 +112,21 @@ class MetadataField:
             return float(predicted != target)
         if isinstance(predicted, bool) or not isinstance(predicted, int | float):
             return 1.0
-        return min(1.0, abs(predicted - float(target)) / (self.high - self.low))
+        return abs(self.fraction(predicted) - self.fraction(float(target)))
 
     def __str__(self) -> str:
         if self.kind == "choice":
             return f"one of {', '.join(self.choices)}"
         what = "a whole number" if self.kind == "int" else "a number"
         return f"{what} from {self.low:g} to {self.high:g}{f' {self.unit}' if self.unit else ''}"
+
+    def declaration(self, bins: int) -> str:
+        """The whole declaration in a line, for people."""
+        meaning = f"{self.meaning}: " if self.meaning else ""
+        if self.kind in ("int", "choice"):
+            return f"{meaning}{self}"
+        steps = " steps even in the logarithm" if self.kind == "log" else " steps"
+        return f"{meaning}{self}, in {self.levels(bins)}{steps}"
 
     def token(self, name: str, bins: int) -> str:
         """The field's special token. It holds the declaration, so that another range is another token.
@@ -111,7 +140,7 @@ class MetadataField:
 @lru_cache(maxsize=1024)
 def parse_token(token: str) -> tuple[str, MetadataField] | None:
     """The name and the declaration that `MetadataField.token` wrote; None for other special tokens."""
-    match = re.fullmatch(r"<field:(\w+) (float|int|choice) (\[.*\]) (\S*)>", token, flags=re.DOTALL)
+    match = re.fullmatch(r"<field:(\w+) (float|log|int|choice) (\[.*\]) (\S*)>", token, flags=re.DOTALL)
     if match is None:
         return None
     name, kind, numbers, unit = match.groups()
@@ -122,29 +151,6 @@ def parse_token(token: str) -> tuple[str, MetadataField] | None:
         low, high, bins = given
         if kind == "int":
             return name, MetadataField(kind="int", low=low, high=high, unit=unit)
-        return name, MetadataField(low=low, high=high, bins=bins, unit=unit)
+        return name, MetadataField(kind="log" if kind == "log" else "float", low=low, high=high, bins=bins, unit=unit)
     except (ValueError, TypeError):
         return None
-
-
-DEFAULT_FIELDS: Mapping[str, MetadataField] = MappingProxyType(
-    {
-        "camera_height": MetadataField(low=0, high=3, unit="m"),
-        "camera_pitch": MetadataField(low=-60, high=30, unit="deg"),
-        "camera_fov": MetadataField(low=30, high=110, unit="deg"),
-        "room_width": MetadataField(low=2, high=12, unit="m"),
-        "room_depth": MetadataField(low=2, high=12, unit="m"),
-        "room_height": MetadataField(low=2, high=5, unit="m"),
-        "mean_depth": MetadataField(low=0, high=15, unit="m"),
-        "num_objects": MetadataField(kind="int", low=0, high=40),
-        "num_people": MetadataField(kind="int", low=0, high=8),
-        "num_classes": MetadataField(kind="int", low=0, high=40),
-        "brightness": MetadataField(low=0, high=1),
-        "contrast": MetadataField(low=0, high=0.5),
-        "saturation": MetadataField(low=0, high=1),
-        "colourfulness": MetadataField(low=0, high=1.5),
-        "clutter": MetadataField(low=0, high=1),
-        "walkability": MetadataField(low=0, high=1),
-        "geometric_complexity": MetadataField(low=0, high=1),
-    }
-)

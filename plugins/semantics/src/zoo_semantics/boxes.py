@@ -22,8 +22,10 @@ from tokenizers_zoo.families.text import (
     read_json,
     whole_groups,
 )
-from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+from tokenizers_zoo.labellers import labelled
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+from zoo_semantics.labellers import BoxLabeller
 from zoo_semantics.matching import best_boxes, match
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class BoxesSettings:
     """Most boxes of one picture; the smallest are dropped."""
     min_visible: float = 0.25
     """Share of a box's area that a crop must leave for the box to stay, in (0, 1]."""
+    labeller: BoxLabeller | None = None
+    """A network that derives boxes from rgb where no source gives them; absent, they are not derived."""
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_boxes"):
@@ -76,6 +80,18 @@ class Boxes(TextModality[BoxesSettings]):
         Metric(name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right"),
         Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        return labelled(super().modality_spec(settings), settings.take(BoxesSettings).labeller, "rgb")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Box]:
+        """Boxes that the labeller sees in the sample's rgb picture, best first."""
+        labeller = settings.take(BoxesSettings).labeller
+        assert labeller is not None  # without one nothing is derived
+        return labeller.boxes(sample["rgb"])
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
         boxes = largest_first(checked_boxes(value))[: tokenizer.settings.max_boxes]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.labellers import labelled
+from tokenizers_zoo.modality import Metric, ModalitySpec
+from zoo_semantics.labellers import ClassLabeller
 
 CLASSES = (
     "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
@@ -31,14 +35,21 @@ class SemsegTokenizer(TokenizerConfig):
 class SemsegSettings(SpatialSettings):
     """Settings of semseg."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published(codebook_size=4096)}
+
     classes: tuple[str, ...] = CLASSES
     """Names of the class ids 0, 1, ...; pixels of the class "void", if there is one, are not scored."""
     tokenizer: SemsegTokenizer = SemsegTokenizer()
+    labeller: ClassLabeller | None = None
+    """A network that derives the classes from rgb where no source gives them; absent, they are not derived."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
         if not 2 <= len(self.classes) <= 256 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: expected 2 to 256 different names, got {len(self.classes)}")
+        for label, name in (self.labeller.labels if self.labeller else {}).items():
+            if name not in self.classes:
+                raise ValueError(f"labeller: labels: {label!r} is to be {name!r}, which is none of the classes")
 
 
 class Semseg(SpatialModality):
@@ -58,6 +69,17 @@ class Semseg(SpatialModality):
         ),
         Metric(name="pixel_accuracy", unit="", higher_is_better=True, meaning="share of pixels with the right class"),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Classes that the labeller sees in the sample's rgb picture, at its size."""
+        options = self.options(settings)
+        return options.labeller.class_ids(sample["rgb"], options.classes)
 
     def class_names(self, options: SemsegSettings) -> tuple[str, ...]:
         return options.classes

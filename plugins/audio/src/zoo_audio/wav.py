@@ -1,0 +1,76 @@
+"""WAV files to float waveforms of one channel at one sample rate, and back."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNKNOWN_SIZES = (0, 0xFFFFFFFF)
+"""What programs that write to a pipe put where a file's size belongs."""
+
+
+def read_wav(data: bytes) -> tuple[int, NDArray[np.float32]]:
+    """Sample rate and float32 (samples, channels) in [-1, 1], from 8 to 32 bits or floats. Raises ValueError."""
+    from scipy.io import wavfile
+
+    if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
+        raise ValueError("this is not a WAV file")
+    declared = int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
+    if declared not in UNKNOWN_SIZES and declared + 8 > len(data):
+        raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that it does not know, such as tags
+            rate, samples = wavfile.read(io.BytesIO(data))
+    except Exception as error:
+        raise ValueError(f"cannot be read as WAV: {error}") from None
+    if not samples.size or rate < 1:
+        raise ValueError("it holds no sound")
+    return rate, to_float(samples).reshape(len(samples), -1)
+
+
+def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """Integers, by the full scale of their width, as numbers in [-1, 1); floats as they are, if they are in range.
+
+    Raises ValueError.
+    """
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == "i":
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if samples.dtype.kind != "f":
+        raise ValueError(f"expected a waveform of floats in [-1, 1] or of integers, got {samples.dtype}")
+    peak = float(np.abs(samples).max(initial=0))
+    if not peak <= 1:  # also where it is no number
+        raise ValueError(f"expected floats in [-1, 1], got a peak of {peak:g}; divide by the peak, or save 16 bits")
+    return samples.astype(np.float32)
+
+
+def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+    """A waveform (samples,) at another sample rate, by polyphase filtering; within [-1, 1]."""
+    if rate == wanted:
+        return samples
+    from scipy.signal import resample_poly
+
+    common = math.gcd(rate, wanted)
+    return np.clip(resample_poly(samples, wanted // common, rate // common), -1, 1).astype(np.float32)
+
+
+def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """The first `length` samples, with silence after them where there are fewer."""
+    cut = samples[:length]
+    return np.pad(cut, (0, length - len(cut)))
+
+
+def wav_bytes(samples: NDArray[np.float32], rate: int) -> bytes:
+    """A waveform (samples,) in [-1, 1] as a 16-bit WAV file."""
+    from scipy.io import wavfile
+
+    buffer = io.BytesIO()
+    wavfile.write(buffer, rate, np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16))
+    return buffer.getvalue()

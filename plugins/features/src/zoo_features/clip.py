@@ -1,0 +1,68 @@
+"""CLIP: a map of vectors that lie in one space with text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.features import FeatureMapModality, MapSettings, published_map
+from tokenizers_zoo.pretrained import PretrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipNetwork(PretrainedConfig):
+    """Any CLIP of transformers whose vectors have 512 numbers."""
+
+    model: str = "openai/clip-vit-base-patch16"
+    """A local folder, or a hub id (owner/name)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSettings(MapSettings):
+    """Settings of clip."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published_map(14)}
+    map_size: int | tuple[int, int] = 14
+    """Vectors along each side; the picture is resized to that many patches."""
+    network: ClipNetwork = ClipNetwork()
+    """What derives the values from pictures."""
+
+
+class Clip(FeatureMapModality):
+    """Patch vectors of CLIP's image encoder (arXiv 2103.00020): float32 (512, rows, columns).
+
+    Those of the last layer, through the last norm and the projection that CLIP gives to its class vector.
+    """
+
+    settings_class = ClipSettings
+    summary = "CLIP features of the picture as a grid of tokens"
+    channels = 512
+    description = "projected patch vectors of CLIP ViT-B/16"
+    derived_from = ("rgb",)
+    licence = "Apache-2.0; weights of openai/clip-vit-base-patch16: MIT"
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """What the network sees in the sample's rgb picture."""
+        import torch
+
+        from zoo_features.pictures import CLIP_MEAN, CLIP_STD, as_map, normalised
+
+        options = self.options(settings)
+        network = options.network.transformers("CLIPVisionModelWithProjection")
+        rows, columns = options.size
+        side = network.config.patch_size
+        pixels = normalised(sample["rgb"], (rows * side, columns * side), CLIP_MEAN, CLIP_STD, network.device.type)
+        with torch.inference_mode():
+            trunk = network.vision_model
+            hidden = trunk(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+            vectors = network.visual_projection(trunk.post_layernorm(hidden))
+        return as_map(vectors, options.size, self.channels, options.network.model)
+
+
+plugin = Clip()

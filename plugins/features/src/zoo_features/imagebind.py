@@ -1,0 +1,112 @@
+"""ImageBind: a map of vectors, and one vector that lies in one space with sound, text and more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.features import FeatureMapModality, MapSettings, published_map
+from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
+from tokenizers_zoo.pretrained import PretrainedConfig
+
+if TYPE_CHECKING:
+    from zoo_features.imagebind_network import Seen
+
+LICENCE = "Apache-2.0; weights of ImageBind: CC-BY-NC-SA-4.0"
+GLOBAL_SIZE = (16, 16)
+"""Patches that the picture is resized to for the global vector: 224 x 224 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagebindNetwork(PretrainedConfig):
+    """The published tensors of ImageBind-Huge, under their names, as .safetensors."""
+
+    files: ClassVar[tuple[str, ...]] = ("*.safetensors",)
+    advice: ClassVar[str] = (
+        "save the tensors of the published imagebind_huge.pth, under their names, as .safetensors in a folder, and set"
+        " network.model to it"
+    )
+
+    model: str = "imagebind_huge"
+    """A local folder, or a hub id (owner/name)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagebindSettings(MapSettings):
+    """Settings of imagebind."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published_map(16)}
+    map_size: int | tuple[int, int] = 16
+    """Vectors along each side; the picture is resized to that many patches."""
+    network: ImagebindNetwork = ImagebindNetwork()
+    """What derives the values from pictures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagebindGlobalSettings(VectorSettings):
+    """Settings of imagebind_global."""
+
+    network: ImagebindNetwork = ImagebindNetwork()
+    """What derives the values from pictures."""
+
+
+def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int]) -> Seen:
+    """What the vision trunk makes of the picture."""
+    import torch
+
+    from zoo_features.imagebind_network import load_vision_trunk
+    from zoo_features.pictures import CLIP_MEAN, CLIP_STD, normalised
+
+    trunk = network.load(load_vision_trunk)
+    size = patches[0] * trunk.side, patches[1] * trunk.side
+    with torch.inference_mode():
+        result: Seen = trunk(normalised(rgb, size, CLIP_MEAN, CLIP_STD, trunk.cls_token.device.type))
+    return result
+
+
+class Imagebind(FeatureMapModality):
+    """Patch vectors of ImageBind's vision trunk (arXiv 2305.05665): float32 (1280, rows, columns), after the norm."""
+
+    settings_class = ImagebindSettings
+    summary = "ImageBind features of the picture as a grid of tokens"
+    channels = 1280
+    description = "patch vectors of ImageBind ViT-H/14"
+    derived_from = ("rgb",)
+    licence = LICENCE
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """What the network sees in the sample's rgb picture."""
+        from zoo_features.pictures import as_map
+
+        options = self.options(settings)
+        patches = seen(options.network, sample["rgb"], options.size).patches
+        return as_map(patches, options.size, self.channels, options.network.model)
+
+
+class ImagebindGlobal(VectorModality):
+    """The embedding of ImageBind (arXiv 2305.05665): float32 (1024,), of length 1."""
+
+    settings_class = ImagebindGlobalSettings
+    summary = "The ImageBind vector of the whole picture as product codes"
+    dim = 1024
+    description = "embedding of ImageBind ViT-H/14, of length 1"
+    derived_from = ("rgb",)
+    licence = LICENCE
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """What the network thinks of the sample's rgb picture."""
+        from zoo_features.pictures import as_vector
+
+        network = self.options(settings).network
+        return as_vector(seen(network, sample["rgb"], GLOBAL_SIZE).embedding, self.dim, network.model)
+
+
+plugin = Imagebind()
+global_plugin = ImagebindGlobal()

@@ -1,0 +1,61 @@
+"""Pictures as networks want them, and the arrays that their vectors become. Needs torch: import it inside functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from tokenizers_zoo.pretrained import PretrainedError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's training pictures (arXiv 2103.00020; in its preprocessor_config.json); ImageBind takes them, too."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as DINOv2 was trained."""
+
+
+def normalised(
+    rgb: np.ndarray[Any, Any],
+    size: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: str,
+) -> Float[Tensor, "1 3 height width"]:
+    """The whole picture (3, height, width) in [0, 1] resized to `size` (bicubic), less `mean`, over `std`.
+
+    Nothing is cut off, so that the vectors of a map lie where the picture's pixels lie.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb, dtype=np.float32))[None].to(device)
+    if tuple(pixels.shape[-2:]) != size:
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    shift, scale = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (mean, std))
+    return (pixels - shift) / scale
+
+
+def as_map(vectors: Float[Tensor, "1 n dim"], size: tuple[int, int], channels: int, model: str) -> np.ndarray[Any, Any]:
+    """Vectors, row by row, as float32 (channels, rows, columns). Raises PretrainedError where they are not so many."""
+    check_dim(vectors, channels, model)
+    if vectors.shape[1] != size[0] * size[1]:
+        raise PretrainedError(f"{model}: gives {vectors.shape[1]} vectors, expected {size[0]} x {size[1]}")
+    return rearrange(vectors[0], "(h w) d -> d h w", h=size[0]).float().cpu().contiguous().numpy()
+
+
+def as_vector(vectors: Float[Tensor, "1 dim"], channels: int, model: str) -> np.ndarray[Any, Any]:
+    """One vector as float32 (channels,). Raises PretrainedError for another length."""
+    check_dim(vectors, channels, model)
+    return vectors[0].float().cpu().contiguous().numpy()
+
+
+def check_dim(vectors: Tensor, channels: int, model: str) -> None:
+    """Raise PretrainedError where vectors do not have `channels` numbers."""
+    if vectors.shape[-1] != channels:
+        raise PretrainedError(
+            f"{model}: gives vectors of {vectors.shape[-1]} numbers, expected {channels}; take a network of that size"
+        )

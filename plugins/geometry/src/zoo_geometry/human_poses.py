@@ -1,0 +1,355 @@
+"""Human poses in 3D: the body's pose as product codes; box, camera, orientation, size and shape as coordinates."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.objects import (
+    Axis,
+    ObjectModality,
+    ObjectSettings,
+    ObjectTokenizerConfig,
+    box_seen_through,
+)
+from tokenizers_zoo.families.text import read_json
+from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+from tokenizers_zoo.quantizers.config import QuantizerKind
+from zoo_geometry import body, rotations
+from zoo_geometry.people import MISSED, drawn, matched
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+Person = dict[str, Any]
+
+JOINTS = len(body.JOINTS)
+ROWS = {"joint_rotations": (JOINTS, 3), "joints_camera": (JOINTS, 3), "joints_image": (JOINTS, 2)}
+REQUIRED = ("box", *ROWS)
+LONGEST_SHAPE = 300
+SHAPE_SPAN = 5.0  # shape numbers are in deviations from the mean body
+
+BOX = tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
+CAMERA = (
+    Axis(name="pelvis right / depth", low=-2, high=2),
+    Axis(name="pelvis up / depth", low=-2, high=2),
+    Axis(name="log pelvis depth", low=math.log(0.2), high=math.log(100)),
+    Axis(name="pelvis x in the picture", low=-1, high=2),
+    Axis(name="pelvis y in the picture", low=-1, high=2),
+    Axis(name="log focal length / width", low=math.log(0.25), high=math.log(8)),
+    Axis(name="log focal length / height", low=math.log(0.25), high=math.log(8)),
+)
+ORIENTATION = tuple(Axis(name=f"orientation {number}", low=-1, high=1) for number in range(6))
+SIZE = (Axis(name="log size", low=math.log(0.25), high=math.log(4)),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoseTokenizer(ObjectTokenizerConfig):
+    """Defaults of the pose tokenizer."""
+
+    kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "product_vq": {"codebook_size": 256, "num_codebooks": 4, "kmeans_iterations": 0},  # a batch has few people
+        "memcodes": {"codebook_size": 256, "num_codebooks": 4},
+    }
+
+    quantizer: QuantizerKind = "product_vq"
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoseSettings(ObjectSettings):
+    """Settings of human_poses."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {
+            "bins": 1000,
+            "sentinels": 200,
+            "shape_size": 10,
+            "tokenizer": {
+                "quantizer": "memcodes",
+                "codebook_size": 1024,
+                "num_codebooks": 8,
+                "latent_dim": 1024,
+                "width": 1024,
+                "depth": 3,
+                "learning_rate": 1e-4,
+                "warmup_steps": 5000,
+                "weight_decay": 0.05,
+                "ema_decay": 0.999,
+                "precision": "bfloat16",
+                "steps": 200_000,
+                "batch_size": 256,
+                "eval_every": 2000,
+            },
+        }
+    }
+
+    preset: Literal["4m"] | None = None
+    """4m: the sizes of 4M-21 (arXiv 2406.09406): 8 product codes of 1024 for the pose, 1000 levels, 10 betas."""
+    max_people: int = 4
+    """Most people of one picture; those with the smallest boxes are dropped."""
+    shape_size: int = 0
+    """Shape numbers (SMPL's betas) that become tokens: the first ones of those given, 0 for those that are not."""
+    min_visible: float = 0.25
+    """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
+    tokenizer: PoseTokenizer = PoseTokenizer()
+
+    def __post_init__(self) -> None:
+        ObjectSettings.__post_init__(self)
+        if self.max_people < 1:
+            raise ValueError(f"max_people must be at least 1, got {self.max_people}")
+        if not 0 <= self.shape_size <= LONGEST_SHAPE:
+            raise ValueError(f"shape_size must be 0 to {LONGEST_SHAPE}, got {self.shape_size}")
+        if not 0 < self.min_visible <= 1:
+            raise ValueError(f"min_visible must be in (0, 1], got {self.min_visible:g}")
+
+
+class HumanPoses(ObjectModality):
+    """A list of people, possibly empty, each a table:
+
+    - `joint_rotations`: 24 axis-angle vectors, radians. The first turns the rest pose's axes (x to the person's left,
+      y up, z forward) to the camera's; the others are relative to the parent joint. SMPL's `global_orient` and
+      `body_pose`; files may hold 3 x 3 matrices instead.
+    - `joints_camera`: 24 places in metres, axes x right, y up, z towards the viewer, as `zoo_geometry.body.JOINTS`.
+    - `joints_image`: the same in the picture, fractions of width and height, inside or outside of it.
+    - `box`: [xmin, ymin, xmax, ymax] of what is visible, fractions in [0, 1].
+    - `shape`: SMPL's betas, may be missing.
+
+    The codes tell the 23 rotations below the first as 207 numbers, 9 of each matrix. The rest is 18 coordinates and the
+    shape. Joints are computed again from rotations, the mean skeleton of the training values, and the person's size.
+    """
+
+    settings_class = PoseSettings
+    summary = "3D human poses: product codes of the body's pose, coordinates of box, camera and size"
+    loss = "smooth_l1"
+    metrics = (
+        Metric(
+            name="joint_error",
+            unit="mm",
+            higher_is_better=False,
+            meaning="mean distance of joints to the truth over all true people, pelvis laid on pelvis (MPJPE);"
+            f" whoever is not found counts as {MISSED:.0f} mm",
+        ),
+        Metric(
+            name="found_joint_error",
+            unit="mm",
+            higher_is_better=False,
+            meaning=f"the same over the people found; {MISSED:.0f} mm where there are people and none is found",
+        ),
+        Metric(
+            name="found_f1",
+            higher_is_better=True,
+            meaning="harmonic mean of precision and recall of people; found is a box overlap (IoU) of 0.5 or more",
+        ),
+    )
+
+    def value_spec(self, options: PoseSettings) -> ValueSpec:
+        return ValueSpec(
+            kind="object",
+            unit="metres and radians",
+            description='[{"joint_rotations": 24 x 3, "joints_camera": 24 x 3 metres, "joints_image": 24 x 2, '
+            '"box": [xmin, ymin, xmax, ymax]}], fractions of the picture, and maybe "shape": [numbers]',
+        )
+
+    def axes(self, options: PoseSettings) -> tuple[Axis, ...]:
+        shape = (Axis(name=f"shape {k}", low=-SHAPE_SPAN, high=SHAPE_SPAN) for k in range(options.shape_size))
+        return (*BOX, *CAMERA, *ORIENTATION, *SIZE, *shape)
+
+    def item_shape(self, options: PoseSettings) -> tuple[int, ...]:
+        return ((JOINTS - 1) * 9,)
+
+    def max_objects(self, options: PoseSettings) -> int:
+        return options.max_people
+
+    def split(self, value: Any, options: PoseSettings) -> list[Person]:
+        """The people, largest box first."""
+        return sorted(checked_people(value), key=lambda person: (-area(person["box"]), *person["box"]))
+
+    def items(self, objects: Sequence[Person], options: PoseSettings) -> Array:
+        turns = column(objects, "joint_rotations")[:, 1:]
+        return rotations.matrices_of(turns).reshape(len(objects), -1).astype(np.float32)
+
+    def coordinates(self, objects: Sequence[Person], fitted: Mapping[str, Array], options: PoseSettings) -> Array:
+        turns, joints, image = (column(objects, name) for name in ROWS)
+        sizes = body.total_length(body.bones_of(turns, joints)) / body.total_length(fitted["skeleton"])
+        pelvis = joints[:, 0]
+        depth = np.maximum(-pelvis[:, 2:], body.NEAREST)
+        focal = body.focal_lengths(joints, image)
+        shapes = np.zeros((len(objects), options.shape_size))
+        for row, person in zip(shapes, objects, strict=True):
+            numbers = person.get("shape", [])[: options.shape_size]
+            row[: len(numbers)] = numbers
+        return np.concatenate(
+            [
+                column(objects, "box"),
+                body.directions(pelvis),
+                np.log(depth),
+                image[:, 0],
+                np.log(np.maximum(focal, 1e-3)),
+                rotations.six_numbers_of(turns[:, 0]),
+                np.log(np.maximum(sizes, 1e-3))[:, None],
+                shapes,
+            ],
+            axis=1,
+        )
+
+    def join(
+        self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: PoseSettings
+    ) -> list[Person]:
+        ends = np.cumsum([4, 2, 1, 2, 2, 6, 1])
+        boxes, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
+        first = rotations.vectors_of_six(orientation)[:, None]
+        turns = np.concatenate([first, rotations.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))], axis=1)
+        pelvis = np.exp(depth) * np.concatenate([direction, -np.ones_like(depth)], axis=1)
+        joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
+        image = body.image_of(joints, seen, np.exp(focal))
+        step = 1 / (options.bins - 1)
+        people = []
+        for k in range(len(coordinates)):
+            person = {
+                "joint_rotations": turns[k].tolist(),
+                "joints_camera": joints[k].tolist(),
+                "joints_image": image[k].tolist(),
+                "box": opened(boxes[k].tolist(), step),
+            }
+            people.append(person | ({"shape": shapes[k].tolist()} if options.shape_size else {}))
+        return people
+
+    def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:
+        return {"skeleton": (JOINTS, 3)}
+
+    def fit(self, objects: Sequence[Person], options: PoseSettings) -> dict[str, Array]:
+        """The mean skeleton, metres."""
+        turns, joints = column(objects, "joint_rotations"), column(objects, "joints_camera")
+        return {"skeleton": body.mean_skeleton(body.bones_of(turns, joints))}
+
+    def seen(self, value: Any, crop: Crop, options: PoseSettings) -> list[Person]:
+        """People in the frame of the crop; a mirror swaps left and right, a crop leaves the camera where it is."""
+        people = checked_people(value)
+        if crop.is_whole:
+            return people
+        boxes = [box_seen_through(crop, person["box"], options.min_visible) for person in people]
+        return [{**seen_through(crop, person), "box": box} for person, box in zip(people, boxes, strict=True) if box]
+
+    def read(self, data: bytes, extension: str, options: PoseSettings) -> list[Person]:
+        """A `.json` file with the list; rotations of 24 x 3 x 3 numbers are matrices."""
+        value = read_json(data, extension)
+        for person in value if isinstance(value, list) else ():
+            turns = numbers(person.get("joint_rotations")) if isinstance(person, dict) else None
+            if turns is not None and turns.shape == (JOINTS, 3, 3):
+                person["joint_rotations"] = rotations.vectors_of(turns).tolist()
+        return checked_people(value)
+
+    def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
+        """The list as JSON."""
+        return json.dumps(checked_people(value), allow_nan=False).encode(), "json"
+
+    def picture(self, value: list[Person], options: PoseSettings) -> PIL.Image.Image:
+        """Stick figures: left limbs orange, right limbs blue."""
+        return drawn(value)
+
+    def measure(
+        self, predicted: Sequence[list[Person]], target: Sequence[list[Person]], options: PoseSettings
+    ) -> dict[str, float]:
+        """Over all people of all pictures together."""
+        errors = [e for guess, truth in zip(predicted, target, strict=True) for e in matched(guess, truth)]
+        guessed, true = sum(map(len, predicted)), sum(map(len, target))
+        missed = true - len(errors)
+        return {
+            "joint_error": (sum(errors) + MISSED * missed) / true if true else 0.0,
+            "found_joint_error": sum(errors) / len(errors) if errors else MISSED if true else 0.0,
+            "found_f1": 2 * len(errors) / (guessed + true) if guessed + true else 1.0,
+        }
+
+
+def checked_people(value: Any) -> list[Person]:
+    """The list itself. Raises InvalidValueError, naming the person, where it is no list of people."""
+    if not isinstance(value, list):
+        raise InvalidValueError(f"expected a list of people (empty where there are none), got {type(value).__name__}")
+    for index, person in enumerate(value):
+        if problem := person_problem(person):
+            raise InvalidValueError(f"person {index}: {problem}")
+    return value
+
+
+def person_problem(person: Any) -> str | None:
+    """What is wrong with one person, or None."""
+    if not isinstance(person, dict):
+        return f"expected a table with {', '.join(REQUIRED)}, got {type(person).__name__}"
+    if missing := [name for name in REQUIRED if name not in person]:
+        return f"lacks {', '.join(missing)}; of a person only shape may be missing"
+    if unknown := [str(name) for name in person if name not in (*REQUIRED, "shape")]:
+        return f"unknown keys {', '.join(unknown)}; expected {', '.join(REQUIRED)} and maybe shape"
+    for name, shape in ROWS.items():
+        rows = numbers(person[name])
+        if rows is None or rows.shape != shape:
+            got = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
+            return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
+    box = numbers(person["box"])
+    if box is None or box.shape != (4,) or box.min() < 0 or box.max() > 1:
+        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {person['box']!r}"
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return f"box: expected xmin < xmax and ymin < ymax, got {person['box']!r}"
+    if "shape" in person:
+        shape_numbers = numbers(person["shape"])
+        if shape_numbers is None or shape_numbers.ndim != 1 or len(shape_numbers) > LONGEST_SHAPE:
+            return f"shape: expected a list of up to {LONGEST_SHAPE} finite numbers, got {person['shape']!r:.60}"
+    return body.problem_with(person["joint_rotations"], person["joints_camera"])
+
+
+def numbers(value: Any) -> Array | None:
+    """Lists of finite numbers as an array; None where they are not that."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return None
+    listed = isinstance(value, list | tuple) and (array.dtype.kind in "iuf" or array.size == 0)
+    return array.astype(np.float64) if listed and bool(np.isfinite(array.astype(np.float64)).all()) else None
+
+
+def column(people: Sequence[Person], name: str) -> Array:
+    """One entry of all people, float64 (people, ...)."""
+    return np.array([person[name] for person in people], dtype=np.float64)
+
+
+def area(box: Sequence[float]) -> float:
+    """Of [xmin, ymin, xmax, ymax], a share of the picture."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def opened(box: list[float], step: float) -> list[float]:
+    """A box of any edges in [0, 1] in order, at least a tenth of a level wide and high, so that it has an area."""
+    for low, high in ((0, 2), (1, 3)):
+        box[low], box[high] = sorted((box[low], box[high]))
+        if box[low] == box[high]:
+            box[low] = max(0.0, box[low] - step / 20)
+            box[high] = min(1.0, box[high] + step / 20)
+    return box
+
+
+def seen_through(crop: Crop, person: Person) -> Person:
+    """A person as the crop shows it, but for the box."""
+    image = (column([person], "joints_image")[0] - (crop.left, crop.top)) / (crop.width, crop.height)
+    if not crop.flip:
+        return {**person, "joints_image": image.tolist()}
+    other = list(body.OTHER_SIDE)
+    image[:, 0] = 1 - image[:, 0]
+    return {
+        **person,
+        "joint_rotations": rotations.mirrored(column([person], "joint_rotations")[0][other]).tolist(),
+        "joints_camera": (column([person], "joints_camera")[0][other] * body.MIRROR).tolist(),
+        "joints_image": image[other].tolist(),
+    }
+
+
+plugin = HumanPoses()

@@ -1,0 +1,72 @@
+"""Predicted people against true ones, and stick figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_geometry.body import JOINTS, PARENTS
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+Person = dict[str, Any]
+
+MISSED = 500.0
+"""Millimetres that a person who is not found counts as: about the error of a body turned around."""
+ENOUGH = 0.5  # overlap from which on a person counts as found
+RENDER_SIZE = 256  # pixels, height and width
+SIDES = {"left": (255, 150, 60), "right": (90, 170, 255)}
+MIDDLE = (235, 235, 235)
+
+
+def matched(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
+    """Joint errors in mm of the pairs that overlap enough, the best overlap first, each person in one pair at most."""
+    if not predicted or not target:
+        return []
+    table = overlaps(*(np.array([person["box"] for person in people]) for people in (predicted, target)))
+    errors = []
+    while float(table.max()) >= ENOUGH:
+        row, place = np.unravel_index(int(table.argmax()), table.shape)
+        errors.append(joint_error(predicted[int(row)], target[int(place)]))
+        table[row, :] = table[:, place] = -1.0
+    return errors
+
+
+def overlaps(first: Array, second: Array) -> Array:
+    """Intersection over union of boxes (n, 4) and (m, 4): (n, m)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    overlap: Array = shared / (areas[0][:, None] + areas[1][None, :] - shared)
+    return overlap
+
+
+def joint_error(predicted: Person, target: Person) -> float:
+    """Mean distance of joints in mm, pelvis laid on pelvis."""
+    guess, truth = (np.asarray(person["joints_camera"], dtype=np.float64) for person in (predicted, target))
+    return 1000 * float(np.linalg.norm((guess - guess[0]) - (truth - truth[0]), axis=1).mean())
+
+
+def drawn(people: Sequence[Person]) -> PIL.Image.Image:
+    """The people's bones in the picture, the farthest first, each with its box."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), (28, 30, 36))
+    pen = ImageDraw.Draw(picture)
+    for person in sorted(people, key=lambda person: person["joints_camera"][0][2]):
+        pen.rectangle(tuple(round(edge * (RENDER_SIZE - 1)) for edge in person["box"]), outline=(95, 100, 110))
+        far = 4.0 * RENDER_SIZE  # joints beside the camera are seen anywhere, and the pen takes no such numbers
+        places = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
+        dots = [tuple(place) for place in places.tolist()]
+        for joint, parent in enumerate(PARENTS[1:], 1):
+            pen.line((*dots[parent], *dots[joint]), fill=SIDES.get(JOINTS[joint].partition("_")[0], MIDDLE), width=4)
+        x, y = dots[JOINTS.index("head")]
+        radius = 0.6 * float(np.hypot(*(places[JOINTS.index("head")] - places[JOINTS.index("spine3")])))
+        pen.ellipse((x - radius / 2, y - radius, x + radius / 2, y + radius * 0.2), outline=MIDDLE, width=2)
+    return picture

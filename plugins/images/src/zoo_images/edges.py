@@ -1,0 +1,79 @@
+"""What edge maps of any origin have in common: files, crops, pictures and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.families.spatial import SpatialModality
+from tokenizers_zoo.families.spatial.values import crop_and_resize, open_image, png_bytes, read_array
+from tokenizers_zoo.modality import Crop, Metric
+
+
+class EdgeMap(SpatialModality):
+    """float32 (1, height, width): 1 on an edge, else 0. A plugin adds what it is derived from, and how."""
+
+    kind = "binary"
+    channels = 1
+    unit = "edge"
+    low, high = 0.0, 1.0
+    description = "1 on an edge, else 0"
+    loss = "bce"
+    class_balance = 0.5
+    metrics = (
+        Metric(
+            name="f1",
+            unit="",
+            higher_is_better=True,
+            meaning="harmonic mean of precision and recall of edge pixels over all pictures; 1 pixel off counts as hit",
+        ),
+        Metric(
+            name="f1_exact", unit="", higher_is_better=True, meaning="the same, counting only pixels that agree exactly"
+        ),
+    )
+
+    def resized(self, value: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
+        """A pixel is an edge where a line one source pixel wide would cover at least half of its width in it."""
+        scale = min(1.0, size[0] / (crop.height * value.shape[-2]), size[1] / (crop.width * value.shape[-1]))
+        return (crop_and_resize(value, crop, size) >= 0.5 * scale).astype(np.float32)
+
+    def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
+        if extension == "npy":
+            return read_array(data, extension)
+        return (np.asarray(open_image(data, extension).convert("L")) >= 128).astype(np.float32)[None]
+
+    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
+        return png_bytes(self.picture(value, options).convert("1")), "png"
+
+    def picture(self, value: np.ndarray, options: Any) -> Any:
+        from PIL import Image
+
+        return Image.fromarray(((value[0] > 0.5) * 255).astype(np.uint8))
+
+    def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
+        pairs = [(p[0] > 0.5, t[0] > 0.5) for p, t in zip(predicted, target, strict=True)]
+        edges = sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
+        exact = sum(int((p & t).sum()) for p, t in pairs)
+        near = sum(int((p & widened(t)).sum()) for p, t in pairs), sum(int((t & widened(p)).sum()) for p, t in pairs)
+        return {
+            "f1": f1(near[0], near[1], *edges),
+            "f1_exact": f1(exact, exact, *edges),
+        }
+
+
+def widened(edges: np.ndarray) -> np.ndarray:
+    """True within one pixel (8 neighbours) of a True."""
+    padded = np.pad(edges, 1)
+    height, width = edges.shape
+    shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.logical_or.reduce(shifts)
+
+
+def f1(predicted_hits: int, target_hits: int, predicted: int, target: int) -> float:
+    """Harmonic mean of precision and recall; 1 where neither side has an edge."""
+    if not predicted and not target:
+        return 1.0
+    precision, recall = predicted_hits / max(predicted, 1), target_hits / max(target, 1)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

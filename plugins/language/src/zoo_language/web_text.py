@@ -1,0 +1,55 @@
+"""Web text: plain documents, longer than captions and about anything."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.modality import Crop
+from zoo_language.plain import PlainText, PlainTextSettings
+from zoo_language.scores import BLEU_2, WORD_F1
+
+WORD_START = re.compile(r"(?<=\s)\S")
+NEAR = 64
+"""Characters that are searched for the start of a word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebTextSettings(PlainTextSettings):
+    """Settings of `web_text`."""
+
+    max_length: int = 256
+    """Most tokens of a document; of a longer one the beginning is kept, up to the word that crosses it."""
+    max_characters: int = 1_000_000
+    """A longer document is refused: split it into several."""
+
+
+class WebText(PlainText[WebTextSettings]):
+    """One document.
+
+    What is too long for `max_length` tokens is cut in two steps, both before a word. A view of a sample (`zoo tokenize
+    --crops`) shows the stretch of the document that the crop's rows are of the picture, so that views show different
+    parts; the view of the whole shows all of it. Of what is shown, as many tokens as fit are kept from the start.
+    """
+
+    summary = "A plain text document"
+    settings_type = WebTextSettings
+    metrics = (WORD_F1, BLEU_2)
+
+    @hookimpl
+    def transform(self, value: str, crop: Crop) -> str:
+        """The words that begin in the stretch from `top` to `top + height` of the text."""
+        first, last = round(crop.top * len(value)), round((crop.top + crop.height) * len(value))
+        return value[word_start(value, first) : word_start(value, last)]
+
+
+def word_start(text: str, place: int) -> int:
+    """Where the next word begins, at `place` or soon after; `place` itself in a text without spaces, or at its ends."""
+    if not 0 < place < len(text):
+        return place
+    found = WORD_START.search(text, place, place + NEAR)
+    return found.start() if found else place
+
+
+plugin = WebText()

@@ -1,0 +1,1 @@
+"""Motion as modalities of the tokenizer zoo."""

@@ -1,0 +1,130 @@
+"""Inertial measurements as tokens: a row over time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.families.spatial.values import read_array
+from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
+from tokenizers_zoo.modality import Metric
+
+NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
+MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)
+"""Left and right exchanged: a vector turns its x around, an axis of rotation its y and z."""
+GRAVITY = 9.81
+"""m/s2."""
+COLOURS = ((200, 60, 50), (50, 140, 60), (50, 90, 200))
+PANEL = (192, 64)
+"""Width and height of the plot of three channels, pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImuTokenizer(TemporalTokenizer):
+    """The tokenizer of inertial measurements: six channels need more codes than a picture's patch."""
+
+    default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImuSettings(SeriesSettings):
+    """Settings of inertial measurements."""
+
+    patch_length: int = 4
+    """Time steps per token; divides the length."""
+    sample_rate: float = 128.0
+    """Measurements per second; files do not say theirs, and are not resampled."""
+    tokenizer: ImuTokenizer = ImuTokenizer()
+
+    def __post_init__(self) -> None:
+        SeriesSettings.__post_init__(self)
+        if not 0 < self.sample_rate < float("inf"):
+            raise ValueError(f"sample_rate: expected Hz above 0, got {self.sample_rate}")
+
+
+class Imu(SeriesModality):
+    """float32 (6, time): what an accelerometer (m/s2, gravity included) and a gyroscope (rad/s) measure.
+
+    Axes are the camera's or carrier's: x right, y up, z towards the viewer. At rest and upright it reads +9.81 on y.
+    """
+
+    settings_class = ImuSettings
+    summary = "acceleration and rotation rates over time as a row of tokens"
+    channels = 6
+    unit = "m/s2 and rad/s"
+    low, high = -200.0, 200.0
+    description = f"{', '.join(NAMES)}; x right, y up, z towards the viewer"
+    loss = "smooth_l1"
+    metrics = (
+        Metric(
+            name="acceleration_rmse",
+            unit="m/s2",
+            higher_is_better=False,
+            meaning="root mean square length of the error of the acceleration",
+        ),
+        Metric(
+            name="rate_rmse",
+            unit="rad/s",
+            higher_is_better=False,
+            meaning="root mean square length of the error of the rotation rate",
+        ),
+    )
+
+    def signal(self, options: ImuSettings) -> dict[str, Any]:
+        return {"sample_rate": options.sample_rate}
+
+    def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
+        return value * MIRRORED_SIGNS
+
+    def read(self, data: bytes, extension: str, options: ImuSettings) -> NDArray[np.float32]:
+        """An .npy (6, time), or a .csv of 6 columns, a measurement a line, with or without a line of names."""
+        if extension == "npy":
+            value = read_array(data, extension)
+        elif extension == "csv":
+            value = read_csv(data)
+        else:
+            raise ValueError("expected .npy or .csv")
+        if value.ndim != 2 or len(value) != self.channels:
+            raise ValueError(f"expected ({self.channels}, time): {', '.join(NAMES)}; got {value.shape}")
+        felt = float(np.median(np.linalg.norm(value[:3], axis=0)))
+        if 0.9 < felt < 1.1:
+            raise ValueError(f"the acceleration is {felt:.2f} mostly, which looks like g; multiply by {GRAVITY}")
+        return value.astype(np.float32)
+
+    def picture(self, value: NDArray[np.float32], options: ImuSettings) -> Any:
+        """Acceleration above, in [-20, 20] m/s2, and rates below, in [-1, 1] rad/s; x red, y green, z blue."""
+        from PIL import Image, ImageDraw
+
+        width, height = PANEL
+        sheet = Image.new("RGB", (width, 2 * height + 1), "white")
+        draw = ImageDraw.Draw(sheet)
+        draw.line([(0, height), (width, height)], fill=(200, 200, 200))
+        places = np.linspace(0, width - 1, value.shape[1])
+        for number, channel in enumerate(value):
+            top, scale = (0, 20.0) if number < 3 else (height + 1, 1.0)
+            levels = top + (1 - np.clip(channel / scale, -1, 1)) * (height - 1) / 2
+            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=COLOURS[number % 3])
+        return sheet
+
+    def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
+        squares = np.stack([(a - b).astype(np.float64) ** 2 for a, b in zip(predicted, target, strict=True)])
+        return {
+            "acceleration_rmse": float(np.sqrt(squares[:, :3].sum(axis=1).mean())),
+            "rate_rmse": float(np.sqrt(squares[:, 3:].sum(axis=1).mean())),
+        }
+
+
+def read_csv(data: bytes) -> NDArray[np.float64]:
+    """(columns, lines) of a file of numbers separated by commas. Raises ValueError, naming the line."""
+    lines = data.decode("utf-8").splitlines()
+    first = 1 if lines and any(character.isalpha() for character in lines[0].replace("e", "")) else 0
+    table = np.loadtxt(io.StringIO("\n".join(lines[first:])), delimiter=",", ndmin=2)
+    return table.T
+
+
+plugin = Imu()

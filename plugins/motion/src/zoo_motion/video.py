@@ -1,0 +1,134 @@
+"""Video as tokens: a grid over time, rows and columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
+from tokenizers_zoo.modality import Metric
+
+ANIMATIONS = ("gif", "png", "apng", "webp")
+PSNR_CEILING = 100.0
+"""PSNR of two equal videos, dB, where the formula has no bound."""
+COLUMNS = 4
+"""Frames in a row of a contact sheet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoSettings(ClipSettings):
+    """Settings of video."""
+
+    frame_rate: float = 8.0
+    """Frames per second of the values; of animated files the frame that is shown at each of these times is taken."""
+
+    def __post_init__(self) -> None:
+        ClipSettings.__post_init__(self)
+        if not 0 < self.frame_rate < float("inf"):
+            raise ValueError(f"frame_rate: expected frames per second above 0, got {self.frame_rate}")
+
+
+class Video(ClipModality):
+    """float32 (time, 3, height, width) in [0, 1], sRGB."""
+
+    settings_class = VideoSettings
+    summary = "video as a grid of tokens over time, rows and columns"
+    channels = 3
+    low, high = 0.0, 1.0
+    unit = "sRGB"
+    description = "frames one after the other, at frame_rate"
+    loss = "l2"
+    metrics = (
+        Metric(
+            name="psnr",
+            unit="dB",
+            higher_is_better=True,
+            meaning="peak signal-to-noise ratio per video, peak 1, averaged over videos",
+        ),
+        Metric(
+            name="change_error",
+            unit="",
+            higher_is_better=False,
+            meaning="mean absolute error of the change from each frame to the next: what is wrong about motion",
+        ),
+    )
+
+    def signal(self, options: VideoSettings) -> dict[str, Any]:
+        return {"frame_rate": options.frame_rate}
+
+    def read(self, data: bytes, extension: str, options: VideoSettings) -> NDArray[np.float32]:
+        """The first `frames` frames of an animated .gif, .png or .webp, or of an .npy (time, 3, height, width).
+
+        uint8 arrays are taken as 0 to 255. Raises ValueError for other files, and where there are too few frames.
+        """
+        if extension == "npy":
+            video = read_array(data, extension)
+            video = video.astype(np.float32) / 255 if video.dtype == np.uint8 else video
+        elif extension in ANIMATIONS:
+            video = read_animation(data, options.frames, options.frame_rate)
+        else:
+            raise ValueError(
+                f"expected .npy or an animated .{', .'.join(ANIMATIONS)}; convert it first (ffmpeg -i FILE -vf fps="
+                f"{options.frame_rate:g} FILE.gif)"
+            )
+        if video.ndim != 4 or video.shape[1] != 3:
+            raise ValueError(f"expected (time, 3, height, width), got {video.shape}")
+        if len(video) < options.frames:
+            raise ValueError(f"expected at least {options.frames} frames, got {len(video)}; set frames lower")
+        return video[: options.frames]
+
+    def write(self, value: NDArray[np.float32], options: VideoSettings) -> tuple[bytes, str]:
+        return array_bytes(to_bytes(value)), "npy"
+
+    def picture(self, value: NDArray[np.float32], options: VideoSettings) -> Any:
+        """A contact sheet, read like text."""
+        from PIL import Image
+
+        height, width = value.shape[-2:]
+        rows = -(-len(value) // COLUMNS)
+        sheet = Image.new("RGB", (COLUMNS * (width + 1) - 1, rows * (height + 1) - 1), "white")
+        for number, frame in enumerate(value):
+            row, column = divmod(number, COLUMNS)
+            sheet.paste(rgb_image(frame), (column * (width + 1), row * (height + 1)))
+        return sheet
+
+    def measure(self, predicted: list[Any], target: list[Any], options: VideoSettings) -> Mapping[str, float]:
+        pairs = list(zip(predicted, target, strict=True))
+        error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])
+        change = [np.abs(np.diff(guess, axis=0) - np.diff(truth, axis=0)).mean() for guess, truth in pairs]
+        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
+        return {"psnr": float(psnr.mean()), "change_error": float(np.mean(change))}
+
+
+def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.float32]:
+    """The frames (time, 3, height, width) that an animation shows at 0, 1, ... x 1 / `frame_rate` s. Raises ValueError.
+
+    It may be shorter than `frames`, and it is not started again.
+    """
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+
+    shown: list[NDArray[np.float32]] = []
+    until = 0.0  # milliseconds
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if getattr(image, "n_frames", 1) < 2:
+                raise ValueError("one frame, which is a picture: a video has at least two")
+            for frame in ImageSequence.Iterator(image):
+                if len(shown) == frames:
+                    break
+                until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
+                pixels = np.asarray(frame.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+                while len(shown) < frames and len(shown) * 1000 / frame_rate < until:
+                    shown.append(pixels)
+    except (UnidentifiedImageError, Image.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
+        raise ValueError(f"cannot be read as an animation: {str(error).splitlines()[0]}") from None
+    return np.stack(shown)
+
+
+plugin = Video()

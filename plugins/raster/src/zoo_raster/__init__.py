@@ -1,0 +1,1 @@
+"""Earth rasters as modalities of the tokenizer zoo."""

@@ -1,0 +1,118 @@
+"""Height maps as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.spatial.values import open_image, read_array
+from tokenizers_zoo.modality import Metric
+from zoo_raster.tiff import read_tiff
+
+if TYPE_CHECKING:
+    import torch
+
+KNEE = 100.0
+"""Metres: heights are linear below this and logarithmic above it in what the tokenizer sees."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeightmapSettings(SpatialSettings):
+    """Settings of height maps."""
+
+    pixel_metres: float = 60.0
+    """Metres between pixels; for slopes, in the score and in the shading of pictures."""
+    png_scale: float = 1.0
+    """Metres per unit of 16-bit PNG files."""
+    png_offset: float = 0.0
+    """Metres that are added to them."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        for name in ("pixel_metres", "png_scale"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected metres above 0, got {getattr(self, name)}")
+
+
+class Heightmap(SpatialModality):
+    """float32 (1, height, width): metres above the sea."""
+
+    settings_class = HeightmapSettings
+    summary = "heights above the sea as a grid of tokens"
+    channels = 1
+    unit = "metres"
+    low, high = -12000.0, 9000.0
+    description = "metres above the sea; below 0 is sea floor"
+    token_space = "asinh(metres / 100): linear at the shore, logarithmic in the mountains"
+    loss = "smooth_l1"
+    metrics = (
+        Metric(name="mae", unit="m", higher_is_better=False, meaning="mean over pixels of |predicted - true|"),
+        Metric(
+            name="slope_error",
+            unit="degrees",
+            higher_is_better=False,
+            meaning="mean over pixels of the angle between the predicted and the true surface",
+        ),
+    )
+
+    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+        return (values / KNEE).asinh()
+
+    def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
+        return (outputs.clamp(-6, 6).sinh() * KNEE).clamp(self.low, self.high)
+
+    def read(self, data: bytes, extension: str, options: HeightmapSettings) -> NDArray[np.float32]:
+        """Metres in a .tif or .npy, or a 16-bit PNG with `png_scale`. Raises ValueError, also for missing heights."""
+        if extension == "npy":
+            value = read_array(data, extension)
+        elif extension in ("tif", "tiff"):
+            value = read_tiff(data)
+        else:
+            image = open_image(data, extension)
+            if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
+                raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
+            value = np.asarray(image).astype(np.float64) * options.png_scale + options.png_offset
+        value = value[None] if value.ndim == 2 else value
+        if value.ndim != 3 or len(value) != 1:
+            raise ValueError(f"expected (1, height, width), got {value.shape}")
+        bad = ~((value >= self.low) & (value <= self.high))
+        if bad.any():
+            raise ValueError(f"{int(bad.sum())} of {bad.size} pixels are no height in [{self.low:g}, {self.high:g}] m")
+        return value.astype(np.float32)
+
+    def picture(self, value: NDArray[np.float32], options: HeightmapSettings) -> Any:
+        """Colours of an atlas, shaded by a sun in the north-west."""
+        import matplotlib
+        from PIL import Image
+
+        metres = value[0].astype(np.float64)
+        land = 0.25 + 0.75 * np.clip(metres / 3000, 0, 1) ** 0.6
+        colours = matplotlib.colormaps["terrain"](np.where(metres < 0, 0.2 * np.exp(metres / 500), land))[..., :3]
+        normals = surface_normals(metres, options.pixel_metres)
+        sun = np.array([-0.5, 0.5, 0.7071])
+        shade = 0.35 + 0.65 * np.clip(np.tensordot(sun, normals, 1), 0, 1) / sun[2]
+        return Image.fromarray((np.clip(colours * shade[..., None], 0, 1) * 255).astype(np.uint8))
+
+    def measure(self, predicted: list[Any], target: list[Any], options: HeightmapSettings) -> Mapping[str, float]:
+        metres, slopes = [], []
+        for guess, truth in zip(predicted, target, strict=True):
+            metres.append(np.abs(guess.astype(np.float64) - truth).mean())
+            first, second = (surface_normals(side[0], options.pixel_metres) for side in (guess, truth))
+            chord = np.linalg.norm(first - second, axis=0)
+            slopes.append(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))).mean())
+        return {"mae": float(np.mean(metres)), "slope_error": float(np.mean(slopes))}
+
+
+def surface_normals(metres: NDArray[Any], pixel_metres: float) -> NDArray[np.float64]:
+    """Unit vectors (3, height, width) that stand on the surface: east, north, up."""
+    south, east = np.gradient(metres.astype(np.float64), pixel_metres)
+    vectors = np.stack([-east, south, np.ones_like(east)])
+    return vectors / np.linalg.norm(vectors, axis=0)
+
+
+plugin = Heightmap()

@@ -1,0 +1,114 @@
+"""Multi-spectral reflectance as tokens: the twelve bands of a Sentinel-2 surface product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
+from tokenizers_zoo.modality import Metric
+from zoo_raster.tiff import bands_first, read_tiff
+
+BANDS: dict[str, int] = {
+    "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
+    "B07": 783, "B08": 842, "B8A": 865, "B09": 945, "B11": 1610, "B12": 2190,
+}  # fmt: skip
+"""Names and central wavelengths, nm, in the order of the channels. Surface products have no B10."""
+TRUE_COLOUR = ("B04", "B03", "B02")
+LARGEST = 2.0
+"""Reflectance; bright clouds and snow exceed 1."""
+PSNR_CEILING = 100.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultispectralSettings(SpatialSettings):
+    """Settings of multi-spectral rasters."""
+
+    scale: float = 0.0001
+    """Reflectance per unit of files of integers."""
+    offset: float = 0.0
+    """Reflectance that is added to it: -0.1 for Sentinel-2 products since baseline 04.00."""
+    gain: float = 3.0
+    """By how much reflectance is brightened in pictures."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        for name in ("scale", "gain"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if not -1 <= self.offset <= 1:
+            raise ValueError(f"offset: expected a reflectance in [-1, 1], got {self.offset}")
+
+
+class Multispectral(SpatialModality):
+    """float32 (12, height, width): surface reflectance in the bands of BANDS."""
+
+    settings_class = MultispectralSettings
+    summary = "twelve spectral bands as a grid of tokens"
+    channels = len(BANDS)
+    unit = "reflectance"
+    low, high = 0.0, LARGEST
+    description = f"Sentinel-2 surface bands {', '.join(BANDS)}"
+    loss = "l2"
+    metrics = (
+        Metric(
+            name="psnr",
+            unit="dB",
+            higher_is_better=True,
+            meaning="peak signal-to-noise ratio over all bands, peak 1, averaged over rasters",
+        ),
+        Metric(
+            name="spectral_angle",
+            unit="degrees",
+            higher_is_better=False,
+            meaning="mean over pixels of the angle between predicted and true spectrum, which brightness leaves alone",
+        ),
+    )
+
+    def read(self, data: bytes, extension: str, options: MultispectralSettings) -> NDArray[np.float32]:
+        """A .tif or .npy with bands first or last: reflectance as floats, or integers with `scale` and `offset`."""
+        if extension not in ("npy", "tif", "tiff"):
+            raise ValueError("expected .tif or .npy")
+        value = bands_first(read_array(data, extension) if extension == "npy" else read_tiff(data), self.channels)
+        if value.dtype.kind in "iu":
+            value = np.clip(value * options.scale + options.offset, 0, LARGEST)
+        top = float(np.max(value))
+        if not top <= LARGEST:  # also where it is no number
+            raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
+        return value.astype(np.float32)
+
+    def write(self, value: NDArray[np.float32], options: MultispectralSettings) -> tuple[bytes, str]:
+        return array_bytes(value), "npy"
+
+    def picture(self, value: NDArray[np.float32], options: MultispectralSettings) -> Any:
+        """True colour: red, green and blue, brightened, with the curve of sRGB."""
+        channels = value[[list(BANDS).index(name) for name in TRUE_COLOUR]]
+        return rgb_image(np.clip(channels * options.gain, 0, 1) ** (1 / 2.2))
+
+    def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
+        error, angles = [], []
+        for guess, truth in zip(predicted, target, strict=True):
+            error.append(np.mean((guess - truth) ** 2, dtype=np.float64))
+            angles.append(spectral_angle(guess, truth).mean())
+        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
+        return {"psnr": float(np.mean(psnr)), "spectral_angle": float(np.mean(angles))}
+
+
+def spectral_angle(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Angle between spectra along the first axis, degrees (Kruse et al. 1993); exact near 0, where arccos is not.
+
+    A spectrum of zeros is at 0 degrees to another of zeros and at 90 to all others.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)
+    a, b = (spectrum / np.maximum(length, 1e-12) for spectrum, length in zip((a, b), lengths, strict=True))
+    angle = 2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0))
+    return np.degrees(angle)
+
+
+plugin = Multispectral()

@@ -1,0 +1,28 @@
+"""TIFF files with any number of bands, as arrays."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def read_tiff(data: bytes) -> NDArray[Any]:
+    """The array of a TIFF file: (height, width), or with the bands as the file has them. Raises ValueError."""
+    import tifffile
+
+    try:
+        return np.asarray(tifffile.imread(io.BytesIO(data)))
+    except Exception as error:
+        raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
+
+
+def bands_first(value: NDArray[Any], bands: int) -> NDArray[Any]:
+    """(bands, height, width) of an array that has the bands first or last. Raises ValueError."""
+    if value.ndim == 3 and value.shape[0] == bands:
+        return value
+    if value.ndim == 3 and value.shape[2] == bands:
+        return np.ascontiguousarray(value.transpose(2, 0, 1))
+    raise ValueError(f"expected {bands} bands (bands, height, width), got {value.shape}")

@@ -1,0 +1,134 @@
+"""Maps of instances: from masks and files of them, cut into boxes, put together, compared and coloured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+MOST_IDS = 65535  # what a 16-bit PNG holds
+
+
+class Instance(NamedTuple):
+    """One instance: its pixels (top, left, bottom, right), and which of them are its own, bool (height, width)."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    mask: Array
+
+    @property
+    def pixels(self) -> int:
+        """Its size."""
+        return int(self.mask.sum())
+
+
+def instances_of(value: Array) -> list[Instance]:
+    """The instances of a map (height, width) of ids, largest first; equal ones by their place."""
+    found = []
+    for index in np.unique(value[value > 0]):
+        mine = value == index
+        rows, columns = np.nonzero(mine.any(axis=1))[0], np.nonzero(mine.any(axis=0))[0]
+        top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+        found.append(Instance(top, left, bottom, right, mine[top:bottom, left:right]))
+    return sorted(found, key=lambda instance: (-instance.pixels, *instance[:4]))
+
+
+def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
+    """Masks, bool (height, width), that may overlap, as one map int32 of ids 1, 2, ... from the largest.
+
+    The smaller one is on top, as a part lies upon its whole; masks without a pixel are left out.
+    """
+    result = np.zeros(size, np.int32)
+    ordered = sorted((mask for mask in masks if mask.any()), key=lambda mask: -int(mask.sum()))
+    for number, mask in enumerate(ordered, 1):
+        result[mask] = number
+    return result
+
+
+def mask_of_runs(counts: str | Sequence[int], size: tuple[int, int]) -> Array:
+    """A mask, bool (height, width), of COCO's run lengths: zeros first, column by column, as numbers or as their text.
+
+    Raises ValueError where they do not fill the size.
+    """
+    runs = np.array(_numbers_of_text(counts) if isinstance(counts, str) else counts, dtype=np.int64)
+    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
+        raise ValueError(f"run lengths: expected {size[0] * size[1]} pixels ({size[0]} x {size[1]}), got {runs.sum()}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+
+
+def _numbers_of_text(text: str) -> list[int]:
+    """COCO's compressed run lengths: 5 bits per character, and from the third on differences to the last but one."""
+    counts, number, shift = list[int](), 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number, shift = 0, 0
+    return counts
+
+
+def map_of_annotations(data: bytes) -> Array:
+    """A map of a JSON file as SAM writes it: `{"annotations": [...]}`, or the list, each with a `segmentation`.
+
+    A segmentation is a table of `size` [height, width] and `counts`. Raises ValueError.
+    """
+    try:
+        found = json.loads(data.decode("utf-8"))
+        entries = found["annotations"] if isinstance(found, dict) else found
+        runs = [entry["segmentation"] for entry in entries]
+        sizes = {(int(run["size"][0]), int(run["size"][1])) for run in runs}
+        masks = [mask_of_runs(run["counts"], (int(run["size"][0]), int(run["size"][1]))) for run in runs]
+    except (KeyError, TypeError, IndexError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            'expected {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}}, ...]}, which lacks'
+            f" or mistakes {error}"
+        ) from None
+    if len(sizes) != 1:
+        raise ValueError(f"expected one or more masks of one size, got {len(runs)} of {len(sizes)} sizes")
+    return map_of_masks(masks, sizes.pop())
+
+
+def resized_mask(mask: Array, size: tuple[int, int]) -> Array:
+    """Numbers (height, width) at another size: bilinear, anti-aliased, float32."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:
+    """For each instance of a map its largest overlap (IoU) with one of another, and how many the other has."""
+    guesses, guess = np.unique(predicted, return_inverse=True)
+    truths, truth = np.unique(target, return_inverse=True)
+    shared = np.bincount(truth.ravel() * len(guesses) + guess.ravel(), minlength=len(truths) * len(guesses)).reshape(
+        len(truths), len(guesses)
+    )
+    union = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0, keepdims=True) - shared
+    overlap = (shared / union)[truths > 0][:, guesses > 0]
+    return overlap.max(axis=1, initial=0.0), int((guesses > 0).sum())
+
+
+def coloured(value: Array) -> Array:
+    """A map as colours, uint8 (height, width, 3), black where there is nothing.
+
+    The hue follows from where an instance's box is, so that it hardly changes from a map to its reconstruction.
+    """
+    import colorsys
+
+    height, width = value.shape
+    result = np.zeros((height, width, 3), np.uint8)
+    for top, left, bottom, right, mask in instances_of(value):
+        hue = 1.5 * (left + right) / width + (top + bottom) / height
+        colour = colorsys.hsv_to_rgb(hue % 1, 0.7, 0.95)
+        result[top:bottom, left:right][mask] = [round(255 * part) for part in colour]
+    return result

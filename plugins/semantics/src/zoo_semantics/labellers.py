@@ -1,0 +1,204 @@
+"""Classes, boxes and instances that networks see in pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.labellers import LabellerConfig
+from tokenizers_zoo.pretrained import PretrainedError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassLabeller(LabellerConfig):
+    """A segmentation network: SegFormer, DPT, Mask2Former, MaskFormer, and others of their output."""
+
+    architectures: ClassVar[tuple[str, ...]] = (
+        "ForSemanticSegmentation", "Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation",
+    )  # fmt: skip
+
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Classes of the network's labels: { "armchair" = "chair", ... }. A label that is not here becomes the class of the
+    same name (or of one of its names, as in "floor, flooring"), else "void"."""
+
+    def class_ids(self, picture: Array, classes: Sequence[str]) -> Array:
+        """Ids of `classes`, int64 (height, width), of a picture float (3, height, width) in [0, 1].
+
+        Raises PretrainedError where labels have no class.
+        """
+        table = class_table(self.network.config.id2label, self.labels, classes, self.model)
+        resize = self.processor.post_process_semantic_segmentation
+        found: Array = resize(self.outputs(picture), target_sizes=[picture.shape[-2:]])[0].cpu().numpy()
+        return table[found]
+
+
+def class_table(names: Mapping[int, str], labels: Mapping[str, str], classes: Sequence[str], model: str) -> Array:
+    """The class id, int64, of each of a network's labels: see `ClassLabeller.labels`. Raises PretrainedError."""
+    check_labels(labels, names, model)
+    ids = {name.lower(): index for index, name in reversed(list(enumerate(classes)))}
+    table = np.full(max(names) + 1, -1)
+    for index, label in names.items():
+        wanted = [labels[label]] if label in labels else [label, *re.split(r"\s*[,;]\s*", label)]
+        table[index] = next((ids[name.lower()] for name in wanted if name.lower() in ids), -1)
+    known = {index for index in table.tolist() if index >= 0} - {ids.get("void", -1)}
+    if not known:
+        raise PretrainedError(f"{model}: none of its labels is one of the classes; set labeller.labels; {_some(names)}")
+    lost = [label for index, label in names.items() if table[index] < 0]
+    if lost and "void" not in ids:
+        raise PretrainedError(
+            f"{model}: there is no class for its label {lost[0]!r} and {len(lost) - 1} others, and no class void that"
+            " takes them; name their classes in labeller.labels"
+        )
+    return np.where(table < 0, ids.get("void", -1), table)
+
+
+def check_labels(labels: Mapping[str, str], names: Mapping[int, str], model: str) -> None:
+    """Raise PretrainedError where the settings speak of a label that the network does not have."""
+    for label in labels:
+        if label not in names.values():
+            raise PretrainedError(f"{model}: has no label {label!r}, which labeller.labels names; {_some(names)}")
+
+
+def _some(names: Mapping[int, str]) -> str:
+    return f"it has {', '.join(list(names.values())[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxLabeller(LabellerConfig):
+    """A detection network: DETR, YOLOS, RT-DETR, and others of their output."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
+
+    threshold: float = 0.5
+    """The least score of a box that is kept, in (0, 1)."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Other names of the network's labels: { "potted plant" = "plant", ... }; one named "" is left out."""
+
+    def __post_init__(self) -> None:
+        LabellerConfig.__post_init__(self)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold: expected a score in (0, 1), got {self.threshold:g}")
+
+    def boxes(self, picture: Array) -> list[dict[str, Any]]:
+        """Boxes in a picture float (3, height, width) in [0, 1], as fractions of its width and height, best first."""
+        names = self.network.config.id2label
+        check_labels(self.labels, names, self.model)
+        read = self.processor.post_process_object_detection
+        found = read(self.outputs(picture), threshold=self.threshold, target_sizes=[(1, 1)])[0]
+        labels = [names.get(index, "") for index in found["labels"].tolist()]
+        return labelled_boxes(
+            [self.labels.get(label, label) for label in labels], found["boxes"].tolist(), found["scores"].tolist()
+        )
+
+
+def labelled_boxes(
+    labels: Sequence[str], edges: Sequence[Sequence[float]], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Boxes by falling score, clipped to the picture; those without a label ("" or "N/A") or an area are left out."""
+    boxes = []
+    for index in sorted(range(len(labels)), key=lambda index: -scores[index]):
+        label = " ".join(labels[index].split())
+        xmin, ymin, xmax, ymax = (min(max(edge, 0.0), 1.0) for edge in edges[index])
+        if label not in ("", "N/A") and xmin < xmax and ymin < ymax:
+            boxes.append({"label": label, "box": [xmin, ymin, xmax, ymax]})
+    return boxes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceLabeller(LabellerConfig):
+    """SAM, asked at each point of a grid (arXiv 2304.02643, appendix B, without the zoomed-in crops)."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("SamModel",)
+
+    points: int = 32
+    """Points along each side of the grid; SAM gives three masks for each."""
+    batch: int = 64
+    """Points at a time: each needs memory for three masks of the picture's size."""
+    min_quality: float = 0.88
+    """The least overlap (IoU) with the true mask that SAM predicts of a mask that is kept."""
+    min_stability: float = 0.95
+    """The least overlap (IoU) of a mask's pixels at a threshold raised and lowered by 1 logit."""
+    max_overlap: float = 0.7
+    """Of masks whose boxes overlap (IoU) more, only the one of the best quality is kept."""
+
+    def __post_init__(self) -> None:
+        LabellerConfig.__post_init__(self)
+        for name in ("points", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("min_quality", "min_stability", "max_overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name):g}")
+
+    def masks(self, picture: Array) -> Array:
+        """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""
+        masks, qualities = [np.zeros((0, *picture.shape[-2:]), bool)], [np.zeros(0)]
+        for logits, quality in self._answers(picture):
+            good = (quality > self.min_quality) & (stability(logits) >= self.min_stability)
+            masks.append(logits[good] > 0)
+            qualities.append(quality[good])
+        found, quality = np.concatenate(masks), np.concatenate(qualities)
+        seen = found.any(axis=(1, 2))
+        found, quality = found[seen], quality[seen]
+        return found[suppressed(boxes_of_masks(found), quality, self.max_overlap)]
+
+    def _answers(self, picture: Array) -> Iterator[tuple[Array, Array]]:
+        """Logits (masks, height, width) and predicted qualities (masks,), points by points."""
+        import torch
+
+        network, inputs = self.network, self.inputs(picture)
+        sizes = inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist()
+        height, width = sizes[1][0]
+        places = (np.arange(self.points) + 0.5) / self.points
+        grid = torch.tensor([[(x * width, y * height)] for y in places for x in places], dtype=torch.float32)
+        with torch.inference_mode():
+            seen = network.get_image_embeddings(inputs["pixel_values"])
+            for points in grid.to(seen.device).split(self.batch):
+                answer = network(image_embeddings=seen, input_points=points[None], multimask_output=True)
+                quality = answer.iou_scores[0].flatten()
+                likely = quality > self.min_quality
+                small = answer.pred_masks[0].flatten(0, 1)[likely]
+                if len(small):
+                    logits = self.processor.post_process_masks([small[None]], *sizes, binarize=False)
+                    yield logits[0][0].cpu().numpy(), quality[likely].cpu().numpy()
+
+
+def stability(logits: Array, offset: float = 1.0) -> Array:
+    """Overlap (IoU) of each mask at the thresholds `offset` and `-offset`, of logits (masks, height, width).
+
+    0 where the larger one is empty. Source: arXiv 2304.02643, appendix B.
+    """
+    smaller, larger = ((logits > threshold).sum(axis=(1, 2)) for threshold in (offset, -offset))
+    return smaller / np.maximum(larger, 1)
+
+
+def boxes_of_masks(masks: Array) -> Array:
+    """The edges (left, top, right, bottom), pixels, of bool masks (masks, height, width) that are not empty."""
+    edges = []
+    for axis in (1, 2):  # along columns, then along rows
+        seen: Array = masks.any(axis=axis)
+        edges.append((seen.argmax(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1)))
+    (left, right), (top, bottom) = edges
+    return np.stack([left, top, right, bottom], axis=1)
+
+
+def suppressed(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
+    """Greedy non-maximum suppression: which boxes (n, 4) remain, by falling score; equal ones in their order."""
+    left, top, right, bottom = boxes.T
+    areas = (right - left) * (bottom - top)
+    waiting, kept = np.argsort(-scores, kind="stable"), []
+    while len(waiting):
+        best, waiting = waiting[0], waiting[1:]
+        kept.append(int(best))
+        across = np.minimum(right[best], right[waiting]) - np.maximum(left[best], left[waiting])
+        down = np.minimum(bottom[best], bottom[waiting]) - np.maximum(top[best], top[waiting])
+        shared = np.maximum(across, 0) * np.maximum(down, 0)
+        waiting = waiting[shared <= max_overlap * (areas[best] + areas[waiting] - shared)]
+    return kept

@@ -1,0 +1,223 @@
+"""Instance masks as a sequence: of each instance its box as coordinates, and its mask in the box as codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.objects import Axis, ObjectModality, ObjectSettings, ObjectTokenizerConfig
+from tokenizers_zoo.families.spatial.settings import published
+from tokenizers_zoo.families.spatial.values import crop_and_resize, open_image, png_bytes, read_array
+from tokenizers_zoo.labellers import labelled
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
+from zoo_semantics.instance_maps import (
+    MOST_IDS,
+    Instance,
+    best_overlaps,
+    coloured,
+    instances_of,
+    map_of_annotations,
+    map_of_masks,
+    resized_mask,
+)
+from zoo_semantics.labellers import InstanceLabeller
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceTokenizer(ObjectTokenizerConfig):
+    """Defaults of the mask tokenizer: of 1000 codes a fifth stayed unused."""
+
+    kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fsq": {"codebook_size": 240}}
+
+    blocks: Literal["mlp", "conv", "vit"] = "conv"
+    width: int = 32
+    steps: int = 500
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceSettings(ObjectSettings):
+    """Settings of sam_instance."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {
+            "bins": 1000,
+            "sentinels": 200,
+            "mask_size": 64,
+            "tokenizer": {**published(codebook_size=1024)["tokenizer"], "patch_size": 16},
+        }
+    }
+
+    preset: Literal["4m"] | None = None
+    """4m: the sizes of 4M-21 (arXiv 2406.09406): masks of 64 x 64 by ViT-B, 16 codes of 1024 each, 1000 levels."""
+    image_size: int | tuple[int, int] = 64
+    """Pixels of the map: one number for squares, or [height, width]."""
+    mask_size: int = 32
+    """Pixels, height and width, at which a mask is tokenized, whatever the size of its box."""
+    max_instances: int = 16
+    """Most instances of one map; the smallest are dropped."""
+    tokenizer: InstanceTokenizer = InstanceTokenizer()
+    labeller: InstanceLabeller | None = None
+    """A SAM that derives instances from rgb where no source gives them; absent, they are not derived."""
+
+    def __post_init__(self) -> None:
+        ObjectSettings.__post_init__(self)
+        for name, number in (("image_size", min(self.size)), ("mask_size", self.mask_size)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1 pixel, got {number}")
+        if self.max_instances < 1:
+            raise ValueError(f"max_instances must be at least 1, got {self.max_instances}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map, pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+class SamInstances(ObjectModality):
+    """Which pixel belongs to which instance: int32 (height, width), 0 where to none; the numbers have no other meaning.
+
+    Tokens are those of the instances, largest first. Overlapping masks, which such a map cannot hold, are made into one
+    by `instance_maps.map_of_masks`; files may be 16-bit or palette PNGs of ids, .npy of a map or of masks, bool
+    (masks, height, width), and SAM's JSON.
+    """
+
+    settings_class = InstanceSettings
+    summary = "instance masks, class-agnostic: of each its box as coordinates and its shape as codes"
+    loss = "bce"
+    aliases = ("instances",)
+    metrics = (
+        Metric(
+            name="best_iou",
+            higher_is_better=True,
+            meaning="overlap (IoU) of each true instance with the predicted one that fits best, mean over all",
+        ),
+        Metric(
+            name="f1",
+            higher_is_better=True,
+            meaning="harmonic mean of precision and recall of instances; right is an overlap (IoU) above 0.5",
+        ),
+    )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Array:
+        """Instances that SAM sees in the sample's rgb picture, at its size."""
+        picture = sample["rgb"]
+        return map_of_masks(self.options(settings).labeller.masks(picture), picture.shape[-2:])
+
+    def value_spec(self, options: InstanceSettings) -> ValueSpec:
+        return ValueSpec(
+            shape=options.size,
+            dtype="int32",
+            unit="instance",
+            low=0,
+            high=MOST_IDS,
+            description="instance ids, 0 for background",
+        )
+
+    def axes(self, options: InstanceSettings) -> tuple[Axis, ...]:
+        return tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
+
+    def item_shape(self, options: InstanceSettings) -> tuple[int, ...]:
+        return (1, options.mask_size, options.mask_size)
+
+    def max_objects(self, options: InstanceSettings) -> int:
+        return options.max_instances
+
+    def split(self, value: Array, options: InstanceSettings) -> list[Instance]:
+        """The instances, largest first."""
+        if value.ndim != 2 or value.dtype.kind not in "iu" or (value.size and int(value.min()) < 0):
+            raise InvalidValueError(f"expected ids (height, width) of 0 and more, got {value.dtype} {value.shape}")
+        return instances_of(value)
+
+    def items(self, objects: Sequence[Instance], options: InstanceSettings) -> Array:
+        size = (options.mask_size, options.mask_size)
+        masks = [resized_mask(instance.mask, size) >= 0.5 for instance in objects]
+        return np.stack(masks)[:, None].astype(np.float32)
+
+    def coordinates(self, objects: Sequence[Instance], fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
+        height, width = options.size
+        return np.array([(o.left / width, o.top / height, o.right / width, o.bottom / height) for o in objects])
+
+    def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
+        """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out."""
+        height, width = options.size
+        edges = np.rint(coordinates * (width, height, width, height)).astype(int)
+        masks = []
+        for (left, top, right, bottom), logits in zip(edges.tolist(), items[:, 0], strict=True):
+            if right > left and bottom > top:
+                mask = np.zeros((height, width), bool)
+                mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
+                masks.append(mask)
+        return map_of_masks(masks, options.size)
+
+    def seen(self, value: Array, crop: Crop, options: InstanceSettings) -> Array:
+        """The crop of the map, by nearest pixels; ids stay."""
+        same = crop.is_whole and value.shape == options.size
+        return value if same else crop_and_resize(value, crop, options.size, nearest=True)
+
+    def read(self, data: bytes, extension: str, options: InstanceSettings) -> Array:
+        if extension == "json":
+            return map_of_annotations(data)
+        if extension == "npy":
+            value = read_array(data, extension)
+            if value.dtype == bool and value.ndim == 3:
+                return map_of_masks(value, value.shape[1:])
+        else:
+            image = open_image(data, extension)
+            if image.mode not in ("P", "L", "I;16", "I"):
+                raise ValueError(f"expected one channel of instance ids (mode P, L or I;16), got mode {image.mode}")
+            value = np.asarray(image)
+        if value.dtype.kind not in "iu":
+            raise ValueError(
+                f"expected integer ids (height, width) or bool masks (masks, height, width), got {value.dtype}"
+            )
+        if value.size and not 0 <= int(value.min()) <= int(value.max()) <= MOST_IDS:
+            raise ValueError(f"expected ids in [0, {MOST_IDS}], got {value.min()} to {value.max()}; number them from 1")
+        return value.astype(np.int32)
+
+    def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
+        """A 16-bit PNG of the ids."""
+        from PIL import Image
+
+        return png_bytes(Image.fromarray(value.astype(np.uint16))), "png"
+
+    def picture(self, value: Array, options: InstanceSettings) -> PIL.Image.Image:
+        """Each instance in a colour that follows from its place."""
+        from PIL import Image
+
+        return Image.fromarray(coloured(value))
+
+    def measure(
+        self, predicted: Sequence[Array], target: Sequence[Array], options: InstanceSettings
+    ) -> dict[str, float]:
+        """Over all instances of all maps together."""
+        found = [best_overlaps(np.asarray(p), np.asarray(t)) for p, t in zip(predicted, target, strict=True)]
+        best = np.concatenate([overlaps for overlaps, _ in found])
+        guessed = sum(count for _, count in found)
+        hits = int((best > 0.5).sum())  # above a half, one predicted instance fits one true instance only
+        return {
+            "best_iou": float(best.mean()) if len(best) else float(not guessed),
+            "f1": 2 * hits / (guessed + len(best)) if guessed + len(best) else 1.0,
+        }
+
+
+plugin = SamInstances()

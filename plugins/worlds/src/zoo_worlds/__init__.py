@@ -1,0 +1,1 @@
+"""Small worlds, made from a seed, as sources of the tokenizer zoo."""

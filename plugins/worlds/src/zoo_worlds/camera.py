@@ -1,0 +1,107 @@
+"""A camera in someone's hands: where it looks, and what an inertial sensor in it feels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_worlds.physics import GRAVITY, HEIGHT, WIDTH, Impact
+
+DISTANCE = 9.0
+"""Metres from the plane of the balls."""
+FIELD = 2 * math.atan(0.56 * WIDTH / DISTANCE)
+"""Field of view across, radians: a little more than the box."""
+ANGLES = np.radians([2.0, 1.5, 2.5])
+"""Size of pitch (about x), yaw (about y) and roll (about z)."""
+SWAY = np.array([0.05, 0.04, 0.05])
+"""Metres of the hands' movements along x, y and z."""
+NOISE = np.array([0.05, 0.05, 0.05, 0.004, 0.004, 0.004])
+"""Deviation of the sensor's noise, m/s2 and rad/s."""
+THUMP = (0.002, 0.06, 14.0)
+"""How the floor passes on an impact: m/s2 per kg m/s, seconds of decay, Hz."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handheld:
+    """Six movements (x, y, z in metres; pitch, yaw, roll in radians), each a sum of slow sine waves.
+
+    Camera axes: x right, y up, z towards the viewer; it looks along -z, at the plane z = 0 of the world.
+    """
+
+    amplitudes: NDArray[np.float64]
+    """(6, waves)."""
+    frequencies: NDArray[np.float64]
+    """(6, waves), Hz."""
+    phases: NDArray[np.float64]
+    """(6, waves), radians."""
+
+    @classmethod
+    def grasp(cls, rng: np.random.Generator, shake: float, waves: int = 3) -> Handheld:
+        """A random hand, `shake` times as restless as usual."""
+        frequencies = rng.uniform(0.2, 2.2, (6, waves))
+        sizes = np.concatenate([SWAY, ANGLES])[:, None] * shake
+        amplitudes = sizes * rng.uniform(0.3, 1.0, (6, waves)) / (0.6 + frequencies)
+        return cls(amplitudes=amplitudes, frequencies=frequencies, phases=rng.uniform(0, 2 * np.pi, (6, waves)))
+
+    def moves(self, times: NDArray[np.float64], derivative: int = 0) -> NDArray[np.float64]:
+        """(times, 6): the movements, or their rates of change."""
+        speed = 2 * np.pi * self.frequencies
+        angles = speed * times[:, None, None] + self.phases + derivative * np.pi / 2
+        return (self.amplitudes * speed**derivative * np.sin(angles)).sum(axis=2)
+
+    def pose(self, time: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (3,) in the world, metres, and the rotation (3, 3) from camera axes to the world's."""
+        moved = self.moves(np.array([time]))[0]
+        return moved[:3] + np.array([WIDTH / 2, HEIGHT / 2 - 0.2, DISTANCE]), rotation(*moved[3:])
+
+    def rays(self, time: float, size: int) -> NDArray[np.float64]:
+        """World points (size, size, 2) on the plane z = 0 that the centres of the pixels see."""
+        position, turn = self.pose(time)
+        steps = ((np.arange(size) + 0.5) / size * 2 - 1) * math.tan(FIELD / 2)
+        right, down = np.meshgrid(steps, steps)
+        directions = np.stack([right, -down, -np.ones_like(right)], axis=-1) @ turn.T
+        reach = -position[2] / directions[..., 2:]
+        return position[:2] + reach * directions[..., :2]
+
+    def project(self, time: float, points: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+        """Where world points (..., 2) on the plane appear: columns and rows (..., 2), pixels from the upper left."""
+        position, turn = self.pose(time)
+        relative = np.concatenate([points, np.zeros_like(points[..., :1])], axis=-1) - position
+        seen = relative @ turn
+        scale = size / 2 / math.tan(FIELD / 2) / -seen[..., 2]
+        return np.stack([size / 2 + seen[..., 0] * scale, size / 2 - seen[..., 1] * scale], axis=-1)
+
+    def feel(self, times: NDArray[np.float64], impacts: list[Impact], rng: np.random.Generator) -> NDArray[np.float32]:
+        """float32 (6, times): acceleration with gravity, m/s2, and rotation rates, rad/s, both in camera axes."""
+        moves, rates, forces = (self.moves(times, order) for order in range(3))
+        felt = forces[:, :3] + [0.0, GRAVITY, 0.0]
+        strength, decay, frequency = THUMP
+        for impact in impacts:
+            since = np.clip(times - impact.time, 0, None)
+            wave = strength * impact.impulse * np.exp(-since / decay) * np.sin(2 * np.pi * frequency * since)
+            felt[:, 1] += np.where(times >= impact.time, wave, 0)
+        turns = np.stack([rotation(*angles) for angles in moves[:, 3:]])
+        acceleration = np.einsum("tij,ti->tj", turns, felt)
+        rotating = np.stack([body_rates(a, r) for a, r in zip(moves[:, 3:], rates[:, 3:], strict=True)])
+        clean = np.concatenate([acceleration, rotating], axis=1)
+        return (clean + NOISE * rng.standard_normal(clean.shape)).T.astype(np.float32)
+
+
+def rotation(pitch: float, yaw: float, roll: float) -> NDArray[np.float64]:
+    """Yaw about y, then pitch about x, then roll about z, each about the turned axes: R = Ry Rx Rz."""
+    cp, sp, cy, sy, cr, sr = (f(a) for a in (pitch, yaw, roll) for f in (math.cos, math.sin))
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return about_y @ about_x @ about_z
+
+
+def body_rates(angles: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation rates about the turned axes (3,), rad/s, of `rotation`'s angles and their rates of change."""
+    pitch, _, roll = angles
+    unrolled = np.array([[math.cos(roll), math.sin(roll), 0], [-math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
+    after_pitch = np.array([rates[0], math.cos(pitch) * rates[1], -math.sin(pitch) * rates[1]])
+    return unrolled @ after_pitch + [0, 0, rates[2]]

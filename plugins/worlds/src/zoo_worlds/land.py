@@ -1,0 +1,86 @@
+"""What covers the land, and how it reflects light in twelve spectral bands."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_worlds.relief import GRID, Field, Relief, fractal
+
+SIGNATURES: dict[str, tuple[float, ...]] = {
+    "water": (0.060, 0.055, 0.045, 0.028, 0.022, 0.018, 0.016, 0.014, 0.013, 0.012, 0.008, 0.006),
+    "forest": (0.020, 0.025, 0.042, 0.025, 0.070, 0.180, 0.230, 0.250, 0.260, 0.270, 0.120, 0.050),
+    "grass": (0.030, 0.042, 0.085, 0.055, 0.120, 0.270, 0.330, 0.360, 0.370, 0.380, 0.230, 0.120),
+    "crops": (0.030, 0.035, 0.070, 0.040, 0.110, 0.330, 0.420, 0.460, 0.470, 0.480, 0.200, 0.090),
+    "soil": (0.070, 0.090, 0.130, 0.180, 0.200, 0.220, 0.240, 0.260, 0.280, 0.290, 0.360, 0.310),
+    "rock": (0.100, 0.120, 0.140, 0.160, 0.170, 0.180, 0.190, 0.200, 0.210, 0.210, 0.250, 0.220),
+    "snow": (0.850, 0.880, 0.870, 0.860, 0.850, 0.840, 0.820, 0.800, 0.780, 0.700, 0.120, 0.090),
+    "town": (0.120, 0.140, 0.160, 0.180, 0.190, 0.210, 0.220, 0.240, 0.250, 0.250, 0.280, 0.250),
+}
+"""Reflectance at 443, 490, 560, 665, 705, 740, 783, 842, 865, 945, 1610 and 2190 nm, rounded from typical spectra."""
+HAZE = np.array([0.012, 0.009, 0.006, 0.004, 0.003, 0.002, 0.002, 0.001, 0.001, 0.001, 0.0, 0.0])
+"""Reflectance that the air adds per unit of haze."""
+NOISE = 0.002
+"""Deviation of the sensor's noise, reflectance."""
+
+
+def rise(value: Field, middle: float, width: float) -> Field:
+    """From 0 far below `middle` to 1 far above it."""
+    return 0.5 + 0.5 * np.tanh((value - middle) / width)
+
+
+def cover(relief: Relief, rng: np.random.Generator) -> dict[str, Field]:
+    """The share of each kind of land at each point; shares add up to 1. What comes first covers what comes later."""
+    damp = fractal(rng, 3.0) + 2.0 * (relief.water - 0.3)
+    snow_line, tree_line = rng.uniform(250, 1600), rng.uniform(200, 1200)
+    fields, field_kind = patchwork(rng, int(rng.integers(30, 120)))
+    flat = 1 - rise(relief.slope, 8, 3)
+    low = 1 - rise(relief.metres, tree_line * 0.6, 60)
+    farmed = rng.uniform(0.3, 1.0) * flat * low * rise(damp, -1.2, 0.3)
+    layers = {
+        "water": np.maximum(1 - rise(relief.metres, 0.0, 1.5), rise(relief.water, 0.66, 0.03)),
+        "snow": rise(relief.metres + 60 * damp, snow_line, 80) * (1 - 0.7 * rise(relief.slope, 45, 6)),
+        "rock": np.maximum(rise(relief.slope, 36, 5), 0.8 * rise(relief.metres, tree_line * 1.5, 150)),
+        "town": flat * low * rise(fractal(rng, 2.2), rng.uniform(1.5, 3.0), 0.1) * (field_kind < 0.9),
+        "crops": farmed * (field_kind > 0.45),
+        "soil": farmed * (field_kind < 0.3) + 0.5 * rise(-damp, 1.0, 0.3),
+        "forest": rise(damp, rng.uniform(-0.5, 1.2), 0.1) * (1 - rise(relief.metres, tree_line, 80)),
+        "grass": np.ones((GRID, GRID)),
+    }
+    left, shares = np.ones((GRID, GRID)), {}
+    for name, layer in layers.items():
+        shares[name] = left * np.clip(layer, 0, 1)
+        left = left - shares[name]
+    shares["crops"] = shares["crops"] * (0.75 + 0.25 * fields)
+    shares["soil"] = 1 - sum(share for name, share in shares.items() if name != "soil")  # between the rows of a field
+    return shares
+
+
+def patchwork(rng: np.random.Generator, count: int) -> tuple[Field, Field]:
+    """Fields with straight borders: two random numbers in [0, 1], the same all over a field."""
+    centres = rng.random((count, 2)) * GRID
+    tilt = rng.uniform(0, math.pi)
+    turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]]) * [[1.0], [0.6]]
+    points = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij"), axis=-1).reshape(-1, 2)
+    here, there = ((places @ turn.T).astype(np.float32) for places in (points, centres))
+    nearest = np.maximum(*(np.abs(here[:, None, axis] - there[:, axis]) for axis in (0, 1))).argmin(axis=1)
+    kinds = rng.random((2, count))
+    first, second = (kind[nearest].reshape(GRID, GRID) for kind in kinds)
+    return first, second
+
+
+def reflectance(relief: Relief, extent: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(12, GRID, GRID): spectra mixed by the shares of the land, under a sun that leaves slopes in the shade."""
+    shares = cover(relief, rng)
+    spectra = np.tensordot(np.array([SIGNATURES[name] for name in shares]).T, np.stack(list(shares.values())), 1)
+    grain = 1 + 0.06 * fractal(rng, 1.2) * (1 - shares["water"])
+    azimuth, elevation = rng.uniform(math.radians(100), math.radians(220)), math.radians(rng.uniform(35, 65))
+    sun = np.array([math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation)])
+    south, east = np.gradient(np.maximum(relief.metres, 0), extent / GRID)
+    facing = (-east * sun[0] + south * sun[1] + math.sin(elevation)) / np.sqrt(1 + east**2 + south**2)
+    light = 0.25 + 0.75 * np.clip(facing, 0, None) / math.sin(elevation)
+    haze = rng.uniform(0, 1.5) * HAZE[:, None, None]
+    seen = spectra * grain * light + haze
+    return np.clip(seen + NOISE * rng.standard_normal(seen.shape), 0, 2)

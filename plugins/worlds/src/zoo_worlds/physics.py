@@ -1,0 +1,155 @@
+"""Balls that fall, bounce, spin and knock against each other in a box, in two dimensions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_worlds.materials import MATERIALS, Material
+
+GRAVITY = 9.81
+"""m/s2, downwards."""
+WIDTH, HEIGHT = 6.0, 5.0
+"""The box, metres; x = 0 is its left wall and y = 0 its floor."""
+STEPS_PER_SECOND = 1024
+FRICTION = 0.25
+"""Of every contact, Coulomb."""
+QUIET = 0.35
+"""m/s: slower contacts make no sound and do not bounce."""
+
+
+@dataclass(slots=True)
+class Ball:
+    """A disc. Its state changes while it moves."""
+
+    material: Material
+    radius: float
+    hue: float
+    x: float
+    y: float
+    vx: float
+    vy: float
+    spin: float
+    angle: float = 0.0
+
+    @property
+    def mass(self) -> float:
+        """kg, of a ball of this radius."""
+        return self.material.density * 4 / 3 * math.pi * self.radius**3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Impact:
+    """A contact that can be heard."""
+
+    time: float
+    """Seconds from the start."""
+    speed: float
+    """Of approach, m/s."""
+    impulse: float
+    """kg m/s."""
+    ball: int
+    other: int | None
+    """The other ball, or None for a wall or the floor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Motion:
+    """What happened."""
+
+    balls: list[Ball]
+    states: NDArray[np.float64]
+    """(steps + 1, balls, 3): x, y in metres and angle in radians."""
+    impacts: list[Impact] = field(default_factory=list)
+
+    def at(self, time: float) -> NDArray[np.float64]:
+        """(balls, 3) at the nearest step."""
+        return self.states[round(time * STEPS_PER_SECOND)]
+
+
+def throw(rng: np.random.Generator, most: int) -> list[Ball]:
+    """One to `most` balls of random materials that do not touch, thrown in random directions."""
+    balls: list[Ball] = []
+    wanted = int(rng.integers(1, most + 1))
+    names = sorted(MATERIALS)
+    for _ in range(100):
+        if len(balls) == wanted:
+            break
+        radius = rng.uniform(0.35, 0.75)
+        x, y = rng.uniform(radius, WIDTH - radius), rng.uniform(radius, HEIGHT - radius)
+        if all(math.hypot(x - b.x, y - b.y) > radius + b.radius + 0.05 for b in balls):
+            balls.append(
+                Ball(
+                    material=MATERIALS[names[int(rng.integers(len(names)))]], radius=radius, hue=rng.random(), x=x, y=y,
+                    vx=rng.uniform(-3.5, 3.5), vy=rng.uniform(-2.0, 3.0), spin=rng.uniform(-4, 4),
+                )
+            )  # fmt: skip
+    return balls
+
+
+def simulate(balls: list[Ball], seconds: float) -> Motion:
+    """Move the balls by semi-implicit Euler steps, and settle each contact by an impulse with friction."""
+    steps = math.ceil(seconds * STEPS_PER_SECOND)
+    step = 1 / STEPS_PER_SECOND
+    motion = Motion(balls=balls, states=np.zeros((steps + 1, len(balls), 3)))
+    for number in range(steps + 1):
+        motion.states[number] = [(ball.x, ball.y, ball.angle) for ball in balls]
+        for ball in balls:
+            ball.vy -= GRAVITY * step
+            ball.x += ball.vx * step
+            ball.y += ball.vy * step
+            ball.angle += ball.spin * step
+        for index, ball in enumerate(balls):
+            for other in range(index + 1, len(balls)):
+                _meet(motion, index, other, number * step)
+            for nx, ny, gap in (
+                (1.0, 0.0, ball.x - ball.radius),
+                (-1.0, 0.0, WIDTH - ball.x - ball.radius),
+                (0.0, 1.0, ball.y - ball.radius),
+            ):
+                if gap < 0:
+                    ball.x, ball.y = ball.x - nx * gap, ball.y - ny * gap
+                    _bounce(motion, index, None, nx, ny, number * step)
+    return motion
+
+
+def _meet(motion: Motion, index: int, other: int, time: float) -> None:
+    """Two balls, if they overlap: part them and exchange an impulse."""
+    ball, second = motion.balls[index], motion.balls[other]
+    dx, dy = ball.x - second.x, ball.y - second.y
+    distance = math.hypot(dx, dy)
+    gap = distance - ball.radius - second.radius
+    if gap >= 0:
+        return
+    nx, ny = (dx / distance, dy / distance) if distance > 1e-9 else (1.0, 0.0)
+    share = second.mass / (ball.mass + second.mass)
+    ball.x, ball.y = ball.x - nx * gap * share, ball.y - ny * gap * share
+    second.x, second.y = second.x + nx * gap * (1 - share), second.y + ny * gap * (1 - share)
+    _bounce(motion, index, other, nx, ny, time)
+
+
+def _bounce(motion: Motion, index: int, other: int | None, nx: float, ny: float, time: float) -> None:
+    """The impulse on a ball along the normal (away from what it hits), and the friction that it brings."""
+    ball = motion.balls[index]
+    second = motion.balls[other] if other is not None else None
+    vx, vy = (ball.vx, ball.vy) if second is None else (ball.vx - second.vx, ball.vy - second.vy)
+    approach = -(vx * nx + vy * ny)
+    if approach <= 0:
+        return
+    surface = ball.spin * ball.radius + (second.spin * second.radius if second else 0.0)
+    slide = vx * -ny + vy * nx - surface  # along the tangent (-ny, nx), at the point of contact
+    bounce = ball.material.bounce if second is None else min(ball.material.bounce, second.material.bounce)
+    reduced = ball.mass if second is None else ball.mass * second.mass / (ball.mass + second.mass)
+    impulse = reduced * approach * (1 + (bounce if approach > QUIET else 0.0))
+    # A solid ball's inertia is 2/5 m r^2: the impulse 2/7 m v makes it roll.
+    drag = max(-FRICTION * impulse, min(FRICTION * impulse, -slide * reduced * 2 / 7))
+    for body, sign in ((ball, 1.0), (second, -1.0)):
+        if body is not None:
+            body.vx += sign * (impulse * nx - drag * ny) / body.mass
+            body.vy += sign * (impulse * ny + drag * nx) / body.mass
+            body.spin -= drag * 2.5 / (body.mass * body.radius)
+    if approach > QUIET:
+        motion.impacts.append(Impact(time=time, speed=approach, impulse=impulse, ball=index, other=other))

@@ -1,0 +1,46 @@
+"""What the tests of image-like modalities share: plugins, small settings, and values that look like the modality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial.values import crop_and_resize
+from tokenizers_zoo.modality import Crop
+
+canny = pytest.importorskip("zoo_images.canny")
+depth = pytest.importorskip("zoo_geometry.depth")
+normal = pytest.importorskip("zoo_geometry.normal")
+rgb = pytest.importorskip("zoo_images.rgb")
+semseg = pytest.importorskip("zoo_semantics.semseg")
+
+PLUGINS = {
+    "canny": canny.plugin,
+    "depth": depth.plugin,
+    "normal": normal.plugin,
+    "rgb": rgb.plugin,
+    "semseg": semseg.plugin,
+}
+TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1, "levels": [5, 3]}
+
+
+def settings(name: str, **own: Any) -> Settings:
+    return Settings(name, {"image_size": 16, "patch_size": 8, "tokenizer": TINY, **own})
+
+
+def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
+    """Blobs that look like the modality."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 3, 3, 3)).astype(np.float32)
+    fields = [crop_and_resize(field, Crop(), (size, size)) for field in coarse]
+    made = {
+        "rgb": lambda f: f,
+        "depth": lambda f: 0.5 + 5 * f[:1],
+        "normal": lambda f: normal.unit(2 * f - 1),
+        "semseg": lambda f: (f[0] * 18.99).astype(np.int64),
+        "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
+    }[name]
+    return [made(field) for field in fields]

@@ -1,0 +1,220 @@
+"""Sound: spectrograms by hand, waveforms from them, every kind of WAV file, wrong files."""
+
+from __future__ import annotations
+
+import io
+import math
+import wave
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+
+mel = pytest.importorskip("zoo_audio.mel")
+audio = pytest.importorskip("zoo_audio.audio")
+wav = pytest.importorskip("zoo_audio.wav")
+
+RATE = 8000
+OWN = {"sample_rate": RATE, "length": 4000, "hop": 125, "window": 500, "mels": 32, "patch_length": 4}
+FRAME = mel.MelFrame(sample_rate=RATE, window=500, hop=125, mels=32)
+
+
+def settings(**changed: Any) -> Settings:
+    return Settings("audio", {**OWN, **changed})
+
+
+def tone(hertz: float, rate: int = RATE, seconds: float = 0.5) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+def wav_file(samples: np.ndarray, rate: int = RATE) -> bytes:
+    from scipy.io import wavfile
+
+    buffer = io.BytesIO()
+    wavfile.write(buffer, rate, samples)
+    return buffer.getvalue()
+
+
+def pcm(samples: np.ndarray, width: int, channels: int = 1) -> bytes:
+    """A WAV file by the standard library, from floats."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(RATE)
+        numbers = np.round(samples.astype(np.float64) * (2 ** (8 * width - 1) - 1)).astype(np.int64)
+        file.writeframes(b"".join(int(n).to_bytes(width, "little", signed=True) for n in numbers.ravel()))
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- spectra
+
+
+def test_a_sine_of_amplitude_one_is_at_0_db_in_its_band() -> None:
+    waveform = torch.from_numpy(2 * tone(1008.0))[None]  # the middle of a bin: 1008 = 63 x 16
+    spectrum = mel.magnitudes(waveform, FRAME)
+    assert spectrum.shape == (1, 251, 32)
+    middle = spectrum[0, :, 16]
+    assert int(middle.argmax()) == 63 and middle[63].item() == pytest.approx(1, abs=1e-3)
+    weights = mel.filters(FRAME)
+    assert weights.sum(1).tolist() == pytest.approx([1] * 32, abs=1e-5) and weights.min() >= 0
+    loudest = int(mel.log_mel(waveform, FRAME)[0, :, 16].argmax())
+    assert weights[loudest, 63] > 0
+    assert (mel.log_mel(torch.zeros(1, 4000), FRAME) == mel.FLOOR_DB).all()
+
+
+def test_bands_are_equally_wide_in_mel() -> None:
+    """Centres by the formula of O'Shaughnessy."""
+    weights = mel.filters(FRAME).double()
+    top = 2595 * math.log10(1 + RATE / 2 / 700)
+    centres = 700 * (10 ** (torch.arange(1, 33) * top / 33 / 2595) - 1)
+    found = weights.argmax(1) * RATE / FRAME.window
+    assert (found - centres).abs().max() <= RATE / FRAME.window
+
+
+def test_waveforms_come_back_from_spectrograms() -> None:
+    waveform = torch.from_numpy(np.stack([tone(440.0), 0.5 * tone(1500.0), np.zeros(4000, np.float32)]))
+    target = mel.log_mel(waveform, FRAME)
+    again = mel.waveform_of(target, FRAME, 32)
+    assert again.shape == waveform.shape and again.abs().max() <= 1
+    assert torch.equal(again, mel.waveform_of(target, FRAME, 32))
+    assert (mel.log_mel(again, FRAME) - target)[:2].abs().mean() < 3
+    assert again[2].abs().max() < 1e-4  # silence stays silent
+    heard = torch.fft.rfft(again[0]).abs().argmax() * RATE / 4000
+    assert heard.item() == pytest.approx(440, abs=66)  # the width of a band there
+
+
+def test_windows_of_two_hops_reach_to_the_end() -> None:
+    frame = mel.MelFrame(sample_rate=RATE, window=250, hop=125, mels=16)
+    again = mel.waveform_of(mel.log_mel(torch.from_numpy(tone(440.0))[None], frame), frame, 8)
+    assert again.shape == (1, 4000) and again[0, -125:].abs().max() > 0.1
+
+
+def test_mel_inversion_is_not_negative_and_close() -> None:
+    truth = torch.rand(1, 251, 4, generator=torch.Generator().manual_seed(0))
+    bands = mel.filters(FRAME) @ truth
+    found = mel.frequencies_of(bands, FRAME)
+    assert found.min() >= 0 and ((mel.filters(FRAME) @ found - bands).abs() / bands).mean() < 0.05
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (wav_file((tone(300.0) * 32767).astype(np.int16)), 1e-4),
+        (pcm(tone(300.0), 3), 1e-6),
+        (wav_file((tone(300.0).astype(np.float64) * (2**31 - 1)).astype(np.int32)), 1e-6),
+        (wav_file(tone(300.0)), 0),
+        (wav_file((tone(300.0) * 127 + 128).astype(np.uint8)), 0.02),
+        (wav_file(np.stack([tone(300.0) * 1.5, tone(300.0) * 0.5], axis=1)), 1e-6),
+    ],
+    ids=["16 bits", "24 bits", "32 bits", "float", "8 bits", "stereo"],
+)
+def test_every_kind_of_wav_is_read(data: bytes, tolerance: float) -> None:
+    value = audio.plugin.read_value(data, "wav", settings())
+    assert value.dtype == np.float32
+    np.testing.assert_allclose(value, tone(300.0), atol=tolerance + 1e-7)
+
+
+def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
+    value = audio.plugin.read_value(wav_file(tone(300.0, 44100), 44100), "wav", settings())
+    np.testing.assert_allclose(value[100:-100], tone(300.0)[100:-100], atol=0.01)
+    short = audio.plugin.read_value(wav_file(tone(300.0, seconds=0.25)), "wav", settings())
+    assert short.shape == (4000,) and (short[2000:] == 0).all()
+    np.testing.assert_allclose(short[:2000], tone(300.0)[:2000], atol=1e-6)
+    long = audio.plugin.read_value(wav_file(tone(300.0, seconds=1)), "wav", settings())
+    np.testing.assert_allclose(long, tone(300.0), atol=1e-6)
+
+
+def test_what_is_written_comes_back() -> None:
+    value = np.clip(3 * tone(300.0), -1, 1)
+    data, extension = audio.plugin.write_value(value, settings())
+    again = audio.plugin.read_value(data, extension, settings())
+    np.testing.assert_allclose(again, value, atol=1 / 32768)
+    assert audio.plugin.write_value(again, settings()) == (data, extension)
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (b"ID3 something", "mp3", r"expected .wav or .npy; convert it first"),
+        (b"not a wav", "wav", "this is not a WAV file"),
+        (wav_file(tone(300.0))[:-100], "wav", "cut off: "),
+        (wav_file(tone(300.0) * 40), "wav", "a peak of 20; divide by the peak"),
+        (wav_file(np.array([0.1, np.nan], np.float32)), "wav", "a peak of nan"),
+        (wav_file(np.zeros(0, np.int16)), "wav", "it holds no sound|cannot be read"),
+    ],
+)
+def test_wrong_files_are_refused_in_one_line(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=rf"audio: .{extension} file: .*({message})") as caught:
+        audio.plugin.read_value(data, extension, settings())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 100), np.float32), r"expected one channel \(time,\), got \(2, 100\); mix it down"),
+        (np.zeros(100, np.int64), "expected floats in .* got int64, which has no full scale"),
+    ],
+)
+def test_arrays_have_one_channel_and_a_scale(array: np.ndarray, message: str) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    with pytest.raises(InvalidValueError, match=message):
+        audio.plugin.read_value(buffer.getvalue(), "npy", settings())
+
+
+# ---------------------------------------------------------------- the modality
+
+
+def test_metrics_by_hand() -> None:
+    loud = np.random.default_rng(0).uniform(-0.5, 0.5, 4000).astype(np.float32)
+    marks = audio.plugin.score([loud / 2, loud], [loud, loud], settings())
+    assert marks == pytest.approx({"mel_l1": 20 * math.log10(2) / 2, "lsd": 20 * math.log10(2) / 2}, abs=0.01)
+
+
+def test_the_picture_shows_wave_and_spectrum() -> None:
+    picture = audio.plugin.render(tone(300.0), settings())
+    assert picture.size == (192, 176)
+    pixels = np.asarray(picture)
+    spectrum = pixels[48:].astype(int).sum(axis=(1, 2))
+    assert spectrum[64:].sum() > 5 * spectrum[:64].sum()  # 300 Hz is low, and low is at the bottom
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"length": 4100}, "hop: 125 does not divide 4100"),
+        ({"patch_length": 5}, "patch_length: 5 does not divide 32"),
+        ({"window": 200}, "window: expected at least two hops"),
+        ({"sample_rate": 0}, "sample_rate: expected at least 1"),
+        ({"tokenizer": {"flip": True}}, "flip: expected false"),
+        ({"length": 250}, "length: expected more than half a window"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        audio.plugin.modality_spec(settings(**changed))
+
+
+@pytest.mark.parametrize(
+    ("table", "shape", "size"),
+    [
+        ({}, (8, 4), 240),
+        ({"levels": [4, 3], "num_codebooks": 2}, (8, 2), 12),
+        ({"quantizer": "residual_vq", "codebook_size": 64}, (8, 4), 64),
+        ({"quantizer": "fsq"}, (8,), 240),
+    ],
+)
+def test_tokens_are_time_by_codes(table: dict[str, Any], shape: tuple[int, ...], size: int) -> None:
+    spec = audio.plugin.modality_spec(settings(tokenizer=table))
+    assert spec.layout.shape == shape and spec.vocab_size == size and spec.value.shape == (4000,)

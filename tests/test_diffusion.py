@@ -1,0 +1,358 @@
+"""The diffusion decoder: what it predicts, how it draws, that tokens stay what they were, and that runs resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from spatial_samples import PLUGINS, TINY, canny, rgb, settings, values
+
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.spatial.denoiser import Denoiser
+from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer, DiffusionVQ, noise_of, noise_schedule
+from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
+from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
+from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
+from tokenizers_zoo.families.spatial.sharpness import figures
+from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.training import train as loop
+from tokenizers_zoo.training_batches import seeded
+
+SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 3}
+
+
+def diffusing(name: str = "rgb", table: dict[str, Any] | None = None, **diffusion: Any) -> Settings:
+    return settings(name, tokenizer={**TINY, **(table or {}), "diffusion": {**SMALL, **diffusion}})
+
+
+def samples(name: str = "rgb") -> TrainingSamples:
+    return TrainingSamples(train=values(name, 8), test=values(name, 3, seed=1))
+
+
+def train(folder: Path, chosen: Settings, name: str = "rgb") -> Path:
+    return PLUGINS[name].train_tokenizer(chosen, samples(name), folder, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    """The model runs on chunks of 64 x 64 pixels by 16: at 16 x 16 pixels most of them would be filling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHUNK_PIXELS, "cpu", 8 * 16 * 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("base") / "rgb", settings("rgb"))
+
+
+@pytest.fixture(scope="module")
+def second(base: Path) -> Path:
+    return train(base.parent / "second", diffusing(base=str(base), target="residual"))
+
+
+def loaded(folder: Path, **diffusion: Any) -> DiffusionTokenizer:
+    return rgb.plugin.load_tokenizer(folder, "cpu", diffusing(**diffusion))
+
+
+def batch(count: int, size: int = 16) -> torch.Tensor:
+    return torch.from_numpy(np.stack(values("rgb", count, size, seed=2)))
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"prediction": "epsilon"}, r"prediction: epsilon .* choose x0 or v, or set zero_terminal_snr = false"),
+        ({"target": "residual"}, r"target: residual refines .* name it by base"),
+        ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: needs a drop_share above 0"),
+        ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
+        ({"sampling_steps": 1001}, "sampling_steps: expected up to 1000"),
+        ({"width": 20}, "width: expected a multiple of 16"),
+        ({"multipliers": []}, "multipliers: expected one or more"),
+        ({"attention": 3}, "attention: expected 0 to 2 resolutions"),
+        ({"sampler": "euler"}, r"sampler: expected one of \['ddim', 'dpm'\], got 'euler'"),
+        ({"steps": 5}, "steps: unknown key"),
+        ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide the patch size 8"),
+    ],
+)
+def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rgb.plugin.modality_spec(diffusing(**table))
+
+
+def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="semseg has class ids"):
+        train(tmp_path, diffusing("semseg"), "semseg")
+    with pytest.raises(ConfigError, match="does not train beside a critic"):
+        train(tmp_path, diffusing(table={"adversarial_weight": 0.1}))
+    with pytest.raises(CheckpointError, match=r"diffusion: base: .*no such folder"):
+        train(tmp_path, diffusing(base=str(tmp_path / "nothing")))
+
+
+# ---------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_last_time_is_pure_noise_only_where_that_is_asked_for(schedule: Any) -> None:
+    pure = noise_schedule(DiffusionConfig(schedule=schedule)).alphas_cumprod
+    assert pure[-1] == 0 and 0.99 < pure[0] < 1 and (pure.diff() < 0).all()
+    some = DiffusionConfig(schedule=schedule, zero_terminal_snr=False, prediction="epsilon")
+    assert noise_schedule(some).alphas_cumprod[-1] > 0
+
+
+def test_noise_depends_on_tokens_and_seed_only() -> None:
+    tokens = torch.arange(4).reshape(2, 2)
+    first = noise_of(tokens, 0, (3, 64, 64))
+    assert torch.equal(first, noise_of(tokens.clone(), 0, (3, 64, 64)))
+    assert not torch.equal(first, noise_of(tokens, 1, (3, 64, 64)))
+    assert not torch.equal(first, noise_of(tokens.flip(0), 0, (3, 64, 64)))
+    assert abs(float(first.mean())) < 0.03 and abs(float(first.std()) - 1) < 0.03
+
+
+# ---------------------------------------------------------------- the network and its samplers
+
+
+def module_of(**diffusion: Any) -> DiffusionVQ:
+    """An untrained module whose predictions are not all 0."""
+    task = DiffusionTask(rgb.plugin, diffusing(**diffusion))
+    with seeded(0):
+        module = task.build(samples().train, np.random.default_rng(0))
+        torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
+    return module.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 8), (40, 56)])
+def test_the_network_takes_any_size_that_the_patch_divides(height: int, width: int) -> None:
+    config = DiffusionConfig(width=16, multipliers=(1, 1, 2), attention=1)
+    network = Denoiser(config, channels=2, latent_dim=4, patch_size=8)
+    given, codes = torch.randn(2, 2, height, width), torch.randn(2, 4, height // 8, width // 8)
+    assert network(given, torch.tensor([3, 999]), codes, None).shape == given.shape
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+def test_one_step_of_x0_is_the_networks_prediction(sampler: Any) -> None:
+    module = module_of(prediction="x0", sampling_steps=1, sampler=sampler)
+    codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
+    expected = module.denoiser(noise, torch.tensor([999, 999]), codes, None)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(module.draw(codes, noise), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_step_of_v_is_the_negative_prediction() -> None:
+    """At the last time the target is all hidden: v = sqrt(0) noise - sqrt(1) target."""
+    module = module_of(prediction="v", sampling_steps=1)
+    codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
+    expected = -module.denoiser(noise, torch.tensor([999, 999]), codes, None)
+    torch.testing.assert_close(module.draw(codes, noise), expected)
+
+
+class Oracle(torch.nn.Module):
+    """Knows the target, and answers as the loss would have it."""
+
+    def __init__(self, module: DiffusionVQ, target: torch.Tensor) -> None:
+        super().__init__()
+        self.target, self.schedule, self.prediction = target, module.schedule, module.diffusion.prediction
+        self.scale = module.denoiser.scale
+
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, *_: Any) -> torch.Tensor:
+        kept = self.schedule.alphas_cumprod[times][:, None, None, None]
+        noise = (noisy - kept.sqrt() * self.target) / (1 - kept).sqrt()
+        return {
+            "x0": self.target.expand_as(noisy),
+            "v": kept.sqrt() * noise - (1 - kept).sqrt() * self.target,
+            "epsilon": noise,
+        }[self.prediction]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("table", [{"prediction": "x0"}, {"prediction": "v", "schedule": "cosine"}])
+def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table: dict[str, Any]) -> None:
+    module = module_of(**table, sampler=sampler, sampling_steps=8)
+    inputs = batch(4)
+    target = module.clean(inputs)
+    module.denoiser = Oracle(module, target)  # type: ignore[assignment]
+    codes = module.frozen_codes(inputs)
+    assert module.diffusion_loss(inputs, codes) < 1e-8
+    torch.testing.assert_close(module.draw(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
+
+
+def test_guidance_of_1_is_the_conditional_prediction_and_0_that_without_codes() -> None:
+    module = module_of(drop_share=0.5)
+    noisy, times, codes = torch.randn(2, 3, 16, 16), torch.tensor([500, 10]), torch.randn(2, 32, 2, 2)
+    told = module.denoiser(noisy, times, codes, None)
+    untold = module.denoiser(noisy, times, torch.zeros_like(codes), None)  # the code of nothing starts at 0
+    assert not torch.allclose(told, untold)
+    for scale, expected in ((1.0, told), (0.0, untold), (3.0, untold + 3 * (told - untold))):
+        module.diffusion = dataclasses.replace(module.diffusion, guidance_scale=scale)
+        torch.testing.assert_close(module.guided(noisy, times, codes, None), expected)
+
+
+# ---------------------------------------------------------------- a second stage
+
+
+def test_a_second_stage_leaves_everything_but_itself_as_it_was(base: Path, second: Path) -> None:
+    before, after = load_checkpoint(base)[0], load_checkpoint(second)[0]
+    assert {name for name in after if not name.startswith("denoiser.")} == set(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    first = rgb.plugin.load_tokenizer(base, "cpu", settings("rgb"))
+    both = loaded(second)
+    tokens = first.encode(batch(5))
+    assert torch.equal(both.encode(batch(5)), tokens)
+    assert torch.equal(both.decode_plain(tokens), first.decode(tokens))
+    assert not torch.equal(both.decode(tokens), first.decode(tokens))
+
+
+def test_tokens_of_the_base_stay_valid(base: Path, second: Path, tmp_path: Path, zoo: Zoo) -> None:
+    codec = fingerprint(base)
+    size = rgb.plugin.modality_spec(settings("rgb")).vocab_size
+    assert load_config(second)["lineage"] == [{"fingerprint": codec, "length": size}]
+    assert fingerprint(second) != codec
+    handle = zoo["rgb"].at(second)
+    assert grew_from(handle, codec, size) and not grew_from(handle, codec, size + 1)
+    third = train(tmp_path / "third", diffusing(base=str(second), seed=3))
+    assert [old["fingerprint"] for old in load_config(third)["lineage"]] == [codec, fingerprint(second)]
+
+
+def test_settings_choose_the_decoder_and_how_it_is_run(base: Path, second: Path) -> None:
+    tokens = loaded(second).encode(batch(2))
+    plain = rgb.plugin.load_tokenizer(second, "cpu", settings("rgb"))
+    assert torch.equal(plain.decode(tokens), loaded(second).decode_plain(tokens))
+    kept = loaded(second).decode(tokens)
+    assert torch.equal(loaded(second, width=64).decode(tokens), kept)  # sizes are those of the checkpoint
+    for changed in ({"seed": 1}, {"sampling_steps": 2}, {"sampler": "dpm"}, {"guidance_scale": 2.0}):
+        assert not torch.equal(loaded(second, **changed).decode(tokens), kept)
+    with pytest.raises(CheckpointError, match="rgb: its tokenizer has no diffusion decoder"):
+        loaded(base)
+
+
+def test_a_value_depends_on_its_own_tokens_only(second: Path) -> None:
+    tokenizer = loaded(second)
+    tokens = torch.randint(0, 15, (7, 2, 2), generator=torch.Generator().manual_seed(0))
+    tokens[6] = tokens[1]
+    together = tokenizer.decode(tokens)
+    assert torch.equal(together[6], together[1])
+    alone = torch.cat([tokenizer.decode(tokens[index : index + 1]) for index in range(7)])
+    assert torch.equal(together, alone)
+    assert torch.equal(tokenizer.decode(tokens.flip(0)), together.flip(0))
+    assert tokenizer.decode(torch.zeros(1, 3, 5, dtype=torch.int64)).shape == (1, 3, 24, 40)
+    assert together.min() >= 0 and together.max() <= 1
+
+
+# ---------------------------------------------------------------- training
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["second", "together"])
+def test_a_killed_run_ends_in_the_same_weights(stage: str, base: Path, tmp_path: Path) -> None:
+    chosen = diffusing(base=str(base)) if stage == "second" else diffusing()
+    whole = load_checkpoint(train(tmp_path / "whole", chosen))[0]
+
+    def kill(done: int) -> None:
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        task = DiffusionTask(rgb.plugin, chosen)
+        loop(task, samples(), task.table, tmp_path / "killed", 0, on_step=kill)
+    resumed = load_checkpoint(train(tmp_path / "killed", chosen))[0]
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_together_the_encoder_learns_from_the_diffusion_loss_too() -> None:
+    task = DiffusionTask(rgb.plugin, diffusing())
+    with seeded(0):
+        module = task.build(samples().train, np.random.default_rng(0))
+        torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
+    assert module.train().encoder.training and not module.frozen
+    losses = task.losses(module, batch(4))
+    assert losses["loss"] > losses["diffusion_loss"] > 0
+    losses["diffusion_loss"].backward()
+    assert all(parameter.grad is not None for parameter in module.encoder.parameters())
+    assert not any(parameter.grad is not None for parameter in module.decoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["canny", "depth", "normal"])
+def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -> None:
+    chosen = diffusing(name, prediction="v")
+    folder = train(tmp_path, chosen, name)
+    tokenizer = PLUGINS[name].load_tokenizer(folder, "cpu", chosen)
+    decoded = tokenizer.decode(tokenizer.encode(torch.from_numpy(np.stack(values(name, 3))))).numpy()
+    for value in decoded:
+        PLUGINS[name].modality_spec(chosen)
+        assert value.shape == values(name, 1)[0].shape and np.isfinite(value).all()
+    if name == "canny":
+        assert set(np.unique(decoded)) <= {0.0, 1.0}
+    if name == "normal":
+        np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
+
+
+def test_the_target_of_0_and_1_is_symmetric() -> None:
+    task = DiffusionTask(canny.plugin, diffusing("canny"))
+    module = task.build(samples("canny").train, np.random.default_rng(0))
+    assert module.clean(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
+
+
+# ---------------------------------------------------------------- what is reported
+
+
+def test_sharpness_by_hand() -> None:
+    stripes = np.zeros((4, 4, 3), np.uint8)
+    stripes[:, ::2] = 200
+    half = (stripes / 2).astype(np.uint8)
+    sharp, soft = (figures([Image.fromarray(a)], [Image.fromarray(stripes)])[0] for a in (stripes, half))
+    assert (sharp.name, sharp.number, soft.number) == ("sharpness", 1.0, 0.5)
+
+
+def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:
+    table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
+    (tmp_path / "registry.toml").write_text(
+        f"""[zoo]\nimage_size = 16\npatch_size = 8\n[modalities.rgb]\ncheckpoint = "{second}"
+        tokenizer = {{ {table}, diffusion = {{ sampling_steps = 2 }} }}"""
+    )
+    zoo = Zoo.from_toml(tmp_path / "registry.toml")
+    with writing_shard(tmp_path / "data/test/rgb/a.tar") as writer:
+        for number, value in enumerate(values("rgb", 5)):
+            writer.add(f"{number}", *zoo["rgb"].write(value))
+    result = evaluate_tokenizer(zoo, "rgb", tmp_path / "data")
+    rows = {name: number for name, number, _, _ in result.codebook_rows()}
+    assert {"plain psnr", "plain ssim", "sharpness", "plain sharpness", "perceptual", "plain perceptual"} <= set(rows)
+    assert rows["plain psnr"] != result.metrics["psnr"]
+    stored = json.loads((second / "evaluation.json").read_text())
+    assert stored["plain psnr"] == rows["plain psnr"] and stored["fingerprint"] == zoo["rgb"].fingerprint
+    with Image.open(second / "samples/decoders.png") as sheet:
+        assert sheet.size == (3 * 16 + 4, 5 * 18 - 2)
+        pixels = np.asarray(sheet)
+    true = np.asarray(zoo["rgb"].render(values("rgb", 5)[0]))
+    np.testing.assert_array_equal(pixels[:16, 36:52], true)
+
+
+@pytest.mark.slow
+def test_the_published_size_runs_forward_and_back() -> None:
+    """ViT-B encoder and patched UNet on fewer pixels than theirs; encoder and network both get gradients."""
+    task = DiffusionTask(rgb.plugin, Settings("rgb", {"preset": "4m"}))
+    value = values("rgb", 1, 64)
+    module = task.build(value, np.random.default_rng(0)).train()
+    network = sum(parameter.numel() for parameter in module.denoiser.parameters())
+    assert 200e6 < network < 225e6
+    task.losses(module, torch.from_numpy(np.stack(value)))["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.denoiser.network.parameters())
+    assert next(module.encoder.parameters()).grad is not None

@@ -1,0 +1,253 @@
+"""The doctor: each gate passes where it should, fails with figures where it should, and the command says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from examples import only, write_registry
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.testing.alignment import WEAK, edges, shift_between
+
+Install = Callable[..., Path]
+COUNT = 24
+
+
+def blocks(number: int, low: float = 0.0, high: float = 1.0, side: int = 16) -> np.ndarray:
+    """4 x 4 blocks of random brightness: what the example plugin's tokens can say."""
+    coarse = np.random.default_rng(number).uniform(low, high, (1, side // 4, side // 4))
+    return np.kron(coarse, np.ones((1, 4, 4))).astype(np.float32)
+
+
+def write_data(zoo: Zoo, folder: Path, values: Sequence[Any], name: str = "field") -> Path:
+    """`values` in both splits."""
+    for split in ("train", "test"):
+        with writing_shard(folder / split / name / "shard-00000.tar") as shard:
+            for number, value in enumerate(values):
+                shard.add(f"{split}-{number:03}", *zoo[name].write(value))
+    return folder
+
+
+def findings(zoo: Zoo, data: Path, name: str = "field", **options: Any) -> dict[str, Finding]:
+    return {finding.gate: finding for finding in examine(zoo, name, data, **options)}
+
+
+@pytest.fixture
+def zoo(install_example: Install, tmp_path: Path) -> Zoo:
+    """The example plugin as `field`, and nothing else."""
+    install_example("field")
+    return only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+
+
+def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Path) -> None:
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
+    tokenize(zoo, data, tmp_path / "tokens")
+    found = findings(zoo, data, tokens=tmp_path / "tokens", samples=16)
+    assert list(found) == list(GATES) and all(finding.passed for finding in found.values()), found
+    assert {name for name, finding in found.items() if finding.skipped} == set()
+    assert found["values"].figure.startswith("16 sound, 0.00") and "(declared 0 to 1)" in found["values"].figure
+    assert "mae 0.01" in found["floor"].figure and "best constant 0.2" in found["floor"].figure
+    assert found["bound"].figure.startswith("93% of the way") or found["bound"].figure.startswith("94% of the way")
+    assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
+    assert found["varied"].figure.startswith("16 of 16 samples differ")
+    assert found["entropy"].figure.endswith(f"of 4.00 (perplexity {16 if '16)' in found['entropy'].figure else 15})")
+    assert (
+        found["store"].figure.startswith("24 samples of codec")
+        and "8 encoded again, all equal" in found["store"].figure
+    )
+    assert examinable(zoo, data, "test") == ["field"]
+
+
+def _samples(values: Sequence[Any]) -> Any:
+    from tokenizers_zoo.data.samples import TrainingSamples
+
+    return TrainingSamples(train=values, test=values)
+
+
+def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> None:
+    """`gate` fails with each of `parts` in its figures, says what to do, and is one line each."""
+    finding = findings(zoo, data, **options)[gate]
+    assert not finding.passed and finding.advice, finding
+    for part in parts:
+        assert part in finding.figure, finding.figure
+    assert "\n" not in finding.figure + finding.advice
+
+
+def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_path: Path) -> None:
+    data = write_data(zoo, tmp_path / "one", [blocks(i) for i in range(3)])
+    with writing_shard(data / "test" / "field" / "shard-00001.tar") as shard:
+        shard.add("wide", b"\x93NUMPY damaged", "npy")
+    failing(zoo, data, "values", "1 of 4 are refused; wide: field: ")
+    same = write_data(zoo, tmp_path / "two", [blocks(1)] * 3)
+    failing(zoo, same, "values", "all 3 are the same")
+    small = write_data(zoo, tmp_path / "three", [blocks(i, 0.5, 0.505) for i in range(3)])
+    failing(zoo, small, "values", "0.50", "less than 1% of the range")
+    with writing_shard(tmp_path / "four" / "test" / "field" / "shard-00000.tar"):
+        pass
+    with pytest.raises(DataError, match="test/field: holds no values"):
+        findings(zoo, tmp_path / "four")
+
+
+def test_a_tokenizer_that_cannot_be_trained(install_example: Install, tmp_path: Path) -> None:
+    install_example("field", {"levels = config.take(ExampleSettings).levels": "raise ValueError('no luck')"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
+    failing(zoo, data, "trained", "train_tokenizer of plugin 'field'", "no luck")
+    found = findings(zoo, data)
+    assert {name for name, finding in found.items() if finding.skipped} == {
+        "floor", "bound", "codebook", "varied", "entropy", "store",
+    }  # fmt: skip
+
+
+ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
+
+
+def test_tokens_that_say_nothing(install_example: Install, tmp_path: Path) -> None:
+    install_example("field", {ENCODE: "means.long() * 0"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    failing(zoo, data, "floor", "mae 0.", "the best constant 0.2")
+    failing(zoo, data, "bound", "-", "of the way", "expected 50%")
+    failing(zoo, data, "varied", "1 of 24 samples differ; the most frequent id has 100.0%")
+    failing(zoo, data, "entropy", "0.00 bits per token of 4.00 (perplexity 1)")
+
+
+def test_a_collapsed_codebook_and_a_declared_bound(install_example: Install, tmp_path: Path) -> None:
+    install_example("field", {
+        "levels: int = 16": "levels: int = 64",
+        "(means * (len(tokenizer) - 1)).round().long()": "(means * 5).round().long() * 12",
+        'meaning="mean absolute error"': 'meaning="mean absolute error", bound=0.02',
+    })  # fmt: skip
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    failing(zoo, data, "codebook", "9.4% of 64 codes used", "99.")
+    failing(zoo, data, "bound", "mae 0.0", "bound 0.02")
+
+
+def test_crops_that_move_and_pictures_that_are_shifted(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
+    install_example("moved")
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers"), "image_size": 32})
+    values = [np.random.default_rng(i).random((1, 8, 8)).repeat(4, 1).repeat(4, 2).astype(np.float32) for i in range(9)]
+    data = write_data(zoo, tmp_path / "data", values)
+    write_data(zoo, data, [0.9 * value for value in values], "moved")
+    assert "edges lie on those of moved" in findings(zoo, data)["crops"].figure
+    shifted = [np.roll(value, (3, -2), axis=(1, 2)) for value in values]
+    write_data(zoo, tmp_path / "other", values)
+    write_data(zoo, tmp_path / "other", shifted, "moved")
+    failing(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
+
+
+def test_a_crop_that_is_cut_elsewhere(install_example: Install, tmp_path: Path) -> None:
+    install_example("field", {"(crop.left + (": "(0.8 * crop.left + ("})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
+    failing(zoo, data, "crops", "shows the marked rectangle")
+
+
+def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -> None:
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
+    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
+    tokenize(zoo, data, tmp_path / "tokens")
+    write_data(zoo, data, [blocks(i + 50) for i in range(3)])
+    failing(zoo, data, "store", "3 of 3 samples have other tokens", tokens=tmp_path / "tokens")
+    config = zoo["field"].checkpoint / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "note": "another"}))
+    zoo["field"].forget_tokenizer()
+    failing(zoo, data, "store", "written by codec", tokens=tmp_path / "tokens")
+
+
+def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
+    tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}, "vocabularies": {"text": {"size": 2048}}}
+    zoo = Zoo.from_tables(tables)
+    words = [f"a {a} {b} near the {c}" for a in ("red", "blue") for b in ("dog", "tree") for c in ("house", "road")]
+    data = write_data(zoo, tmp_path / "data", words, "caption")
+    found = findings(zoo, data, "caption")
+    assert all(finding.passed for finding in found.values()), found
+    assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops", "store"}
+    assert found["values"].figure == "8 sound" and found["bound"].figure.startswith("100%")
+
+
+# ---------------------------------------------------------------- the shift test
+
+
+def test_edges_by_hand() -> None:
+    ids = np.zeros((3, 3), np.int64)
+    ids[1, 1] = 4
+    expected = np.array([[0, 1], [1, 2]])
+    np.testing.assert_allclose(edges(ids), expected - expected.mean())
+    steps = np.array([[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]])
+    np.testing.assert_allclose(edges(steps), [[0.5, -0.5], [0.5, -0.5]])
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (5, 0), (0, -7), (-3, 6)])
+def test_a_known_shift_is_found_between_unlike_modalities(down: int, right: int) -> None:
+    ids = [np.random.default_rng(i).integers(0, 3, (8, 8)).repeat(6, 0).repeat(6, 1) for i in range(4)]
+    levels = [np.roll(1.0 - 0.2 * value[None], (down, right), axis=(1, 2)) for value in ids]
+    shift = shift_between(ids, levels)
+    assert (shift.down, shift.right) == (down, right) and shift.told
+    assert shift.aligned == (max(abs(down), abs(right)) <= 1)
+
+
+def test_noise_tells_nothing() -> None:
+    first, second = (np.random.default_rng(seed).random((16, 1, 32, 32)) for seed in (0, 1))
+    shift = shift_between(list(first), list(second))
+    assert shift.correlation < WEAK and not shift.told
+    assert not shift_between([np.zeros((1, 8, 8))], [np.zeros((1, 8, 8))]).told
+
+
+# ---------------------------------------------------------------- the command
+
+
+def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["zoo", *words])
+    code = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_fits_80_columns_and_its_exit_code_tells(
+    install_example: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("field")
+    install_example("dull", {ENCODE: "means.long() * 0", 'summary="brightness"': 'summary="brightness " * 12'})
+    registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
+    zoo = Zoo.from_toml(registry)
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    start = ["--registry", str(registry), "doctor"]
+    code, shown, progress = call([*start, "field", "--data", str(data)], capsys, monkeypatch)
+    assert code == 0 and shown.endswith("sound\n") and "read test/field" in progress
+    assert re.findall(r"^  (?:ok|-) +(\w+) ", shown, re.M) == list(GATES)
+    write_data(zoo, data, [blocks(i) for i in range(COUNT)], "dull")
+    code, shown, _ = call([*start, "--data", str(data)], capsys, monkeypatch)
+    lines = shown.splitlines()
+    assert code == 1 and max(map(len, lines)) <= 80 and len(lines) < 40
+    assert (
+        [line.split()[0] for line in lines[1:3]] == ["dull", "field"] and "FAIL" in lines[1] and "FAIL" not in lines[2]
+    )
+    assert len(re.findall(r"^  FAIL", shown, re.M)) == int(lines[-1].split()[0])
+    code, shown, _ = call([*start, "dull", "--data", str(data), "--json", "--steps", "5"], capsys, monkeypatch)
+    report = json.loads(shown)
+    gates = {finding["gate"]: finding for finding in report["modalities"]["dull"]}
+    assert code == 1 and not report["sound"] and list(gates) == list(GATES)
+    assert not gates["entropy"]["passed"] and gates["entropy"]["advice"]
+    code, _, complaint = call([*start, "felt", "--data", str(data)], capsys, monkeypatch)
+    assert code == 1 and "unknown modality 'felt'; did you mean field?" in complaint
+    code, _, complaint = call([*start, "field", "--data", str(tmp_path / "none")], capsys, monkeypatch)
+    assert code == 1 and complaint.startswith("error: ") and "no such folder" in complaint

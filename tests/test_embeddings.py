@@ -1,0 +1,258 @@
+"""Vectors of a text encoder: derived through the public path, standardised, and read by the backbone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backbone.config import MaskingConfig, ModelConfig, TrainConfig
+from backbone.data import TokenData
+from backbone.generation.plan import TargetPlan
+from backbone.generation.sampler import generate
+from backbone.saving import load_model
+from backbone.train import train
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings, vector_statistics
+from tokenizers_zoo.modality import EmbeddingsLayout
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.pretrained import PretrainedError
+from zoo_language.t5_caption import plugin as t5_caption
+
+NAME = "t5_caption"
+WORDS = ["a", "red", "blue", "chair", "table", "person", "and", "two", "in", "the", "room", "small"]
+CAPTIONS = ["a red chair", "two blue chair and a small table in the room", "", "a person", "the room and a red table"]
+
+
+def save_tiny_t5(folder: Path, dim: int = 16) -> Path:
+    """A T5 encoder with random weights and a tokenizer of whole words, in the hub's format."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=32, d_model=dim, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_t5(tmp_path_factory.mktemp("hub") / "tiny-t5")
+
+
+def zoo_of(folder: Path, network: Path | str, **own: Any) -> Zoo:
+    enabled = ("caption", NAME)
+    tables: dict[str, Any] = {name: {"enabled": False} for name in Zoo.installed().names() if name not in enabled}
+    tables[NAME] = {"network": {"model": str(network)}, "dim": 16, "max_length": 8, **own}
+    vocabularies = {"text": {"size": 1600, "sentinels": 8, "coordinate_bins": 64}}
+    return Zoo.from_tables({"vocabularies": vocabularies, "modalities": tables}, folder / "registry.toml")
+
+
+@pytest.fixture(scope="module")
+def road(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
+    """Captions in a folder, their vectors derived, both tokenized."""
+    folder = tmp_path_factory.mktemp("road")
+    for split, copies in (("train", 4), ("test", 2)):
+        (folder / "files" / split / "caption").mkdir(parents=True)
+        for number, text in enumerate(CAPTIONS * copies):
+            (folder / "files" / split / "caption" / f"{split}{number:02}.txt").write_text(text)
+    zoo = zoo_of(folder, tiny_t5)
+    make_data(zoo, "folder", folder / "data", train=None, test=None, options={"path": str(folder / "files")}, workers=1)
+    derive_data(zoo, folder / "data", modalities=[NAME], workers=1)
+    for name in ("caption", NAME):
+        train_tokenizer(zoo, name, folder / "data")
+    tokenize(zoo, folder / "data", folder / "tokens")
+    yield zoo, folder
+
+
+def test_the_vectors_are_the_encoder_s(road: tuple[Zoo, Path], tiny_t5: Path) -> None:
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    zoo, folder = road
+    store = ValueStore.of(folder / "data", zoo)
+    words, encoder = AutoTokenizer.from_pretrained(tiny_t5), T5EncoderModel.from_pretrained(tiny_t5).eval()
+    for number, text in enumerate(CAPTIONS):
+        stored = store.read(zoo[NAME], "train", f"train{number:02}")
+        expected = encoder(**words([text], return_tensors="pt")).last_hidden_state[0].detach().numpy()
+        assert stored.dtype == np.float32 and len(stored) == min(len(text.split()) + 1, 8)
+        if len(expected) <= 8:
+            np.testing.assert_allclose(stored, expected, atol=1e-3 * np.abs(expected).max())
+    long = store.read(zoo[NAME], "train", "train01")
+    end = encoder(**words([" ".join(CAPTIONS[1].split()[:7])], return_tensors="pt")).last_hidden_state[0, -1]
+    np.testing.assert_allclose(long[-1], end.detach().numpy(), atol=2e-3)  # cut before the end token, which stays
+    entry = json.loads((folder / "data" / "dataset.json").read_text())["splits"]["train"][NAME]
+    assert len(entry["networks"]["network"]["sha256"]["model.safetensors"]) == 64
+
+
+def test_tokens_are_standardised_and_of_any_number(road: tuple[Zoo, Path]) -> None:
+    zoo, folder = road
+    column = TokenStore(folder / "tokens").open("train", NAME)
+    assert column.layout == zoo[NAME].spec.layout == EmbeddingsLayout(max_length=8, dim=16)
+    assert sorted(set(column.lengths.tolist())) == [1, 3, 4, 7, 8]
+    tokens = column.take(range(len(column)))
+    numbers = np.concatenate(tokens)
+    assert np.abs(numbers.mean(0)).max() < 0.01 and np.abs(numbers.std(0) - 1).max() < 0.01
+    back = zoo[NAME].decode(tokens)
+    values = [ValueStore.of(folder / "data", zoo).read(zoo[NAME], "train", key) for key in column.keys]
+    assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_backbone_reads_them(road: tuple[Zoo, Path], tmp_path: Path) -> None:
+    """A few steps of training, and a text made from vectors of three lengths."""
+    zoo, folder = road
+    specs = [zoo["caption"].spec, zoo[NAME].spec]
+    raw = TokenData(folder / "tokens", "train", specs).batch(np.arange(5))
+    assert raw.tokens[NAME].shape == (5, 8, 16) and len(set(raw.lengths[:, 1].tolist())) > 2
+    masking = MaskingConfig(input_budget=12, target_budget=12)
+    settings = TrainConfig(
+        steps=30, batch_size=8, warmup_steps=2, learning_rate=1e-2, masking=masking, eval_every=30, save_every=30
+    )
+    model_config = ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2)
+    train(tmp_path / "run", folder / "tokens", specs, model_config, settings)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses[-1] < losses[0]
+    model = load_model(tmp_path / "run").eval()
+    given = TokenStore(folder / "tokens").open("test", NAME).take([0, 1, 2])
+    made = generate(model, {NAME: given}, [TargetPlan(name="caption", max_length=5)], seed=0)
+    assert len(made["caption"]) == 3 and all(isinstance(text, str) for text in zoo["caption"].decode(made["caption"]))
+
+
+# ---- what the settings and the network say
+
+
+def test_the_published_size_is_a_preset() -> None:
+    spec = t5_caption.modality_spec(Settings(NAME, {"preset": "4m"}))
+    assert spec.layout == EmbeddingsLayout(max_length=77, dim=4096) and spec.derived_from == ("caption",)
+    with pytest.raises(ConfigError, match='preset: expected "4m"'):
+        t5_caption.modality_spec(Settings(NAME, {"preset": "5m"}))
+    with pytest.raises(ConfigError, match="dim must be at least 1, got 0"):
+        t5_caption.modality_spec(Settings(NAME, {"dim": 0}))
+
+
+def test_a_network_that_is_not_to_be_had_or_of_another_size(
+    tiny_t5: Path, tmp_path: Path, road: tuple[Zoo, Path]
+) -> None:
+    data = road[1] / "data"
+    for network, own, message in (
+        (tmp_path / "absent", {}, "absent: no such folder"),
+        (tmp_path, {}, "no config.json"),
+        (tiny_t5, {"dim": 99}, "gives vectors of 16 numbers, the settings say 99; set dim = 16"),
+    ):
+        zoo = zoo_of(tmp_path, network, **own)
+        with pytest.raises(PretrainedError, match=message):
+            zoo[NAME].derive({"caption": "a chair"})
+    without = derive_data(zoo_of(tmp_path, "nobody/nothing"), data, workers=1)
+    assert "its network nobody/nothing is not on this machine" in without.skipped[NAME]
+
+
+# ---- the family
+
+
+class Letters(EmbeddingsModality[EmbeddingsSettings]):
+    """Another text encoder, as a plugin of a few lines: one vector per letter."""
+
+    summary = "letters"
+    settings_type = EmbeddingsSettings
+    source = "caption"
+
+    def embed(self, value: str, options: EmbeddingsSettings) -> np.ndarray[Any, Any]:
+        return np.array([[ord(letter) % 7, ord(letter) % 5] for letter in value or " "])
+
+
+letters = Letters()
+SETTINGS = Settings("letters", {"dim": 2, "max_length": 4})
+
+
+def test_a_plugin_of_the_family(tmp_path: Path) -> None:
+    values = [letters.derive({"caption": text}, SETTINGS) for text in ("abc", "a longer one", "", "zoo")]
+    assert [value.shape for value in values] == [(3, 2), (4, 2), (1, 2), (3, 2)]
+    samples = TrainingSamples(train=values, test=values[:2])
+    letters.train_tokenizer(SETTINGS, samples, tmp_path, 0)
+    before = (tmp_path / "config.json").read_bytes()
+    letters.train_tokenizer(SETTINGS, samples, tmp_path, 0)
+    assert (tmp_path / "config.json").read_bytes() == before
+    tokenizer = letters.load_tokenizer(tmp_path, SETTINGS)
+    tokens = letters.encode(tokenizer, [*values, np.ones((9, 2), np.float32)])
+    assert [len(item) for item in tokens] == [3, 4, 1, 3, 4] and tokens[0].dtype == np.float32
+    np.testing.assert_allclose(letters.decode(tokenizer, tokens)[1], values[1], rtol=1e-5)
+    with pytest.raises(CheckpointError, match="expected mean and std of 3 numbers"):
+        letters.load_tokenizer(tmp_path, Settings("letters", {"dim": 3}))
+    with pytest.raises(DataError, match="training and held-out samples are needed"):
+        letters.train_tokenizer(SETTINGS, TrainingSamples(train=[], test=[]), tmp_path / "none", 0)
+
+
+def test_statistics_and_scores_by_hand() -> None:
+    mean, std = vector_statistics([np.array([[1, 5]]), np.array([[2, 5], [3, 5]])])
+    np.testing.assert_allclose(mean, [2, 5])
+    np.testing.assert_allclose(std, [(2 / 3) ** 0.5, 1e-6], rtol=1e-6)
+    target = [np.array([[1.0, 0], [0, 2]]), np.array([[3.0, 0]])]
+    predicted = [np.array([[1.0, 1]]), np.array([[-1.0, 0], [9, 9]])]
+    assert letters.score(predicted, target)["cosine"] == pytest.approx((0.5**0.5 + 0 - 1) / 3)
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((3, 5), np.float32), r"the shape is not \(vectors, 16\)"),
+        (np.zeros(16, np.float32), "the shape is not"),
+        (np.zeros((0, 16), np.float32), "it is empty"),
+        (np.full((2, 16), np.nan, np.float32), "every number has to be finite"),
+        (np.zeros((2, 16)), "convert it to float32"),
+        ([[0.0] * 16], "give a numpy array"),
+        (None, "give a numpy array"),
+    ],
+)
+def test_what_is_no_vectors_is_refused(road: tuple[Zoo, Path], value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^t5_caption: .*{message}"):
+        road[0][NAME].encode([value])
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (npy(np.zeros((2, 5), np.float32)), "npy", r"float16 or float32 \(vectors, 16\), got float32 \(2, 5\)"),
+        (npy(np.zeros((2, 16), np.int64)), "npy", "got int64"),
+        (npy(np.full((2, 16), np.inf, np.float32)), "npy", "finite"),
+        (b"text", "npy", "damaged"),
+        (b"text", "txt", "expected a .npy file, got .txt"),
+    ],
+)
+def test_files_that_hold_no_vectors(road: tuple[Zoo, Path], data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        road[0][NAME].read(data, extension)
+
+
+def test_numbers_too_large_for_half_precision(road: tuple[Zoo, Path]) -> None:
+    large = np.full((1, 16), 1e5, np.float32)
+    with pytest.raises(InvalidValueError, match='not finite as float16; set dtype = "float32"'):
+        road[0][NAME].write(large)
+    whole = Settings(NAME, {"dim": 16, "dtype": "float32"})
+    assert (t5_caption.read_value(*t5_caption.write_value(large, whole), whole) == large).all()

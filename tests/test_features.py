@@ -1,0 +1,322 @@
+"""Feature maps and global vectors: metrics by hand, constants, pictures, files, and tokenizers that learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.features import (
+    FeatureMapModality,
+    MapSettings,
+    agreement,
+    central_value,
+    main_colours,
+    published_map,
+)
+from tokenizers_zoo.families.vectors import VectorModality
+from tokenizers_zoo.families.vectors.model import VectorTask
+from tokenizers_zoo.modality import Crop, GridLayout, VectorLayout
+
+TINY = {"width": 32, "batch_size": 16, "eval_every": 60, "eval_samples": 16, "codebook_size": 64, "warmup_steps": 5}
+
+
+class SmallMap(FeatureMapModality):
+    """Maps of 12 channels."""
+
+    summary = "a small map"
+    channels = 12
+
+
+class SmallVector(VectorModality):
+    """Vectors of 24 numbers."""
+
+    summary = "a small vector"
+    dim = 24
+
+
+MAPS, VECTORS = SmallMap(), SmallVector()
+
+
+def map_settings(**own: object) -> Settings:
+    return Settings(
+        "small_map", {"map_size": [4, 6], "tokenizer": {**TINY, "heads": 2, "steps": 60, "learning_rate": 5e-3}, **own}
+    )
+
+
+def vector_settings(**table: object) -> Settings:
+    tokenizer = {**TINY, "num_codebooks": 4, "latent_dim": 16, "steps": 120, **table}
+    return Settings("small_vector", {"tokenizer": tokenizer})
+
+
+def vectors(count: int, seed: int) -> list[np.ndarray]:
+    """Vectors around a common one, with 3 degrees of freedom."""
+    basis = np.random.default_rng(99).standard_normal((4, VECTORS.dim))
+    freedom = np.random.default_rng(seed).standard_normal((count, 3))
+    return list((basis[0] + freedom @ basis[1:]).astype(np.float32))
+
+
+def maps(count: int, seed: int) -> list[np.ndarray]:
+    """Maps whose vectors have 2 degrees of freedom."""
+    basis = np.random.default_rng(98).standard_normal((2, MAPS.channels))
+    freedom = np.random.default_rng(seed).standard_normal((count, 4, 6, 2))
+    return list(np.moveaxis(freedom @ basis, -1, 1).astype(np.float32))
+
+
+# ---------------------------------------------------------------- metrics and constants
+
+
+def test_agreement_by_hand() -> None:
+    """cos((3,4),(4,3)) = 24/25; the true vectors (4,3) and (0,1) are 2, 1 and -2, -1 from their mean (2, 2)."""
+    target = [np.array([4.0, 3.0]), np.array([0.0, 1.0])]
+    predicted = [np.array([3.0, 4.0]), np.array([0.0, 2.0])]
+    found = agreement(predicted, target)
+    assert found["cosine"] == pytest.approx((24 / 25 + 1) / 2)
+    assert found["variance_explained"] == pytest.approx(1 - (1 + 1 + 1) / (4 + 1 + 4 + 1))
+    as_map = agreement([np.array(predicted).T[:, None]], [np.array(target).T[:, None]])
+    assert as_map == pytest.approx(found)
+    perfect = agreement(target, target)
+    assert perfect == pytest.approx({"cosine": 1.0, "variance_explained": 1.0})
+
+
+def test_agreement_of_zeros_and_of_a_single_vector() -> None:
+    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert agreement([zero, one], [zero, one])["cosine"] == pytest.approx(1)
+    assert agreement([one], [zero])["cosine"] == 0
+    assert agreement([zero], [one]) == pytest.approx({"cosine": 0, "variance_explained": 0})
+    assert agreement([one], [one])["variance_explained"] == 1
+
+
+def test_the_constant_answer_is_the_best_of_many_by_cosine() -> None:
+    values = vectors(50, 1)
+    values[0] = values[0] * 100  # long ones count no more than others
+    answer = VECTORS.constant_answer(values)
+    best = agreement([answer] * 50, values)["cosine"]
+    rng = np.random.default_rng(0)
+    rivals = [answer + 0.2 * rng.standard_normal(answer.shape) for _ in range(50)] + [np.mean(values, axis=0)]
+    assert all(agreement([rival] * 50, values)["cosine"] <= best for rival in rivals)
+    lengths = np.linalg.norm(values, axis=1)
+    assert np.linalg.norm(answer) == pytest.approx(lengths.mean(), rel=1e-5)
+
+
+def test_the_constant_map_is_that_of_each_place() -> None:
+    values = maps(20, 1)
+    answer = MAPS.constant_answer(values, map_settings())
+    assert answer.shape == values[0].shape and answer.dtype == np.float32
+    place = central_value([value[:, 2:3, 3:4] for value in values])
+    mean = agreement([np.mean(values, axis=0)] * 20, values)["cosine"]
+    np.testing.assert_allclose(answer[:, 2:3, 3:4], place, rtol=1e-5)
+    assert agreement([answer] * 20, values)["cosine"] >= mean
+
+
+def test_the_constant_map_stays_within_the_bounds() -> None:
+    """Values that are mostly 0 have a mean direction whose numbers, at their mean length, may be above each of them."""
+
+    class Bounded(SmallMap):
+        low, high = 0.0, 1.0
+
+    values = [np.zeros((12, 4, 6), np.float32) for _ in range(2)]
+    values[0][0], values[1][:] = 1, 1
+    answer = Bounded().constant_answer(values, map_settings())
+    assert central_value(values).max() > 1 >= answer.max()
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_maps_are_stored_as_halves_and_read_as_singles() -> None:
+    value = maps(1, 0)[0]
+    value[0, 0, 0] = 1e6  # beyond float16
+    data, extension = MAPS.write_value(value, map_settings())
+    again = MAPS.read_value(data, extension, map_settings())
+    assert extension == "npy" and again.dtype == np.float32 and again[0, 0, 0] == 65504
+    np.testing.assert_allclose(again.ravel()[1:], value.ravel()[1:], rtol=5e-4, atol=1e-7)
+    assert len(data) < value.nbytes
+
+
+def test_a_map_is_cropped_and_mirrored_like_its_picture() -> None:
+    value = np.broadcast_to(np.arange(6, dtype=np.float32), (12, 4, 6)).copy()
+    mirrored = MAPS.transform(value, Crop(flip=True), map_settings())
+    np.testing.assert_array_equal(mirrored, value[..., ::-1])
+    half = MAPS.transform(value, Crop(left=0.5, width=0.5), map_settings())
+    assert half.shape == value.shape
+    np.testing.assert_allclose(half[0, 0], [2.75, 3.25, 3.75, 4.25, 4.75, 5], atol=1e-5)
+
+
+def test_a_map_is_shown_by_its_main_directions() -> None:
+    value = np.zeros((12, 4, 6), np.float32)
+    value[3, :, 3:] = 5  # two halves: one direction
+    colours = main_colours(value)
+    assert colours.shape == (4, 6, 3) and (colours[..., 1:] == 128).all()
+    assert (colours[:, 3:, 0] > 128).all() and (colours[:, :3, 0] < 128).all()
+    assert (main_colours(np.ones((12, 4, 6), np.float32)) == 128).all()
+    assert main_colours(np.ones((2, 1, 1), np.float32)).shape == (1, 1, 3)
+    assert MAPS.render(value, map_settings()).size == (6 * 21, 4 * 21)
+
+
+def test_a_vector_is_shown_by_the_signs_of_its_numbers() -> None:
+    value = np.zeros(24, np.float32)
+    value[0], value[1] = 1, -1
+    pixels = np.asarray(VECTORS.render(value))
+    assert pixels.shape == (4, 32 * 4, 3)
+    assert [pixels[0, x].tolist() for x in (0, 4, 8)] == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_specs() -> None:
+    spec = MAPS.modality_spec(Settings("small_map", shared={"image_size": 64, "patch_size": 8}))
+    assert spec.value.shape == (12, 14, 14) and spec.layout == GridLayout(shape=(14, 14)) and spec.vocab_size == 1024
+    spec = VECTORS.modality_spec(vector_settings())
+    assert spec.value.shape == (24,) and spec.layout == VectorLayout(length=4) and spec.num_codebooks == 4
+
+
+@pytest.mark.parametrize(
+    ("modality", "settings", "message"),
+    [
+        (MAPS, Settings("m", {"map_size": 0}), r"map_size: expected at least 1 vector, got 0"),
+        (MAPS, Settings("m", {"preset": "4m"}), r"preset: this map has none"),
+        (VECTORS, Settings("v", {"tokenizer": {"width": 0}}), r"width: expected at least 1, got 0"),
+        (VECTORS, Settings("v", {"tokenizer": {"loss": "l1"}}), r"loss: expected one of \['cosine', 'smooth_l1'\]"),
+        (VECTORS, Settings("v", {"preset": "5m"}), r'preset: expected "4m"'),
+        (VECTORS, Settings("v", {"tokenizer": {"patch_size": 4}}), r"patch_size"),
+    ],
+)
+def test_wrong_settings_are_refused(modality: FeatureMapModality, settings: Settings, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        modality.modality_spec(settings)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+@pytest.fixture(scope="module")
+def vector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = TrainingSamples(train=vectors(400, 1), test=vectors(64, 2), provenance={"source": "noise"})
+    return VECTORS.train_tokenizer(vector_settings(), samples, tmp_path_factory.mktemp("run") / "v", 0)
+
+
+def test_a_vector_tokenizer_learns_and_keeps_the_length(vector_folder: Path) -> None:
+    tokenizer = VECTORS.load_tokenizer(vector_folder, "cpu", vector_settings())
+    held_out = vectors(70, 3)
+    tokens = VECTORS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))
+    assert tokens.shape == (70, 4) and tokens.dtype == torch.int64 and tokens.min() >= 0 and tokens.max() < 64
+    again = list(VECTORS.decode(tokenizer, tokens).numpy())
+    floor = VECTORS.score([VECTORS.constant_answer(held_out)] * 70, held_out)["cosine"]
+    assert VECTORS.score(again, held_out)["cosine"] > 0.5 + 0.5 * floor
+    lengths = np.linalg.norm(again, axis=1)
+    np.testing.assert_allclose(lengths, np.linalg.norm(vectors(400, 1), axis=1).mean(), rtol=1e-3)
+    alone = VECTORS.encode(tokenizer, torch.from_numpy(held_out[65])[None])
+    assert torch.equal(alone[0], tokens[65])
+
+
+def test_a_vector_tokenizer_refuses_what_it_was_not_made_for(vector_folder: Path) -> None:
+    tokenizer = VECTORS.load_tokenizer(vector_folder, "cpu", vector_settings())
+    with pytest.raises(InvalidValueError, match=r"ids in \[0, 64\)"):
+        VECTORS.decode(tokenizer, torch.full((1, 4), 64))
+    with pytest.raises(InvalidValueError, match="at least one"):
+        VECTORS.encode(tokenizer, torch.zeros(0, 24))
+    with pytest.raises(CheckpointError, match=r"small_vector: .* has quantizer .* asks for"):
+        VECTORS.load_tokenizer(vector_folder, "cpu", vector_settings(codebook_size=128))
+
+    class OtherVector(VectorModality):
+        summary, dim = "another", 24
+
+    with pytest.raises(CheckpointError, match="VectorTokenizer/SmallVector, expected a VectorTokenizer/OtherVector"):
+        OtherVector().load_tokenizer(vector_folder, "cpu", vector_settings())
+
+
+@pytest.mark.parametrize("quantizer", ["memcodes", "residual_vq", "fsq"])
+def test_vectors_take_other_quantizers_and_losses(quantizer: str) -> None:
+    table = {"quantizer": quantizer, "loss": "smooth_l1"}
+    if quantizer == "fsq":
+        table |= {"num_codebooks": None, "codebook_size": 240}
+    settings = vector_settings(**table)
+    task = VectorTask(VECTORS, settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = task.build(vectors(50, 1), np.random.default_rng(0))
+        losses = task.losses(module, task.batch(vectors(16, 1), np.random.default_rng(0)))
+    losses["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+    values, tokens = task.reconstruct(module.eval(), vectors(5, 2))
+    assert len(values) == 5 and tokens.shape == (5, VECTORS.modality_spec(settings).layout.length)
+
+
+def test_a_number_that_hardly_varies_in_training_does_not_drown_the_others() -> None:
+    values = vectors(50, 1)
+    for value in values:
+        value[5] = 0
+    module = VectorTask(VECTORS, vector_settings()).build(values, np.random.default_rng(0))
+    other = torch.from_numpy(values[0]).clone()
+    other[5] = 0.1
+    assert module.standardise(other[None]).abs().max() < 30
+
+
+def test_channels_of_a_map_share_one_scale() -> None:
+    from tokenizers_zoo.families.spatial.task import SpatialTask
+
+    values = maps(50, 1)
+    for value in values:
+        value[0] = 3 + value[0] * 100
+    module = SpatialTask(MAPS, map_settings()).build(values, np.random.default_rng(0))
+    stack = np.stack(values)
+    np.testing.assert_allclose(module.mean[:, 0, 0].numpy(), stack.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    scale = np.sqrt(stack.var(axis=(0, 2, 3)).mean())
+    np.testing.assert_allclose(module.std.numpy().ravel(), np.full(12, scale), rtol=1e-4)
+
+
+def test_a_map_tokenizer_learns(tmp_path: Path) -> None:
+    samples = TrainingSamples(train=maps(100, 1), test=maps(16, 2), provenance={"source": "noise"})
+    folder = MAPS.train_tokenizer(map_settings(), samples, tmp_path / "m", 0)
+    tokenizer = MAPS.load_tokenizer(folder, "cpu", map_settings())
+    held_out = maps(16, 3)
+    tokens = MAPS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))
+    assert tokens.shape == (16, 4, 6)
+    again = list(MAPS.decode(tokenizer, tokens).numpy())
+    floor = MAPS.score([MAPS.constant_answer(held_out, map_settings())] * 16, held_out, map_settings())
+    found = MAPS.score(again, held_out, map_settings())
+    assert found["cosine"] > 0.8 > floor["cosine"] and found["variance_explained"] > 0.6
+
+
+# ---------------------------------------------------------------- published sizes
+
+
+@pytest.mark.slow
+def test_the_published_map_tokenizer_runs_forward_and_back() -> None:
+    class Published(MapSettings):
+        presets: ClassVar = {"4m": published_map(4)}
+
+    class PublishedMap(SmallMap):
+        settings_class = Published
+
+    from tokenizers_zoo.families.spatial.task import SpatialTask
+
+    settings = Settings("published", {"preset": "4m"})
+    task = SpatialTask(PublishedMap(), settings)
+    rng = np.random.default_rng(0)
+    values = list(rng.standard_normal((16, 12, 4, 4)).astype(np.float32))
+    module = task.build(values, rng)
+    assert len(module.encoder.body.transformer.blocks) == 12 and task.spec.vocab_size == 8192
+    losses = task.losses(module, task.batch(values[:2], rng))
+    losses["loss"].backward()
+    assert module.encoder.body.embed.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_the_published_vector_tokenizer_runs_forward_and_back() -> None:
+    settings = Settings("published", {"preset": "4m"})
+    task = VectorTask(VECTORS, settings)
+    assert task.spec.vocab_size == 8192 and task.spec.layout == VectorLayout(length=16)
+    rng = np.random.default_rng(0)
+    module = task.build(vectors(50, 1), rng)
+    losses = task.losses(module, task.batch(vectors(4, 1), rng))
+    losses["loss"].backward()
+    assert module.encoder[0].weight.grad.abs().sum() > 0

@@ -1,0 +1,390 @@
+"""Instance masks and their edges: files, crops and metrics by hand, bad values, and tokens there and back."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from tokenizers_zoo import ModalityHandle, Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
+from tokenizers_zoo.modality import Crop, SequenceLayout
+from zoo_images.sam_edge import plugin as edge_plugin
+from zoo_semantics.instance_maps import instances_of, map_of_masks, mask_of_runs
+from zoo_semantics.sam_instance import plugin
+
+NAME = "sam_instance"
+SIZE = 32
+OWN = {"image_size": SIZE, "mask_size": 16, "max_instances": 4, "tokenizer": {"patch_size": 8, "width": 16}}
+SETTINGS = Settings(NAME, OWN)
+OPTIONS = plugin.options(SETTINGS)
+TINY = {"steps": 3, "batch_size": 4, "eval_every": 3}
+
+
+def picture(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+    """A map of rectangles (top, left, bottom, right) with the ids 7, 8, ..., later ones on top."""
+    value = np.zeros(size, np.int32)
+    for index, (top, left, bottom, right) in enumerate(boxes, 7):
+        value[top:bottom, left:right] = index
+    return value
+
+
+ROOM = picture((2, 3, 20, 15), (10, 20, 14, 30), (25, 0, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def instances(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
+    handle = Zoo.from_tables({"modalities": {NAME: OWN}})[NAME]
+    values = [ROOM, picture(), picture((0, 0, 9, 9)), ROOM.T.copy()] * 2
+    folder = tmp_path_factory.mktemp("instances") / "tokenizer"
+    return handle.at(handle.train_tokenizer(TrainingSamples(train=values, test=values), folder, seed=0, **TINY))
+
+
+def as_written(value: np.ndarray) -> np.ndarray:
+    """A map taken apart and joined again, its masks' codes without a loss."""
+    objects = plugin.split(value, OPTIONS)[: OPTIONS.max_instances]
+    if not objects:
+        return plugin.join(np.zeros((0, 4)), np.zeros((0, *plugin.item_shape(OPTIONS))), {}, OPTIONS)
+    axes = plugin.axes(OPTIONS)
+    levels = levels_of(axes, plugin.coordinates(objects, {}, OPTIONS), OPTIONS.bins)
+    logits = 2.0 * plugin.items(objects, OPTIONS) - 1
+    return plugin.join(numbers_of(axes, levels, OPTIONS.bins), logits, {}, OPTIONS)
+
+
+# ---------------------------------------------------------------- maps, by hand
+
+
+def test_instances_by_hand() -> None:
+    value = picture((0, 0, 1, 4), (2, 1, 4, 3), size=(4, 4))
+    value[3, 3] = 8  # makes the second one larger, and no rectangle
+    first, second = instances_of(value)
+    assert first[:4] == (2, 1, 4, 4) and first.pixels == 5
+    np.testing.assert_array_equal(first.mask, [[True, True, False], [True, True, True]])
+    assert second[:4] == (0, 0, 1, 4) and second.mask.all()
+    assert instances_of(np.zeros((4, 4), np.int32)) == []
+
+
+def test_of_masks_that_overlap_the_smaller_is_on_top() -> None:
+    whole, part, nothing = np.ones((2, 3), bool), np.array([[0, 1, 1], [0, 0, 0]], bool), np.zeros((2, 3), bool)
+    for masks in ([part, nothing, whole], [whole, part]):
+        np.testing.assert_array_equal(map_of_masks(masks, (2, 3)), [[1, 2, 2], [1, 1, 1]])
+    assert map_of_masks([], (2, 3)).sum() == 0
+
+
+def runs_text(counts: list[int]) -> str:
+    """COCO's text of run lengths, as its specification has it: 5 bits a character, differences from the fourth on."""
+    text = ""
+    for index, count in enumerate(counts):
+        number, more = count - (counts[index - 2] if index > 2 else 0), True
+        while more:
+            bits, number = number & 31, number >> 5
+            more = number != (-1 if bits & 16 else 0)
+            text += chr((bits | 32 if more else bits) + 48)
+    return text
+
+
+def test_run_lengths_go_down_the_columns() -> None:
+    np.testing.assert_array_equal(mask_of_runs([1, 2, 3], (2, 3)), [[0, 1, 0], [1, 0, 0]])
+    assert runs_text([1, 2, 3]) == "123"
+    np.testing.assert_array_equal(mask_of_runs("123", (2, 3)), [[0, 1, 0], [1, 0, 0]])
+
+
+@given(arrays(bool, strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40))))
+def test_any_mask_survives_its_run_lengths(mask: np.ndarray) -> None:
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat]).astype(int))).tolist()
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    for form in (counts, runs_text(counts)):
+        np.testing.assert_array_equal(mask_of_runs(form, mask.shape), mask)
+
+
+def test_rectangles_are_exact() -> None:
+    found = as_written(ROOM)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found > 0, ROOM > 0)
+    order = {7: 2, 8: 3, 9: 1}  # by size: 216, 40 and 224 pixels
+    np.testing.assert_array_equal(found, np.vectorize(lambda index: order.get(index, 0))(ROOM))
+
+
+@pytest.mark.parametrize("radius", [3, 6, 12])
+def test_round_things_stay_round(radius: int) -> None:
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    disc = ((rows - 15) ** 2 + (columns - 16) ** 2 <= radius**2).astype(np.int32)
+    assert plugin.score([as_written(disc)], [disc], SETTINGS)["best_iou"] > 0.93
+
+
+@given(arrays(np.int32, (SIZE, SIZE), elements=strategies.integers(0, 3)))
+@settings(max_examples=25, deadline=None)
+def test_any_map_can_be_taken_apart(value: np.ndarray) -> None:
+    found = as_written(value)
+    assert found.shape == value.shape and found.dtype == np.int32 and 0 <= found.min() <= found.max() <= 3
+
+
+# ---------------------------------------------------------------- crops and mirrors
+
+
+def test_crops_and_mirrors_by_hand() -> None:
+    value = picture((0, 0, 2, 1), (2, 2, 4, 4), size=(4, 4))
+    own = Settings(NAME, {"image_size": 4})
+    np.testing.assert_array_equal(plugin.transform(value, Crop(flip=True), own), value[:, ::-1])
+    half = plugin.transform(value, Crop(top=0.5, left=0.5, height=0.5, width=0.5), own)
+    assert half.dtype == np.int32 and (half == 8).all()
+    large = plugin.transform(value, Crop(), Settings(NAME, {"image_size": [8, 8]}))
+    np.testing.assert_array_equal(large, value.repeat(2, axis=0).repeat(2, axis=1))
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_tokens_are_box_and_codes_largest_first(instances: ModalityHandle) -> None:
+    layout = instances.spec.layout
+    assert isinstance(layout, SequenceLayout) and layout.max_length == 4 * (4 + 4)
+    assert instances.spec.vocab_size == 1 + 64 + 4 * 256 + 240
+    tokens, none = instances.encode([ROOM, picture()])
+    assert tokens.shape == (24,) and none.shape == (0,)
+    floor = [round(edge * 255) for edge in (0, 25 / 32, 1, 1)]  # the largest: across the bottom
+    assert (tokens[:4] - 65 - 256 * np.arange(4)).tolist() == floor
+    assert (tokens.reshape(3, 8)[:, 4:] >= 1 + 64 + 4 * 256).all()
+
+
+def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
+    crowd = picture(*((k, k, k + 3, k + 3) for k in range(0, 20, 4)), (25, 0, 32, 32))
+    assert len(instances_of(crowd)) == 6
+    (tokens,) = instances.encode([crowd])
+    assert len(tokens) == 32
+
+
+def test_nothing_is_a_value_too(instances: ModalityHandle) -> None:
+    assert instances.decode(instances.encode([picture()]))[0].tolist() == picture().tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(strategies.data())
+def test_any_ids_decode_to_a_map(instances: ModalityHandle, data: strategies.DataObject) -> None:
+    noise = data.draw(strategies.lists(strategies.integers(65, instances.spec.vocab_size - 1), max_size=32))
+    (found,) = instances.decode([np.array(noise, dtype=np.int64)])
+    instances.check(found)
+    (good,) = instances.encode([ROOM])
+    assert instances.decode([np.concatenate([noise[:7], good]).astype(np.int64)])[0].max() >= 1
+
+
+def test_a_box_without_an_area_holds_nothing(instances: ModalityHandle) -> None:
+    (good,) = instances.encode([picture((4, 4, 20, 20))])
+    turned = good.copy()
+    turned[2] = turned[0] + 2 * 256 - 10  # xmax left of xmin
+    assert instances.decode([turned])[0].max() == 0
+
+
+def test_maps_of_nothing_cannot_train(tmp_path: Path) -> None:
+    handle = Zoo.from_tables({"modalities": {NAME: OWN}})[NAME]
+    samples = TrainingSamples(train=[picture()] * 3, test=[picture()])
+    with pytest.raises(DataError, match="sam_instance: there is no object in any of the 3 training values"):
+        handle.train_tokenizer(samples, tmp_path / "tokenizer", seed=0, **TINY)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_metrics_by_hand() -> None:
+    truth = picture((0, 0, 10, 10), (20, 20, 24, 24))
+    assert plugin.score([truth * 3], [truth], SETTINGS) == {"best_iou": 1, "f1": 1}  # numbers mean nothing
+    half = picture((0, 0, 10, 6))  # 60 of 100 pixels, and nothing of the second
+    assert plugin.score([half], [truth], SETTINGS) == pytest.approx({"best_iou": 0.3, "f1": 2 / 3})
+    pieces = picture((0, 0, 10, 5), (0, 5, 10, 10))  # an overlap of exactly a half is not enough
+    assert plugin.score([pieces], [picture((0, 0, 10, 10))], SETTINGS) == pytest.approx({"best_iou": 0.5, "f1": 0})
+    nothing = picture()
+    assert plugin.score([nothing], [nothing], SETTINGS) == {"best_iou": 1, "f1": 1}
+    assert plugin.score([truth], [nothing], SETTINGS) == {"best_iou": 0, "f1": 0}
+    assert plugin.score([nothing, truth], [truth, truth], SETTINGS) == pytest.approx({"best_iou": 0.5, "f1": 2 / 3})
+
+
+# ---------------------------------------------------------------- files and bad values
+
+
+def png(value: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(value)
+    (image.convert(mode) if mode else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def npy(value: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, value)
+    return buffer.getvalue()
+
+
+def annotations(*masks: np.ndarray) -> dict[str, Any]:
+    """As SAM's data set has them."""
+    entries = []
+    for mask in masks:
+        flat = mask.T.ravel()
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], flat]).astype(int))).tolist()
+        counts = np.diff([0, *edges, flat.size]).tolist()
+        entries.append(
+            {"segmentation": {"size": list(mask.shape), "counts": runs_text(counts)}, "area": int(flat.sum())}
+        )
+    return {"image": {"height": masks[0].shape[0]}, "annotations": entries}
+
+
+def test_files_of_all_kinds(instances: ModalityHandle) -> None:
+    value = picture((0, 0, 4, 6), (2, 2, 4, 4), size=(6, 8))
+    masks = np.stack([value == 8, value >= 7])  # the second one goes on below the first
+    written = instances.write(value)
+    assert written[1] == "png" and Image.open(io.BytesIO(written[0])).mode == "I;16"
+    for data, extension in (
+        written,
+        (npy(value), "npy"),
+        (npy(value.astype(np.uint8)), "npy"),
+        (png(value.astype(np.uint8)), "png"),
+    ):
+        found = instances.read(data, extension)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, value)
+    sam = annotations(*masks)
+    for data, extension in (
+        (npy(masks), "npy"),
+        (json.dumps(sam).encode(), "json"),
+        (json.dumps(sam["annotations"]).encode(), "json"),
+    ):
+        np.testing.assert_array_equal(instances.read(data, extension), np.where(value == 8, 2, value > 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "words"),
+    [
+        (
+            png(np.zeros((4, 4, 3), np.uint8)),
+            "png",
+            "expected one channel of instance ids (mode P, L or I;16), got mode RGB",
+        ),
+        (npy(np.zeros((4, 4), np.float32)), "npy", "expected integer ids (height, width) or bool masks"),
+        (npy(np.full((4, 4), -1)), "npy", "expected ids in [0, 65535], got -1 to -1"),
+        (npy(np.full((4, 4), 70000)), "npy", "expected ids in [0, 65535], got 70000 to 70000; number them from 1"),
+        (npy(np.zeros((4, 4), bool)), "npy", "got bool"),
+        (b"{}", "json", 'expected {"annotations"'),
+        (b"[]", "json", "expected one or more masks of one size, got 0 of 0 sizes"),
+        (b'[{"segmentation": {"size": [2, 2], "counts": [1, 1]}}]', "json", "expected 4 pixels (2 x 2), got 2"),
+        (b'[{"segmentation": {"size": [2, 2], "counts": [5, -1]}}]', "json", "expected 4 pixels (2 x 2), got 4"),
+        (b"not json", "json", "Expecting value"),
+        (b"GIF89a", "png", "cannot be read as a picture"),
+        (b"", "txt", "expected .npy or a picture"),
+    ],
+)
+def test_files_that_hold_no_instances(instances: ModalityHandle, data: bytes, extension: str, words: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        instances.read(data, extension)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROOM.astype(np.int64),
+        ROOM.astype(np.float32),
+        ROOM > 0,
+        ROOM[None],
+        ROOM[:16],
+        -ROOM,
+        ROOM + 70000,
+        ROOM.tolist(),
+        None,
+        np.zeros((0, SIZE), np.int32),
+    ],
+    ids=["int64", "float32", "bool", "3 axes", "half", "below 0", "above 65535", "list", "None", "empty"],
+)
+def test_bad_values_are_refused_in_one_line(instances: ModalityHandle, value: Any) -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"sam_instance: expected int32 \(32, 32\) instance in \[0, 65535\], got"
+    ):
+        instances.encode([value])
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"tokenizer": {"blocks": "mlp"}}, r"blocks: expected conv or vit for items of shape \(1, 32, 32\), got mlp"),
+        ({"mask_size": 40}, "patch_size: 16 does not divide the 40 x 40 pixels"),
+        ({"mask_size": 0}, "mask_size: expected at least 1 pixel, got 0"),
+        ({"image_size": [0, 3]}, "image_size: expected at least 1 pixel, got 0"),
+        ({"max_instances": 0}, "max_instances must be at least 1, got 0"),
+        ({"sentinels": 0}, "sentinels must be at least 1, got 0"),
+        ({"tokenizer": {"patch_size": 0}}, "patch_size: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plugin.modality_spec(Settings(NAME, own))
+
+
+@pytest.mark.parametrize(
+    ("table", "codes"),
+    [({}, 240), ({"levels": [8, 5, 5, 5]}, 1000), ({"codebook_size": 1000}, 1000), ({"quantizer": "vq"}, 1024)],
+)
+def test_the_default_codebook_is_that_of_its_quantizer(table: dict[str, Any], codes: int) -> None:
+    assert plugin.model_config(Settings(NAME, {"tokenizer": table})).quantizer.codebook_size == codes
+
+
+def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:
+    shown = np.asarray(instances.render(ROOM))
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 4 and (shown[ROOM == 0] == 0).all()
+
+
+def test_the_published_size() -> None:
+    own = Settings(NAME, {"preset": "4m"})
+    spec, model = plugin.modality_spec(own), plugin.model_config(own)
+    assert model.item_shape == (1, 64, 64) and model.positions == 16
+    assert (model.quantizer.kind, model.quantizer.codebook_size) == ("vq", 1024)
+    assert spec.vocab_size == 1 + 200 + 4000 + 1024 and spec.layout.length == 16 * 20
+
+
+@pytest.mark.slow
+def test_the_published_size_runs_forward_and_back() -> None:
+    import torch
+
+    from tokenizers_zoo.families.objects.model import ObjectTask
+
+    task = ObjectTask(plugin, Settings(NAME, {"preset": "4m"}))
+    values = [np.kron(ROOM, np.ones((2, 2), np.int32))]
+    rng = np.random.default_rng(0)
+    module = task.build(values, rng).train()
+    losses = task.losses(module, task.batch(values, rng))
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"]) and sum(p.numel() for p in module.parameters()) > 170e6
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in module.encoder.parameters())
+
+
+# ---------------------------------------------------------------- edges
+
+
+def test_edges_are_the_outermost_pixels_of_each_instance() -> None:
+    value = picture((1, 1, 5, 5), size=(6, 8))
+    value[1:5, 5:7] = 3  # touches it on the right
+    edges = edge_plugin.derive({NAME: value})
+    expected = [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 1, 1, 1, 0],
+        [0, 1, 0, 0, 1, 1, 1, 0],
+        [0, 1, 0, 0, 1, 1, 1, 0],
+        [0, 1, 1, 1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert edges.dtype == np.float32
+    np.testing.assert_array_equal(edges, [expected])
+    assert edge_plugin.derive({NAME: np.zeros((4, 4), np.int32)}).sum() == 0
+    np.testing.assert_array_equal(edge_plugin.derive({NAME: value[:, ::-1].copy()}), edges[..., ::-1])
+
+
+def test_edges_at_the_published_size() -> None:
+    spec = edge_plugin.modality_spec(Settings("sam_edge", {"preset": "4m"}))
+    assert spec.layout.length == 14 * 14 and spec.vocab_size == 8192 and spec.derived_from == (NAME,)

@@ -1,0 +1,357 @@
+"""Networks of the hub's classes, small and with random weights, label pictures through `zoo data derive`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import labeller_networks as networks
+import numpy as np
+import pytest
+import torch
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pretrained import PretrainedError
+
+PICTURE = np.random.default_rng(0).random((3, 48, 64)).astype(np.float32)
+KEPT = 3
+Hub = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """`hub("dpt", metres=3.5)`: the folder of that network, made at its first use."""
+    made: dict[Any, Path] = {}
+
+    def folder(name: str, **weights: Any) -> Path:
+        key = name, *sorted(weights.items())
+        if key not in made:
+            made[key] = getattr(networks, name)(tmp_path_factory.mktemp(name) / "network", **weights)
+        return made[key]
+
+    return folder
+
+
+def zoo_of(folder: Path, tables: Mapping[str, Any]) -> Zoo:
+    """rgb and the modalities of `tables`, everything else disabled."""
+    known = {name: {"enabled": False} for name in Zoo.installed().names() if name != "rgb"}
+    return Zoo.from_tables({"modalities": {**known, **tables}}, folder / "registry.toml")
+
+
+def labelled(name: str, model: Path, **own: Any) -> Any:
+    """The handle of a modality with a labeller."""
+    return Zoo.from_tables({"modalities": {name: {"labeller": {"model": str(model), **own}}}})[name]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data` of scenes that holds rgb pictures only."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_data(zoo_of(folder, {}), "scenes", folder / "data", train=KEPT, test=1, workers=1)
+    return folder
+
+
+@pytest.fixture
+def zoo_command(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """`zoo_command("data derive data")` in the folder of `pictures`: exit code and what was said."""
+    monkeypatch.chdir(pictures)
+
+    def call(words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["zoo", *words.split()])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    yield call
+
+
+# ---- the public path
+
+
+REGISTRY = """[zoo]
+image_size = 64
+[modalities.depth]
+labeller = {{ model = "{depth}", scaled_to = [1.0, 8.0] }}
+[modalities.semseg]
+labeller = {{ model = "{semseg}", labels = {{ sky = "lamp" }} }}
+[modalities.boxes]
+labeller = {{ model = "{boxes}" }}
+[modalities.sam_instance]
+labeller = {{ model = "{sam}", points = 3, min_quality = 0.0, min_stability = 0.0 }}
+[modalities.caption]
+labeller = {{ model = "{caption}", max_words = 4 }}
+"""
+
+
+def test_everything_is_derived_from_rgb_by_the_command(
+    pictures: Path, hub: Hub, zoo_command: Callable[..., tuple[int, str]]
+) -> None:
+    models = {
+        "depth": hub("dpt"), "semseg": hub("segformer", winner=2), "boxes": hub("yolos"), "sam": hub("sam"),
+        "caption": hub("blip", word="chair"),
+    }  # fmt: skip
+    (pictures / "registry.toml").write_text(REGISTRY.format(**models))
+    names = ("depth", "semseg", "boxes", "sam_instance", "caption")
+    code, said = zoo_command(f"data derive data --only {','.join(names)} --workers 1")
+    assert code == 0 and all(f"train/{name}: {KEPT} written" in said for name in names), said
+    zoo = Zoo.from_toml(pictures / "registry.toml")
+    store = ValueStore.of(pictures / "data", zoo)
+    keys = store.aligned_keys("train", ("rgb", *names))
+    assert len(keys) == KEPT
+    values = {name: store.read(zoo[name], "train", keys[0]) for name in names}
+    assert values["depth"].min() == pytest.approx(1.0, abs=1e-3) and values["depth"].max() == pytest.approx(8, abs=1e-2)
+    assert (values["semseg"] == zoo["semseg"].spec.value.classes.index("lamp")).all()
+    assert {box["label"] for box in values["boxes"]} == {"wall"}
+    np.testing.assert_allclose([box["box"] for box in values["boxes"]], [[0, 0.25, 0.55, 0.75]] * 2, atol=1e-6)
+    assert values["sam_instance"].shape == (64, 64) and values["sam_instance"].max() >= 1
+    assert values["caption"] == "chair chair chair chair"
+    entry = json.loads((pictures / "data" / "dataset.json").read_text())["splits"]["train"]["depth"]
+    record = entry["networks"]["labeller"]
+    assert record["model"] == str(models["depth"]) and record["scaled_to"] == [1.0, 8.0] and record["revision"] is None
+    assert {len(digest) for digest in record["sha256"].values()} == {64}
+    assert set(record["sha256"]) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+    code, again = zoo_command(f"data derive data --only {','.join(names)} --workers 1")
+    assert code == 0 and all(f"train/{name}: 0 written, 1 shards were there" in again for name in names), again
+
+
+def test_derived_again_where_settings_or_weights_have_changed(pictures: Path, tmp_path: Path) -> None:
+    data, model = pictures / "data", networks.dpt(tmp_path / "dpt")
+
+    def derive(**own: Any) -> tuple[int, np.ndarray]:
+        zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), **own}}})
+        outcome = derive_data(zoo, data, modalities=["depth"], splits=["test"], workers=1).outcomes[0]
+        store = ValueStore.of(data, zoo)
+        return outcome.written, store.read(zoo["depth"], "test", store.keys("test", "depth")[0])
+
+    assert derive(scaled_to=[1.0, 4.0])[0] == 1
+    written, first = derive(scaled_to=[1.0, 4.0])
+    assert written == 0
+    written, other = derive(scaled_to=[1.0, 5.0])
+    assert written == 1 and other.max() > first.max()
+    networks.dpt(model, metres=2.5)
+    written, constant = derive(metric=True)
+    assert written == 1 and np.allclose(constant, 2.5)
+
+
+def test_what_a_source_gives_is_not_derived(tmp_path: Path, hub: Hub) -> None:
+    zoo = zoo_of(tmp_path, {"depth": {"labeller": {"model": str(hub("dpt")), "metric": True}}})
+    make_data(zoo, "scenes", tmp_path / "data", train=1, test=0, workers=1)
+    before = (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes()
+    result = derive_data(zoo, tmp_path / "data", modalities=["depth"], workers=1)
+    assert result.skipped == {"depth": "is there, and was not derived"} and not result.outcomes
+    assert not derive_data(zoo, tmp_path / "data", workers=1).outcomes
+    assert (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes() == before
+
+
+def test_values_stay_inputs_of_others_when_their_labeller_is_taken_away(pictures: Path, tmp_path: Path) -> None:
+    model = networks.dpt(tmp_path / "dpt", metres=3.0)
+    normal = {"camera_fov": 60.0}
+    with_labeller = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), "metric": True}}, "normal": normal})
+    derive_data(with_labeller, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
+    without = zoo_of(pictures, {"depth": {}, "normal": normal})
+    again = derive_data(without, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
+    assert [(outcome.modality, outcome.kept_shards) for outcome in again.outcomes] == [("normal", 1)]
+    store = ValueStore.of(pictures / "data", without)
+    value = store.read(without["normal"], "test", store.keys("test", "normal")[0])
+    np.testing.assert_allclose(value, np.broadcast_to([[[0]], [[0]], [[1]]], value.shape), atol=0.01)
+    with pytest.raises(
+        DataError, match=r"depth: zoo-geometry .* does not derive it .* without the setting labeller in"
+    ):
+        derive_data(without, pictures / "data", modalities=["depth"], workers=1)
+
+
+def test_a_sample_that_fails_is_recorded_and_the_others_are_derived(tmp_path: Path) -> None:
+    for name in ("depth", "metadata"):
+        (tmp_path / "files" / "train" / name).mkdir(parents=True)
+    for key, fields in (("one", {"camera_fov": 60.0}), ("two", {}), ("three", {"camera_fov": 90.0})):
+        np.save(tmp_path / "files" / "train" / "depth" / f"{key}.npy", np.full((1, 64, 64), 2.0, np.float32))
+        (tmp_path / "files" / "train" / "metadata" / f"{key}.json").write_text(json.dumps(fields))
+    zoo = zoo_of(tmp_path, {"depth": {}, "metadata": {}, "normal": {"camera_fov": "metadata"}})
+    options = {"path": str(tmp_path / "files")}
+    make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    result = derive_data(zoo, tmp_path / "data", workers=1)
+    assert [(outcome.modality, outcome.written, outcome.failed) for outcome in result.outcomes] == [("normal", 2, 1)]
+    failed = (tmp_path / "data" / "train" / "normal" / "shard-00000.failed.jsonl").read_text()
+    assert json.loads(failed) == {"key": "two", "reason": "normal: the sample's metadata lack camera_fov"}
+
+
+def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -> None:
+    zoo = zoo_of(pictures, {"caption": {"labeller": {"model": str(hub("blip", word="[SEP]"))}}})
+    with pytest.raises(DataError, match=r"test/caption: all 1 samples failed; .*has no words for this picture"):
+        derive_data(zoo, pictures / "data", modalities=["caption"], splits=["test"], workers=1)
+
+
+# ---- the answers are those of transformers
+
+
+def test_depth_is_what_the_pipeline_of_transformers_gives(hub: Hub) -> None:
+    from transformers import pipeline
+
+    from tokenizers_zoo.labellers import as_image
+
+    for folder in (hub("dpt"), hub("depth_anything")):
+        ask = pipeline("depth-estimation", model=str(folder), device="cpu", image_processor_kwargs={"backend": "pil"})
+        expected = ask(as_image(PICTURE))["predicted_depth"].numpy()
+        metric = {"metric": True} if "dpt" in str(folder) else {}
+        found = labelled("depth", folder, **metric).derive({"rgb": PICTURE})
+        assert found.shape == (1, 48, 64) and found.dtype == np.float32
+        np.testing.assert_allclose(found[0], np.clip(expected, 0.001, 100), atol=1e-5)
+
+
+def test_metres_are_not_guessed(hub: Hub) -> None:
+    with pytest.raises(PretrainedError, match=r"gives relative depth, not metres; set labeller.scaled_to"):
+        labelled("depth", hub("dpt")).derive({"rgb": PICTURE})
+    with pytest.raises(PretrainedError, match=r"gives metres; remove labeller.scaled_to"):
+        labelled("depth", hub("depth_anything"), scaled_to=[1, 8]).derive({"rgb": PICTURE})
+    assert np.allclose(labelled("depth", hub("dpt", metres=3.5), metric=True).derive({"rgb": PICTURE}), 3.5)
+    with pytest.raises(DataError, match="the same depth everywhere"):
+        labelled("depth", hub("dpt", metres=3.5), scaled_to=[1, 8]).derive({"rgb": PICTURE})
+
+
+@pytest.mark.parametrize("name", ["segformer", "mask2former"])
+def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
+    import transformers
+
+    from tokenizers_zoo.labellers import as_image
+
+    folder = hub(name)
+    kinds = {"segformer": "AutoModelForSemanticSegmentation", "mask2former": "AutoModelForUniversalSegmentation"}
+    network = getattr(transformers, kinds[name]).from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    with torch.no_grad():
+        outputs = network(**processor(images=as_image(PICTURE), return_tensors="pt"))
+    ids = processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 64)])[0].numpy()
+    handle = labelled("semseg", folder)
+    classes = handle.spec.value.classes
+    expected = np.array([classes.index("wall"), classes.index("floor"), classes.index("void")])[ids]
+    found = handle.derive({"rgb": PICTURE})
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_boxes_are_those_of_transformers(hub: Hub) -> None:
+    from transformers import pipeline
+
+    from tokenizers_zoo.labellers import as_image
+
+    ask = pipeline("object-detection", model=str(hub("detr")), device="cpu", image_processor_kwargs={"backend": "pil"})
+    expected = ask(as_image(PICTURE), threshold=0.2)
+    found = labelled("boxes", hub("detr"), threshold=0.2).derive({"rgb": PICTURE})
+    assert len(found) == len(expected) > 0 and [box["label"] for box in found] == [box["label"] for box in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        pixels = np.array(mine["box"]) * (64, 48, 64, 48)
+        assert np.abs(pixels - list(theirs["box"].values())).max() <= 1  # theirs are cut to whole pixels
+    assert labelled("boxes", hub("yolos"), threshold=0.97).derive({"rgb": PICTURE}) == []
+    assert labelled("boxes", hub("yolos"), labels={"wall": ""}).derive({"rgb": PICTURE}) == []
+    renamed = labelled("boxes", hub("yolos"), labels={"wall": "a wall"}).derive({"rgb": PICTURE})
+    assert {box["label"] for box in renamed} == {"a wall"}
+    with pytest.raises(PretrainedError, match="has no label 'tree'"):
+        labelled("boxes", hub("yolos"), labels={"tree": "shrub"}).derive({"rgb": PICTURE})
+
+
+def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
+    """The same logits as one question per point, put in pixels of the picture through the processor."""
+    from transformers import SamModel, SamProcessor
+
+    from tokenizers_zoo.labellers import as_image
+
+    folder = hub("sam")
+    labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
+    answers = list(labeller._answers(PICTURE))
+    assert len(answers) == 2  # three points, and one
+    logits, quality = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    network, processor = SamModel.from_pretrained(folder).eval(), SamProcessor.from_pretrained(folder)
+    masks, qualities = [], []
+    for x, y in ((16, 12), (48, 12), (16, 36), (48, 36)):
+        inputs = processor(images=as_image(PICTURE), input_points=[[[x, y]]], return_tensors="pt")
+        inputs["input_points"] = inputs["input_points"].float()
+        with torch.no_grad():
+            answer = network(**inputs)
+        sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+        masks.append(processor.post_process_masks(answer.pred_masks, *sizes, binarize=False)[0][0].numpy())
+        qualities.append(answer.iou_scores.flatten().numpy())
+    expected = np.concatenate(qualities)
+    likely = expected > 0
+    assert logits.shape[1:] == (48, 64) and likely.any()
+    np.testing.assert_allclose(quality, expected[likely], atol=1e-6)
+    np.testing.assert_allclose(logits, np.concatenate(masks)[likely], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blip", "git"])
+def test_captions_are_those_of_transformers(name: str, hub: Hub) -> None:
+    import transformers
+
+    from tokenizers_zoo.labellers import as_image
+
+    folder = hub(name)
+    kind = {"blip": transformers.BlipForConditionalGeneration, "git": transformers.GitForCausalLM}[name]
+    network, processor = kind.from_pretrained(folder).eval(), transformers.AutoProcessor.from_pretrained(folder)
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
+        images=as_image(PICTURE), return_tensors="pt"
+    )
+    ids = network.generate(**pixels, max_new_tokens=30)
+    expected = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    assert len(expected.split()) == 30
+    assert labelled("caption", folder).derive({"rgb": PICTURE}) == expected
+
+
+# ---- networks that will not do
+
+
+def test_another_network_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(PretrainedError, match=r"is a SegformerForSemanticSegmentation, expected ...ForDepthEstimation"):
+        labelled("depth", hub("segformer")).derive({"rgb": PICTURE})
+    with pytest.raises(PretrainedError, match=r"is a DPTForDepthEstimation, expected ...ForSemanticSegmentation or"):
+        labelled("semseg", hub("dpt")).derive({"rgb": PICTURE})
+    (tmp_path / "config.json").write_text("[]")
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(PretrainedError, match=r"config.json cannot be read"):
+        labelled("boxes", tmp_path).derive({"rgb": PICTURE})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(PretrainedError, match=r"is a network of no class, expected ...ForObjectDetection"):
+        labelled("boxes", tmp_path).derive({"rgb": PICTURE})
+
+
+def test_a_network_that_is_not_here_is_one_line(pictures: Path, hub: Hub, tmp_path: Path) -> None:
+    zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(tmp_path / "absent")}}})
+    with pytest.raises(PretrainedError, match=r"depth: .*absent: no such folder"):
+        derive_data(zoo, pictures / "data", modalities=["depth"], workers=1)
+    incomplete = tmp_path / "incomplete"
+    incomplete.mkdir()
+    (incomplete / "config.json").write_bytes((hub("dpt") / "config.json").read_bytes())
+    (incomplete / "model.safetensors").write_bytes((hub("dpt") / "model.safetensors").read_bytes())
+    with pytest.raises(PretrainedError, match=r"there is no \*processor_config.json in it"):
+        labelled("depth", incomplete).derive({"rgb": PICTURE})
+
+
+def test_weights_that_the_published_files_lack_and_nobody_uses(hub: Hub, tmp_path: Path) -> None:
+    """The first fusion layer of DPT has no use for its first residual unit, which published files lack."""
+    from safetensors.torch import load_file, save_file
+
+    folder = networks.dpt(tmp_path / "dpt")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: part for name, part in weights.items() if "fusion_stage.layers.0.residual_layer1" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    expected = labelled("depth", hub("dpt"), metric=True).derive({"rgb": PICTURE})
+    np.testing.assert_array_equal(labelled("depth", folder, metric=True).derive({"rgb": PICTURE}), expected)
+    save_file({k: v for k, v in kept.items() if "head.head.4" not in k}, folder / "model.safetensors", {"format": "pt"})
+    again = folder.rename(tmp_path / "headless")
+    with pytest.raises(PretrainedError, match="is no DPTForDepthEstimation: its weights lack head"):
+        labelled("depth", again, metric=True).derive({"rgb": PICTURE})

@@ -1,0 +1,131 @@
+"""Captions and web text: exact, cut before a word, read from files, scored by their words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_tokenizers import caption, load, round_trip, settings_of, web_text
+
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.modality import Crop
+from zoo_language.scores import best_words, bleu_2, word_f1, words
+from zoo_language.web_text import word_start
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
+def test_texts_are_exact(text: str) -> None:
+    for name in ("caption", "web_text"):
+        assert round_trip(load(name, max_length=400), text) == text
+
+
+def test_long_captions_are_cut_before_a_word() -> None:
+    text = "a red chair in a room " * 20
+    kept = round_trip(load("caption", max_length=10), text)
+    assert text.startswith(kept) and text[len(kept)] == " " and len(kept) > 20
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param("x" * 10_000_000, "text of 10000000 characters; at most 2000", id="10 MB"),
+        ("bell \x07", r"control character U\+0007 at character 5"),
+        ("next\x85line", r"control character U\+0085"),
+        ("\ud800", "lone surrogate"),
+        (3, "expected a text, got int"),
+    ],
+)
+def test_what_is_no_caption_is_refused_in_one_line(value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message) as error:
+        caption.encode(load("caption"), ["fine", value])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+    assert str(error.value).startswith("caption: ") and str(error.value).endswith("(value 1 of 2)")
+
+
+def test_captions_are_read_from_text_and_json() -> None:
+    at = settings_of("caption")
+    assert caption.read_value("é\r\nb\n".encode(), "txt", at) == "é\nb"
+    assert caption.read_value(b'"one"', "json", at) == "one"
+    assert caption.read_value(b'["one", "two"]', "json", at) == "one"
+    assert caption.read_value(b"\xef\xbb\xbfone\n", "txt", at) == "one"
+    for text in ("", "a\n", "\n\n", "é\tb", "\ufeffb"):
+        assert caption.read_value(*caption.write_value(text, at), at) == text
+    for data, extension in (
+        ("é".encode("latin-1"), "txt"), ("one".encode("utf-16"), "txt"), (b"", "png"), (b"\x00", "txt"),
+        (b"[]", "json"), (b"{", "json"), (b"NaN", "json"), (b"[" * 10**5, "json"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidValueError):
+            caption.read_value(data, extension, at)
+
+
+def test_a_mirrored_caption_exchanges_the_sides() -> None:
+    text = "A chair is to the left of a lamp, on the right side of the right door. Left of it: right, leftovers."
+    other = "A chair is to the right of a lamp, on the left side of the left door. Right of it: right, leftovers."
+    assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
+    assert caption.transform(text, Crop(left=0.5, width=0.5)) == text
+
+
+def test_caption_scores_by_hand() -> None:
+    assert words("A red-brown Chair!") == ["a", "red", "brown", "chair"]
+    pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]
+    assert word_f1(pairs) == pytest.approx(2 * 2 / 8)
+    # words 2/4, pairs (a a), (a red) of which 1/2 is right; as long as the target
+    assert bleu_2(pairs) == pytest.approx((2 / 4 * 1 / 2) ** 0.5)
+    assert bleu_2([(["a", "b"], ["a", "b", "c", "d"])]) == pytest.approx(np.exp(1 - 2))
+    assert caption.score(["a b", "c"], ["a b", "C"]) == {"word_f1": 1.0, "bleu_2": 1.0, "exact": 0.5}
+    assert word_f1([([], [])]) == 1.0 and bleu_2([(["a"], ["a"])]) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=4), min_size=1, max_size=5))
+def test_no_constant_caption_scores_better(texts: list[list[str]]) -> None:
+    """Against every bag of up to two copies of each of four words."""
+    best = word_f1([(best_words(texts).split(), text) for text in texts])
+    for bag in np.ndindex(3, 3, 3, 3):
+        guess = [word for word, copies in zip("abcd", bag, strict=True) for _ in range(copies)]
+        assert word_f1([(guess, text) for text in texts]) <= best + 1e-12
+
+
+# ---- web text
+
+DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in range(2000))
+
+
+def test_of_a_long_document_the_beginning_is_kept() -> None:
+    tokenizer = load("web_text")
+    kept = round_trip(tokenizer, DOCUMENT)
+    assert DOCUMENT.startswith(kept) and DOCUMENT[len(kept)] in " ." and len(kept) > 256
+    assert len(web_text.encode(tokenizer, [DOCUMENT])[0]) <= 256
+    assert round_trip(tokenizer, "") == ""
+
+
+def test_views_show_stretches_of_a_document() -> None:
+    first = web_text.transform(DOCUMENT, Crop(height=0.5, width=0.5))
+    second = web_text.transform(DOCUMENT, Crop(top=0.5, height=0.5, left=0.2, width=0.5, flip=True))
+    assert first + second == DOCUMENT and first.endswith(" ") and second.startswith("word") and len(second) > 20_000
+    assert web_text.transform(DOCUMENT, Crop()) == web_text.transform(DOCUMENT, Crop(flip=True)) == DOCUMENT
+    assert web_text.transform("", Crop(top=0.5, height=0.5)) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "start"),
+    [("one two", 0, 0), ("one two", 1, 4), ("one two", 4, 4), ("one two", 5, 5), ("one two", 7, 7),
+     ("日本語の文", 2, 2), ("a \n\n b", 1, 5), ("x" * 200 + " y", 50, 50), ("x" * 60 + " y", 50, 61)],
+)  # fmt: skip
+def test_where_a_word_starts(text: str, place: int, start: int) -> None:
+    assert word_start(text, place) == start
+
+
+def test_settings_out_of_range_are_refused_and_the_published_length_is_a_preset() -> None:
+    assert caption.modality_spec(settings_of("caption", preset="4m")).layout.length == 256
+    for own in ({"max_length": 0}, {"max_characters": -1}):
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            web_text.modality_spec(settings_of("web_text", **own))
+
+
+def test_documents_are_scored_by_words() -> None:
+    assert web_text.score(["a b"], ["a b"]) == {"word_f1": 1.0, "bleu_2": 1.0}

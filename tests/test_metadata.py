@@ -1,0 +1,307 @@
+"""Metadata: declared fields, each a special token and a level; and the numbers that others are computed from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_tokenizers import (
+    BINS,
+    PLUGINS,
+    checkpoint,
+    geometric_metadata,
+    image_metadata,
+    load,
+    metadata,
+    round_trip,
+    samples,
+    semantic_metadata,
+    settings_of,
+)  # fmt: skip
+
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from zoo_metadata.fields import MetadataField, parse_token
+from zoo_metadata.geometric import occlusion_edges
+from zoo_metadata.metadata import FIELDS
+from zoo_metadata.semantic import CLASSES, COUNTABLE
+
+field_values = {
+    name: st.integers(int(declared.low), int(declared.high))
+    if declared.kind == "int"
+    else st.floats(declared.low, declared.high)
+    for name, declared in FIELDS.items()
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries({}, optional=field_values))
+def test_metadata_is_exact_to_half_a_level(value: dict[str, float]) -> None:
+    decoded = round_trip(load("metadata"), value)
+    assert decoded.keys() == value.keys()
+    for name, number in value.items():
+        declared = FIELDS[name]
+        half = 0 if declared.kind == "int" else 0.5 * (declared.high - declared.low) / (BINS - 1)
+        assert abs(decoded[name] - number) <= half + 1e-9
+
+
+def own_fields(**more: Any) -> dict[str, Any]:
+    fields = {"weather": {"kind": "choice", "choices": ["sun", "rain, or <hail>"]}, "speed": {"high": 40, "bins": 5}}
+    return {"fields": fields, "default_fields": False, **more}
+
+
+def test_fields_of_the_registry(tmp_path: Path) -> None:
+    at = settings_of("metadata", **own_fields(unknown="drop"))
+    assert metadata.modality_spec(at).layout.length == 4
+    metadata.train_tokenizer(at, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    value = {"speed": 17, "other": 1, "weather": "rain, or <hail>"}
+    assert round_trip(tokenizer, value) == {"weather": "rain, or <hail>", "speed": 20.0}
+    assert round_trip(tokenizer, {"speed": 14.9}) == {"speed": 10.0}
+
+
+def test_a_changed_range_is_another_token_and_old_tokens_keep_their_meaning(tmp_path: Path) -> None:
+    before = settings_of("metadata", fields={"speed": {"high": 10}})
+    after = settings_of("metadata", fields={"speed": {"high": 20}})
+    metadata.train_tokenizer(before, samples(), tmp_path)
+    old = metadata.encode(metadata.load_tokenizer(tmp_path, before), [{"speed": 10}])
+    metadata.train_tokenizer(after, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, after)
+    assert metadata.decode(tokenizer, old) == [{"speed": 10.0}]
+    assert round_trip(tokenizer, {"speed": 10}) == {"speed": pytest.approx(10, abs=10 / 63)}
+    assert metadata.encode(tokenizer, [{"speed": 10}])[0][0] != old[0][0]
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *FIELDS.values(),
+        MetadataField(kind="choice", choices=("a]", 'b"', "<c>")),
+        MetadataField(high=1e-7, bins=9),
+        MetadataField(kind="log", low=0.1, high=100, unit="m"),
+    ],
+)
+def test_a_field_token_holds_the_declaration(declared: MetadataField) -> None:
+    parsed = parse_token(declared.token("some_field", BINS))
+    assert parsed is not None and parsed[0] == "some_field"
+    assert [parsed[1].value(k, BINS) for k in (0, 1, 99)] == [declared.value(k, BINS) for k in (0, 1, 99)]
+    assert (parsed[1].kind, parsed[1].unit) == (declared.kind, declared.unit)
+    assert parse_token("<other>") is None and parse_token("<field:x float [1] m>") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "expected a table of fields, got list"),
+        ({"camera_hight": 1}, "field 'camera_hight' is not declared; declared: camera_height"),
+        ({"camera_height": 3.5}, "field camera_height: 3.5 is outside its range, a number from 0 to 3 m"),
+        ({"camera_height": float("nan")}, "field camera_height: nan is outside"),
+        ({"camera_height": "tall"}, "field camera_height: expected a number from 0 to 3 m, got str 'tall'"),
+        ({"camera_height": True}, "field camera_height: .* got bool True"),
+        ({"num_people": 1.5}, "field num_people: expected a whole number from 0 to 8, got 1.5"),
+    ],
+)
+def test_wrong_metadata_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^metadata: {message}"):
+        metadata.encode(load("metadata"), [value])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"fields": {"x": {"low": 2}}}, r"\[?.*high must be a number greater than low"),
+        ({"fields": {"x": {"kind": "choice"}}}, "choices: expected for kind 'choice'"),
+        ({"fields": {"x": {"kind": "int", "low": 0.5}}}, "whole numbers"),
+        ({"fields": {"x": {"bins": 1}}}, "bins: expected 2 or more"),
+        ({"fields": {"x": {"unit": "m s"}}}, "unit: expected one word"),
+        ({"fields": {"x": {"kind": "log"}}}, "low of a log field must be above 0, got 0"),
+        ({"fields": {"x": {"kind": "word"}}}, "expected one of"),
+        ({"fields": {"x": {"hihg": 2}}}, "did you mean high"),
+        ({"fields": {"X y": {}}}, "lower-case"),
+        ({"default_fields": False}, "at least one is needed"),
+        ({"fields": {"x": {"kind": "int", "high": 64}}}, "field x has 65 levels.*coordinate_bins is 64"),
+    ],
+)
+def test_unsound_fields_are_refused(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        metadata.modality_spec(settings_of("metadata", **own))
+
+
+def test_numbers_may_leave_the_range_by_rounding_only() -> None:
+    assert round_trip(load("metadata"), {"walkability": 1 + 1e-9}) == {"walkability": 1.0}
+    with pytest.raises(InvalidValueError, match="outside its range"):
+        metadata.encode(load("metadata"), [{"walkability": 1.001}])
+
+
+def test_metadata_scores_by_hand() -> None:
+    at = settings_of("metadata")
+    target = [{"camera_height": 1.5, "num_people": 2}, {"brightness": 0.5}, {}]
+    predicted = [{"camera_height": 1.8}, {"brightness": 0.51, "room_width": 3}, {"brightness": 1}]
+    scores = metadata.score(predicted, target, at)
+    assert scores == pytest.approx({"range_error": (0.1 + 1 + 0.01) / 3, "field_accuracy": 1 / 3})
+    assert metadata.score(target, target, at) == {"range_error": 0.0, "field_accuracy": 1.0}
+    assert metadata.score([{}], [{}], at) == {"range_error": 0.0, "field_accuracy": 1.0}
+
+
+def test_the_constant_metadata_is_the_median_and_the_mode() -> None:
+    at = settings_of("metadata", **own_fields())
+    values = [{"speed": speed, "weather": "sun"} for speed in (1, 2, 30)] + [{"weather": "rain, or <hail>"}]
+    assert metadata.constant_answer(values, at) == {"weather": "sun", "speed": 2}
+
+
+def test_metadata_is_shown_with_units_and_stored_as_json() -> None:
+    at = settings_of("metadata")
+    assert metadata.render({"camera_height": 1.23456, "num_people": 2}, at) == "camera_height 1.23 m\nnum_people 2"
+    data, extension = metadata.write_value({"num_people": 2}, at)
+    assert metadata.read_value(data, extension, at) == {"num_people": 2}
+    with pytest.raises(InvalidValueError, match="outside its range"):
+        metadata.read_value(b'{"num_people": 9}', "json", at)
+
+
+def test_levels_that_are_even_in_the_logarithm() -> None:
+    field = MetadataField(kind="log", low=0.1, high=1000, bins=5)
+    assert [field.value(level, BINS) for level in range(5)] == pytest.approx([0.1, 1, 10, 100, 1000])
+    assert [field.level(value, BINS) for value in (0.1, 2, 5, 900)] == [0, 1, 2, 4]
+    assert field.error(1, 100) == pytest.approx(0.5) and field.error(0, 1000) == 1.0
+    assert field.declaration(BINS) == "a number from 0.1 to 1000, in 5 steps even in the logarithm"
+
+
+def test_tokens_of_other_declarations_give_values_of_this_one() -> None:
+    """Modalities share the vocabulary: one may decode what another has declared."""
+    ids = semantic_metadata.encode(load("semantic_metadata"), [{"num_people": 20, "num_labels": 3}])
+    assert metadata.decode(load("metadata"), ids) == [{"num_people": 8}]
+    own = {"fields": {"num_people": {"kind": "choice", "choices": ["none", "some"]}}}
+    tokenizer = metadata.load_tokenizer(checkpoint(), settings_of("metadata", **own))
+    assert metadata.decode(tokenizer, ids) == [{}]
+
+
+def test_declared_fields_are_in_the_spec() -> None:
+    for name in ("metadata", "semantic_metadata", "geometric_metadata", "image_metadata"):
+        fields = dict(PLUGINS[name].modality_spec(settings_of(name)).value.fields)
+        assert fields.keys() == PLUGINS[name].default_fields.keys()  # type: ignore[attr-defined]
+        assert all(": " in meaning for meaning in fields.values()), "every field says what it means"
+    spec = image_metadata.modality_spec(settings_of("image_metadata"))
+    assert dict(spec.value.fields)["entropy"] == "of the luma in 256 levels: a number from 0 to 8 bits, in 64 steps"
+
+
+# ---- computed from other modalities
+
+
+def test_the_look_of_made_pictures() -> None:
+    at = settings_of("image_metadata")
+    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at)
+    assert grey == pytest.approx(
+        {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
+    )
+    halves = np.zeros((3, 8, 8), np.float32)
+    halves[0, :, 4:] = 1  # black and red
+    # rg 0 or 1, yb 0 or 0.5: spread (0.5, 0.25), strength (0.5, 0.25)
+    expected = {
+        "brightness": 0.2126 / 2, "contrast": 0.2126 / 2, "saturation": 0.5,
+        "colourfulness": 1.3 * math.hypot(0.5, 0.25), "entropy": 1.0,
+    }  # fmt: skip
+    assert image_metadata.derive({"rgb": halves}, at) == pytest.approx(expected)
+
+
+def test_the_look_against_libraries() -> None:
+    from PIL import Image
+    from skimage.color import rgb2hsv
+    from skimage.measure import shannon_entropy
+
+    rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
+    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"))
+    assert found["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
+    levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
+    assert found["entropy"] == pytest.approx(shannon_entropy(levels))
+    assert found["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
+
+
+def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
+    """Depth (size, size) of the plane n . x = d seen by a camera with 90 degrees."""
+    u = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(u, u)
+    return distance / (normal[0] * x + normal[1] * y + normal[2])
+
+
+def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
+    floor = plane((0.0, 0.8, 0.9), 1.5)
+    assert floor.max() / floor.min() > 10 and not occlusion_edges(floor, 0.02).any()
+    with_box = floor.copy()
+    with_box[10:20, 8:24] = 0.6 * floor[10:20, 8:24]
+    edges = occlusion_edges(with_box, 0.1)
+    outline = np.zeros((32, 32), bool)
+    outline[[9, 20], 8:24] = outline[10:20, [7, 24]] = True
+    assert (edges == outline).all(), "the ring of far pixels around the box, and nothing else"
+    found = geometric_metadata.derive(
+        {"depth": with_box[None].astype(np.float32), "normal": np.zeros((3, 4, 4), np.float32)},
+        settings_of("geometric_metadata"),
+    )
+    assert found["occlusion_score"] == outline.mean()
+    assert found["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
+    assert found["geometric_complexity"] == 1.0
+
+
+def test_geometric_complexity_by_hand() -> None:
+    at = settings_of("geometric_metadata", inputs=["normal"])
+    normal = np.zeros((3, 2, 2), np.float32)
+    normal[2] = 1
+    assert geometric_metadata.derive({"normal": normal}, at) == {"geometric_complexity": 0.0}
+    normal[:, 0] = [[0], [1], [0]]  # half up, half to the viewer: the mean has length sqrt(1/2)
+    assert geometric_metadata.derive({"normal": normal}, at) == {"geometric_complexity": pytest.approx(1 - 0.5**0.5)}
+
+
+def test_what_is_shown_is_counted() -> None:
+    at = settings_of("semantic_metadata")
+    labels = ["person", "chair", "chair", "lamp"]
+    semseg = np.array([["floor", "floor", "chair"], ["void", "wall", "person"]])
+    sample = {
+        "boxes": [{"label": label, "box": [0, 0, 1, 1]} for label in labels],
+        "semseg": np.vectorize(CLASSES.index)(semseg),
+        "caption": "A person sits. It's late! Is it?",
+    }
+    assert semantic_metadata.derive(sample, at) == {
+        "num_people": 1, "num_objects": 4, "num_labels": 3, "object_share": 2 / 5, "walkable_share": 2 / 5,
+        "num_classes": 4, "caption_characters": 32, "caption_words": 8, "caption_sentences": 3,
+    }  # fmt: skip
+
+
+def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
+    at = settings_of("semantic_metadata")
+    empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
+    assert semantic_metadata.derive(empty, at) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
+    some = settings_of("semantic_metadata", inputs=["caption"])
+    assert semantic_metadata.modality_spec(some).derived_from == ("caption",)
+    segments = settings_of("semantic_metadata", inputs=["sam_instance"])
+    assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments) == {"num_segments": 2}
+    assert semantic_metadata.derive({"caption": "日本語。はい。"}, some)["caption_sentences"] == 2
+
+
+def test_what_is_computed_is_clipped_into_its_range() -> None:
+    at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
+    crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
+    found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at)
+    assert (found["num_people"], found["num_objects"], found["caption_words"]) == (20, 31, 400)
+    assert round_trip(load("semantic_metadata"), found).keys() == found.keys()
+
+
+def test_inputs_and_classes_that_do_not_fit_are_refused() -> None:
+    for inputs in ([], ["rgb"], ["boxes", "boxes"]):
+        with pytest.raises(ConfigError, match="inputs: expected some of boxes, sam_instance, semseg, caption"):
+            semantic_metadata.modality_spec(settings_of("semantic_metadata", inputs=inputs))
+    at = settings_of("semantic_metadata", inputs=["semseg"], classes=["sky", "person"], countable=["person"])
+    assert semantic_metadata.derive({"semseg": np.array([[0, 1], [1, 1]])}, at)["object_share"] == 0.75
+    with pytest.raises(InvalidValueError, match=r"class ids up to 2, and 2 classes are named; set classes in \[zoo\]"):
+        semantic_metadata.derive({"semseg": np.array([[2]])}, at)
+    with pytest.raises(ConfigError, match="occlusion_threshold must be between 0 and 1, got 2"):
+        geometric_metadata.modality_spec(settings_of("geometric_metadata", occlusion_threshold=2.0))
+
+
+def test_the_classes_are_those_of_the_segmentation() -> None:
+    """Distributions that do not import each other keep the same list."""
+    from zoo_semantics import semseg
+
+    assert semseg.CLASSES == CLASSES and set(COUNTABLE) < set(CLASSES)

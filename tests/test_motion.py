@@ -1,0 +1,197 @@
+"""Video, flow and inertial measurements: files, crops, mirrors, metrics by hand."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import Crop
+
+video = pytest.importorskip("zoo_motion.video")
+flow = pytest.importorskip("zoo_motion.flow")
+imu = pytest.importorskip("zoo_motion.imu")
+
+
+def settings(name: str, **own: Any) -> Settings:
+    sizes = {"image_size": 16, "patch_size": 8}
+    return Settings(name, own if name == "imu" else {**sizes, **own})
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def animation(greys: list[int], milliseconds: int, kind: str = "GIF") -> bytes:
+    frames = [Image.new("L", (16, 16), grey).convert("RGB") for grey in greys]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:], duration=milliseconds, lossless=True)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- video
+
+
+def read_video(data: bytes, extension: str, **own: Any) -> np.ndarray:
+    return video.plugin.read_value(data, extension, settings("video", frames=4, **own))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animations_are_read_at_the_rate_of_the_settings(kind: str) -> None:
+    """Five frames of 100 ms, shown at 0, 125, 250 and 375 ms."""
+    found = read_video(animation([0, 51, 102, 153, 204], 100, kind), kind.lower(), frame_rate=8.0)
+    assert found.shape == (4, 3, 16, 16) and found.dtype == np.float32
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
+
+
+def test_bytes_are_read_as_0_to_255() -> None:
+    bytes_ = np.full((6, 3, 16, 16), 51, np.uint8)
+    found = read_video(npy(bytes_), "npy")
+    assert found.shape[0] == 4 and found.dtype == np.float32
+    np.testing.assert_allclose(found, 0.2, atol=1e-6)
+    data, extension = video.plugin.write_value(found, settings("video", frames=4))
+    np.testing.assert_array_equal(read_video(data, extension), found)
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (npy(np.zeros((1, 3, 16, 16), np.uint8)), "npy", "expected at least 4 frames, got 1"),
+        (npy(np.zeros((4, 16, 16, 3), np.uint8)), "npy", r"expected \(time, 3, height, width\), got \(4, 16, 16, 3\)"),
+        (animation([5], 100), "gif", "one frame, which is a picture"),
+        (animation([0, 50], 100), "gif", "expected at least 4 frames, got 2"),
+        (b"....ftypmp42", "mp4", r"expected .npy or an animated .*convert it first \(ffmpeg"),
+        (b"garbage", "gif", "cannot be read as an animation"),
+    ],
+)
+def test_wrong_videos_are_refused(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        read_video(data, extension)
+
+
+def test_video_metrics_by_hand() -> None:
+    truth = np.zeros((4, 3, 8, 8), np.float32)
+    still, moving = truth + 0.1, truth + np.array([0, 0.1, 0, 0.1], np.float32)[:, None, None, None]
+    own = settings("video", frames=4)
+    assert video.plugin.score([still], [truth], own) == pytest.approx({"psnr": 20.0, "change_error": 0.0}, abs=1e-4)
+    assert video.plugin.score([moving], [truth], own)["change_error"] == pytest.approx(0.1)
+
+
+def test_all_frames_are_cropped_alike_and_shown_on_a_sheet() -> None:
+    value = np.random.default_rng(0).random((4, 3, 32, 48)).astype(np.float32)
+    crop, own = Crop(top=0.25, height=0.5, left=0.25, width=0.5, flip=True), settings("video", frames=4)
+    seen = video.plugin.transform(value, crop, own)
+    from tokenizers_zoo.families.spatial.values import crop_and_resize
+
+    for index in range(4):
+        np.testing.assert_allclose(seen[index], crop_and_resize(value[index], crop, (16, 16)), atol=1e-6)
+    assert video.plugin.render(seen, own).size == (4 * 17 - 1, 16)
+
+
+# ---------------------------------------------------------------- flow
+
+
+def test_crops_scale_vectors_and_mirrors_turn_them_around() -> None:
+    value = np.stack([np.full((32, 64), 2.0), np.full((32, 64), 3.0)]).astype(np.float32)
+    whole = flow.plugin.transform(value, Crop(), settings("flow"))  # 64 columns to 16, 32 rows to 16
+    np.testing.assert_allclose(whole[:, 0, 0], [0.5, 1.5], atol=1e-6)
+    part = flow.plugin.transform(value, Crop(height=0.5, width=0.25, flip=True), settings("flow"))
+    np.testing.assert_allclose(part[:, 0, 0], [-2.0, 3.0], atol=1e-6)
+
+
+def test_flo_files_by_hand_and_back() -> None:
+    data = struct.pack("<fii", 202021.25, 2, 1) + struct.pack("<4f", 1.0, 2.0, 3.0, 4.0)
+    value = flow.plugin.read_value(data, "flo", settings("flow"))
+    assert value.tolist() == [[[1, 3]], [[2, 4]]]
+    assert flow.plugin.write_value(value, settings("flow")) == (data, "flo")
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (flow.flo_bytes(np.full((2, 4, 4), 1e10, np.float32)), "flo", "16 of 16 pixels have no flow"),
+        (npy(np.full((2, 4, 4), np.nan, np.float32)), "npy", "16 of 16 pixels have no flow"),
+        (npy(np.zeros((4, 4, 2), np.float32)), "npy", r"expected \(2, height, width\)"),
+        (flow.flo_bytes(np.zeros((2, 4, 4), np.float32))[:-1], "flo", "do not hold 4 x 4 vectors"),
+        (b"garbage", "flo", "this is not a .flo file"),
+        (b"", "png", "expected .flo or .npy"),
+    ],
+)
+def test_wrong_flow_is_refused(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        flow.plugin.read_value(data, extension, settings("flow"))
+
+
+def test_end_point_error_by_hand() -> None:
+    truth = np.zeros((2, 2, 2), np.float32)
+    guess = truth.copy()
+    guess[:, 0, 0] = 3, 4
+    assert flow.plugin.score([guess], [truth], settings("flow")) == {"epe": 1.25, "outliers": 0.25}
+
+
+def test_derived_flow_goes_where_the_picture_goes() -> None:
+    """A smooth picture that moves 1 pixel to the right and 2 down."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(0).random((40, 40)), 2)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    frames = [noise[4:36, 4:36], noise[2:34, 3:35]]
+    clip = np.stack([np.repeat(frame[None], 3, axis=0) for frame in frames]).astype(np.float32)
+    found = flow.plugin.derive({"video": clip})
+    assert found.shape == (2, 32, 32) and found.dtype == np.float32
+    np.testing.assert_allclose(np.median(found[:, 8:24, 8:24], axis=(1, 2)), [1, 2], atol=0.3)
+
+
+def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
+    value = np.zeros((2, 1, 2), np.float32)
+    value[0, 0, 1] = 6
+    pixels = np.asarray(flow.plugin.render(value, settings("flow", shown=6.0)))
+    assert pixels.tolist() == [[[255, 255, 255], [255, 0, 0]]]
+
+
+# ---------------------------------------------------------------- inertial measurements
+
+
+def test_tables_are_read_with_and_without_names() -> None:
+    rows = "0.1,9.8,0,0,0,1e-2\n" * 3
+    for text in (rows, "acceleration_x,y,z,rate_x,y,z\n" + rows):
+        found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
+        assert found.shape == (6, 3) and found.dtype == np.float32
+        assert found[:, 0].tolist() == pytest.approx([0.1, 9.8, 0, 0, 0, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (b"0,1,0,0,0,0\n" * 4, "csv", r"looks like g; multiply by 9.81"),
+        (b"0,9.8,0\n" * 4, "csv", r"expected \(6, time\).*got \(3, 4\)"),
+        (b"0,9.8,0,0,0\n1,2\n", "csv", "number of columns"),
+        (b"", "json", "expected .npy or .csv"),
+    ],
+)
+def test_wrong_measurements_are_refused(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        imu.plugin.read_value(data, extension, settings("imu"))
+
+
+def test_mirrored_measurements_by_hand() -> None:
+    """A push to the right becomes one to the left; pitching stays, yawing and rolling turn around."""
+    value = np.repeat(np.arange(1, 7, dtype=np.float32)[:, None], 128, axis=1)
+    mirrored = imu.plugin.transform(value, Crop(flip=True), settings("imu"))
+    assert mirrored[:, 0].tolist() == [-1, 2, 3, 4, -5, -6]
+
+
+def test_measurement_metrics_by_hand() -> None:
+    truth = np.zeros((6, 4), np.float32)
+    guess = truth + np.array([[3], [4], [0], [0], [0], [2]], np.float32)
+    marks = imu.plugin.score([guess], [truth], settings("imu"))
+    assert marks == pytest.approx({"acceleration_rmse": 5.0, "rate_rmse": 2.0})
+    assert imu.plugin.render(guess, settings("imu")).size == (192, 129)

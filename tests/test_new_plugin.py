@@ -1,0 +1,141 @@
+"""`zoo new-plugin`: every family's distribution is clean, keeps the contract and, slowly, walks the whole road."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
+from tokenizers_zoo.testing import check_modality
+
+ROOT = Path(__file__).parent.parent
+NAME = "made_up_field"
+
+
+def write_metadata(folder: Path, distribution: Path) -> None:
+    """What pip would write of a distribution: its name and its entry points."""
+    project = tomllib.loads((distribution / "pyproject.toml").read_text())["project"]
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    metadata = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Write a distribution of a family, and make it importable for the time of the test."""
+
+    def make(family: str) -> Path:
+        folder = tmp_path / "new"
+        write_distribution(NAME, family, folder)
+        write_metadata(folder / "src", folder)
+        monkeypatch.syspath_prepend(str(folder / "src"))
+        for module in [name for name in sys.modules if name.startswith(f"zoo_{NAME}")]:
+            monkeypatch.delitem(sys.modules, module)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("x", "long_" * 5 + "names"):
+        write_distribution(name, family, tmp_path / "lint" / name)
+    folder = new(family)
+    module = (folder / "src" / f"zoo_{NAME}" / "modality.py").read_text()
+    assert len(module.splitlines()) < (90 if family == "free" else 50)
+    for words in ("check", "format --check"):
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *words.split(),
+            "--config",
+            str(ROOT / "pyproject.toml"),
+            str(tmp_path),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    zoo = Zoo.installed()
+    assert NAME in zoo.names() and NAME in zoo.source_names()
+    assert zoo[NAME].distribution == "zoo-made-up-field 0.1.0" and "made up field" in zoo[NAME].spec.summary
+    results = check_modality(zoo, NAME)
+    assert "derive" in {result.name for result in results if result.skipped}
+    text = (folder / "tests" / f"test_{NAME}.py").read_text()
+    scope: dict[str, Callable[[], None]] = {}
+    exec(compile(text, "test", "exec"), scope)
+    scope["test_the_metric_by_hand"]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
+    write_distribution(NAME, family, tmp_path / "zoo-made-up-field")
+    write_metadata(tmp_path / "zoo-made-up-field" / "src", tmp_path / "zoo-made-up-field")
+    readme = (tmp_path / "zoo-made-up-field" / "README.md").read_text()
+    commands = re.findall(r"^    (\S.*)$", readme, re.M)
+    assert commands[0] == "pip install -e zoo-made-up-field" and len(commands) == 9
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "zoo-made-up-field" / "src")}  # as pip -e leaves it
+    for command in commands[1:]:
+        words = shlex.split(command)
+        module = "tokenizers_zoo.cli.main" if words[0] == "zoo" else "pytest"
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
+
+
+def refused(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line that `zoo new-plugin WORDS` is refused with."""
+    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    complaint = capsys.readouterr().err
+    assert ended.value.code == 1 and complaint.startswith("error: ") and complaint.count("\n") == 1
+    return complaint
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Heat", "lower-case letters"), ("2d", "a letter first"), ("heat-map", "underscores"), ("heat__map", "single"),
+        ("heat_", "lower-case"), ("../heat", "lower-case"), ("h" * 31, "up to 30"), ("normal", "zoo-geometry"),
+        ("scenes", "a source 'scenes'"), ("geometry", "zoo-geometry 0.1.0 is installed"),
+    ],
+)  # fmt: skip
+def test_a_name_that_cannot_be(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reason in refused(name, capsys, monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zoo-heat").mkdir()
+    assert "zoo-heat: is there already, and is not overwritten" in refused("heat", capsys, monkeypatch)
+    assert list((tmp_path / "zoo-heat").iterdir()) == []
+    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", "heat", "--out", "deep/er"])
+    main()
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er"}
+    assert "--family" in refused("warmth --family picture", capsys, monkeypatch)

@@ -1,0 +1,439 @@
+"""Human poses: rotations and bodies by hand, crops and mirrors, bad values, and tokens there and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+
+from tokenizers_zoo import ModalityHandle, Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.modality import Crop, SequenceLayout
+from zoo_geometry import body, rotations
+from zoo_geometry.human_poses import plugin
+from zoo_geometry.people import MISSED
+
+NAME = "human_poses"
+LEFT_SHOULDER, LEFT_ELBOW, LEFT_HAND = (
+    body.JOINTS.index(name) for name in ("left_shoulder", "left_elbow", "left_hand")
+)
+RIGHT_ELBOW = body.JOINTS.index("right_elbow")
+TINY = {"steps": 3, "batch_size": 8, "eval_every": 3}
+FACING = np.array([0.0, 0.0, 0.0])  # the rest pose's axes are the camera's: seen from the front
+SIDE = {"left": 1.0, "right": -1.0}
+
+
+def skeleton() -> np.ndarray:
+    """Bones of 20 cm: limbs sideways, the rest up or down."""
+    bones = np.zeros((24, 3))
+    for joint, name in enumerate(body.JOINTS[1:], 1):
+        side = SIDE.get(name.partition("_")[0], 0.0)
+        leg = any(part in name for part in ("hip", "knee", "ankle", "foot"))
+        bones[joint] = (0.05 * side, -0.2, 0.0) if leg else (0.2 * side, 0.0, 0.0) if side else (0.0, 0.2, 0.0)
+    return bones
+
+
+def person(
+    turns: dict[int, tuple[float, float, float]] | None = None,
+    at: tuple[float, float, float] = (0.3, -0.2, -4.0),
+    focal: float = 0.8,
+    size: float = 1.0,
+    **entries: Any,
+) -> dict[str, Any]:
+    """A person of this skeleton, seen by a camera whose picture has its centre in the middle."""
+    vectors = np.zeros((24, 3))
+    for joint, vector in (turns or {}).items():
+        vectors[joint] = vector
+    joints = body.joints_of(vectors[None], size * skeleton()[None], np.array([at], dtype=float))[0]
+    image = np.stack([0.5 + focal * joints[:, 0] / -joints[:, 2], 0.5 - focal * joints[:, 1] / -joints[:, 2]], axis=1)
+    low, high = np.clip(image.min(axis=0), 0, 0.98), np.clip(image.max(axis=0), 0.02, 1)
+    value = {
+        "joint_rotations": vectors.tolist(),
+        "joints_camera": joints.tolist(),
+        "joints_image": image.tolist(),
+        "box": [*low.tolist(), *high.tolist()],
+    }
+    return value | entries
+
+
+def crowd(count: int, seed: int = 0) -> list[list[dict[str, Any]]]:
+    """Values with 0, 1 and 2 people in any poses."""
+    rng = np.random.default_rng(seed)
+
+    def anyone() -> dict[str, Any]:
+        turns = {joint: tuple(rng.normal(0, 0.4, 3)) for joint in range(24)}
+        at = (rng.uniform(-1, 1), rng.uniform(-1, 0.5), -rng.uniform(3, 8))
+        return person(turns, at, rng.uniform(0.6, 1.2), rng.uniform(0.8, 1.2))
+
+    return [[anyone() for _ in range(index % 3)] for index in range(count)]
+
+
+def trained(folder: Path, values: list[Any] | None = None, **own: Any) -> ModalityHandle:
+    handle = Zoo.from_tables({"modalities": {NAME: own}})[NAME]
+    values = crowd(12) if values is None else values
+    return handle.at(handle.train_tokenizer(TrainingSamples(train=values, test=values), folder, seed=0, **TINY))
+
+
+@pytest.fixture(scope="module")
+def poses(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
+    return trained(tmp_path_factory.mktemp("poses") / "tokenizer")
+
+
+def turned(first: Any, second: Any) -> float:
+    """The largest angle between two rows of rotations, degrees."""
+    relative = np.swapaxes(rotations.matrices_of(np.asarray(first)), -1, -2) @ rotations.matrices_of(np.asarray(second))
+    return float(np.degrees(np.linalg.norm(rotations.vectors_of(relative), axis=-1)).max())
+
+
+# ---------------------------------------------------------------- rotations and the body
+
+
+def test_rotations_by_hand() -> None:
+    quarter = np.array([0, 0, math.pi / 2])  # x to y, y to -x
+    np.testing.assert_allclose(rotations.matrices_of(quarter), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(rotations.six_numbers_of(quarter), [0, 1, 0, -1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(rotations.vectors_of_six(np.array([0, 3, 0, -0.5, 0.0, 0])), quarter, atol=1e-12)
+    np.testing.assert_allclose(rotations.mirrored(quarter), -quarter)
+
+
+def test_the_nearest_rotation_to_a_reflection_and_to_nothing() -> None:
+    for matrix in (np.diag([1.0, 1.0, -1.0]), np.zeros((3, 3)), np.ones((3, 3))):
+        found = rotations.matrices_of(rotations.vectors_of(matrix))
+        np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(found) == pytest.approx(1)
+    np.testing.assert_allclose(rotations.vectors_of(5 * np.eye(3)), np.zeros(3), atol=1e-12)
+
+
+vectors = strategies.lists(strategies.floats(-1.8, 1.8), min_size=3, max_size=3).map(np.array)
+
+
+@given(vectors)
+def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
+    assert turned(vector, rotations.vectors_of(rotations.matrices_of(vector))) < 1e-5
+    assert turned(vector, rotations.vectors_of_six(2 * rotations.six_numbers_of(vector))) < 1e-5
+    mirror = np.diag([-1.0, 1, 1])
+    expected = mirror @ rotations.matrices_of(vector) @ mirror
+    np.testing.assert_allclose(rotations.matrices_of(rotations.mirrored(vector)), expected, atol=1e-12)
+
+
+def test_the_joints_are_those_of_the_scenes() -> None:
+    people = pytest.importorskip("zoo_scenes.people")
+    assert people.JOINTS == body.JOINTS and people.PARENTS == body.PARENTS
+
+
+def test_a_raised_arm_by_hand() -> None:
+    up = (0.0, 0.0, math.pi / 2)
+    value = person({LEFT_SHOULDER: up}, at=(0, 0, -4))
+    joints = np.array(value["joints_camera"])
+    shoulder = joints[LEFT_SHOULDER]
+    np.testing.assert_allclose(joints[LEFT_ELBOW] - shoulder, [0, 0.2, 0], atol=1e-12)
+    np.testing.assert_allclose(joints[LEFT_HAND] - shoulder, [0, 0.6, 0], atol=1e-12)
+    np.testing.assert_allclose(joints[RIGHT_ELBOW] - joints[0], [-0.6, 0.6, 0], atol=1e-12)
+    bones = body.bones_of(np.array([value["joint_rotations"]]), joints[None])
+    np.testing.assert_allclose(bones[0], skeleton(), atol=1e-12)
+
+
+def test_the_skeleton_is_found_in_people_of_all_sizes() -> None:
+    people = [person({k: (0.1 * k, 0.2, -0.1) for k in range(24)}, size=size) for size in (0.8, 1.0, 1.2)]
+    found = plugin.fit(people, plugin.options(Settings(NAME)))["skeleton"]
+    np.testing.assert_allclose(found, skeleton(), atol=1e-9)
+
+
+# ---------------------------------------------------------------- crops and mirrors
+
+
+def test_a_crop_by_hand() -> None:
+    value = person(box=[0.4, 0.25, 0.8, 0.75])
+    crop = Crop(top=0.25, left=0.5, height=0.5, width=0.5)
+    (seen,) = plugin.transform([value], crop, Settings(NAME))
+    np.testing.assert_allclose(seen["box"], [0, 0, 0.6, 1], atol=1e-12)
+    x, y = value["joints_image"][0]
+    np.testing.assert_allclose(seen["joints_image"][0], [2 * x - 1, 2 * y - 0.5], atol=1e-12)
+    assert seen["joints_camera"] == value["joints_camera"] and seen["joint_rotations"] == value["joint_rotations"]
+    assert plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME)) == []  # an eighth is left
+    assert len(plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME, {"min_visible": 0.1}))) == 1
+
+
+def test_a_mirror_swaps_left_and_right() -> None:
+    value = person({LEFT_ELBOW: (0.2, 0.3, 0.4)}, at=(0.3, 0, -4), box=[0.1, 0.2, 0.4, 0.9], shape=[1.0])
+    (seen,) = plugin.transform([value], Crop(flip=True), Settings(NAME))
+    np.testing.assert_allclose(seen["box"], [0.6, 0.2, 0.9, 0.9])
+    np.testing.assert_allclose(seen["joint_rotations"][RIGHT_ELBOW], [0.2, -0.3, -0.4])
+    assert not np.any(seen["joint_rotations"][LEFT_ELBOW])
+    x, y, z = value["joints_camera"][LEFT_HAND]
+    np.testing.assert_allclose(seen["joints_camera"][body.JOINTS.index("right_hand")], [-x, y, z])
+    u, v = value["joints_image"][LEFT_HAND]
+    np.testing.assert_allclose(seen["joints_image"][body.JOINTS.index("right_hand")], [1 - u, v])
+    assert seen["shape"] == [1.0]
+    # the mirrored joints are those of the mirrored rotations
+    turns, joints = np.array([seen["joint_rotations"]]), np.array([seen["joints_camera"]])
+    np.testing.assert_allclose(body.joints_of(turns, skeleton()[None], joints[:, 0]), joints, atol=1e-12)
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def exact(people: list[dict[str, Any]], crop: Crop, **own: Any) -> list[dict[str, Any]]:
+    """People seen through a crop, taken apart and joined again without a loss by codes or levels."""
+    where = Settings(NAME, own)
+    options, seen = plugin.options(where), plugin.split(plugin.transform(people, crop, where), plugin.options(where))
+    fitted = plugin.fit(people, options)
+    items = plugin.items(seen, options).astype(np.float64)
+    found = plugin.join(plugin.coordinates(seen, fitted, options), items, fitted, options)
+    for before, after in zip(seen, found, strict=True):
+        assert before.keys() == after.keys()
+        assert turned(before["joint_rotations"], after["joint_rotations"]) < 1e-3
+        for name in ("joints_camera", "joints_image", "box"):
+            np.testing.assert_allclose(after[name], before[name], atol=1e-5)
+    return found
+
+
+@pytest.mark.parametrize(
+    "crop", [Crop(), Crop(flip=True), Crop(top=0.1, left=0.2, height=0.8, width=0.5, flip=True)], ids=str
+)
+def test_what_is_taken_apart_is_joined_again(crop: Crop) -> None:
+    assert len(exact([person({5: (0.4, 0.1, 0)}), person({16: (0, 1, 1)}, (-0.3, 0.1, -6), 1.4)], crop)) >= 1
+
+
+def test_shape_numbers_are_cut_and_filled_up() -> None:
+    options = plugin.options(Settings(NAME, {"shape_size": 3}))
+    people = [person(shape=[1.0, -2.0]), person(), person(shape=[0.5] * 10)]
+    fitted = plugin.fit(people, options)
+    found = plugin.join(plugin.coordinates(people, fitted, options), plugin.items(people, options), fitted, options)
+    assert [value["shape"] for value in found] == [[1.0, -2.0, 0.0], [0.0] * 3, [0.5] * 3]
+    assert "shape" not in exact([person(), person()], Crop())[0]
+
+
+def test_coordinates_are_exact_to_half_a_level(poses: ModalityHandle) -> None:
+    values = crowd(9, seed=1)
+    tokens = poses.encode(values)
+    layout = poses.spec.layout
+    assert isinstance(layout, SequenceLayout) and [len(ids) for ids in tokens] == [0, 22, 44] * 3
+    for value, found in zip(values, poses.decode(tokens), strict=True):
+        for before, after in zip(plugin.split(value, plugin.options(poses.settings)), found, strict=True):
+            np.testing.assert_allclose(after["box"], before["box"], atol=0.5 / 255)
+            np.testing.assert_allclose(after["joints_image"][0], before["joints_image"][0], atol=1.5 / 255)
+            depths = after["joints_camera"][0][2] / before["joints_camera"][0][2]
+            assert abs(math.log(depths)) <= 0.5 * math.log(500) / 255 + 1e-9
+            assert turned(after["joint_rotations"][0], before["joint_rotations"][0]) < 1
+
+
+def test_no_people_are_no_tokens(poses: ModalityHandle) -> None:
+    (tokens,) = poses.encode([[]])
+    assert tokens.shape == (0,) and poses.decode([tokens]) == [[]]
+
+
+def test_the_smallest_people_are_left_out(tmp_path: Path) -> None:
+    handle = trained(tmp_path / "tokenizer", max_people=1)
+    small, large = person(at=(0, 0, -8)), person(at=(0, 0, -3))
+    (tokens,) = handle.encode([[small, large]])
+    ((found,),) = handle.decode([tokens])
+    np.testing.assert_allclose(found["box"], large["box"], atol=1 / 255)
+
+
+@settings(max_examples=40, deadline=None)
+@given(strategies.data())
+def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataObject) -> None:
+    layout = poses.spec.layout
+    assert isinstance(layout, SequenceLayout)
+    content = strategies.integers(layout.sentinel_start + layout.num_sentinels, poses.spec.vocab_size - 1)
+    (good,) = poses.encode([[person()]])
+    noise = data.draw(strategies.lists(content, max_size=30))
+    ids = np.array([*noise, *good.tolist(), *noise[:10]], dtype=np.int64)
+    ((*_, found),) = poses.decode([ids])
+    assert plugin.split([found], plugin.options(poses.settings)) == [found]
+    again = poses.decode(poses.encode([[found]]))[0][0]
+    np.testing.assert_allclose(again["joints_image"][0], found["joints_image"][0], atol=1e-6)
+
+
+def test_a_part_of_a_person_is_skipped(poses: ModalityHandle) -> None:
+    (good,) = poses.encode([[person()]])
+    one = poses.decode([good])[0]
+    for broken in (good[:-1], good[1:], np.delete(good, 7), good[::-1].copy()):
+        assert poses.decode([broken, np.concatenate([broken, good])]) == [[], one]
+
+
+# ---------------------------------------------------------------- bad values
+
+
+def changed(**entries: Any) -> list[Any]:
+    value = person() | entries
+    return [{key: entry for key, entry in value.items() if entry is not None}]
+
+
+def with_number(name: str, number: Any) -> list[Any]:
+    value = copy.deepcopy(person())
+    value[name][3][0] = number
+    return [value]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"people": []}, "expected a list of people (empty where there are none), got dict"),
+        ([[]], "person 0: expected a table with box, joint_rotations"),
+        ([person(), 3], "person 1: expected a table"),
+        (changed(joints_camera=None), "person 0: lacks joints_camera; of a person only shape may be missing"),
+        (changed(box=None, joint_rotations=None), "person 0: lacks box, joint_rotations"),
+        (changed(label="person"), "person 0: unknown keys label"),
+        (
+            changed(joint_rotations=[[0.0] * 3] * 23),
+            "joint_rotations: expected 24 x 3 finite numbers (one row per joint)",
+        ),
+        (changed(joints_image=[[0.5] * 3] * 24), "joints_image: expected 24 x 2 finite numbers"),
+        (changed(joints_image=[[0.5], [0.5, 0.5]]), "joints_image: expected 24 x 2 finite numbers"),
+        (with_number("joints_camera", "left"), "joints_camera: expected 24 x 3 finite numbers"),
+        (with_number("joints_camera", None), "joints_camera: expected 24 x 3 finite numbers"),
+        (with_number("joint_rotations", 90.0), "expected axis-angle vectors in radians, got an angle of 90"),
+        (
+            changed(joints_camera=[[0.0, 0.0, 4.0]] * 24),
+            "the pelvis at z < 0 (axes: x right, y up, z towards the viewer)",
+        ),
+        (changed(joints_camera=[[0.0, 0.0, -4000.0]] * 24), "expected metres, got a pelvis 4000 away"),
+        (
+            changed(box=[0, 0, 64, 64]),
+            "box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1]",
+        ),
+        (changed(box=[0.5, 0.2, 0.5, 0.6]), "box: expected xmin < xmax and ymin < ymax"),
+        (changed(box=[0.5, 0.2, 0.6]), "box: expected [xmin, ymin, xmax, ymax]"),
+        (changed(shape=[[0.0]]), "shape: expected a list of up to 300 finite numbers"),
+        (changed(shape="tall"), "shape: expected a list of up to 300 finite numbers"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(poses: ModalityHandle, value: Any, words: str) -> None:
+    for act in (
+        lambda: poses.encode([value]),
+        lambda: poses.transform(value, Crop(flip=True)),
+        lambda: poses.read(json.dumps(value).encode(), "json"),
+        lambda: poses.write(value),
+    ):
+        with pytest.raises(InvalidValueError) as caught:
+            act()
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(poses: ModalityHandle, number: float) -> None:
+    value = with_number("joints_camera", number)
+    with pytest.raises(InvalidValueError, match="not finite"):
+        poses.encode([value])
+    with pytest.raises(InvalidValueError, match="is not a number"):
+        poses.read(json.dumps(value).encode(), "json")
+
+
+def test_the_place_in_the_batch_is_named(poses: ModalityHandle) -> None:
+    with pytest.raises(InvalidValueError, match=r"human_poses: person 0: lacks box.*\(value 1 of 2\)"):
+        poses.encode([[], changed(box=None)])
+
+
+def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
+    value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
+    matrices = rotations.matrices_of(np.array(value["joint_rotations"])).tolist()
+    (read,) = poses.read(json.dumps([value | {"joint_rotations": matrices}]).encode(), "json")
+    assert turned(read["joint_rotations"], value["joint_rotations"]) < 1e-5
+    assert poses.read(*poses.write([value])) == [value]
+
+
+def test_integers_are_numbers_too(poses: ModalityHandle) -> None:
+    (tokens,) = poses.encode([changed(joint_rotations=[[0, 0, 0]] * 24, box=[0, 0, 1, 1])])
+    assert len(tokens) == 22
+
+
+# ---------------------------------------------------------------- metrics, settings, checkpoints
+
+
+def test_metrics_by_hand() -> None:
+    truth, second = person(), person(at=(-1.5, 0, -4))
+    guess = copy.deepcopy(truth)
+    guess["joints_camera"][LEFT_HAND][1] += 0.24  # 240 mm over 24 joints
+    shifted = copy.deepcopy(guess)
+    shifted["joints_camera"] = np.subtract(shifted["joints_camera"], (0, 0, 1)).tolist()  # pelvis on pelvis
+    for found in (guess, shifted):
+        assert plugin.score([[found]], [[truth]], Settings(NAME)) == pytest.approx(
+            {"joint_error": 10, "found_joint_error": 10, "found_f1": 1}
+        )
+    assert plugin.score([[guess], []], [[truth, second], []], Settings(NAME)) == pytest.approx(
+        {"joint_error": (10 + MISSED) / 2, "found_joint_error": 10, "found_f1": 2 / 3}
+    )
+    assert plugin.score([[], [truth]], [[truth], []], Settings(NAME)) == pytest.approx(
+        {"joint_error": MISSED, "found_joint_error": MISSED, "found_f1": 0}
+    )
+    assert plugin.score([[]], [[]], Settings(NAME)) == {"joint_error": 0, "found_joint_error": 0, "found_f1": 1}
+
+
+def test_a_picture_shows_left_and_right(poses: ModalityHandle) -> None:
+    picture = np.asarray(poses.render([person(at=(0, 0, -4))])).astype(int)
+    red, blue = picture[..., 0] - picture[..., 2] > 60, picture[..., 2] - picture[..., 0] > 60
+    assert red[:, 128:].sum() > 5 * red[:, :128].sum() and blue[:, :128].sum() > 5 * blue[:, 128:].sum()  # faces us
+    wild = person()
+    wild["joints_image"][5] = [1e9, -1e9]
+    assert np.asarray(poses.render([wild])).std() > 0 and np.asarray(poses.render([])).std() >= 0
+
+
+def test_data_without_a_person_cannot_train(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="human_poses: there is no object in any of the 4 training values"):
+        trained(tmp_path / "tokenizer", [[]] * 4)
+
+
+def test_a_batch_or_a_test_split_without_a_person_is_fine(tmp_path: Path) -> None:
+    handle = Zoo.from_tables({"modalities": {NAME: {}}})[NAME]
+    samples = TrainingSamples(train=[[]] * 15 + [[person()]], test=[[]])
+    folder = handle.train_tokenizer(samples, tmp_path / "tokenizer", seed=0, **{**TINY, "batch_size": 1, "steps": 4})
+    assert json.loads((folder / "evaluation.json").read_text())["metrics"]["found_f1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"tokenizer": {"blocks": "conv"}}, r"blocks: expected mlp for items of shape \(207,\), got conv"),
+        ({"tokenizer": {"heads": 2}}, "heads: used by vit only"),
+        ({"tokenizer": {"latent_dim": 0}}, "latent_dim: expected at least 1, got 0"),
+        ({"tokenizer": {"depth": -1}}, "depth: expected at least 1"),
+        ({"tokenizer": {"levels": [8, 8]}}, "levels: used by kind"),
+        ({"bins": 1}, "bins must be at least 2, got 1"),
+        ({"max_people": 0}, "max_people must be at least 1, got 0"),
+        ({"shape_size": 301}, "shape_size must be 0 to 300, got 301"),
+        ({"min_visible": 0.0}, r"min_visible must be in \(0, 1\], got 0"),
+        ({"preset": "5m"}, 'preset.*"4m"'),
+    ],
+)
+def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plugin.modality_spec(Settings(NAME, own))
+
+
+def test_another_id_space_is_another_tokenizer(poses: ModalityHandle) -> None:
+    other = Zoo.from_tables({"modalities": {NAME: {"bins": 100}}})[NAME].at(poses.checkpoint)
+    with pytest.raises(CheckpointError, match=r"the tokenizer at .* has bins 256, but the settings ask for 100"):
+        other.encode([[person()]])
+
+
+def test_the_published_size() -> None:
+    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m"}))
+    model = plugin.model_config(Settings(NAME, {"preset": "4m"}))
+    assert (model.item_shape, model.quantizer.codebook_size, model.quantizer.codes_per_position) == ((207,), 1024, 8)
+    assert spec.vocab_size == 1 + 200 + (4 + 7 + 6 + 1 + 10) * 1000 + 8 * 1024
+    assert spec.layout.length == 4 * (28 + 8)
+
+
+def test_the_published_size_runs_forward_and_back() -> None:
+    import torch
+
+    from tokenizers_zoo.families.objects.model import ObjectTask
+
+    task = ObjectTask(plugin, Settings(NAME, {"preset": "4m"}))
+    values = crowd(6)
+    rng = np.random.default_rng(0)
+    module = task.build(values, rng).train()
+    losses = task.losses(module, task.batch(values, rng))
+    losses["loss"].backward()
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
+    assert torch.isfinite(losses["loss"]) and sum(g is not None and bool(g.any()) for g in gradients) > 10

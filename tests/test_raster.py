@@ -1,0 +1,140 @@
+"""Multi-spectral rasters and height maps: files, units, metrics by hand."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+
+multispectral = pytest.importorskip("zoo_raster.multispectral")
+heightmap = pytest.importorskip("zoo_raster.heightmap")
+tifffile = pytest.importorskip("tifffile")
+
+
+def settings(name: str, **own: Any) -> Settings:
+    return Settings(name, {"image_size": 16, "patch_size": 8, **own})
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def tiff(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, photometric="minisblack")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- bands
+
+
+@pytest.mark.parametrize("write", [npy, tiff])
+def test_integers_become_reflectance(write: Any) -> None:
+    numbers = np.arange(12, dtype=np.uint16)[:, None, None] * 1000 + np.zeros((12, 4, 5), np.uint16)
+    extension = {npy: "npy", tiff: "tif"}[write]
+    own = settings("multispectral", offset=-0.1)
+    found = multispectral.plugin.read_value(write(numbers), extension, own)
+    np.testing.assert_allclose(found[:, 0, 0], np.clip(np.arange(12) * 0.1 - 0.1, 0, 2), atol=1e-6)
+    last = multispectral.plugin.read_value(write(np.ascontiguousarray(numbers.transpose(1, 2, 0))), extension, own)
+    np.testing.assert_array_equal(last, found)
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (
+            npy(np.full((12, 4, 4), 3000.0, np.float32)),
+            "npy",
+            "reflectance up to 2, got 3000; save integers",
+        ),
+        (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "reflectance up to 2, got nan"),
+        (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
+        (b"garbage", "tif", "cannot be read as TIFF"),
+        (b"", "png", "expected .tif or .npy"),
+    ],
+)
+def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        multispectral.plugin.read_value(data, extension, settings("multispectral"))
+
+
+def test_spectral_angle_by_hand() -> None:
+    truth = np.zeros((12, 1, 4))
+    truth[0] = 1
+    guess = np.zeros_like(truth)
+    guess[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
+    guess[1, 0] = 0, 1, 1, 0
+    np.testing.assert_allclose(multispectral.spectral_angle(guess, truth)[0], [0, 45, 90, 90], atol=1e-6)
+
+
+def test_raster_metrics_by_hand() -> None:
+    truth = np.full((12, 4, 4), 0.4, np.float32)
+    marks = multispectral.plugin.score([truth * 0.75], [truth], settings("multispectral"))
+    assert marks == pytest.approx({"psnr": 20.0, "spectral_angle": 0.0}, abs=1e-3)
+
+
+def test_true_colour_takes_the_visible_bands() -> None:
+    value = np.zeros((12, 1, 1), np.float32)
+    value[list(multispectral.BANDS).index("B04")] = 1
+    assert np.asarray(multispectral.plugin.render(value, settings("multispectral"))).tolist() == [[[255, 0, 0]]]
+    assert len(multispectral.BANDS) == 12 and list(multispectral.BANDS.values()) == sorted(multispectral.BANDS.values())
+
+
+# ---------------------------------------------------------------- heights
+
+
+def test_the_space_of_heights_has_an_inverse() -> None:
+    metres = torch.tensor([-11000.0, -50.0, 0.0, 30.0, 8848.0])
+    seen = heightmap.plugin.to_model(metres)
+    assert seen[3].item() == pytest.approx(np.arcsinh(0.3)) and seen[2] == 0
+    torch.testing.assert_close(heightmap.plugin.from_model(seen), metres, rtol=1e-4, atol=1e-3)
+    assert heightmap.plugin.from_model(torch.tensor([1e9])).item() == 9000
+
+
+def test_height_metrics_by_hand() -> None:
+    """A slope of 45 degrees against a plain: 60 m up on each 60 m."""
+    plain = np.zeros((1, 8, 8), np.float32)
+    slope = plain + np.arange(8, dtype=np.float32) * 60
+    marks = heightmap.plugin.score([slope], [plain], settings("heightmap"))
+    assert marks == pytest.approx({"mae": 210.0, "slope_error": 45.0}, abs=1e-4)
+
+
+def test_heights_are_read_from_tif_npy_and_png() -> None:
+    own = settings("heightmap", png_scale=0.1, png_offset=-100.0)
+    metres = np.array([[12.5, -3.0]], np.float32)
+    for data, extension in ((tiff(metres), "tif"), (npy(metres), "npy")):
+        np.testing.assert_array_equal(heightmap.plugin.read_value(data, extension, own), metres[None])
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[1125, 970]], np.uint16)).save(buffer, format="PNG")
+    np.testing.assert_allclose(heightmap.plugin.read_value(buffer.getvalue(), "png", own), [[[12.5, -3.0]]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "message"),
+    [
+        (npy(np.array([[1.0, np.nan]])), "npy", "1 of 2 pixels are no height"),
+        (npy(np.array([[1.0, -32768.0]])), "npy", "1 of 2 pixels are no height"),
+        (npy(np.zeros((3, 2, 2))), "npy", r"expected \(1, height, width\), got \(3, 2, 2\)"),
+    ],
+)
+def test_wrong_heights_are_refused(data: bytes, extension: str, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        heightmap.plugin.read_value(data, extension, settings("heightmap"))
+
+
+def test_slopes_that_face_the_sun_are_bright() -> None:
+    ramp = np.arange(8, dtype=np.float32) * 30 + np.zeros((1, 8, 8), np.float32)
+    west, east = (
+        np.asarray(heightmap.plugin.render(value, settings("heightmap"))).astype(int)[:, 3:5].sum()
+        for value in (ramp, np.ascontiguousarray(ramp[..., ::-1]))
+    )
+    assert west > 1.3 * east  # the sun is in the north-west; a slope that rises to the east faces west

@@ -1,0 +1,105 @@
+"""The pages of a whole zoo: all modalities, and each tokenizer with its held-out samples at several settings."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import only, trained
+from PIL import Image
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.report_samples import pair_of_texts
+from tokenizers_zoo.report_zoo import differences, flat, variants, write_zoo_report
+from tokenizers_zoo.training_report import write_pictures
+
+Install = Callable[..., Path]
+
+
+def leave_results(checkpoint: Path, colour: str, mae: float, **config: Any) -> None:
+    """What training leaves in a checkpoint folder beside the weights."""
+    write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
+    codebook = {"size": 16, "usage": 0.875, "perplexity": 7.2}
+    (checkpoint / "evaluation.json").write_text(
+        json.dumps({"samples": 12, "metrics": {"mae": mae}, "codebook": codebook})
+    )
+    lines = [{"step": step, "train/loss": 1 / step, "held_out/mae": mae + 1 / step} for step in (10, 20, 30)]
+    (checkpoint / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+
+
+@pytest.fixture
+def zoo(install_example: Install, tmp_path: Path) -> Zoo:
+    """`light` with two checkpoints and a second instance, and `dusk`, which is not trained."""
+    install_example("light", {'summary="brightness"': 'summary="how bright <it> is"'})
+    install_example("dusk")
+    zoo = only({"light_32": {"plugin": "light", "image_size": 32}}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    folder = tmp_path / "tokenizers"
+    for name, where, colour, mae, levels in (
+        ("light", "light", "red", 0.25, 16), ("light", "light_coarse", "blue", 0.5, 4),
+        ("light_32", "light_32", "lime", 0.125, 16), ("light", "other", "white", 0.0, 16),
+    ):  # fmt: skip
+        trained(zoo, name, folder / where)
+        modality = "elsewhere" if where == "other" else name
+        leave_results(folder / where, colour, mae, modality=modality, model={"levels": levels, "kind": "even"})
+    return zoo
+
+
+def test_the_checkpoints_of_a_modality(zoo: Zoo, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizers"
+    assert variants(zoo, zoo["light"]) == {
+        "light": folder / "light", "light_32": folder / "light_32", "light_coarse": folder / "light_coarse",
+    }  # fmt: skip
+    assert list(variants(zoo, zoo["light_32"])) == ["light_32", "light"]
+    assert variants(zoo, zoo["dusk"]) == {}
+
+
+def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Path) -> None:
+    page = write_zoo_report(zoo)
+    assert page == tmp_path / "report" / "index.html"
+    assert {path.name for path in page.parent.glob("*.html")} == {
+        "index.html", "light.html", "light_32.html", "dusk.html",
+    }  # fmt: skip
+    text = page.read_text(encoding="utf-8")
+    for part in ("A zoo of 3 modalities", 'href="light_32.html"', "how bright &lt;it&gt; is", "mae 0.25", "88 %",
+                 "not trained", "grid 4 x 4", "zoo-light 1.0"):  # fmt: skip
+        assert part in text, part
+    light = (page.parent / "light.html").read_text(encoding="utf-8")
+    for part in ("Held-out samples, at 3 settings", "model.levels 4", "mae", "0.5", "0.125", "Training loss",
+                 "judged on 12 held-out samples", zoo["light"].fingerprint, 'href="index.html"'):  # fmt: skip
+        assert part in light, part
+    assert "model.kind" not in light.split("<pre>")[0] and "elsewhere" not in light
+    dusk = (page.parent / "dusk.html").read_text(encoding="utf-8")
+    assert "zoo tokenizer train dusk --data DATA" in dusk and "mean absolute error" in dusk and "Held-out" not in dusk
+    drawn = {path.name for path in (page.parent / "pictures").iterdir()}
+    assert {"tokenizer-light-0.png", "light-light_coarse-0.png", "light-train-loss.png"} <= drawn
+    picture = Image.open(io.BytesIO((page.parent / "pictures" / "light-light_coarse-0.png").read_bytes()))
+    assert picture.getpixel((0, 0)) == (0, 0, 255)
+    assert 'src="pictures' not in text + light  # the pages hold their pictures
+
+
+def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) -> None:
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
+    handle = zoo["caption"]
+    folder = handle.checkpoint / "caption"
+    write_pictures(folder, [("a <b>\nreconstruction: of it", "a <b>\nreconstruction: of it"), ("one", "two")])
+    (folder / "evaluation.json").write_text(json.dumps({"samples": 9, "metrics": {"word_f1": 0.75}}))
+    page = write_zoo_report(zoo, tmp_path / "out.html")
+    assert page == tmp_path / "out.html"
+    text = page.read_text(encoding="utf-8")
+    assert "word_f1 0.75" in text and "a &lt;b&gt;" in text
+
+
+def test_a_pair_of_texts_comes_back() -> None:
+    assert pair_of_texts("input:          a b\nreconstruction: c\nd\n") == ("a b", "c\nd")
+
+
+def test_differences_by_hand() -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+    assert differences([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}]) == [{"b": 2}, {"b": 3, "c": 4}]
+    assert differences([{"a": 1}]) == [{}]

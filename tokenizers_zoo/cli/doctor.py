@@ -1,0 +1,108 @@
+"""zoo doctor: gates with figures, and what to do where one fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, open_zoo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers_zoo.doctor import Finding
+
+WIDTH = 80
+
+
+@click.command("doctor")
+@click.argument("names", nargs=-1, metavar="NAMES")
+@click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
+@click.option("--tokens", type=PATH, help="A token store that has to fit the tokenizers.")
+@click.option("--split", default="test", show_default=True, help="Of the values and tokens that are examined.")
+@click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Train so long, and throw it away. Default: the tokenizer that is there, else 100.",
+)
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def doctor_command(
+    names: tuple[str, ...], data_dir: Path, tokens: Path | None, split: str, samples: int, steps: int | None,
+    as_json_text: bool,
+) -> None:  # fmt: skip
+    """Find out whether modalities are fit to be learnt. Exit code 1 where one is not.
+
+    Gates over held-out values, the tokenizer and the tokens, each with figures and what to do where it fails. Without
+    NAMES: every enabled modality that DATA holds.
+
+    \b
+    values    as declared: unit, range, type
+    trained   a tokenizer is there, or can be trained
+    floor     better than the best constant answer
+    bound     as good as the main metric asks for
+    codebook  codes are in use
+    varied    tokens differ between samples
+    entropy   bits per token, of those that the vocabulary allows
+    crops     modalities lie on each other
+    store     the token store fits
+
+    \b
+    Examples:
+      zoo doctor depth --data data/scenes
+      zoo doctor --data data/scenes --tokens runs/tokens --json
+    """
+    from tokenizers_zoo.doctor import GATES, examinable, examine
+
+    zoo = open_zoo()
+    chosen = [zoo[name].name for name in dict.fromkeys(names)] or examinable(zoo, data_dir, split)
+    for name, problem in zoo.problems().items() if not names else ():
+        if name in zoo:
+            click.echo(f"problem: {problem}", err=True)
+    found: dict[str, list[Finding]] = {}
+    for name in chosen:
+        found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps, tokens=tokens))
+    failed = sum(not finding.passed for findings in found.values() for finding in findings)
+    if as_json_text:
+        report = {name: [asdict(finding) for finding in findings] for name, findings in found.items()}
+        click.echo(json.dumps({"sound": not failed, "modalities": report}, indent=2, ensure_ascii=False))
+    else:
+        if len(found) > 1:
+            click.echo("\n".join(overview(found, list(GATES))) + "\n")
+        for name, findings in found.items():
+            shown = findings if len(found) == 1 else [finding for finding in findings if not finding.passed]
+            if shown:
+                click.echo("\n".join(details(f"{name}: {zoo[name].spec.summary}", shown)))
+        click.echo(f"{failed} of {sum(map(len, found.values()))} gates failed" if failed else "sound")
+    sys.exit(1 if failed else 0)
+
+
+def overview(found: Mapping[str, Sequence[Finding]], gates: Sequence[str]) -> list[str]:
+    """A row per modality, a column per gate."""
+    room = WIDTH - sum(len(gate) + 1 for gate in gates)
+    lines = [" ".join(["".ljust(room), *gates])]
+    for name, findings in found.items():
+        states = ["-" if f.skipped else "ok" if f.passed else "FAIL" for f in findings]
+        cells = [state.ljust(len(gate)) for state, gate in zip(states, gates, strict=True)]
+        short = name if len(name) <= room else f"{name[: room - 1]}~"
+        lines.append(" ".join([short.ljust(room), *cells]).rstrip())
+    return lines
+
+
+def details(title: str, findings: Sequence[Finding]) -> list[str]:
+    """A paragraph per gate: how it went, its figures, and what to do."""
+    lines = textwrap.wrap(title, WIDTH)
+    for finding in findings:
+        state = "-" if finding.skipped else "ok" if finding.passed else "FAIL"
+        head = f"  {state:5}{finding.gate:9} "
+        lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+        if finding.advice:
+            indent = " " * len(head)
+            lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=f"{indent}> ", subsequent_indent=f"{indent}  ")
+    return lines

@@ -1,0 +1,122 @@
+"""zoo new-plugin: a distribution to start from, which installs, passes its tests and runs the road as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo import __version__
+from tokenizers_zoo.cli.options import PATH
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.discovery import MODALITIES, SOURCES, installed_claims
+from tokenizers_zoo.errors import ConfigError
+
+FAMILIES = {
+    "spatial": "{} as a grid of tokens",
+    "features": "a map of {} features as a grid of tokens",
+    "vector": "one vector of {} as product codes",
+    "text": "{} as text",
+    "free": "{} as a token per number",
+}
+"""What a new plugin of each family says that it is."""
+NAME = r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
+LONGEST = 30
+"""Letters of a name; the templates' lines stay within 120 with it."""
+
+
+@click.command("new-plugin")
+@click.argument("name")
+@click.option(
+    "--family", type=click.Choice(list(FAMILIES)), default="spatial", show_default=True, help="What it is like."
+)
+@click.option("--out", type=PATH, help="Folder of the distribution, not there yet. Default: ./zoo-NAME.")
+def new_plugin(name: str, family: str, out: Path | None) -> None:
+    """Write a distribution with the plugin of a new modality NAME.
+
+    It comes with made-up values and tests, so that it runs the whole road as it is; its README.md says how.
+
+    \b
+    spatial   like a picture: a value per pixel
+    features  a map of feature vectors
+    vector    one vector for the whole sample
+    text      words over the shared vocabulary
+    free      anything: the hooks by hand
+
+    \b
+    Example:
+      zoo new-plugin thermal --family spatial
+    """
+    folder = out or Path(f"zoo-{name.replace('_', '-')}")
+    check_name(name)
+    if folder.exists():
+        raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
+    with disk_errors(folder):
+        write_distribution(name, family, folder)
+    click.echo(f"{name}: {family} plugin in {folder}")
+    click.echo(f"next: pip install -e {folder} && pytest {folder}; {folder / 'README.md'} goes on from there")
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError where no new modality can have this name."""
+    if not re.fullmatch(NAME, name) or len(name) > LONGEST:
+        expected = f"up to {LONGEST} lower-case letters and digits, words joined by single underscores, a letter first"
+        raise ConfigError(f"zoo new-plugin: the name {name!r}: expected {expected}")
+    claims = installed_claims()
+    for kind, group in (("modality", MODALITIES), ("source", SOURCES)):
+        for claim in claims[group].get(name, ()):
+            raise ConfigError(f"zoo new-plugin: {claim.distribution} has a {kind} {name!r} already; take another name")
+    distribution, package = distribution_of(name), package_of(name)
+    try:
+        there = f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        there = package if importlib.util.find_spec(package) else ""
+    if there:
+        raise ConfigError(f"zoo new-plugin: {there} is installed already; take another name than {name!r}")
+
+
+def distribution_of(name: str) -> str:
+    """The distribution's name, as pip knows it."""
+    return f"zoo-{name.replace('_', '-')}"
+
+
+def package_of(name: str) -> str:
+    """The package's name, as Python imports it."""
+    return f"zoo_{name}"
+
+
+def write_distribution(name: str, family: str, folder: Path) -> None:
+    """Write pyproject.toml, README.md, package and test to `folder`, whole or not at all."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("tokenizers_zoo", "templates")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    package, words = package_of(name), name.replace("_", " ")
+    facts: dict[str, Any] = {
+        "name": name, "words": words, "camel": "".join(word.capitalize() for word in name.split("_")),
+        "package": package, "distribution": distribution_of(name), "summary": FAMILIES[family].format(words),
+        "folder": folder.name, "version": ".".join(__version__.split(".")[:2]),
+    }  # fmt: skip
+    templates = {
+        "pyproject.toml": "pyproject.toml.j2",
+        "README.md": "README.md.j2",
+        f"src/{package}/__init__.py": "init.py.j2",
+        f"src/{package}/modality.py": f"{family}/modality.py.j2",
+        f"src/{package}/samples.py": f"{family}/samples.py.j2",
+        f"tests/test_{name}.py": f"{family}/test.py.j2",
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        for path, template in templates.items():
+            target = Path(temporary) / "new" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(environment.get_template(f"plugin/{template}").render(facts), encoding="utf-8")
+        shutil.move(Path(temporary) / "new", folder)

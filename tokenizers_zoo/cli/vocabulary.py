@@ -1,0 +1,100 @@
+"""zoo vocabulary show and grow: the text vocabularies that modalities share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import open_zoo, plain_table, show_table
+from tokenizers_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.pipeline.vocabulary import VocabularyUse
+    from tokenizers_zoo.registry import Zoo
+
+LONGEST = 12
+NAME = click.argument("name", required=False)
+
+
+@click.group()
+def vocabulary() -> None:
+    """The text vocabularies that modalities share."""
+
+
+@vocabulary.command()
+@NAME
+def show(name: str | None) -> None:
+    """Show what the vocabulary NAME holds, and who uses it. Default: all that there are.
+
+    \b
+    Example:
+      zoo vocabulary show text
+    """
+    from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary
+
+    zoo = open_zoo()
+    for chosen in _chosen(zoo, name):
+        _show(describe_vocabulary(zoo, chosen))
+
+
+@vocabulary.command()
+@NAME
+def grow(name: str | None) -> None:
+    """Add what new plugins need at the end of a vocabulary. Default: of all.
+
+    Old ids keep their meaning, so that token stores and backbones stay valid. Done again, it changes nothing.
+
+    \b
+    Example:
+      zoo vocabulary grow text
+    """
+    from tokenizers_zoo.pipeline.vocabulary import grow_vocabulary
+
+    zoo = open_zoo()
+    for chosen in _chosen(zoo, name):
+        growth = grow_vocabulary(zoo, chosen)
+        if not growth.changed:
+            click.echo(f"{chosen}: nothing is missing; {growth.used[0]} of {growth.size[0]} ids are used")
+            continue
+        for number, token in enumerate(growth.added, growth.used[0]):
+            click.echo(f"{chosen}: {number} is now {token}")
+        click.echo(
+            f"{chosen}: {growth.used[0]} ids grew to {growth.used[1]}, of {growth.size[1]}"
+            + (f" (before: of {growth.size[0]})" if growth.size[0] != growth.size[1] else "")
+        )
+
+
+def _chosen(zoo: Zoo, name: str | None) -> list[str]:
+    """The vocabulary of this name, or all. Raises ConfigError where there is none."""
+    from tokenizers_zoo.pipeline.vocabulary import text_vocabularies
+
+    chosen = [name] if name is not None else list(text_vocabularies(zoo))
+    if not chosen:
+        raise ConfigError("no enabled modality shares a text vocabulary; zoo list shows what is enabled")
+    return chosen
+
+
+def _show(use: VocabularyUse) -> None:
+    vocabulary, config = use.vocabulary, use.vocabulary.config
+    click.echo(f"{use.name}  {vocabulary.used} of {config.size} ids, in {use.folder}\n")
+    parts = plain_table("part", ">first id", ">ids")
+    for part, (first, count) in vocabulary.parts.items():
+        parts.add_row(part, str(first) if count else "-", str(count))
+    show_table(parts)
+    click.echo(f"coordinates  {config.coordinate_axes} axes of {config.coordinate_bins} levels: v0=0 v0=1 ...")
+    click.echo()
+    users = plain_table("modality", ">special tokens", ">missing")
+    for name, needed in use.needs.items():
+        users.add_row(name, str(len(needed)), str(len(set(needed) & set(use.missing))))
+    show_table(users)
+    click.echo()
+    if use.missing:
+        click.echo(f"missing  {', '.join(use.missing)}; zoo vocabulary grow adds them")
+    if use.unused:
+        click.echo(f"unused  {', '.join(use.unused)}: no enabled modality needs them; they keep their ids")
+    if longest := vocabulary.longest_pieces(LONGEST):
+        click.echo(f"longest pieces  {', '.join(map(repr, longest))}")
+    for past, length in vocabulary.lineage:
+        click.echo(f"grown from  {past}, {length} ids")
+    click.echo(f"fingerprint  {vocabulary.fingerprint}")  # in one piece, to be copied

@@ -1,0 +1,279 @@
+"""The doctor's gates, in the order of the road: values, tokenizer, tokens, alignment, token store."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.defaults import same
+from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.modality import Crop, Metric, SequenceLayout
+from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
+from tokenizers_zoo.testing.alignment import Shift, shift_between
+from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry
+from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.values import bounds
+
+LEAST_SPAN = 0.01
+"""Share of the declared range that values span at least: less is another unit."""
+HALF_WAY = 0.5
+"""Share of the way from the best constant answer to perfect, where the main metric declares no bound."""
+MOST_FREQUENT = 0.95
+"""Share of the tokens that one id may have."""
+LEAST_ENTROPY = 0.2
+"""Share of the bits per token that as many evenly spread ones would carry."""
+SHIFTED = 16
+"""Samples of the shift test."""
+REREAD = 8
+"""Stored samples that are encoded again and compared."""
+
+# ---------------------------------------------------------------- values
+
+
+@gate
+def values(patient: Patient) -> str:
+    """Held-out values are as declared, differ, and span more than a hundredth of the declared range."""
+    found, spec = patient.values, patient.handle.spec.value
+    if patient.refused:
+        key, reason = next(iter(patient.refused.items()))
+        raise Failed(
+            f"{len(patient.refused)} of {len(found) + len(patient.refused)} are refused; {key}: {reason}",
+            "convert them to the declared unit, range and type, or declare what they are; then make the data again",
+        )
+    if len(found) > 1 and all(same(value, found[0]) for value in found[1:]):
+        raise Failed(f"all {len(found)} are the same", "look at what made them: there is nothing to learn")
+    if spec.kind != "array":
+        return f"{len(found)} sound"
+    least, most = min(float(v.min()) for v in found), max(float(v.max()) for v in found)
+    low, high = bounds(spec)
+    unit = f" {spec.unit}" if spec.unit else ""
+    figure = f"{len(found)} sound, {least:.4g} to {most:.4g}{unit}"
+    if low is None or high is None:
+        return figure
+    figure += f" (declared {low:g} to {high:g})"
+    if found[0].dtype.kind == "f" and most - least < LEAST_SPAN * (high - low):
+        raise Failed(
+            f"{figure}: less than {LEAST_SPAN:.0%} of the range",
+            f"are they really{unit or ' in the declared unit'}? convert them, or declare the range that they have",
+        )
+    return figure
+
+
+# ---------------------------------------------------------------- the tokenizer
+
+
+@gate
+def trained(patient: Patient) -> str:
+    """There is a tokenizer, or one can be trained, and it encodes the values."""
+    if patient.problem:
+        raise Failed(patient.problem, f"`zoo check {patient.handle.name}` says more about the plugin")
+    return patient.how_trained
+
+
+def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
+    """The main metric with what the reconstruction, the best constant answer, and the values themselves score."""
+    if patient.problem:
+        raise NotApplicable("no tokens")
+    if patient.decoded is None:
+        raise NotApplicable("an input only, not decoded")
+    handle, metric = patient.handle, patient.handle.spec.metrics[0]
+    constant = [handle.constant_answer(patient.values)] * len(patient.values)
+    scores = [handle.score(side, patient.values)[metric.name] for side in (patient.decoded, constant, patient.values)]
+    return metric, scores[0], scores[1], scores[2]
+
+
+def _number(metric: Metric, value: float) -> str:
+    return f"{value:.3g}{f' {metric.unit}' if metric.unit else ''}"
+
+
+@gate
+def floor(patient: Patient) -> str:
+    """decode(encode) scores better than the best constant answer."""
+    metric, score, constant, perfect = main_scores(patient)
+    figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
+    if constant == perfect:
+        raise NotApplicable(f"{figure}, which is perfect already")
+    if not (score > constant if metric.higher_is_better else score < constant):
+        raise Failed(
+            figure, "train longer (--steps), lower the learning rate, or use more codes: nothing is learnt yet"
+        )
+    return figure
+
+
+@gate
+def bound(patient: Patient) -> str:
+    """decode(encode) is within the main metric's bound; without one, half way from the best constant to perfect."""
+    metric, score, constant, perfect = main_scores(patient)
+    advice = "train longer, use more codes (levels, codebook_size) or more tokens (a smaller patch_size)"
+    if metric.bound is not None:
+        figure = f"{metric.name} {_number(metric, score)}, bound {_number(metric, metric.bound)}"
+        if not (score >= metric.bound if metric.higher_is_better else score <= metric.bound):
+            raise Failed(figure, advice)
+        return figure
+    if constant == perfect:
+        raise NotApplicable("the best constant is perfect already")
+    share = (score - constant) / (perfect - constant)
+    figure = f"{share:.0%} of the way from the best constant to perfect"
+    if not share >= HALF_WAY:
+        raise Failed(f"{figure}, expected {HALF_WAY:.0%}", advice)
+    return figure
+
+
+# ---------------------------------------------------------------- the tokens
+
+
+def counted(patient: Patient) -> CodebookUsage:
+    """Counts of the ids of all values."""
+    spec = patient.handle.spec
+    usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
+    for row in patient.rows:
+        usage.update(row)
+    if not usage.counts.sum():
+        raise NotApplicable("no value has a token")
+    return usage
+
+
+@gate
+def codebook(patient: Patient) -> str:
+    """Most codes are used that as many evenly spread tokens would use."""
+    patient.need_tokens()
+    if isinstance(patient.handle.spec.layout, SequenceLayout):
+        raise NotApplicable("a vocabulary of words, not a codebook")
+    usage = counted(patient)
+    reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
+    figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
+    if usage.usage < COLLAPSED * reachable:
+        raise Failed(figure, "fewer codes, the quantizer fsq, a lower learning rate, or longer training")
+    return figure
+
+
+@gate
+def varied(patient: Patient) -> str:
+    """Tokens differ between samples, and no id has nearly all of them."""
+    patient.need_tokens()
+    counts = counted(patient).counts.sum(axis=0)
+    share = counts.max() / counts.sum()
+    distinct = len({row.tobytes() for row in patient.rows})
+    figure = f"{distinct} of {len(patient.rows)} samples differ; the most frequent id has {share:.1%} of the tokens"
+    if share > MOST_FREQUENT or (distinct == 1 and len(patient.rows) > 1):
+        raise Failed(
+            figure, "the values hardly differ for the tokenizer: check its input, train longer, or use more codes"
+        )
+    return figure
+
+
+@gate
+def entropy(patient: Patient) -> str:
+    """Tokens carry a fair share of the bits that as many evenly spread ones would carry."""
+    patient.need_tokens()
+    usage = counted(patient)
+    most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
+    figure = f"{usage.entropy_bits:.2f} bits per token of {most:.2f} (perplexity {usage.perplexity:.0f})"
+    if usage.entropy_bits < LEAST_ENTROPY * most:
+        raise Failed(figure, "the vocabulary is larger than the values need: fewer codes, or a smaller patch_size")
+    return figure
+
+
+# ---------------------------------------------------------------- alignment
+
+
+@gate
+def crops(patient: Patient) -> str:
+    """Crops land where arithmetic says, and the edges of a sample's pictures lie on each other, whole and cropped."""
+    if not patient.values:
+        raise NotApplicable("no values")
+    subject = Subject(zoo=patient.zoo, name=patient.handle.name, workdir=Path(), given=[])
+    subject.values = patient.values[:REREAD]
+    try:
+        if reason := check_crop_geometry(subject):
+            raise NotApplicable(reason)
+    except (AssertionError, ZooError) as error:
+        raise Failed(
+            str(error), "let the hook transform cut crop.top, left, height, width (fractions), then flip"
+        ) from None
+    found = {other: shift for other in partners(patient) if (shift := edge_shift(patient, other)) is not None}
+    apart = {other: shift for other, shift in found.items() if not shift.aligned}
+    if apart:
+        other, shift = next(iter(apart.items()))
+        raise Failed(
+            f"edges of {other} lie {shift} (correlation {shift.correlation:.2f})",
+            f"the pictures of a sample have to show the same view: compare what made {patient.handle.name} and {other}",
+        )
+    told = f"; edges lie on those of {', '.join(found)}" if found else "; no other modality here has its edges"
+    return f"{len(CROPS)} crops as computed{told}"
+
+
+def partners(patient: Patient) -> list[str]:
+    """The other modalities of the data that are pictures of the same size."""
+    size = patient.values[0].shape[-2:]
+    found = []
+    for name in patient.store.modalities(patient.split):
+        if name != patient.handle.name and name in patient.zoo:
+            try:
+                other = patient.zoo[name]
+            except ZooError:
+                continue  # told where that modality is examined
+            shape = other.spec.value.shape
+            if other.spec.value.kind == "array" and other.implements("transform") and shape[-2:] == size:
+                found.append(name)
+    return found if min(size) >= SMALLEST else []
+
+
+def edge_shift(patient: Patient, other: str) -> Shift | None:
+    """The shift of whole values, or of cropped ones if only those are apart; None where few edges are common."""
+    handles = patient.handle, patient.zoo[other]
+    keys = patient.store.aligned_keys(patient.split, [handle.name for handle in handles])[:SHIFTED]
+    shifts = []
+    for crop in (Crop(), CROPS[2]):
+        pairs = []
+        for key in keys:
+            try:
+                pairs.append([patient.store.read(handle, patient.split, key, crop) for handle in handles])
+            except ZooError:
+                continue  # a value that is refused is told by the gate of values
+        if pairs:
+            shifts.append(shift_between(*map(list, zip(*pairs, strict=True))))
+    told = [shift for shift in shifts if shift.told]
+    return next((shift for shift in told if not shift.aligned), told[0] if told else None)
+
+
+@gate
+def store(patient: Patient) -> str:
+    """The token store was written by this tokenizer, and holds what it gives now."""
+    from tokenizers_zoo.data.tokens import TokenStore
+
+    if patient.token_store is None:
+        raise NotApplicable("no token store given (--tokens)")
+    handle = patient.handle
+    try:
+        column = TokenStore(patient.token_store).open(patient.split, handle.name)
+        column.check_codec(handle)
+        rows = column.rows
+        kept = [(key, value) for key, value in zip(patient.keys, patient.values, strict=True) if key in rows][:REREAD]
+        now = handle.encode([value for _, value in kept]) if kept else []
+        stored = column.take([rows[key] for key, _ in kept]) if kept else []
+    except ZooError as error:
+        raise Failed(
+            str(error), "point checkpoint to the tokenizer that wrote them, or tokenize with --overwrite"
+        ) from None
+    other = [key for (key, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
+    if other:
+        raise Failed(
+            f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
+            "the values were made anew since: tokenize with --overwrite",
+        )
+    return f"{len(column)} samples of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
+
+
+def _equal(stored: Any, now: Any) -> bool:
+    """True where stored tokens are those of now, numbers up to the rounding of their storage and ties of a few ids."""
+    first, second = np.asarray(stored).ravel(), np.asarray(now).ravel()
+    if first.size != second.size:
+        return False
+    if first.dtype.kind == "f":
+        return bool(np.allclose(first, second, rtol=2e-3, atol=2e-3))
+    return int((first != second).sum()) <= first.size // 50

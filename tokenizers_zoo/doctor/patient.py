@@ -1,0 +1,127 @@
+"""What the doctor looks at: one modality's held-out values, its tokenizer, and what came back of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.handle import ModalityHandle
+    from tokenizers_zoo.registry import Zoo
+
+STEPS = 100
+"""Training steps where there is no tokenizer yet."""
+
+
+class NotApplicable(Exception):
+    """The gate says nothing about this modality; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """How one gate went: its figures in words, and what to do where it failed."""
+
+    gate: str
+    passed: bool
+    figure: str
+    advice: str = ""
+    skipped: bool = False
+
+
+class Failed(Exception):
+    """A gate failed: its figures, and what to do."""
+
+    def __init__(self, figure: str, advice: str) -> None:
+        super().__init__(figure)
+        self.figure, self.advice = figure, advice
+
+
+@dataclass(kw_only=True)
+class Patient:
+    """One modality under examination: held-out values, what its tokenizer makes of them, and what came back."""
+
+    zoo: Zoo
+    handle: ModalityHandle
+    store: ValueStore
+    split: str
+    values: list[Any] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    trained: ModalityHandle | None = None
+    how_trained: str = ""
+    problem: str = ""
+    """Why there is no tokenizer, or why it cannot encode."""
+    rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    """The tokens of each value."""
+    decoded: list[Any] | None = None
+    token_store: Path | None = None
+
+    def read(self, limit: int) -> None:
+        """Read up to `limit` held-out values; those that are refused are noted with the reason."""
+        keys = sorted(self.store.keys(self.split, self.handle.name))[:limit]
+        with progress_bar(f"read {self.split}/{self.handle.name}", len(keys)) as advance:
+            for key in keys:
+                try:
+                    self.values.append(self.store.read(self.handle, self.split, key))
+                    self.keys.append(key)
+                except ZooError as error:
+                    self.refused[key] = str(error)
+                advance(1)
+
+    def encode(self, data: Path, steps: int | None, workdir: Path) -> None:
+        """Encode and decode the values, with the modality's tokenizer or one trained for `steps` steps."""
+        if not self.values:
+            self.problem = "no value can be read"
+            return
+        try:
+            if steps is None and self.handle.has_tokenizer:
+                self.trained, self.how_trained = self.handle, f"the one in {self.handle.checkpoint}"
+            else:
+                self._train(data, steps or STEPS, workdir)
+            assert self.trained is not None
+            tokens = self.trained.encode(self.values)
+            self.rows = [row if isinstance(row, np.ndarray) else row.cpu().numpy() for row in tokens]
+        except ZooError as error:
+            self.problem = str(error)
+            return
+        try:
+            self.decoded = self.trained.decode(tokens)
+        except ZooError as error:
+            if not self.handle.spec.continuous:
+                self.problem = str(error)
+
+    def _train(self, data: Path, steps: int, workdir: Path) -> None:
+        table = self.handle.known_settings().get("tokenizer")
+        counted = dataclasses.is_dataclass(table) and any(item.name == "steps" for item in dataclasses.fields(table))
+        folder = train_tokenizer(
+            self.zoo, self.handle.name, data, out=workdir / "tokenizer", overrides={"steps": steps} if counted else {}
+        )
+        self.trained = self.handle.at(folder)
+        self.how_trained = f"trained for {steps} steps" if counted else "trained"
+
+    def need_tokens(self) -> None:
+        """Raise NotApplicable where there are no discrete tokens."""
+        if self.problem:
+            raise NotApplicable("no tokens")
+        if self.handle.spec.continuous:
+            raise NotApplicable("continuous, no ids")
+
+
+GATES: dict[str, Callable[[Patient], str]] = {}
+"""Each gives its figures, or raises Failed or NotApplicable."""
+
+
+def gate(function: Callable[[Patient], str]) -> Callable[[Patient], str]:
+    """Add a function to GATES under its name."""
+    GATES[function.__name__] = function
+    return function

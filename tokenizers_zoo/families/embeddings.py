@@ -1,0 +1,238 @@
+"""Modalities that are only an input: up to so many vectors per sample, standardised, projected by the backbone.
+
+A plugin says which network makes the vectors, and of what; all else is here.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.pretrained import PretrainedError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.data.samples import TrainingSamples
+
+Vectors = npt.NDArray[Any]
+SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatisticsConfig:
+    """The `tokenizer` table of embeddings: nothing is trained, mean and deviation of each number are computed."""
+
+    samples: int = 2000
+    """Training samples that they are computed from, evenly spread over all."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingsSettings:
+    """Settings of embeddings. Raises ValueError, naming the field, for a value out of range."""
+
+    max_length: int = 64
+    """Most vectors of a sample; of more the first ones are kept."""
+    dim: int = 512
+    """Numbers of a vector: as the network has them."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How values and tokens are stored."""
+    tokenizer: StatisticsConfig = StatisticsConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+S = TypeVar("S", bound=EmbeddingsSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsTokenizer:
+    """Mean and deviation of each number, float32 `(dim,)`, and the most vectors of a sample."""
+
+    mean: Vectors
+    std: Vectors
+    max_length: int
+
+
+class EmbeddingsModality(Generic[S]):
+    """The hooks of one modality of vectors; `S` is its settings, a frozen dataclass.
+
+    Values are float32 `(vectors, dim)`, at least one vector. A subclass gives `summary`, `settings_type`, `source` and
+    `embed`. A sample's vectors stay as they are under the shared crop.
+    """
+
+    summary: ClassVar[str]
+    settings_type: type[S]
+    source: ClassVar[str]
+    """The modality that the vectors are derived from."""
+    licence: ClassVar[str] = "Apache-2.0"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            name="cosine",
+            higher_is_better=True,
+            meaning="mean over the target's vectors of the cosine to the predicted one in its place; 0 without one",
+        ),
+    )
+
+    def embed(self, value: Any, options: S) -> Vectors:
+        """The vectors `(vectors, dim)` of one value of `source`."""
+        raise NotImplementedError
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"EmbeddingsTokenizer/{type(self).__name__}"
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        options = settings.take(self.settings_type)
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order"),
+            layout=EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype),
+            vocab_size=0,
+            family="embeddings",
+            derived_from=(self.source,),
+            metrics=self.metrics,
+            licence=self.licence,
+            token_space="vectors at mean 0 and deviation 1 per number",
+        )
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Vectors:
+        """The vectors of the sample's source, the first `max_length`. Raises PretrainedError for another `dim`."""
+        options = settings.take(self.settings_type)
+        vectors = np.asarray(self.embed(sample[self.source], options), dtype=np.float32)[: options.max_length]
+        if vectors.shape[1] != options.dim:
+            raise PretrainedError(
+                f"{settings.origin.at('dim')}: the network gives vectors of {vectors.shape[1]} numbers, the settings "
+                f"say {options.dim}; set dim = {vectors.shape[1]}"
+            )
+        return vectors
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
+        import torch
+
+        from tokenizers_zoo.training import finish_run
+        from tokenizers_zoo.training_report import Evaluation
+        from tokenizers_zoo.training_state import TrainingRun
+
+        options = config.take(self.settings_type)
+        description = {"class": self.checkpoint_class, "modality": config.name, "dim": options.dim}
+        data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
+        training = {"samples": options.tokenizer.samples}
+        run = TrainingRun.open(out_dir, {"model": description, "training": training, "seed": seed, "data": data})
+        if run.finished:
+            return out_dir
+        if not len(samples.train) or not len(samples.test):
+            raise DataError(f"{config.name}: training and held-out samples are needed to compute its statistics")
+        start = time.perf_counter()
+        chosen = np.linspace(0, len(samples.train) - 1, min(options.tokenizer.samples, len(samples.train))).astype(int)
+        mean, std = vector_statistics([samples.train[int(index)] for index in chosen])
+        tokenizer = EmbeddingsTokenizer(mean, std, options.max_length)
+        held_out = [samples.test[index] for index in range(len(samples.test))]
+        back = self.decode(tokenizer, self.encode(tokenizer, held_out))
+        shown = [(self.render(v), self.render(b)) for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)]
+        evaluation = Evaluation(metrics=self.score(back, held_out), shown=shown, samples=len(held_out))
+        tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+        seconds = time.perf_counter() - start
+        finish_run(run, self.modality_spec(config), tensors, description, evaluation, steps=0, seconds=seconds)
+        return out_dir
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
+        """Mean and deviation. Raises CheckpointError where they are of vectors of another size."""
+        from tokenizers_zoo.checkpoint import load_checkpoint
+
+        tensors, _ = load_checkpoint(checkpoint, self.checkpoint_class)
+        options = settings.take(self.settings_type)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {"mean": (options.dim,), "std": (options.dim,)} or not bool((tensors["std"] > 0).all()):
+            raise CheckpointError(f"{checkpoint}: expected mean and std of {options.dim} numbers, got {shapes}")
+        return EmbeddingsTokenizer(tensors["mean"].numpy(), tensors["std"].numpy(), options.max_length)
+
+    @hookimpl
+    def encode(self, tokenizer: EmbeddingsTokenizer, values: Sequence[Vectors]) -> list[Vectors]:
+        """Standardised vectors of each value, float32 `(up to max_length, dim)`."""
+        return [(value[: tokenizer.max_length] - tokenizer.mean) / tokenizer.std for value in values]
+
+    @hookimpl
+    def decode(self, tokenizer: EmbeddingsTokenizer, tokens: Sequence[Vectors]) -> list[Vectors]:
+        """The vectors again."""
+        return [(np.asarray(item) * tokenizer.std + tokenizer.mean).astype(np.float32) for item in tokens]
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Vectors:
+        """A `.npy` file of float16 or float32 `(vectors, dim)`. Raises InvalidValueError."""
+        if extension != "npy":
+            raise InvalidValueError(f"expected a .npy file, got .{extension}")
+        dim = settings.take(self.settings_type).dim
+        try:
+            vectors = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InvalidValueError(f"damaged .npy file: {error}") from error
+        if vectors.dtype not in (np.float16, np.float32) or vectors.ndim != 2 or vectors.shape[1] != dim:
+            got = f"{vectors.dtype} {vectors.shape}"
+            raise InvalidValueError(f"expected float16 or float32 (vectors, {dim}), got {got}")
+        return vectors.astype(np.float32)
+
+    @hookimpl
+    def write_value(self, value: Vectors, settings: Settings) -> tuple[bytes, str]:
+        """A `.npy` file in the settings' dtype. Raises InvalidValueError for numbers that it cannot hold."""
+        dtype = settings.take(self.settings_type).dtype
+        with np.errstate(over="ignore"):
+            stored = value.astype(dtype)
+        if not np.isfinite(stored).all():
+            raise InvalidValueError(f'some numbers are not finite as {dtype}; set dtype = "float32"')
+        buffer = io.BytesIO()
+        np.save(buffer, stored, allow_pickle=False)
+        return buffer.getvalue(), "npy"
+
+    @hookimpl
+    def render(self, value: Vectors) -> str:
+        """How many vectors, how long."""
+        return f"{len(value)} vectors of {value.shape[1]} numbers, of length {np.linalg.norm(value, axis=1).mean():.3g}"
+
+    @hookimpl
+    def score(self, predicted: Sequence[Vectors], target: Sequence[Vectors]) -> dict[str, float]:
+        """Over all vectors of all targets together."""
+        total, count = 0.0, sum(len(truth) for truth in target)
+        for guess, truth in zip(predicted, target, strict=True):
+            pairs = min(len(guess), len(truth))
+            a, b = guess[:pairs].astype(np.float64), truth[:pairs].astype(np.float64)
+            lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            total += float((np.einsum("vd,vd->v", a, b) / np.maximum(lengths, 1e-12)).sum())
+        return {"cosine": total / count}
+
+
+def vector_statistics(values: Sequence[Vectors]) -> tuple[Vectors, Vectors]:
+    """Mean and deviation (at least 1e-6) of each number over all vectors of values `(vectors, dim)`, float32."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for value in values:
+        vectors = value.astype(np.float64)
+        count += len(vectors)
+        total = total + vectors.sum(axis=0)
+        squares = squares + (vectors**2).sum(axis=0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.astype(np.float32), np.maximum(deviation, 1e-6).astype(np.float32)

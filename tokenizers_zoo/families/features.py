@@ -1,0 +1,226 @@
+"""Feature maps: what a network sees at each place of a picture, as a grid of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
+from tokenizers_zoo.families.spatial.values import array_bytes, read_array
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.quantizers.config import QuantizerKind
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+LARGEST = 65504.0
+"""The largest number of float16, as which maps are stored."""
+CONSTANT_SAMPLES = 4096
+"""Values that a constant answer is computed from, evenly spread over those given."""
+SHOWN_PIXELS = 128
+"""Pixels along the longer side of a map's picture, about."""
+FEATURE_METRICS = (
+    Metric(
+        name="cosine",
+        higher_is_better=True,
+        meaning="mean cosine similarity of predicted and true vectors: 1 is the same direction, 0 a right angle",
+    ),
+    Metric(
+        name="variance_explained",
+        higher_is_better=True,
+        meaning="1 - squared error / squared distance of the true vectors from their mean: 1 is exact, 0 is that mean",
+    ),
+)
+"""What feature maps and global vectors are scored by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapTokenizerConfig(TokenizerConfig):
+    """The `tokenizer` table of a feature map: a small ViT and a cosine codebook, each vector one token."""
+
+    steps: int = 400
+    """Optimizer steps."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+    quantizer: QuantizerKind = "vq"
+    """How latents become tokens; see `QuantizerConfig.kind`."""
+    blocks: Literal["conv", "vit"] = "vit"
+    """Kind of encoder and decoder; see `BlockConfig.kind`."""
+    width: int = 192
+    """Numbers per token inside encoder and decoder."""
+    depth: int = 2
+    """Transformer blocks of the encoder, and of the decoder."""
+    heads: int | None = None
+    """vit: attention heads."""
+    flip: bool = False
+    """Mirror half of the training maps, which is not quite what the network makes of mirrored pictures."""
+
+
+def published_map(side: int) -> dict[str, Any]:
+    """Settings of 4M's tokenizers of feature maps: ViT-B both ways, 8,192 cosine codes of 32 numbers, smooth L1.
+
+    arXiv 2406.09406, appendix. How long to train, and in which batches, depends on the machine.
+    """
+    return {
+        "map_size": side,
+        "tokenizer": {
+            "quantizer": "vq",
+            "codebook_size": 8192,
+            "codebook_dim": 32,
+            "decay": 0.99,
+            "latent_dim": 32,
+            "blocks": "vit",
+            "width": 768,
+            "depth": 12,
+            "heads": 12,
+            "loss": "smooth_l1",
+            "learning_rate": 1e-4,
+            "warmup_steps": 5000,
+            "weight_decay": 0.05,
+            "ema_decay": 0.999,
+            "precision": "bfloat16",
+            "steps": 200_000,
+            "batch_size": 64,
+            "eval_every": 2000,
+        },
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapSettings:
+    """Settings of a feature map. A plugin derives from it to say the size, and the network where it derives values."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Tables of settings by name; keys that are given beside `preset` go before those of its table."""
+
+    preset: str | None = None
+    """"4m" for the published size, where there is one; trained on accelerators, not in minutes."""
+    map_size: int | tuple[int, int] = 14
+    """Vectors along each side: one number for squares, or [rows, columns]."""
+    tokenizer: MapTokenizerConfig = MapTokenizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in self.presets:
+            raise ValueError("preset: this map has none; leave it out")
+        if min(self.size) < 1:
+            raise ValueError(f"map_size: expected at least 1 vector, got {self.map_size}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of vectors."""
+        return (self.map_size, self.map_size) if isinstance(self.map_size, int) else self.map_size
+
+    @property
+    def patch_size(self) -> int:
+        """Vectors per token along each side: always one."""
+        return 1
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """Tokens per column and per row, and per vector where it has several."""
+        return self.tokenizer.quantizer_config().token_shape(self.size)
+
+
+class FeatureMapModality(SpatialModality):
+    """A map of vectors, float32 (channels, rows, columns), one token (or several codes) per vector.
+
+    Maps are stored as float16, whose relative error of 0.0005 is far below that of any tokenizer. The shared crop cuts
+    and resizes the map like a picture, which is close to, but not, what the network would make of the cropped picture:
+    a vector knows its surroundings. So is a mirrored map; networks that were trained on mirrored pictures make it
+    nearly so. Where that matters, derive from the crops.
+    """
+
+    settings_class: ClassVar[type[Any]] = MapSettings
+    loss = "smooth_l1"
+    common_scale = True  # channels that hardly vary say little of a vector's direction
+    metrics = FEATURE_METRICS
+    token_space = "vectors less their mean, at deviation 1 over all channels"
+
+    def read(self, data: bytes, extension: str, options: Any) -> Array:
+        value = read_array(data, extension)
+        if value.ndim != 3 or value.dtype.kind != "f":
+            raise ValueError(f"expected floats (channels, rows, columns), got {value.dtype} {value.shape}")
+        return value.astype(np.float32)
+
+    def write(self, value: Array, options: Any) -> tuple[bytes, str]:
+        return array_bytes(np.clip(value, -LARGEST, LARGEST).astype(np.float16)), "npy"
+
+    def picture(self, value: Array, options: Any) -> PIL.Image.Image:
+        """The map's three main directions as red, green and blue; a colour means something within one map only."""
+        from PIL import Image
+
+        rows, columns = value.shape[1:]
+        scale = max(1, round(SHOWN_PIXELS / max(rows, columns)))
+        image = Image.fromarray(np.ascontiguousarray(main_colours(value)))
+        return image.resize((columns * scale, rows * scale), Image.Resampling.NEAREST)
+
+    def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
+        return agreement(predicted, target)
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[Array], settings: Settings) -> Array:
+        """At each place the vector with the greatest mean cosine with these values, of their mean length, in bounds."""
+        central = central_value(values)
+        return central if self.low is None and self.high is None else np.clip(central, self.low, self.high)
+
+
+def agreement(predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, float]:
+    """FEATURE_METRICS over aligned arrays whose first axis is that of the channels, in float64.
+
+    The cosine of a vector of length 0 is 1 with another one, and 0 with any other vector. Where the true vectors do not
+    vary, as a single one does not, their distances are taken from 0.
+    """
+    cosine, error, count = 0.0, 0.0, 0
+    total, squares = np.zeros(len(target[0])), 0.0
+    for p, t in zip(predicted, target, strict=True):
+        a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (p, t))
+        lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+        both_zero = ~a.any(axis=0) & ~b.any(axis=0)
+        cosine += float(np.where(both_zero, 1.0, (a * b).sum(axis=0) / np.maximum(lengths, 1e-12)).sum())
+        error += float(((a - b) ** 2).sum())
+        total, squares, count = total + b.sum(axis=1), squares + float((b**2).sum()), count + b.shape[1]
+    around_mean = squares - float((total**2).sum()) / count
+    varies = around_mean > 1e-9 * squares
+    explained = 1 - error / max(around_mean if varies else squares, 1e-12)
+    return {"cosine": cosine / count, "variance_explained": explained}
+
+
+def central_value(values: Sequence[Array]) -> Array:
+    """The best constant answer to values (channels, ...) by mean cosine, from CONSTANT_SAMPLES of them: float32.
+
+    For vectors of length 1 the sum of cosines with a direction is its product with their sum, so their mean direction
+    is the best one; it is given their mean length.
+    """
+    picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
+    directions, length = np.zeros(1), np.zeros(1)
+    for value in (np.asarray(values[index], dtype=np.float64) for index in picked):
+        lengths = np.linalg.norm(value, axis=0, keepdims=True)
+        directions = directions + value / np.maximum(lengths, 1e-12)
+        length = length + lengths / len(picked)
+    central = directions / np.maximum(np.linalg.norm(directions, axis=0, keepdims=True), 1e-12) * length
+    return central.astype(np.float32)
+
+
+def main_colours(value: Array) -> NDArray[np.uint8]:
+    """A map's three principal components over its places, as colours (rows, columns, 3) around grey.
+
+    Signs are such that the largest weight of a component is positive, so that like maps look alike; three deviations
+    are full colour.
+    """
+    channels, rows, columns = value.shape
+    vectors = value.reshape(channels, -1).T.astype(np.float64)
+    centred = vectors - vectors.mean(axis=0)
+    left, scales, right = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
+    parts = (left * scales * signs)[:, :3]
+    parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))
+    deviations = parts.std(axis=0)
+    shown = 0.5 + parts / np.maximum(6 * deviations, 1e-12) * (deviations > 1e-6 * max(float(scales[0]), 1e-12))
+    return (np.clip(shown, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(rows, columns, 3)

@@ -1,0 +1,258 @@
+"""The base class of plugins whose value is a list of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.families.objects.grammar import Axis, ObjectGrammar
+from tokenizers_zoo.families.objects.settings import ObjectModelConfig, ObjectSettings
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, SequenceLayout, ValueSpec
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.families.objects.model import ObjectTokenizer
+
+Array = NDArray[Any]
+Fitted = Mapping[str, Array]
+
+
+class ObjectModality:
+    """A modality whose value holds any number of objects, and becomes one sequence (see `ObjectGrammar`).
+
+    Of each object some numbers are told by coordinate tokens, and an item of fixed shape by the codes of a VQ
+    autoencoder, which is trained on the items alone. A plugin sets the attributes and says how a value is split into
+    objects and joined again; `fit` may compute what both need to know of the training values.
+    """
+
+    settings_class: ClassVar[type[ObjectSettings]] = ObjectSettings
+    summary: ClassVar[str]
+    loss: ClassVar[Literal["smooth_l1", "bce"]]
+    """smooth_l1: items are any numbers; bce: items are 0 or 1, and `join` is given logits."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+
+    def options(self, settings: Settings) -> Any:
+        """The plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        """What one value looks like."""
+        raise NotImplementedError
+
+    def axes(self, options: Any) -> tuple[Axis, ...]:
+        """What is told by coordinates; the first is the one that a reader of damaged tokens goes on from."""
+        raise NotImplementedError
+
+    def item_shape(self, options: Any) -> tuple[int, ...]:
+        """Shape of an item: (numbers,), or (channels, height, width)."""
+        raise NotImplementedError
+
+    def max_objects(self, options: Any) -> int:
+        """The most objects of one value that become tokens."""
+        raise NotImplementedError
+
+    def split(self, value: Any, options: Any) -> list[Any]:
+        """The objects of a value, most important first. Raises InvalidValueError where it is not a value."""
+        raise NotImplementedError
+
+    def items(self, objects: Sequence[Any], options: Any) -> Array:
+        """What is tokenized of objects: float32 (objects, *item_shape)."""
+        raise NotImplementedError
+
+    def coordinates(self, objects: Sequence[Any], fitted: Fitted, options: Any) -> Array:
+        """The numbers that coordinates tell: (objects, axes); they are clipped to their axes."""
+        raise NotImplementedError
+
+    def join(self, coordinates: Array, items: Array, fitted: Fitted, options: Any) -> Any:
+        """A value of any coordinates within their axes and any items: the inverse of split."""
+        raise NotImplementedError
+
+    def fitted_shapes(self, options: Any) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `fit` gives."""
+        return {}
+
+    def fit(self, objects: Sequence[Any], options: Any) -> dict[str, Array]:
+        """What `coordinates` and `join` need to know of the training values, kept with the tokenizer."""
+        return {}
+
+    def seen(self, value: Any, crop: Crop, options: Any) -> Any:
+        """The value seen through the shared crop and flip, at the size of the settings. Raises InvalidValueError."""
+        raise NotImplementedError
+
+    def read(self, data: bytes, extension: str, options: Any) -> Any:
+        """One value from a file's bytes. Raises ValueError or InvalidValueError."""
+        raise NotImplementedError
+
+    def write(self, value: Any, options: Any) -> tuple[bytes, str]:
+        """A file's bytes and extension."""
+        raise NotImplementedError
+
+    def picture(self, value: Any, options: Any) -> PIL.Image.Image:
+        """The value as a picture."""
+        raise NotImplementedError
+
+    def measure(self, predicted: Sequence[Any], target: Sequence[Any], options: Any) -> Mapping[str, float]:
+        """The numbers of `metrics` over aligned lists."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ what follows from it
+
+    def model_config(self, settings: Settings) -> ObjectModelConfig:
+        """The model that the settings ask for. Raises ConfigError where encoder and items do not fit."""
+        options = self.options(settings)
+        table, shape = options.tokenizer, self.item_shape(options)
+        where = settings.origin.inner("tokenizer")
+        picture = len(shape) == 3
+        if picture == (table.blocks == "mlp"):
+            fitting = "conv or vit" if picture else "mlp"
+            raise ConfigError(
+                f"{where.at('blocks')}: expected {fitting} for items of shape {shape}, got {table.blocks}"
+            )
+        if picture and (shape[1] % table.patch_size or shape[2] % table.patch_size):
+            raise ConfigError(
+                f"{where.at('patch_size')}: {table.patch_size} does not divide the {shape[1]} x {shape[2]} pixels that"
+                " are tokenized of an object"
+            )
+        return ObjectModelConfig(
+            item_shape=shape,
+            fitted=self.fitted_shapes(options),
+            latent_dim=table.latent_dim,
+            quantizer=table.quantizer_config(),
+            blocks=table.block_config(),
+            patch_size=table.patch_size if picture else 1,
+        )
+
+    def grammar(self, settings: Settings) -> ObjectGrammar:
+        """The ids and what they mean."""
+        options, model = self.options(settings), self.model_config(settings)
+        return ObjectGrammar(
+            sentinels=options.sentinels,
+            axes=len(self.axes(options)),
+            bins=options.bins,
+            positions=model.positions,
+            codebooks=model.quantizer.codes_per_position,
+            codebook_size=model.quantizer.codebook_size,
+        )
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"ObjectTokenizer/{type(self).__name__}"
+
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """The checkpoint's config for these settings, JSON types."""
+        options = self.options(settings)
+        return {
+            "class": self.checkpoint_class,
+            "modality": settings.name,
+            "loss": self.loss,
+            "flip": options.tokenizer.flip,
+            "axes": [asdict(axis) for axis in self.axes(options)],
+            "grammar": asdict(self.grammar(settings)),
+            "model": asdict(self.model_config(settings)),
+        }
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        options, grammar = self.options(settings), self.grammar(settings)
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=self.value_spec(options),
+            layout=SequenceLayout(
+                max_length=self.max_objects(options) * grammar.object_length,
+                end=grammar.end,
+                sentinel_start=grammar.sentinel_start,
+                num_sentinels=grammar.sentinels,
+            ),
+            vocab_size=grammar.vocab_size,
+            family="objects",
+            derived_from=self.derived_from,
+            metrics=self.metrics,
+            licence=self.licence,
+            aliases=self.aliases,
+            token_space=f"per object {grammar.axes} coordinates and {grammar.codes} codes",
+        )
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Train the autoencoder of the objects' items in the common loop."""
+        from tokenizers_zoo.families.objects.model import ObjectTask
+        from tokenizers_zoo.training import train
+
+        return train(ObjectTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ObjectTokenizer:
+        """The trained autoencoder in eval mode, checked against the settings. Raises CheckpointError."""
+        from tokenizers_zoo.families.objects.model import ObjectTokenizer
+
+        return ObjectTokenizer.load(self, settings, checkpoint, device)
+
+    @hookimpl
+    def encode(self, tokenizer: ObjectTokenizer, values: Sequence[Any]) -> list[Array]:
+        """Ids of each value, int64 (tokens,), whole objects only; the least important beyond the most are left out."""
+        return tokenizer.encode(list(values))
+
+    @hookimpl
+    def decode(self, tokenizer: ObjectTokenizer, tokens: Sequence[Any]) -> list[Any]:
+        """The value of each sequence of ids, whatever they are."""
+        return tokenizer.decode(list(tokens))
+
+    @hookimpl
+    def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
+        """The shared crop, flip and resize."""
+        return self.seen(value, crop, self.options(settings))
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
+        """One value from a file's bytes."""
+        try:
+            return self.read(data, extension, self.options(settings))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
+
+    @hookimpl
+    def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
+        """A file's bytes and extension."""
+        return self.write(value, self.options(settings))
+
+    @hookimpl
+    def render(self, value: Any, settings: Settings) -> PIL.Image.Image:
+        """The value as a picture."""
+        return self.picture(value, self.options(settings))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
+        """The metrics over aligned lists."""
+        return self.measure(predicted, target, self.options(settings))
+
+    def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
+        """The objects of each value, at most `max_objects`. Raises InvalidValueError, naming the place in the batch."""
+        found = []
+        for index, value in enumerate(values):
+            try:
+                found.append(self.split(_as_given(value), options)[: self.max_objects(options)])
+            except InvalidValueError as error:
+                place = f" (value {index} of {len(values)})" if len(values) > 1 else ""
+                raise InvalidValueError(f"{name}: {error}{place}") from None
+        return found
+
+
+def _as_given(value: Any) -> Any:
+    """A row of a tensor as the array that it was made of."""
+    return np.asarray(value.cpu()) if hasattr(value, "cpu") else value

@@ -1,0 +1,109 @@
+"""Settings of the diffusion decoder of image-like modalities, readable without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The table `tokenizer.diffusion`: a second decoder, which draws what tokens leave open instead of averaging it.
+
+    The first lines say what is trained, the last ones, from `sampler` on, how it is run: those may change at any time.
+    """
+
+    sampling_fields: ClassVar[tuple[str, ...]] = ("sampler", "sampling_steps", "guidance_scale", "seed")
+
+    base: str | None = None
+    """Folder (or hub id) of a trained tokenizer whose encoder, quantizer and plain decoder are kept as they are, so
+    that its tokens, token stores and backbones stay valid; absent trains everything together."""
+    target: Literal["values", "residual"] = "values"
+    """values: the decoder makes values from codes; residual, with `base` only: what the plain decoder's output lacks,
+    from codes and that output (predict and refine, arXiv 2112.02475), which needs far fewer steps."""
+    prediction: Literal["x0", "v", "epsilon"] = "x0"
+    """What the network is trained to give: the clean target, the velocity (arXiv 2202.00512), or the noise.
+
+    v and epsilon hold the noise of all channels x patch_size^2 numbers of a cell: they want a width of at least that.
+    """
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Noise over time: linear betas (arXiv 2006.11239), or the squared cosine of arXiv 2102.09672, with less noise."""
+    zero_terminal_snr: bool = True
+    """Whether the last time is pure noise, as sampling assumes (arXiv 2305.08891); epsilon cannot learn from that."""
+    drop_share: float = 0.1
+    """Share of the training samples whose codes are hidden, for guidance (arXiv 2207.12598)."""
+    patch_size: int = 4
+    """Pixels per cell of the network, along each side; divides the modality's patch size."""
+    width: int = 32
+    """Channels at the network's finest resolution; a multiple of 16."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each resolution as multiples of the width; each is half as fine as the one before."""
+    depth: int = 1
+    """Residual blocks per resolution on the way down; one more on the way up."""
+    attention: int = 0
+    """How many of the coarsest resolutions attend to all of their cells, beyond the middle, which always does."""
+    sampler: Literal["ddim", "dpm"] = "ddim"
+    """DDIM without noise (arXiv 2010.02502), or DPM-Solver++ of second order (arXiv 2211.01095)."""
+    sampling_steps: int = 10
+    """Passes through the network for one decoding, or twice as many with guidance."""
+    guidance_scale: float = 1.0
+    """1 goes by the codes alone; more goes further away from what the network draws without codes."""
+    seed: int = 0
+    """Chooses among the values that fit the same tokens; the same seed and tokens give the same values."""
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "prediction: epsilon says nothing of a target that is all noise; choose x0 or v, or set"
+                " zero_terminal_snr = false"
+            )
+        if self.target == "residual" and self.base is None:
+            raise ValueError("target: residual refines a plain decoder that is trained already; name it by base")
+        for name in ("patch_size", "depth", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.sampling_steps > NOISE_LEVELS:
+            raise ValueError(f"sampling_steps: expected up to {NOISE_LEVELS}, got {self.sampling_steps}")
+        if self.width < 16 or self.width % 16:
+            raise ValueError(f"width: expected a multiple of 16, got {self.width}")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers: expected one or more numbers of at least 1, got {list(self.multipliers)}")
+        if not 0 <= self.attention <= len(self.multipliers):
+            raise ValueError(f"attention: expected 0 to {len(self.multipliers)} resolutions, got {self.attention}")
+        if not 0 <= self.drop_share < 1:
+            raise ValueError(f"drop_share: expected a share in [0, 1), got {self.drop_share}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale: expected 0 or more, got {self.guidance_scale}")
+        if self.guidance_scale != 1 and not self.drop_share:
+            raise ValueError("guidance_scale: needs a drop_share above 0 in training; without, leave it at 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
+
+    def trained(self) -> dict[str, Any]:
+        """What the weights depend on, JSON types, without the place of `base`."""
+        left_out = {"base", *self.sampling_fields}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+    def sampled_as(self, other: DiffusionConfig) -> DiffusionConfig:
+        """The same network, run as `other` says."""
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in self.sampling_fields})
+
+
+NOISE_LEVELS = 1000
+"""Times at which the target is more and more noise."""
+
+PUBLISHED_DIFFUSION: dict[str, Any] = {
+    "prediction": "x0",
+    "schedule": "linear",
+    "drop_share": 0.0,
+    "patch_size": 4,
+    "width": 256,
+    "multipliers": [1, 2, 2, 2],
+    "depth": 3,
+    "attention": 2,
+    "sampler": "ddim",
+    "sampling_steps": 50,
+}
+"""The patched UNet decoder of 4M's image, depth, normal and edge tokenizers."""

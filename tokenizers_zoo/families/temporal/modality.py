@@ -1,0 +1,130 @@
+"""The base class of plugins for modalities that run over time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.spatial import ImageValues
+from tokenizers_zoo.families.spatial.settings import LossName
+from tokenizers_zoo.families.spatial.values import QUANTILES
+from tokenizers_zoo.families.temporal.settings import TemporalModelConfig, token_grid
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import GridLayout, ModalitySpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.families.temporal.model import TemporalCodec
+
+
+class TemporalModality(ImageValues):
+    """Continuous values that run over time, whose tokens come from a VQ autoencoder on a grid with 1 to 3 axes.
+
+    Files, pictures, metrics and the constant answer are hooked as in `ImageValues`. A plugin derives from
+    `SeriesModality` or `ClipModality`; a base of its own gives `value_spec`, `transform` and `to_model`.
+    """
+
+    loss: ClassVar[LossName] = "l1"
+    token_space: ClassVar[str] = ""
+
+    def to_model(self, values: torch.Tensor, options: Any) -> torch.Tensor:
+        """What the tokenizer works on: (batch, *value) -> (batch, channels, *axes), axes as the settings' `sizes`."""
+        return values
+
+    def from_model(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
+        """Values within their bounds, from any output of the tokenizer: the inverse of `to_model`."""
+        return outputs if self.low is None and self.high is None else outputs.clamp(self.low, self.high)
+
+    def model_channels(self, options: Any) -> int:
+        """Channels of what the tokenizer works on."""
+        return self.channels
+
+    def signal(self, options: Any) -> dict[str, Any]:
+        """Settings without which tokens would mean something else, JSON types: a tokenizer of others is refused."""
+        return {}
+
+    def model_config(self, options: Any) -> TemporalModelConfig:
+        """The model that these settings ask for."""
+        return TemporalModelConfig(
+            channels=self.model_channels(options),
+            patch=options.patch,
+            latent_dim=options.tokenizer.latent_dim,
+            quantizer=options.tokenizer.quantizer_config(),
+            blocks=options.tokenizer.block_config(),
+        )
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"TemporalTokenizer/{type(self).__name__}"
+
+    def _constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
+        """Per number the median, other quantiles and the mean of values `(count, ...)`."""
+        maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
+        bounded = [np.clip(found, self.low, self.high) for found in maps] if self.low is not None else maps
+        return [found.astype(np.float32) for found in bounded]
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        options = self.options(settings)
+        quantizer = options.tokenizer.quantizer_config()
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=self.value_spec(options),
+            layout=GridLayout(shape=token_grid(options)),
+            vocab_size=quantizer.codebook_size,
+            num_codebooks=quantizer.codes_per_position,
+            family="temporal",
+            derived_from=self.derived_from,
+            metrics=self.metrics,
+            licence=self.licence,
+            token_space=self.token_space,
+        )
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Train the autoencoder in the common loop."""
+        from tokenizers_zoo.families.temporal.model import TemporalTask
+        from tokenizers_zoo.training import train
+
+        return train(TemporalTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> TemporalCodec:
+        """The trained autoencoder, in eval mode; it runs on other lengths and sizes than it was trained on, too."""
+        from tokenizers_zoo.families.temporal.model import TemporalCodec
+
+        return TemporalCodec.load(self, settings, checkpoint, device)
+
+    @hookimpl
+    def encode(self, tokenizer: TemporalCodec, values: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 (batch, *grid) of values of any size that the patch divides."""
+        return tokenizer.encode(values)
+
+    @hookimpl
+    def decode(self, tokenizer: TemporalCodec, tokens: torch.Tensor) -> torch.Tensor:
+        """Values of tokens (batch, *grid)."""
+        return tokenizer.decode(tokens)
+
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """The checkpoint's config for these settings, JSON types."""
+        options = self.options(settings)
+        return {
+            "class": self.checkpoint_class,
+            "modality": settings.name,
+            "sizes": list(options.sizes),
+            "signal": self.signal(options),
+            "loss": options.tokenizer.loss or self.loss,
+            **options.tokenizer.extra_losses(),
+            "flip": options.tokenizer.flip,
+            "model": asdict(self.model_config(options)),
+        }

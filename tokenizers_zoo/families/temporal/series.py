@@ -1,0 +1,50 @@
+"""Time series: several channels over a number of time steps, as a row of tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.temporal.modality import TemporalModality
+from tokenizers_zoo.families.temporal.settings import SeriesSettings
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Crop, ValueSpec
+
+
+class SeriesModality(TemporalModality):
+    """float32 (channels, time). A plugin sets attributes, and `mirrored` where left and right mean something."""
+
+    settings_class: ClassVar[type[Any]] = SeriesSettings
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        """What one value looks like at the length of the settings."""
+        return ValueSpec(
+            shape=(self.channels, options.length),
+            unit=self.unit,
+            low=self.low,
+            high=self.high,
+            description=self.description,
+        )
+
+    def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The same series of a scene whose left and right are exchanged."""
+        return value
+
+    @hookimpl
+    def transform(self, value: NDArray[Any], crop: Crop, settings: Settings) -> NDArray[Any]:
+        """The first `length` time steps, mirrored where the crop says so; a crop does not cut time.
+
+        Raises InvalidValueError for another number of channels, and where the series is shorter.
+        """
+        options = self.options(settings)
+        if value.shape[0] != self.channels or value.shape[1] < options.length:
+            raise InvalidValueError(
+                f"{settings.name}: expected {self.channels} channels of at least {options.length} time steps"
+                f" ({settings.origin.at('length')}), got {value.shape[0]} of {value.shape[1]}"
+            )
+        value = value[:, : options.length]
+        return np.ascontiguousarray(self.mirrored(value)) if crop.flip else value

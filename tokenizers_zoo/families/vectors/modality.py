@@ -1,0 +1,136 @@
+"""The base class of plugins for global vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
+from tokenizers_zoo.families.vectors.settings import LossName, VectorModelConfig, VectorSettings
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.families.vectors.model import VectorTokenizer
+
+Array = NDArray[Any]
+COLUMNS, CELL = 32, 4
+"""Numbers per row of a vector's picture, and pixels per number along each side."""
+
+
+class VectorModality:
+    """A vector float32 (dim,) of a whole value, as one token per codebook.
+
+    Where it is the vector of a picture, it is that of the whole one, and stays as it is under the shared crop and flip.
+    """
+
+    settings_class: ClassVar[type[VectorSettings]] = VectorSettings
+    summary: ClassVar[str]
+    dim: ClassVar[int]
+    """Numbers of a value."""
+    loss: ClassVar[LossName] = "cosine"
+    unit: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    metrics: ClassVar[tuple[Metric, ...]] = FEATURE_METRICS
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+
+    def options(self, settings: Settings) -> Any:
+        """The plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def model_config(self, options: Any) -> VectorModelConfig:
+        """The model that these settings ask for."""
+        table = options.tokenizer
+        return VectorModelConfig(
+            dim=self.dim,
+            loss=table.loss or self.loss,
+            latent_dim=table.latent_dim,
+            width=table.width,
+            depth=table.depth,
+            quantizer=table.quantizer_config(),
+        )
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"VectorTokenizer/{type(self).__name__}"
+
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """The checkpoint's config for these settings, JSON types."""
+        model = asdict(self.model_config(self.options(settings)))
+        return {"class": self.checkpoint_class, "modality": settings.name, "model": model}
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        quantizer = self.options(settings).tokenizer.quantizer_config()
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=ValueSpec(shape=(self.dim,), unit=self.unit, description=self.description),
+            layout=VectorLayout(length=quantizer.codes_per_position),
+            vocab_size=quantizer.codebook_size,
+            num_codebooks=quantizer.codes_per_position,
+            family="vectors",
+            derived_from=self.derived_from,
+            metrics=self.metrics,
+            licence=self.licence,
+            token_space="numbers at mean 0 and deviation 1",
+        )
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Train the autoencoder in the common loop."""
+        from tokenizers_zoo.families.vectors.model import VectorTask
+        from tokenizers_zoo.training import train
+
+        return train(VectorTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> VectorTokenizer:
+        """The trained autoencoder in eval mode. Raises CheckpointError."""
+        from tokenizers_zoo.families.vectors.model import VectorTokenizer
+
+        return VectorTokenizer.load(self, settings, checkpoint, device)
+
+    @hookimpl
+    def encode(self, tokenizer: VectorTokenizer, values: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 (batch, codebooks) of values (batch, dim)."""
+        return tokenizer.encode(values)
+
+    @hookimpl
+    def decode(self, tokenizer: VectorTokenizer, tokens: torch.Tensor) -> torch.Tensor:
+        """Values float32 (batch, dim) of tokens (batch, codebooks)."""
+        return tokenizer.decode(tokens)
+
+    @hookimpl
+    def render(self, value: Array) -> PIL.Image.Image:
+        """Its numbers row by row, blue below 0 and red above; full colour is 3 root mean squares."""
+        from PIL import Image
+
+        numbers = np.pad(value.astype(np.float64), (0, -len(value) % COLUMNS)).reshape(-1, COLUMNS)
+        fade = 1 - np.minimum(np.abs(numbers) / max(3 * float(np.sqrt((value**2).mean())), 1e-12), 1)
+        colours = np.stack([np.where(numbers > 0, 1, fade), fade, np.where(numbers < 0, 1, fade)], axis=-1)
+        pixels = np.ascontiguousarray((colours * 255 + 0.5).astype(np.uint8))
+        return Image.fromarray(pixels.repeat(CELL, axis=0).repeat(CELL, axis=1))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Array], target: Sequence[Array]) -> Mapping[str, float]:
+        """FEATURE_METRICS over aligned lists."""
+        return agreement([np.asarray(value) for value in predicted], [np.asarray(value) for value in target])
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[Array]) -> Array:
+        """The vector with the greatest mean cosine with these values, of their mean length."""
+        return central_value(values)

@@ -1,0 +1,208 @@
+"""The VQ autoencoder of global vectors, how it is trained, and the tokenizer that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_zoo.blocks.mlp import Mlp
+from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.config import Origin, Settings, from_mapping
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.vectors.settings import VectorModelConfig
+from tokenizers_zoo.quantizers import build_quantizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+    from tokenizers_zoo.families.vectors.modality import VectorModality
+
+STATISTICS_SAMPLES = 4096
+"""Training values from which mean, deviation and length are computed."""
+LEAST_DEVIATION = 0.01
+"""Share of the mean deviation below which no number's deviation is taken to be."""
+CHUNK = 64
+"""Vectors that go through the model at once; see `VectorTokenizer`."""
+
+
+class InvertedBottleneck(nn.Module):
+    """Norm, linear to 4 x width, GELU, linear back, and a residual sum (arXiv 2306.13575, section 3.2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Same shape as `x`."""
+        return x + self.mlp(self.norm(x))
+
+
+def bottleneck_mlp(in_dim: int, width: int, depth: int, out_dim: int) -> nn.Sequential:
+    """Linear, `depth` blocks, norm, linear: (batch, in_dim) to (batch, out_dim)."""
+    blocks = [InvertedBottleneck(width) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(in_dim, width), *blocks, nn.LayerNorm(width), nn.Linear(width, out_dim))
+
+
+class VectorVQ(nn.Module):
+    """Encoder, quantizer and decoder of vectors, with the mean, deviation and mean length of the training values."""
+
+    mean: Tensor
+    std: Tensor
+    length: Tensor
+
+    def __init__(self, config: VectorModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = bottleneck_mlp(config.dim, config.width, config.depth, config.latent_dim)
+        self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
+        self.decoder = bottleneck_mlp(config.latent_dim, config.width, config.depth, config.dim)
+        self.register_buffer("mean", torch.zeros(config.dim))
+        self.register_buffer("std", torch.ones(config.dim))
+        self.register_buffer("length", torch.ones(()))
+
+    def forward(self, values: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, ""]]:
+        """Outputs at mean 0 and deviation 1 after the quantizer, and its loss."""
+        quantized = self.quantizer(self.encoder(self.standardise(values)))
+        return self.decoder(quantized.codes), quantized.loss
+
+    def standardise(self, values: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Values at mean 0 and deviation 1."""
+        return (values - self.mean) / self.std
+
+    def restore(self, outputs: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Values of outputs: the inverse of `standardise`; where only directions were trained, of the mean length."""
+        values = outputs * self.std + self.mean
+        return F.normalize(values, dim=1, eps=1e-12) * self.length if self.config.loss == "cosine" else values
+
+    def encode(self, values: Float[Tensor, "batch dim"]) -> Int[Tensor, "batch codes"]:
+        """Tokens of values."""
+        return self.quantizer.encode(self.encoder(self.standardise(values))).reshape(len(values), -1)
+
+    def decode(self, tokens: Int[Tensor, "batch codes"]) -> Float[Tensor, "batch dim"]:
+        """Values of tokens."""
+        codes = self.quantizer.decode(tokens if self.quantizer.codes_per_position > 1 else tokens[:, 0])
+        return self.restore(self.decoder(codes))
+
+
+class VectorTokenizer:
+    """What encode and decode work with, in float32.
+
+    The model runs on chunks of one size, the last one filled up: kernels for another batch size round differently, and
+    a latent on the border between two codes would then change its token.
+    """
+
+    def __init__(self, module: VectorVQ, device: str = "cpu") -> None:
+        self.device = device
+        self.module = module.to(device).eval()
+
+    @classmethod
+    def load(cls, modality: VectorModality, settings: Settings, folder: Path, device: str) -> VectorTokenizer:
+        """Load a checkpoint folder. Raises CheckpointError where it is damaged, or not what the settings ask for.
+
+        The sizes of encoder and decoder are those of the checkpoint; vector and tokens have to be the settings'.
+        """
+        tensors, config = load_checkpoint(folder, modality.checkpoint_class)
+        try:
+            found = from_mapping(VectorModelConfig, config["model"], Origin(table="model"))
+            module = VectorVQ(found)
+            module.load_state_dict(tensors)
+        except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
+        wanted = modality.model_config(modality.options(settings))
+        for what, here, there in (
+            ("dim", found.dim, wanted.dim),
+            ("quantizer", asdict(found.quantizer), asdict(wanted.quantizer)),
+        ):
+            if here != there:
+                raise CheckpointError(
+                    f"{settings.name}: the tokenizer at {folder} has {what} {here}, but"
+                    f" {settings.origin.at(what)} asks for {there}; change the settings, or train another"
+                )
+        return cls(module, device)
+
+    def encode(self, values: Float[Tensor, "batch dim"]) -> Int[Tensor, "batch codes"]:
+        """Tokens int64 on the device of `values`."""
+        return self._chunks(values.float(), self.module.encode)
+
+    def decode(self, tokens: Int[Tensor, "batch codes"]) -> Float[Tensor, "batch dim"]:
+        """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
+        return self._chunks(tokens, self.module.decode)
+
+    @torch.inference_mode()
+    def _chunks(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        if not len(batch):
+            raise InvalidValueError("encode and decode need at least one sample")
+        results = []
+        for chunk in batch.split(CHUNK):
+            filled = torch.cat([chunk, chunk[-1:].expand(CHUNK - len(chunk), -1)])
+            results.append(function(filled.to(self.device))[: len(chunk)].to(batch.device))
+        return torch.cat(results).clone()
+
+
+class VectorTask:
+    """How the training loop trains a VectorVQ for a modality; see `TokenizerTask`."""
+
+    def __init__(self, modality: VectorModality, settings: Settings) -> None:
+        self.modality, self.settings = modality, settings
+        self.spec = modality.modality_spec(settings)
+        self.codebook_size = self.spec.vocab_size
+
+    def describe(self) -> Mapping[str, Any]:
+        """The checkpoint's config."""
+        return self.modality.describe(self.settings)
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> VectorVQ:
+        """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
+        module = VectorVQ(self.modality.model_config(self.modality.options(self.settings)))
+        chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
+        values = torch.from_numpy(np.stack([train[int(index)] for index in chosen])).double()
+        std, mean = torch.std_mean(values, dim=0, correction=0)
+        module.mean.copy_(mean)
+        # A number that hardly varies in training must not be all that the model sees of a value where it does.
+        module.std.copy_(std.clamp_min(max(1e-6, LEAST_DEVIATION * float(std.mean()))))
+        module.length.copy_(values.norm(dim=1).mean())
+        return module
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
+        """Values (batch, dim)."""
+        return torch.from_numpy(np.stack(values))
+
+    def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        """Reconstruction loss plus the quantizer's."""
+        assert isinstance(module, VectorVQ)
+        outputs, quantizer_loss = module(batch)
+        outputs = outputs.float()
+        if module.config.loss == "cosine":
+            directions = F.cosine_similarity(outputs * module.std + module.mean, batch, dim=1, eps=1e-6)
+            reconstruction = 1 - directions.mean()
+        else:
+            reconstruction = F.smooth_l1_loss(outputs, module.standardise(batch))
+        return {
+            "loss": reconstruction + quantizer_loss,
+            "reconstruction_loss": reconstruction,
+            "quantizer_loss": quantizer_loss,
+        }
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], Tensor]:
+        """Values after encode and decode, and the tokens."""
+        assert isinstance(module, VectorVQ)
+        tokenizer = VectorTokenizer(module, module.mean.device.type)
+        tokens = tokenizer.encode(torch.from_numpy(np.stack(values)))
+        return list(tokenizer.decode(tokens).numpy()), tokens
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """The modality's metrics."""
+        return self.modality.score(predicted, target)
+
+    def render(self, value: Any) -> Any:
+        """The modality's picture."""
+        return self.modality.render(value)

@@ -1,0 +1,77 @@
+"""Networks that label pictures, as the setting `labeller` of a modality that a source may give as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+SETTING = "labeller"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabellerConfig(PretrainedConfig):
+    """A network of transformers in the hub's format, with its processor's settings.
+
+    A plugin derives from it to say which classes it takes, and how their outputs become values.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors", "*processor_config.json")
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of the transformers classes that will do, one of which config.json names."""
+
+    @property
+    def network(self) -> Any:
+        """The network in eval mode on `device`. Raises PretrainedError where it is none of `architectures`."""
+        try:
+            config = json.loads((self.locate() / "config.json").read_text(encoding="utf-8"))
+            found = [str(name) for name in config.get("architectures") or ()]
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise PretrainedError(f"{self.model}: config.json cannot be read: {error}") from None
+        for name in found:
+            if name.endswith(self.architectures):
+                return self.transformers(name)
+        wanted = " or ".join(f"...{end}" for end in self.architectures)
+        raise PretrainedError(f"{self.model}: is a {', '.join(found) or 'network of no class'}, expected {wanted}")
+
+    @property
+    def processor(self) -> Any:
+        """What makes the network's input of pictures, and of its output what a person can use."""
+        return self.transformers("AutoImageProcessor")
+
+    def inputs(self, picture: NDArray[Any]) -> Any:
+        """What the network is given of a picture, float (3, height, width) in [0, 1]: tensors by name, on `device`."""
+        return self.processor(images=as_image(picture), return_tensors="pt").to(self.torch_device)
+
+    def outputs(self, picture: NDArray[Any]) -> Any:
+        """What the network says of a picture, float (3, height, width) in [0, 1]."""
+        import torch
+
+        network, inputs = self.network, self.inputs(picture)
+        with torch.inference_mode():
+            return network(**inputs)
+
+
+def as_image(picture: NDArray[Any]) -> PIL.Image.Image:
+    """A picture, float (3, height, width) in [0, 1], in the 8 bits per channel that networks were trained on."""
+    from PIL import Image
+
+    return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+
+
+def labelled(spec: ModalitySpec, labeller: LabellerConfig | None, *inputs: str) -> ModalitySpec:
+    """The spec of a modality that is derived from `inputs` where the setting `labeller` names a network, else not."""
+    if labeller is None:
+        return dataclasses.replace(spec, derive_setting=SETTING)
+    licence = f"{spec.licence}; labels by {labeller.model}, under that network's licence"
+    return dataclasses.replace(spec, derive_setting=SETTING, derived_from=inputs, licence=licence)

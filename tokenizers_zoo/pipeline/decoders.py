@@ -1,0 +1,63 @@
+"""A tokenizer's two decoders side by side: what `zoo tokenizer eval` adds where there is a plain one, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.families.spatial.sharpness import figures
+from tokenizers_zoo.training_report import PICTURES, picture_rows
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from tokenizers_zoo.handle import ModalityHandle
+
+SHEET = "decoders.png"
+"""Pictures of a few samples in `samples/`: plain, decoded, true."""
+COMPARED = 256
+"""Pictures that are drawn and compared at most."""
+
+
+@runtime_checkable
+class TwoDecoders(Protocol):
+    """A tokenizer of picture-like values whose `decode` has a plain counterpart."""
+
+    def decode_plain(self, tokens: Any) -> torch.Tensor:
+        """Values of tokens by the plain decoder."""
+
+
+def compare_decoders(
+    handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
+) -> list[tuple[str, float, str, str]]:
+    """Name, number, unit and meaning of what the plain decoder reaches, and of how pictures of both compare."""
+    units = {metric.name: metric.unit for metric in handle.spec.metrics}
+    rows = [
+        (f"plain {name}", number, units[name], "the same metric by the plain decoder")
+        for name, number in handle.score(plain, true).items()
+    ]
+    truth = _pictures(handle, true)
+    for prefix, values in (("", decoded), ("plain ", plain)):
+        found = figures(_pictures(handle, values), truth) if truth else []
+        rows += [(f"{prefix}{figure.name}", figure.number, "", figure.meaning) for figure in found]
+    return rows
+
+
+def _pictures(handle: ModalityHandle, values: Sequence[Any]) -> list[PIL.Image.Image]:
+    """Up to COMPARED values as pictures; none where they are shown as text."""
+    shown = [handle.render(value) for value in values[:COMPARED]]
+    return [picture for picture in shown if not isinstance(picture, str)]
+
+
+def write_sheet(
+    folder: Path, handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
+) -> None:
+    """Write SHEET: a row per sample, by the plain decoder, by `decode`, and the truth."""
+    rows = [[handle.render(value) for value in values] for values in zip(plain, decoded, true, strict=True)]
+    picture = picture_rows(rows)
+    if picture is not None:
+        with replacing_file(folder / PICTURES / SHEET) as temporary:
+            picture.save(temporary, format="PNG")

@@ -1,0 +1,120 @@
+"""`zoo vocabulary`: what a shared text vocabulary holds, who uses it, and how it grows when a plugin is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers_zoo.checkpoint import CONFIG, load_config
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import CheckpointError, UnknownNameError
+from tokenizers_zoo.modality import SequenceLayout
+from tokenizers_zoo.vocabulary import CLASS, TextVocabulary, VocabularyConfig
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyUse:
+    """A vocabulary on disk, and the enabled modalities that share it, each with the special tokens that it needs."""
+
+    name: str
+    folder: Path
+    vocabulary: TextVocabulary
+    needs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Special tokens that modalities need and the vocabulary lacks, in the order in which it would get them."""
+        known = set(self.vocabulary.all_special_tokens)
+        return tuple(dict.fromkeys(token for needed in self.needs.values() for token in needed if token not in known))
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Special tokens that no enabled modality needs: of plugins or settings that are gone. They keep their ids."""
+        needed = {token for tokens in self.needs.values() for token in tokens}
+        return tuple(token for token in self.vocabulary.all_special_tokens if token not in needed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """What growing changed: the special tokens added, ids used and capacity before and after."""
+
+    added: tuple[str, ...]
+    used: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def changed(self) -> bool:
+        """False where the vocabulary lacked nothing, and was left as it was."""
+        return bool(self.added) or self.size[0] != self.size[1]
+
+
+def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
+    """The text vocabularies that enabled modalities share, and who shares each; both sorted by name."""
+    found: dict[str, list[ModalityHandle]] = {}
+    for name, sharing in zoo.vocabularies().items():
+        handles = [zoo[other] for other in sharing]
+        sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
+        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].checkpoint)):
+            found[name] = handles
+    return found
+
+
+def _holds_text(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and load_config(folder)["class"] == CLASS
+
+
+def describe_vocabulary(zoo: Zoo, name: str) -> VocabularyUse:
+    """Read a vocabulary and who needs what of it. Raises UnknownNameError, and CheckpointError where none is there."""
+    handles = _sharing(zoo, name)
+    folder = _folder(name, handles)
+    return VocabularyUse(
+        name=name,
+        folder=folder,
+        vocabulary=TextVocabulary.load(folder, _config(name, handles)),
+        needs={handle.name: handle.vocabulary_tokens() for handle in handles},
+    )
+
+
+def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
+    """Add the special tokens that the enabled modalities need and the vocabulary lacks, at its end; old ids stay.
+
+    The capacity becomes the one of registry.toml where that is larger. Does nothing where nothing is missing. Raises
+    as `describe_vocabulary`, and ConfigError where there is no room left.
+    """
+    handles = _sharing(zoo, name)
+    folder = _folder(name, handles)
+    tokens = [token for handle in handles for token in handle.vocabulary_tokens()]
+    with disk_errors(folder):
+        old, new = TextVocabulary.grow_folder(folder, _config(name, handles), tokens)
+    for handle in handles:
+        handle.forget_tokenizer()
+    added = new.grown_tokens[len(old.grown_tokens) :]
+    return Growth(added=added, used=(old.used, new.used), size=(old.config.size, new.config.size))
+
+
+def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
+    found = text_vocabularies(zoo)
+    if name not in found:
+        hint = "" if found else "(no enabled modality is text)"
+        raise UnknownNameError.of("text vocabulary", name, list(found), hint)
+    return found[name]
+
+
+def _folder(name: str, handles: list[ModalityHandle]) -> Path:
+    """Where the vocabulary is. Raises CheckpointError where it was not trained yet, or is not one of text."""
+    folder = handles[0].checkpoint
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "
+            f"all who share it: {', '.join(handle.name for handle in handles)}"
+        )
+    return folder
+
+
+def _config(name: str, handles: list[ModalityHandle]) -> VocabularyConfig:
+    return handles[0].settings.vocabulary(name, VocabularyConfig)

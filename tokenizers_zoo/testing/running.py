@@ -1,0 +1,116 @@
+"""Conformance checks of how a plugin runs: batches of any size, devices, threads, values that are far too long."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import EmbeddingsLayout
+from tokenizers_zoo.testing.kit import Skipped, all_same, expect, per_sample
+from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.values import has_fixed_length
+
+DEVICE_FLIPS_ALLOWED = 0.02
+"""Share of the tokens that may differ between devices, which round otherwise."""
+THREADS = 4
+LONG_LETTERS = 100_000
+LONG_BASE, LONG_FACTOR = 32e6, 400
+"""Bytes that encoding a long value may take: some, and so many per letter."""
+
+
+def odd_batches(subject: Subject) -> None:
+    """Batches of one and of three values give one and three; encode leaves its values as they are."""
+    for size in (1, 3):
+        values = (subject.values * size)[:size]
+        before = copy.deepcopy(values)
+        tokens = subject.trained.encode(values)
+        expect(all_same(values, before), "encode changes the values that it is given")
+        expect(len(tokens) == size, f"{size} values give {len(tokens)} tokens")
+        if not isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+            expect(len(subject.trained.decode(tokens)) == size, f"{size} samples decode to another number of values")
+
+
+def accelerator() -> str | None:
+    """The torch device of this machine that is not the CPU; None without one."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if device is None else device.type
+
+
+def devices(subject: Subject) -> None:
+    """On an accelerator tokens and values are those of the CPU, and of the same dtype."""
+    device = accelerator()
+    if device is None:
+        raise Skipped("there is no accelerator")
+    tokens = per_sample(subject.trained.encode(subject.values))
+    moved = subject.handle.at(subject.trained.checkpoint)
+    moved.device = device
+    theirs = per_sample(moved.encode(subject.values))
+    dtypes = {item.dtype for item in tokens} | {item.dtype for item in theirs}
+    expect(len(dtypes) == 1, f"tokens of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
+    expect([item.shape for item in theirs] == [item.shape for item in tokens], f"other shapes on {device}")
+    if subject.handle.spec.continuous:
+        alike = all(np.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(tokens, theirs, strict=True))
+        expect(alike, f"tokens differ between cpu and {device}")
+        return
+    differing = sum(int((a != b).sum()) for a, b in zip(tokens, theirs, strict=True))
+    total = sum(item.size for item in tokens)
+    expect(differing <= total * DEVICE_FLIPS_ALLOWED, f"{differing} of {total} tokens differ between cpu and {device}")
+    for value in moved.decode(subject.trained.encode(subject.values)):
+        subject.handle.check(value)
+
+
+def threads(subject: Subject) -> None:
+    """Threads that encode and decode at the same time get what one alone gets."""
+    alone = [per_sample(subject.trained.encode([value]))[0] for value in subject.values]
+    with ThreadPoolExecutor(THREADS) as pool:
+        together = list(pool.map(lambda value: per_sample(subject.trained.encode([value]))[0], subject.values * 2))
+        expect(all_same(together, alone * 2), f"{THREADS} threads that encode at once get other tokens than one alone")
+        if isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+            return
+        tokens = [subject.trained.encode([value]) for value in subject.values]
+        values = [subject.trained.decode(item)[0] for item in tokens]
+        back = list(pool.map(lambda item: subject.trained.decode(item)[0], tokens * 2))
+    expect(all_same(back, values * 2), f"{THREADS} threads that decode at once get other values than one alone")
+
+
+def long_inputs(subject: Subject) -> None:
+    """A value far longer than `max_length` is cut or refused in one line, in memory in proportion to its length."""
+    value = much_too_long(subject)
+    _ = subject.trained.tokenizer  # loaded before memory is watched
+    count = 0
+    tracemalloc.start()
+    try:
+        count = len(subject.trained.encode([value])[0])
+    except InvalidValueError as error:
+        expect("\n" not in str(error), f"a long value is refused in several lines: {str(error)[:200]!r}")
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    expect(count <= subject.handle.spec.layout.length, "a long value gives more tokens than max_length")
+    size = len(json.dumps(value))
+    allowed = LONG_BASE + LONG_FACTOR * size
+    expect(
+        peak <= allowed, f"{size} letters take {peak / 1e6:.0f} MB to encode, at most {allowed / 1e6:.0f} are expected"
+    )
+
+
+def much_too_long(subject: Subject) -> Any:
+    """A text of 100,000 letters, or a list of as many letters' worth of sample items."""
+    spec = subject.handle.spec
+    if has_fixed_length(spec.layout) or spec.value.kind == "array":
+        raise Skipped("all its values are of one length")
+    first = subject.values[0]
+    if isinstance(first, str):
+        return (first.strip() + " ") * (LONG_LETTERS // (len(first.strip()) + 1) + 1)
+    items = next((value for value in subject.values if isinstance(value, list) and value), None)
+    if items is None:
+        raise Skipped("its values are no lists that could be long")
+    return items * (LONG_LETTERS // len(json.dumps(items)) + 1)

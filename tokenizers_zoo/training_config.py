@@ -1,0 +1,66 @@
+"""How a tokenizer is trained: the settings of the common loop, readable without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a tokenizer is trained."""
+
+    steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Samples in one forward pass."""
+    accumulate: int = 1
+    """Forward passes whose gradients are averaged for one step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; rises linearly over `warmup_steps`, then falls to 0 as a half cosine."""
+    warmup_steps: int = 30
+    """Steps of the linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices and kernels only."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    ema_decay: float = 0.99
+    """Decay per step of the averaged weights, which are those that are evaluated and saved; 0 turns averaging off."""
+    eval_every: int = 100
+    """Steps between evaluations, each of which also saves the training state."""
+    eval_samples: int = 64
+    """Held-out samples used during training; the final evaluation uses up to FINAL_SAMPLES."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better main metric; absent does all steps.
+
+    The weights of the best evaluation are kept, also where all steps were done. They were chosen on held-out samples,
+    which flatters their figures a little.
+    """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the forward pass; weights, quantizer and saved model are float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "gradient_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1 (absent never stops), got {self.patience}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step `step` (0 is the first): linear warm-up, then a half cosine that ends at 0."""
+        warm = min(self.warmup_steps, self.steps)
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (self.steps - warm + 1)))
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of step `step`, lower at first so that the average forgets the start: min(decay, (1+s)/(10+s))."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
