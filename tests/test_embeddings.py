@@ -23,7 +23,8 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings, vector_statistics
+from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
+from tokenizers_zoo.families.statistics import mean_and_deviation
 from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -204,7 +205,7 @@ def test_a_plugin_of_the_family(tmp_path: Path) -> None:
 
 
 def test_statistics_and_scores_by_hand() -> None:
-    mean, std = vector_statistics([np.array([[1, 5]]), np.array([[2, 5], [3, 5]])])
+    mean, std = mean_and_deviation([np.array([[1, 5]]), np.array([[2, 5], [3, 5]])])
     np.testing.assert_allclose(mean, [2, 5])
     np.testing.assert_allclose(std, [(2 / 3) ** 0.5, 1e-6], rtol=1e-6)
     target = [np.array([[1.0, 0], [0, 2]]), np.array([[3.0, 0]])]

@@ -183,6 +183,7 @@ def test_specs() -> None:
     [
         (MAPS, Settings("m", {"map_size": 0}), r"map_size: expected at least 1 vector, got 0"),
         (MAPS, Settings("m", {"preset": "4m"}), r"preset: this map has none"),
+        (MAPS, Settings("m", {"tokenizer": {"diffusion": {}}}), r"diffusion: draws pictures only"),
         (VECTORS, Settings("v", {"tokenizer": {"width": 0}}), r"width: expected at least 1, got 0"),
         (VECTORS, Settings("v", {"tokenizer": {"loss": "l1"}}), r"loss: expected one of \['cosine', 'smooth_l1'\]"),
         (VECTORS, Settings("v", {"preset": "5m"}), r'preset: expected "4m"'),

@@ -153,6 +153,7 @@ def test_mirroring_and_cutting() -> None:
         ("space and time", {"tokenizer": {"quantizer": "residual_vq"}}, "a fourth axis"),
         ("one axis", {"tokenizer": {"loss": "bce"}}, "loss: expected one of l1, l2, smooth_l1"),
         ("one axis", {"tokenizer": {"perceptual_weight": 1.0}}, "perceptual_weight: fits pictures"),
+        ("one axis", {"tokenizer": {"diffusion": {}}}, "diffusion: draws pictures only"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:

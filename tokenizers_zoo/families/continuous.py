@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.families.spatial.values import ImageValues
+from tokenizers_zoo.families.statistics import Array, StatisticsConfig, fit_statistics, mean_and_deviation
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import ModalitySpec, PatchesLayout
 
@@ -26,22 +26,10 @@ SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StatisticsConfig:
-    """The `tokenizer` table of patches: nothing is trained, mean and deviation per channel are computed."""
-
-    samples: int = 2000
-    """Training samples that they are computed from, evenly spread over all."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PatchesSettings(ImageSettings):
     """Settings of an image-like modality in continuous patches."""
 
-    tokenizer: StatisticsConfig = StatisticsConfig()
+    tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
     dtype: Literal["float16", "float32"] = "float16"
     """How patches are stored."""
 
@@ -88,37 +76,21 @@ class PatchesModality(ImageValues):
         """Compute mean and deviation per channel over training values; `seed` is recorded, and changes nothing."""
         import torch
 
-        from tokenizers_zoo.training import finish_run
         from tokenizers_zoo.training_report import Evaluation
-        from tokenizers_zoo.training_state import TrainingRun
 
         options = self.options(config)
+
+        def evaluate(mean: Array, std: Array, held_out: Sequence[Array]) -> Evaluation:
+            statistics = torch.from_numpy(mean), torch.from_numpy(std)
+            tokenizer = PatchesTokenizer(*statistics, options.patch_size, options.grid)
+            back = list(self.decode(tokenizer, self.encode(tokenizer, torch.from_numpy(np.stack(held_out)))).numpy())
+            pairs = zip(held_out[:SHOWN], back[:SHOWN], strict=True)
+            shown = [(self.render(value, config), self.render(again, config)) for value, again in pairs]
+            return Evaluation(metrics=self.score(back, held_out, config), shown=shown, samples=len(held_out))
+
         description = {"class": self.checkpoint_class, "modality": config.name, "channels": self.channels}
-        data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
-        training = {"samples": options.tokenizer.samples}
-        run = TrainingRun.open(out_dir, {"model": description, "training": training, "seed": seed, "data": data})
-        if run.finished:
-            return out_dir
-        if not len(samples.train) or not len(samples.test):
-            raise DataError(f"{config.name}: training and held-out samples are needed to compute its statistics")
-        start = time.perf_counter()
-        chosen = np.linspace(0, len(samples.train) - 1, min(options.tokenizer.samples, len(samples.train))).astype(int)
-        mean, std = channel_statistics(samples.train[int(index)] for index in chosen)
-        tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
-        tokenizer = PatchesTokenizer(tensors["mean"], tensors["std"], options.patch_size, options.grid)
-        held_out = [samples.test[index] for index in range(len(samples.test))]
-        back = list(self.decode(tokenizer, self.encode(tokenizer, torch.from_numpy(np.stack(held_out)))).numpy())
-        evaluation = Evaluation(
-            metrics=self.score(back, held_out, config),
-            shown=[
-                (self.render(v, config), self.render(b, config))
-                for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)
-            ],
-            samples=len(held_out),
-        )
-        seconds = time.perf_counter() - start
-        finish_run(run, self.modality_spec(config), tensors, description, evaluation, steps=0, seconds=seconds)
-        return out_dir
+        spec, table = self.modality_spec(config), options.tokenizer
+        return fit_statistics(spec, description, table, samples, out_dir, seed, channel_statistics, evaluate)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
@@ -157,14 +129,6 @@ class PatchesModality(ImageValues):
         return values if self.low is None and self.high is None else values.clamp(self.low, self.high)
 
 
-def channel_statistics(values: Iterable[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def channel_statistics(values: Iterable[Array]) -> tuple[Array, Array]:
     """Mean and deviation (at least 1e-6) per channel over all pixels of values (channels, height, width), float32."""
-    count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for value in values:
-        pixels = value.reshape(len(value), -1).astype(np.float64)
-        count += pixels.shape[1]
-        total = total + pixels.sum(axis=1)
-        squares = squares + (pixels**2).sum(axis=1)
-    mean = total / count
-    variance = np.maximum(squares / count - mean**2, 0)
-    return mean.astype(np.float32), np.maximum(np.sqrt(variance), 1e-6).astype(np.float32)
+    return mean_and_deviation(value.reshape(len(value), -1).T for value in values)

@@ -6,9 +6,8 @@ A plugin says which network makes the vectors, and of what; all else is here.
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.families.statistics import StatisticsConfig, fit_statistics, mean_and_deviation
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
@@ -29,18 +29,6 @@ SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StatisticsConfig:
-    """The `tokenizer` table of embeddings: nothing is trained, mean and deviation of each number are computed."""
-
-    samples: int = 2000
-    """Training samples that they are computed from, evenly spread over all."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingsSettings:
     """Settings of embeddings. Raises ValueError, naming the field, for a value out of range."""
 
@@ -50,7 +38,7 @@ class EmbeddingsSettings:
     """Numbers of a vector: as the network has them."""
     dtype: Literal["float16", "float32"] = "float16"
     """How values and tokens are stored."""
-    tokenizer: StatisticsConfig = StatisticsConfig()
+    tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
 
     def __post_init__(self) -> None:
         for name in ("max_length", "dim"):
@@ -131,33 +119,19 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
-        import torch
-
-        from tokenizers_zoo.training import finish_run
         from tokenizers_zoo.training_report import Evaluation
-        from tokenizers_zoo.training_state import TrainingRun
 
         options = config.take(self.settings_type)
+
+        def evaluate(mean: Vectors, std: Vectors, held_out: Sequence[Vectors]) -> Evaluation:
+            tokenizer = EmbeddingsTokenizer(mean, std, options.max_length)
+            back = self.decode(tokenizer, self.encode(tokenizer, held_out))
+            shown = [(self.render(v), self.render(b)) for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)]
+            return Evaluation(metrics=self.score(back, held_out), shown=shown, samples=len(held_out))
+
         description = {"class": self.checkpoint_class, "modality": config.name, "dim": options.dim}
-        data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
-        training = {"samples": options.tokenizer.samples}
-        run = TrainingRun.open(out_dir, {"model": description, "training": training, "seed": seed, "data": data})
-        if run.finished:
-            return out_dir
-        if not len(samples.train) or not len(samples.test):
-            raise DataError(f"{config.name}: training and held-out samples are needed to compute its statistics")
-        start = time.perf_counter()
-        chosen = np.linspace(0, len(samples.train) - 1, min(options.tokenizer.samples, len(samples.train))).astype(int)
-        mean, std = vector_statistics([samples.train[int(index)] for index in chosen])
-        tokenizer = EmbeddingsTokenizer(mean, std, options.max_length)
-        held_out = [samples.test[index] for index in range(len(samples.test))]
-        back = self.decode(tokenizer, self.encode(tokenizer, held_out))
-        shown = [(self.render(v), self.render(b)) for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)]
-        evaluation = Evaluation(metrics=self.score(back, held_out), shown=shown, samples=len(held_out))
-        tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
-        seconds = time.perf_counter() - start
-        finish_run(run, self.modality_spec(config), tensors, description, evaluation, steps=0, seconds=seconds)
-        return out_dir
+        spec, table = self.modality_spec(config), options.tokenizer
+        return fit_statistics(spec, description, table, samples, out_dir, seed, mean_and_deviation, evaluate)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
@@ -223,16 +197,3 @@ class EmbeddingsModality(Generic[S]):
             lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             total += float((np.einsum("vd,vd->v", a, b) / np.maximum(lengths, 1e-12)).sum())
         return {"cosine": total / count}
-
-
-def vector_statistics(values: Sequence[Vectors]) -> tuple[Vectors, Vectors]:
-    """Mean and deviation (at least 1e-6) of each number over all vectors of values `(vectors, dim)`, float32."""
-    count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for value in values:
-        vectors = value.astype(np.float64)
-        count += len(vectors)
-        total = total + vectors.sum(axis=0)
-        squares = squares + (vectors**2).sum(axis=0)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(deviation, 1e-6).astype(np.float32)

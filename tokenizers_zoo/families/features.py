@@ -62,6 +62,11 @@ class MapTokenizerConfig(TokenizerConfig):
     flip: bool = False
     """Mirror half of the training maps, which is not quite what the network makes of mirrored pictures."""
 
+    def __post_init__(self) -> None:
+        TokenizerConfig.__post_init__(self)
+        if self.diffusion is not None:
+            raise ValueError("diffusion: draws pictures only; leave it out")
+
 
 def published_map(side: int) -> dict[str, Any]:
     """Settings of 4M's tokenizers of feature maps: ViT-B both ways, 8,192 cosine codes of 32 numbers, smooth L1.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.blocks.config import BlockConfig
-from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
-from tokenizers_zoo.training_config import TrainConfig
+from tokenizers_zoo.families.quantized import QuantizedTrainConfig
+from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +27,7 @@ class VectorBlockConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectTokenizerConfig(TrainConfig):
+class ObjectTokenizerConfig(QuantizedTrainConfig):
     """The `tokenizer` table of registry.toml: quantizer, encoder, decoder and training, in one flat table.
 
     `batch_size` counts values; all objects in them are trained on together. A plugin derives from it to give other
@@ -38,32 +37,6 @@ class ObjectTokenizerConfig(TrainConfig):
     kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Per kind of quantizer, what its fields are where the table says nothing of them."""
 
-    quantizer: QuantizerKind = "fsq"
-    """How latents become codes; see `QuantizerConfig.kind`."""
-    levels: tuple[int, ...] | None = None
-    """fsq kinds: values per dimension; their product is the codebook size."""
-    codebook_size: int = 0
-    """Codes of each codebook; 0 takes the default of the quantizer."""
-    num_codebooks: int | None = None
-    """Kinds with several codes per latent: how many."""
-    groups: int | None = None
-    """grouped_residual_vq: parts of a latent that have residual codes of their own."""
-    codebook_dim: int | None = None
-    """Kinds with a codebook: numbers per code."""
-    distance: Literal["cosine", "euclidean"] | None = None
-    """vq, product_vq: what "nearest" means."""
-    decay: float | None = None
-    """vq kinds: share of the old codebook that a training step keeps."""
-    kmeans_iterations: int | None = None
-    """vq kinds: k-means iterations on the first batch."""
-    revive_below: float | None = None
-    """vq kinds: share of the mean code's uses below which a code is replaced."""
-    commitment_weight: float | None = None
-    """All but fsq kinds and memcodes: weight of the distance between latents and codes in the loss."""
-    entropy_weight: float | None = None
-    """lfq, bsq, memcodes: weight of the entropy term in the loss."""
-    latent_dim: int = 32
-    """Numbers per latent between encoder, quantizer and decoder."""
     blocks: Literal["mlp", "conv", "vit"] = "mlp"
     """Kind of encoder and decoder: mlp for vectors, conv and vit for pictures."""
     width: int = 0
@@ -78,23 +51,19 @@ class ObjectTokenizerConfig(TrainConfig):
     """Mirror half of the training values left to right."""
 
     def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        for name in ("latent_dim", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        QuantizedTrainConfig.__post_init__(self)
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size: expected at least 1, got {self.patch_size}")
         if self.blocks == "mlp" and self.heads is not None:
             raise ValueError("heads: used by vit only, and blocks is mlp; leave it out")
-        self.quantizer_config()
         self.block_config()
 
-    def quantizer_config(self) -> QuantizerConfig:
-        """The quantizer's part of the table, resolved."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"}
-        sized = bool(self.codebook_size or self.levels)
-        for name, default in self.kind_defaults.get(self.quantizer, {}).items():
-            if not given[name] and not (sized and name == "codebook_size"):
-                given[name] = default
-        return QuantizerConfig(kind=self.quantizer, **given)
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """Those of the kind; the table's levels say how many codes there are."""
+        defaults = dict(self.kind_defaults.get(self.quantizer, {}))
+        if self.levels:
+            defaults.pop("codebook_size", None)
+        return defaults
 
     def block_config(self) -> VectorBlockConfig | BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""

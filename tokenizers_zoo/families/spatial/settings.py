@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.families.spatial.diffusion_settings import PUBLISHED_DIFFUSION, DiffusionConfig
-from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
-from tokenizers_zoo.training_config import TrainConfig
+from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]
 """Losses that compare what the decoder gives with what it should give, number by number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig(TrainConfig):
+class LossConfig(QuantizedTrainConfig):
     """What is minimised: one main loss, and others by their weights; see `LOSSES_OF_KIND` for which fit what."""
 
     loss: LossName | None = None
@@ -50,7 +50,7 @@ class LossConfig(TrainConfig):
     """Learning rate of the critic as a multiple of the model's."""
 
     def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
+        QuantizedTrainConfig.__post_init__(self)
         for name in (f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -63,7 +63,7 @@ class LossConfig(TrainConfig):
 
     def extra_losses(self) -> dict[str, float]:
         """What the table says of losses beyond the name of the main one, by key; nothing where it says nothing."""
-        common = {"loss", *(field.name for field in dataclasses.fields(TrainConfig))}
+        common = {"loss", *(field.name for field in dataclasses.fields(QuantizedTrainConfig))}
         fields = [field for field in dataclasses.fields(LossConfig) if field.name not in common]
         return {field.name: getattr(self, field.name) for field in fields if getattr(self, field.name) != field.default}
 
@@ -82,7 +82,7 @@ class TokenizerConfig(LossConfig):
     """
 
     default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
-    """Levels of fsq where the table gives neither levels nor a codebook size.
+    """Levels of fsq kinds where the table gives neither levels nor a codebook size.
 
     240 codes: of 1,000, what is smoother than photographs left a third unused, and came back no better.
     """
@@ -93,32 +93,6 @@ class TokenizerConfig(LossConfig):
     """Samples in one forward pass."""
     learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
-    quantizer: QuantizerKind = "fsq"
-    """How latents become tokens; see `QuantizerConfig.kind`."""
-    levels: tuple[int, ...] | None = None
-    """fsq kinds: values per dimension; their product is the codebook size."""
-    codebook_size: int = 0
-    """Number of codes of each codebook; 0 takes the default of the quantizer."""
-    num_codebooks: int | None = None
-    """Kinds with several codes per patch: how many; the token grid gets them as its last axis."""
-    groups: int | None = None
-    """grouped_residual_vq: parts of a latent that have residual codes of their own."""
-    codebook_dim: int | None = None
-    """Kinds with a codebook: numbers per code."""
-    distance: Literal["cosine", "euclidean"] | None = None
-    """vq, product_vq: what "nearest" means."""
-    decay: float | None = None
-    """vq kinds: share of the old codebook that a training step keeps."""
-    kmeans_iterations: int | None = None
-    """vq kinds: k-means iterations on the first batch."""
-    revive_below: float | None = None
-    """vq kinds: share of the mean use below which a code is replaced."""
-    commitment_weight: float | None = None
-    """All but fsq kinds and memcodes: weight of the distance between latents and codes in the loss."""
-    entropy_weight: float | None = None
-    """lfq, bsq, memcodes: weight of the entropy term in the loss."""
-    latent_dim: int = 32
-    """Numbers per latent between encoder, quantizer and decoder."""
     blocks: Literal["conv", "vit"] = "conv"
     """Kind of encoder and decoder; see `BlockConfig.kind`."""
     width: int = 0
@@ -136,18 +110,11 @@ class TokenizerConfig(LossConfig):
 
     def __post_init__(self) -> None:
         LossConfig.__post_init__(self)
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim: expected at least 1, got {self.latent_dim}")
-        self.quantizer_config()
         self.block_config()
 
-    def quantizer_config(self) -> QuantizerConfig:
-        """The quantizer's part of the table, resolved."""
-        shared = {field.name for field in dataclasses.fields(QuantizerConfig)} - {"kind"}
-        given = {name: getattr(self, name) for name in shared}
-        if self.quantizer == "fsq" and self.levels is None and not self.codebook_size:
-            given["levels"] = self.default_levels
-        return QuantizerConfig(kind=self.quantizer, **given)
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """The levels of fsq kinds where the table does not say how many codes there are."""
+        return {"levels": self.default_levels} if "fsq" in self.quantizer and not self.codebook_size else {}
 
     def block_config(self) -> BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""

@@ -24,6 +24,8 @@ class TemporalTokenizer(TokenizerConfig):
 
     def __post_init__(self) -> None:
         TokenizerConfig.__post_init__(self)
+        if self.diffusion is not None:
+            raise ValueError("diffusion: draws pictures only; leave it out")
         if self.loss is not None and self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}")
         for key in self.extra_losses():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
-from tokenizers_zoo.training_config import TrainConfig
 
 LossName = Literal["cosine", "smooth_l1"]
 DEFAULT_CODES = 256
@@ -16,7 +15,7 @@ DEFAULT_CODES = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VectorTokenizerConfig(TrainConfig):
+class VectorTokenizerConfig(QuantizedTrainConfig):
     """The `tokenizer` table of a global vector: quantizer, encoder, decoder and training, in one flat table."""
 
     steps: int = 600
@@ -30,28 +29,6 @@ class VectorTokenizerConfig(TrainConfig):
     modality's own."""
     quantizer: QuantizerKind = "product_vq"
     """How latents become tokens; see `QuantizerConfig.kind`."""
-    levels: tuple[int, ...] | None = None
-    """fsq kinds: values per dimension; their product is the codebook size."""
-    codebook_size: int = 0
-    """Number of codes of each codebook; 0 takes 256, or the default of the quantizer for fsq kinds."""
-    num_codebooks: int | None = None
-    """Kinds with several codes per latent: how many, which is the number of tokens."""
-    groups: int | None = None
-    """grouped_residual_vq: parts of a latent that have residual codes of their own."""
-    codebook_dim: int | None = None
-    """Kinds with a codebook: numbers per code."""
-    distance: Literal["cosine", "euclidean"] | None = None
-    """vq, product_vq: what "nearest" means."""
-    decay: float | None = None
-    """vq kinds: share of the old codebook that a training step keeps."""
-    kmeans_iterations: int | None = None
-    """vq kinds: k-means iterations on the first batch."""
-    revive_below: float | None = None
-    """vq kinds: share of the mean use below which a code is replaced."""
-    commitment_weight: float | None = None
-    """All but fsq kinds and memcodes: weight of the distance between latents and codes in the loss."""
-    entropy_weight: float | None = None
-    """lfq, bsq, memcodes: weight of the entropy term in the loss."""
     latent_dim: int = 128
     """Numbers between encoder, quantizer and decoder."""
     width: int = 256
@@ -60,20 +37,14 @@ class VectorTokenizerConfig(TrainConfig):
     """Blocks of the encoder, and of the decoder."""
 
     def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        for name in ("latent_dim", "width", "depth"):
+        QuantizedTrainConfig.__post_init__(self)
+        for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        self.quantizer_config()
 
-    def quantizer_config(self) -> QuantizerConfig:
-        """The quantizer's part of the table, resolved."""
-        own = {field.name for field in dataclasses.fields(VectorTokenizerConfig)}
-        fields = [field.name for field in dataclasses.fields(QuantizerConfig) if field.name in own]
-        given = {name: getattr(self, name) for name in fields}
-        if not self.codebook_size and "fsq" not in self.quantizer:
-            given["codebook_size"] = DEFAULT_CODES
-        return QuantizerConfig(kind=self.quantizer, **given)
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """DEFAULT_CODES, but for fsq kinds, whose levels say how many there are."""
+        return {} if "fsq" in self.quantizer else {"codebook_size": DEFAULT_CODES}
 
 
 def published_vector() -> dict[str, Any]:

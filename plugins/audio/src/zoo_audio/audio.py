@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
 from tokenizers_zoo.families.temporal.settings import checked_patch, token_grid
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
-from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
+from tokenizers_zoo.quantizers.config import QuantizerKind
 from zoo_audio.wav import fitted, read_wav, resampled, to_float, wav_bytes
 
 if TYPE_CHECKING:
@@ -40,13 +39,6 @@ class AudioTokenizer(TemporalTokenizer):
         TemporalTokenizer.__post_init__(self)
         if self.flip:
             raise ValueError("flip: expected false; a recording of one channel has no left and right")
-
-    def quantizer_config(self) -> QuantizerConfig:
-        """The quantizer's part of the table, resolved: 240 codes each, where it says nothing of residual fsq."""
-        config = TemporalTokenizer.quantizer_config(self)
-        if self.quantizer == "residual_fsq" and self.levels is None and not self.codebook_size:
-            return dataclasses.replace(config, levels=self.default_levels, codebook_size=0)
-        return config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

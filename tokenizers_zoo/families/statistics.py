@@ -1,0 +1,83 @@
+"""Tokenizers of modalities that are only an input: mean and deviation, kept like those that are trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.modality import ModalitySpec
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.training_report import Evaluation
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatisticsConfig:
+    """The `tokenizer` table where nothing is trained: mean and deviation are computed."""
+
+    samples: int = 2000
+    """Training samples that they are computed from, evenly spread over all."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+def fit_statistics(
+    spec: ModalitySpec,
+    description: Mapping[str, Any],
+    config: StatisticsConfig,
+    samples: TrainingSamples,
+    out_dir: Path,
+    seed: int,
+    compute: Callable[[Iterator[Any]], tuple[Array, Array]],
+    evaluate: Callable[[Array, Array, Sequence[Any]], Evaluation],
+) -> Path:
+    """Write the checkpoint of `compute(training values)`, mean and deviation, into `out_dir`, which is returned.
+
+    `description` says which model this is; `evaluate(mean, deviation, held-out values)` scores it. `seed` is recorded,
+    and changes nothing. Raises CheckpointError where `out_dir` holds another run, DataError without samples.
+    """
+    import torch
+
+    from tokenizers_zoo.training import finish_run
+    from tokenizers_zoo.training_state import TrainingRun
+
+    train, test = samples.train, samples.test
+    data = {"train": len(train), "test": len(test), "provenance": dict(samples.provenance)}
+    identity = {"model": dict(description), "training": {"samples": config.samples}, "seed": seed, "data": data}
+    run = TrainingRun.open(out_dir, identity)
+    if run.finished:
+        return out_dir
+    if not len(train) or not len(test):
+        raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
+    start = time.perf_counter()
+    chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
+    mean, std = compute(train[int(index)] for index in chosen)
+    evaluation = evaluate(mean, std, [test[index] for index in range(len(test))])
+    tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+    finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
+    return out_dir
+
+
+def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
+    """Mean and deviation (at least 1e-6) of each number over all rows of values `(rows, numbers)`, float32."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for value in values:
+        rows = value.astype(np.float64)
+        count += len(rows)
+        total = total + rows.sum(axis=0)
+        squares = squares + (rows**2).sum(axis=0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.astype(np.float32), np.maximum(deviation, 1e-6).astype(np.float32)
