@@ -117,6 +117,10 @@ def test_statistics_by_hand() -> None:
     assert isinstance(module, TemporalVQ)
     assert module.mean.flatten().tolist() == pytest.approx([2, 7.5])
     assert module.std.flatten().tolist() == pytest.approx([1, np.sqrt((16**2 - 1) / 12)])
+    for parameter in module.decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    decoded = module.decode(module.encode(torch.from_numpy(np.stack(data))))
+    torch.testing.assert_close(decoded, torch.tensor([2, 7.5])[None, :, None].expand(2, 2, 16))
 
 
 def test_weighted_losses_by_hand() -> None:

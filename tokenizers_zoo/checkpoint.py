@@ -142,7 +142,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
     # Weights first: a reader that meets the new weights with the old config is told so by the digest in the config.
     with replacing_file(folder / WEIGHTS) as temporary:
         save_file(contiguous, temporary)
-        digest = _file_digest(temporary)
+        digest = file_digest(temporary)
     with replacing_file(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
     write_json(folder / CONFIG, {**config, "weights_sha256": digest})  # last: where it is, the checkpoint is complete
@@ -171,7 +171,7 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError where the weights of a folder are not those that its `config` was written with."""
-    wanted, found = config.get("weights_sha256"), _file_digest(folder / WEIGHTS)
+    wanted, found = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
     if wanted and wanted != found:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {found[:12]}, "
@@ -196,10 +196,11 @@ def fingerprint(folder: Path) -> str:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
     config = json.dumps(read_json(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(_file_digest(folder / WEIGHTS))).hexdigest()
+    return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(file_digest(folder / WEIGHTS))).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import threading
@@ -15,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from tokenizers_zoo.checkpoint import file_digest
 from tokenizers_zoo.errors import ZooError
 
 T = TypeVar("T")
@@ -204,8 +204,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 @functools.cache
 def _digest(path: Path, changed: int) -> str:
     """sha256 (hex) of a file, computed once per process as long as its time of change stays."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def networks_of(settings: Mapping[str, Any]) -> dict[str, PretrainedConfig]:
