@@ -57,6 +57,9 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     for name in ("x", "long_" * 5 + "names"):
         write_distribution(name, family, tmp_path / "lint" / name)
     folder = new(family)
+    readme = (folder / "README.md").read_text()
+    assert f"The modality `{NAME}` of tokenizers-zoo: " in readme
+    assert not [line for line in readme.splitlines() if line != line.rstrip()]
     module = (folder / "src" / f"zoo_{NAME}" / "modality.py").read_text()
     assert len(module.splitlines()) < (90 if family == "free" else 50)
     for words in ("check", "format --check"):
