@@ -20,7 +20,7 @@ ORDER = {
         "errors", "config", "checkpoint", "pretrained", "modality", "labellers", "source", "values", "data.samples",
         "hookspecs", "wordpieces", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
         "training_batches", "training_state", "training_report", "training",
-        "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
+        "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
         "pipeline", "report_pictures", "report_samples", "report", "report_zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
