@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tokenizers_zoo.errors import UnknownNameError
 
+Biased = Literal["qkv", "out", "mlp", "norm"]
+"""Parts of a block that may have biases: projections to queries, keys and values, those after attention, the two or
+three of the MLP, layer norms."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix)."""
+    """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
+
+    The defaults are what trains best here. The fields from `tables` on say how the published models differ from it.
+    """
 
     dim: int = 512
     """Width of the residual stream; a multiple of 4 (sin-cos positions) and of `heads`."""
@@ -26,16 +34,36 @@ class ModelConfig:
     """The MLP's non-linearity; "gelu" is the exact one."""
     gated_mlp: bool = True
     """Gate the hidden units by a third projection (SwiGLU with "silu")."""
-    bias: bool = False
-    """Biases in linear layers and layer norms."""
+    bias: bool | tuple[Biased, ...] = False
+    """Biases in linear layers and layer norms: in all, in none, or in those named."""
     qk_norm: bool = False
     """Layer norm over the head size on queries and keys."""
+    tables: Literal["shared", "separate"] = "shared"
+    """Token tables. shared: one of each vocabulary, which all its modalities and the decoder read too; separate: each
+    modality has its own, and its own output rows, and the decoder reads a second one."""
+    modality_embeddings: Literal["shared", "separate"] = "shared"
+    """Whether inputs and targets of a modality are marked by the same vector."""
+    mask_tokens: Literal["modality", "shared"] = "modality"
+    """Whether each modality has a mask token of its own."""
+    patch_bias: bool = True
+    """A bias in the projection of patches."""
+    registers: int = 0
+    """Learned tokens that stand before the inputs (arXiv 2309.16588)."""
+    stored_positions: Mapping[str, int] = field(default_factory=dict)
+    """Modalities whose positions are weights, which training leaves as they are, and how many rows they have: apart for
+    inputs and for targets. Those of all others are computed, or learned (vectors)."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
             raise ValueError("dim, heads and depths: expected at least 1")
         if self.dim % 4 or self.dim % self.heads:
             raise ValueError(f"dim: expected a multiple of 4 and of heads ({self.heads}), got {self.dim}")
+        if self.registers < 0 or min(self.stored_positions.values(), default=1) < 1:
+            raise ValueError("registers, stored_positions: expected 0 or more registers, and at least one row each")
+
+    def biased(self, part: Biased) -> bool:
+        """Whether this part of a block has biases."""
+        return self.bias if isinstance(self.bias, bool) else part in self.bias
 
     @property
     def mlp_hidden(self) -> int:

@@ -68,33 +68,43 @@ class FourM(nn.Module):
     """
 
     fixed_positions: Tensor
+    target_positions: Tensor
     learned_rows: Tensor
 
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.config = config
-        self.tables = Tables(specs)
+        self.tables = Tables(specs, separate=config.tables == "separate", stored_positions=config.stored_positions)
         dim = config.dim
         self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
         self.modality_embedding = nn.Embedding(len(self.tables), dim)
-        self.mask_embedding = nn.Embedding(len(self.tables), dim)
-        self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=False)
+        self.mask_embedding = nn.Embedding(len(self.tables) if config.mask_tokens == "modality" else 1, dim)
+        if config.tables == "separate":
+            self.read_embedding = nn.Embedding(self.tables.num_tokens, dim)
+        if config.modality_embeddings == "separate":
+            self.target_modality_embedding = nn.Embedding(len(self.tables), dim)
+        stored = bool(self.tables.stored_positions)
+        self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=stored)
+        if stored:
+            self.register_buffer("target_positions", self.fixed_positions.clone())
         self.register_buffer("learned_rows", learned_rows(self.tables), persistent=False)
         self.learned_positions = nn.ParameterDict(
             {str(key[1]): nn.Parameter(torch.empty(rows.count, dim))
              for key, rows in self.tables.position_keys.items() if key[0] == "learned"}
         )  # fmt: skip
         self.projections = nn.ModuleDict(
-            {spec.name: nn.Linear(spec.layout.dim, dim) for spec in specs
-             if isinstance(spec.layout, PatchesLayout | EmbeddingsLayout)}
+            {spec.name: nn.Linear(spec.layout.dim, dim, config.patch_bias or isinstance(spec.layout, EmbeddingsLayout))
+             for spec in specs if isinstance(spec.layout, PatchesLayout | EmbeddingsLayout)}
         )  # fmt: skip
+        if config.registers:
+            self.registers = nn.Parameter(torch.empty(config.registers, dim))
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.encoder_norm = layer_norm(dim, config)
         self.context_projection = nn.Linear(dim, dim)
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.decoder_norm = layer_norm(dim, config)
         self.output = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.tables.vocabularies.items()}
+            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.tables.token_tables.items()}
         )
         self.apply(initialise)
         for block in self.decoder:
@@ -111,8 +121,20 @@ class FourM(nn.Module):
             torch.manual_seed(seed)
             return cls(config, specs)
 
-    def _embeddings(self) -> tuple[Tensor, ...]:
-        return self.token_embedding.weight, self.modality_embedding.weight, self.mask_embedding.weight
+    def _embeddings(self) -> list[Tensor]:
+        """All tables but those of positions, and the registers."""
+        tables = [part.weight for part in self.children() if isinstance(part, nn.Embedding)]
+        return [*tables, self.registers] if self.config.registers else tables
+
+    @property
+    def _read_embedding(self) -> nn.Embedding:
+        """The table of the tokens that the decoder reads."""
+        return self.read_embedding if self.config.tables == "separate" else self.token_embedding
+
+    @property
+    def _target_modality_embedding(self) -> nn.Embedding:
+        separate = self.config.modality_embeddings == "separate"
+        return self.target_modality_embedding if separate else self.modality_embedding
 
     def transformer_parameters(self) -> int:
         """Number of parameters of the blocks: without embeddings, projections of inputs, and output rows."""
@@ -122,9 +144,9 @@ class FourM(nn.Module):
         """The parameters that have no gradient where a batch has nothing of their vocabulary or modality."""
         return [*self.output.values(), *self.projections.parameters()]
 
-    def _positions(self, rows: Tensor) -> Tensor:
-        """Embeddings of position rows: fixed ones, which are zero for learned positions, plus learned ones."""
-        embedded = F.embedding(rows, self.fixed_positions)
+    def _positions(self, rows: Tensor, fixed: Tensor) -> Tensor:
+        """Embeddings of position rows: `fixed` ones, which are zero for learned positions, plus learned ones."""
+        embedded = F.embedding(rows, fixed)
         if not self.learned_positions:
             return embedded
         # Row 0 stands for all fixed positions, so that the cost does not depend on how many positions there are.
@@ -142,11 +164,21 @@ class FourM(nn.Module):
                 projected = self.projections[name](vectors.to(flat.dtype))
                 flat = flat.index_copy(0, index, projected.to(flat.dtype))
             content = flat.view_as(content)
-        return content, self._positions(inputs.positions) + self.modality_embedding(inputs.modalities)
+        place = self._positions(inputs.positions, self.fixed_positions) + self.modality_embedding(inputs.modalities)
+        return content, place
 
     def encode(self, inputs: PackedInputs) -> Tensor:
         """The encoder's normed output, `batch inputs dim`; what it holds at unused inputs has no meaning."""
-        return self._encode(*self.embed_inputs(inputs), _key_mask(inputs.mask))
+        content, place, mask = self._with_registers(*self.embed_inputs(inputs), inputs.mask)
+        return self._encode(content, place, _key_mask(mask))[:, self.config.registers :]
+
+    def _with_registers(self, content: Tensor, place: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The registers before the inputs; they have no place."""
+        if not self.config.registers:
+            return content, place, mask
+        count = self.config.registers
+        registers = self.registers.to(content.dtype).expand(len(content), -1, -1)
+        return torch.cat([registers, content], 1), F.pad(place, (0, 0, count, 0)), F.pad(mask, (count, 0), value=True)
 
     def _encode(self, content: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
         x = content + place
@@ -157,8 +189,8 @@ class FourM(nn.Module):
 
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs and keep what each decoder block needs of them."""
-        content, place = self.embed_inputs(inputs)
-        mask = _key_mask(inputs.mask)
+        content, place, used = self._with_registers(*self.embed_inputs(inputs), inputs.mask)
+        mask = _key_mask(used)
         x = self.context_projection(self._encode(content, place, mask)) + place
         blocks = cast(Iterable[DecoderBlock], self.decoder)
         return Context(keys_and_values=tuple(block.keys_and_values(x) for block in blocks), mask=mask)
@@ -166,8 +198,11 @@ class FourM(nn.Module):
     def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
         """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""
         masked = (read < 0).unsqueeze(-1)
-        content = torch.where(masked, self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0)))
-        result: Tensor = content + self._positions(positions) + self.modality_embedding(modalities)
+        mask_token = self.mask_embedding(modalities if len(self.mask_embedding.weight) > 1 else 0 * modalities)
+        content = torch.where(masked, mask_token, self._read_embedding(read.clamp(min=0)))
+        fixed = self.target_positions if self.tables.stored_positions else self.fixed_positions
+        place = self._positions(positions, fixed) + self._target_modality_embedding(modalities)
+        result: Tensor = content + place
         return result
 
     def decode(
@@ -199,9 +234,9 @@ class FourM(nn.Module):
         # An unused slot sees itself: a row without any key would give NaN.
         return (allowed | torch.eye(size, dtype=torch.bool, device=kind.device)).unsqueeze(1)
 
-    def logits(self, hidden: Tensor, vocabulary: str) -> Tensor:
-        """`... dim` to `... vocab_size`, over the ids of one vocabulary."""
-        return F.linear(hidden, self.output[vocabulary])
+    def logits(self, hidden: Tensor, table: str) -> Tensor:
+        """`... dim` to `... vocab_size`, over the ids of one token table (see `Tables.table_of`)."""
+        return F.linear(hidden, self.output[table])
 
     def target_counts(self, targets: PackedTargets) -> Tensor:
         """float32 `modalities`: how many targets there are of each."""
@@ -227,15 +262,15 @@ class FourM(nn.Module):
         used = targets.mask.flatten()
         hidden = rearrange(hidden, "b n d -> (b n) d")[used]
         ids, kinds = targets.ids.flatten()[used], targets.modalities.flatten()[used]
-        groups = torch.as_tensor(self.tables.vocabulary_of, device=kinds.device)[kinds]
+        groups = torch.as_tensor(self.tables.table_index, device=kinds.device)[kinds]
         order = torch.argsort(groups, stable=True)
-        sizes = torch.bincount(groups, minlength=len(self.tables.vocabularies)).tolist()
+        sizes = torch.bincount(groups, minlength=len(self.tables.token_tables)).tolist()
         # At least float32, whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
         exact = torch.promote_types(hidden.dtype, torch.float32)
         rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
         each = [
             F.cross_entropy(self.logits(rows, name).to(exact), wanted - span.start, reduction="none")
-            for (name, span), rows, wanted in zip(self.tables.vocabularies.items(), rows_of, ids_of, strict=True)
+            for (name, span), rows, wanted in zip(self.tables.token_tables.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
@@ -265,7 +300,7 @@ def _key_mask(mask: Tensor) -> Tensor | None:
 
 
 def position_table(tables: Tables, dim: int) -> Tensor:
-    """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at the rows of learned ones."""
+    """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at rows of learned and stored ones."""
     table = torch.zeros(tables.num_positions, dim)
     for key, rows in tables.position_keys.items():
         if key[0] == "grid":

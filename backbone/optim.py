@@ -29,7 +29,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def decays(name: str, parameter: Tensor) -> bool:
     """True for the matrices of linear layers and output rows; norms, biases and embeddings do not decay."""
-    return parameter.dim() >= 2 and "embedding" not in name and not name.startswith("learned_positions")
+    return parameter.dim() >= 2 and "embedding" not in name and not name.startswith(("learned_positions", "registers"))
 
 
 class RowAdam:

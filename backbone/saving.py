@@ -1,7 +1,10 @@
 """Backbones on disk: every table's rows under the name of their vocabulary or modality, so that a registry may grow.
 
-Tensors are `tokens.<vocabulary>`, `output.<vocabulary>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
-(learned ones), `projections.<name>.*` (continuous inputs), and the Transformer's own. config.json holds "class",
+Tensors are `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<name>`, `positions.<name>` (learned ones),
+`projections.<name>.*` (continuous inputs), and the Transformer's own; where the model's configuration has them,
+`read.<table>` (token rows of the decoder), `target_modalities.<name>`, `input_positions.<name>` and
+`target_positions.<name>` (stored ones), `mask` (one for all modalities), `registers`. A table is a vocabulary's, or a
+modality's where tables are separate. config.json holds "class",
 "model" (its ModelConfig), "specs" (the ModalitySpecs, in order) and what the caller adds.
 """
 
@@ -32,8 +35,20 @@ from tokenizers_zoo.modality import (
 )
 
 CLASS = "FourM"
-TOKENS, MODALITIES, MASKS = "token_embedding.weight", "modality_embedding.weight", "mask_embedding.weight"
+BY_TABLE = {"token_embedding.weight": "tokens", "read_embedding.weight": "read"}
+BY_MODALITY = {
+    "modality_embedding.weight": "modalities", "target_modality_embedding.weight": "target_modalities",
+    "mask_embedding.weight": "masks",
+}  # fmt: skip
+STORED = {"fixed_positions": "input_positions", "target_positions": "target_positions"}
+"""Flat tables of the state dict, and what the names of their parts on disk begin with."""
 LEARNED = "learned_positions."
+GROWING = "tokens.", "read.", "output."
+NEW = (
+    *GROWING, "modalities.", "target_modalities.", "masks.", "positions.", "input_positions.", "target_positions.",
+    "projections.",
+)  # fmt: skip
+"""How the names of tensors begin that a model with more modalities, or longer vocabularies, has more of."""
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
@@ -46,20 +61,28 @@ def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
     return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
 
 
-def named_tensors(tables: Tables, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state dict with its flat tables cut up by vocabulary and modality."""
+def named_tensors(tables: Tables, state: Mapping[str, Tensor], one_mask: bool = False) -> dict[str, Tensor]:
+    """A model's state dict with its flat tables cut up by table and modality; `one_mask`: it has one mask token."""
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key == TOKENS:
-            named |= {f"tokens.{name}": tensor[rows.slice] for name, rows in tables.vocabularies.items()}
-        elif key in (MODALITIES, MASKS):
-            prefix = "modalities" if key == MODALITIES else "masks"
+        if prefix := BY_TABLE.get(key):
+            named |= {f"{prefix}.{name}": tensor[rows.slice] for name, rows in tables.token_tables.items()}
+        elif key == "mask_embedding.weight" and one_mask:
+            named["mask"] = tensor[0]
+        elif prefix := BY_MODALITY.get(key):
             named |= {f"{prefix}.{name}": tensor[index] for index, name in enumerate(tables.names)}
+        elif prefix := STORED.get(key):
+            named |= {f"{prefix}.{name}": tensor[tables.positions[name].slice] for name in tables.stored_positions}
         elif key.startswith(LEARNED):
             named[f"positions.{key.removeprefix(LEARNED)}"] = tensor
         else:
             named[key] = tensor
     return named
+
+
+def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `state`, as of this model, under their names on disk."""
+    return named_tensors(model.tables, state, one_mask=model.config.mask_tokens == "shared")
 
 
 def save_model(model: FourM, folder: Path, extra: Mapping[str, Any] | None = None, card: str = "") -> str:
@@ -77,7 +100,7 @@ def save_state(
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
         **(extra or {}),
     }
-    return save_checkpoint(folder, named_tensors(model.tables, state), config, card or model_card(model))
+    return save_checkpoint(folder, model_tensors(model, state), config, card or model_card(model))
 
 
 def load_model(
@@ -132,18 +155,14 @@ def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> No
 @torch.no_grad()
 def _copy(folder: Path, tensors: Mapping[str, Tensor], model: FourM, complete: bool) -> None:
     """Copy stored rows into the model's, by name; a stored vocabulary may be shorter."""
-    by_name = named_tensors(model.tables, model.state_dict())
+    by_name = model_tensors(model, model.state_dict())
     missing = [name for name in by_name if name not in tensors]
     if complete and missing:
         raise CheckpointError(f"{folder}: has no tensor {missing[0]}")
     for name, target in by_name.items():
         source = tensors.get(name)
-        grows = name.startswith(("tokens.", "output."))
-        if (
-            source is None
-            and not grows
-            and not name.startswith(("modalities.", "masks.", "positions.", "projections."))
-        ):
+        grows = name.startswith(GROWING)
+        if source is None and not name.startswith(NEW):
             raise CheckpointError(f"{folder}: has no tensor {name}")
         if source is None:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,38 +34,52 @@ class Rows:
 class Tables:
     """The layout of the flat tables for a list of specs, in the order given.
 
-    A modality added at the end leaves all earlier rows where they were; on disk each vocabulary and modality is stored
-    under its own name, so any other order loads too.
+    With `separate`, modalities of one vocabulary have token rows of their own each. `stored_positions` are modalities
+    whose position rows are weights, and how many they have. A modality added at the end leaves all earlier rows where
+    they were; on disk each table and modality is stored under its own name, so any other order loads too.
     """
 
-    def __init__(self, specs: Sequence[ModalitySpec]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ModalitySpec],
+        *,
+        separate: bool = False,
+        stored_positions: Mapping[str, int] | None = None,
+    ) -> None:
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"backbone: expected at least one modality, each once; got {names}")
         self.specs: tuple[ModalitySpec, ...] = tuple(specs)
         self.names = tuple(names)
-        self.vocabularies: dict[str, Rows] = {}
+        self.separate = separate
+        self.token_tables: dict[str, Rows] = {}
         self.positions: dict[str, Rows] = {}
         sizes: dict[str, int] = {}
         for spec in specs:
             if not spec.continuous:
-                known = sizes.setdefault(spec.vocabulary, spec.vocab_size)
+                known = sizes.setdefault(self.table_of(spec), spec.vocab_size)
                 if known != spec.vocab_size:
                     raise ConfigError(
                         f"backbone: {spec.name} says that vocabulary {spec.vocabulary!r} has {spec.vocab_size} ids, "
                         f"another modality says {known}; give both one [vocabularies.{spec.vocabulary}] size"
                     )
         start = 0
-        for vocabulary, size in sizes.items():
-            self.vocabularies[vocabulary] = Rows(start, size)
+        for table, size in sizes.items():
+            self.token_tables[table] = Rows(start, size)
             start += size
         self.num_tokens = start
         shared: dict[tuple[object, ...], Rows] = {}
         start = 0
+        stored = stored_positions or {}
         for spec in specs:
-            key = position_key(spec)
+            if spec.name in stored and stored[spec.name] < (least := least_positions(spec)):
+                raise ConfigError(
+                    f"backbone: {spec.name} needs {least} positions, and the model stores {stored[spec.name]}; give it "
+                    "a shorter maximum length or a smaller grid"
+                )
+            key = ("stored", spec.name) if spec.name in stored else position_key(spec)
             if key not in shared:
-                shared[key] = Rows(start, num_positions(spec))
+                shared[key] = Rows(start, stored.get(spec.name) or num_positions(spec))
                 start += shared[key].count
             self.positions[spec.name] = shared[key]
         self.num_positions = start
@@ -84,9 +98,18 @@ class Tables:
         """The spec of a modality. Raises UnknownNameError."""
         return self.specs[self.index(name)]
 
+    def table_of(self, spec: ModalitySpec) -> str:
+        """Name of the token table that a discrete modality reads and writes."""
+        return spec.name if self.separate else spec.vocabulary
+
     def token_rows(self, name: str) -> Rows:
-        """Rows of a discrete modality's vocabulary in the token table."""
-        return self.vocabularies[self.spec(name).vocabulary]
+        """Rows of a discrete modality's token table."""
+        return self.token_tables[self.table_of(self.spec(name))]
+
+    @property
+    def stored_positions(self) -> tuple[str, ...]:
+        """Modalities whose position rows are weights."""
+        return tuple(str(key[1]) for key in self.position_keys if key[0] == "stored")
 
     @cached_property
     def causal(self) -> np.ndarray:
@@ -94,10 +117,10 @@ class Tables:
         return np.array([isinstance(spec.layout, SequenceLayout) for spec in self.specs])
 
     @cached_property
-    def vocabulary_of(self) -> np.ndarray:
-        """int64 `modalities`: index of the modality's vocabulary among `self.vocabularies`, -1 for continuous ones."""
-        order = list(self.vocabularies)
-        return np.array([-1 if spec.continuous else order.index(spec.vocabulary) for spec in self.specs])
+    def table_index(self) -> np.ndarray:
+        """int64 `modalities`: index of the modality's table among `self.token_tables`, -1 for continuous ones."""
+        order = list(self.token_tables)
+        return np.array([-1 if spec.continuous else order.index(self.table_of(spec)) for spec in self.specs])
 
     @property
     def discrete(self) -> tuple[str, ...]:
@@ -105,11 +128,17 @@ class Tables:
         return tuple(spec.name for spec in self.specs if not spec.continuous)
 
 
-def num_positions(spec: ModalitySpec) -> int:
-    """Position rows that a modality needs.
+def least_positions(spec: ModalitySpec) -> int:
+    """Positions that inputs and targets of a modality can have.
 
-    A sequence whose every other token is masked still fits: content, end, and one sentinel a span.
+    A sequence's targets are its masked tokens, and before each span a sentinel; spans are apart by a token that is
+    kept, and has no target.
     """
+    return spec.layout.length + isinstance(spec.layout, SequenceLayout)
+
+
+def num_positions(spec: ModalitySpec) -> int:
+    """Position rows of a modality whose positions are computed or learned; more than enough for sequences."""
     layout = spec.layout
     return 2 * layout.max_length + 2 if isinstance(layout, SequenceLayout) else layout.length
 

@@ -18,7 +18,7 @@ ALIGNED = 1.5
 
 def layer_norm(width: int, config: ModelConfig) -> nn.LayerNorm:
     """A layer norm with 4M's epsilon and, as the config says, without bias."""
-    return nn.LayerNorm(width, eps=NORM_EPSILON, bias=config.bias)
+    return nn.LayerNorm(width, eps=NORM_EPSILON, bias=config.biased("norm"))
 
 
 class FusedLinear(nn.Linear):
@@ -61,8 +61,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = FusedLinear(config.dim, config.dim, 3, config.bias)
-        self.out = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.qkv = FusedLinear(config.dim, config.dim, 3, config.biased("qkv"))
+        self.out = nn.Linear(config.dim, config.dim, bias=config.biased("out"))
         head_size = config.dim // config.heads
         self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
@@ -84,9 +84,9 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.q = nn.Linear(config.dim, config.dim, bias=config.bias)
-        self.kv = FusedLinear(config.dim, config.dim, 2, config.bias)
-        self.out = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.q = nn.Linear(config.dim, config.dim, bias=config.biased("qkv"))
+        self.kv = FusedLinear(config.dim, config.dim, 2, config.biased("qkv"))
+        self.out = nn.Linear(config.dim, config.dim, bias=config.biased("out"))
         head_size = config.dim // config.heads
         self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
@@ -121,8 +121,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = config.gated_mlp
         self.activation = nn.SiLU() if config.activation == "silu" else nn.GELU()
-        self.up = FusedLinear(config.dim, config.mlp_hidden, 2 if self.gated else 1, config.bias)
-        self.down = nn.Linear(config.mlp_hidden, config.dim, bias=config.bias)
+        self.up = FusedLinear(config.dim, config.mlp_hidden, 2 if self.gated else 1, config.biased("mlp"))
+        self.down = nn.Linear(config.mlp_hidden, config.dim, bias=config.biased("mlp"))
 
     def forward(self, x: Tensor) -> Tensor:
         """`... dim` to `... dim`."""

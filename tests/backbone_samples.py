@@ -79,10 +79,10 @@ def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float
 
 
 def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, seed: int = 0, alpha: float = 1.0,
-                 absent: float = 0.0) -> PackedBatch:  # fmt: skip
+                 absent: float = 0.0, tables: Tables | None = None) -> PackedBatch:  # fmt: skip
     mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha),)
     config = MaskingConfig(input_budget=budget, target_budget=budget, mixtures=mixtures)
-    return Masker(Tables(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
+    return Masker(tables or Tables(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
 
 
 def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0) -> None:

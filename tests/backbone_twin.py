@@ -52,10 +52,13 @@ class SlowTwin:
             hidden = activation(self.linear(x, f"{name}.up"))
         return self.linear(hidden, f"{name}.down")
 
-    def place(self, name: str, position: int) -> Tensor:
-        """The embedding of a modality's position, from formulas, and of the modality."""
+    def place(self, name: str, position: int, *, target: bool = False) -> Tensor:
+        """The embedding of a modality's position, from formulas or as stored, and of the modality."""
         layout, dim = self.tables.spec(name).layout, self.config.dim
-        if f"learned_positions.{name}" in self.state:
+        if name in self.config.stored_positions:
+            stored = self.state["target_positions" if target else "fixed_positions"]
+            embedded = stored[self.tables.positions[name].start + position]
+        elif f"learned_positions.{name}" in self.state:
             embedded = self.state[f"learned_positions.{name}"][position]
         else:
             shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
@@ -67,14 +70,22 @@ class SlowTwin:
                 angles = [int(index) * math.pi / 2 / (2 * count) ** (i / max(share - 1, 1)) for i in range(share)]
                 parts += [2 * math.sin(angle) for angle in angles] + [2 * math.cos(angle) for angle in angles]
             embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
-        return embedded + self.state["modality_embedding.weight"][self.tables.index(name)]
+        apart = target and self.config.modality_embeddings == "separate"
+        markers = self.state[f"{'target_' if apart else ''}modality_embedding.weight"]
+        return embedded + markers[self.tables.index(name)]
 
-    def token(self, name: str, local_id: int) -> Tensor:
-        return self.state["token_embedding.weight"][self.tables.token_rows(name).start + local_id]
+    def token(self, name: str, local_id: int, *, target: bool = False) -> Tensor:
+        apart = target and self.config.tables == "separate"
+        table = self.state[f"{'read' if apart else 'token'}_embedding.weight"]
+        return table[self.tables.token_rows(name).start + local_id]
 
     def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
         """Cross-entropy of each target of a sample, by modality."""
         content, places, used = self.all_inputs(batch.inputs, sample)
+        registers = self.state.get("registers", content[:0])
+        content = torch.cat([registers, content])
+        places = torch.cat([0 * registers, places])
+        used = torch.cat([torch.ones(len(registers), dtype=torch.bool), used])
         x = content + places
         for layer in range(self.config.encoder_depth):
             name = f"encoder.{layer}"
@@ -128,9 +139,10 @@ class SlowTwin:
         start = self.tables.token_rows(name).start
         reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
         positions = (targets.positions[sample][here] - self.tables.positions[name].start).tolist()
-        mask_token = self.state["mask_embedding.weight"][self.tables.index(name)]
-        content = [mask_token if read < 0 else self.token(name, read - start) for read in reads]
-        x = torch.stack([c + self.place(name, p) for c, p in zip(content, positions, strict=True)])
+        mask_tokens = self.state["mask_embedding.weight"]
+        mask_token = mask_tokens[self.tables.index(name) if self.config.mask_tokens == "modality" else 0]
+        content = [mask_token if read < 0 else self.token(name, read - start, target=True) for read in reads]
+        x = torch.stack([c + self.place(name, p, target=True) for c, p in zip(content, positions, strict=True)])
         allowed = torch.ones(len(x), len(x), dtype=torch.bool)
         if isinstance(self.tables.spec(name).layout, SequenceLayout):
             allowed = allowed.tril()
@@ -144,6 +156,6 @@ class SlowTwin:
             k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
             x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{block}.cross_attention")
             x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
-        output = self.state[f"output.{self.tables.spec(name).vocabulary}"]
+        output = self.state[f"output.{self.tables.table_of(self.tables.spec(name))}"]
         log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)
         return [-log_probabilities[place, token] for place, token in enumerate(wanted)]

@@ -29,8 +29,8 @@ from tokenizers_zoo.modality import GridLayout, VectorLayout
 def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:
     """The same tokens with the ids of other tables."""
     rows, places = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
-    for name, span in old.vocabularies.items():
-        rows[span.slice] = new.vocabularies[name].start + torch.arange(span.count)
+    for name, span in old.token_tables.items():
+        rows[span.slice] = new.token_tables[name].start + torch.arange(span.count)
     for name, span in old.positions.items():
         places[span.slice] = new.positions[name].start + torch.arange(span.count)
     kinds = torch.tensor([new.index(name) for name in old.names])
@@ -78,8 +78,8 @@ def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[
     same = remapped(batch, model.tables, larger.tables)
     before, after = model.decode_targets(batch), larger.decode_targets(same)
     assert torch.equal(before, after)
-    for vocabulary in model.tables.vocabularies:
-        count = model.tables.vocabularies[vocabulary].count
+    for vocabulary in model.tables.token_tables:
+        count = model.tables.token_tables[vocabulary].count
         assert torch.equal(model.logits(before, vocabulary), larger.logits(after, vocabulary)[..., :count])
     again = load_model(folder, grown[2:3] + grown[:2] + grown[3:], seed=7)
     assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), again.parameters(), strict=True))

@@ -27,7 +27,12 @@ CONFIGS = {
     "other": ModelConfig(
         dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True
     ),
-}
+    "published": ModelConfig(
+        dim=16, encoder_depth=1, decoder_depth=1, heads=2, bias=("qkv", "norm"), tables="separate",
+        modality_embeddings="separate", mask_tokens="shared", patch_bias=False, registers=2,
+        stored_positions={"picture": 36, "code": 5, "words": 40, "pixels": 36, "vectors": 9},
+    ),
+}  # fmt: skip
 
 
 def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, seed: int = 0) -> FourM:
@@ -38,6 +43,10 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        for name in model.tables.stored_positions:
+            rows = model.tables.positions[name].slice
+            for table in (model.fixed_positions, model.target_positions):
+                table[rows] = torch.randn(table[rows].shape, generator=generator, dtype=torch.float64)
     return model
 
 
@@ -45,7 +54,7 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
 def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     specs = all_layouts()
     model = double_model(specs, config)
-    batch = packed_batch(specs, size=3, budget=20, seed=4, absent=0.3)
+    batch = packed_batch(specs, size=3, budget=20, seed=4, absent=0.3, tables=model.tables)
     twin = SlowTwin(model)
     by_modality: dict[str, list[Tensor]] = {}
     for sample in range(3):
@@ -112,7 +121,7 @@ def test_grouped_logits_are_the_full_ones() -> None:
     hidden = model.decode_targets(batch)
     tables, targets = model.tables, batch.targets
     # Rows of the output matrices in the order of the token table, so that ids are columns.
-    full = hidden @ torch.cat([model.output[name] for name in tables.vocabularies]).T
+    full = hidden @ torch.cat([model.output[name] for name in tables.token_tables]).T
     sums = torch.zeros(len(tables), dtype=torch.float64)
     for sample, slot in targets.mask.nonzero().tolist():
         kind = int(targets.modalities[sample, slot])
@@ -263,14 +272,14 @@ def test_presets_and_their_errors() -> None:
 def test_tables_place_each_modality_once() -> None:
     specs = all_layouts()
     tables = Tables(specs)
-    assert {name: (rows.start, rows.count) for name, rows in tables.vocabularies.items()} == {
+    assert {name: (rows.start, rows.count) for name, rows in tables.token_tables.items()} == {
         "picture": (0, 50), "clip": (50, 40), "code": (90, 30), "text": (120, 100),
     }  # fmt: skip
     assert tables.positions["pixels"] == tables.positions["picture"]
     assert tables.positions["words"].count == 42
     grown = Tables([*specs, spec("more", GridLayout(shape=(2, 2)))])
     assert all(grown.positions[name] == tables.positions[name] for name in tables.names)
-    assert all(grown.vocabularies[name] == rows for name, rows in tables.vocabularies.items())
+    assert all(grown.token_tables[name] == rows for name, rows in tables.token_tables.items())
     with pytest.raises(ConfigError, match="text"):
         Tables([*specs, spec("more", sequence(), 99, "text")])
     with pytest.raises(ConfigError, match="each once"):

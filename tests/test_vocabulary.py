@@ -18,7 +18,6 @@ from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.vocabulary import (
-    END,
     PAD,
     Coordinate,
     Special,
@@ -41,7 +40,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
 def test_ids_follow_the_documented_order() -> None:
-    assert (PAD, END, CONFIG.sentinel_start, CONFIG.coordinate_start) == (0, 1, 2, 10)
+    assert (PAD, CONFIG.end, CONFIG.sentinel_start, CONFIG.coordinate_start) == (0, 1, 2, 10)
     assert CONFIG.special_start == 10 + 4 * 64
     ids = VOCABULARY.encode([Coordinate(0, 0), Coordinate(1, 0), Coordinate(3, 63), Special("<a>"), Special("<b>")])
     assert ids == [10, 10 + 64, 265, 266, 267]
@@ -144,7 +143,7 @@ def test_any_ids_decode(ids: list[int]) -> None:
 
 def test_decode_stops_at_the_end_and_skips_what_means_nothing() -> None:
     word = VOCABULARY.encode_text("chair")
-    ids = [PAD, *word, CONFIG.sentinel_start, CONFIG.size - 1, Special, END, *word]
+    ids = [PAD, *word, CONFIG.sentinel_start, CONFIG.size - 1, Special, CONFIG.end, *word]
     ids[ids.index(Special)] = VOCABULARY.encode([Special("<b>")])[0]
     assert VOCABULARY.decode(ids) == ["chair", Special("<b>")]
     broken = VOCABULARY.encode_text("é")[:1]  # the first of its two bytes
@@ -280,8 +279,11 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         return Settings("m", vocabularies={"text": table}).vocabulary("text", VocabularyConfig)
 
     published = config(preset="4m")
-    assert (published.size, published.sentinels, published.special_start) == (30_000, 200, 2 + 200 + 4000)
-    assert TextVocabulary.train(published, TEXTS).encode([Coordinate(3, 999)]) == [2 + 200 + 3999]
+    # [EOS] is 3, [S_0] is 4, v0=0 is 204 and v3=999 is 4203 in the published file.
+    assert (published.size, published.sentinels, published.end, published.sentinel_start) == (30_000, 200, 3, 4)
+    vocabulary = TextVocabulary.train(published, TEXTS)
+    assert vocabulary.encode([Coordinate(0, 0), Coordinate(3, 999)]) == [204, 4203]
+    assert vocabulary.decode([204, 3, 204]) == [Coordinate(0, 0)]
     assert config(preset="4m", size=31_000).size == 31_000
     with pytest.raises(ConfigError, match=r"\[vocabularies.text\] preset: expected \"4m\", or no such key; got 'big'"):
         config(preset="big")

@@ -1,8 +1,9 @@
 """Shared, append-only text vocabularies: exact text, coordinates, special tokens and sentinels in one id space.
 
-Ids, from 0: pad, end, sentinels, coordinates (axis by axis: `v0=0 v0=1 ... v1=0 ...`), the special tokens known when
-the vocabulary was trained, the byte alphabet, the learned pieces, and then whatever was grown later. Nothing ever
-moves: end, sentinels and coordinates follow from the configuration alone, and growing keeps every old id.
+Ids, from 0: pad, end (1 unless the configuration says otherwise), sentinels, coordinates (axis by axis:
+`v0=0 v0=1 ... v1=0 ...`), the special tokens known when the vocabulary was trained, the byte alphabet, the learned
+pieces, and then whatever was grown later. Nothing ever moves: end, sentinels and coordinates follow from the
+configuration alone, and growing keeps every old id.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueErro
 from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces, piece_text
 
 CLASS = "TextVocabulary"
-PAD, END = 0, 1
+PAD = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +30,15 @@ class VocabularyConfig:
     """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "4m": {"size": 30_000, "sentinels": 200, "coordinate_axes": 4, "coordinate_bins": 1000}
+        "4m": {"size": 30_000, "end": 3, "sentinels": 200, "coordinate_axes": 4, "coordinate_bins": 1000}
     }
 
     preset: Literal["4m"] | None = None
     """4m: the vocabulary of the 4M papers (arXiv 2312.06647, 2406.09406)."""
     size: int = 4096
     """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
+    end: int = 1
+    """Id of the end token. Ids between pad, 0, and it stay free: other programs' vocabularies have tokens there."""
     sentinels: int = 64
     """Ids that mark masked spans; the most spans that one sequence can be given."""
     coordinate_axes: int = 4
@@ -46,7 +49,7 @@ class VocabularyConfig:
     """Ids that training leaves free, for the special tokens of modalities that are added later."""
 
     def __post_init__(self) -> None:
-        for name, low in (("sentinels", 1), ("coordinate_axes", 0), ("coordinate_bins", 2), ("reserve", 0)):
+        for name, low in (("end", 1), ("sentinels", 1), ("coordinate_axes", 0), ("coordinate_bins", 2), ("reserve", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if self.size < (least := self.special_start + len(ALPHABET)):
@@ -54,7 +57,7 @@ class VocabularyConfig:
 
     @property
     def sentinel_start(self) -> int:
-        return END + 1
+        return self.end + 1
 
     @property
     def coordinate_start(self) -> int:
@@ -266,7 +269,7 @@ class TextVocabulary:
                 run.clear()
 
         for index in map(int, ids):
-            if index == END:
+            if index == config.end:
                 break
             if self._text_start <= index < self._grown_start:
                 run += self._matcher.bytes[index - self._text_start]
@@ -352,7 +355,7 @@ class TextVocabulary:
 
 def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
     """The stored configuration at the wanted capacity. Raises CheckpointError where the fixed ids differ."""
-    for name in ("sentinels", "coordinate_axes", "coordinate_bins"):
+    for name in ("end", "sentinels", "coordinate_axes", "coordinate_bins"):
         old, new = getattr(stored, name), getattr(wanted, name)
         if old != new:
             raise CheckpointError(

@@ -98,7 +98,7 @@ def target_logits(
     # No mask: all targets are of one modality, and a sequence's next token sees all before it.
     hidden = model.decode(x, context, None, caches)
     spec = tables.spec(name)
-    logits = model.logits(hidden, spec.vocabulary).float()
+    logits = model.logits(hidden, tables.table_of(spec)).float()
     if isinstance(spec.layout, SequenceLayout):
         first = spec.layout.sentinel_start
         logits[..., first : first + spec.layout.num_sentinels] = -torch.inf

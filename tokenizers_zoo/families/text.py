@@ -21,7 +21,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, SequenceLayout, ValueSpec
-from tokenizers_zoo.vocabulary import END, Piece, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.vocabulary import Piece, TextVocabulary, VocabularyConfig
 
 S = TypeVar("S")
 
@@ -83,7 +83,7 @@ class TextModality(Generic[S]):
             value=self.value_spec(options),
             layout=SequenceLayout(
                 max_length=self.max_length(options),
-                end=END,
+                end=config.end,
                 sentinel_start=config.sentinel_start,
                 num_sentinels=config.sentinels,
             ),

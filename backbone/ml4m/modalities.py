@@ -1,0 +1,221 @@
+"""Which modality each one of a published backbone is: an installed plugin's, or one that only its tokens tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+from tokenizers_zoo.registry import Zoo
+
+PRESET = "4m"
+"""The setting by which plugins and the text vocabulary have their published sizes."""
+TEXT = "text"
+"""The vocabulary of published sequences."""
+END, SENTINELS, NUM_SENTINELS = 3, 4, 200
+"""Ids of that vocabulary, as of the preset: the end token, the first sentinel; and the number of sentinels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedModality:
+    """One modality as the tensors of a backbone describe it."""
+
+    published: str
+    """Its name there, such as `tok_x@224`."""
+    read: bool
+    """Whether the encoder reads it."""
+    made: bool
+    """Whether the decoder makes it."""
+    kind: Literal["tokens", "patches", "embeddings"]
+    ids: int
+    """Number of token ids, 0 for continuous ones."""
+    dim: int
+    """Numbers per patch or embedding, 0 for tokens."""
+    positions: int
+    """Rows of its position table."""
+
+    @property
+    def base(self) -> str:
+        """The name without its resolution."""
+        return self.published.partition("@")[0]
+
+    @property
+    def size(self) -> int | None:
+        """The resolution in its name, pixels."""
+        size = self.published.partition("@")[2]
+        return int(size) if size.isdigit() else None
+
+
+def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModality]:
+    """The modalities that a backbone reads or makes, sorted by name.
+
+    What its configuration names and it has no tensors for on that side is not on that side. Raises CheckpointError for
+    one that has none on either, and where an embedding's tensors are of no known kind.
+    """
+    names = sorted({*checkpoint.config["domains_in"], *checkpoint.config["domains_out"]})
+    found = []
+    for name in names:
+        inputs, targets = f"encoder_embeddings.{name}.", f"decoder_embeddings.{name}."
+        read = name in checkpoint.config["domains_in"] and f"{inputs}pos_emb" in checkpoint.tensors
+        made = name in checkpoint.config["domains_out"] and f"{targets}pos_emb" in checkpoint.tensors
+        if not read and not made:
+            raise CheckpointError(f"{checkpoint.place}: config.json names {name}, and there is no tensor of it")
+        side = inputs if read else targets
+        kinds = {"tokens": "token_emb.weight", "patches": "proj.weight", "embeddings": "emb_proj.weight"}
+        kind = next((kind for kind, leaf in kinds.items() if side + leaf in checkpoint.tensors), None)
+        if kind is None:
+            raise CheckpointError(
+                f"{checkpoint.place}: {name} has none of {', '.join(kinds.values())}: an embedding of another kind"
+            )
+        weight = checkpoint.tensors[side + kinds[kind]]
+        found.append(
+            PublishedModality(
+                published=name,
+                read=read,
+                made=made,
+                kind=kind,  # type: ignore[arg-type]
+                ids=len(weight) if kind == "tokens" else 0,
+                dim=0 if kind == "tokens" else weight.shape[1],
+                positions=checkpoint.tensors[f"{side}pos_emb"].shape[-2],
+            )
+        )
+    return found
+
+
+def registry_tables(
+    config: Mapping[str, Any], modalities: Sequence[PublishedModality], installed: Zoo
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tables of a registry.toml with an instance of each installed plugin that has a published name among its aliases.
+
+    Also gives the published name of each instance. A second resolution of one plugin is an instance `<plugin>_<size>`.
+    """
+    by_alias = {alias: handle for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+    tables: dict[str, dict[str, Any]] = {}
+    published: dict[str, str] = {}
+    for item in modalities:
+        handle = by_alias.get(item.published)
+        if handle is None:
+            continue
+        known = handle.known_settings()
+        table: dict[str, Any] = {"preset": PRESET} if "preset" in known else {}
+        name = handle.name
+        if name in tables:
+            name, table["plugin"] = f"{handle.name}_{item.size}", handle.name
+        if item.size is not None and item.size != config.get("image_size") and "image_size" in known:
+            table["image_size"] = item.size
+        tables[name], published[name] = table, item.published
+    shared = {key: config[key] for key in ("image_size", "patch_size") if key in config}
+    return {
+        "zoo": {**shared, "checkpoints": "tokenizers", "modalities": sorted(tables)},
+        "vocabularies": {TEXT: {"preset": PRESET}},
+        "modalities": tables,
+    }, published
+
+
+def specs_of(
+    checkpoint: PublishedCheckpoint, modalities: Sequence[PublishedModality], installed: Zoo, path: Path
+) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
+    """The spec of each published modality, by its published name; tables of a registry.toml for `path`; and notes.
+
+    A modality whose plugin has other tokens, or which no plugin knows, gets a spec of its own, and a note says why.
+    """
+    tables, published = registry_tables(checkpoint.config, modalities, installed)
+    zoo = Zoo.from_tables(tables, path)
+    items = {item.published: item for item in modalities}
+    specs: dict[str, ModalitySpec] = {}
+    notes: dict[str, str] = {}
+    for name, theirs in published.items():
+        try:
+            spec = zoo[name].spec
+        except ZooError as error:
+            problem: str | None = str(error)
+        else:
+            problem = misfit(spec, items[theirs])
+        if problem is None:
+            specs[theirs] = spec
+        else:
+            notes[theirs] = f"the plugin {name} has other tokens: {problem}"
+            del tables["modalities"][name]
+    tables["zoo"]["modalities"] = sorted(tables["modalities"])
+    taken = {spec.name for spec in specs.values()} | set(installed.names())
+    for item in modalities:
+        if item.published not in specs:
+            notes.setdefault(item.published, "no installed plugin has this name among its aliases")
+            specs[item.published] = plain_spec(item, checkpoint.config, taken)
+    return specs, tables, notes
+
+
+def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
+    """Why a spec is not that of a published modality; None where it is."""
+    layout = spec.layout
+    kind = {PatchesLayout: "patches", EmbeddingsLayout: "embeddings"}.get(type(layout), "tokens")
+    if kind != item.kind:
+        return f"{kind}, and these are {item.kind}"
+    if spec.vocab_size != item.ids:
+        return f"{spec.vocab_size} ids, and these are {item.ids}"
+    if isinstance(layout, PatchesLayout | EmbeddingsLayout) and layout.dim != item.dim:
+        return f"{layout.dim} numbers each, and these have {item.dim}"
+    if isinstance(layout, SequenceLayout):
+        ids = layout.end, layout.sentinel_start, layout.num_sentinels
+        if ids != (END, SENTINELS, NUM_SENTINELS) or spec.vocabulary != TEXT:
+            return "ids that are not those of the published text vocabulary"
+        return None if layout.length < item.positions else f"up to {layout.length}, and these have {item.positions}"
+    if isinstance(layout, EmbeddingsLayout):
+        return None if layout.length <= item.positions else f"up to {layout.length}, and these have {item.positions}"
+    return None if layout.length == item.positions else f"{layout.length} tokens, and these have {item.positions}"
+
+
+def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[str]) -> ModalitySpec:
+    """A spec for a modality that no plugin fits, by what its tensors say and how 4M names things.
+
+    Names of grids begin with `tok_`; other tokens are sequences of the text vocabulary.
+    """
+    name = re.sub(r"[^a-z0-9_]+", "_", item.published.lower()).strip("_")
+    name = name if re.match(r"[a-z]", name) else f"m_{name}"
+    while name in taken:
+        name += "_4m"
+    taken.add(name)
+    layout: TokenLayout
+    vocabulary = name
+    if item.kind == "embeddings":
+        layout = EmbeddingsLayout(max_length=item.positions, dim=item.dim)
+    elif item.kind == "patches":
+        layout = PatchesLayout(shape=_square(item.positions), dim=item.dim)
+    elif item.published.startswith("tok_"):
+        shape = _square(item.positions)
+        layout = GridLayout(shape=shape) if item.size else VectorLayout(length=item.positions)
+    else:
+        vocabulary = TEXT
+        layout = SequenceLayout(
+            max_length=item.positions - 1, end=END, sentinel_start=SENTINELS, num_sentinels=NUM_SENTINELS
+        )
+    return ModalitySpec(
+        name=name,
+        summary=f"tokens of {item.published}, as published",
+        value=ValueSpec(kind="object", description="tokens without a codec: no installed plugin makes them"),
+        layout=layout,
+        vocab_size=item.ids,
+        vocabulary=vocabulary,
+        aliases=(item.published,),
+    )
+
+
+def _square(count: int) -> tuple[int, ...]:
+    """The sides of a square grid of `count` cells, or its length where there is none."""
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else (count,)

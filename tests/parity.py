@@ -1,0 +1,132 @@
+"""Compare imported 4M checkpoints with what the public code computes, number by number.
+
+    python tests/parity.py FOLDER...
+
+A folder holds config.json, manifest.json, notes.json, inputs.safetensors, expected.safetensors and, where the manifest
+says `stored`, stored.safetensors. Weights and inputs are made by the recipe of the manifest, written as a published
+checkpoint, imported by the public way and run. Prints JSON; exit code 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from parity_backbone import backbone_results
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3}
+"""Largest difference of a float from an expected one, as a share of the key's largest magnitude, by stored dtype."""
+TIE = 1e-4
+"""Margin of the two best below which an id may differ."""
+
+
+def drawn(key: str, shape: list[int]) -> Tensor:
+    """Standard normal numbers that follow from a name."""
+    return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32))
+
+
+def made_tensor(key: str, entry: dict[str, Any], stored: dict[str, Tensor]) -> Tensor:
+    """A weight by its line of the manifest."""
+    shape, fill = entry["shape"], entry["fill"]
+    if fill == "stored":
+        return stored[key]
+    if fill == "zeros":
+        return torch.zeros(shape)
+    tensor = drawn(key, shape)
+    if fill == "normal":
+        return tensor
+    if len(shape) >= 2:
+        tensor = torch.from_numpy(tensor.numpy() / np.float32(np.prod(shape[1:]) ** 0.5))
+    elif len(shape) == 1:
+        tensor = tensor * 0.02 + float(key.endswith("weight"))
+    if fill == "recipe_l2norm":
+        tensor = tensor / tensor.norm(dim=-1, keepdim=True)
+    return tensor
+
+
+def published_folder(fixture: Path, folder: Path) -> PublishedCheckpoint:
+    """Write the checkpoint that a fixture describes, and read it as any published one."""
+    manifest = json.loads((fixture / "manifest.json").read_text())
+    stored = load_file(fixture / "stored.safetensors") if (fixture / "stored.safetensors").is_file() else {}
+    tensors = {key: made_tensor(key, entry, stored) for key, entry in manifest.items()}
+    config = json.loads((fixture / "config.json").read_text())
+    write_published(PublishedCheckpoint(config=config, tensors=tensors), folder)
+    return read_published(folder)
+
+
+def fixture_inputs(fixture: Path) -> dict[str, Tensor]:
+    """The inputs of a fixture, stored and drawn ones."""
+    notes = json.loads((fixture / "notes.json").read_text())
+    inputs = load_file(fixture / "inputs.safetensors")
+    inputs.pop("none", None)
+    for name, shape in notes["recipe_inputs"].items():
+        key = f"{name}/tensor" if notes["kind"] == "backbone" else name
+        inputs[key] = drawn(f"input:{fixture.name}/{name}", shape)
+    return inputs
+
+
+def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Per expected key how far what was found is from it, and whether that will do."""
+    report: dict[str, dict[str, Any]] = {}
+    for key, wanted in sorted(expected.items()):
+        if key not in found:
+            report[key] = {"ok": False, "problem": "not computed"}
+            continue
+        got = found[key]
+        if got.shape != wanted.shape:
+            report[key] = {"ok": False, "problem": f"{list(got.shape)}, expected {list(wanted.shape)}"}
+        elif wanted.is_floating_point():
+            difference = (got.to(wanted.dtype).double() - wanted.double()).abs()
+            scale = float(wanted.double().abs().max())
+            report[key] = {
+                "max": float(difference.max()), "mean": float(difference.mean()), "scale": scale,
+                "ok": bool(difference.max() <= TOLERANCE[wanted.dtype] * scale),
+            }  # fmt: skip
+        else:
+            same = got.long() == wanted.long()
+            margin = found.get(margin_of(key))
+            clear = torch.ones_like(same) if margin is None else margin > TIE
+            report[key] = {"equal": float(same.double().mean()), "ok": bool((same | ~clear).all())}
+    return report
+
+
+def margin_of(key: str) -> str:
+    """Where the margins of a key's ids are, for those that are the best of several."""
+    head, _, last = key.rpartition("/")
+    return f"{head}/margin" if last == "argmax" else f"{key}/margin"
+
+
+def check(fixture: Path) -> dict[str, Any]:
+    """Everything about one folder."""
+    with tempfile.TemporaryDirectory() as work:
+        checkpoint = published_folder(fixture, Path(work) / fixture.name)
+        inputs = fixture_inputs(fixture)
+        if checkpoint.is_backbone:
+            found = backbone_results(checkpoint, inputs, Path(work))
+        else:
+            from parity_tokenizers import tokenizer_results
+
+            found = tokenizer_results(checkpoint, inputs, Path(work))
+    keys = compare(load_file(fixture / "expected.safetensors"), found)
+    return {"ok": all(entry["ok"] for entry in keys.values()), "keys": keys}
+
+
+def main(folders: list[str]) -> int:
+    """Check folders, print JSON; 1 where one differs."""
+    report = {folder: check(Path(folder).resolve()) for folder in folders}
+    print(json.dumps(report, indent=1))
+    return 0 if report and all(entry["ok"] for entry in report.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,356 @@
+"""Published backbones: opened with all their variants, compared with 4M's arithmetic on their own names, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from parity import check, drawn
+from parity_backbone import backbone_results
+from torch import Tensor
+
+from backbone.ml4m.convert import export_backbone, import_backbone
+from backbone.ml4m.modalities import published_modalities, specs_of
+from backbone.saving import load_model
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.registry import Zoo
+
+GOLDEN = Path(__file__).parent / "golden" / "ml4m"
+DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 4300, 50
+BASE: dict[str, Any] = {
+    "dim": DIM, "num_heads": HEADS, "encoder_depth": 1, "decoder_depth": 2, "mlp_ratio": 4, "image_size": SIDE * PATCH,
+    "patch_size": PATCH, "domains_in": ["caption", "rgb@32", "tok_thing@32"],
+    "domains_out": ["caption", "rgb@32", "tok_other@32", "tok_thing@32"],
+}  # fmt: skip
+PLAIN = {"qkv_bias": False, "proj_bias": False, "mlp_bias": False, "norm_bias": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gated": {**BASE, **PLAIN, "gated_mlp": True, "act_layer": "SiLU"},
+    "normed": {**BASE, "qk_norm": True, "norm_bias": True, "mlp_bias": False, "gated_mlp": True},
+    "registers": {**BASE, **PLAIN, "num_register_tokens": 3, "qkv_bias": True, "share_modality_embeddings": False},
+    "one_register": {**BASE, "num_register_tokens": 1, "proj_bias": False, "encoder_depth": 2},
+}
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published backbone's tensors."""
+    shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, DIM), "decoder_proj_context.weight": (DIM, DIM)}
+    shapes["decoder_proj_context.bias"] = (DIM,)
+    gated = config.get("gated_mlp", False)
+    hidden = int((2 / 3 if gated else 1) * config["mlp_ratio"] * DIM)
+
+    def linear(name: str, outputs: int, inputs: int, key: str) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if config.get(key, True):
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def norm(name: str, width: int = DIM) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def attention(name: str, parts: tuple[tuple[str, int], ...]) -> None:
+        for part, count in parts:
+            linear(f"{name}.{part}", count * DIM, DIM, "qkv_bias")
+        linear(f"{name}.proj", DIM, DIM, "proj_bias")
+        if config.get("qk_norm"):
+            norm(f"{name}.q_norm", DIM // HEADS)
+            norm(f"{name}.k_norm", DIM // HEADS)
+
+    for side in ("encoder", "decoder"):
+        norm(f"{side}_norm")
+        for layer in range(config[f"{side}_depth"]):
+            block = f"{side}.{layer}"
+            for name in ("norm1", "norm2") + (("query_norm", "context_norm") if side == "decoder" else ()):
+                norm(f"{block}.{name}")
+            attention(f"{block}.{'attn' if side == 'encoder' else 'self_attn'}", (("qkv", 3),))
+            if side == "decoder":
+                attention(f"{block}.cross_attn", (("q", 1), ("kv", 2)))
+            for name in ("fc1", "fc3") if gated else ("fc1",):
+                linear(f"{block}.mlp.{name}", hidden, DIM, "mlp_bias")
+            linear(f"{block}.mlp.fc2", DIM, hidden, "mlp_bias")
+    if registers := config.get("num_register_tokens", 0):
+        shapes["register_tokens"] = (1, registers, DIM)
+    for side, domains in (("encoder", config["domains_in"]), ("decoder", config["domains_out"])):
+        for domain in domains:
+            place = f"{side}_embeddings.{domain}"
+            if domain == "rgb@32" and side == "decoder":
+                continue
+            rows = 40 if domain == "caption" else SIDE**2
+            shapes[f"{place}.pos_emb"], shapes[f"{place}.mod_emb"] = (1, rows, DIM), (1, 1, DIM)
+            ids = WORDS if domain == "caption" else CODES
+            if domain == "rgb@32":
+                shapes[f"{place}.proj.weight"] = (DIM, 3 * PATCH**2)
+            else:
+                shapes[f"{place}.token_emb.weight"] = (ids, DIM)
+            if side == "decoder":
+                shapes[f"{place}.to_logits.weight"] = (ids, DIM)
+    return shapes
+
+
+def published(config: dict[str, Any], seed: str = "a") -> PublishedCheckpoint:
+    tensors = {}
+    for name, shape in shapes_of(config).items():
+        tensor = drawn(f"{seed}/{name}", list(shape))
+        if len(shape) == 1:
+            tensor = tensor * 0.1 + float(name.endswith("norm.weight") or "norm" in name.split(".")[-2])
+            if not config.get("norm_bias", True) and "norm" in name.split(".")[-2] and name.endswith("bias"):
+                tensor = torch.zeros(shape)
+        elif len(shape) == 2:
+            tensor = tensor / shape[1] ** 0.5
+        tensors[name] = tensor
+    if config.get("share_modality_embeddings", True):
+        for domain in set(config["domains_in"]) & set(config["domains_out"]) - {"rgb@32"}:
+            tensors[f"encoder_embeddings.{domain}.mod_emb"] = tensors[f"decoder_embeddings.{domain}.mod_emb"].clone()
+    return PublishedCheckpoint(config=config, tensors=tensors)
+
+
+def inputs_of(seed: int) -> dict[str, Tensor]:
+    """Two samples of each modality, and which of their tokens are inputs and targets."""
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, Tensor] = {}
+    lengths = {"caption": 30, "rgb@32": SIDE**2, "tok_thing@32": SIDE**2, "tok_other@32": SIDE**2}
+    for name, length in lengths.items():
+        ids = WORDS if name == "caption" else CODES
+        value: Any = rng.integers(0, ids, (2, length))
+        if name == "rgb@32":
+            value = rng.standard_normal((2, 3, SIDE * PATCH, SIDE * PATCH)).astype(np.float32)
+        role = rng.integers(0, 3, (2, length))
+        inputs[f"{name}/tensor"] = torch.from_numpy(value)
+        inputs[f"{name}/input_mask"] = torch.from_numpy(role != 0)
+        inputs[f"{name}/target_mask"] = torch.from_numpy(role != 1)
+    return inputs
+
+
+class Reference:
+    """4M's forward pass for one sample, on published names, one head and one modality at a time."""
+
+    def __init__(self, checkpoint: PublishedCheckpoint) -> None:
+        self.config, self.t = checkpoint.config, {name: x.double() for name, x in checkpoint.tensors.items()}
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.t[f"{name}.weight"], self.t.get(f"{name}.bias"))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.t[f"{name}.weight"], self.t[f"{name}.bias"], 1e-6)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, name: str, causal: bool = False) -> Tensor:
+        heads = []
+        for q, k, v in zip(q.chunk(HEADS, 1), k.chunk(HEADS, 1), v.chunk(HEADS, 1), strict=True):  # noqa: B020
+            if self.config.get("qk_norm"):
+                q, k = self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm")
+            scores = q @ k.T / math.sqrt(DIM // HEADS)
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf)
+            heads.append(scores.softmax(-1) @ v)
+        return self.linear(torch.cat(heads, 1), f"{name}.proj")
+
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        act = getattr(torch.nn, self.config.get("act_layer", "GELU"))()
+        hidden = act(self.linear(x, f"{name}.fc1"))
+        if self.config.get("gated_mlp"):
+            hidden = hidden * self.linear(x, f"{name}.fc3")
+        return self.linear(hidden, f"{name}.fc2")
+
+    def marker(self, side: str, name: str) -> Tensor:
+        decoder = f"decoder_embeddings.{name}.mod_emb"
+        shared = self.config.get("share_modality_embeddings", True) and decoder in self.t
+        return self.t[decoder if shared else f"{side}_embeddings.{name}.mod_emb"][0, 0]
+
+    def run(self, inputs: dict[str, Tensor], sample: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The encoder's output at used inputs, and for each modality logits and ids of its targets."""
+        registers = self.t.get("register_tokens", torch.zeros(1, 0, DIM))[0].double()
+        content, place = [registers], [torch.zeros_like(registers)]
+        for name in sorted(self.config["domains_in"]):
+            used = ~inputs[f"{name}/input_mask"][sample]
+            value, table = inputs[f"{name}/tensor"][sample], f"encoder_embeddings.{name}"
+            if name == "rgb@32":
+                rows = [
+                    value[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
+                    for y in range(0, SIDE * PATCH, PATCH) for x in range(0, SIDE * PATCH, PATCH)
+                ]  # fmt: skip
+                content.append(self.linear(torch.stack(rows).double()[used], f"{table}.proj"))
+            else:
+                content.append(self.t[f"{table}.token_emb.weight"][value[used]])
+            positions = torch.arange(int(used.sum())) if name == "caption" else used.nonzero()[:, 0]
+            place.append(self.t[f"{table}.pos_emb"][0, positions] + self.marker("encoder", name))
+        x, emb = torch.cat(content), torch.cat(place)
+        x = x + emb
+        for layer in range(self.config["encoder_depth"]):
+            block = f"encoder.{layer}"
+            q, k, v = self.linear(self.norm(x, f"{block}.norm1"), f"{block}.attn.qkv").chunk(3, 1)
+            x = x + self.attend(q, k, v, f"{block}.attn")
+            x = x + self.mlp(self.norm(x, f"{block}.norm2"), f"{block}.mlp")
+        hidden = self.norm(x, "encoder_norm")
+        context = self.linear(hidden, "decoder_proj_context") + emb
+        return hidden[len(registers) :], {
+            name: self.targets(inputs, sample, name, context)
+            for name in self.config["domains_out"] if name != "rgb@32"
+        }  # fmt: skip
+
+    def targets(self, inputs: dict[str, Tensor], sample: int, name: str, context: Tensor) -> tuple[Tensor, Tensor]:
+        used = ~inputs[f"{name}/target_mask"][sample]
+        ids, table = inputs[f"{name}/tensor"][sample][used], f"decoder_embeddings.{name}"
+        sequence = name == "caption"
+        if sequence:
+            y, ids = self.t[f"{table}.token_emb.weight"][ids[:-1]], ids[1:]
+            positions = torch.arange(len(ids))
+        else:
+            positions = used.nonzero()[:, 0]
+            y = self.t["mask_token"][0].expand(len(positions), -1)
+        y = y + self.t[f"{table}.pos_emb"][0, positions] + self.marker("decoder", name)
+        for layer in range(self.config["decoder_depth"]):
+            block = f"decoder.{layer}"
+            q, k, v = self.linear(self.norm(y, f"{block}.norm1"), f"{block}.self_attn.qkv").chunk(3, 1)
+            y = y + self.attend(q, k, v, f"{block}.self_attn", causal=sequence)
+            q = self.linear(self.norm(y, f"{block}.query_norm"), f"{block}.cross_attn.q")
+            k, v = self.linear(self.norm(context, f"{block}.context_norm"), f"{block}.cross_attn.kv").chunk(2, 1)
+            y = y + self.attend(q, k, v, f"{block}.cross_attn")
+            y = y + self.mlp(self.norm(y, f"{block}.norm2"), f"{block}.mlp")
+        return self.linear(self.norm(y, "decoder_norm"), f"{table}.to_logits"), ids
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_an_imported_backbone_computes_what_the_published_one_does(config: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint, inputs = published(config), inputs_of(3)
+    found = backbone_results(checkpoint, inputs, tmp_path)
+    results = [Reference(checkpoint).run(inputs, sample) for sample in range(2)]
+    hidden = torch.cat([hidden for hidden, _ in results])
+    torch.testing.assert_close(found["encoder/hidden"].double(), hidden, rtol=0, atol=2e-5 * float(hidden.abs().max()))
+    losses = []
+    for name in results[0][1]:
+        logits = torch.cat([targets[name][0] for _, targets in results])
+        ids = torch.cat([targets[name][1] for _, targets in results])
+        losses.append(F.cross_entropy(logits, ids))
+        assert torch.equal(found[f"target/{name}/ids"], ids)
+        torch.testing.assert_close(found[f"target/{name}/logsumexp"].double(), logits.logsumexp(1), rtol=2e-5, atol=0)
+        assert float(found[f"loss/{name}"]) == pytest.approx(float(losses[-1]), rel=2e-5)
+    assert float(found["loss/mod_mean"]) == pytest.approx(float(torch.stack(losses).mean()), rel=2e-5)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_import_then_export_gives_every_bit_back(config: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = published(config)
+    write_published(checkpoint, tmp_path / "published")
+    imported(read_published(tmp_path / "published"), tmp_path)
+    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
+    again = read_published(tmp_path / "again")
+    assert again.config == config
+    assert again.tensors.keys() == checkpoint.tensors.keys()
+    for name, tensor in checkpoint.tensors.items():
+        assert again.tensors[name].dtype == tensor.dtype and torch.equal(again.tensors[name], tensor), name
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+
+
+def imported(checkpoint: PublishedCheckpoint, folder: Path) -> dict[str, str]:
+    specs, _, notes = specs_of(checkpoint, published_modalities(checkpoint), Zoo.installed(), folder / "registry.toml")
+    import_backbone(checkpoint, specs, folder / "backbone")
+    return notes
+
+
+def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path) -> None:
+    whole = published(VARIANTS["gated"])
+    tensors = {name: tensor.to(torch.bfloat16 if ".mlp." in name else tensor.dtype) for name, tensor in
+               whole.tensors.items()}  # fmt: skip
+    same_as = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
+    write_published(PublishedCheckpoint(config=whole.config, tensors=tensors, same_as=same_as), tmp_path / "published")
+    found = read_published(tmp_path / "published")
+    assert found.same_as == same_as
+    imported(found, tmp_path)
+    again = export_backbone(tmp_path / "backbone")
+    assert again.same_as == same_as
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
+    assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
+
+
+def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None:
+    checkpoint = published(VARIANTS["gated"])
+    name = "encoder_embeddings.caption.mod_emb"
+    other = PublishedCheckpoint(
+        config=checkpoint.config, tensors={**checkpoint.tensors, name: checkpoint.tensors[name] + 1}
+    )
+    inputs = inputs_of(5)
+    one = backbone_results(checkpoint, inputs, tmp_path / "one")
+    two = backbone_results(other, inputs, tmp_path / "two")
+    assert torch.equal(one["encoder/hidden"], two["encoder/hidden"])
+    assert torch.equal(export_backbone(tmp_path / "two" / "backbone").tensors[name], other.tensors[name])
+
+
+def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
+    checkpoint = published(VARIANTS["gated"])
+    imported(checkpoint, tmp_path)
+    model = load_model(tmp_path / "backbone")
+    assert not model.fixed_positions.requires_grad
+    assert {spec.name for spec in model.tables.specs} >= {"tok_thing_32", "tok_other_32"}
+
+
+def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:
+    notes = imported(published(VARIANTS["gated"]), tmp_path)
+    assert notes["tok_thing@32"] == "no installed plugin has this name among its aliases"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config, tensors: tensors.pop("encoder.0.mlp.fc1.weight"), r"has no tensor encoder\.0\.mlp\.fc1"),
+        (lambda config, tensors: tensors.update(odd=torch.ones(2)), "unknown tensor odd: not a 4M backbone"),
+        (
+            lambda config, tensors: tensors.update({"decoder_norm.weight": torch.ones(3)}),
+            r"decoder_norm\.weight gives \[3\], and its config\.json asks for \[24\]",
+        ),
+        (lambda config, tensors: config.update(depth=3), "unknown key depth"),
+        (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU: expected SiLU or GELU"),
+        (lambda config, tensors: config.update(decoder_causal_mask=True), "decoder_causal_mask = True"),
+        (lambda config, tensors: config.update(num_heads=5), "multiple of 4 and of heads"),
+        (lambda config, tensors: config["domains_in"].append("det"), "names det, and there is no tensor of it"),
+        (
+            lambda config, tensors: tensors.update({"encoder_norm.bias": torch.ones(DIM)}),
+            "encoder_norm.bias is not zero, and config.json says norm_bias = false",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_ones_are_told_and_nothing_is_written(change: Any, message: str, tmp_path: Path) -> None:
+    checkpoint = published(VARIANTS["gated"])
+    config, tensors = json.loads(json.dumps(checkpoint.config)), dict(checkpoint.tensors)
+    change(config, tensors)
+    with pytest.raises(CheckpointError, match=message):
+        imported(PublishedCheckpoint(config=config, tensors=tensors, place="here"), tmp_path)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes((2**40).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        read_published(tmp_path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        read_published(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
+        read_published(tmp_path)
+
+
+def test_only_what_was_imported_goes_back(tmp_path: Path) -> None:
+    from backbone_samples import SMALL, all_layouts
+
+    from backbone.model import FourM
+    from backbone.saving import save_model
+
+    save_model(FourM.seeded(SMALL, all_layouts(), 0), tmp_path)
+    with pytest.raises(CheckpointError, match="was not imported"):
+        export_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fm7", "fm7_gelu_bias", "fm21"])
+def test_parity_with_the_public_code(name: str) -> None:
+    report = check(GOLDEN / name)
+    assert report["ok"], {key: entry for key, entry in report["keys"].items() if not entry["ok"]}
+    assert len(report["keys"]) >= 38
