@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "checkpoint", "pretrained", "modality", "labellers", "source", "values", "data.samples",
-        "hookspecs", "wordpieces", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
+        "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
         "training_batches", "training_state", "training_report", "training",
         "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
         "pipeline", "report_pictures", "report_samples", "report", "report_zoo", "testing", "doctor", "cli",

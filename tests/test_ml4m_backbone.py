@@ -23,7 +23,7 @@ from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_publi
 from tokenizers_zoo.registry import Zoo
 
 GOLDEN = Path(__file__).parent / "golden" / "ml4m"
-DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 4300, 50
+DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
 BASE: dict[str, Any] = {
     "dim": DIM, "num_heads": HEADS, "encoder_depth": 1, "decoder_depth": 2, "mlp_ratio": 4, "image_size": SIDE * PATCH,
     "patch_size": PATCH, "domains_in": ["caption", "rgb@32", "tok_thing@32"],
@@ -80,7 +80,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             place = f"{side}_embeddings.{domain}"
             if domain == "rgb@32" and side == "decoder":
                 continue
-            rows = 40 if domain == "caption" else SIDE**2
+            rows = 300 if domain == "caption" else SIDE**2
             shapes[f"{place}.pos_emb"], shapes[f"{place}.mod_emb"] = (1, rows, DIM), (1, 1, DIM)
             ids = WORDS if domain == "caption" else CODES
             if domain == "rgb@32":

@@ -19,7 +19,8 @@ import numpy as np
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces, piece_text
+from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
+from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces
 
 CLASS = "TextVocabulary"
 PAD = 0
@@ -107,6 +108,9 @@ class TextVocabulary:
     """One shared vocabulary. Text round-trips exactly, and any sequence of ids decodes to something.
 
     Only text pieces are ever matched in text, so "v0=5" or the name of a special token in it stays plain text.
+
+    One that 4M published (`published`, the text of its file) has that file's pieces instead of `pieces`: it loses
+    capitals and the spaces around punctuation.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class TextVocabulary:
         lineage: Sequence[tuple[str, int]] = (),
         trained_on: Mapping[str, Any] | None = None,
         own_fingerprint: str | None = None,
+        published: str = "",
     ) -> None:
         self.config = config
         self.special_tokens = tuple(special_tokens)
@@ -127,10 +132,13 @@ class TextVocabulary:
         self.trained_on = dict(trained_on or {})
         self.fingerprint = own_fingerprint
         """The fingerprint of the checkpoint that this was loaded from or saved to; None before."""
-        self._check()
-        self._matcher = PieceMatcher(self.pieces)
+        self.published = published
         self._text_start = config.special_start + len(self.special_tokens)
-        self._grown_start = self._text_start + len(self._matcher.texts)
+        self._matcher = (
+            WordMatcher(published, self._text_start, _fixed(config)) if published else PieceMatcher(self.pieces)
+        )
+        self._grown_start = self._text_start + self._matcher.count
+        self._check()
         self._special_ids = {name: config.special_start + i for i, name in enumerate(self.special_tokens)}
         self._special_ids |= {name: self._grown_start + i for i, name in enumerate(self.grown_tokens)}
         self._special_names = {index: name for name, index in self._special_ids.items()}
@@ -149,8 +157,7 @@ class TextVocabulary:
     @property
     def used(self) -> int:
         """Ids that mean something; those from here to `config.size` are free."""
-        special = len(self.special_tokens) + len(self.grown_tokens)
-        return self.config.special_start + special + len(ALPHABET) + len(self.pieces)
+        return self._grown_start + len(self.grown_tokens)
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
@@ -161,8 +168,8 @@ class TextVocabulary:
             "sentinels": config.sentinels,
             "coordinates": config.coordinate_axes * config.coordinate_bins,
             "special tokens": len(self.special_tokens),
-            "bytes": len(ALPHABET),
-            "learned pieces": len(self.pieces),
+            "bytes": 0 if self.published else len(ALPHABET),
+            "learned pieces": self._matcher.count - (0 if self.published else len(ALPHABET)),
             "special tokens grown later": len(self.grown_tokens),
             "free": config.size - self.used,
         }
@@ -171,7 +178,8 @@ class TextVocabulary:
 
     def longest_pieces(self, count: int) -> list[str]:
         """Up to `count` of the learned pieces, as text, longest first; of equal ones that with the lower id."""
-        return sorted(map(piece_text, self.pieces), key=len, reverse=True)[:count]
+        learned = range(0 if self.published else len(ALPHABET), self._matcher.count)
+        return sorted(map(self._matcher.piece, learned), key=len, reverse=True)[:count]
 
     @property
     def all_special_tokens(self) -> tuple[str, ...]:
@@ -215,7 +223,9 @@ class TextVocabulary:
             return self
         lineage = tuple(self.compatible_fingerprints.items())
         grown = (*self.grown_tokens, *missing)
-        return TextVocabulary(config, self.special_tokens, self.pieces, grown, lineage, self.trained_on)
+        return TextVocabulary(
+            config, self.special_tokens, self.pieces, grown, lineage, self.trained_on, published=self.published
+        )
 
     # ---- tokens
 
@@ -235,8 +245,8 @@ class TextVocabulary:
         while cut > 0 and words[cut] == words[cut - 1]:
             cut -= 1
         cut = cut or limit
-        while not text.startswith(self.decode_text(ids[:cut])):  # a cut word may end inside a character
-            cut -= 1
+        while self._matcher.exact and not text.startswith(self.decode_text(ids[:cut])):
+            cut -= 1  # a cut word may end inside a character
         return ids[:cut]
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
@@ -261,18 +271,18 @@ class TextVocabulary:
 
         Stops at the end token. Pad, sentinels and free ids are skipped; bytes that are not UTF-8 become U+FFFD.
         """
-        config, pieces, run = self.config, list[Piece](), bytearray()
+        config, pieces, run = self.config, list[Piece](), list[int]()
 
         def close_run() -> None:
             if run:
-                pieces.append(run.decode("utf-8", errors="replace"))
+                pieces.append(self._matcher.text(run))
                 run.clear()
 
         for index in map(int, ids):
             if index == config.end:
                 break
             if self._text_start <= index < self._grown_start:
-                run += self._matcher.bytes[index - self._text_start]
+                run.append(index - self._text_start)
             elif config.coordinate_start <= index < config.special_start:
                 close_run()
                 pieces.append(Coordinate(*divmod(index - config.coordinate_start, config.coordinate_bins)))
@@ -301,7 +311,7 @@ class TextVocabulary:
         """Write a checkpoint folder and return its fingerprint, which `fingerprint` then is."""
         import torch
 
-        data = "\n".join(self.pieces).encode()
+        name, data = ("file", self.published) if self.published else ("pieces", "\n".join(self.pieces))
         config = {
             "class": CLASS,
             "vocabulary": asdict(self.config),
@@ -310,7 +320,8 @@ class TextVocabulary:
             "lineage": [{"fingerprint": past, "length": length} for past, length in self.lineage],
             "trained_on": self.trained_on,
         }
-        tensors = {"pieces": torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0).byte()}
+        stored = bytearray(data.encode())
+        tensors = {name: torch.frombuffer(stored, dtype=torch.uint8) if stored else torch.zeros(0).byte()}
         self.fingerprint = save_checkpoint(folder, tensors, config, _card(self))
         return self.fingerprint
 
@@ -339,14 +350,15 @@ class TextVocabulary:
         tensors, stored = load_checkpoint(folder, CLASS)
         try:
             own = from_mapping(VocabularyConfig, stored["vocabulary"], Origin(table="vocabulary"))
-            if set(tensors) != {"pieces"}:
-                raise CheckpointError(f"expected one tensor, pieces, got {sorted(tensors)}")
-            text = tensors["pieces"].numpy().tobytes().decode("utf-8")
-            pieces = text.split("\n") if text else []
+            if set(tensors) not in ({"pieces"}, {"file"}):
+                raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")
+            text = next(iter(tensors.values())).numpy().tobytes().decode("utf-8")
+            pieces = text.split("\n") if text and "pieces" in tensors else []
+            published = text if "file" in tensors else ""
             lineage = [(str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]]
             effective = own if config is None else _capacity_of(own, config)
             names, grown, trained_on = stored["special_tokens"], stored["grown_tokens"], stored["trained_on"]
-            return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder))
+            return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder), published)
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -365,15 +377,29 @@ def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> Vocabula
     return replace(stored, size=wanted.size, reserve=wanted.reserve)
 
 
+def _fixed(config: VocabularyConfig) -> dict[str, int]:
+    """Names that a published file gives ids which follow from the configuration."""
+    names = {"[PAD]": PAD, UNKNOWN: PAD + 1, "[EOS]": config.end}
+    names |= {f"[S_{number}]": config.sentinel_start + number for number in range(config.sentinels)}
+    for axis in range(config.coordinate_axes):
+        start = config.coordinate_start + axis * config.coordinate_bins
+        names |= {f"v{axis}={level}": start + level for level in range(config.coordinate_bins)}
+    return names
+
+
 def _card(vocabulary: TextVocabulary) -> str:
-    config = vocabulary.config
+    config, parts = vocabulary.config, vocabulary.parts
+    bytes_, learned = parts["bytes"][1], parts["learned pieces"][1]
     rows = {
         "capacity": config.size,
         "ids used": vocabulary.used,
         "sentinels": config.sentinels,
         "coordinates": f"{config.coordinate_axes} axes of {config.coordinate_bins} levels",
         "special tokens": f"{len(vocabulary.all_special_tokens)}, {len(vocabulary.grown_tokens)} of them grown later",
-        "text pieces": f"{len(ALPHABET)} for bytes and {len(vocabulary.pieces)} learned",
+        "text pieces": f"{bytes_} for bytes and {learned} learned",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"# Text vocabulary\n\nByte-level WordPiece; text round-trips exactly.\n\n| | |\n|---|---|\n{table}\n"
+    kind = "Byte-level WordPiece; text round-trips exactly."
+    if vocabulary.published:
+        kind = "The lower-case WordPiece vocabulary of 4M (github.com/apple/ml-4m)."
+    return f"# Text vocabulary\n\n{kind}\n\n| | |\n|---|---|\n{table}\n"

@@ -59,6 +59,9 @@ def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
 class PieceMatcher:
     """The alphabet and learned pieces, numbered from 0. Raises CheckpointError for pieces that cannot be right."""
 
+    exact = True
+    """Whether decoding gives back what was encoded."""
+
     def __init__(self, pieces: Sequence[str]) -> None:
         self.texts = (*ALPHABET, *pieces)
         if len(set(self.texts)) != len(self.texts):
@@ -70,6 +73,19 @@ class PieceMatcher:
         if not all(self.bytes):
             raise CheckpointError("vocabulary: a text piece is empty")
         self._tokenizer: tokenizers.Tokenizer | None = None
+
+    @property
+    def count(self) -> int:
+        """How many pieces there are."""
+        return len(self.texts)
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """The text of pieces; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(self.bytes[number] for number in numbers).decode("utf-8", errors="replace")
+
+    def piece(self, number: int) -> str:
+        """One piece as people read it."""
+        return self.text([number])
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
         """The numbers of the text's pieces, and for each the number of its word. Raises InvalidValueError."""
@@ -90,11 +106,6 @@ class PieceMatcher:
             self._tokenizer = Tokenizer(model)
             self._tokenizer.pre_tokenizer = _word_splitter()
         return self._tokenizer
-
-
-def piece_text(piece: str) -> str:
-    """A piece as people read it: its bytes as text, U+FFFD for those that are no whole character."""
-    return bytes(BYTE_OF[character] for character in piece.removeprefix(CONTINUES)).decode("utf-8", errors="replace")
 
 
 def checked_text(text: str) -> str:

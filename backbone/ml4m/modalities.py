@@ -98,11 +98,15 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
 
 
 def registry_tables(
-    config: Mapping[str, Any], modalities: Sequence[PublishedModality], installed: Zoo
+    config: Mapping[str, Any],
+    modalities: Sequence[PublishedModality],
+    installed: Zoo,
+    known_tables: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Tables of a registry.toml with an instance of each installed plugin that has a published name among its aliases.
 
     Also gives the published name of each instance. A second resolution of one plugin is an instance `<plugin>_<size>`.
+    Instances that have a table in `known_tables` keep it.
     """
     by_alias = {alias: handle for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
     tables: dict[str, dict[str, Any]] = {}
@@ -118,7 +122,7 @@ def registry_tables(
             name, table["plugin"] = f"{handle.name}_{item.size}", handle.name
         if item.size is not None and item.size != config.get("image_size") and "image_size" in known:
             table["image_size"] = item.size
-        tables[name], published[name] = table, item.published
+        tables[name], published[name] = dict(known_tables.get(name, table)), item.published
     shared = {key: config[key] for key in ("image_size", "patch_size") if key in config}
     return {
         "zoo": {**shared, "checkpoints": "tokenizers", "modalities": sorted(tables)},
@@ -128,13 +132,17 @@ def registry_tables(
 
 
 def specs_of(
-    checkpoint: PublishedCheckpoint, modalities: Sequence[PublishedModality], installed: Zoo, path: Path
+    checkpoint: PublishedCheckpoint,
+    modalities: Sequence[PublishedModality],
+    installed: Zoo,
+    path: Path,
+    known_tables: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
     """The spec of each published modality, by its published name; tables of a registry.toml for `path`; and notes.
 
     A modality whose plugin has other tokens, or which no plugin knows, gets a spec of its own, and a note says why.
     """
-    tables, published = registry_tables(checkpoint.config, modalities, installed)
+    tables, published = registry_tables(checkpoint.config, modalities, installed, known_tables or {})
     zoo = Zoo.from_tables(tables, path)
     items = {item.published: item for item in modalities}
     specs: dict[str, ModalitySpec] = {}

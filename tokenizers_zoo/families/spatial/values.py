@@ -133,12 +133,12 @@ class ImageValues:
             raise InvalidValueError(f"{settings.name}: a constant answer needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
         stack = np.stack([np.asarray(values[index]) for index in picked])
-        candidates = self._constant_maps(stack)
+        candidates = self.constant_maps(stack)
         options, metric, truth = self.options(settings), self.metrics[0], list(stack)
         marks = [self.measure([candidate] * len(truth), truth, options)[metric.name] for candidate in candidates]
         return candidates[int(np.argmax(marks) if metric.higher_is_better else np.argmin(marks))]
 
-    def _constant_maps(self, stack: Array) -> list[Array]:
+    def constant_maps(self, stack: Array) -> list[Array]:
         """What may be the best constant answer to values `(count, ...)`; the usual one first.
 
         Per pixel the median, other quantiles and the mean; or the most frequent class; or, for what is on or off,

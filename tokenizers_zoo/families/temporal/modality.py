@@ -65,7 +65,7 @@ class TemporalModality(ImageValues):
         """The "class" of this plugin's checkpoints."""
         return f"TemporalTokenizer/{type(self).__name__}"
 
-    def _constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
+    def constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
         """Per number the median, other quantiles and the mean of values `(count, ...)`."""
         maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
         bounded = [np.clip(found, self.low, self.high) for found in maps] if self.low is not None else maps

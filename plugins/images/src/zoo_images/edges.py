@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,14 @@ class EdgeMap(SpatialModality):
             name="f1",
             unit="",
             higher_is_better=True,
-            meaning="harmonic mean of precision and recall of edge pixels over all pictures; 1 pixel off counts as hit",
+            meaning="harmonic mean of precision and recall of edges thinned to lines, over all pictures; 1 pixel off is"
+            " right",
         ),
         Metric(
-            name="f1_exact", unit="", higher_is_better=True, meaning="the same, counting only pixels that agree exactly"
+            name="f1_exact",
+            unit="",
+            higher_is_better=True,
+            meaning="the same of all edge pixels, counting only those that agree exactly",
         ),
     )
 
@@ -52,15 +56,32 @@ class EdgeMap(SpatialModality):
 
         return Image.fromarray(((value[0] > 0.5) * 255).astype(np.uint8))
 
+    def constant_maps(self, stack: np.ndarray) -> list[np.ndarray]:
+        """The usual ones, and lines three pixels apart where they are on: any edge there is within a pixel of one."""
+        usual = super().constant_maps(stack)
+        comb = (np.arange(stack.shape[-1]) % 3 == 1).astype(stack.dtype)
+        return [*usual, *(found * comb for found in usual)]
+
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
         pairs = [(p[0] > 0.5, t[0] > 0.5) for p, t in zip(predicted, target, strict=True)]
-        edges = sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
         exact = sum(int((p & t).sum()) for p, t in pairs)
-        near = sum(int((p & widened(t)).sum()) for p, t in pairs), sum(int((t & widened(p)).sum()) for p, t in pairs)
-        return {
-            "f1": f1(near[0], near[1], *edges),
-            "f1_exact": f1(exact, exact, *edges),
-        }
+        # Pixels beside a line are within one pixel of it: unless lines are thin, whoever draws them broad hits more.
+        lines = [(thinned(p), thinned(t)) for p, t in pairs]
+        near = sum(int((p & widened(t)).sum()) for p, t in lines), sum(int((t & widened(p)).sum()) for p, t in lines)
+        return {"f1": f1(*near, *counts(lines)), "f1_exact": f1(exact, exact, *counts(pairs))}
+
+
+def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
+    """Edge pixels of all predictions, and of all targets."""
+    return sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
+
+
+def thinned(edges: np.ndarray) -> np.ndarray:
+    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
+    from skimage.morphology import skeletonize
+
+    lines: np.ndarray = skeletonize(edges)
+    return lines
 
 
 def widened(edges: np.ndarray) -> np.ndarray:

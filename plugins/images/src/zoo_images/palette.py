@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,15 @@ SWATCH = 48  # pixels, height and width
 class PaletteSettings:
     """Settings of `palette`. Raises ValueError, naming the field, for a value out of range."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"colours": 7, "layout": "4m"}}
+
+    preset: Literal["4m"] | None = None
+    """4m: seven colours in the layout of the 4M papers."""
     colours: int = 5
     """Colours of a palette, 1 to 16."""
+    layout: Literal["axes", "4m"] = "axes"
+    """axes: red, green and blue on axes v0, v1 and v2. 4m: the number of colours on v1, then every red, green and blue
+    on v0, its level the number from 0 to 255."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.colours <= 16:
@@ -41,7 +48,7 @@ class PaletteSettings:
 
 
 class Palette(TextModality[PaletteSettings]):
-    """The main colours, most frequent first, each as `v0=red v1=green v2=blue`.
+    """The main colours, most frequent first, each as `v0=red v1=green v2=blue` (or as `layout` says).
 
     A palette is that of the whole picture, and stays as it is under the shared crop and flip.
     """
@@ -69,10 +76,13 @@ class Palette(TextModality[PaletteSettings]):
         return ValueSpec(shape=(options.colours, 3), unit="sRGB", low=0.0, high=1.0)
 
     def max_length(self, options: PaletteSettings) -> int:
-        return 3 * options.colours
+        return 3 * options.colours + (options.layout == "4m")
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[PaletteSettings]) -> list[int]:
         colours = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        if tokenizer.settings.layout == "4m":
+            numbers = (Coordinate(0, round(float(number) * 255)) for number in colours.flatten())
+            return tokenizer.vocabulary.encode([Coordinate(1, len(colours)), *numbers])
         levels = (
             Coordinate(axis, coordinate_level(number, tokenizer.bins))
             for colour in colours
@@ -83,13 +93,16 @@ class Palette(TextModality[PaletteSettings]):
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[PaletteSettings]) -> Colours:
         """Every three coordinates in order; the last colour is repeated for those that are missing."""
         count, colours, levels = tokenizer.settings.colours, list[list[float]](), list[int]()
+        in_bytes = tokenizer.settings.layout == "4m"
         for piece in pieces:
-            if isinstance(piece, Coordinate) and piece.axis == len(levels):
+            if isinstance(piece, Coordinate) and piece.axis == (0 if in_bytes else len(levels)):
                 levels.append(piece.level)
             else:
                 levels = [piece.level] if isinstance(piece, Coordinate) and piece.axis == 0 else []
             if len(levels) == 3:
-                colours.append([coordinate_fraction(level, tokenizer.bins) for level in levels])
+                fractions = (min(level / 255, 1.0) if in_bytes else coordinate_fraction(level, tokenizer.bins)
+                             for level in levels)  # fmt: skip
+                colours.append(list(fractions))
                 levels = []
         padded = [*colours, *[colours[-1] if colours else list(GREY)] * count]
         return np.array(padded[:count], dtype=np.float32)

@@ -40,7 +40,7 @@ S = TypeVar("S", bound=MetadataSettings)
 
 
 class MetadataModality(TextModality[S]):
-    """Any subset of the declared fields; each is a special token and a coordinate token with its level.
+    """Any subset of the declared fields; each is a special token (or its number on axis v1) and its level on axis v0.
 
     A subclass gives `summary` and `default_fields`. Metadata are those of the whole picture, and stay as they are under
     the shared crop.
@@ -76,6 +76,9 @@ class MetadataModality(TextModality[S]):
         table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
         if not table:
             raise ConfigError(f"{settings.name}: fields: at least one is needed where default_fields is false")
+        numbers = [declared.number for declared in table.values() if declared.number is not None]
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"{settings.name}: fields: two of them have one number")
         for name, declared in table.items():
             if declared.levels(bins) > bins:
                 raise ConfigError(
@@ -92,9 +95,9 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
-        """One per field."""
+        """One per field that has no number."""
         table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
-        return [declared.token(name, bins) for name, declared in table.items()]
+        return [declared.token(name, bins) for name, declared in table.items() if declared.number is None]
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         known, bins = self.checked(value, tokenizer.settings), tokenizer.bins
@@ -102,7 +105,9 @@ class MetadataModality(TextModality[S]):
         for name, declared in self.table(tokenizer.settings).items():
             if name in known:
                 level = level_of(name, declared, known[name], bins)
-                pieces += [Special(declared.token(name, bins)), Coordinate(0, level)]
+                own = declared.number is None
+                pieces += [Special(declared.token(name, bins)) if own else Coordinate(1, declared.number or 0)]
+                pieces += [Coordinate(0, level)]
         return tokenizer.vocabulary.encode(pieces)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
@@ -111,9 +116,14 @@ class MetadataModality(TextModality[S]):
         A token means what it was declared with, whatever the declaration is now; the value is one of the field's.
         """
         table, found = self.table(tokenizer.settings), dict[str, Number]()
+        numbered = {declared.number: (name, declared) for name, declared in table.items()}
         for token, level in pairwise(pieces):
-            if isinstance(token, Special) and isinstance(level, Coordinate) and level.axis == 0:
-                name, declared = parse_token(token.name) or ("", None)
+            if isinstance(level, Coordinate) and level.axis == 0:
+                name, declared = "", None
+                if isinstance(token, Special):
+                    name, declared = parse_token(token.name) or ("", None)
+                elif isinstance(token, Coordinate) and token.axis == 1:
+                    name, declared = numbered.get(token.level, ("", None))
                 if declared is not None and name in table and name not in found:
                     value = table[name].fitted(declared.value(level.level, tokenizer.bins))
                     found |= {} if value is None else {name: value}

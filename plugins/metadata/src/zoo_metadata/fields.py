@@ -34,6 +34,8 @@ class MetadataField:
     """The words of a choice field, at least two."""
     meaning: str = ""
     """What it says of the sample, in a few words; shown by `zoo info`."""
+    number: int | None = None
+    """Level of axis v1 that stands for the field, as in 4M, instead of a special token that holds its declaration."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", float(self.low))  # 0 and 0.0 are one declaration, and one special token
@@ -52,6 +54,8 @@ class MetadataField:
             raise ValueError(
                 f"bins: expected 2 or more, of a float or log field, got {self.bins} of kind {self.kind!r}"
             )
+        if self.number is not None and self.number < 0:
+            raise ValueError(f"number: expected 0 or more, got {self.number}")
         if re.search(r"[\s<>]", self.unit):
             raise ValueError(f"unit: expected one word, got {self.unit!r}")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from zoo_metadata.base import MetadataModality, MetadataSettings
 from zoo_metadata.fields import MetadataField
@@ -30,11 +33,55 @@ FIELDS = MappingProxyType(
 )
 
 
-class Metadata(MetadataModality[MetadataSettings]):
+def _published() -> dict[str, dict[str, Any]]:
+    """The fields of the 4M-21 model (arXiv 2406.09406, appendix), by the numbers that stand for them in its tokens.
+
+    Sizes are in steps of 32 pixels. 4M rounds levels down, here a level is the nearest: at most one apart.
+    """
+    whole = {"kind": "int", "low": 0, "high": 999}
+    share = {"low": 0, "high": 1, "bins": 50}
+    sides = {"low": 0, "high": 32 * 999, "bins": 1000, "unit": "px"}
+    table: dict[str, dict[str, Any]] = {
+        "original_width": sides,
+        "original_height": sides,
+        "caption_n_chars": whole,
+        "caption_n_words": whole,
+        "caption_n_sentences": whole,
+        "n_humans": whole,
+        "n_sam_instances": whole,
+        "n_coco_instances": whole,
+        "coco_instance_diversity": whole,
+        "colorfulness": {"low": 0, "high": 150, "bins": 50},
+        "brightness": {"low": 0, "high": 255, "bins": 50},
+        "contrast": {"low": 0, "high": 127, "bins": 50},
+        "saturation": {"low": 0, "high": 255, "bins": 50},
+        "entropy": {"low": 0, "high": 10, "bins": 50, "unit": "bit"},
+        "walkability": share,
+        "objectness": share,
+        "semantic_diversity": whole,
+        "geometric_complexity": {"low": 0, "high": 0.75, "bins": 50},
+        "occlusion_score": {"low": 0, "high": 0.25, "bins": 50},
+        "watermark_score": {"kind": "choice", "choices": ["below 0.5", "0.5 and more"]},
+        "aesthetic_score": {"kind": "choice", "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"]},
+    }
+    return {name: {**declared, "number": number} for number, (name, declared) in enumerate(table.items())}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSettings(MetadataSettings):
+    """Settings of `metadata`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"default_fields": False, "fields": _published()}}
+
+    preset: Literal["4m"] | None = None
+    """4m: the fields of the 4M-21 model, in its tokens."""
+
+
+class Metadata(MetadataModality[TableSettings]):
     """Metadata as a source or the user's files give them."""
 
     summary = "Numbers and words about the sample, from a declared table of fields"
-    settings_type = MetadataSettings
+    settings_type = TableSettings
     default_fields = FIELDS
 
 

@@ -7,7 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -41,10 +42,16 @@ THIN = 0.05  # of a level: half the width that a box gets whose two edges fall o
 class BoxesSettings:
     """Settings of `boxes`. Raises ValueError, naming the field, for a value out of range."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"max_length": 256, "max_boxes": 64, "order": "corner"}}
+
+    preset: Literal["4m"] | None = None
+    """4m: sequences as the 4M papers have them."""
     max_length: int = 96
     """Most tokens of one picture; the smallest boxes that do not fit are dropped."""
     max_boxes: int = 16
     """Most boxes of one picture; the smallest are dropped."""
+    order: Literal["area", "corner"] = "area"
+    """Largest first, or by the distance of the upper left corner from the picture's, as 4M has them."""
     min_visible: float = 0.25
     """Share of a box's area that a crop must leave for the box to stay, in (0, 1]."""
     labeller: BoxLabeller | None = None
@@ -59,7 +66,9 @@ class BoxesSettings:
 
 
 class Boxes(TextModality[BoxesSettings]):
-    """Boxes with labels, largest first, each as `v0=xmin v1=ymin v2=xmax v3=ymax label` (4M, arXiv 2312.06647, sec. 2).
+    """Boxes with labels, each as `v0=xmin v1=ymin v2=xmax v3=ymax label` (4M, arXiv 2312.06647, sec. 2).
+
+    They stand in the order of the setting `order`.
 
     Edges are exact to half a level. A box thinner than a level decodes to a tenth of one, as a box has to have an area.
     """
@@ -95,8 +104,12 @@ class Boxes(TextModality[BoxesSettings]):
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
         boxes = largest_first(checked_boxes(value))[: tokenizer.settings.max_boxes]
-        groups = (tokenizer.vocabulary.encode(box_pieces(box, tokenizer.bins)) for box in boxes)
-        return whole_groups(groups, tokenizer.settings.max_length)
+        groups = [tokenizer.vocabulary.encode(box_pieces(box, tokenizer.bins)) for box in boxes]
+        if tokenizer.settings.order == "area":
+            return whole_groups(groups, tokenizer.settings.max_length)
+        kept = [n for n, end in enumerate(accumulate(map(len, groups))) if end <= tokenizer.settings.max_length]
+        kept.sort(key=lambda n: boxes[n]["box"][0] ** 2 + boxes[n]["box"][1] ** 2)
+        return [index for n in kept for index in groups[n]]
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[BoxesSettings]) -> list[Box]:
         """Every four coordinates in order that a label follows and that enclose an area."""

@@ -1,0 +1,67 @@
+"""zoo import-ml4m and zoo export-ml4m."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, plain_table, show_table
+from tokenizers_zoo.data.tar import disk_errors
+
+if TYPE_CHECKING:
+    from backbone.ml4m.folders import Told
+
+
+@click.command("import-ml4m")
+@click.argument("source", metavar="SRC")
+@click.argument("out", metavar="OUT", type=PATH)
+@click.option("--as", "name", metavar="NAME", help="Modality of a tokenizer whose folder does not say it.")
+def import_command(source: str, out: Path, name: str | None) -> None:
+    """Open checkpoints that EPFL and Apple published for 4M.
+
+    SRC is the folder (or hub id) of a backbone or of a tokenizer, 4M's text
+    tokenizer (a .json file), or a folder that holds several of them. OUT gets
+    tokenizers/, backbone/ and a registry.toml under which they run.
+
+    \b
+    Examples:
+      zoo import-ml4m EPFL-VILAB/4M-21_B 4m
+      zoo import-ml4m text_tokenizer_4m_wordpiece_30k.json 4m
+      zoo import-ml4m downloads/ 4m
+      zoo --registry 4m/registry.toml backbone generate 4m/backbone \\
+          --file rgb_patches=photo.jpg --make depth --out made
+    """
+    from backbone.ml4m.folders import import_folders
+    from tokenizers_zoo.checkpoint import resolve_folder
+
+    told: list[Told] = []
+    path = Path(source)
+    with disk_errors(out):
+        registry = import_folders(path if path.exists() else resolve_folder(source), out, name, told.append)
+    table = plain_table("published", "here", "note")
+    for item in told:
+        table.add_row(item.published, item.ours, item.note)
+    show_table(table)
+    click.echo(f"use it by: zoo --registry {registry} ...")
+
+
+@click.command("export-ml4m")
+@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+def export_command(source: Path, out: Path) -> None:
+    """Write an imported backbone or tokenizer as 4M's code reads it.
+
+    What was imported comes back bit by bit; trained weights keep the published
+    names and shapes.
+
+    \b
+    Example:
+      zoo export-ml4m 4m/backbone published
+    """
+    from backbone.ml4m.folders import export_folder
+
+    with disk_errors(out):
+        published = export_folder(source, out)
+    click.echo(f"{len(published.tensors)} tensors in {out}")

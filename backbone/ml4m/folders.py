@@ -1,0 +1,183 @@
+"""Folders of published checkpoints to a folder of ours, with the registry under which they run; and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backbone.ml4m.convert import export_backbone, import_backbone
+from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_of
+from backbone.run import Run
+from backbone.saving import CLASS
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_config, read_table, replacing_file
+from tokenizers_zoo.config import Settings, load_toml
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+
+BACKBONE, TOKENIZERS, REGISTRY, TOKENS = "backbone", "tokenizers", "registry.toml", "tokens"
+HEADER = """\
+# Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
+#   zoo --registry {path} ...
+# A later import into this folder reads it and writes it anew: what is set here stays, comments do not.
+
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """One thing that was imported, for the terminal."""
+
+    published: str
+    ours: str
+    note: str = ""
+
+
+def sources(source: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of checkpoints and text tokenizer files at `source`: itself, or what it holds. Raises CheckpointError."""
+    if source.is_file() and source.suffix == ".json":
+        return [], [source]
+    if (source / CONFIG).is_file():
+        return [source], []
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
+    folders = sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
+    files = sorted(path for path in source.glob("*.json") if _is_text_tokenizer(path))
+    if not folders and not files:
+        raise CheckpointError(f"{source}: has no {CONFIG}, and no folder in it has one: no published checkpoint here")
+    return folders, files
+
+
+def _is_text_tokenizer(path: Path) -> bool:
+    """Whether a JSON file is one of the tokenizers library."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
+
+
+def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[Told], None]) -> Path:
+    """Import what is at `source` into `out`, and give the registry.toml under which it runs.
+
+    `name` says which modality a single tokenizer is of. What is in `out` already is left as it is, so a killed import
+    goes on. Raises CheckpointError, ConfigError, UnknownNameError.
+    """
+    folders, files = sources(source)
+    registry = out / REGISTRY
+    tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
+    installed = Zoo.installed()
+    if name is not None and name not in installed:
+        raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
+    configs = {folder: read_table(folder / CONFIG) for folder in folders}
+    backbones = [folder for folder, config in configs.items() if "domains_in" in config]
+    if len(backbones) > 1:
+        shown = ", ".join(folder.name for folder in backbones)
+        raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
+    for path in files:
+        tell(import_text(path, out, tables))
+    for folder in (folder for folder in folders if folder not in backbones):
+        ours = name or modality_of(folder.resolve().name, configs[folder], installed)
+        tell(import_tokenizer(folder, ours, out, tables))
+    for folder in backbones:
+        for told in import_model(folder, out, tables, installed):
+            tell(told)
+    if tables.get("modalities"):
+        tables["zoo"]["modalities"] = sorted(tables["modalities"])
+    write_registry(registry, tables)
+    return registry
+
+
+def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
+    """The published text tokenizer as the shared text vocabulary."""
+    folder = out / TOKENIZERS / TEXT
+    tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
+    if (folder / CONFIG).is_file():
+        return Told(path.name, f"vocabulary {TEXT}", "is there already")
+    config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
+    try:
+        vocabulary = TextVocabulary(config, published=path.read_text(encoding="utf-8"))
+    except (CheckpointError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    vocabulary.save(folder)
+    return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
+
+
+def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
+    """The installed modality that a published tokenizer is of: by its configuration, else by its folder's name.
+
+    Raises ConfigError where neither says.
+    """
+    known = {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+    domain = str(config.get("domain", ""))
+    if domain in known:
+        return known[domain]
+    found = [alias for alias in known if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
+    if not found:
+        raise ConfigError(f"{folder}: its name does not say which modality it is a tokenizer of; add --as NAME")
+    return known[max(found, key=len)]
+
+
+def import_tokenizer(folder: Path, name: str, out: Path, tables: dict[str, Any]) -> Told:
+    """One published tokenizer as the checkpoint of a modality."""
+    target = out / TOKENIZERS / name
+    if (target / CONFIG).is_file():
+        return Told(folder.name, name, "is there already")
+    handle = Zoo.from_tables({"zoo": {**tables["zoo"], "modalities": [name]}}, out / REGISTRY)[name]
+    table = handle.import_published(read_published(folder), target)
+    own = {**table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    tables.setdefault("modalities", {})[name] = own
+    return Told(folder.name, name)
+
+
+def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
+    """A published backbone as a run, and its modalities into the tables of the registry."""
+    target = out / BACKBONE
+    if (target / CONFIG).is_file():
+        return [Told(folder.name, BACKBONE, "is there already")]
+    checkpoint = read_published(folder)
+    modalities = published_modalities(checkpoint)
+    specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
+    import_backbone(checkpoint, specs, target)
+    Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
+    tables["zoo"] = found["zoo"] | tables["zoo"]
+    tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
+    tables["modalities"] = found["modalities"] | tables.get("modalities", {})
+    told = [Told(folder.name, BACKBONE, f"{len(modalities)} modalities")]
+    return told + [
+        Told(item.published, specs[item.published].name, notes.get(item.published, "")) for item in modalities
+    ]
+
+
+def write_registry(path: Path, tables: Mapping[str, Any]) -> None:
+    """Write a registry.toml, atomically."""
+    import tomli_w
+
+    with replacing_file(path) as temporary:
+        temporary.write_text(HEADER.format(path=path) + tomli_w.dumps(tables), encoding="utf-8")
+
+
+def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
+    """Write one of our checkpoints, backbone or tokenizer, as it was published. Raises CheckpointError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
+    config = load_config(source)
+    if config["class"] == CLASS:
+        published = export_backbone(source)
+    elif "modality" in config:
+        installed = Zoo.installed()
+        name = config["modality"]
+        if name not in installed:
+            raise UnknownNameError.of(
+                "modality", name, installed.names(), hint=f"(that of {source}; install its plugin)"
+            )
+        published = installed[name].export_published(source)
+    else:
+        raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
+    write_published(published, out)
+    return published

@@ -1,0 +1,183 @@
+"""zoo import-ml4m and export-ml4m: folders in, folders out, the text vocabulary, and what goes wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from test_ml4m_backbone import VARIANTS, published
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from backbone.ml4m.commands import export_command, import_command
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.ml4m import write_published
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.vocabulary import Coordinate, TextVocabulary, VocabularyConfig
+
+WORDS = [
+    "a",
+    "red",
+    "dog",
+    "##s",
+    "sit",
+    "##ting",
+    "hot",
+    "on",
+    "it",
+    ",",
+    "'",
+    "[",
+    "]",
+    "s",
+    "_",
+    "0",
+    "v0",
+    "=",
+    "5",
+]
+CONFIG = VocabularyConfig(size=30_000, end=3, sentinels=200, coordinate_axes=4, coordinate_bins=1000)
+
+
+def text_file(path: Path, **changed: int) -> Path:
+    """A vocabulary in the published form, with few words."""
+    special = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{i}]" for i in range(200))]
+    special += [f"v{axis}={level}" for axis in range(4) for level in range(1000)]
+    names = [*special, "hot dog", *WORDS]
+    ids = {name: index for index, name in enumerate(names)} | changed
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken(name, single_word=True, normalized=False) for name in special])
+    tokenizer.add_tokens([AddedToken("hot dog", single_word=True, normalized=True)])
+    tokenizer.save(str(path))
+    return path
+
+
+def run(command: object, *arguments: object) -> str:
+    """The output of a command; what goes wrong is raised."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)  # type: ignore[arg-type]
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_published_text_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
+    path = text_file(tmp_path / "text.json")
+    vocabulary = TextVocabulary(CONFIG, published=path.read_text())
+    theirs = Tokenizer.from_file(str(path))
+    for text in ("A red dog, sitting", "hot dogs", "a hot dog on it", "RED"):
+        assert vocabulary.encode_text(text) == theirs.encode(text).ids
+    boxes = [Coordinate(axis, 10 * axis) for axis in range(4)]
+    assert vocabulary.encode([*boxes, " hot dog"]) == theirs.encode("v0=0 v1=10 v2=20 v3=30 hot dog").ids
+    assert vocabulary.decode([*vocabulary.encode(boxes), *vocabulary.encode_text("a dog")]) == [*boxes, "a dog"]
+    assert vocabulary.decode_text(vocabulary.encode_text("A Red dog, sitting")) == "a red dog, sitting"
+    assert (vocabulary.used, vocabulary.parts["learned pieces"]) == (4204 + 1 + len(WORDS), (4204, 1 + len(WORDS)))
+
+
+def test_no_text_makes_a_sentinel_or_a_coordinate(tmp_path: Path) -> None:
+    vocabulary = TextVocabulary(CONFIG, published=text_file(tmp_path / "text.json").read_text())
+    for text in ("[S_0]", "v0=5", "[EOS]", "[PAD]", "a v0=5 dog"):
+        ids = vocabulary.encode_text(text)
+        assert ids and all(index == 1 or index >= 4204 for index in ids)
+
+
+def test_a_limit_cuts_between_words_and_all_is_restored(tmp_path: Path) -> None:
+    vocabulary = TextVocabulary(CONFIG, published=text_file(tmp_path / "text.json").read_text())
+    assert vocabulary.decode_text(vocabulary.encode_text("red dogs sitting", limit=4)) == "red dogs"
+    vocabulary.save(tmp_path / "text")
+    again = TextVocabulary.load(tmp_path / "text", CONFIG)
+    assert again.encode_text("red dogs") == vocabulary.encode_text("red dogs")
+    grown = again.grow(["<new>"])
+    assert grown.all_special_tokens == ("<new>",) and grown.used == again.used + 1
+    assert grown.encode_text("red dogs") == vocabulary.encode_text("red dogs")
+    assert again.longest_pieces(1) == ["hot dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "not a file of the tokenizers library"), ("[EOS]", "not a file of the tokenizers")]
+)
+def test_another_file_is_told(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        TextVocabulary(CONFIG, published=content)
+    path = text_file(tmp_path / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
+    with pytest.raises(CheckpointError, match=r"\[EOS\] has the id 2, expected 3: another vocabulary"):
+        TextVocabulary(CONFIG, published=path.read_text())
+
+
+def test_plugins_write_sequences_as_4m_does(tmp_path: Path) -> None:
+    path = text_file(tmp_path / "text.json")
+    run(import_command, path, tmp_path)
+    names = ("boxes", "palette", "metadata")
+    tables = {"zoo": {"checkpoints": "tokenizers"}, "vocabularies": {"text": {"preset": "4m"}}}
+    tables["modalities"] = {name: {"preset": "4m"} for name in names}
+    zoo, theirs = Zoo.from_tables(tables, tmp_path / "registry.toml"), Tokenizer.from_file(str(path))
+
+    def written(name: str, value: object) -> list[int]:
+        ids = zoo[name].encode([value])[0]
+        again = zoo[name].encode([zoo[name].decode([ids])[0]])[0]
+        assert again.tolist() == ids.tolist()
+        return ids.tolist()
+
+    things = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
+    text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # nearest the upper left corner first
+    assert written("boxes", things) == theirs.encode(text).ids
+    colours = np.full((7, 3), (0, 0.5, 1), np.float32)
+    assert written("palette", colours) == theirs.encode("v1=7" + " v0=0 v0=128 v0=255" * 7).ids
+    table = {"original_width": 640.0, "n_humans": 3, "brightness": 98.9, "aesthetic_score": "4.5 to 5.5"}
+    assert written("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=20 v0=1").ids
+
+
+def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path) -> None:
+    checkpoint = published(VARIANTS["gated"])
+    write_published(checkpoint, tmp_path / "in" / "4M_B")
+    text_file(tmp_path / "in" / "words.json")
+    output = run(import_command, tmp_path / "in", tmp_path / "out")
+    assert "tok_thing_32" in output and "use it by: zoo --registry" in output
+    assert all(len(line) <= 80 for line in output.splitlines()[:-1])
+    zoo = Zoo.from_toml(tmp_path / "out" / "registry.toml")
+    assert zoo["caption"].spec.vocab_size == 30_000
+    ids = zoo["caption"].encode(["a red dog"])[0]
+    assert zoo["caption"].decode([ids]) == ["a red dog"]
+    before = (tmp_path / "out" / "backbone" / "model.safetensors").stat().st_mtime_ns
+    again = run(import_command, tmp_path / "in", tmp_path / "out")
+    assert again.count("is there already") == 2
+    assert (tmp_path / "out" / "backbone" / "model.safetensors").stat().st_mtime_ns == before
+    run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "in" / "4M_B" / name).read_bytes()
+    with pytest.raises(CheckpointError, match="is there already; give a new or empty folder"):
+        run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
+
+
+def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path / "in" / "4M_B")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "registry.toml").write_text('[zoo]\ncheckpoints = "elsewhere"\n[modalities.caption]\nmax_length = 20\n')
+    run(import_command, tmp_path / "in" / "4M_B", out)
+    tables = tomllib.loads((out / "registry.toml").read_text())
+    assert tables["zoo"]["checkpoints"] == "elsewhere"
+    assert tables["modalities"]["caption"] == {"max_length": 20}
+    assert not (out / "tokenizers").exists()
+
+
+def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    def fails(error: type[ZooError], message: str, *arguments: object) -> None:
+        with pytest.raises(error, match=message):
+            run(import_command, *arguments, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    (tmp_path / "empty").mkdir()
+    fails(CheckpointError, "no published checkpoint here", tmp_path / "empty")
+    fails(CheckpointError, "no such folder, and not a hub id", tmp_path / "nowhere")
+    for name in ("one", "two"):
+        write_published(published(VARIANTS["gated"]), tmp_path / "two" / name)
+    fails(ConfigError, r"holds 2 backbones \(one, two\)", tmp_path / "two")
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "config.json").write_text("{}")
+    fails(ConfigError, "its name does not say which modality it is a tokenizer of; add --as NAME", tmp_path / "strange")
+    (tmp_path / "bad.json").write_text("{}")
+    fails(CheckpointError, r"bad\.json: not a file of the tokenizers library", tmp_path / "bad.json")

@@ -1,0 +1,60 @@
+"""The text pieces of the vocabulary that 4M published: lower-case WordPiece, class names as pieces of their own.
+
+Unlike our own vocabularies it loses something of a text: capitals, spaces around punctuation, and words with
+characters that it never saw.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.wordpieces import checked_text
+
+UNKNOWN = "[UNK]"
+
+
+class WordMatcher:
+    """The pieces of a file that the tokenizers library wrote, numbered from id `start`; ids before are not text's.
+
+    `expected` are names that the file has to give certain ids. Raises CheckpointError where it does not.
+    """
+
+    exact = False
+    """Whether decoding gives back what was encoded."""
+
+    def __init__(self, file: str, start: int, expected: dict[str, int]) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            table: dict[str, Any] = json.loads(file)
+            vocabulary: dict[str, int] = table["model"]["vocab"]
+            # Text must not produce sentinels or coordinates, whatever a user writes.
+            table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] >= start]
+            self._tokenizer = Tokenizer.from_str(json.dumps(table))
+        except Exception as error:  # the library raises a plain Exception for a file that it cannot read
+            raise CheckpointError(f"not a file of the tokenizers library: {' '.join(str(error).split())}") from None
+        for name, index in expected.items():
+            if vocabulary.get(name) != index:
+                raise CheckpointError(f"{name} has the id {vocabulary.get(name)}, expected {index}: another vocabulary")
+        self.start = start
+        self.count = self._tokenizer.get_vocab_size() - start
+
+    def match(self, text: str) -> tuple[list[int], list[int | None]]:
+        """The numbers of the text's pieces, and for each the number of its word. Raises InvalidValueError.
+
+        A word that the vocabulary lacks has one number below 0, which is that of the unknown token.
+        """
+        matched = self._tokenizer.encode(checked_text(text), add_special_tokens=False)
+        return [index - self.start for index in matched.ids], matched.word_ids
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """The text of pieces, with one space between words."""
+        decoded: str = self._tokenizer.decode([number + self.start for number in numbers], skip_special_tokens=False)
+        return decoded
+
+    def piece(self, number: int) -> str:
+        """One piece as people read it."""
+        return str(self._tokenizer.id_to_token(number + self.start))
