@@ -38,7 +38,7 @@ EXCEPTIONS = {
         f"tokenizers_zoo/{file}": "depth"
         for file in (
             "blocks/config.py", "families/features.py", "families/vectors/settings.py",
-            "families/spatial/diffusion_settings.py",
+            "families/spatial/diffusion_settings.py", "ml4m/architecture.py",
         )
     },
     "tokenizers_zoo/families/spatial/perceptual.py": "efficientnet-lite0",  # a network, not what it sees

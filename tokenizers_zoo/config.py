@@ -147,6 +147,24 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     raise ConfigError(f"{origin.at(key)}: expected {expected}, got {type(value).__name__} {value!r}")
 
 
+ADDED = {"added": True}
+"""Metadata of a field that came after files were written with its class; see `recorded`."""
+
+
+def recorded(config: Any) -> Any:
+    """A dataclass as tables and lists, for a file. Fields that were ADDED are left out at their default.
+
+    So what a record says of an older configuration stays the same to the letter, and so does what is compared with it.
+    """
+    if dataclasses.is_dataclass(config):
+        fields = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+        kept = [(f.name, value) for f, value in fields if not (f.metadata.get("added") and value == f.default)]
+        return {name: recorded(value) for name, value in kept}
+    if isinstance(config, Mapping):
+        return {key: recorded(value) for key, value in config.items()}
+    return type(config)(map(recorded, config)) if isinstance(config, (list, tuple)) else config
+
+
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `over` in their place; a table over a table replaces only the keys that it has."""
     result = dict(base)
@@ -225,6 +243,11 @@ class Settings(Mapping[str, Any]):
             self._taken[name, cls] = from_mapping(cls, merged(preset_of(cls, table, origin), table), origin)
         result: T = self._taken[name, cls]
         return result
+
+    def replaced(self, **own: Any) -> Settings:
+        """A copy with some own keys replaced whole, tables, too, and without a preset under them."""
+        table = {key: value for key, value in self.own.items() if key != "preset"} | own
+        return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
 
     def changed(self, **own: Any) -> Settings:
         """A copy with some own keys replaced; a table given for a table is merged into it."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
 
 
 class ModalityHandle:
@@ -204,6 +205,33 @@ class ModalityHandle:
         if self._trained is not None:
             self._trained(path)
         return path
+
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path) -> dict[str, Any]:
+        """Write a tokenizer that 4M published as a checkpoint of this modality at `out_dir`.
+
+        Gives the settings under which it is loaded: keys of `[modalities.NAME]` beside `plugin` and `checkpoint`.
+        Raises CheckpointError where it is not a tokenizer of such values; nothing is written then.
+        """
+        self._has_published("import_published")
+        arguments = {"published": published, "out_dir": Path(out_dir), "settings": self.settings}
+        table = self._call("import_published", **arguments)
+        if not isinstance(table, Mapping):
+            raise self._wrong("import_published", f"gave {describe(table)}, expected a table of settings")
+        return dict(table)
+
+    def export_published(self, checkpoint: Path | None = None) -> PublishedCheckpoint:
+        """The published tokenizer that the checkpoint (this modality's own where none is given) was imported from.
+
+        Raises CheckpointError where it was trained here.
+        """
+        self._has_published("export_published")
+        folder = self._folder() if checkpoint is None else Path(checkpoint)
+        published: PublishedCheckpoint = self._call("export_published", checkpoint=folder, settings=self.settings)
+        return published
+
+    def _has_published(self, hook: str) -> None:
+        if not self.implements(hook):
+            raise CheckpointError(f"{self.name}: has no published counterpart: {self._claim} does not implement {hook}")
 
     def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> None:
         """Raise ConfigError where the plugin does not take these keys of the `tokenizer` table."""

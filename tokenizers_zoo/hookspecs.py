@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
 
 PROJECT = "tokenizers_zoo"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -140,6 +141,23 @@ class ModalityHooks:
         """The plain text in `values` that a shared text vocabulary has to cover well. Default: none."""
         raise NotImplementedError
 
+    @hookspec(firstresult=True)
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a tokenizer that 4M published as a checkpoint of this modality at `out_dir`, bits and all.
+
+        Gives the settings, as keys of the instance's table in registry.toml, under which `load_tokenizer` takes it.
+        Raises CheckpointError where it is not a tokenizer of such values; nothing is written then. Default: none is.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def export_published(self, checkpoint: Path, settings: Settings) -> PublishedCheckpoint:
+        """The published tokenizer that `import_published` made `checkpoint` of, the same to the bit.
+
+        Raises CheckpointError where it was not made so. Default: it was not.
+        """
+        raise NotImplementedError
+
 
 class SourceHooks:
     """One source of samples. Both are required."""
@@ -164,6 +182,6 @@ class SourceHooks:
 REQUIRED = ("modality_spec", "train_tokenizer", "load_tokenizer", "encode", "decode")
 OPTIONAL = (
     "read_value", "write_value", "transform", "derive", "render", "score", "constant_answer",
-    "vocabulary_tokens", "vocabulary_texts",
+    "vocabulary_tokens", "vocabulary_texts", "import_published", "export_published",
 )  # fmt: skip
 SOURCE_REQUIRED = ("source_spec", "samples")

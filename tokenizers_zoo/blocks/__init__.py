@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.blocks.build import build_decoder, build_encoder
 
-__all__ = ["BlockConfig", "build_decoder", "build_encoder"]
+__all__ = ["BlockConfig", "MlpConfig", "build_decoder", "build_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
-"""What an encoder or decoder is made of."""
+"""What an encoder or decoder is made of, readable without torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tokenizers_zoo.config import ADDED
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
@@ -32,6 +34,15 @@ class BlockConfig:
     """vit: attention heads; divides the width."""
     mlp_ratio: float | None = None
     """vit: hidden width of the MLPs as a multiple of `width`."""
+    final_norm: bool = field(default=True, metadata=ADDED)
+    """vit: whether a norm follows the last block."""
+    post_mlp: bool = field(default=False, metadata=ADDED)
+    """vit: whether norm, MLP with tanh and a residual sum follow the last block (ViT-VQGAN, arXiv 2110.04627)."""
+    positions: tuple[int, ...] = field(default=(), metadata=ADDED)
+    """vit: the grid whose positions are stored with the weights, and interpolated (bicubic on two axes) at other
+    sizes; none computes them."""
+    out_blocks: int = field(default=0, metadata=ADDED)
+    """vit: ConvNeXt blocks on what a decoder gives, which see across the borders of patches; an encoder has none."""
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:
@@ -40,6 +51,13 @@ class BlockConfig:
         for name in ("heads", "mlp_ratio"):
             if name not in defaults and getattr(self, name) is not None:
                 raise ValueError(f"{name}: used by kind vit only, and kind is {self.kind}; leave it out")
+        for name, default in (("final_norm", True), ("post_mlp", False), ("positions", ()), ("out_blocks", 0)):
+            if self.kind != "vit" and getattr(self, name) != default:
+                raise ValueError(f"{name}: used by kind vit only, and kind is {self.kind}; leave it out")
+        if self.positions and not (len(self.positions) <= 3 and min(self.positions) >= 1):
+            raise ValueError(f"positions: expected one to three numbers of at least 1, got {list(self.positions)}")
+        if self.out_blocks < 0:
+            raise ValueError(f"out_blocks: expected at least 0, got {self.out_blocks}")
         for name in ("width", "depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
@@ -52,3 +70,26 @@ class BlockConfig:
             raise ValueError(f"heads: width {self.width} is not a multiple of 4 x {self.heads} heads")
         if self.mlp_ratio is not None and not (self.mlp_ratio > 0 and math.isfinite(self.mlp_ratio)):
             raise ValueError(f"mlp_ratio: expected a positive number, got {self.mlp_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlpConfig:
+    """The size of an MLP encoder or decoder of vectors. Raises ValueError that begins with the field's name."""
+
+    width: int
+    """Numbers between the blocks."""
+    depth: int
+    """Residual blocks."""
+    expansion: int = field(default=2, metadata=ADDED)
+    """Hidden width of a block as a multiple of `width`."""
+    final_norm: bool = field(default=False, metadata=ADDED)
+    """Whether a norm follows the last block."""
+    latent_map: bool = field(default=False, metadata=ADDED)
+    """Whether there is a second linear map on the side of the latents: encoder and decoder end and begin at `width`."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
+        if self.expansion < 1:
+            raise ValueError(f"expansion: expected at least 1, got {self.expansion}")

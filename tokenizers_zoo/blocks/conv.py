@@ -10,9 +10,11 @@ import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.blocks.mlp import Mlp
 from tokenizers_zoo.blocks.patches import Shuffle, Unshuffle
 
 if TYPE_CHECKING:
@@ -64,6 +66,24 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
         """Same shape as `x`."""
         return x + self.body(x)
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise convolution over 7 cells per axis, norm over channels, MLP, a scale per channel, a residual sum.
+
+    ConvNeXt, arXiv 2201.03545, figure 4; the scale starts at 1e-6.
+    """
+
+    def __init__(self, channels: int, axes: int = 2) -> None:
+        super().__init__()
+        self.depthwise = CONVOLUTIONS[axes - 1](channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels, 4 * channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+
+    def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
+        """Same shape as `x`."""
+        return x + (self.gamma * self.mlp(self.norm(self.depthwise(x).movedim(1, -1)))).movedim(-1, 1)
 
 
 class Stage(NamedTuple):

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.blocks.conv import ConvNextBlock
 from tokenizers_zoo.blocks.mlp import Mlp
 from tokenizers_zoo.blocks.patches import from_patches, to_patches
 
@@ -34,6 +35,14 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
     angles = [axis.flatten()[:, None] * frequencies for axis in torch.meshgrid(*coordinates, indexing="ij")]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return F.pad(table, (0, dim - table.shape[1])).float()
+
+
+def resized_positions(positions: Float[Tensor, "1 dim *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n dim"]:
+    """Stored positions for a grid of any size: as they are at their own, interpolated at another."""
+    if tuple(positions.shape[2:]) != grid:
+        mode = ("linear", "bicubic", "trilinear")[len(grid) - 1]
+        positions = F.interpolate(positions, size=grid, mode=mode, align_corners=False)
+    return positions[0].flatten(1).T
 
 
 class Attention(nn.Module):
@@ -69,20 +78,34 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and a last norm over a grid of `width`-dimensional tokens."""
+    """Positions, blocks and what the configuration puts after them, over a grid of `width`-dimensional tokens."""
+
+    positions: Tensor
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         assert config.heads is not None and config.mlp_ratio is not None
         self.width = config.width
         self.blocks = nn.Sequential(*[Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)])
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6) if config.final_norm else nn.Identity()
+        self.norm_post: nn.Module | None = None
+        if config.post_mlp:
+            self.norm_post = nn.LayerNorm(config.width, eps=1e-6)
+            self.post_mlp = Mlp(config.width, int(config.width * config.mlp_ratio), nn.Tanh)
+        if config.positions:
+            table = sincos_positions(config.positions, config.width)
+            self.register_buffer("positions", table.T.reshape(1, config.width, *config.positions))
+        self.stored = bool(config.positions)
         self.apply(_initialise)
 
     def forward(self, x: Float[Tensor, "batch *grid width"]) -> Float[Tensor, "batch *grid width"]:
         """Same shape as `x`, which may be any size."""
-        positions = sincos_positions(tuple(x.shape[1:-1]), self.width).to(x)
-        return self.norm(self.blocks(x.flatten(1, -2) + positions)).view_as(x)
+        grid = tuple(x.shape[1:-1])
+        positions = resized_positions(self.positions, grid) if self.stored else sincos_positions(grid, self.width)
+        tokens = self.norm(self.blocks(x.flatten(1, -2) + positions.to(x)))
+        if self.norm_post is not None:
+            tokens = tokens + self.post_mlp(self.norm_post(tokens))
+        return tokens.view_as(x)
 
 
 class VitEncoder(nn.Module):
@@ -110,11 +133,12 @@ class VitDecoder(nn.Module):
         self.embed = nn.Linear(in_dim, config.width)
         self.transformer = Transformer(config)
         self.head = nn.Linear(config.width, out_channels * math.prod(patch))
+        self.out = nn.Sequential(*[ConvNextBlock(out_channels, len(patch)) for _ in range(config.out_blocks)])
 
     def forward(self, codes: Float[Tensor, "batch dim *grid"]) -> Float[Tensor, "batch channels *axes"]:
         """The values, unbounded."""
         patches = self.head(self.transformer(self.embed(codes.movedim(1, -1))))
-        return from_patches(patches, self.patch)
+        return self.out(from_patches(patches, self.patch))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -42,6 +42,10 @@ class ModalityIndex:
         return sum(member.size for member in self.members.values())
 
 
+OF_TOKENS = "tok_"
+"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
+
+
 class ValueStore:
     """The values in a folder, by split, modality and key.
 
@@ -58,8 +62,9 @@ class ValueStore:
 
     @classmethod
     def of(cls, root: Path, zoo: Zoo) -> ValueStore:
-        """The store at `root`, with the other names that the enabled modalities go by."""
-        aliases = {alias: handle.name for handle in zoo.handles() for alias in handle.spec.aliases}
+        """The store at `root`, with the other names that the enabled modalities go by, but for those of tokens."""
+        pairs = [(alias, handle.name) for handle in zoo.handles() for alias in handle.spec.aliases]
+        aliases = {alias: name for alias, name in pairs if not alias.startswith(OF_TOKENS)}
         return cls(root, aliases)
 
     def _folders(self, split: str) -> dict[str, Path]:

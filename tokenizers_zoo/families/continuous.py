@@ -68,6 +68,7 @@ class PatchesModality(ImageValues):
             derived_from=self.derived_from,
             metrics=self.metrics,
             licence=self.licence,
+            aliases=self.aliases,
             token_space="values at mean 0 and deviation 1 per channel",
         )
 

@@ -19,6 +19,8 @@ from tokenizers_zoo.quantizers.config import QuantizerKind
 if TYPE_CHECKING:
     import PIL.Image
 
+    from tokenizers_zoo.ml4m.architecture import Architecture
+
 Array = NDArray[Any]
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
@@ -147,6 +149,11 @@ class FeatureMapModality(SpatialModality):
     common_scale = True  # channels that hardly vary say little of a vector's direction
     metrics = FEATURE_METRICS
     token_space = "vectors less their mean, at deviation 1 over all channels"
+
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
+        """The size of the map, in vectors."""
+        rows, columns = architecture.size
+        return {"map_size": rows if rows == columns else [rows, columns]}
 
     def read(self, data: bytes, extension: str, options: Any) -> Array:
         value = read_array(data, extension)

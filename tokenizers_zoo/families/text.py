@@ -52,6 +52,7 @@ class TextModality(Generic[S]):
     settings_type: type[S]
     derived_from: ClassVar[tuple[str, ...]] = ()
     vocabulary_name: ClassVar[str] = "text"
+    aliases: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[int] = 0
     """Coordinate axes that the modality writes: v0 to v(axes - 1)."""
 
@@ -92,6 +93,7 @@ class TextModality(Generic[S]):
             family="text",
             derived_from=self.derived_from,
             metrics=self.metrics,
+            aliases=self.aliases,
         )
 
     @hookimpl

@@ -37,7 +37,7 @@ class PublishedCheckpoint:
         return "domains_in" in self.config
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """A tensor by its name; `shape` is what it has to be. Raises CheckpointError where it is absent or not so."""
+        """A tensor by its name; `shape` is what it has to be. Raises CheckpointError where it is not so, or absent."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.place}: has no tensor {name}; copy the folder again")
         tensor = self.tensors[name]

@@ -24,7 +24,11 @@ COMPARED = 256
 
 @runtime_checkable
 class TwoDecoders(Protocol):
-    """A tokenizer of picture-like values whose `decode` has a plain counterpart."""
+    """A tokenizer of picture-like values whose `decode` may have a plain counterpart."""
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether it has."""
 
     def decode_plain(self, tokens: Any) -> torch.Tensor:
         """Values of tokens by the plain decoder."""

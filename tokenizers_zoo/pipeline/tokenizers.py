@@ -256,7 +256,7 @@ class _Reconstruction:
         encoded = time.perf_counter()
         self.predicted += handle.decode(tokens)
         self.decode_seconds += time.perf_counter() - encoded
-        if isinstance(handle.tokenizer, TwoDecoders):
+        if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
             self.plain += list(handle.tokenizer.decode_plain(tokens).numpy())
         self.encode_seconds += encoded - start
         self.target += values

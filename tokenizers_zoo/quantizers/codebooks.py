@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from tokenizers_zoo.quantizers.adapter import Codes, Tokens
 
 
+UNIT = 1e-6
+"""How far a code's length may be from 1 to be taken for 1: rounding leaves it within 2e-7."""
+
+
+def directions(codebook: Float[Tensor, "codes dim"]) -> Float[Tensor, "codes dim"]:
+    """Codes at length 1. One that is there already stays to the bit, and so does every token that it decides."""
+    lengths = codebook.norm(dim=1, keepdim=True)
+    return torch.where((lengths - 1).abs() <= UNIT, codebook, functional.normalize(codebook, dim=1))
+
+
 class MovingAverage(Adapter):
     """VQ whose codebook follows its latents by moving averages (arXiv 1711.00937, appendix A.1).
 
     Started by k-means and revived where codes die (arXiv 2107.03312, section III-C). Keep it outside activation
-    checkpointing, which would run the update twice.
+    checkpointing, which would run the update twice. Cosine compares directions, and the code of a token is the row as
+    it is stored: those trained here have length 1, those of others may not.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -33,10 +44,11 @@ class MovingAverage(Adapter):
         assert config.revive_below is not None
         super().__init__(config.codebook_dim)
         self.revive_below = config.revive_below
+        self.cosine = config.distance == "cosine"
         self.vq = vqp.VectorQuantize(
             dim=config.codebook_dim,
             codebook_size=config.codebook_size,
-            use_cosine_sim=config.distance == "cosine",
+            use_cosine_sim=self.cosine,
             decay=config.decay,
             kmeans_init=config.kmeans_iterations > 0,
             kmeans_iters=config.kmeans_iterations,
@@ -66,7 +78,8 @@ class MovingAverage(Adapter):
         # The library would run k-means on whatever it meets first, also in eval mode.
         if not self.vq._codebook.initted:
             raise CheckpointError("quantizer: its codebook was never trained; train it, or load a checkpoint first")
-        return nearest(self.vq._codebook.transform_input(latents), self.vq.codebook)
+        rows = directions(self.vq.codebook) if self.cosine else self.vq.codebook
+        return nearest(self.vq._codebook.transform_input(latents), rows)
 
     def lookup(self, tokens: Tokens) -> Codes:
         return self.vq.get_codes_from_indices(tokens)

@@ -90,7 +90,7 @@ class QuantizerConfig:
     Codes side by side make one vector of (codebooks or groups) x `codebook_dim` numbers.
     """
     distance: Literal["cosine", "euclidean"] | None = None
-    """vq, product_vq: what "nearest" means; cosine codes have length 1, so residual codes are always euclidean."""
+    """vq, product_vq: what "nearest" means; cosine trains codes of length 1, so residual codes are always euclidean."""
     decay: float | None = None
     """vq kinds: share of the old codebook that a training step keeps, in (0, 1)."""
     kmeans_iterations: int | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import Axis, ObjectGrammar
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig, ObjectSettings
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.families.objects.model import ObjectTokenizer
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 Array = NDArray[Any]
 Fitted = Mapping[str, Array]
@@ -86,6 +88,14 @@ class ObjectModality:
 
     def fit(self, objects: Sequence[Any], options: Any) -> dict[str, Array]:
         """What `coordinates` and `join` need to know of the training values, kept with the tokenizer."""
+        return {}
+
+    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+        """The settings beside `tokenizer` that a published tokenizer needs."""
+        return {}
+
+    def published_fitted(self, options: Any) -> dict[str, Array]:
+        """What stands for `fit` with a published tokenizer, whose training values are not at hand: float64."""
         return {}
 
     def seen(self, value: Any, crop: Crop, options: Any) -> Any:
@@ -162,7 +172,7 @@ class ObjectModality:
             "flip": options.tokenizer.flip,
             "axes": [asdict(axis) for axis in self.axes(options)],
             "grammar": asdict(self.grammar(settings)),
-            "model": asdict(self.model_config(settings)),
+            "model": recorded(self.model_config(settings)),
         }
 
     @hookimpl
@@ -212,6 +222,20 @@ class ObjectModality:
     def decode(self, tokenizer: ObjectTokenizer, tokens: Sequence[Any]) -> list[Any]:
         """The value of each sequence of ids, whatever they are."""
         return tokenizer.decode(list(tokens))
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+        from tokenizers_zoo.families.objects.importing import import_tokenizer
+
+        return import_tokenizer(self, published, out_dir, settings)
+
+    @hookimpl
+    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
+        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
+        from tokenizers_zoo.families.published import exported
+
+        return exported(checkpoint, self.checkpoint_class)
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:

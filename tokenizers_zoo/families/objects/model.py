@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks import build_decoder, build_encoder
-from tokenizers_zoo.blocks.mlp import Mlp
+from tokenizers_zoo.blocks import MlpConfig, build_decoder, build_encoder
+from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.families.objects.grammar import ObjectGrammar, levels_of, numbers_of
-from tokenizers_zoo.families.objects.settings import ObjectModelConfig, VectorBlockConfig
+from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
 from tokenizers_zoo.quantizers.quantizer import TRAINING_ONLY
@@ -40,24 +40,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class ResidualMlp(nn.Module):
-    """Norm, MLP, and a residual sum: (n, width) to (n, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 2 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.norm(x))
-
-
-def vector_blocks(config: VectorBlockConfig, in_dim: int, out_dim: int) -> nn.Sequential:
-    """An encoder or decoder of vectors: (n, in_dim) to (n, out_dim)."""
-    body = [ResidualMlp(config.width) for _ in range(config.depth)]
-    return nn.Sequential(nn.Linear(in_dim, config.width), *body, nn.Linear(config.width, out_dim))
-
-
 class ObjectVQ(nn.Module):
     """Encoder, quantizer and decoder of items, with their mean and scale, and what the plugin fitted.
 
@@ -73,12 +55,15 @@ class ObjectVQ(nn.Module):
         channels, dim = config.item_shape[0], config.latent_dim
         self.encoder: nn.Module
         self.decoder: nn.Module
-        if isinstance(config.blocks, VectorBlockConfig):
-            self.encoder = vector_blocks(config.blocks, channels, dim)
-            self.decoder = vector_blocks(config.blocks, dim, channels)
+        blocks, decoder = config.blocks, config.decoder or config.blocks
+        if isinstance(blocks, MlpConfig):
+            self.encoder = mlp_encoder(blocks, channels, dim)
         else:
-            self.encoder = build_encoder(config.blocks, channels, dim, config.patch_size)
-            self.decoder = build_decoder(config.blocks, dim, channels, config.patch_size)
+            self.encoder = build_encoder(blocks, channels, dim, config.patch_size)
+        if isinstance(decoder, MlpConfig):
+            self.decoder = mlp_decoder(decoder, dim, channels)
+        else:
+            self.decoder = build_decoder(decoder, dim, channels, config.patch_size)
         self.quantizer = build_quantizer(config.quantizer, dim)
         self.register_buffer("mean", torch.zeros(config.item_shape))
         self.register_buffer("scale", torch.ones(()))

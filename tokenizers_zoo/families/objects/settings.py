@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
+from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VectorBlockConfig:
-    """The size of an MLP encoder or decoder."""
-
-    width: int
-    depth: int
-    """Residual blocks."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width: expected at least 1 (or 0 for the default), got {self.width}")
-        if self.depth < 1:
-            raise ValueError(f"depth: expected at least 1 (or 0 for the default), got {self.depth}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +51,10 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
             defaults.pop("codebook_size", None)
         return defaults
 
-    def block_config(self) -> VectorBlockConfig | BlockConfig:
+    def block_config(self) -> MlpConfig | BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""
         if self.blocks == "mlp":
-            return VectorBlockConfig(width=self.width or 256, depth=self.depth or 2)
+            return MlpConfig(width=self.width or 256, depth=self.depth or 2)
         return BlockConfig(kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads)
 
 
@@ -98,9 +84,11 @@ class ObjectModelConfig:
     """Shapes of what else was computed from the training values, by name."""
     latent_dim: int
     quantizer: QuantizerConfig
-    blocks: VectorBlockConfig | BlockConfig
+    blocks: MlpConfig | BlockConfig
     patch_size: int
     """Pixels per code; 1 for vectors."""
+    decoder: MlpConfig | BlockConfig | None = field(default=None, metadata=ADDED)
+    """The decoder's blocks, where they are not those of the encoder."""
 
     @property
     def positions(self) -> int:

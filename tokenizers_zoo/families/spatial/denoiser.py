@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from tokenizers_zoo.blocks.patches import Shuffle, Unshuffle
-from tokenizers_zoo.families.spatial.diffusion_settings import NOISE_LEVELS, DiffusionConfig
+from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -31,16 +31,19 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DiffusionConfig, channels: int, latent_dim: int, patch_size: int) -> None:
         super().__init__()
-        patch, factor = (config.patch_size,) * 2, patch_size // config.patch_size
+        patch = (config.patch_size,) * 2
         cells = channels * math.prod(patch)
         self.coarsening = 2 ** (len(config.multipliers) - 1)
         self.unshuffle, self.shuffle = Unshuffle(patch), Shuffle(patch)
         self.hidden_code = nn.Parameter(torch.zeros(latent_dim, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
-        self.spread = nn.Sequential(
-            nn.Conv2d(latent_dim, config.width * factor**2, 3, padding=1), nn.SiLU(), Shuffle((factor, factor))
-        )
-        given = cells * (2 if config.target == "residual" else 1) + config.width
+        self.spread: nn.Module | None = None
+        told = latent_dim
+        if config.layout == "own":
+            factor, told = patch_size // config.patch_size, config.width
+            widened = nn.Conv2d(latent_dim, told * factor**2, 3, padding=1)
+            self.spread = nn.Sequential(widened, nn.SiLU(), Shuffle((factor, factor)))
+        given = cells * (2 if config.target == "residual" else 1) + told
         self.network = unet(config, given, cells)
         nn.init.zeros_(self.network.conv_out.weight)  # what is right on average, until it knows better
 
@@ -56,8 +59,10 @@ class Denoiser(nn.Module):
         if shown is not None:
             codes = torch.where(shown[:, None, None, None], codes, self.hidden_code)
             plain = plain if plain is None else plain * shown[:, None, None, None]
-        parts = [self.unshuffle(noisy), self.spread(codes)]
-        cells = torch.cat(parts if plain is None else [*parts, self.unshuffle(plain)], dim=1)
+        first = self.unshuffle(noisy)
+        told = F.interpolate(codes, first.shape[-2:], mode="nearest") if self.spread is None else self.spread(codes)
+        parts = [first, told] if plain is None else [first, told, self.unshuffle(plain)]
+        cells = torch.cat(parts, dim=1)
         height, width = cells.shape[-2:]
         padded = F.pad(cells, (0, -width % self.coarsening, 0, -height % self.coarsening))
         return self.shuffle(self.network(padded, times, return_dict=False)[0][..., :height, :width])
@@ -65,6 +70,7 @@ class Denoiser(nn.Module):
 
 def unet(config: DiffusionConfig, channels: int, out_channels: int) -> UNet2DModel:
     """The UNet on cells."""
+    own = config.layout == "own"
     plain = len(config.multipliers) - config.attention
     down = ["DownBlock2D"] * plain + ["AttnDownBlock2D"] * config.attention
     return UNet2DModel(
@@ -74,8 +80,7 @@ def unet(config: DiffusionConfig, channels: int, out_channels: int) -> UNet2DMod
         layers_per_block=config.depth,
         down_block_types=tuple(down),
         up_block_types=tuple(name.replace("Down", "Up") for name in down[::-1]),
-        attention_head_dim=math.gcd(config.width, HEAD_DIM),
+        attention_head_dim=math.gcd(config.width, HEAD_DIM) if own else config.width * config.multipliers[-1],
         norm_num_groups=math.gcd(config.width, NORM_GROUPS),
-        resnet_time_scale_shift="scale_shift",
-        num_train_timesteps=NOISE_LEVELS,
+        resnet_time_scale_shift="scale_shift" if own else "default",
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.spatial.denoiser import Denoiser
-from tokenizers_zoo.families.spatial.diffusion_settings import NOISE_LEVELS, DiffusionConfig
+from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 from tokenizers_zoo.families.spatial.model import DENOISER, SpatialTokenizer, SpatialVQ
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
     """How much noise there is at each time, and DDIM's way back from noise: eta 0, from the last time on."""
     return DDIMScheduler(
-        num_train_timesteps=NOISE_LEVELS,
+        num_train_timesteps=config.noise_levels,
         beta_schedule=SCHEDULES[config.schedule],
         prediction_type=PREDICTIONS[config.prediction],
         rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing",
         clip_sample=False,
+        thresholding=config.limit == "range",
+        sample_max_value=1.0,  # dynamic thresholding that may not go beyond 1 is clipping
     )
 
 
@@ -103,7 +105,7 @@ class DiffusionVQ(SpatialVQ):
         target = self.clean(inputs) if plain is None else (self.clean(inputs) - plain) / self.denoiser.scale
         count, device = len(inputs), inputs.device
         share = (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
-        times = (share * NOISE_LEVELS).long()
+        times = (share * self.diffusion.noise_levels).long()
         noise = torch.randn_like(target)
         shown = torch.rand(count, device=device) >= self.diffusion.drop_share
         noisy = self.schedule.add_noise(target, noise, times)  # type: ignore[arg-type]
@@ -168,15 +170,21 @@ class DiffusionTokenizer(SpatialTokenizer):
                 f" {settings.origin.inner('tokenizer').at('diffusion')} asks for one; take that out, or train one on it"
                 " (base = its folder)"
             )
-        table = {**config["diffusion"], "base": config.get("base")}
-        trained = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
-        module = DiffusionVQ(model, trained.sampled_as(modality.options(settings).tokenizer.diffusion), modality.kind)
+        wanted: DiffusionConfig = modality.options(settings).tokenizer.diffusion
+        table = {**config["diffusion"], **wanted.sampled(), "base": config.get("base")}
+        diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
+        module = DiffusionVQ(model, diffusion, modality.kind)
         module.load_state_dict(dict(tensors))
         return module
 
     def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
         return self._chunks(tokens, lambda chunk: self.values(self._drawn(chunk)), self.pixels(tokens))
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether there is a plain decoder, too."""
+        return self.module.config.plain_decoder
 
     def decode_plain(self, tokens: Int[Tensor, "batch h w *codes"]) -> Tensor:
         """Values by the plain decoder, which averages where the diffusion decoder draws."""

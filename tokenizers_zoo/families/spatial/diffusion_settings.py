@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
+
+from tokenizers_zoo.config import ADDED, recorded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,7 @@ class DiffusionConfig:
     The first lines say what is trained, the last ones, from `sampler` on, how it is run: those may change at any time.
     """
 
-    sampling_fields: ClassVar[tuple[str, ...]] = ("sampler", "sampling_steps", "guidance_scale", "seed")
+    sampling_fields: ClassVar[tuple[str, ...]] = ("sampler", "sampling_steps", "guidance_scale", "limit", "seed")
 
     base: str | None = None
     """Folder (or hub id) of a trained tokenizer whose encoder, quantizer and plain decoder are kept as they are, so
@@ -44,12 +45,19 @@ class DiffusionConfig:
     """Residual blocks per resolution on the way down; one more on the way up."""
     attention: int = 0
     """How many of the coarsest resolutions attend to all of their cells, beyond the middle, which always does."""
+    layout: Literal["own", "published"] = field(default="own", metadata=ADDED)
+    """published: the network of 4M's tokenizers. The codes go in as they are, each over its cells, the time is added in
+    each residual block, and attention has one head; own spreads the codes, and scales and shifts by the time."""
+    noise_levels: int = field(default=1000, metadata=ADDED)
+    """Times at which the target is more and more noise."""
     sampler: Literal["ddim", "dpm"] = "ddim"
     """DDIM without noise (arXiv 2010.02502), or DPM-Solver++ of second order (arXiv 2211.01095)."""
     sampling_steps: int = 10
     """Passes through the network for one decoding, or twice as many with guidance."""
     guidance_scale: float = 1.0
     """1 goes by the codes alone; more goes further away from what the network draws without codes."""
+    limit: Literal["none", "range"] = "none"
+    """range keeps what each pass predicts of the clean target within [-1, 1]."""
     seed: int = 0
     """Chooses among the values that fit the same tokens; the same seed and tokens give the same values."""
 
@@ -61,11 +69,11 @@ class DiffusionConfig:
             )
         if self.target == "residual" and self.base is None:
             raise ValueError("target: residual refines a plain decoder that is trained already; name it by base")
-        for name in ("patch_size", "depth", "sampling_steps"):
+        for name in ("patch_size", "depth", "noise_levels", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.sampling_steps > NOISE_LEVELS:
-            raise ValueError(f"sampling_steps: expected up to {NOISE_LEVELS}, got {self.sampling_steps}")
+        if self.sampling_steps > self.noise_levels:
+            raise ValueError(f"sampling_steps: expected up to {self.noise_levels}, got {self.sampling_steps}")
         if self.width < 16 or self.width % 16:
             raise ValueError(f"width: expected a multiple of 16, got {self.width}")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -84,15 +92,12 @@ class DiffusionConfig:
     def trained(self) -> dict[str, Any]:
         """What the weights depend on, JSON types, without the place of `base`."""
         left_out = {"base", *self.sampling_fields}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        return {name: value for name, value in recorded(self).items() if name not in left_out}
 
-    def sampled_as(self, other: DiffusionConfig) -> DiffusionConfig:
-        """The same network, run as `other` says."""
-        return dataclasses.replace(self, **{name: getattr(other, name) for name in self.sampling_fields})
+    def sampled(self) -> dict[str, Any]:
+        """How it is run, which the weights do not depend on."""
+        return {name: getattr(self, name) for name in self.sampling_fields}
 
-
-NOISE_LEVELS = 1000
-"""Times at which the target is more and more noise."""
 
 PUBLISHED_DIFFUSION: dict[str, Any] = {
     "prediction": "x0",

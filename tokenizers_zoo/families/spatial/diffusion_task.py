@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import fingerprint, load_config, resolve_folder
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer, DiffusionVQ
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, model_inputs
@@ -56,7 +55,7 @@ class DiffusionTask(SpatialTask):
             return config
         codec, older = fingerprint(self.folder), load_config(self.folder).get("lineage", [])
         lineage = [*older, {"fingerprint": codec, "length": self.codebook_size}]
-        return {**config, "model": dataclasses.asdict(self.base.module.config), "base": codec, "lineage": lineage}
+        return {**config, "model": recorded(self.base.module.config), "base": codec, "lineage": lineage}
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> DiffusionVQ:
         """The base, or a new autoencoder, with a new denoiser, and the deviation of what that is to draw."""
@@ -65,7 +64,7 @@ class DiffusionTask(SpatialTask):
         if self.base is not None:
             chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
             values = torch.from_numpy(np.stack([train[int(index)] for index in chosen]))
-            module.measure_scale(model_inputs(self.modality, values))
+            module.measure_scale(model_inputs(self.modality, values, module.config))
         return module
 
     def build_critic(self) -> PatchCritic | None:
@@ -75,7 +74,7 @@ class DiffusionTask(SpatialTask):
     def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         """The diffusion loss, and without a base those of the autoencoder, too."""
         assert isinstance(module, DiffusionVQ)
-        inputs = model_inputs(self.modality, batch)
+        inputs = model_inputs(self.modality, batch, module.config)
         if module.frozen:
             loss = module.diffusion_loss(inputs, module.frozen_codes(inputs))
             return {"loss": loss, "diffusion_loss": loss}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.spatial.settings import LossName, SpatialModelConfig, SpatialSettings
 from tokenizers_zoo.families.spatial.values import ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.families.spatial.model import SpatialTokenizer
     from tokenizers_zoo.families.spatial.task import SpatialTask
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 
 class SpatialModality(ImageValues):
@@ -36,6 +38,27 @@ class SpatialModality(ImageValues):
     class_balance: ClassVar[float] = 0.0
     """Exponent in [0, 1] by which rare classes weigh more in the loss: weight = frequency ^ -exponent; 0 is off."""
     token_space: ClassVar[str] = ""
+    published_scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Mean and deviation that what `to_published` gives is shifted and scaled by for published tokenizers."""
+
+    @property
+    def published_channels(self) -> tuple[int, ...]:
+        """Channels that published tokenizers of this modality may have."""
+        return (self.channels,)
+
+    def to_published(self, values: torch.Tensor) -> torch.Tensor:
+        """What published tokenizers work on, before `published_scale`: as `to_model`, where that is not their own."""
+        return self.to_model(values)
+
+    def from_published(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Continuous values within their bounds, from any output of a published tokenizer: undoes `to_published`."""
+        return self.from_model(outputs)
+
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
+        """The settings beside `tokenizer` that a published tokenizer needs."""
+        height, width = architecture.size
+        side = height if height == width else [height, width]
+        return {"image_size": side, "patch_size": architecture.patch_size}
 
     def to_model(self, values: torch.Tensor) -> torch.Tensor:
         """What the tokenizer works on, from continuous values: (batch, channels, height, width) -> the same shape."""
@@ -77,6 +100,7 @@ class SpatialModality(ImageValues):
             derived_from=self.derived_from,
             metrics=self.metrics,
             licence=self.licence,
+            aliases=self.aliases,
             token_space=self.token_space,
         )
 
@@ -118,6 +142,20 @@ class SpatialModality(ImageValues):
         """Values of tokens (batch, h / patch, w / patch[, codes])."""
         return tokenizer.decode(tokens)
 
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+        from tokenizers_zoo.families.spatial.importing import import_tokenizer
+
+        return import_tokenizer(self, published, out_dir, settings)
+
+    @hookimpl
+    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
+        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
+        from tokenizers_zoo.families.published import exported
+
+        return exported(checkpoint, self.checkpoint_class)
+
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""
         options = self.options(settings)
@@ -129,5 +167,5 @@ class SpatialModality(ImageValues):
             "loss": options.tokenizer.loss or self.loss,
             **options.tokenizer.extra_losses(),
             "flip": options.tokenizer.flip,
-            "model": asdict(self.model_config(options)),
+            "model": recorded(self.model_config(options)),
         }

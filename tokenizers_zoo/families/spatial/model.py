@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 DENOISER = "denoiser."
 """How the names of a diffusion decoder's tensors begin; all others are those of the autoencoder that it belongs to."""
-CLASS_CHANNELS = 8
-"""Numbers per pixel that class ids are embedded in."""
 CHUNK_PIXELS = {"cpu": 16 * 64 * 64, "cuda": 256 * 64 * 64}
 """Pixels that go through the model at once, per device; see `SpatialTokenizer`."""
 
@@ -44,12 +42,15 @@ class SpatialVQ(nn.Module):
     def __init__(self, config: SpatialModelConfig) -> None:
         super().__init__()
         self.config = config
-        channels = CLASS_CHANNELS if config.classes else config.channels
+        channels = config.class_channels if config.classes else config.channels
         if config.classes:
-            self.embedding = nn.Embedding(config.channels, CLASS_CHANNELS)
+            self.embedding = nn.Embedding(config.channels, config.class_channels)
         self.encoder = build_encoder(config.blocks, channels, config.latent_dim, config.patch_size)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = build_decoder(config.blocks, config.latent_dim, config.channels, config.patch_size)
+        self.decoder: nn.Module = NoDecoder()
+        if config.plain_decoder:
+            blocks = config.decoder or config.blocks
+            self.decoder = build_decoder(blocks, config.latent_dim, config.channels, config.patch_size)
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
         self.register_buffer("std", torch.ones(config.channels, 1, 1))
 
@@ -88,6 +89,16 @@ class SpatialVQ(nn.Module):
     def codes_of(self, tokens: Int[Tensor, "batch h w *codes"]) -> Float[Tensor, "batch dim h w"]:
         """What the decoder is given for tokens."""
         return rearrange(self.quantizer.decode(tokens), "b h w d -> b d h w")
+
+
+class NoDecoder(nn.Module):
+    """In the place of a plain decoder that a tokenizer does not have."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Raises CheckpointError, always."""
+        raise CheckpointError(
+            "this tokenizer has a diffusion decoder only; set tokenizer.diffusion to the table that its import printed"
+        )
 
 
 class SpatialTokenizer:
@@ -149,9 +160,7 @@ class SpatialTokenizer:
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch h w *codes"]:
         """Tokens int64 on the device of `values`. Raises InvalidValueError for sizes the patch does not divide."""
-        return self._chunks(
-            values, lambda chunk: self.module.encode(model_inputs(self.modality, chunk)), values[0].numel()
-        )
+        return self._chunks(values, lambda chunk: self.module.encode(self.inputs(chunk)), values[0].numel())
 
     def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
@@ -167,8 +176,15 @@ class SpatialTokenizer:
         if self.modality.kind == "classes":
             return outputs.argmax(dim=1)
         if self.modality.kind == "binary":
-            return (outputs > 0).float()
-        return self.modality.from_model(self.module.unstandardise(outputs))
+            return (outputs.mean(dim=1, keepdim=True) > 0).float()
+        outputs = self.module.unstandardise(outputs)
+        if self.module.config.inputs == "published":
+            return self.modality.from_published(outputs)
+        return self.modality.from_model(outputs)
+
+    def inputs(self, values: Tensor) -> Tensor:
+        """What the model is given for values."""
+        return model_inputs(self.modality, values, self.module.config)
 
     @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Any, pixels: int) -> Tensor:
@@ -182,6 +198,14 @@ class SpatialTokenizer:
         return torch.cat(results).clone()
 
 
-def model_inputs(modality: SpatialModality, values: Tensor) -> Tensor:
-    """What a model is given for values: class ids as they are, or what `to_model` gives."""
-    return values if modality.kind == "classes" else modality.to_model(values.float())
+def model_inputs(modality: SpatialModality, values: Tensor, config: SpatialModelConfig) -> Tensor:
+    """What a model of `config` is given for values: class ids as they are, or what the modality makes of them.
+
+    A published model with more channels than the values have is given each of them as often as that takes.
+    """
+    if modality.kind == "classes":
+        return values
+    if config.inputs == "own":
+        return modality.to_model(values.float())
+    inputs = modality.to_published(values.float())
+    return inputs.repeat(1, config.channels // inputs.shape[1], 1, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from tokenizers_zoo.blocks.config import BlockConfig
+from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.families.spatial.diffusion_settings import PUBLISHED_DIFFUSION, DiffusionConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
@@ -195,10 +196,17 @@ class SpatialSettings(ImageSettings):
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
         diffusion = self.tokenizer.diffusion
-        if diffusion is not None and self.patch_size % diffusion.patch_size:
+        if diffusion is None:
+            return
+        if diffusion.layout == "own" and self.patch_size % diffusion.patch_size:
             raise ValueError(
                 f"tokenizer.diffusion.patch_size: {diffusion.patch_size} does not divide the patch size"
                 f" {self.patch_size} of the tokens"
+            )
+        if any(side % diffusion.patch_size for side in self.size):
+            raise ValueError(
+                f"tokenizer.diffusion.patch_size: {diffusion.patch_size} does not divide the image size"
+                f" {self.size[0]} x {self.size[1]}"
             )
 
     @property
@@ -219,3 +227,11 @@ class SpatialModelConfig:
     latent_dim: int
     quantizer: QuantizerConfig
     blocks: BlockConfig
+    decoder: BlockConfig | None = field(default=None, metadata=ADDED)
+    """The plain decoder's blocks, where they are not those of the encoder."""
+    plain_decoder: bool = field(default=True, metadata=ADDED)
+    """Whether there is one beside a diffusion decoder; published tokenizers have either."""
+    class_channels: int = field(default=8, metadata=ADDED)
+    """Numbers per pixel that class ids are embedded in."""
+    inputs: Literal["own", "published"] = field(default="own", metadata=ADDED)
+    """What the encoder was trained on: what the modality's `to_model` gives, or what its `to_published` does."""

@@ -103,7 +103,7 @@ class SpatialTask:
     def _compared(self, module: nn.Module, batch: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses by name, what the decoder gave, and what it should have given."""
         assert isinstance(module, SpatialVQ)
-        inputs = model_inputs(self.modality, batch)
+        inputs = model_inputs(self.modality, batch, module.config)
         codes, quantizer_loss = module.codes(inputs)
         return self._judged(module, batch, module.decoder(codes).float(), quantizer_loss)
 
@@ -111,7 +111,7 @@ class SpatialTask:
         self, module: SpatialVQ, batch: Tensor, outputs: Tensor, quantizer_loss: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What `_compared` gives, for given outputs."""
-        inputs = model_inputs(self.modality, batch)
+        inputs = model_inputs(self.modality, batch, module.config)
         target = inputs if module.config.classes else module.standardise(inputs)
         class_weights = None if self.class_weights is None else self.class_weights.to(batch.device)
         parts = {

@@ -47,6 +47,7 @@ class ImageValues:
     metrics: ClassVar[tuple[Metric, ...]] = ()
     derived_from: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
 
     def options(self, settings: Settings) -> Any:
         """The plugin's settings dataclass."""

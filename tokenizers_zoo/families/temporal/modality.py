@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.spatial import ImageValues
 from tokenizers_zoo.families.spatial.settings import LossName
 from tokenizers_zoo.families.spatial.values import QUANTILES
@@ -126,5 +125,5 @@ class TemporalModality(ImageValues):
             "loss": options.tokenizer.loss or self.loss,
             **options.tokenizer.extra_losses(),
             "flip": options.tokenizer.flip,
-            "model": asdict(self.model_config(options)),
+            "model": recorded(self.model_config(options)),
         }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
 from tokenizers_zoo.families.vectors.settings import LossName, VectorModelConfig, VectorSettings
 from tokenizers_zoo.hookspecs import hookimpl
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.families.vectors.model import VectorTokenizer
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 Array = NDArray[Any]
 COLUMNS, CELL = 32, 4
@@ -44,16 +45,25 @@ class VectorModality:
     metrics: ClassVar[tuple[Metric, ...]] = FEATURE_METRICS
     derived_from: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
 
     def options(self, settings: Settings) -> Any:
         """The plugin's settings dataclass."""
         return settings.take(self.settings_class)
 
+    def numbers(self, options: Any) -> int:
+        """Numbers of a value under these settings."""
+        return self.dim
+
+    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+        """The settings beside `tokenizer` that a published tokenizer needs."""
+        return {}
+
     def model_config(self, options: Any) -> VectorModelConfig:
         """The model that these settings ask for."""
         table = options.tokenizer
         return VectorModelConfig(
-            dim=self.dim,
+            dim=self.numbers(options),
             loss=table.loss or self.loss,
             latent_dim=table.latent_dim,
             width=table.width,
@@ -68,17 +78,18 @@ class VectorModality:
 
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""
-        model = asdict(self.model_config(self.options(settings)))
+        model = recorded(self.model_config(self.options(settings)))
         return {"class": self.checkpoint_class, "modality": settings.name, "model": model}
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
-        quantizer = self.options(settings).tokenizer.quantizer_config()
+        options = self.options(settings)
+        quantizer = options.tokenizer.quantizer_config()
         return ModalitySpec(
             name=settings.name,
             summary=self.summary,
-            value=ValueSpec(shape=(self.dim,), unit=self.unit, description=self.description),
+            value=ValueSpec(shape=(self.numbers(options),), unit=self.unit, description=self.description),
             layout=VectorLayout(length=quantizer.codes_per_position),
             vocab_size=quantizer.codebook_size,
             num_codebooks=quantizer.codes_per_position,
@@ -86,6 +97,7 @@ class VectorModality:
             derived_from=self.derived_from,
             metrics=self.metrics,
             licence=self.licence,
+            aliases=self.aliases,
             token_space="numbers at mean 0 and deviation 1",
         )
 
@@ -113,6 +125,20 @@ class VectorModality:
     def decode(self, tokenizer: VectorTokenizer, tokens: torch.Tensor) -> torch.Tensor:
         """Values float32 (batch, dim) of tokens (batch, codebooks)."""
         return tokenizer.decode(tokens)
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+        from tokenizers_zoo.families.vectors.importing import import_tokenizer
+
+        return import_tokenizer(self, published, out_dir, settings)
+
+    @hookimpl
+    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
+        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
+        from tokenizers_zoo.families.published import exported
+
+        return exported(checkpoint, self.checkpoint_class)
 
     @hookimpl
     def render(self, value: Array) -> PIL.Image.Image:

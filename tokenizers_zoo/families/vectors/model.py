@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks.mlp import Mlp
+from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
@@ -32,25 +32,6 @@ CHUNK = 64
 """Vectors that go through the model at once; see `VectorTokenizer`."""
 
 
-class InvertedBottleneck(nn.Module):
-    """Norm, linear to 4 x width, GELU, linear back, and a residual sum (arXiv 2306.13575, section 3.2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
-
-    def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """Same shape as `x`."""
-        return x + self.mlp(self.norm(x))
-
-
-def bottleneck_mlp(in_dim: int, width: int, depth: int, out_dim: int) -> nn.Sequential:
-    """Linear, `depth` blocks, norm, linear: (batch, in_dim) to (batch, out_dim)."""
-    blocks = [InvertedBottleneck(width) for _ in range(depth)]
-    return nn.Sequential(nn.Linear(in_dim, width), *blocks, nn.LayerNorm(width), nn.Linear(width, out_dim))
-
-
 class VectorVQ(nn.Module):
     """Encoder, quantizer and decoder of vectors, with the mean, deviation and mean length of the training values."""
 
@@ -61,9 +42,9 @@ class VectorVQ(nn.Module):
     def __init__(self, config: VectorModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = bottleneck_mlp(config.dim, config.width, config.depth, config.latent_dim)
+        self.encoder = mlp_encoder(config.blocks, config.dim, config.latent_dim)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = bottleneck_mlp(config.latent_dim, config.width, config.depth, config.dim)
+        self.decoder = mlp_decoder(config.decoder or config.blocks, config.latent_dim, config.dim)
         self.register_buffer("mean", torch.zeros(config.dim))
         self.register_buffer("std", torch.ones(config.dim))
         self.register_buffer("length", torch.ones(()))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from tokenizers_zoo.blocks.config import MlpConfig
+from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
 
@@ -98,3 +100,15 @@ class VectorModelConfig:
     width: int
     depth: int
     quantizer: QuantizerConfig
+    expansion: int = field(default=4, metadata=ADDED)
+    """See `MlpConfig`; so are the next two."""
+    final_norm: bool = field(default=True, metadata=ADDED)
+    latent_map: bool = field(default=False, metadata=ADDED)
+    decoder: MlpConfig | None = field(default=None, metadata=ADDED)
+    """The decoder's blocks, where they are not those of the encoder."""
+
+    @property
+    def blocks(self) -> MlpConfig:
+        """Those of the encoder, and mostly of the decoder."""
+        names = ("width", "depth", "expansion", "final_norm", "latent_map")
+        return MlpConfig(**{name: getattr(self, name) for name in names})

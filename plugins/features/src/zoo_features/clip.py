@@ -44,6 +44,7 @@ class Clip(FeatureMapModality):
     channels = 512
     description = "projected patch vectors of CLIP ViT-B/16"
     derived_from = ("rgb",)
+    aliases = ("tok_clip@224", "tok_clip@448", "CLIP-B16")
     licence = "Apache-2.0; weights of openai/clip-vit-base-patch16: MIT"
 
     @hookimpl

@@ -71,6 +71,7 @@ class Dinov2(FeatureMapModality):
     channels = 768
     description = "patch vectors of DINOv2 ViT-B/14"
     derived_from = ("rgb",)
+    aliases = ("tok_dinov2@224", "tok_dinov2@448", "DINOv2-B14")
     licence = LICENCE
 
     @hookimpl
@@ -91,6 +92,7 @@ class Dinov2Global(VectorModality):
     dim = 768
     description = "class vector of DINOv2 ViT-B/14"
     derived_from = ("rgb",)
+    aliases = ("tok_dinov2_global", "DINOv2-B14-global")
     licence = LICENCE
 
     @hookimpl

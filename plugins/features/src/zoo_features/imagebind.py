@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
 from tokenizers_zoo.pretrained import PretrainedConfig
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.ml4m.architecture import Architecture
     from zoo_features.imagebind_network import Seen
 
 LICENCE = "Apache-2.0; weights of ImageBind: CC-BY-NC-SA-4.0"
+CLASS_VECTOR = 1280
+"""Numbers of the vision trunk's class vector."""
 GLOBAL_SIZE = (16, 16)
 """Patches that the picture is resized to for the global vector: 224 x 224 pixels."""
 
@@ -53,6 +56,9 @@ class ImagebindGlobalSettings(VectorSettings):
 
     network: ImagebindNetwork = ImagebindNetwork()
     """What derives the values from pictures."""
+    vector: Literal["embedding", "class"] = "embedding"
+    """embedding: the 1,024 numbers that lie in one space with other modalities; class: the 1,280 of the last norm
+    before them, which published tokenizers are of."""
 
 
 def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int]) -> Seen:
@@ -77,6 +83,7 @@ class Imagebind(FeatureMapModality):
     channels = 1280
     description = "patch vectors of ImageBind ViT-H/14"
     derived_from = ("rgb",)
+    aliases = ("tok_imagebind@224", "tok_imagebind@448", "ImageBind-H14")
     licence = LICENCE
 
     @hookimpl
@@ -90,13 +97,14 @@ class Imagebind(FeatureMapModality):
 
 
 class ImagebindGlobal(VectorModality):
-    """The embedding of ImageBind (arXiv 2305.05665): float32 (1024,), of length 1."""
+    """The embedding of ImageBind (arXiv 2305.05665): float32 (1024,), of length 1; or its class vector, (1280,)."""
 
     settings_class = ImagebindGlobalSettings
     summary = "The ImageBind vector of the whole picture as product codes"
     dim = 1024
     description = "embedding of ImageBind ViT-H/14, of length 1"
     derived_from = ("rgb",)
+    aliases = ("tok_imagebind_global", "ImageBind-H14-global")
     licence = LICENCE
 
     @hookimpl
@@ -104,8 +112,17 @@ class ImagebindGlobal(VectorModality):
         """What the network thinks of the sample's rgb picture."""
         from zoo_features.pictures import as_vector
 
-        network = self.options(settings).network
-        return as_vector(seen(network, sample["rgb"], GLOBAL_SIZE).embedding, self.dim, network.model)
+        options = self.options(settings)
+        found = seen(options.network, sample["rgb"], GLOBAL_SIZE)
+        vector = found.embedding if options.vector == "embedding" else found.whole
+        return as_vector(vector, self.numbers(options), options.network.model)
+
+    def numbers(self, options: ImagebindGlobalSettings) -> int:
+        return self.dim if options.vector == "embedding" else CLASS_VECTOR
+
+    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+        """The vector that has as many numbers."""
+        return {"vector": "class" if architecture.channels == CLASS_VECTOR else "embedding"}
 
 
 plugin = Imagebind()

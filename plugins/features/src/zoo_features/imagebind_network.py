@@ -33,6 +33,8 @@ class Seen(NamedTuple):
 
     patches: Float[Tensor, "batch n dim"]
     """Patch vectors of the last layer, after the head's norm, row by row."""
+    whole: Float[Tensor, "batch dim"]
+    """The class vector, after the head's norm."""
     embedding: Float[Tensor, "batch out_dim"]
     """The projected class vector, of length 1."""
 
@@ -87,7 +89,7 @@ class VisionTrunk(nn.Module):
         rows, columns = patches.shape[2:]
         tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), rearrange(patches, "b d h w -> b (h w) d")], 1)
         x = self.norm_out(self.blocks(self.norm_in(tokens + self.positions(rows, columns))))
-        return Seen(patches=x[:, 1:], embedding=F.normalize(self.project(x[:, 0]), dim=1))
+        return Seen(patches=x[:, 1:], whole=x[:, 0], embedding=F.normalize(self.project(x[:, 0]), dim=1))
 
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 n dim"]:
         """Learned positions, interpolated (bicubic) to a grid of another size."""

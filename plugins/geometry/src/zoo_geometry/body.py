@@ -26,6 +26,16 @@ OTHER_SIDE = tuple(
     JOINTS.index(name.replace("left", "right") if "left" in name else name.replace("right", "left")) for name in JOINTS
 )
 """The joint that each joint becomes in a mirror."""
+ADULT = np.array(
+    [
+        (0, 0, 0), (0.07, -0.09, -0.01), (-0.07, -0.09, -0.01), (0, 0.12, -0.03), (0.03, -0.39, 0), (-0.03, -0.39, 0),
+        (0, 0.13, 0.02), (-0.01, -0.41, -0.04), (0.01, -0.41, -0.04), (0, 0.06, 0.02), (0.04, -0.06, 0.12),
+        (-0.04, -0.06, 0.12), (0, 0.21, -0.03), (0.08, 0.12, -0.02), (-0.08, 0.12, -0.02), (0, 0.09, 0.05),
+        (0.1, 0.04, -0.02), (-0.1, 0.04, -0.02), (0.26, -0.01, -0.02), (-0.26, -0.01, -0.02), (0.25, 0.01, 0),
+        (-0.25, 0.01, 0), (0.09, -0.01, -0.01), (-0.09, -0.01, -0.01),
+    ]
+)  # fmt: skip
+"""An adult of 1.7 m in round numbers: where each joint lies from its parent in the rest pose, metres."""
 NEAREST = 0.05  # metres: what lies nearer to the camera, or behind it, is projected from here
 MIRROR = np.array([-1.0, 1.0, 1.0])
 

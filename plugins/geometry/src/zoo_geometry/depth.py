@@ -19,6 +19,11 @@ from zoo_geometry.monocular import DepthLabeller
 if TYPE_CHECKING:
     import torch
 
+CUT_OFF = 0.1
+"""Share of a picture's nearest, and of its farthest pixels, that published tokenizers leave out of its statistics."""
+SUPPOSED = (4.0, 1.5)
+"""Mean and deviation, metres, at which what a published tokenizer decodes is laid: those of a room."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthSettings(SpatialSettings):
@@ -40,7 +45,11 @@ class DepthSettings(SpatialSettings):
 
 
 class Depth(SpatialModality):
-    """Distance along the camera's axis: float32 (1, height, width), metres."""
+    """Distance along the camera's axis: float32 (1, height, width), metres.
+
+    Published tokenizers see each picture at mean 0 and deviation 1 of its middle four fifths, which metres cannot be
+    got back from: what they decode has the right order and proportions, laid at SUPPOSED metres.
+    """
 
     settings_class = DepthSettings
     summary = "metric depth as a grid of tokens"
@@ -48,6 +57,7 @@ class Depth(SpatialModality):
     unit = "metres"
     low, high = 0.001, 100.0
     description = "planar depth along the camera's axis"
+    aliases = ("tok_depth@224", "tok_depth@448")
     token_space = "log metres"
     loss = "smooth_l1"
     metrics = (
@@ -78,6 +88,19 @@ class Depth(SpatialModality):
 
     def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.exp().clamp(self.low, self.high)
+
+    def to_published(self, values: torch.Tensor) -> torch.Tensor:
+        """Each picture less its mean, over its deviation, both without the nearest and the farthest tenth of pixels."""
+        ordered = values.flatten(1).sort(dim=1).values
+        count = ordered.shape[1]
+        middle = ordered[:, int(CUT_OFF * count) : int((1 - CUT_OFF) * count)]
+        mean, variance = (number[:, None, None, None] for number in (middle.mean(dim=1), middle.var(dim=1)))
+        return (values - mean) / (variance + 1e-6).sqrt()
+
+    def from_published(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Metres, as if each picture had the mean and deviation SUPPOSED."""
+        mean, deviation = SUPPOSED
+        return (outputs * deviation + mean).clamp(self.low, self.high)
 
     def read(self, data: bytes, extension: str, options: DepthSettings) -> np.ndarray:
         if extension == "npy":

@@ -132,6 +132,7 @@ class HumanPoses(ObjectModality):
     settings_class = PoseSettings
     summary = "3D human poses: product codes of the body's pose, coordinates of box, camera and size"
     loss = "smooth_l1"
+    aliases = ("human-poses",)
     metrics = (
         Metric(
             name="joint_error",
@@ -232,6 +233,10 @@ class HumanPoses(ObjectModality):
         """The mean skeleton, metres."""
         turns, joints = column(objects, "joint_rotations"), column(objects, "joints_camera")
         return {"skeleton": body.mean_skeleton(body.bones_of(turns, joints))}
+
+    def published_fitted(self, options: PoseSettings) -> dict[str, Array]:
+        """An adult's skeleton."""
+        return {"skeleton": body.ADULT.copy()}
 
     def seen(self, value: Any, crop: Crop, options: PoseSettings) -> list[Person]:
         """People in the frame of the crop; a mirror swaps left and right, a crop leaves the camera where it is."""

@@ -59,6 +59,7 @@ class Normal(SpatialModality):
     unit = "unit vector"
     low, high = -1.0, 1.0
     description = "unit vectors in camera axes: x right, y up, z towards the viewer"
+    aliases = ("tok_normal@224", "tok_normal@448")
     standardised = False
     loss = "l1"
     metrics = (

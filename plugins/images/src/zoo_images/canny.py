@@ -33,6 +33,7 @@ class Canny(EdgeMap):
     settings_class = CannySettings
     summary = "Canny edges of the RGB picture as a grid of tokens"
     derived_from = ("rgb",)
+    aliases = ("tok_canny_edge@224", "tok_canny_edge@448", "canny_edge", "edge")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:

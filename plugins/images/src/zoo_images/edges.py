@@ -22,6 +22,7 @@ class EdgeMap(SpatialModality):
     description = "1 on an edge, else 0"
     loss = "bce"
     class_balance = 0.5
+    published_scale = (0.5, 0.5)  # published tokenizers see -1 and 1
     metrics = (
         Metric(
             name="f1",
@@ -37,6 +38,11 @@ class EdgeMap(SpatialModality):
             meaning="the same of all edge pixels, counting only those that agree exactly",
         ),
     )
+
+    @property
+    def published_channels(self) -> tuple[int, ...]:
+        """Published tokenizers of edges see them as grey or as RGB pictures."""
+        return (1, 3)
 
     def resized(self, value: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
         """A pixel is an edge where a line one source pixel wide would cover at least half of its width in it."""

@@ -82,6 +82,8 @@ class Rgb(RgbValues, SpatialModality):
 
     settings_class = RgbSettings
     summary = "RGB picture as a grid of tokens"
+    aliases = ("tok_rgb@224", "tok_rgb@448")
+    published_scale = (0.5, 0.5)  # published tokenizers see [-1, 1]
     loss = "l2"
 
 

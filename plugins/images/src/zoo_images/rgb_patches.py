@@ -17,6 +17,7 @@ class RgbPatches(RgbValues, PatchesModality):
     """The rgb picture's pixels, normalised, in patches."""
 
     summary = "RGB picture as patches of normalised pixels (input only)"
+    aliases = ("rgb@224", "rgb@448")
     derived_from = ("rgb",)
 
     @hookimpl

@@ -19,6 +19,7 @@ class SamEdge(EdgeMap):
 
     summary = "edges of the instance masks as a grid of tokens"
     derived_from = ("sam_instance",)
+    aliases = ("tok_sam_edge@224", "tok_sam_edge@448")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any]) -> np.ndarray:

@@ -74,6 +74,7 @@ class Boxes(TextModality[BoxesSettings]):
     """
 
     summary = "Labelled boxes around things in the picture"
+    aliases = ("det",)
     value = ValueSpec(
         kind="object",
         description='[{"label": str, "box": [xmin, ymin, xmax, ymax]}], fractions of width and height in [0, 1]',

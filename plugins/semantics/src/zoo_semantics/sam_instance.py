@@ -32,6 +32,8 @@ from zoo_semantics.labellers import InstanceLabeller
 if TYPE_CHECKING:
     import PIL.Image
 
+    from tokenizers_zoo.ml4m.architecture import Architecture
+
 Array = NDArray[Any]
 
 
@@ -98,7 +100,7 @@ class SamInstances(ObjectModality):
     settings_class = InstanceSettings
     summary = "instance masks, class-agnostic: of each its box as coordinates and its shape as codes"
     loss = "bce"
-    aliases = ("instances",)
+    aliases = ("instances", "sam_mask", "sam-instance")
     metrics = (
         Metric(
             name="best_iou",
@@ -168,6 +170,10 @@ class SamInstances(ObjectModality):
                 mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
                 masks.append(mask)
         return map_of_masks(masks, options.size)
+
+    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+        """The size of a mask."""
+        return {"mask_size": architecture.size[0]}
 
     def seen(self, value: Array, crop: Crop, options: InstanceSettings) -> Array:
         """The crop of the map, by nearest pixels; ids stay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,11 @@ from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, To
 from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
+from zoo_semantics.coco import COCO_CLASSES
 from zoo_semantics.labellers import ClassLabeller
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 CLASSES = (
     "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
@@ -60,6 +64,7 @@ class Semseg(SpatialModality):
     kind = "classes"
     loss = "cross_entropy"
     class_balance = 0.25
+    aliases = ("tok_semseg@224", "tok_semseg@448", "semseg_coco")
     metrics = (
         Metric(
             name="miou",
@@ -83,6 +88,13 @@ class Semseg(SpatialModality):
 
     def class_names(self, options: SemsegSettings) -> tuple[str, ...]:
         return options.classes
+
+    def published_settings(self, architecture: Architecture, options: SemsegSettings) -> dict[str, Any]:
+        """As many classes: those of the settings, or of COCO, or without names."""
+        count = architecture.classes
+        names = next((known for known in (options.classes, COCO_CLASSES) if len(known) == count), None)
+        classes = list(names or (f"class {number}" for number in range(count)))
+        return {**super().published_settings(architecture, options), "classes": classes}
 
     def read(self, data: bytes, extension: str, options: SemsegSettings) -> np.ndarray:
         if extension == "npy":

@@ -1,0 +1,134 @@
+"""What an imported published tokenizer computes, through the public import: for tests that compare it with numbers.
+
+The modality is an installed one whose values fit: first one that goes by the configuration's `domain`, then one whose
+name is in that of the folder, then the others. Where none fits (another number of channels, say), it is a neutral one
+of the right family, made up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.discovery import MODALITIES, Claim, Plugins, check_hooks
+from tokenizers_zoo.families.features import FeatureMapModality
+from tokenizers_zoo.families.published import NotThisKind
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.vectors import VectorModality
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.hookspecs import REQUIRED
+from tokenizers_zoo.ml4m import PublishedCheckpoint
+from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
+
+NEUTRAL = "neutral"
+
+
+def tokenizer_results(
+    published: PublishedCheckpoint, inputs: dict[str, Tensor], work_dir: Path, names: tuple[str, ...] | None = None
+) -> dict[str, Tensor]:
+    """`latent`, `tokens`, `quant`, and `decoded` or `decoder_output`, of `x` (with `noise` and `timesteps`).
+
+    `names` are the installed modalities to try, all by default.
+    """
+    handle = imported(published, work_dir, names)
+    module = handle.tokenizer.module
+    with torch.inference_mode():
+        return module_results(module, inputs)
+
+
+def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The results of a loaded module: `x` goes in as it is, without the statistics of our own values."""
+    x = inputs["x"]
+    if not x.is_floating_point():
+        x = rearrange(module.embedding(x.long()), "b h w c -> b c h w")
+    size = x.shape[-2:]
+    vectors = isinstance(module.encoder, torch.nn.Sequential)
+    if vectors:  # an MLP works on each place by itself
+        latent = rearrange(
+            module.encoder(rearrange(x, "b c h w -> (b h w) c")), "(b h w) d -> b d h w", h=size[0], w=size[1]
+        )
+    else:
+        latent = module.encoder(x)
+    quantized = module.quantizer(rearrange(latent, "b d h w -> b h w d"))
+    several = quantized.tokens.ndim == 4
+    quant = rearrange(module.quantizer.decode(quantized.tokens), "b h w d -> b d h w")
+    assert torch.equal(quant, rearrange(quantized.codes, "b h w d -> b d h w"))
+    results = {"latent": latent, "quant": quant}
+    results["tokens"] = rearrange(quantized.tokens, "b h w k -> b k h w") if several else quantized.tokens
+    if "noise" in inputs:
+        noisy = 0.5 * inputs["x"] + 0.5 * inputs["noise"]
+        results["decoder_output"] = module.denoiser(noisy, inputs["timesteps"], quant, None)
+    elif vectors:
+        decoded = module.decoder(rearrange(quant, "b d h w -> (b h w) d"))
+        results["decoded"] = rearrange(decoded, "(b h w) c -> b c h w", h=size[0], w=size[1])
+    else:
+        results["decoded"] = module.decoder(quant)
+    return results
+
+
+def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, ...] | None = None) -> ModalityHandle:
+    """The handle of the modality that takes a published tokenizer, with its import at `work_dir`."""
+    for handle in candidates(published, names):
+        try:
+            table = handle.import_published(published, work_dir)
+        except NotThisKind:
+            if handle.plugin_name == NEUTRAL:
+                raise
+            continue
+        if handle.plugin_name == NEUTRAL:
+            return neutral(read_architecture(published), table, work_dir)
+        tables = {"modalities": {handle.name: {**table, "checkpoint": str(work_dir.resolve())}}}
+        return Zoo.from_tables(tables)[handle.name]
+    raise AssertionError("the neutral modality takes all that can be read")
+
+
+def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = None) -> Iterator[ModalityHandle]:
+    """The installed modalities that can import, that of the domain first; last the neutral one."""
+    zoo = Zoo.installed()
+    hints = str(published.config.get("domain", "")), Path(published.place).name.replace("-", "_")
+    handles = [zoo[name] for name in (zoo.names() if names is None else names)]
+    able = [handle for handle in handles if handle.implements("import_published")]
+    called = {handle.name: (handle.name, *handle.spec.aliases) for handle in able}
+    yield from sorted(
+        able,
+        key=lambda handle: (
+            hints[0] not in called[handle.name],
+            not any(name in hints[1] for name in called[handle.name]),
+            handle.name,
+        ),
+    )
+    yield neutral(read_architecture(published), {}, Path())
+
+
+def neutral(architecture: Architecture, table: dict[str, Any], checkpoint: Path) -> ModalityHandle:
+    """A modality of whatever values an architecture is of, with its tokenizer at `checkpoint`."""
+    family: type[Any]
+    body: dict[str, Any]
+    if not hasattr(architecture.encoder, "heads"):
+        family, body = VectorModality, {"dim": architecture.channels}
+    elif architecture.classes:
+        labels = tuple(f"class {k}" for k in range(architecture.classes))
+        family, body = SpatialModality, {"kind": "classes", "class_names": lambda self, options: labels}
+    else:
+        family = FeatureMapModality if architecture.patch_size == 1 else SpatialModality
+        body = {"channels": architecture.channels, "metrics": FeatureMapModality.metrics}
+    if family is SpatialModality:
+        body |= {"metrics": FeatureMapModality.metrics, "settings_class": SpatialSettings}
+    plugin = type("Neutral", (family,), {"summary": "values of any kind", **body})()
+    entry_point = EntryPoint(name=NEUTRAL, group=MODALITIES, value="parity_tokenizers:neutral")
+    claim = Claim(name=NEUTRAL, group=MODALITIES, distribution="tests", entry_point=entry_point)
+    plugins = Plugins()
+    hooks = check_hooks(plugins.pm, plugin, claim, REQUIRED)
+    plugins.pm.register(plugin)
+    return ModalityHandle(
+        plugins=plugins, plugin=plugin, claim=claim, hooks=hooks, settings=Settings(NEUTRAL, table),
+        locate=lambda _: checkpoint,
+    )  # fmt: skip

@@ -1,0 +1,486 @@
+"""Published tokenizers: imported, run, compared with plain torch on the published tensors, and exported to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parity_tokenizers import NEUTRAL, candidates, imported, module_results, neutral, tokenizer_results
+from published_tokenizers import TINY_UNET, TINY_VIT, published, quantize, twin
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.families.published import ORIGIN
+from tokenizers_zoo.families.spatial.diffusion import noise_schedule
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.ml4m.architecture import UNETS, VITS, read_architecture
+from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+
+FIXTURES = os.environ.get("ZOO_ML4M_FIXTURES")
+TOLERANCE = 2e-5
+VIT: dict[str, Any] = {
+    "class": "VQVAE", "enc_type": "vit_t_enc", "dec_type": "vit_t_dec", "image_size": 32, "patch_size": 8,
+    "n_channels": 3, "latent_dim": 8, "codebook_size": 64,
+}  # fmt: skip
+MLP: dict[str, Any] = {
+    "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+    "patch_size": 1, "n_channels": 10, "latent_dim": 16, "codebook_size": 32,
+}  # fmt: skip
+DIVAE: dict[str, Any] = {
+    **VIT, "class": "DiVAE", "dec_type": "unet_tiny", "post_mlp": True, "beta_schedule": "linear",
+    "prediction_type": "sample",
+}  # fmt: skip
+MEMCODES = {"quant_type": "memcodes", "num_codebooks": 4}
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "plain": (VIT, (2, 3, 32, 32)),
+    "post_mlp and out_conv": ({**VIT, "post_mlp": True, "out_conv": True}, (2, 3, 32, 32)),
+    "another size": ({**VIT, "post_mlp": True}, (1, 3, 48, 24)),
+    "euclidean": ({**VIT, "norm_codes": False}, (2, 3, 32, 32)),
+    "memcodes": ({**VIT, **MEMCODES}, (2, 3, 32, 32)),
+    "features": ({**VIT, "patch_proj": False, "n_channels": 6, "out_conv": True}, (2, 6, 4, 4)),
+    "classes": ({**VIT, "n_labels": 7, "n_channels": 5, "out_conv": True}, (2, 32, 32)),
+    "vectors": ({**MLP, **MEMCODES}, (3, 10, 1, 1)),
+    "vectors at places": (MLP, (2, 10, 2, 3)),
+    "diffusion": (DIVAE, (2, 3, 32, 32)),
+    "codes over 1.5 cells": ({**DIVAE, "image_size": 24, "patch_size": 6}, (1, 3, 24, 24)),
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types of tokenizers that are quick to make."""
+    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
+    monkeypatch.setitem(UNETS, "unet_tiny", TINY_UNET)
+
+
+def given(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Inputs of that shape."""
+    torch.manual_seed(1)
+    if "n_labels" in config:
+        return {"x": torch.randint(config["n_labels"], shape, dtype=torch.uint8)}
+    inputs = {"x": torch.randn(shape)}
+    if config["class"] == "DiVAE":
+        inputs |= {"noise": torch.randn(shape), "timesteps": torch.tensor([3, 900])[: shape[0]]}
+    return inputs
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert torch.equal(found["tokens"], expected["tokens"])
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape
+        scale = float(tensor.float().abs().max())
+        assert float((found[name].float() - tensor.float()).abs().max()) <= TOLERANCE * scale, name
+
+
+def assert_same(found: PublishedCheckpoint, expected: PublishedCheckpoint) -> None:
+    """The same configuration, names, dtypes and bits."""
+    assert dict(found.config) == dict(expected.config)
+    assert dict(found.same_as) == dict(expected.same_as)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype, name
+        assert found.tensors[name].contiguous().numpy().tobytes() == tensor.numpy().tobytes(), name
+
+
+def registered(name: str, table: dict[str, Any], folder: Path, **more: Any) -> ModalityHandle:
+    """An installed modality with an import at `folder`."""
+    return Zoo.from_tables({"modalities": {name: {**table, **more, "checkpoint": str(folder)}}})[name]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_import_computes_what_was_published(case: str, tmp_path: Path) -> None:
+    config, shape = CASES[case]
+    checkpoint, inputs = published(**config), given(config, shape)
+    found = tokenizer_results(checkpoint, inputs, tmp_path / "own", names=())
+    assert len(found["tokens"].unique()) > 1
+    assert_equal(found, twin(checkpoint, inputs))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_imported_is_exported_to_the_bit(case: str, tmp_path: Path) -> None:
+    checkpoint = published(**CASES[case][0], only_in_training=0.25)
+    back = imported(checkpoint, tmp_path / "own", names=()).export_published()
+    assert_same(back, checkpoint)
+    write_published(back, tmp_path / "again")
+    assert_same(read_published(tmp_path / "again"), checkpoint)
+
+
+def test_half_precision_stays_half_precision(tmp_path: Path) -> None:
+    whole = published(**VIT)
+    halves = {name: tensor.half() for name, tensor in whole.tensors.items()}
+    checkpoint = dataclasses.replace(whole, tensors=halves)
+    handle = imported(checkpoint, tmp_path, names=())
+    assert_same(handle.export_published(), checkpoint)
+    assert all(tensor.dtype == torch.float32 for tensor in handle.tokenizer.module.parameters())
+
+
+def test_a_tensor_under_two_names(tmp_path: Path) -> None:
+    made = published(**{**VIT, **MEMCODES})
+    theirs, ours = "quantize.to_v.weight", "quantize.to_k.weight"
+    shared = {**made.tensors, theirs: made.tensors[ours]}
+    write_published(dataclasses.replace(made, tensors=shared, same_as={theirs: ours}), tmp_path / "theirs")
+    checkpoint = read_published(tmp_path / "theirs")
+    handle = imported(checkpoint, tmp_path / "own", names=())
+    assert_same(handle.export_published(), checkpoint)
+    write_published(handle.export_published(), tmp_path / "again")
+    assert_same(read_published(tmp_path / "again"), checkpoint)
+
+
+def test_a_file_that_does_not_say_its_class(tmp_path: Path) -> None:
+    """Those of the hub hold what the class was called with, and not which class it was."""
+    for config in (VIT, DIVAE):
+        named = published(**config)
+        checkpoint = dataclasses.replace(named, config={k: v for k, v in config.items() if k != "class"})
+        assert read_architecture(checkpoint) == read_architecture(named)
+        folder = tmp_path / config["class"]
+        assert_same(imported(checkpoint, folder, names=()).export_published(), checkpoint)
+
+
+BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], Any], str]] = {
+    "missing": (VIT, lambda t: t.pop("encoder.blocks.1.mlp.fc1.bias"), "has no tensor encoder.blocks.1.mlp.fc1.bias"),
+    "extra": (VIT, lambda t: t.update(more=torch.ones(1)), "has more, which its config.json does not ask for"),
+    "shape": (VIT, lambda t: t.update({"quant_proj.weight": torch.ones(9, 32, 1, 1)}), r"quant_proj.weight is \[9, 32"),
+    "positions": ({**VIT, "image_size": 64}, lambda t: t.update({"encoder.pos_emb": torch.ones(1, 32, 4, 4)}),
+                  "encoder.pos_emb is"),
+    "class": ({**VIT, "class": "VQControlNet"}, lambda t: None, "class 'VQControlNet': expected VQVAE or DiVAE"),
+    "decoder": ({**DIVAE, "dec_type": "uvit_b_p4_f16"}, lambda t: None, "dec_type 'uvit_b_p4_f16': expected unet_"),
+    "encoder": ({**VIT, "enc_type": "MLP/B_6-Wi_1024"}, lambda t: None, "enc_type 'MLP/B_6-Wi_1024': expected vit_s"),
+    "quantizer": ({**VIT, "quant_type": "fsq"}, lambda t: None, "quant_type 'fsq': expected lucid or memcodes"),
+    "heads": ({**VIT, "num_codebooks": 2}, lambda t: None, "num_codebooks 2: expected 1 with quant_type lucid"),
+    "schedule": ({**DIVAE, "beta_schedule": "shifted_cosine:0.5"}, lambda t: None, "beta_schedule 'shifted_cosine:"),
+    "number": ({**VIT, "latent_dim": 0}, lambda t: None, "latent_dim 0: expected a whole number"),
+    "flag": ({**VIT, "post_mlp": 1}, lambda t: None, "post_mlp 1: expected true or false"),
+    "cells": ({**DIVAE, "image_size": 30, "patch_size": 6}, lambda t: None, "4 does not divide the image size 30 x 30"),
+    "patch": ({**VIT, "image_size": 30}, lambda t: None, "patch_size 8: expected a divisor of the image size 30 x 30"),
+    "cut again": ({**VIT, "patch_size_dec": 4}, lambda t: None, "patch_size_dec 4: expected 8, the patch_size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_named_and_nothing_is_written(case: str, tmp_path: Path) -> None:
+    config, change, message = BAD[case]
+    sound = published(**(DIVAE if config["class"] == "DiVAE" else VIT))
+    tensors = dict(sound.tensors)
+    change(tensors)
+    broken = dataclasses.replace(sound, config=config, tensors=tensors, place="FOLDER")
+    handle = neutral(read_architecture(sound), {}, tmp_path)
+    with pytest.raises(CheckpointError, match=f"^FOLDER: .*{message}") as error:
+        handle.import_published(broken, tmp_path / "own")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "reason"),
+    [
+        ("rgb", "features", "it has 6 channels, expected 3"),
+        ("rgb", "classes", "it is of 7 classes, and values here are numbers"),
+        ("rgb", "vectors", "it is an MLP"),
+        ("semseg", "plain", "it is of numbers, and values here are class ids"),
+        ("dinov2_global", "plain", "it is of pictures"),
+        ("dinov2_global", "vectors", "it is of vectors of 10 numbers, expected 768"),
+        ("sam_instance", "plain", "it is of 3 x 32 x 32 numbers"),
+    ],
+)
+def test_a_tokenizer_of_other_values_is_refused(zoo: Zoo, name: str, case: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"made: is no tokenizer of {name}: {reason}"):
+        zoo[name].import_published(published(**CASES[case][0]), tmp_path / "own")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_modality_without_a_counterpart_says_so(zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="caption: has no published counterpart"):
+        zoo["caption"].import_published(published(**VIT), tmp_path)
+    with pytest.raises(CheckpointError, match="caption: has no published counterpart"):
+        zoo["caption"].export_published(tmp_path)
+
+
+def test_a_tokenizer_of_our_own_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
+    handle = imported(published(**VIT), tmp_path, names=())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[ORIGIN]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="was trained here, and has no published counterpart"):
+        handle.export_published()
+
+
+# ---------------------------------------------------------------------- on values of ours
+
+
+def encoded(handle: ModalityHandle, values: Any) -> Tensor:
+    """Tokens of values of fixed length."""
+    tokens = handle.encode(values)
+    assert isinstance(tokens, Tensor)
+    return tokens
+
+
+def tokens_of(checkpoint: PublishedCheckpoint, x: Tensor) -> Tensor:
+    return twin(checkpoint, {"x": x, "noise": torch.zeros_like(x), "timesteps": torch.zeros(len(x))})["tokens"]
+
+
+def test_pictures_go_in_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**VIT)
+    handle = registered("rgb", zoo["rgb"].import_published(checkpoint, tmp_path), tmp_path)
+    values = torch.rand(2, 3, 32, 32)
+    tokens = encoded(handle, values)
+    assert torch.equal(tokens, tokens_of(checkpoint, 2 * values - 1))
+    expected = (twin(checkpoint, {"x": 2 * values - 1})["decoded"] / 2 + 0.5).clamp(0, 1)
+    assert np.allclose(np.stack(handle.decode(tokens)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_edges_go_in_as_minus_one_and_one_in_each_channel(channels: int, zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**{**DIVAE, "n_channels": channels, "num_train_timesteps": 4})
+    handle = registered("canny", zoo["canny"].import_published(checkpoint, tmp_path), tmp_path)
+    values = (torch.rand(2, 1, 32, 32) < 0.3).float()
+    tokens = encoded(handle, values)
+    assert torch.equal(tokens, tokens_of(checkpoint, (2 * values - 1).repeat(1, channels, 1, 1)))
+    decoded = handle.decode(tokens)
+    assert all(np.array_equal(one, two) for one, two in zip(decoded, handle.decode(tokens), strict=True))
+    assert torch.equal(handle.tokenizer.inputs(values), values.repeat(1, channels, 1, 1))
+    with pytest.raises(CheckpointError, match="has a diffusion decoder only"):
+        handle.tokenizer.decode_plain(tokens)
+    assert not handle.tokenizer.has_plain
+
+
+def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**{**VIT, "n_channels": 1})
+    handle = registered("depth", zoo["depth"].import_published(checkpoint, tmp_path), tmp_path)
+    metres = (torch.rand(2, 1, 32, 32) * torch.tensor([3.0, 20.0]).view(2, 1, 1, 1)) + 0.5
+    expected = []
+    for picture in metres:
+        middle = picture.flatten().sort().values[102:921]  # without a tenth of 1024 at either end
+        expected.append((picture - middle.mean()) / middle.std())
+    assert torch.equal(encoded(handle, metres), tokens_of(checkpoint, torch.stack(expected)))
+    assert torch.equal(encoded(handle, metres), encoded(handle, 3 * metres))  # metres do not matter
+    decoded = np.stack(handle.decode(encoded(handle, metres)))
+    raw = twin(checkpoint, {"x": torch.stack(expected)})["decoded"]
+    assert np.allclose(decoded, (raw * 1.5 + 4.0).clamp(0.001, 100), atol=1e-4)
+
+
+def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**{**VIT, "n_labels": 134, "n_channels": 5})
+    table = zoo["semseg"].import_published(checkpoint, tmp_path)
+    assert table["classes"][:2] == ["void", "person"] and table["classes"][-1] == "rug-merged"
+    handle = registered("semseg", table, tmp_path)
+    ids = torch.randint(134, (2, 32, 32))
+    tokens = encoded(handle, ids)
+    assert torch.equal(tokens, tokens_of(checkpoint, ids))
+    expected = twin(checkpoint, {"x": ids})["decoded"].argmax(dim=1)
+    assert np.array_equal(np.stack(handle.decode(tokens)), expected)
+    unnamed = zoo["semseg"].import_published(published(**{**VIT, "n_labels": 3}), tmp_path / "other")
+    assert unnamed["classes"] == ["class 0", "class 1", "class 2"]
+
+
+def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**{**MLP, **MEMCODES, "n_channels": 1280})
+    table = zoo["imagebind_global"].import_published(checkpoint, tmp_path)
+    assert table["vector"] == "class"
+    handle = registered("imagebind_global", table, tmp_path)
+    values = torch.randn(3, 1280)
+    found = twin(checkpoint, {"x": values[:, :, None, None]})
+    assert torch.equal(encoded(handle, values), found["tokens"][:, :, 0, 0])
+    decoded = np.stack(handle.decode(encoded(handle, values)))
+    assert np.allclose(decoded, torch.nn.functional.normalize(found["decoded"][:, :, 0, 0]), atol=1e-6)
+
+
+def test_masks_and_poses_go_in_as_items(zoo: Zoo, tmp_path: Path) -> None:
+    masks = published(**{**VIT, "n_channels": 1, "image_size": 16, "out_conv": True})
+    handle = registered("sam_instance", zoo["sam_instance"].import_published(masks, tmp_path / "m"), tmp_path / "m")
+    value = np.zeros((64, 64), np.int32)
+    value[8:24, 16:32] = 1
+    value[8:12, 16:20] = 0
+    (ids,) = handle.encode([value])
+    x = torch.ones(1, 1, 16, 16)
+    x[:, :, :4, :4] = 0
+    start = handle.tokenizer.grammar.code_start
+    assert np.array_equal(ids[4:] - start, tokens_of(masks, x).flatten())
+    assert handle.decode([ids])[0].shape == (64, 64)
+
+    poses = published(**{**MLP, **MEMCODES, "n_channels": 207})
+    handle = registered("human_poses", zoo["human_poses"].import_published(poses, tmp_path / "p"), tmp_path / "p")
+    skeleton = handle.tokenizer.fitted["skeleton"]
+    height = skeleton[[3, 6, 9, 12, 15], 1].sum() - skeleton[[1, 4, 7, 10], 1].sum()
+    assert 1.4 < height < 1.7  # from the soles to the head's joint
+    rest = body_at_rest(skeleton)
+    (ids,) = handle.encode([[rest]])
+    x = torch.eye(3).repeat(23, 1, 1).flatten()[None, :, None, None]
+    codes = ids[ids >= handle.tokenizer.grammar.code_start] - handle.tokenizer.grammar.code_start
+    offsets = 32 * np.arange(4)  # each codebook has ids of its own
+    assert np.array_equal(codes - offsets, tokens_of(poses, x).flatten())
+    assert len(handle.decode([ids])[0]) == 1
+
+
+def body_at_rest(skeleton: np.ndarray) -> dict[str, Any]:
+    """A person whose joints are not turned, 3 m away."""
+    from zoo_geometry import body
+
+    joints = body.joints_of(np.zeros((1, 24, 3)), skeleton[None], np.array([[0.0, 0.0, -3.0]]))
+    image = body.image_of(joints, np.array([[0.5, 0.5]]), np.array([[1.0, 1.0]]))
+    return {
+        "joint_rotations": np.zeros((24, 3)).tolist(), "joints_camera": joints[0].tolist(),
+        "joints_image": image[0].tolist(), "box": [0.2, 0.2, 0.8, 0.8],
+    }  # fmt: skip
+
+
+def test_an_import_runs_at_the_size_of_the_settings(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**VIT)
+    table = zoo["rgb"].import_published(checkpoint, tmp_path)
+    handle = registered("rgb", table, tmp_path, image_size=48)
+    values = torch.rand(1, 3, 48, 48)
+    assert torch.equal(encoded(handle, values), tokens_of(checkpoint, 2 * values - 1))
+
+
+def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = published(**{**DIVAE, "num_train_timesteps": 2})
+    table = zoo["rgb"].import_published(checkpoint, tmp_path / "own")
+    handle = registered("rgb", table, tmp_path / "own")
+    with writing_shard(tmp_path / "data" / "test" / "rgb" / "shard-00000.tar") as shard:
+        data, extension = handle.write(np.full((3, 32, 32), 0.25, np.float32))
+        shard.add("a", data, extension)
+    tables = {"modalities": {"rgb": {**table, "checkpoint": str(tmp_path / "own")}}, "zoo": {"modalities": ["rgb"]}}
+    result = evaluate_tokenizer(Zoo.from_tables(tables), "rgb", tmp_path / "data", write=False)
+    assert result.samples == 1 and not any("plain" in name for name in json.dumps(result.to_json()).split('"'))
+
+
+def test_own_keys_that_the_import_does_not_mention_stay(tmp_path: Path) -> None:
+    own = {"preset": "4m", "tokenizer": {"diffusion": {"width": 64}}, "png_scale": 0.5}
+    zoo = Zoo.from_tables({"modalities": {"depth": own}})
+    table = zoo["depth"].import_published(published(**{**VIT, "n_channels": 1}), tmp_path)
+    assert table["tokenizer"]["quantizer"] == "vq" and table["image_size"] == 32
+    assert encoded(registered("depth", table, tmp_path, png_scale=0.5), torch.ones(1, 1, 32, 32)).shape == (1, 4, 4)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_stored_codes_may_have_any_length(tmp_path: Path) -> None:
+    checkpoint = published(**VIT)
+    rows = checkpoint.tensors["quantize._codebook.embed"]
+    rows *= torch.linspace(0.2, 5, len(rows))[:, None]
+    found = tokenizer_results(checkpoint, given(*CASES["plain"]), tmp_path, names=())
+    tokens, codes = quantize(VIT, checkpoint.tensors, found["latent"])
+    assert torch.equal(found["tokens"], tokens) and torch.equal(found["quant"], codes)
+
+
+def test_the_schedule_is_ours(tmp_path: Path) -> None:
+    handle = imported(published(**{**DIVAE, "num_train_timesteps": 100, "thresholding": False}), tmp_path, names=())
+    config = handle.tokenizer.module.diffusion
+    schedule = noise_schedule(config)
+    betas = torch.linspace(1e-4, 0.02, 100)
+    roots = (1 - betas).cumprod(0).sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])  # arXiv 2305.08891, algorithm 1
+    assert torch.allclose(schedule.alphas_cumprod, roots.square(), atol=1e-5)
+    assert (config.prediction, config.sampling_steps, config.limit) == ("x0", 50, "none")
+
+
+def test_clipping_keeps_what_is_drawn_within_one(tmp_path: Path) -> None:
+    checkpoint = published(**DIVAE)
+    checkpoint.tensors["decoder.out.2.bias"][:] = 9.0
+    drawn = {}
+    for clip, more in ((True, {}), (False, {"thresholding": False})):
+        handle = imported(dataclasses.replace(checkpoint, config=DIVAE | more), tmp_path / str(clip), names=())
+        with torch.inference_mode():
+            drawn[clip] = handle.tokenizer.module.draw(torch.zeros(1, 8, 4, 4), torch.randn(1, 3, 32, 32))
+    assert float(drawn[True].max()) <= 1 + 1e-5 < 5 < float(drawn[False].max())
+
+
+def test_the_installed_modality_is_chosen_by_domain_or_name(zoo: Zoo) -> None:
+    names = ("canny", "clip", "depth", "sam_edge")
+    for config, place, first in (
+        ({**VIT, "n_channels": 1, "domain": "depth"}, "x", "depth"),
+        ({**VIT, "n_channels": 1}, "4M_tokenizers_depth_8k", "depth"),
+        ({**VIT, "patch_proj": False, "domain": "CLIP-B16"}, "x", "clip"),
+        (VIT, "x", "canny"),
+    ):
+        found = list(candidates(published(place=place, **config), names))
+        assert found[0].name == first and found[-1].name == NEUTRAL
+
+
+def test_other_names_are_unambiguous(zoo: Zoo) -> None:
+    """Names of modalities and domains of published models lead to one modality each."""
+    taken = dict.fromkeys(zoo.names(), "")
+    for handle in zoo.handles():
+        for alias in handle.spec.aliases:
+            assert alias not in taken, alias
+            taken[alias] = handle.name
+    expected = {
+        "tok_rgb@224": "rgb", "rgb@448": "rgb_patches", "det": "boxes", "color_palette": "palette", "edge": "canny",
+        "semseg_coco": "semseg", "tok_imagebind_global": "imagebind_global", "DINOv2-B14-global": "dinov2_global",
+        "CLIP-B16": "clip", "tok_canny_edge@224": "canny", "tok_sam_edge@224": "sam_edge", "sam_mask": "sam_instance",
+    }  # fmt: skip
+    assert {alias: taken[alias] for alias in expected} == expected
+
+
+def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
+    for name in ("tok_rgb@224", "det", "rgb@224"):
+        with writing_shard(tmp_path / "train" / name / "shard-00000.tar") as shard:
+            shard.add("a", b"", "npy")
+    assert ValueStore.of(tmp_path, zoo).modalities("train") == ["boxes", "rgb_patches", "tok_rgb@224"]
+
+
+# ---------------------------------------------------------------------- the reference's numbers
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FIXTURES, reason="set ZOO_ML4M_FIXTURES to the folder of the parity fixtures")
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in Path(FIXTURES).glob("tok_*")) if FIXTURES else ["none"]
+)  # fmt: skip
+def test_the_numbers_of_the_reference(name: str, tmp_path: Path) -> None:
+    folder = Path(str(FIXTURES)) / name
+    checkpoint, inputs = made_by_recipe(folder)
+    handle = imported(checkpoint, tmp_path)
+    assert handle.name != NEUTRAL
+    assert_same(handle.export_published(), checkpoint)
+    with torch.inference_mode():
+        found = module_results(handle.tokenizer.module, inputs)
+    if "n_labels" in checkpoint.config:
+        found["decoded"] = found["decoded"][:, ::16, ::4, ::4]
+    expected = load_file(folder / "expected.safetensors")
+    expected["tokens"] = expected["tokens"].long()
+    half = float(expected["quant"].float().abs().max())
+    assert float((found.pop("quant").half().float() - expected.pop("quant").float()).abs().max()) <= 1e-3 * half
+    assert_equal(found, expected)
+
+
+def made_by_recipe(folder: Path) -> tuple[PublishedCheckpoint, dict[str, Tensor]]:
+    """The weights and inputs of a folder of fixtures, as its README.md says."""
+
+    def normal(seed: str, shape: list[int]) -> np.ndarray:
+        return np.random.RandomState(zlib.crc32(seed.encode())).standard_normal(shape).astype(np.float32)
+
+    stored = load_file(folder / "stored.safetensors") if (folder / "stored.safetensors").exists() else {}
+    tensors = {}
+    for key, entry in json.loads((folder / "manifest.json").read_text()).items():
+        shape, fill = entry["shape"], entry["fill"]
+        if fill == "stored":
+            tensors[key] = stored[key]
+            continue
+        array = normal(key, shape)
+        if fill == "recipe" and len(shape) >= 2:
+            array /= np.prod(shape[1:]) ** 0.5
+        elif fill == "recipe":
+            array = array * np.float32(0.02) + np.float32(key.endswith("weight"))
+        else:
+            assert fill == "normal", fill
+        tensors[key] = torch.from_numpy(array)
+    config = json.loads((folder / "config.json").read_text())
+    inputs = load_file(folder / "inputs.safetensors")
+    for name, shape in json.loads((folder / "notes.json").read_text())["recipe_inputs"].items():
+        inputs[name] = torch.from_numpy(normal(f"input:{folder.name}/{name}", shape))
+    return PublishedCheckpoint(config=config, tensors=tensors, place=str(folder)), inputs

@@ -1,0 +1,253 @@
+"""What the config.json of a published tokenizer says, in our terms. Keys and defaults are those of ml-4m's classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnetSize:
+    """A UNet on patches of pixels."""
+
+    patch_size: int
+    """Pixels per cell along each side."""
+    width: int
+    multipliers: tuple[int, ...]
+    depth: int
+    """Residual blocks per resolution on the way down; one more on the way up."""
+    attention: int
+    """How many of the coarsest resolutions have attention."""
+
+
+VITS: dict[str, tuple[int, int, int]] = {"vit_s": (512, 8, 8), "vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}
+"""Width, depth and heads of the published ViTs."""
+UNETS = {"unet_patched": UnetSize(patch_size=4, width=256, multipliers=(1, 2, 2, 2), depth=3, attention=2)}
+PLAIN, DIFFUSION = "VQVAE", "DiVAE"
+SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+PREDICTIONS = {"sample": "x0", "v_prediction": "v", "epsilon": "epsilon"}
+OUT_BLOCKS = 2
+"""ConvNeXt blocks that `out_conv` puts on a decoder's output."""
+SAMPLING_STEPS = 50
+"""Steps at which the published decoders were evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """A published tokenizer's parts and sizes."""
+
+    channels: int
+    """Of what is encoded; where there are classes, numbers that a class id is embedded in."""
+    classes: int
+    """Class ids, 0 where values are numbers."""
+    size: tuple[int, int]
+    """Height and width that it was built for, pixels, or vectors where `patch_size` is 1."""
+    patch_size: int
+    """Pixels per code along each side."""
+    latent_dim: int
+    quantizer: QuantizerConfig
+    encoder: BlockConfig | MlpConfig
+    decoder: BlockConfig | MlpConfig | None
+    """None where it is a UNet."""
+    unet: UnetSize | None
+    noise: Mapping[str, Any]
+    """The UNet's schedule and how it is run, as keys of a table `tokenizer.diffusion`."""
+
+    @property
+    def quantizer_table(self) -> dict[str, Any]:
+        """The quantizer as keys of a table `tokenizer`."""
+        names = ("codebook_size", "codebook_dim", "distance", "num_codebooks")
+        given = {name: getattr(self.quantizer, name) for name in names}
+        kept = {name: value for name, value in given.items() if value is not None}
+        return {"quantizer": self.quantizer.kind, **kept, "latent_dim": self.latent_dim}
+
+    @property
+    def block_table(self) -> dict[str, Any]:
+        """The encoder's size as keys of a table `tokenizer`."""
+        table = {"width": self.encoder.width, "depth": self.encoder.depth}
+        return table | ({"heads": self.encoder.heads} if isinstance(self.encoder, BlockConfig) else {})
+
+    @property
+    def diffusion_table(self) -> dict[str, Any]:
+        """The UNet and its schedule as a table `tokenizer.diffusion`."""
+        assert self.unet is not None
+        size = {name: getattr(self.unet, name) for name in ("patch_size", "width", "depth", "attention")}
+        return {**size, "multipliers": list(self.unet.multipliers), "layout": "published", **self.noise}
+
+
+def read_architecture(published: PublishedCheckpoint) -> Architecture:
+    """The architecture of a tokenizer. Raises CheckpointError where it is none of those that can be built here."""
+    try:
+        return _Reader(published).architecture()
+    except ValueError as error:  # a size that blocks or quantizers do not take
+        raise CheckpointError(f"{published.place}: config.json: {error}") from None
+
+
+class _Reader:
+    """Keys of one config.json, each checked."""
+
+    def __init__(self, published: PublishedCheckpoint) -> None:
+        self.config, self.place, self.tensors = published.config, published.place, published.tensors
+
+    def architecture(self) -> Architecture:
+        """All keys, read."""
+        cls = self.class_name()
+        size = self.size("image_size", (224, 224))
+        enc_type = self.text("enc_type", "vit_b_enc")
+        pixels = enc_type.startswith("vit_") and self.flag("patch_proj", True)
+        cut = self.number("patch_size", 16)
+        encoder = self.blocks("enc_type", enc_type, size, cut)
+        decoder, unet, noise = None, None, {}
+        dec_type = self.text("dec_type", "vit_b_dec" if cls == PLAIN else "unet_patched")
+        if cls == PLAIN:
+            if self.number("patch_size_dec", cut) != cut:
+                raise self.wrong("patch_size_dec", f"{cut}, the patch_size")
+            decoder = self.blocks("dec_type", dec_type, size, cut)
+        elif dec_type not in UNETS:
+            raise self.wrong("dec_type", " or ".join(UNETS))
+        else:
+            unet, noise = UNETS[dec_type], self.noise()
+        latent_dim = self.number("latent_dim", 32)
+        return Architecture(
+            channels=self.number("n_channels", 3),
+            classes=self.number("n_labels", 0),
+            size=size if pixels else (size[0] // cut, size[1] // cut),
+            patch_size=cut if pixels else 1,
+            latent_dim=latent_dim,
+            quantizer=self.quantizer(latent_dim),
+            encoder=encoder,
+            decoder=decoder,
+            unet=unet,
+            noise=noise,
+        )
+
+    def class_name(self) -> str:
+        """VQVAE or DiVAE: as the file says, or as the decoder shows, which not all files say."""
+        found = self.config.get("class")
+        if found is None and not any(name.startswith("decoder.") for name in self.tensors):
+            raise CheckpointError(f"{self.place}: is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
+        if found is None:
+            drawn = str(self.config.get("dec_type", "")).startswith(("unet", "uvit"))
+            found = DIFFUSION if drawn or "decoder.input_blocks.0.0.weight" in self.tensors else PLAIN
+        if found not in (PLAIN, DIFFUSION):
+            raise self.wrong("class", f"{PLAIN} or {DIFFUSION}")
+        return str(found)
+
+    def blocks(self, key: str, name: str, size: tuple[int, int], cut: int) -> BlockConfig | MlpConfig:
+        """The encoder or decoder that a type's name stands for; positions are those of `size`, or of its own one."""
+        side = key[:3]
+        if (stem := name.removesuffix(f"_{side}")) in VITS and stem != name:
+            width, depth, heads = VITS[stem]
+            return BlockConfig(
+                kind="vit",
+                width=width,
+                depth=depth,
+                heads=heads,
+                final_norm=False,
+                post_mlp=self.flag("post_mlp", False),
+                positions=self.grid(f"image_size_{side}", size, cut),
+                out_blocks=OUT_BLOCKS if side == "dec" and self.flag("out_conv", False) else 0,
+            )
+        if match := re.fullmatch(r"BottleneckMLP/B_(\d+)-Wi_(\d+)(?:-E_(\d+))?", name):
+            depth, width, expansion = (int(number or 4) for number in match.groups())
+            return MlpConfig(width=width, depth=depth, expansion=expansion, latent_map=True)
+        raise self.wrong(key, f"{', '.join(f'{stem}_{side}' for stem in VITS)} or BottleneckMLP/B_x-Wi_y")
+
+    def quantizer(self, latent_dim: int) -> QuantizerConfig:
+        """The quantizer. Raises CheckpointError for one of another kind, or with sizes that do not fit."""
+        kind = self.text("quant_type", "lucid")
+        size, count = self.number("codebook_size", 16384), self.number("num_codebooks", 1)
+        if kind == "memcodes":
+            if latent_dim % count:
+                raise self.wrong("num_codebooks", f"a divisor of latent_dim {latent_dim}")
+            dim = latent_dim // count
+            return QuantizerConfig(kind="memcodes", codebook_size=size, num_codebooks=count, codebook_dim=dim)
+        if kind != "lucid":
+            raise self.wrong("quant_type", "lucid or memcodes")
+        if count != 1:
+            raise self.wrong("num_codebooks", "1 with quant_type lucid")
+        distance: Literal["cosine", "euclidean"] = "cosine" if self.flag("norm_codes", True) else "euclidean"
+        return QuantizerConfig(kind="vq", codebook_size=size, codebook_dim=latent_dim, distance=distance)
+
+    def noise(self) -> dict[str, Any]:
+        """The schedule. Its dynamic thresholding may not go beyond 1, which is the same as clipping."""
+        schedule = self.text("beta_schedule", "squaredcos_cap_v2")
+        prediction = self.text("prediction_type", "v_prediction")
+        if schedule not in SCHEDULES:
+            raise self.wrong("beta_schedule", " or ".join(SCHEDULES))
+        if prediction not in PREDICTIONS:
+            raise self.wrong("prediction_type", ", ".join(PREDICTIONS))
+        levels = self.number("num_train_timesteps", 1000)
+        limited = self.flag("thresholding", True) or self.flag("clip_sample", False)
+        return {
+            "prediction": PREDICTIONS[prediction],
+            "schedule": SCHEDULES[schedule],
+            "zero_terminal_snr": self.flag("zero_terminal_snr", True),
+            "drop_share": self.share("cls_free_guidance_dropout"),
+            "noise_levels": levels,
+            "sampling_steps": min(SAMPLING_STEPS, levels),
+            "limit": "range" if limited else "none",
+        }
+
+    def value(self, key: str, default: Any) -> Any:
+        """What a key holds; the default where it is absent or null."""
+        found = self.config.get(key)
+        return default if found is None else found
+
+    def size(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
+        """Height and width: one number for both, two, or nothing for the default."""
+        found = self.value(key, default)
+        sides = (found, found) if isinstance(found, int) else tuple(found) if isinstance(found, list | tuple) else ()
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise self.wrong(key, "one or two numbers of pixels")
+        return sides
+
+    def grid(self, key: str, size: tuple[int, int], cut: int) -> tuple[int, int]:
+        """Codes per column and row at the size that `key` says, or at `size`."""
+        height, width = self.size(key, size)
+        if height % cut or width % cut:
+            raise self.wrong("patch_size", f"a divisor of the image size {height} x {width}")
+        return height // cut, width // cut
+
+    def number(self, key: str, default: int) -> int:
+        """A whole number of at least 1, or the default where there is none."""
+        found = self.value(key, default)
+        if default == found:
+            return default
+        if isinstance(found, str) and found.isdigit():
+            found = int(found)
+        if type(found) is not int or found < 1:
+            raise self.wrong(key, "a whole number of at least 1")
+        return found
+
+    def share(self, key: str) -> float:
+        """A number in [0, 1), 0 where there is none."""
+        found = self.value(key, 0.0)
+        if not isinstance(found, int | float) or not 0 <= found < 1:
+            raise self.wrong(key, "a share in [0, 1)")
+        return float(found)
+
+    def text(self, key: str, default: str) -> str:
+        """A word, or the default where there is none."""
+        found = self.value(key, default)
+        if not isinstance(found, str):
+            raise self.wrong(key, f"a word, such as {default}")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false, or the default where there is neither."""
+        found = self.value(key, default)
+        if not isinstance(found, bool):
+            raise self.wrong(key, "true or false")
+        return found
+
+    def wrong(self, key: str, expected: str) -> CheckpointError:
+        """The error of one key."""
+        return CheckpointError(f"{self.place}: config.json: {key} {self.config.get(key)!r}: expected {expected}")
