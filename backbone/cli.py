@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from backbone.cli_generate import generate_command
+from backbone.cli_run import open_run
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from backbone.run import Run
-    from tokenizers_zoo.registry import Zoo
 
 CONFIG_OPTION = click.option(
     "--config",
@@ -44,6 +42,9 @@ def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 @click.group()
 def backbone() -> None:
     """The any-to-any model over the registered modalities."""
+
+
+backbone.add_command(generate_command)
 
 
 @backbone.command()
@@ -104,15 +105,6 @@ def train(
             fingerprints={handle.name: handle.fingerprint for handle in handles},
         )
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
-
-
-def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """A run and the zoo that it was trained with; --registry or ./registry.toml take precedence."""
-    from backbone.run import Run
-
-    run = Run.load(folder)
-    root = click.get_current_context().find_root().obj or {}
-    return run, open_zoo(root.get("registry") or run.registry)
 
 
 @backbone.command("eval")
@@ -183,62 +175,3 @@ def _name_sets(value: Any, key: str) -> list[tuple[str, ...]] | None:
     if not isinstance(value, list):
         raise ConfigError(f"[eval] {key}: expected a list of lists of names, got {value!r}")
     return [tuple(_names(names, key) or ()) for names in value]
-
-
-@backbone.command("generate")
-@click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--given", metavar="NAMES", help="Comma-separated modalities of stored samples. Default: nothing.")
-@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="Give a file instead. Repeatable.")
-@click.option("--make", "targets", required=True, metavar="NAMES", help="Modalities to make, in this order.")
-@click.option("--out", type=PATH, required=True, help="Folder for values, pictures and tokens.")
-@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Samples to make.")
-@click.option("--keys", metavar="KEYS", help="Comma-separated keys of stored samples. Default: the first ones.")
-@click.option("--split", default="test", show_default=True, help="Of the stored samples.")
-@click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws per sample.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
-@settings_option("steps, scheme (maskgit, roar), schedule, temperature, top_k, top_p, ... for all targets.")
-def generate_command(
-    folder: Path,
-    given: str | None,
-    files: tuple[str, ...],
-    targets: str,
-    out: Path,
-    samples: int,
-    keys: str | None,
-    split: str,
-    draws: int,
-    seed: int,
-    assignments: tuple[str, ...],
-) -> None:
-    """Make modalities from others.
-
-    Each one made is an input of the next.
-
-    \b
-    Examples:
-      zoo backbone generate RUN --given rgb,caption --make depth,semseg --out made
-      zoo backbone generate RUN --file rgb=room.png --make depth,normal --out made
-      zoo backbone generate RUN --make caption,rgb --samples 8 --out made
-    """
-    from backbone.generation.files import generate_to_folder
-    from backbone.generation.plan import TargetPlan
-
-    if given and files:
-        raise ConfigError("zoo backbone generate: expected --given (stored samples) or --file, not both")
-    options = parse_assignments(assignments)
-    plan = [
-        from_mapping(TargetPlan, {"temperature": 1.0, "top_p": 0.95, **options, "name": name})
-        for name in split_names(targets) or ()
-    ]
-    for item in files:
-        name, _, path = item.partition("=")
-        if not name or not Path(path).is_file() or not path:
-            raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
-    paths = {name: Path(path) for name, _, path in (item.partition("=") for item in files)}
-    _, zoo = open_run(folder)
-    with disk_errors(out):
-        places = generate_to_folder(
-            folder, zoo, given=split_names(given) or list(paths), plan=plan, out=out, files=paths, split=split,
-            keys=split_names(keys), samples=samples, draws=draws, seed=seed,
-        )  # fmt: skip
-    click.echo(f"{len(places)} samples in {out}")

@@ -17,7 +17,8 @@ import pytest
 from backbone.config import MaskingConfig, Mixture, ModelConfig
 from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluate import EvaluationConfig
-from backbone.generation import TargetPlan
+from backbone.generation import Guidance, TargetPlan
+from backbone.generation.recipe import Recipe
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import load_toml
@@ -29,8 +30,8 @@ from tokenizers_zoo.vocabulary import VocabularyConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
 CONFIGS = [
-    BackboneTrainConfig, BlockConfig, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, QuantizerConfig,
-    SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig, VocabularyConfig,
+    BackboneTrainConfig, BlockConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture, ModelConfig, QuantizerConfig,
+    Recipe, SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig, VocabularyConfig,
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from backbone.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tab
 from backbone.evaluation_data import gap_closed
 from backbone.gallery import CELL, GAP, HEADER, TEXT, write_sheet
 from backbone.generation import TargetPlan, files
+from backbone.generation.recipe import Recipe
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
@@ -448,9 +449,8 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     keys = [f"test-{number:03}" for number in (7, 2, 5)]
 
     def made(out: str, keys: list[str], draws: int) -> dict[str, str]:
-        places = files.generate_to_folder(
-            run, world.zoo, given=["light"], plan=plan, out=tmp_path / out, keys=keys, draws=draws
-        )
+        recipe = Recipe(given=("light",), target=tuple(plan), keys=tuple(keys), draws=draws)
+        places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
         assert places == sorted(tmp_path / out / key / str(draw) for key in keys for draw in range(draws))
         tokens = [json.loads((place / "dark.tokens.json").read_text())["tokens"] for place in places]
         return {f"{place.parent.name}/{place.name}": str(grid) for place, grid in zip(places, tokens, strict=True)}

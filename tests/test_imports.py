@@ -26,7 +26,7 @@ ORDER = {
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
         "muon", "optim", "distributed", "run", "training_log", "parts", "train", "generation", "retrieval", "transfer",
-        "gallery", "evaluation_data", "evaluate", "ml4m", "cli",
+        "gallery", "evaluation_data", "evaluate", "ml4m", "cli_run", "cli_generate", "cli",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from backbone.generation.guidance import Guidance
 from backbone.generation.plan import TargetPlan
 from backbone.generation.sampler import generate
 
-__all__ = ["TargetPlan", "generate"]
+__all__ = ["Guidance", "TargetPlan", "generate"]

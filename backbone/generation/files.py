@@ -1,136 +1,139 @@
-"""`zoo backbone generate`: from samples of the token store or from files, to values, tokens and pictures on disk."""
+"""`zoo backbone generate`: from samples of the token store or from values, to values, tokens and pictures on disk."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from backbone.generation.plan import TargetPlan
-from backbone.generation.sampler import generate
+from backbone.generation.plan import TargetPlan, resolved_plan
+from backbone.generation.ranking import Agreement, Scorer, best_first
+from backbone.generation.recipe import Recipe, written_recipe
+from backbone.generation.request import Request, handles_of, requested
+from backbone.generation.sampler import generate, plan_steps
+from backbone.model import FourM
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import replacing_file, write_json
-from tokenizers_zoo.data.tokens import TokenStore, grew_from
-from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.data.token_file import token_text
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-PLAN = "plan.json"
+PLAN, RANKING = "plan.toml", "ranking.json"
 BATCH = 32
 """Samples generated at a time; what is made does not depend on it."""
+DRAW = 1 << 32
+"""The number of a draw is that of its sample plus so much for each draw before it."""
 
 
-def given_from_store(
-    run: Run,
-    handles: Mapping[str, ModalityHandle],
-    names: Sequence[str],
-    split: str,
-    keys: Sequence[str] | None,
-    count: int,
-) -> tuple[list[str], dict[str, Any]]:
-    """Keys and tokens of stored samples that have all of `names`. Raises UnknownNameError, DataError."""
-    store = TokenStore(run.tokens)
-    columns = {name: store.open(split, name) for name in names}
-    for name, column in columns.items():
-        column.check_codec(handles[name])
-    shared = [
-        key for key in next(iter(columns.values())).keys if all(key in column.rows for column in columns.values())
-    ]
-    if not shared:
-        raise DataError(f"{run.tokens / split}: no sample has tokens of {', '.join(names)}")
-    for key in keys or ():
-        if key not in shared:
-            raise UnknownNameError.of("sample", key, shared[:1000], f"(in {run.tokens / split})")
-    chosen = list(keys or shared[:count])
-    return chosen, {name: column.take([column.rows[key] for key in chosen]) for name, column in columns.items()}
-
-
-def given_from_files(handles: Mapping[str, ModalityHandle], files: Mapping[str, Path]) -> dict[str, Any]:
-    """Tokens of one sample whose modalities are files. Raises InvalidValueError."""
-    given = {}
-    for name, path in files.items():
-        handle = handles[name]
-        value = handle.transform(handle.read(path.read_bytes(), path.suffix.removeprefix(".").lower()), Crop())
-        given[name] = handle.encode([value])
-    return given
-
-
-def generate_to_folder(
-    folder: Path,
-    zoo: Zoo,
-    *,
-    given: Sequence[str],
-    plan: Sequence[TargetPlan],
-    out: Path,
-    files: Mapping[str, Path] | None = None,
-    split: str = "test",
-    keys: Sequence[str] | None = None,
-    samples: int = 4,
-    draws: int = 1,
-    seed: int = 0,
-) -> list[Path]:
+def generate_to_folder(folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer: Scorer | None = None) -> list[Path]:
     """Generate with the backbone in `folder`; writes OUT/<key>/<draw>/<modality>.<ext>, .png and .tokens.json.
 
-    OUT/plan.json says what made them. Gives the sample folders. Raises ZooErrors for what does not fit together.
+    With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
+    is written last, makes the same again. Gives the sample folders. Raises ZooErrors for what does not fit together,
+    before anything is written.
     """
     run, config = Run.load(folder), model_config(folder)
     model = load_model(folder).eval()
-    handles = {name: zoo[name] for name in [*given, *(target.name for target in plan)] if model.tables.spec(name)}
-    trained_on = config["fingerprints"]
-    for name, handle in handles.items():
-        codec = trained_on.get(name)
-        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
-            raise DataError(
-                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has "
-                f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
-            )
-    if files:
-        names, tokens = ["files"], given_from_files(handles, files)
-    elif given:
-        names, tokens = given_from_store(run, handles, given, split, keys, samples)
-    else:
-        names, tokens = [f"sample-{i:03}" for i in range(samples)], {}
-    total = len(names) * draws
-    with progress_bar("generate", total) as advance:
-        for start in range(0, total, BATCH):
-            numbers = range(start, min(start + BATCH, total))
-            here = [number // draws for number in numbers]
-            made = generate(model, {name: _rows(value, here) for name, value in tokens.items()}, plan, seed, numbers)
-            for name, generated in made.items():
-                for number, value, ids in zip(numbers, handles[name].decode(generated), generated, strict=True):
-                    place = out / names[number // draws] / str(number % draws)
-                    _write_value(place, handles[name], value, ids)
-            advance(len(numbers))
-    write_json(
-        out / PLAN,
-        {
-            "run": str(folder.resolve()), "given": list(given), "files": {k: str(v) for k, v in (files or {}).items()},
-            "samples": names, "draws": draws, "seed": seed, "plan": [asdict(target) for target in plan],
-            "weights_sha256": config["weights_sha256"],
-        },
-    )  # fmt: skip
-    return sorted(out / name / str(draw) for name in names for draw in range(draws))
+    handles = handles_of(zoo, model, recipe, config["fingerprints"])
+    request = requested(run, model, handles, recipe)
+    plan = recipe.plan()
+    resolved_plan(model.tables, plan, request.given, request.kept)
+    if recipe.rank:
+        scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
+        scorer.check(list(request.given), [target.name for target in plan])
+    maker = _Maker(model, handles, request, plan, recipe)
+    blocks = _blocks(range(len(request.names)), max(1, BATCH // recipe.draws))
+    batches = sum(-(-len(rows) * recipe.draws // BATCH) for rows in blocks)
+    places = []
+    with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
+        for rows in blocks:
+            draws = maker.draw(rows, advance)
+            ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
+            for row in rows:
+                of_row = [draw for draw in draws if draw.row == row]
+                if ranking:
+                    order, scores = ranking[row]
+                    of_row = [of_row[number] for number in order]
+                    table = {"by": recipe.rank or "scorer", "draws": order, "scores": scores}
+                    write_json(out / request.names[row] / RANKING, table)
+                for rank, draw in enumerate(of_row):
+                    places.append(out / request.names[row] / str(rank))
+                    for name, value in draw.values.items():
+                        _write_value(places[-1], handles[name], value, draw.tokens[name])
+    notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
+    _write_text(out / PLAN, written_recipe(recipe, notes))
+    return sorted(places)
 
 
-def _rows(tokens: Any, rows: Sequence[int]) -> Any:
-    """The tokens of the samples `rows`, of which some may be asked for several times."""
-    return [tokens[row] for row in rows] if isinstance(tokens, list) else np.asarray(tokens)[rows]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draw:
+    """One draw of the sample `row`: tokens and values of each target."""
+
+    row: int
+    tokens: dict[str, Any]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Draws and decodes the samples of a request."""
+
+    model: FourM
+    handles: Mapping[str, ModalityHandle]
+    request: Request
+    plan: Sequence[TargetPlan]
+    recipe: Recipe
+
+    def draw(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[_Draw]:
+        """All draws of the samples `rows`, sample by sample."""
+        found = []
+        for part in _blocks([(row, draw) for row in rows for draw in range(self.recipe.draws)], BATCH):
+            given, kept = self.request.rows([row for row, _ in part])
+            numbers = [self.request.numbers[row] + draw * DRAW for row, draw in part]
+            made = generate(self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, advance=advance)
+            values = {name: self.handles[name].decode(tokens) for name, tokens in made.items()}
+            found += [
+                _Draw(
+                    row=row,
+                    tokens={name: tokens[number] for name, tokens in made.items()},
+                    values={name: listed[number] for name, listed in values.items()},
+                )
+                for number, (row, _) in enumerate(part)
+            ]
+        return found
+
+
+def _ranked(
+    scorer: Scorer, request: Request, draws: Sequence[_Draw], recipe: Recipe
+) -> dict[int, tuple[list[int], list[float]]]:
+    """For each sample the numbers of its draws, the best first, and their scores."""
+    given, _ = request.rows([draw.row for draw in draws])
+    made = {name: [draw.tokens[name] for draw in draws] for name in draws[0].tokens}
+    scores = [float(score) for score in scorer(given, made)]
+    result = {}
+    for number, order in enumerate(best_first(scores, recipe.draws)):
+        first = number * recipe.draws
+        result[draws[first].row] = order, [scores[first + draw] for draw in order]
+    return result
+
+
+def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> None:
     data, extension = handle.write(value)
     with replacing_file(place / f"{handle.name}.{extension}") as temporary:
         temporary.write_bytes(data)
-    tokens = {"modality": handle.name, "fingerprint": handle.fingerprint, "tokens": np.asarray(ids).tolist()}
-    with replacing_file(place / f"{handle.name}.tokens.json") as temporary:
-        temporary.write_text(json.dumps(tokens) + "\n", encoding="utf-8")
+    _write_text(place / f"{handle.name}.tokens.json", token_text(handle, ids) + "\n")
     drawn = handle.render(value)
     if not isinstance(drawn, str) and extension != "png":
         with replacing_file(place / f"{handle.name}.png") as temporary:
             drawn.save(temporary, format="PNG")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from backbone.batch import PackedInputs
+from backbone.generation.guidance import Passes
 from backbone.tables import Tables
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
+
+ONE_PASS = Passes()
 
 
 class GrowingInputs:
@@ -25,6 +29,12 @@ class GrowingInputs:
         empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
         self._vectors: list[tuple[str, int, Tensor]] = []
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities with tokens among the inputs, in the order in which they came."""
+        return tuple(self._names)
 
     def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
         """Append ids of a modality's vocabulary at its positions `ranks`; all `batch count`; mask None: all used."""
@@ -58,12 +68,25 @@ class GrowingInputs:
         self._positions = torch.cat([self._positions, ranks + self.tables.positions[name].start], 1)
         self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.tables.index(name))], 1)
         self._mask = torch.cat([self._mask, mask], 1)
+        if name not in self._names:
+            self._names.append(name)
 
-    def packed(self) -> PackedInputs:
-        """The used tokens of each sample at its front: as wide as the longest sample, at least one slot."""
-        ids, positions, modalities, mask = self._ids, self._positions, self._modalities, self._mask
+    def hide(self, name: str) -> None:
+        """Take a modality's tokens out again."""
+        self._mask = self._mask & (self._modalities != self.tables.index(name))
+        self._names = [other for other in self._names if other != name]
+
+    def packed(self, passes: Passes = ONE_PASS) -> PackedInputs:
+        """What each pass sees, `(passes batch) inputs`: the used tokens at the front, as wide as the longest sample.
+
+        At least one slot. What is not used is zero, as in training, so that nothing hidden can be read from it.
+        """
+        hidden = self._hidden(passes)
+        times = len(passes)
+        ids, positions, modalities = (x.repeat(times, 1) for x in (self._ids, self._positions, self._modalities))
+        mask = self._mask.repeat(times, 1) & ~hidden.repeat_interleave(self.batch, 0).gather(1, modalities)
         if ids.shape[1] == 0:
-            empty = ids.new_zeros(self.batch, 1)
+            empty = ids.new_zeros(len(ids), 1)
             return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
         width = max(1, int(mask.sum(1).max()))
@@ -75,15 +98,24 @@ class GrowingInputs:
         for name, start, content in self._vectors:
             block = slice(start, start + content.shape[1])
             used = mask[:, block]
-            flat = slots[:, block] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
-            vectors[name] = (flat[used], content[used])
+            flat = slots[:, block] + width * torch.arange(len(ids), device=self.device).unsqueeze(1)
+            vectors[name] = (flat[used], content.repeat(times, 1, 1)[used])
+        used = mask.gather(1, order)
         return PackedInputs(
-            ids=ids.gather(1, order),
-            positions=positions.gather(1, order),
-            modalities=modalities.gather(1, order),
-            mask=mask.gather(1, order),
+            ids=ids.gather(1, order) * used,
+            positions=positions.gather(1, order) * used,
+            modalities=modalities.gather(1, order) * used,
+            mask=used,
             vectors=vectors,
         )
+
+    def _hidden(self, passes: Passes) -> Tensor:
+        """bool `passes modalities`."""
+        hidden = torch.zeros(len(passes), len(self.tables), dtype=torch.bool, device=self.device)
+        for row, names in enumerate(passes.hidden):
+            for name in names:
+                hidden[row, self.tables.index(name)] = True
+        return hidden
 
 
 def accepted(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
@@ -97,3 +129,8 @@ def accepted(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
     if problem is not None:
         raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
     return found
+
+
+def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
+    """The tokens of the samples `rows`, in this order; one may be asked for several times."""
+    return [tokens[row] for row in rows] if isinstance(tokens, list) else tokens[list(rows)]

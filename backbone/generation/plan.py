@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from backbone.generation.schedules import Schedule
+from backbone.generation.guidance import Guidance, passes
+from backbone.generation.schedules import Cooling, Schedule
+from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
 DEFAULT_STEPS = 8
+GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,48 +26,96 @@ class TargetPlan:
     """The modality."""
     scheme: Scheme = "layout"
     """Grids and vectors: "maskgit" decides the most confident tokens first (arXiv 2202.04200), "roar" a random order
-    (4M, arXiv 2312.06647). Sequences: "autoregressive". "layout" takes the first that suits."""
+    (4M, arXiv 2312.06647), "autoregressive" row by row. Sequences: "autoregressive". "layout" takes the first that
+    suits."""
     steps: int = 0
-    """Decoding steps of a grid or vector, at most one a token; 0 means 8. Sequences always take one step a token."""
+    """Decoding steps of a grid or vector, at most one a token; 0 means 8, and one a token where autoregressive.
+    Sequences always take one step a token."""
     schedule: Schedule = "cosine"
-    """How many tokens each step decides: few first with "cosine", the same with "linear"."""
+    """How many tokens each step decides: few first with "cosine", the same with "linear", few first and last with
+    "s-curve"."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest id."""
+    cooling: Cooling = "constant"
+    """How the temperature falls over the steps of a grid or vector: not, "linear", or "inverse", fast at first, as in
+    4M's published settings."""
+    final_temperature: float = 0.0
+    """Where a temperature that falls ends."""
     top_k: int = 0
     """Draw among this many likeliest ids; 0 means all."""
     top_p: float = 1.0
     """Draw among the likeliest ids that together have this probability."""
+    filter_first: bool = False
+    """Let top_k and top_p look at the probabilities before the temperature, as 4M's published code does."""
     confidence_noise: float = 0.0
     """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls to 0 at the last."""
     max_length: int = 0
     """Stop a sequence after this many content tokens; 0 means the layout's bound."""
+    guidance: Guidance | None = None
+    """How strongly what is known steers this target; none: as the whole plan says, and without that not at all."""
 
     def __post_init__(self) -> None:
-        for problem, key in (
-            (self.steps < 0, "steps"), (self.temperature < 0, "temperature"), (self.top_k < 0, "top_k"),
-            (self.confidence_noise < 0, "confidence_noise"), (self.max_length < 0, "max_length"),
+        for key in (
+            "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length"
         ):  # fmt: skip
-            if problem:
+            if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"{key}: expected a number from 0 on, got {getattr(self, key)}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
+        if self.cooling == "constant" and self.final_temperature:
+            raise ValueError('final_temperature: only with cooling "linear" or "inverse"')
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """The plan with everything that `spec` decides filled in. Raises ConfigError where they do not fit."""
         if spec.continuous:
             raise ConfigError(f"generate {spec.name}: a {spec.layout.kind} modality is an input only")
         sequence = isinstance(spec.layout, SequenceLayout)
-        schemes: tuple[Scheme, ...] = ("autoregressive",) if sequence else ("maskgit", "roar")
+        schemes = ("autoregressive",) if sequence else GRID_SCHEMES
         scheme = schemes[0] if self.scheme == "layout" else self.scheme
         if scheme not in schemes:
             raise ConfigError(
                 f"generate {spec.name}: scheme {self.scheme!r} is not for a {spec.layout.kind}; "
                 f"expected {' or '.join(schemes)}"
             )
+        if sequence and self.cooling != "constant":
+            raise ConfigError(
+                f"generate {spec.name}: cooling {self.cooling!r} needs a known number of steps, and a sequence ends "
+                'where it ends; expected "constant"'
+            )
         bound = spec.layout.length
         return replace(
             self,
             scheme=scheme,
-            steps=min(self.steps or DEFAULT_STEPS, bound),
+            steps=min(self.steps or (bound if scheme == "autoregressive" else DEFAULT_STEPS), bound),
             max_length=min(self.max_length or bound, bound),
+            guidance=self.guidance or Guidance(),
         )
+
+
+def resolved_plan(
+    tables: Tables, plan: Sequence[TargetPlan], given: Iterable[str], kept: Iterable[str] = ()
+) -> list[TargetPlan]:
+    """The targets with all that the model decides filled in; `given` are the modalities given, `kept` the targets of
+    which a part is.
+
+    Raises ConfigError or UnknownNameError for what does not fit: nothing asked for, a modality twice, an input as a
+    target, guidance by what is not known by then.
+    """
+    given, kept = list(given), list(kept)
+    resolved = [target.resolved(tables.spec(target.name)) for target in plan]
+    names = [target.name for target in plan]
+    if not plan:
+        raise ConfigError("generate: expected at least one target")
+    everything = [*given, *names]
+    if twice := sorted({name for name in everything if everything.count(name) > 1}):
+        raise ConfigError(f"generate: {', '.join(twice)}: given and asked for, or asked for twice")
+    for name in given:
+        tables.spec(name)
+    if left := [name for name in kept if name not in names]:
+        raise ConfigError(f"generate: {', '.join(left)}: a part is kept, and the rest is not asked for")
+    known = [*given, *kept]
+    for target in resolved:
+        assert target.guidance is not None
+        passes(target.guidance, target.name, known)
+        known += [] if target.name in known else [target.name]
+    return resolved

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.cli.options import DATA, PATH, open_zoo, split_names
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import Crop
 
 
@@ -54,11 +51,12 @@ def encode_command(name: str, file: Path, out: Path | None) -> None:
     Example:
       zoo encode depth depth.npy --out depth.json
     """
+    from tokenizers_zoo.data.token_file import token_text
+
     handle = open_zoo()[name]
     value = handle.transform(handle.read(file.read_bytes(), file.suffix.removeprefix(".").lower()), Crop())
     handle.check(value)
-    tokens = handle.encode([value])[0]
-    text = json.dumps({"modality": name, "fingerprint": handle.fingerprint, "tokens": tokens.tolist()})
+    text = token_text(handle, handle.encode([value])[0])
     if out is None:
         click.echo(text)
     else:
@@ -79,19 +77,10 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     Example:
       zoo decode depth depth.json --out depth_back --picture depth.png
     """
-    import numpy as np
-
-    from tokenizers_zoo.data.tokens import grew_from
+    from tokenizers_zoo.data.token_file import read_tokens
 
     handle = open_zoo()[name]
-    stored = _read_tokens(file, name)
-    if stored["fingerprint"] != handle.fingerprint and not grew_from(handle, stored["fingerprint"], 0):
-        raise DataError(
-            f"{file}: tokens were written by codec {stored['fingerprint'][:12]}, the tokenizer of {name} is "
-            f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"
-        )
-    dtype = np.float32 if handle.spec.continuous else np.int64
-    value = handle.decode([np.asarray(stored["tokens"], dtype=dtype)])[0]
+    value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
     target = Path(f"{out or file.with_suffix('')}.{extension}")
     with disk_errors(target), replacing_file(target) as temporary:
@@ -105,16 +94,3 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
             with disk_errors(picture), replacing_file(picture) as temporary:
                 drawn.save(temporary, format="PNG")
             click.echo(f"{name}: picture in {picture}")
-
-
-def _read_tokens(file: Path, name: str) -> dict[str, Any]:
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        complete = {"modality", "fingerprint", "tokens"} <= set(stored)
-    except (ValueError, TypeError):
-        complete = False
-    if not complete:
-        raise DataError(f"{file}: expected the JSON that `zoo encode` writes (modality, fingerprint, tokens)")
-    if stored["modality"] != name:
-        raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {name}")
-    return dict(stored)

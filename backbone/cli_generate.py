@@ -1,0 +1,148 @@
+"""zoo backbone generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backbone.cli_run import open_run
+from tokenizers_zoo.cli.options import PATH, parse_assignments, settings_option, split_names
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import ConfigError
+
+SAMPLING = {"temperature": 1.0, "top_p": 0.95}
+"""Of targets that no plan says more about."""
+
+
+@click.command("generate")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--given", multiple=True, metavar="NAMES",
+              help='Comma-separated modalities of stored samples, NAME=FILE or NAME="TEXT". Repeatable.')  # fmt: skip
+@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --given NAME=FILE. Repeatable.")
+@click.option("--make", "targets", metavar="NAMES", help="Modalities to make, in this order.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="TOML file that says what to make and how.")
+@click.option("--keep", multiple=True, metavar="NAME=PART",
+              help="Keep a part of what is given of a target and make the rest: box:TOP,LEFT,BOTTOM,RIGHT, "
+              "cells:..., mask:FILE, not:...; of sequences start, tokens:0-3, gaps:N. Repeatable.")  # fmt: skip
+@click.option("--guide", metavar="WEIGHTS",
+              help="Guidance: 3 for all that is given, or NAME=WEIGHT,... for each condition.")  # fmt: skip
+@click.option("--out", type=PATH, required=True, help="Folder for values, pictures, tokens and the plan.")
+@click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
+@click.option("--keys", metavar="KEYS", help="Comma-separated keys of stored samples. Default: the first ones.")
+@click.option("--split", help="Of the stored samples.  [default: test]")
+@click.option("--draws", type=click.IntRange(min=1), help="Draws per sample.  [default: 1]")
+@click.option("--rank", metavar="NAME", help="Write the draws first that agree best with what is given, by NAME.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draws.  [default: 0]")
+@settings_option("steps, scheme, schedule, temperature, top_k, top_p, ... for all targets, or NAME.steps for one.")
+def generate_command(
+    folder: Path,
+    given: tuple[str, ...],
+    files: tuple[str, ...],
+    targets: str | None,
+    plan_file: Path | None,
+    keep: tuple[str, ...],
+    guide: str | None,
+    out: Path,
+    keys: str | None,
+    assignments: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Make modalities from others.
+
+    Each one made is an input of the next. What is set here takes precedence over
+    the plan, and OUT/plan.toml makes the same again.
+
+    \b
+    Examples:
+      zoo backbone generate RUN --given rgb,caption --make depth,semseg --out made
+      zoo backbone generate RUN --given 'caption="a red ball"' --make depth,rgb --out made
+      zoo backbone generate RUN --given rgb=room.png --make depth --guide 2 --out made
+      zoo backbone generate RUN --given depth --make depth --keep depth=box:0,0,1,0.5 --out made
+      zoo backbone generate RUN --make caption,rgb --samples 0-7 --out made
+      zoo backbone generate RUN --plan configs/plans/caption-to-rgb.toml --out made
+    """
+    from backbone.generation.files import generate_to_folder
+    from backbone.generation.recipe import Recipe, read_recipe
+
+    if (targets is None) == (plan_file is None):
+        raise ConfigError("zoo backbone generate: expected either --make NAMES or --plan FILE")
+    table = read_recipe(plan_file) if plan_file else {}
+    names = split_names(targets)
+    table["target"] = _targets(names, table.get("target", []), parse_assignments(assignments))
+    table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
+    table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep)}
+    if guide is not None:
+        table["guidance"] = _guidance(guide)
+    if keys is not None:
+        table["keys"] = split_names(keys)
+    table |= {key: value for key, value in options.items() if value is not None}
+    recipe = from_mapping(Recipe, table, Origin())
+    _, zoo = open_run(folder)
+    with disk_errors(out):
+        places = generate_to_folder(folder, zoo, recipe, out)
+    click.echo(f"{len(places)} samples in {out}")
+
+
+def _targets(names: list[str] | None, planned: list[Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the targets, with what is set for all of them and for each."""
+    tables = [dict(table) for table in planned] if names is None else [{**SAMPLING, "name": name} for name in names]
+    known = [str(table["name"]) for table in tables]
+    for key, value in settings.items():
+        name, dot, inner = key.partition(".")
+        if dot and name not in known:
+            raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
+                              f"{', '.join(known)} before the dot")  # fmt: skip
+        for table in tables:
+            if not dot or table["name"] == name:
+                table[inner if dot else key] = value
+    return tables
+
+
+def _items(given: Iterable[str]) -> list[str]:
+    """`a,b` as two items; what has a value is one."""
+    found = []
+    for text in given:
+        found += [text] if "=" in text else split_names(text) or []
+    return found
+
+
+def _given(planned: Iterable[str], named: Iterable[str]) -> list[str]:
+    """What is given: the plan's, with those named here in their place."""
+    from backbone.generation.giving import sources_of
+
+    sources = {**sources_of(planned), **sources_of(named)}
+    return [f"{name}={source}" if source else name for name, source in sources.items()]
+
+
+def _checked_file(item: str) -> str:
+    name, _, path = item.partition("=")
+    if not name or not path or not Path(path).is_file():
+        raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
+    return item
+
+
+def _pairs(option: str, items: Iterable[str]) -> dict[str, str]:
+    """`NAME=TEXT` to a table. Raises ConfigError."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not (name and equals and text):
+            raise ConfigError(f"{option} {item}: expected NAME=PART")
+        if name in pairs:
+            raise ConfigError(f"{option} {item}: {name} is there twice")
+        pairs[name] = text
+    return pairs
+
+
+def _guidance(text: str) -> dict[str, Any]:
+    """`3` or `caption=3,depth=-1` to the table [guidance]. Raises ConfigError."""
+    try:
+        if "=" not in text:
+            return {"scale": float(text)}
+        return {"weights": {name: float(weight) for name, weight in _pairs("--guide", text.split(",")).items()}}
+    except ValueError:
+        raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None

@@ -1,0 +1,23 @@
+"""What the commands on a trained run share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import open_zoo
+
+if TYPE_CHECKING:
+    from backbone.run import Run
+    from tokenizers_zoo.registry import Zoo
+
+
+def open_run(folder: Path) -> tuple[Run, Zoo]:
+    """A run and the zoo that it was trained with; --registry or ./registry.toml take precedence."""
+    from backbone.run import Run
+
+    run = Run.load(folder)
+    root = click.get_current_context().find_root().obj or {}
+    return run, open_zoo(root.get("registry") or run.registry)

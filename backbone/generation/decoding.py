@@ -1,0 +1,161 @@
+"""One target decoded: grids and vectors in steps, sequences left to right; all passes of a step in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbone.generation.guidance import Passes
+from backbone.generation.inputs import GrowingInputs
+from backbone.generation.partial import UNKNOWN, Ids, filled, unknown_cells
+from backbone.generation.plan import TargetPlan
+from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
+from backbone.generation.schedules import temperatures, tokens_per_step
+from backbone.model import Context, FourM
+from backbone.transformer import KeyValueCache
+from tokenizers_zoo.modality import SequenceLayout
+from tokenizers_zoo.values import fixed_shape
+
+Advance = Callable[[int], None]
+
+
+def target_logits(
+    model: FourM,
+    name: str,
+    read: Tensor,
+    ranks: Tensor,
+    context: Context,
+    passes: Passes,
+    caches: Sequence[KeyValueCache] | None = None,
+) -> Tensor:
+    """float32 logits `batch targets ids` over the vocabulary of `name`, all passes of `context` added up.
+
+    `read` (`batch targets`) holds rows of the token table, -1 for the mask token; `ranks` the targets' positions within
+    the modality. With `caches` the targets are the next ones of a sequence, one at a time.
+    """
+    tables = model.tables
+    read, ranks = read.repeat(len(passes), 1), ranks.repeat(len(passes), 1)
+    x = model.embed_targets(read, ranks + tables.positions[name].start, torch.full_like(read, tables.index(name)))
+    # No mask: all targets are of one modality, and a sequence's next token sees all before it.
+    hidden = model.decode(x, context, None, caches)
+    return passes.combined(model.logits(hidden, tables.table_of(tables.spec(name))).float())
+
+
+def decode_grid(
+    model: FourM, inputs: GrowingInputs, plan: TargetPlan, noise: Noise, passes: Passes, kept: Tensor, advance: Advance
+) -> Tensor:
+    """Decode the unknown cells of `kept` (`batch length`); what each step decides is an input of the next.
+
+    Gives `batch *shape`.
+    """
+    layout = model.tables.spec(plan.name).layout
+    left = unknown_cells(kept).to(inputs.device)
+    counts = tokens_per_step(left.shape[1], plan.steps, plan.schedule)
+    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.cooling)
+    tokens = kept.to(inputs.device).clone()
+    if plan.scheme == "roar":
+        order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
+        left = order[(kept == UNKNOWN).gather(1, order)].view(left.shape).to(inputs.device)
+    for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
+        # Where the order is known beforehand only the next cells are decoded. Confidence has to see all that are left.
+        cells = left if plan.scheme == "maskgit" else left[:, :count]
+        context = model.context(inputs.packed(passes))
+        logits = target_logits(model, plan.name, torch.full_like(cells, -1), cells, context, passes)
+        uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
+        ids = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
+        if plan.scheme == "maskgit":
+            score = logits.gather(2, ids.unsqueeze(2)).squeeze(2) - logits.logsumexp(dim=2)
+            if plan.confidence_noise:
+                scale = plan.confidence_noise * (1 - step / len(counts))
+                gumbel = noise.gumbel(CONFIDENCE, step, layout.length).to(inputs.device)
+                score = score + scale * gumbel.gather(1, cells)
+            chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            rest = torch.ones_like(cells, dtype=torch.bool).scatter(1, chosen, False)
+            left = left[rest].view(inputs.batch, -1)
+            cells, ids = cells.gather(1, chosen), ids.gather(1, chosen)
+        else:
+            left = left[:, count:]
+        tokens.scatter_(1, cells, ids)
+        inputs.add(plan.name, ids, cells)
+        advance(1)
+    advance(plan.steps - len(counts))
+    return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
+
+
+def decode_sequence(
+    model: FourM,
+    inputs: GrowingInputs,
+    plan: TargetPlan,
+    noise: Noise,
+    passes: Passes,
+    kept: Sequence[Ids],
+    advance: Advance,
+) -> list[Ids]:
+    """Decode left to right what fills the gaps of `kept`, from the first sentinel; each sample stops at its own end.
+
+    The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end.
+    """
+    layout = model.tables.spec(plan.name).layout
+    assert isinstance(layout, SequenceLayout)
+    device, start = inputs.device, model.tables.token_rows(plan.name).start
+    gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in kept], device=device)
+    room = torch.tensor([max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in kept], device=device)
+    # A step for each token there is room for, and one to go on to each gap but the first.
+    bound = int((room + gaps - 1).max())
+    uniform = noise.uniform(IDS, 0, max(bound, 1)).to(device)
+    context = model.context(inputs.packed(passes))
+    caches = [
+        KeyValueCache.empty(len(passes) * inputs.batch, bound, model.config, context.keys_and_values[0][0])
+        for _ in model.decoder
+    ]
+    tokens = torch.full((inputs.batch, bound), layout.end, device=device)
+    alive = torch.arange(inputs.batch, device=device)  # samples in the batch of this step
+    going = room > 0
+    gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
+    last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
+    done = 0
+    while going.any():
+        if 2 * int(going[alive].sum()) <= len(alive):  # the caches are copied only when that halves them
+            rows = going[alive].nonzero().squeeze(1)
+            of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
+            alive, last, context = alive[rows], last[rows], context.select(of_passes)
+            caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
+        ranks = torch.full((len(alive), 1), done, device=device)
+        logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
+        logits = restricted(logits, layout, gap[alive], gaps[alive])
+        last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
+        last = torch.where(going[alive], last, layout.end)
+        tokens[alive, done] = last
+        onward = last == layout.sentinel_start + gap[alive] + 1
+        gap[alive] += onward.long()
+        count[alive] += (~onward & (last != layout.end)).long()
+        going[alive] = (last != layout.end) & (count[alive] < room[alive])
+        done += 1
+        advance(1)
+    advance(plan.max_length - done)
+    made = []
+    for row, stream in zip(kept, tokens.cpu().tolist(), strict=True):
+        content = stream[: stream.index(layout.end)] if layout.end in stream else stream
+        made.append(filled(row, content, layout))
+    return made
+
+
+def restricted(logits: Tensor, layout: SequenceLayout, gap: Tensor, gaps: Tensor) -> Tensor:
+    """`batch ids` with -inf at all but content, and the sentinel of the next gap or, in the last one, the end."""
+    is_last = (gap + 1 >= gaps).unsqueeze(1)
+    following = (layout.sentinel_start + gap + 1).clamp(max=logits.shape[1] - 1).unsqueeze(1)
+    onward = logits.gather(1, following)
+    logits[:, layout.sentinel_start : layout.sentinel_start + layout.num_sentinels] = -torch.inf
+    logits[:, layout.end].masked_fill_(~is_last.squeeze(1), -torch.inf)
+    return logits.scatter(1, following, torch.where(is_last, logits.gather(1, following), onward))
+
+
+def empty_partial(layout: Any, batch: int) -> Any:
+    """Partial tokens of which nothing is known."""
+    if isinstance(layout, SequenceLayout):
+        return [np.array([UNKNOWN])] * batch
+    return torch.full((batch, layout.length), UNKNOWN)

@@ -1,0 +1,89 @@
+"""What is given: modalities of stored samples by name, or one value for all samples, from a file or written out.
+
+NAME                  tokens of stored samples
+NAME=FILE             a value's file, or the tokens that `zoo encode` and `zoo backbone generate` write
+NAME="TEXT"           a text, in either kind of quotes
+NAME={...}, [...]     JSON, for values that are written as JSON
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backbone.run import Run
+from tokenizers_zoo.data.token_file import is_token_file, read_tokens
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.registry import ModalityHandle
+
+QUOTES = ('"', "'")
+
+
+def sources_of(given: Iterable[str]) -> dict[str, str]:
+    """Each modality given with where its value comes from; "" for stored samples. Raises ConfigError."""
+    sources: dict[str, str] = {}
+    for item in given:
+        name, equals, source = (part.strip() for part in item.partition("="))
+        if not name or (equals and not source):
+            raise ConfigError(f'given {item}: expected NAME, NAME=FILE or NAME="TEXT"')
+        if name in sources:
+            raise ConfigError(f"given {item}: {name} is given twice; give one value")
+        sources[name] = source
+    return sources
+
+
+def is_written_out(source: str) -> bool:
+    """True for a text in quotes, and for JSON."""
+    return source[:1] in (*QUOTES, "{", "[")
+
+
+def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
+    """Tokens of one sample, as `handle.encode` gives them. Raises ConfigError, DataError, InvalidValueError."""
+    if source[:1] in QUOTES:
+        if len(source) < 2 or source[-1] != source[0]:
+            raise ConfigError(f"given {handle.name}={source}: expected the quote that it begins with at its end, too")
+        data, extension = source[1:-1].encode(), "txt"
+    elif is_written_out(source):
+        data, extension = source.encode(), "json"
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f'given {handle.name}={source}: expected a file that is there, or "TEXT" in quotes')
+        data, extension = path.read_bytes(), path.suffix.removeprefix(".").lower()
+        if extension == "json" and is_token_file(data):
+            return [read_tokens(handle, path)]
+    value = handle.transform(handle.read(data, extension), Crop())
+    return handle.encode([value])
+
+
+def stored_keys(run: Run, handles: Iterable[ModalityHandle], split: str) -> list[str]:
+    """Keys of the stored samples that have tokens of all these. Raises DataError where there are none."""
+    store = TokenStore(run.tokens)
+    columns = {handle.name: store.open(split, handle.name) for handle in handles}
+    for handle in handles:
+        columns[handle.name].check_codec(handle)
+    shared = [
+        key for key in next(iter(columns.values())).keys if all(key in column.rows for column in columns.values())
+    ]
+    if not shared:
+        raise DataError(f"{run.tokens / split}: no sample has tokens of {', '.join(columns)}")
+    return shared
+
+
+def numbers_of_keys(keys: Iterable[str], shared: list[str], place: Path) -> list[int]:
+    """The number of each key among all. Raises UnknownNameError."""
+    number = {key: row for row, key in enumerate(shared)}
+    for key in keys:
+        if key not in number:
+            raise UnknownNameError.of("sample", key, shared[:1000], f"(in {place})")
+    return [number[key] for key in keys]
+
+
+def stored_tokens(run: Run, names: Iterable[str], split: str, keys: list[str]) -> Mapping[str, Any]:
+    """The tokens of stored samples, by modality."""
+    store = TokenStore(run.tokens)
+    columns = {name: store.open(split, name) for name in names}
+    return {name: column.take([column.rows[key] for key in keys]) for name, column in columns.items()}

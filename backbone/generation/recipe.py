@@ -1,0 +1,145 @@
+"""A plan in a file: what is given, kept and made, and how, as TOML.
+
+    given = ["rgb", 'caption="a red ball"']    # as --given
+    seed = 0
+    [keep]                                     # as --keep
+    depth = "box:0,0,1,0.5"
+    [guidance]                                 # of all targets that have none of their own
+    scale = 3.0
+    [[target]]                                 # in the order in which they are made
+    name = "depth"
+    steps = 8
+    guidance = { weights = { caption = 3.0 } }
+
+Files named in it are looked for from its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from backbone.generation.giving import is_written_out, sources_of
+from backbone.generation.guidance import Guidance
+from backbone.generation.plan import TargetPlan
+from backbone.generation.regions import ranges
+from tokenizers_zoo.config import Origin, from_mapping, load_toml
+from tokenizers_zoo.errors import ConfigError
+
+MASK = "mask:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All that one generation depends on beside the model and the stored samples."""
+
+    target: tuple[TargetPlan, ...]
+    """What is made, in this order."""
+    given: tuple[str, ...] = ()
+    """What is given: NAME of stored samples, NAME=FILE, NAME="TEXT"."""
+    keep: Mapping[str, str] = field(default_factory=dict)
+    """Targets of which a part of what is given is kept, and which part: see docs/generation.md."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """Of all targets that have none of their own."""
+    samples: str = "4"
+    """How many samples, or which: "4" the first four, "0-7,12" these numbers."""
+    keys: tuple[str, ...] = ()
+    """Keys of stored samples; none: as `samples` says."""
+    split: str = "test"
+    """Of the stored samples."""
+    draws: int = 1
+    """Draws per sample."""
+    seed: int = 0
+    """Seed of the draws."""
+    rank: str = ""
+    """A modality by which draws are compared with their condition, the best written first; none: as drawn."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws: expected a number from 1 on, got {self.draws}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number from 0 on, got {self.seed}")
+        if self.samples in ("", "0"):
+            raise ValueError(f"samples: expected a number from 1 on or numbers such as 0-7, got {self.samples!r}")
+
+    def plan(self) -> list[TargetPlan]:
+        """The targets, each with its guidance."""
+        return [replace(target, guidance=target.guidance or self.guidance) for target in self.target]
+
+    def numbers(self) -> list[int]:
+        """The numbers of the samples. Raises ConfigError."""
+        if self.samples.isdecimal():
+            return list(range(int(self.samples)))
+        found = [
+            number for first, last in ranges(self.samples, f"samples {self.samples}")
+            for number in range(first, last + 1)
+        ]  # fmt: skip
+        if len(set(found)) < len(found):
+            raise ConfigError(f"samples {self.samples}: a number is asked for twice")
+        return found
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The tables of a plan's file, checked, with the files in it as paths that hold anywhere. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[target]]")
+    table = load_toml(path)
+    from_mapping(Recipe, table, Origin(path=path))
+    folder = path.parent.resolve()
+    given = []
+    for name, source in sources_of(table.get("given", ())).items():
+        placed = source if not source or is_written_out(source) else str(folder / source)
+        given.append(f"{name}={placed}" if placed else name)
+    keep = {name: _placed(region, folder) for name, region in table.get("keep", {}).items()}
+    return {**table, "given": given, "keep": keep}
+
+
+def _placed(region: str, folder: Path) -> str:
+    """A region whose mask's file is a path that holds anywhere."""
+    before, mask, file = region.partition(MASK)
+    return f"{before}{mask}{folder / file}" if mask and before in ("", "not:") else region
+
+
+def written_recipe(recipe: Recipe, notes: Mapping[str, str]) -> str:
+    """The TOML of a recipe, what is not at its default, so that read again it makes the same; notes as comments."""
+    lines = [f"# {key}: {note}" for key, note in notes.items()]
+    here = Path.cwd()
+    given = [
+        f"{name}={source if is_written_out(source) else here / source}" if source else name
+        for name, source in sources_of(recipe.given).items()
+    ]
+    changed = replace(recipe, given=tuple(given), keep={k: _placed(v, here) for k, v in recipe.keep.items()})
+    lines += _lines(_changes(replace(changed, target=())))
+    for target in recipe.target:
+        lines += ["", "[[target]]", *_lines(_changes(target))]
+    return "\n".join(lines) + "\n"
+
+
+def _changes(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults, dataclasses among them likewise."""
+    changes = {}
+    for declared in dataclasses.fields(item):
+        value = getattr(item, declared.name)
+        default = declared.default
+        if declared.default_factory is not dataclasses.MISSING:
+            default = declared.default_factory()
+        if value != default and value != ():
+            if isinstance(value, Guidance):
+                # All of it where it differs from none at all: it stands for something, if only for no guidance.
+                value = _changes(value) or {key: part for key, part in asdict(value).items() if part not in ((), {})}
+            changes[declared.name] = value
+    return changes
+
+
+def _lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A table as lines `key = value`, tables in it with dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}{key}.")
+        else:
+            # JSON's strings, numbers, booleans and lists are TOML, too.
+            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}"

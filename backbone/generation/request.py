@@ -1,0 +1,83 @@
+"""What a recipe asks for, as tokens: the samples with all that is given of them, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backbone.generation.giving import numbers_of_keys, sources_of, stored_keys, stored_tokens, tokens_of_source
+from backbone.generation.inputs import rows_of
+from backbone.generation.partial import checked_partial
+from backbone.generation.recipe import Recipe
+from backbone.generation.regions import kept_part
+from backbone.model import FourM
+from backbone.run import Run
+from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Samples with their names, numbers and tokens: those given whole, and the kept parts of targets."""
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    given: Mapping[str, Any]
+    kept: Mapping[str, Any]
+
+    def rows(self, rows: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`given` and `kept` of the samples `rows`."""
+        of_given = {name: rows_of(tokens, rows) for name, tokens in self.given.items()}
+        return of_given, {name: rows_of(tokens, rows) for name, tokens in self.kept.items()}
+
+
+def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, str]) -> dict[str, ModalityHandle]:
+    """All modalities that the recipe names. Raises UnknownNameError, DataError for another codec."""
+    names = [*sources_of(recipe.given), *recipe.keep, *(target.name for target in recipe.target)]
+    names += [recipe.rank] if recipe.rank else []
+    handles = {name: zoo[name] for name in names if model.tables.spec(name)}
+    for name, handle in handles.items():
+        codec = trained_on.get(name)
+        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
+            raise DataError(
+                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has "
+                f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
+            )
+    return handles
+
+
+def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], recipe: Recipe) -> Request:
+    """The tokens of all samples. Raises ZooErrors."""
+    sources = sources_of(recipe.given)
+    for name in recipe.keep:
+        if name not in sources:
+            raise ConfigError(f"keep {name}: it is not given, so there is nothing to keep; give it, too")
+    values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
+    stored = [name for name, source in sources.items() if not source]
+    if stored:
+        shared = stored_keys(run, [handles[name] for name in stored], recipe.split)
+        if recipe.keys:
+            numbers = numbers_of_keys(recipe.keys, shared, run.tokens / recipe.split)
+        elif recipe.samples.isdecimal():  # as many as there are
+            numbers = recipe.numbers()[: len(shared)]
+        else:
+            numbers = recipe.numbers()
+            if numbers[-1] >= len(shared) or max(numbers) >= len(shared):
+                raise ConfigError(
+                    f"samples {recipe.samples}: {run.tokens / recipe.split} has {len(shared)} with all that is given, "
+                    f"numbers 0 to {len(shared) - 1}"
+                )
+        names = [shared[number] for number in numbers]
+        tokens = dict(stored_tokens(run, stored, recipe.split, names))
+    else:
+        if recipe.keys:
+            raise ConfigError(f"keys {', '.join(recipe.keys)}: no modality of stored samples is given")
+        numbers, tokens = ([0], {}) if values else (recipe.numbers(), {})
+        names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
+    tokens |= {name: rows_of(value, [0] * len(names)) for name, value in values.items()}
+    kept = {name: kept_part(model.tables.spec(name), tokens.pop(name), part) for name, part in recipe.keep.items()}
+    for name, part in kept.items():
+        checked_partial(model.tables.spec(name), part, len(names))
+    return Request(names=tuple(names), numbers=tuple(numbers), given=tokens, kept=kept)

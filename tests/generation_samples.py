@@ -1,0 +1,110 @@
+"""A small untrained model, tokens for it, and the slow way to its logits, for the tests of generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from backbone.config import ModelConfig
+from backbone.generation.inputs import GrowingInputs
+from backbone.model import FourM
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+
+CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
+WORDS = SequenceLayout(max_length=6, end=1, sentinel_start=2, num_sentinels=4)
+
+
+def spec(name: str, layout: TokenLayout, vocab_size: int, vocabulary: str = "") -> ModalitySpec:
+    return ModalitySpec(
+        name=name,
+        summary="fake",
+        value=ValueSpec(kind="object"),
+        layout=layout,
+        vocab_size=vocab_size,
+        vocabulary=vocabulary,
+    )
+
+
+SPECS = [
+    spec("left", GridLayout(shape=(2, 3)), 7),
+    spec("words", WORDS, 20, "text"),
+    spec("right", GridLayout(shape=(3, 3)), 11),
+    spec("bag", VectorLayout(length=4), 5),
+    spec("pixels", PatchesLayout(shape=(2, 2), dim=3), 0),
+    spec("vectors", EmbeddingsLayout(max_length=5, dim=4), 0),
+]
+
+
+def sharp_model() -> FourM:
+    """Sharper than at initialisation, so that inputs matter."""
+    torch.manual_seed(0)
+    made = FourM(CONFIG, SPECS)
+    with torch.no_grad():
+        for table in (*made.output.values(), made.token_embedding.weight, made.modality_embedding.weight):
+            table.mul_(40)
+        for block in made.decoder:
+            block.cross_attention.out.weight.mul_(40)  # type: ignore[union-attr, operator]
+    return made
+
+
+def given_tokens(batch: int) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    return {
+        "left": torch.from_numpy(random.integers(0, 7, (batch, 2, 3))),
+        "words": [random.integers(6, 20, length) for length in random.integers(0, 7, batch)],
+        "pixels": torch.from_numpy(random.standard_normal((batch, 4, 3), np.float32)),
+        "vectors": [random.standard_normal((n, 4), np.float32) for n in random.integers(1, 6, batch)],
+    }
+
+
+def only(given: dict[str, Any], index: int) -> dict[str, Any]:
+    return {name: tokens[index : index + 1] for name, tokens in given.items()}
+
+
+def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
+    """Every used token: its sample, modality, position, and id or vector."""
+    width = inputs.ids.shape[1]
+    vectors = {
+        int(slot): tuple(row.tolist())
+        for slots, rows in inputs.vectors.values()
+        for slot, row in zip(slots, rows, strict=True)
+    }
+    return {
+        (
+            sample, int(inputs.modalities[sample, slot]), int(inputs.positions[sample, slot]),
+            vectors.get(sample * width + slot, int(inputs.ids[sample, slot])),
+        )
+        for sample, slot in inputs.mask.nonzero().tolist()
+    }  # fmt: skip
+
+
+def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], ranks: Sequence[int]) -> torch.Tensor:
+    """The slow twin: all targets of one sample at once through the training path."""
+    tables = model.tables
+    row = torch.tensor([read])
+    targets = PackedTargets(
+        ids=torch.zeros_like(row), read=row, positions=torch.tensor([ranks]) + tables.positions[name].start,
+        modalities=torch.full_like(row, tables.index(name)), mask=torch.ones_like(row, dtype=torch.bool),
+    )  # fmt: skip
+    hidden = model.decode_targets(PackedBatch(inputs=inputs, targets=targets))
+    return model.logits(hidden, tables.spec(name).vocabulary)[0]
+
+
+def whole_inputs(model: FourM, given: dict[str, Any]) -> GrowingInputs:
+    inputs = GrowingInputs(model.tables, len(next(iter(given.values()))), torch.device("cpu"))
+    for name, tokens in given.items():
+        inputs.add_whole(name, tokens)
+    return inputs

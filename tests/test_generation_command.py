@@ -1,0 +1,144 @@
+"""`zoo backbone generate` as a process: what is given, kept, guided and drawn; what it writes; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_world import World, the_world
+
+MAKE = "backbone generate run --out new"
+
+
+@pytest.fixture
+def world() -> World:
+    return the_world().put_back()
+
+
+def tokens(world: World, place: str, name: str = "depth") -> Any:
+    return json.loads((world.folder / place / f"{name}.tokens.json").read_text())["tokens"]
+
+
+def made(world: World, out: str) -> dict[str, bytes]:
+    return {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
+
+
+def went(world: World, words: str) -> str:
+    ended = world(words)
+    assert ended.code == 0, ended.complaint
+    return ended.printed
+
+
+def test_the_plan_written_makes_the_same_again(world: World) -> None:
+    (world.folder / "text.txt").write_text("a red ball")
+    words = f"{MAKE} --given rgb_patches --given caption=text.txt --make depth --guide rgb_patches=2,caption=-0.5"
+    assert went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --set steps=2") == "4 samples in new\n"
+    first = made(world, "new")
+    assert {name.split("/")[-1] for name in first} == {"depth.npy", "depth.png", "depth.tokens.json", "plan.toml"}
+    plan = first["plan.toml"].decode()
+    assert f'given = ["rgb_patches", "caption={world.folder}/text.txt"]' in plan
+    for line in ('samples = "1-2"', "seed = 3", "guidance.weights.caption = -0.5", "steps = 2", "top_p = 0.95"):
+        assert line in plan.splitlines(), line
+    assert "# weights sha256: " in plan
+    went(world, "backbone generate run --plan new/plan.toml --out again")
+    assert made(world, "again") == first
+    went(world, "backbone generate run --plan new/plan.toml --out third --seed 4")
+    assert made(world, "third") != first and "seed = 4" in (world.folder / "third/plan.toml").read_text()
+
+
+def test_a_sample_is_the_same_whatever_else_is_made(world: World) -> None:
+    words = "--given rgb_patches --make depth,caption --set temperature=3 --set caption.max_length=5"
+    went(world, f"backbone generate run --out all {words} --samples 0-3 --draws 2")
+    went(world, f"backbone generate run --out one {words} --samples 2-2")
+    went(world, f"backbone generate run --out key {words} --keys test02 --draws 3")
+    every = made(world, "all")
+    for out, draws in (("one", (0,)), ("key", (0, 1))):
+        for draw in draws:
+            for name in ("depth.tokens.json", "caption.tokens.json", "depth.npy"):
+                assert made(world, out)[f"test02/{draw}/{name}"] == every[f"test02/{draw}/{name}"]
+    assert len({every[f"test0{i}/{draw}/caption.tokens.json"] for i in range(4) for draw in range(2)}) >= 4
+    assert all(len(tokens(world, f"all/test0{i}/0", "caption")) <= 5 for i in range(4))
+
+
+def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
+    stored = f"{MAKE} --given depth --make depth --samples 2 --set temperature=5"
+    went(world, f"{stored} --keep depth=box:0,0,1,0.5 --draws 3")
+    for key in ("test00", "test01"):
+        left = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 0]) for draw in range(3)}
+        right = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 1]) for draw in range(3)}
+        assert len(left) == 1 and len(right) > 1
+    # What was made is given again, as tokens, as a value's file, as text; and a text goes on.
+    given = "--given depth=new/test00/0/depth.tokens.json --given caption='red'"
+    went(world, f"backbone generate run --out again {given} --make caption --keep caption=start")
+    text = (world.folder / "again/files/0/caption.txt").read_text()
+    assert text.startswith("red"), text
+    went(world, "backbone generate run --out file --file depth=files/test/depth/test00.npy --make caption")
+    assert (world.folder / "file/files/0/caption.txt").is_file()
+
+
+def test_draws_are_written_best_first(world: World) -> None:
+    words = "--given rgb_patches --make caption --rank depth --draws 4 --samples 2 --set temperature=3"
+    went(world, f"backbone generate run --out new {words}")
+    went(world, f"backbone generate run --out plain {words.replace('--rank depth', '')}")
+    for key in ("test00", "test01"):
+        ranking = json.loads((world.folder / "new" / key / "ranking.json").read_text())
+        assert ranking["by"] == "depth" and sorted(ranking["draws"]) == [0, 1, 2, 3]
+        assert ranking["scores"] == sorted(ranking["scores"], reverse=True) and -1 <= ranking["scores"][0] <= 1
+        for rank, draw in enumerate(ranking["draws"]):
+            assert tokens(world, f"new/{key}/{rank}", "caption") == tokens(world, f"plain/{key}/{draw}", "caption")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--make rgb_patches", ("rgb_patches: a patches modality is an input only",)),
+        ("--make depth --plan absent.toml", ("--make NAMES or --plan FILE",)),
+        ("--samples 2", ("--make NAMES or --plan FILE",)),
+        ("--plan absent.toml", ("absent.toml: no such plan",)),
+        ("--plan bad.toml", ("bad.toml [target] stepz: unknown key; did you mean steps?",)),
+        ("--plan late.toml", ("guidance weights: caption is neither given nor made before depth",)),
+        ("--given caption --given caption=text.txt --make depth", ("caption is given twice",)),
+        ("--given caption,caption --make depth", ("caption is given twice",)),
+        ("--given caption=absent.txt --make depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
+        ("--given caption='red --make depth", ("caption='red", "the quote")),
+        ("--given depth=made/test00/0/caption.tokens.json --make caption", ("holds tokens of caption, not of depth",)),
+        ("--given depth --make depth", ("depth: given and asked for",)),
+        ("--given rgb_patches --make depth --keep depth=box:0,0,1,1", ("keep depth: it is not given",)),
+        ("--given depth --make caption --keep depth=box:0,0,1,0.5", ("depth: a part is kept", "not asked for")),
+        ("--given depth --make depth --keep depth=box:0,0,1,1", ("depth: all of sample 0 is kept",)),
+        ("--given depth --make depth --keep depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
+        ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
+        ("--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1", ("rgb_patches", "input only")),
+        ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
+        ("--given caption --make depth --guide much", ("--guide much: expected a number",)),
+        ("--given caption --make depth --guide caption=nan", ("weights: expected finite",)),
+        ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
+        ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),
+        ("--given caption --make depth --set scheme=rowr", ("scheme", "roar")),
+        ("--given caption --make depth --samples 3-99", ("samples 3-99", "numbers 0 to 7")),
+        ("--given caption --make depth --samples none", ("samples none: expected numbers",)),
+        ("--make depth --keys test00", ("keys test00: no modality of stored samples is given",)),
+        ("--given depth --make caption --rank caption", ("rank caption: draws are compared",)),
+        ("--given caption --make depth --rank depth", ("rank depth: it is made itself",)),
+        ("--given caption --make depth --rank rgb_patches", ("rgb_patches", "input only")),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, parts: tuple[str, ...]) -> None:
+    (world.folder / "text.txt").write_text("a red ball")
+    np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
+    (world.folder / "bad.toml").write_text('[[target]]\nname = "depth"\nstepz = 3\n')
+    (world.folder / "late.toml").write_text(
+        'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nguidance.weights.caption = 2\n'
+        '[[target]]\nname = "caption"\n'
+    )
+    world(f"{MAKE} {words}").refused(*parts)
+    assert not (world.folder / "new").exists()
+
+
+def test_a_plan_of_the_repository_says_what_a_run_lacks(world: World) -> None:
+    plan = Path(__file__).parent.parent / "configs" / "plans" / "caption-to-rgb.toml"
+    world(f"{MAKE} --plan {plan} --given caption='red'").refused("clip")
+    assert not (world.folder / "new").exists()

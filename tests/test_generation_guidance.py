@@ -1,0 +1,148 @@
+"""Guidance: which passes are made, what each sees, and logits against those added up by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from generation_samples import WORDS, contents, full_logits, given_tokens, only, sharp_model, whole_inputs
+
+from backbone.generation import Guidance, TargetPlan, generate
+from backbone.generation.decoding import target_logits
+from backbone.generation.guidance import Passes, passes
+from backbone.generation.sampling import IDS, Noise, draw
+from backbone.model import Context, FourM
+
+KNOWN = ("left", "vectors", "bag")
+
+
+@pytest.fixture(scope="module")
+def model() -> FourM:
+    return sharp_model()
+
+
+def as_sets(made: Passes) -> list[tuple[set[str], float]]:
+    return [(set(hidden), weight) for hidden, weight in zip(made.hidden, made.weights, strict=True)]
+
+
+def test_passes_by_hand() -> None:
+    everything = {"left", "vectors", "bag"}
+    assert as_sets(passes(Guidance(), "right", KNOWN)) == [(set(), 1)]
+    assert as_sets(passes(Guidance(scale=3), "right", KNOWN)) == [(everything, -2), (set(), 3)]
+    assert as_sets(passes(Guidance(scale=0), "right", KNOWN)) == [(everything, 1)]
+    always = Guidance(scale=3, always=("bag",))
+    assert as_sets(passes(always, "right", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
+    weights = Guidance(weights={"left": 2.0, "bag": -0.5})
+    assert as_sets(passes(weights, "right", KNOWN)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
+    # A weight of 0 hides a condition from all passes; one condition at 1 is the pass that sees it.
+    assert as_sets(passes(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", KNOWN)) == [({"bag"}, 1)]
+    # The target's own tokens are never hidden, and where nothing is known nothing guides.
+    assert as_sets(passes(Guidance(scale=3), "bag", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(passes(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
+
+
+def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM) -> None:
+    given = given_tokens(3)
+    steered = passes(Guidance(weights={"left": 2.0, "words": 1.5}), "right", tuple(given))
+    packed = whole_inputs(model, given).packed(steered)
+    seen = contents(packed)
+    for number, hidden in enumerate(steered.hidden):
+        alone = {name: tokens for name, tokens in given.items() if name not in hidden}
+        wanted = {(sample + 3 * number, *rest) for sample, *rest in contents(whole_inputs(model, alone).packed())}
+        assert {item for item in seen if item[0] // 3 == number} == wanted
+    unused = ~packed.mask
+    assert unused.any()
+    assert not packed.ids[unused].any() and not packed.positions[unused].any() and not packed.modalities[unused].any()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "guidance",
+    [Guidance(scale=3), Guidance(scale=-1, always=("vectors",)), Guidance(weights={"left": 2.5, "vectors": -1.0})],
+)
+def test_logits_are_those_of_the_passes_added_up_by_hand(model: FourM, guidance: Guidance) -> None:
+    given = {name: tokens for name, tokens in given_tokens(2).items() if name in ("left", "vectors", "pixels")}
+    steered = passes(guidance, "right", tuple(given))
+    inputs, cells = whole_inputs(model, given), torch.arange(9).expand(2, -1)
+    logits = target_logits(
+        model, "right", torch.full_like(cells, -1), cells, model.context(inputs.packed(steered)), steered
+    )
+    for i in range(2):
+
+        def seeing(*names: str, i: int = i) -> torch.Tensor:
+            some = whole_inputs(model, {name: only(given, i)[name] for name in names} or only(given, i))
+            if not names:
+                for name in given:
+                    some.hide(name)
+            return full_logits(model, some.packed(), "right", [-1] * 9, range(9))
+
+        if guidance.scale == 3:
+            u, full = seeing(), seeing("left", "vectors", "pixels")
+            wanted = u + 3 * (full - u)
+        elif guidance.always:
+            u, full = seeing("vectors"), seeing("left", "vectors", "pixels")
+            wanted = u - (full - u)
+        else:
+            u = seeing("pixels")
+            wanted = u + 2.5 * (seeing("left", "pixels") - u) - 1.0 * (seeing("vectors", "pixels") - u)
+        torch.testing.assert_close(logits[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
+    given = {"left": given_tokens(3)["left"]}
+    for target in ("right", "words"):
+
+        def made(guidance: Guidance, given: dict[str, Any], target: str = target) -> list[Any]:
+            plan = [TargetPlan(name=target, temperature=4.0, guidance=guidance)]
+            return [row.tolist() for row in generate(model, given, plan, seed=3, samples=range(3))[target]]
+
+        plain, none = made(Guidance(), given), made(Guidance(), {})
+        assert plain == made(Guidance(weights={"left": 1.0}), given)
+        assert none == made(Guidance(scale=0), given) == made(Guidance(weights={"left": 0.0}), given)
+        assert len({str(rows) for rows in (plain, none, made(Guidance(scale=3), given))}) == 3
+
+
+@torch.inference_mode()
+def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
+    """Draws from the passes added up, each decoded anew from the whole stream; samples end at their own length."""
+    given = {name: tokens for name, tokens in given_tokens(10).items() if name in ("left", "vectors")}
+    plan = TargetPlan(name="words", temperature=4.0, guidance=Guidance(weights={"left": 2.0, "vectors": 0.5}))
+    made = generate(model, given, [plan], seed=0)["words"]
+    start, noise = model.tables.token_rows("words").start, Noise(0, range(10), "words").uniform(IDS, 0, 6)
+    for i in range(10):
+        left, vectors = ({name: only(given, i)[name]} for name in ("left", "vectors"))
+        nothing = whole_inputs(model, left)
+        nothing.hide("left")
+        slow: list[int] = []
+        while len(slow) < 6:
+            read = [start + token for token in [WORDS.sentinel_start, *slow]]
+            u, a, b = (
+                full_logits(model, some.packed(), "words", read, range(len(read)))[-1]
+                for some in (nothing, whole_inputs(model, left), whole_inputs(model, vectors))
+            )
+            logits = u + 2.0 * (a - u) + 0.5 * (b - u)
+            logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
+            slow.append(int(draw(logits, noise[i, len(slow)], 4.0, 0, 1.0)))
+            if slow[-1] == WORDS.end:
+                slow.pop()
+                break
+        assert made[i].tolist() == slow
+    assert len({len(row) for row in made}) >= 2
+
+
+@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
+def test_all_passes_of_a_step_are_one_batch(model: FourM, scheme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    context = model.context
+
+    def counted(inputs: Any) -> Context:
+        batches.append(len(inputs.ids))
+        return context(inputs)
+
+    monkeypatch.setattr(model, "context", counted)
+    given = {name: given_tokens(2)[name] for name in ("left", "vectors")}
+    guidance = Guidance(weights={"left": 2.0, "vectors": -1.0, "words": 0.5})
+    plan = [TargetPlan(name="words"), TargetPlan(name="right", scheme=scheme, steps=4, guidance=guidance)]
+    generate(model, given, plan, seed=0)
+    assert batches == [2] + [8] * 4  # the sequence is encoded once, the grid at each step

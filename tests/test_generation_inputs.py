@@ -1,0 +1,91 @@
+"""Inputs that grow, packed as in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from generation_samples import CONFIG, SPECS, contents, given_tokens, whole_inputs
+
+from backbone.batch import RawBatch
+from backbone.config import MaskingConfig, Mixture
+from backbone.generation.guidance import Passes
+from backbone.generation.inputs import GrowingInputs
+from backbone.masking import Masker
+from backbone.model import FourM
+
+
+def test_inputs_are_packed_without_holes() -> None:
+    tables = FourM(CONFIG, SPECS).tables
+    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    inputs.add_whole("words", [np.array([9, 8]), np.array([7, 6, 10])])
+    inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
+    inputs.add("left", torch.tensor([[3], [4]]), torch.tensor([[5], [0]]))
+    packed = inputs.packed()
+    text, words, left = (
+        tables.token_rows("words").start,
+        tables.positions["words"].start,
+        tables.positions["left"].start,
+    )
+    vectors = tables.positions["vectors"].start
+    assert packed.ids.tolist() == [[text + 9, text + 8, 0, 0, 3], [text + 7, text + 6, text + 10, 0, 4]]
+    assert packed.positions.tolist() == [
+        [words, words + 1, vectors, vectors + 1, left + 5], [words, words + 1, words + 2, vectors, left]
+    ]  # fmt: skip
+    assert packed.modalities.tolist() == [[1, 1, 5, 5, 0], [1, 1, 1, 5, 0]]
+    assert packed.mask.all()
+    slots, values = packed.vectors["vectors"]
+    assert slots.tolist() == [2, 3, 5 + 3]
+    assert values[:, 0].tolist() == [0.5, 0.5, 2.0]
+
+
+def test_nothing_given_is_one_unused_slot() -> None:
+    packed = GrowingInputs(FourM(CONFIG, SPECS).tables, 3, torch.device("cpu")).packed()
+    assert packed.ids.shape == (3, 1)
+    assert not packed.mask.any()
+
+
+def test_whole_inputs_read_as_in_training() -> None:
+    """What the masker packs where all of some modalities is the input is what generation packs."""
+    model = FourM(CONFIG, SPECS)
+    given, batch = given_tokens(6), 6
+    lengths, present = np.zeros((batch, len(SPECS)), np.int64), np.zeros((batch, len(SPECS)), bool)
+    tokens: dict[str, Any] = {}
+    for column, item in enumerate(SPECS):
+        shape = (batch, item.layout.length, getattr(item.layout, "dim", 1))
+        tokens[item.name] = np.zeros(shape, np.float32 if item.continuous else np.int64)
+        if item.name in given:
+            rows = [np.asarray(row).reshape(-1, shape[2]) for row in given[item.name]]
+            lengths[:, column] = [len(row) for row in rows]
+            for number, row in enumerate(rows):
+                tokens[item.name][number, : len(row)] = row
+        elif item.name == "right":
+            lengths[:, column] = 9
+        present[:, column] = item.name in given or item.name == "right"
+        if not item.continuous:
+            tokens[item.name] = tokens[item.name][..., 0]
+    mixture = Mixture(inputs=tuple(given), targets=("right",))
+    masker = Masker(model.tables, MaskingConfig(input_budget=40, target_budget=9, mixtures=(mixture,)))
+    trained = masker(RawBatch(tokens=tokens, lengths=lengths, present=present), 0, 0).inputs
+    generated = whole_inputs(model, given).packed()
+    assert contents(trained) == contents(generated)
+    assert len(contents(generated)) == lengths.sum() - 9 * batch
+
+
+def test_inputs_that_grow_are_those_packed_anew() -> None:
+    """What a chain adds step by step is what is packed from the finished targets, with and without guidance."""
+    model = FourM(CONFIG, SPECS)
+    given = given_tokens(3)
+    inputs = whole_inputs(model, given)
+    grid = torch.randint(0, 11, (3, 3, 3), generator=torch.Generator().manual_seed(0))
+    order = torch.stack([torch.randperm(9) for _ in range(3)])
+    for cells in order.split(4, dim=1):
+        inputs.add("right", grid.flatten(1).gather(1, cells), cells)
+    anew = whole_inputs(model, {**given, "right": grid})
+    assert contents(inputs.packed()) == contents(anew.packed())
+    steered = Passes(hidden=(frozenset(["words"]), frozenset(["right", "left"])), weights=(2.0, -1.0))
+    assert contents(inputs.packed(steered)) == contents(anew.packed(steered))
+    assert inputs.names == anew.names == (*given, "right")
+    inputs.hide("right")
+    assert contents(inputs.packed()) == contents(whole_inputs(model, given).packed())

@@ -1,0 +1,272 @@
+"""Targets of which a part is kept: in-painting of grids, gaps of sequences, and regions in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from generation_samples import SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
+
+from backbone.generation import Guidance, TargetPlan, generate
+from backbone.generation.decoding import restricted
+from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, filled
+from backbone.generation.regions import kept_part, region_mask
+from backbone.generation.sampling import IDS, Noise, draw
+from backbone.model import FourM
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+
+LEFT, TEXT, RIGHT, BAG = SPECS[:4]
+
+
+@pytest.fixture(scope="module")
+def model() -> FourM:
+    return sharp_model()
+
+
+# --- grids
+
+
+@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=2.5)])
+def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidance: Guidance) -> None:
+    grid = torch.randint(0, 11, (4, 3, 3), generator=torch.Generator().manual_seed(1))
+    part = torch.where(torch.tensor(region_mask("right", (3, 3), "box:0,0,1,0.5")), grid, UNKNOWN)
+    assert (part == UNKNOWN).sum() == 4 * 6
+    given = {"left": given_tokens(4)["left"]}
+    plan = [TargetPlan(name="right", scheme=scheme, steps=4, guidance=guidance, temperature=2.0)]
+    made = generate(model, given, plan, seed=0, kept={"right": part})["right"]
+    assert torch.equal(made[part != UNKNOWN], grid[part != UNKNOWN])
+    assert made.min() >= 0 and made.max() < 11
+    free = generate(model, given, plan, seed=0)["right"]
+    assert not torch.equal(made[part == UNKNOWN], free[part == UNKNOWN])  # what is kept matters
+
+
+@torch.inference_mode()
+def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
+    part = torch.tensor([[[4, -1, 7], [-1, -1, 0], [10, 3, -1]]])
+    made = generate(model, {}, [TargetPlan(name="right", steps=1, temperature=0)], seed=0, kept={"right": part})
+    inputs = whole_inputs(model, {"left": given_tokens(1)["left"]})
+    inputs.hide("left")
+    inputs.add("right", torch.tensor([[4, 7, 0, 10, 3]]), torch.tensor([[0, 2, 5, 6, 7]]))
+    ids = full_logits(model, inputs.packed(), "right", [-1] * 4, [1, 3, 4, 8]).argmax(1)
+    wanted = part.flatten().index_copy(0, torch.tensor([1, 3, 4, 8]), ids).view(1, 3, 3)
+    assert torch.equal(made["right"], wanted)
+
+
+def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
+    """Grids and vectors, kept in different parts; alone and together; and kept parts are inputs of other targets."""
+    random = torch.Generator().manual_seed(2)
+    kept: dict[str, Any] = {
+        "right": torch.randint(-1, 11, (5, 3, 3), generator=random),
+        "bag": torch.randint(-1, 5, (5, 4), generator=random),
+        "words": [np.array([9, 8, -1]), np.array([-1, 7]), np.array([-1]), np.array([6, -1, 9]), np.array([-1, 8, -1])],
+    }
+    kept["right"][:, 0, 0] = kept["bag"][:, 0] = -1
+    assert len({int((row < 0).sum()) for row in kept["right"]}) >= 3
+    plan = [
+        TargetPlan(name="right", steps=3, temperature=4.0), TargetPlan(name="bag", scheme="roar", steps=3),
+        TargetPlan(name="words"),
+    ]  # fmt: skip
+    together = generate(model, {}, plan, seed=5, samples=range(5), kept=kept)
+    for i in range(5):
+        alone = generate(model, {}, plan, seed=5, samples=[i], kept=only(kept, i))
+        for name in ("bag", "right"):
+            assert torch.equal(together[name][i], alone[name][0])
+            known = kept[name][i] >= 0
+            assert torch.equal(together[name][i][known], kept[name][i][known])
+        assert together["words"][i].tolist() == alone["words"][0].tolist()
+
+
+def test_kept_parts_are_inputs_of_all_targets_from_the_start(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+    context = model.context
+
+    def noted(inputs: Any) -> Any:
+        seen.append(set(inputs.modalities[inputs.mask].tolist()))
+        return context(inputs)
+
+    monkeypatch.setattr(model, "context", noted)
+    kept = {"bag": torch.tensor([[1, -1, -1, 2]]), "words": [np.array([9, -1])]}
+    plan = [TargetPlan(name="right", steps=1), TargetPlan(name="bag", steps=1), TargetPlan(name="words")]
+    generate(model, {}, plan, seed=0, samples=[0], kept=kept)
+    words, right, bag = (model.tables.index(name) for name in ("words", "right", "bag"))
+    assert seen == [{words, bag}, {words, right, bag}, {words, right, bag}]
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="right: all of sample 1 is kept"):
+        checked_partial(RIGHT, torch.stack([torch.full((3, 3), -1), torch.zeros(3, 3, dtype=torch.int64)]), 2)
+    with pytest.raises(InvalidValueError, match="right: expected int64"):
+        checked_partial(RIGHT, torch.full((1, 3, 3), -2), 1)
+    with pytest.raises(InvalidValueError, match="words: all of sample 0 is kept"):
+        checked_partial(TEXT, [np.array([9, 8])], 1)
+    with pytest.raises(InvalidValueError, match="words: sample 0 has 5 gaps, and the modality has sentinels for 4"):
+        checked_partial(TEXT, [np.array([-1, 9, -1, 9, -1, 9, -1, 9, -1])], 1)
+    with pytest.raises(InvalidValueError, match=r"words: .*sentinel"):
+        checked_partial(TEXT, [np.array([3, -1])], 1)
+
+
+# --- sequences
+
+
+def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
+    rows = checked_partial(TEXT, [np.array([-1, -1, 9, 8, -1, -1, 7, -1]), np.array([-1, -1])], 2)
+    assert [row.tolist() for row in rows] == [[-1, 9, 8, -1, 7, -1], [-1]]
+    inputs = whole_inputs(model, {"left": given_tokens(2)["left"]})
+    inputs.hide("left")
+    add_partial(inputs, TEXT, rows)
+    packed, start = inputs.packed(), model.tables.token_rows("words").start
+    assert (packed.ids[0] - start).tolist() == [2, 9, 8, 3, 7, 4]  # sentinels are 2, 3, ...
+    assert packed.mask.tolist() == [[True] * 6, [False] * 6]  # a sequence of which nothing is kept is no input
+    assert packed.positions[0].diff().tolist() == [1] * 5
+
+
+def test_streams_fill_gaps_by_hand() -> None:
+    row = np.array([-1, 9, 8, -1, 7, -1])
+    assert filled(row, [10, 11, 3, 12, 4], WORDS).tolist() == [10, 11, 9, 8, 12, 7]
+    assert filled(row, [3, 4, 13], WORDS).tolist() == [9, 8, 7, 13]
+    assert filled(row, [], WORDS).tolist() == [9, 8, 7]
+
+
+@torch.inference_mode()
+def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: TargetPlan, seed: int) -> list[int]:
+    """Every token decoded anew, the choice among what may come written out."""
+    inputs = whole_inputs(model, given)
+    add_partial(inputs, TEXT, [row])
+    packed, start = inputs.packed(), model.tables.token_rows("words").start
+    uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
+    gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
+    gap, stream = 0, list[int]()
+    while sum(token > 5 or token == 0 for token in stream) < room:
+        read = [start + token for token in [2, *stream]]
+        logits = full_logits(model, packed, "words", read, range(len(read)))[-1]
+        onward = 2 + gap + 1
+        allowed = [token for token in range(20) if token == 0 or token > 5]
+        allowed.append(onward if gap + 1 < gaps else WORDS.end)
+        masked = torch.full_like(logits, -torch.inf)
+        masked[allowed] = logits[allowed]
+        token = int(draw(masked, uniform[len(stream)], plan.temperature, plan.top_k, plan.top_p))
+        if token == WORDS.end:
+            break
+        gap += token == onward
+        stream.append(token)
+    return filled(row, stream, WORDS).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_filled_sequences_are_their_slow_twin(model: FourM, temperature: float) -> None:
+    rows = [
+        np.array(row)
+        for row in ([9, 8, -1], [-1, 9], [9, -1, 8, -1], [-1, 7, -1, 9, -1], [9, 9, 9, 9, 9, 9, -1], [12, -1, 13])
+    ]
+    given, plan = {"left": given_tokens(6)["left"]}, TargetPlan(name="words", temperature=temperature)
+    made = []
+    for i, row in enumerate(rows):
+        alone = generate(model, only(given, i), [plan], seed=3, samples=[0], kept={"words": [row]})["words"][0]
+        assert alone.tolist() == slow_filling(model, only(given, i), row, plan, 3)
+        made.append(alone)
+    together = generate(model, given, [plan], seed=3, samples=[0] * 6, kept={"words": rows})["words"]
+    assert [row.tolist() for row in together] == [row.tolist() for row in made]
+    for row, filling in zip(rows, together, strict=True):
+        kept = iter(filling.tolist())
+        assert all(token in kept for token in row[row >= 0])  # in order
+        assert len(filling) <= 6
+    assert made[4].tolist() == [9] * 6  # no room
+
+
+def test_what_may_come_next_by_hand() -> None:
+    """Sentinels are 2 to 5: in the first of two gaps sentinel 3 may come, and no end; in the last the end, 1."""
+    logits = torch.arange(20.0).expand(3, -1).clone()
+    found = restricted(logits, WORDS, torch.tensor([0, 1, 0]), torch.tensor([2, 2, 1]))
+    allowed = [torch.isfinite(row).nonzero().flatten().tolist() for row in found]
+    content = [0, *range(6, 20)]
+    assert allowed == [sorted([*content, 3]), sorted([*content, 1]), sorted([*content, 1])]
+    assert found[0, 3] == 3 and found[1, 1] == 1 and found[0, 19] == 19
+
+
+def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    context = model.context
+
+    def noted(inputs: Any) -> Any:
+        seen.append(inputs.ids[inputs.mask].tolist())
+        return context(inputs)
+
+    monkeypatch.setattr(model, "context", noted)
+    plan = [TargetPlan(name="words"), TargetPlan(name="right", steps=1)]
+    chain = generate(model, {}, plan, seed=1, samples=[0], kept={"words": [np.array([9, -1])]})
+    start = model.tables.token_rows("words").start
+    assert seen == [[start + 9, start + 2], [start + token for token in chain["words"][0]]]
+
+
+def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: FourM) -> None:
+    given = {name: tokens for name, tokens in given_tokens(6).items() if name in ("left", "vectors")}
+    full = np.array([9] * 6 + [-1])  # no room: it leaves the batch at once
+    kept = [full, full, np.array([-1]), full, np.array([-1]), full]
+    guidance = Guidance(weights={"left": 4.0, "vectors": -2.0})
+    plan = [TargetPlan(name="words", temperature=30.0, guidance=guidance)]
+    lengths = 0
+    for seed in range(4):
+        together = generate(model, given, plan, seed, kept={"words": kept})["words"]
+        for i in (2, 4):
+            alone = generate(model, only(given, i), plan, seed, [i])["words"][0]
+            assert together[i].tolist() == alone.tolist()
+            lengths += len(alone)
+        assert together[0].tolist() == [9] * 6
+    assert lengths > 12
+
+
+# --- regions
+
+
+def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
+    def mask(region: str, shape: tuple[int, ...] = (2, 4)) -> list[Any]:
+        return region_mask("x", shape, region).astype(int).tolist()
+
+    assert mask("box:0,0,1,0.5") == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert mask("box:0.5,0,1,1") == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert mask("box:0,0.3,1,0.6") == [[0, 1, 0, 0], [0, 1, 0, 0]]  # middles at 0.125, 0.375, 0.625, 0.875
+    assert mask("not:box:0,0,1,0.5") == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    assert mask("cells:0,1,1,3") == [[0, 1, 1, 0], [0, 0, 0, 0]]
+    assert mask("box:0,0.5", (4,)) == [1, 1, 0, 0]
+    assert mask("cells:0,1,2,2", (2, 2, 2)) == [[[0, 1], [0, 1]]] * 2  # the last two axes
+    np.save(tmp_path / "cells.npy", np.array([[True, False, False, True], [False] * 4]))
+    assert mask(f"mask:{tmp_path}/cells.npy") == [[1, 0, 0, 1], [0, 0, 0, 0]]
+    from PIL import Image
+
+    pixels = np.zeros((4, 8), np.uint8)
+    pixels[:2, :3] = 255  # the first cell whole, the second half
+    Image.fromarray(pixels).save(tmp_path / "pixels.png")
+    assert mask(f"mask:{tmp_path}/pixels.png") == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    for region, parts in (
+        ("box:0,0,1", "starts, then ends"), ("box:0,0,1,2", "<= 1"), ("box:0.5,0,0.5,1", "start < end"),
+        ("cells:0,0,1.5,2", "whole numbers"), ("cells:0,0,3,9", "<= 2"), ("bax:0,0,1,1", "box:TOP"),
+        ("box:a,b,c,d", "starts, then ends"), ("mask:absent.npy", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=parts):
+            mask(region)
+    with pytest.raises(ConfigError, match=r"expected the grid's 2 x 3, or a multiple of it; got 4 x 8"):
+        mask(f"mask:{tmp_path}/pixels.png", (2, 3))
+    with pytest.raises(ConfigError, match="got 2 x 4"):
+        mask(f"mask:{tmp_path}/cells.npy", (4, 8))
+
+
+def test_regions_of_sequences_by_hand() -> None:
+    def part(region: str) -> list[int]:
+        return kept_part(TEXT, [np.array([6, 7, 8, 9, 10])], region)[0].tolist()
+
+    assert part("start") == [6, 7, 8, 9, 10, -1]
+    assert part("start:2") == [6, 7, -1]
+    assert part("gaps:2") == [-1, 6, 7, -1, 8, 9, -1, 10, -1]
+    assert part("tokens:0-1,4") == [6, 7, -1, -1, 10]
+    assert part("not:tokens:0-1,4") == [-1, -1, 8, 9, -1]
+    for region in ("start:x", "gaps:", "tokens:3-2", "tokens:5", "box:0,0,1,1", "middle"):
+        with pytest.raises(ConfigError, match="words"):
+            part(region)
+    with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
+        kept_part(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
+    assert kept_part(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[-1, 2, 3, -1]]
+    assert kept_part(LEFT, torch.zeros(1, 2, 3, dtype=torch.int64), "cells:0,0,2,1").tolist() == [[[0, -1, -1]] * 2]

@@ -1,0 +1,94 @@
+"""Plans and what is given: what suits a layout, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from generation_samples import SPECS, given_tokens, sharp_model
+
+from backbone.generation import Guidance, TargetPlan, generate
+from backbone.model import FourM
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+
+
+@pytest.fixture(scope="module")
+def model() -> FourM:
+    return sharp_model()
+
+
+def test_plans_take_what_the_layout_suits() -> None:
+    grid = TargetPlan(name="left").resolved(SPECS[0])
+    assert (grid.scheme, grid.steps) == ("maskgit", 6)
+    assert TargetPlan(name="right").resolved(SPECS[2]).steps == 8
+    words = TargetPlan(name="words", max_length=99).resolved(SPECS[1])
+    assert (words.scheme, words.max_length) == ("autoregressive", 6)
+
+
+def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
+    given = given_tokens(1)
+    with pytest.raises(ConfigError, match="words: scheme 'maskgit' is not for a sequence; expected autoregressive"):
+        generate(model, {"left": given["left"]}, [TargetPlan(name="words", scheme="maskgit")], 0)
+    with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
+        generate(model, {"left": given["left"]}, [TargetPlan(name="pixels")], 0)
+    with pytest.raises(ConfigError, match="left: given and asked for"):
+        generate(model, given, [TargetPlan(name="left")], 0)
+    with pytest.raises(ConfigError, match="at least one target"):
+        generate(model, given, [], 0)
+    with pytest.raises(ConfigError, match="`samples`"):
+        generate(model, {}, [TargetPlan(name="left")], 0)
+    with pytest.raises(ConfigError, match="from 0 on, got -1"):
+        generate(model, given, [TargetPlan(name="right")], -1)
+    with pytest.raises(UnknownNameError, match=r"rihgt.*did you mean right"):
+        generate(model, given, [TargetPlan(name="rihgt")], 0)
+    with pytest.raises(ValueError, match="top_p"):
+        TargetPlan(name="left", top_p=0)
+    with pytest.raises(ValueError, match="temperature"):
+        TargetPlan(name="left", temperature=-1)
+
+
+def test_given_tokens_are_checked(model: FourM) -> None:
+    plan = [TargetPlan(name="right")]
+    with pytest.raises(InvalidValueError, match="left: expected int64"):
+        generate(model, {"left": torch.full((1, 2, 3), 7)}, plan, 0)
+    with pytest.raises(InvalidValueError, match="left: expected int64"):
+        generate(model, {"left": torch.zeros((1, 3, 2), dtype=torch.int64)}, plan, 0)
+    with pytest.raises(InvalidValueError, match=r"words: .*item 0 .*sentinel"):
+        generate(model, {"words": [np.array([3])]}, plan, 0)
+    with pytest.raises(InvalidValueError, match="2 samples, and 1 are generated"):
+        generate(model, {"left": torch.zeros((1, 2, 3), dtype=torch.int64), "words": [np.array([9])] * 2}, plan, 0)
+
+
+def test_guidance_by_what_is_not_known_yet_is_refused(model: FourM) -> None:
+    given = {"left": given_tokens(1)["left"]}
+    late = Guidance(weights={"bag": 2.0})
+    with pytest.raises(
+        ConfigError, match=r"right: guidance weights: bag is neither given nor made before right; .*left"
+    ):
+        generate(model, given, [TargetPlan(name="right", guidance=late), TargetPlan(name="bag")], 0)
+    generate(model, given, [TargetPlan(name="bag"), TargetPlan(name="right", guidance=late)], 0)
+    with pytest.raises(ConfigError, match="guidance always: words is neither given"):
+        generate(model, given, [TargetPlan(name="right", guidance=Guidance(scale=2, always=("words",)))], 0)
+    with pytest.raises(ValueError, match="weights: expected either scale or weights, got both"):
+        Guidance(scale=2, weights={"left": 1.0})
+    with pytest.raises(ValueError, match="always: only with scale"):
+        Guidance(always=("left",), weights={"left": 1.0})
+    with pytest.raises(ValueError, match="scale: expected finite"):
+        Guidance(scale=float("nan"))
+
+
+def test_a_temperature_falls_only_where_it_can(model: FourM) -> None:
+    with pytest.raises(ValueError, match="final_temperature: only with cooling"):
+        TargetPlan(name="left", final_temperature=0.5)
+    with pytest.raises(ConfigError, match="words: cooling 'linear' needs a known number of steps"):
+        generate(model, {}, [TargetPlan(name="words", cooling="linear")], 0, [0])
+    with pytest.raises(ValueError, match="temperature"):
+        TargetPlan(name="left", temperature=float("nan"))
+
+
+def test_what_is_kept_has_to_be_asked_for(model: FourM) -> None:
+    part = {"left": torch.full((1, 2, 3), -1)}
+    with pytest.raises(ConfigError, match="left: a part is kept, and the rest is not asked for"):
+        generate(model, {}, [TargetPlan(name="right")], 0, kept=part)
+    with pytest.raises(ConfigError, match="left: given and asked for"):
+        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, kept=part)

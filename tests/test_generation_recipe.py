@@ -1,0 +1,125 @@
+"""Plans in files: read, refused, written so that they make the same; and those that 4M published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbone.generation import Guidance, TargetPlan
+from backbone.generation.giving import sources_of
+from backbone.generation.plan import resolved_plan
+from backbone.generation.recipe import Recipe, read_recipe, written_recipe
+from backbone.generation.schedules import temperatures, tokens_per_step
+from backbone.tables import Tables
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import ConfigError
+
+PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
+PLAN = """
+given = ["light", 'words="a = b"', "dark=pictures/one.npy"]
+draws = 3
+[keep]
+dark = "not:mask:masks/one.npy"
+light = "box:0,0,1,0.5"
+[guidance]
+scale = 2
+[[target]]
+name = "light"
+steps = 4
+[[target]]
+name = "dark"
+guidance = { weights = { light = 3.0, words = -1 } }
+[[target]]
+name = "other"
+guidance.scale = 1.0
+"""
+
+
+def read(path: Path) -> Recipe:
+    return from_mapping(Recipe, read_recipe(path))
+
+
+def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.toml").write_text(PLAN)
+    recipe = read(tmp_path / "one.toml")
+    assert recipe.given == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
+    assert recipe.keep == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
+    light, dark, other = recipe.plan()
+    assert (light.steps, light.guidance) == (4, Guidance(scale=2.0))
+    assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and other.guidance == Guidance()
+    text = written_recipe(recipe, {"made by": "a run"})
+    assert text.startswith("# made by: a run\n") and "seed" not in text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "two.toml").write_text(text)
+    assert read(tmp_path / "other" / "two.toml") == recipe
+    # Paths that a caller gives hold from where the caller is.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other" / "three.toml").write_text(
+        written_recipe(Recipe(target=recipe.target, given=("dark=pictures/one.npy",), keep={"dark": "mask:m.png"}), {})
+    )
+    again = read(tmp_path / "other" / "three.toml")
+    assert again.given == (f"dark={tmp_path}/pictures/one.npy",) and again.keep == {"dark": f"mask:{tmp_path}/m.png"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("draws = 3", "drawz = 3", r"one.toml:3 \[\] drawz: unknown key; did you mean draws"),
+        ("steps = 4", "stepz = 4", r"one.toml \[target\] stepz: unknown key; did you mean steps"),
+        ("steps = 4", "top_p = 1.5", r"one.toml \[target\] top_p: .*expected a number in \(0, 1\]"),
+        ("scale = 2", "scalr = 2", r"one.toml:8 \[guidance\] scalr: unknown key"),
+        ("scale = 2", 'scale = "much"', r"one.toml:8 \[guidance\] scale: expected float"),
+        ("scale = 2", "scale = 2\nweights = { light = 1 }", "either scale or weights"),
+        ('"light",', '"light", "light=x.npy",', "light is given twice"),
+        ('"light",', '"=x",', "expected NAME, NAME=FILE"),
+        ("draws = 3", "draws = 0", "draws: expected a number from 1 on"),
+        ("draws = 3", 'samples = "0"', "samples: expected"),
+        ("draws = 3", "draws = [", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "one.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "one.toml")
+    with pytest.raises(ConfigError, match=r"absent.toml: no such plan"):
+        read(tmp_path / "absent.toml")
+
+
+def test_samples_are_a_number_or_numbers() -> None:
+    target = (TargetPlan(name="x"),)
+    assert Recipe(target=target).numbers() == [0, 1, 2, 3]
+    assert Recipe(target=target, samples="0-2,7").numbers() == [0, 1, 2, 7]
+    for samples, message in (("2-1", "expected numbers"), ("a", "expected numbers"), ("1,0-2", "twice")):
+        with pytest.raises(ConfigError, match=message):
+            Recipe(target=target, samples=samples).numbers()
+
+
+def published_zoo() -> Zoo:
+    """Everything installed, and the second instances of the plan for super-resolution."""
+    clip, rgb = {"plugin": "clip", "map_size": 28}, {"plugin": "rgb", "image_size": 448}
+    return Zoo.from_tables({"modalities": {"clip_448": clip, "rgb_448": rgb}})
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
+    recipe = read(path)
+    zoo = published_zoo()
+    names = [*sources_of(recipe.given), *(target.name for target in recipe.target)]
+    tables = Tables([zoo[name].spec for name in names])
+    plan = resolved_plan(tables, recipe.plan(), sources_of(recipe.given))
+    assert len(plan) == len(recipe.target) >= 2
+
+
+def test_the_published_chain_from_text_to_pictures() -> None:
+    """49 and 25 steps over 196 tokens, guidance 3, temperature from 6 towards 0.5, then 0.5."""
+    (path,) = (path for path in PLANS if path.stem == "caption-to-rgb")
+    features, picture = read(path).plan()
+    assert [tokens_per_step(196, plan.steps, plan.schedule) for plan in (features,)] == [[4] * 49]
+    assert set(tokens_per_step(196, picture.steps, picture.schedule)) == {7, 8}
+    heat = temperatures([4] * 49, features.temperature, features.final_temperature, features.cooling)
+    assert heat[0] == pytest.approx(0.5 + 5.5 * 192 / 196) and heat[-1] == 0.5
+    assert sorted(heat, reverse=True) == heat and heat[10] < 2.6
+    assert (picture.temperature, picture.cooling) == (0.5, "constant")
+    assert features.guidance == picture.guidance == Guidance(scale=3.0)

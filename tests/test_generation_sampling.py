@@ -1,0 +1,125 @@
+"""Schedules, temperatures and draws against hand-computed values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, filtered
+from backbone.generation.schedules import temperatures, tokens_per_step
+
+
+def test_linear_schedule_is_even() -> None:
+    assert tokens_per_step(8, 4, "linear") == [2, 2, 2, 2]
+    assert tokens_per_step(9, 1, "linear") == [9]
+
+
+def test_cosine_schedule_by_hand() -> None:
+    # masked after steps 1-4 of 16: floor(16 cos(22.5, 45, 67.5, 90 degrees)) = 14, 11, 6, 0
+    assert tokens_per_step(16, 4, "cosine") == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(("count", "steps"), [(1, 1), (1, 8), (5, 5), (5, 4), (49, 12), (196, 50), (7, 100)])
+def test_every_step_decides_something(count: int, steps: int, schedule: Any) -> None:
+    counts = tokens_per_step(count, steps, schedule)
+    assert sum(counts) == count
+    assert min(counts) >= 1
+    assert len(counts) == min(count, steps)
+
+
+def log(*shares: float) -> torch.Tensor:
+    return torch.tensor(shares).log()
+
+
+def kept(logits: torch.Tensor) -> list[int]:
+    return torch.isfinite(logits).nonzero().flatten().tolist()
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    logits = log(0.1, 0.4, 0.2, 0.3)
+    assert kept(filtered(logits, 2, 1.0)) == [1, 3]
+    assert kept(filtered(logits, 0, 1.0)) == [0, 1, 2, 3]
+    assert kept(filtered(logits, 9, 1.0)) == [0, 1, 2, 3]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    logits = log(0.1, 0.4, 0.2, 0.3)
+    assert kept(filtered(logits, 0, 0.35)) == [1]
+    assert kept(filtered(logits, 0, 0.6)) == [1, 3]
+    assert kept(filtered(logits, 0, 0.75)) == [1, 2, 3]
+    assert kept(filtered(logits, 0, 0.95)) == [0, 1, 2, 3]
+    # After top-k 2 the shares are 4/7 and 3/7.
+    assert kept(filtered(logits, 2, 0.5)) == [1]
+
+
+def test_draw_inverts_the_cumulative_distribution() -> None:
+    logits = log(0.25, 0.5, 0.25).expand(5, 3)
+    uniform = torch.tensor([0.0, 0.2, 0.3, 0.7, 0.99])
+    assert draw(logits, uniform, 1.0, 0, 1.0).tolist() == [0, 0, 1, 1, 2]
+    assert draw(logits, uniform, 0.0, 0, 1.0).tolist() == [1] * 5
+    # At temperature 1/2 the shares are 1/6, 4/6, 1/6.
+    assert draw(logits, torch.tensor([0.1, 0.18, 0.5, 0.82, 0.85]), 0.5, 0, 1.0).tolist() == [0, 1, 1, 1, 2]
+
+
+def test_draw_never_gives_an_id_without_a_share() -> None:
+    logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf, 2.0, -torch.inf]).expand(1000, 6)
+    uniform = torch.cat([torch.linspace(0, 1, 998), torch.tensor([0.0, 1 - 2**-24])])
+    assert set(draw(logits, uniform, 1.0, 0, 1.0).tolist()) == {1, 2, 4}
+    assert set(draw(logits, uniform, 1.0, 2, 1.0).tolist()) == {2, 4}
+
+
+def test_draw_has_the_frequencies_of_the_distribution() -> None:
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    uniform = Noise(0, [0], "x").uniform(IDS, 0, 20000)[0]
+    counts = torch.bincount(draw(shares.log().expand(20000, 4), uniform, 1.0, 0, 1.0), minlength=4) / 20000
+    assert torch.allclose(counts, shares, atol=0.015)
+
+
+def test_noise_belongs_to_the_sample() -> None:
+    batch, alone = Noise(3, [0, 5, 9], "x"), Noise(3, [5], "x")
+    assert torch.equal(batch.uniform(IDS, 2, 10)[1], alone.uniform(IDS, 2, 10)[0])
+    first = alone.uniform(IDS, 2, 10)
+    others = [
+        alone.uniform(IDS, 3, 10), alone.uniform(ORDER, 2, 10), alone.uniform(CONFIDENCE, 2, 10),
+        Noise(4, [5], "x").uniform(IDS, 2, 10), Noise(3, [6], "x").uniform(IDS, 2, 10),
+        Noise(3, [5], "y").uniform(IDS, 2, 10),
+    ]  # fmt: skip
+    assert all(not torch.equal(first, other) for other in others)
+
+
+def test_gumbel_moments() -> None:
+    gumbel = Noise(0, [0], "x").gumbel(CONFIDENCE, 0, 50000)
+    assert torch.isfinite(gumbel).all()
+    assert gumbel.mean().item() == pytest.approx(0.5772, abs=0.02)  # Euler's constant
+    assert gumbel.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
+
+
+def test_s_curve_by_hand() -> None:
+    # masked after steps 1-4 of 16: floor(8 (1 + cos(45, 90, 135, 180 degrees))) = 13, 8, 2, 0
+    assert tokens_per_step(16, 4, "s-curve") == [3, 5, 6, 2]
+
+
+def test_temperatures_by_hand() -> None:
+    counts = [2, 3, 5, 6]
+    assert temperatures(counts, 3.0, 0.5, "constant") == [3.0] * 4
+    assert temperatures(counts, 4.0, 1.0, "linear") == [4.0, 3.0, 2.0, 1.0]
+    assert temperatures(counts, 3.0, 0.0, "linear")[-1] == 0
+    assert temperatures([9], 4.0, 1.0, "linear") == [4.0]
+    # 16 points from 1 to 100 are 6.6 apart: 1, 7.6, 14.2, 20.8; 1/sqrt of them, from 0.1 to 1 scaled to 0 to 1.
+    curve = [(x**-0.5 - 0.1) / 0.9 for x in (1, 7.6, 14.2, 20.8)]
+    left = [14 / 16, 11 / 16, 6 / 16, 0]
+    wanted = [0.5 + 5.5 * a * b for a, b in zip(left, curve, strict=True)]
+    assert temperatures(counts, 6.0, 0.5, "inverse") == pytest.approx(wanted)
+
+
+def test_the_filter_comes_before_or_after_the_temperature() -> None:
+    """At temperature 10 the shares 0.7, 0.2, 0.1 become about 0.37, 0.33, 0.30: top_p 0.65 keeps one or two."""
+    logits, uniform = log(0.7, 0.2, 0.1).expand(200, 3), torch.linspace(0, 0.999, 200)
+    assert set(draw(logits, uniform, 10.0, 0, 0.65).tolist()) == {0, 1}
+    assert set(draw(logits, uniform, 10.0, 0, 0.65, filter_first=True).tolist()) == {0}
+    both = draw(logits, uniform, 10.0, 2, 1.0), draw(logits, uniform, 10.0, 2, 1.0, filter_first=True)
+    assert torch.equal(*both)  # the two likeliest stay the two likeliest

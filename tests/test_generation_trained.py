@@ -1,0 +1,180 @@
+"""Toy models that learn in seconds: what they saw is what they make."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from generation_samples import spec
+
+from backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from backbone.config import ModelConfig
+from backbone.generation import TargetPlan, generate
+from backbone.generation.ranking import Agreement, best_first, cosine
+from backbone.model import FourM
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.modality import GridLayout, SequenceLayout, ValueSpec
+
+SAID = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
+MAPPED = [spec("a", GridLayout(shape=(2, 2)), 6), spec("b", GridLayout(shape=(2, 2)), 6), spec("c", SAID, 10)]
+PERMUTATION = torch.tensor([3, 5, 0, 1, 2, 4])
+
+
+def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
+    """From a (`batch 4`) to b, a permutation of a's ids, and to c, which says a's ids in words."""
+    tables, batch = model.tables, len(a)
+    b, c = tables.token_rows("b").start, tables.token_rows("c").start
+    stream = c + torch.cat([torch.full((batch, 1), 1), a + 4, torch.zeros(batch, 1, dtype=torch.int64)], 1)
+    places = [tables.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
+    return PackedBatch(
+        inputs=PackedInputs(
+            ids=a,
+            positions=torch.arange(4).expand(batch, -1),
+            modalities=torch.zeros_like(a),
+            mask=torch.ones_like(a, dtype=torch.bool),
+        ),
+        targets=PackedTargets(
+            ids=torch.cat([PERMUTATION[a] + b, stream[:, 1:]], 1),
+            read=torch.cat([torch.full_like(a, -1), stream[:, :-1]], 1),
+            positions=torch.cat(places).expand(batch, -1),
+            modalities=torch.tensor([1] * 4 + [2] * 5).expand(batch, -1),
+            mask=torch.ones(batch, 9, dtype=torch.bool),
+        ),
+    )
+
+
+def test_a_trained_model_generates_the_mapping_it_saw() -> None:
+    torch.manual_seed(0)
+    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), MAPPED)
+    with torch.no_grad():
+        model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(mapping_batch(model, torch.randint(0, 6, (48, 4)))).loss.backward()
+        optimizer.step()
+    a = torch.randint(0, 6, (64, 2, 2))
+    for plan in (TargetPlan(name="b", steps=1, temperature=0), TargetPlan(name="b", steps=1)):
+        made = generate(model, {"a": a}, [plan], seed=0)["b"]
+        assert (made == PERMUTATION[a]).float().mean() > 0.9
+    words = generate(model, {"a": a}, [TargetPlan(name="c", temperature=0)], seed=0)["c"]
+    wanted = (a.flatten(1) + 4).tolist()
+    assert np.mean([row.tolist() == want for row, want in zip(words, wanted, strict=True)]) > 0.9
+
+
+# --- super-resolution: a second instance of a plugin, by the registry alone
+
+
+@pytest.mark.slow
+def test_a_second_instance_of_twice_the_size_is_made_from_the_first() -> None:
+    """Each cell of the low resolution says what its four cells of the high one are; another grid says which of two."""
+    tables = {
+        "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["low", "high", "depth"]},
+        "modalities": {
+            name: {"plugin": "rgb", "image_size": size, "tokenizer": {"levels": [4, 4]}}
+            for name, size in (("low", 16), ("high", 32))
+        } | {"depth": {"tokenizer": {"levels": [4, 4]}}},
+    }  # fmt: skip
+    second = Zoo.from_tables(tables)
+    specs = [second[name].spec for name in ("low", "depth", "high")]
+    assert [item.layout for item in specs] == [
+        GridLayout(shape=(2, 2)),
+        GridLayout(shape=(2, 2)),
+        GridLayout(shape=(4, 4)),
+    ]
+    torch.manual_seed(0)
+    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
+    with torch.no_grad():
+        model.token_embedding.weight.normal_()
+    tables_of = model.tables
+    low_at, depth_at, high_at = (tables_of.positions[name].start for name in ("low", "depth", "high"))
+    starts = [tables_of.token_rows(name).start for name in ("low", "depth", "high")]
+
+    def high_of(low: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        whole = (low + 8 * (depth >= 8)) % 16
+        return whole.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batch = 48
+    for _ in range(250):
+        low, depth = torch.randint(0, 16, (batch, 2, 2)), torch.randint(0, 16, (batch, 2, 2))
+        inputs = PackedInputs(
+            ids=torch.cat([low.flatten(1) + starts[0], depth.flatten(1) + starts[1]], 1),
+            positions=torch.cat([low_at + torch.arange(4), depth_at + torch.arange(4)]).expand(batch, -1),
+            modalities=torch.tensor([0] * 4 + [1] * 4).expand(batch, -1),
+            mask=torch.ones(batch, 8, dtype=torch.bool),
+        )
+        targets = PackedTargets(
+            ids=high_of(low, depth).flatten(1) + starts[2],
+            read=torch.full((batch, 16), -1),
+            positions=(high_at + torch.arange(16)).expand(batch, -1),
+            modalities=torch.full((batch, 16), 2),
+            mask=torch.ones(batch, 16, dtype=torch.bool),
+        )
+        optimizer.zero_grad()
+        model(PackedBatch(inputs=inputs, targets=targets)).loss.backward()
+        optimizer.step()
+    low, depth = torch.randint(0, 16, (32, 2, 2)), torch.randint(0, 16, (32, 2, 2))
+    plan = [TargetPlan(name="high", steps=1, temperature=0)]
+    made = generate(model, {"low": low, "depth": depth}, plan, seed=0)["high"]
+    right = (made == high_of(low, depth)).float().mean()
+    alone = (generate(model, {"low": low}, plan, seed=0)["high"] == high_of(low, depth)).float().mean()
+    assert right > 0.9 and alone < 0.75
+
+
+# --- draws ranked by how well they agree
+
+
+SQUARE = GridLayout(shape=(2, 2))
+SEEN = dataclasses.replace(spec("c", SQUARE, 6), value=ValueSpec(shape=(4, 6)))
+RANKED = [spec("a", SQUARE, 6), spec("b", SQUARE, 6), SEEN]
+
+
+def test_the_draw_that_agrees_is_ranked_first() -> None:
+    """`c` says what the model sees, of `b` as of `a`: the draw of `b` that is `a` agrees best."""
+    torch.manual_seed(0)
+    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED)
+    with torch.no_grad():
+        model.token_embedding.weight.normal_()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(120):
+        ids, kind = torch.randint(0, 6, (64, 4)), torch.randint(0, 2, (64, 1)).expand(-1, 4)
+        inputs = PackedInputs(
+            ids=ids + 6 * kind, positions=torch.arange(4).expand(64, -1), modalities=kind,
+            mask=torch.ones(64, 4, dtype=torch.bool),
+        )  # fmt: skip
+        targets = PackedTargets(
+            ids=ids + 12, read=torch.full((64, 4), -1),
+            positions=(model.tables.positions["c"].start + torch.arange(4)).expand(64, -1),
+            modalities=torch.full((64, 4), 2), mask=torch.ones(64, 4, dtype=torch.bool),
+        )  # fmt: skip
+        optimizer.zero_grad()
+        model(PackedBatch(inputs=inputs, targets=targets)).loss.backward()
+        optimizer.step()
+
+    def decode(tokens: torch.Tensor) -> list[np.ndarray]:
+        return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
+
+    scorer = Agreement(model, "c", decode)
+    a = torch.randint(0, 6, (2, 2, 2), generator=torch.Generator().manual_seed(3))
+    draws = torch.stack([(a + 1) % 6, (a + torch.tensor([[0, 0], [0, 1]])) % 6, a], 1).flatten(0, 1)
+    scores = scorer({"a": a.repeat_interleave(3, 0)}, {"b": draws})
+    assert scores == pytest.approx([0, 0.75, 1] * 2, abs=0.26)
+    assert best_first(scores, 3) == [[2, 1, 0]] * 2
+    given = scorer({"c": a.repeat_interleave(3, 0)}, {"b": draws})
+    assert best_first(given, 3) == [[2, 1, 0]] * 2
+    with pytest.raises(ConfigError, match="rank c: it is made itself"):
+        scorer.check(["a"], ["b", "c"])
+    with pytest.raises(ConfigError, match="rank c: nothing is given"):
+        scorer.check([], ["b"])
+    with pytest.raises(ConfigError, match="rank b: draws are compared as vectors, and its values are object"):
+        Agreement(model, "b", decode)
+
+
+def test_ranks_and_cosines_by_hand() -> None:
+    assert best_first([0.1, 0.9, 0.5, 0.5, 0.2, 0.5], 3) == [[1, 2, 0], [0, 2, 1]]
+    assert cosine(np.array([3.0, 4.0]), np.array([4.0, 3.0])) == pytest.approx(0.96)
+    assert cosine(np.zeros(2), np.ones(2)) == 0
