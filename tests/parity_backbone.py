@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -15,7 +16,6 @@ from backbone.ml4m.convert import import_backbone
 from backbone.ml4m.modalities import published_modalities, specs_of
 from backbone.model import FourM
 from backbone.saving import load_model
-from tokenizers_zoo.blocks.patches import to_patches
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.modality import PatchesLayout, SequenceLayout
 from tokenizers_zoo.registry import Zoo
@@ -94,7 +94,7 @@ def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, T
                 content = value
                 if isinstance(spec.layout, PatchesLayout):
                     side = value.shape[-1] // spec.layout.shape[-1]
-                    content = to_patches(value, (side, side)).flatten(1, 2)
+                    content = rearrange(value, "b c (h p) (w q) -> b (h w) (c p q)", p=side, q=side)
                 index, kept = vectors.setdefault(name, ([], []))
                 index += [(sample, len(slots) + i) for i in range(len(used))]
                 kept.append(content[sample][used])

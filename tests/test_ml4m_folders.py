@@ -12,6 +12,8 @@ from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from backbone.ml4m.commands import export_command, import_command
+from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.ml4m import write_published
 from tokenizers_zoo.registry import Zoo
@@ -141,6 +143,26 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
     assert zoo["caption"].spec.vocab_size == 30_000
     ids = zoo["caption"].encode(["a red dog"])[0]
     assert zoo["caption"].decode([ids]) == ["a red dog"]
+    assert read_table(tmp_path / "out" / "backbone" / "config.json")["fingerprints"] == {
+        "caption": zoo["caption"].fingerprint
+    }
+    made = tmp_path / "made"
+    arguments = ("--given", 'caption="a red dog"', "--make", "caption", "--set", "max_length=3")
+    with pytest.raises(ZooError, match="given and asked for"):
+        run(
+            command,
+            "--registry",
+            zoo.path,
+            "backbone",
+            "generate",
+            tmp_path / "out" / "backbone",
+            *arguments,
+            "--out",
+            made,
+        )
+    arguments = ("--make", "caption", "--samples", 2, "--set", "max_length=3", "--out", made)
+    run(command, "--registry", zoo.path, "backbone", "generate", tmp_path / "out" / "backbone", *arguments)
+    assert len(list(made.rglob("caption.txt"))) == 2
     before = (tmp_path / "out" / "backbone" / "model.safetensors").stat().st_mtime_ns
     again = run(import_command, tmp_path / "in", tmp_path / "out")
     assert again.count("is there already") == 2

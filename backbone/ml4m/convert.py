@@ -84,13 +84,20 @@ def pairs_of(config: ModelConfig, modalities: Sequence[PublishedModality], names
     shared = config.modality_embeddings == "shared"
     for item in modalities:
         yield from modality_pairs(
-            names[item.published], item.published, read=item.read, made=item.made, kind=item.kind, shared=shared
-        )
+            names[item.published], item.published, read=item.read, made=item.made, kind=item.kind, pixels=item.pixels,
+            shared=shared,
+        )  # fmt: skip
 
 
-def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, ModalitySpec], folder: Path) -> str:
+def import_backbone(
+    checkpoint: PublishedCheckpoint,
+    specs: Mapping[str, ModalitySpec],
+    folder: Path,
+    codecs: Mapping[str, str] | None = None,
+) -> str:
     """Write a published backbone as one of ours, and give its fingerprint; `specs` are by published name.
 
+    `codecs` are the fingerprints of tokenizers, by our names, whose tokens it was trained on, as far as they are known.
     Rows that the published model has not, because a modality is only read or only made, are zeros. Raises
     CheckpointError for missing, unknown and misshapen tensors; nothing is written then.
     """
@@ -122,6 +129,7 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
         "class": CLASS,
         "model": dataclasses.asdict(config),
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
+        "fingerprints": dict(codecs or {}),
         EXTRA_KEY: {
             "config": dict(checkpoint.config),
             "modalities": [dataclasses.asdict(item) for item in modalities],

@@ -143,11 +143,20 @@ def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
-    import_backbone(checkpoint, specs, target)
+    here = {spec.name: out / TOKENIZERS / spec.vocabulary for theirs, spec in specs.items() if theirs not in notes}
+    codecs = {name: fingerprint(place) for name, place in here.items() if (place / CONFIG).is_file()}
+    import_backbone(checkpoint, specs, target, codecs)
     Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
     tables["modalities"] = found["modalities"] | tables.get("modalities", {})
+    zoo = Zoo.from_tables(tables, out / REGISTRY)
+    for item in (item for item in modalities if item.kind != "tokens"):
+        name = specs[item.published].name
+        place = out / TOKENIZERS / name
+        if name in tables["modalities"] and not (place / CONFIG).is_file():
+            zoo[name].import_published(checkpoint, place)
+            tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
     told = [Told(folder.name, BACKBONE, f"{len(modalities)} modalities")]
     return told + [
         Told(item.published, specs[item.published].name, notes.get(item.published, "")) for item in modalities

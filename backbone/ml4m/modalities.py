@@ -48,6 +48,8 @@ class PublishedModality:
     """Numbers per patch or embedding, 0 for tokens."""
     positions: int
     """Rows of its position table."""
+    pixels: int
+    """Pixels per patch, 0 for what is no patches."""
 
     @property
     def base(self) -> str:
@@ -57,8 +59,13 @@ class PublishedModality:
     @property
     def size(self) -> int | None:
         """The resolution in its name, pixels."""
-        size = self.published.partition("@")[2]
-        return int(size) if size.isdigit() else None
+        return size_in(self.published)
+
+
+def size_in(published: str) -> int | None:
+    """The resolution in a published name, pixels."""
+    size = published.partition("@")[2]
+    return int(size) if size.isdigit() else None
 
 
 def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModality]:
@@ -83,6 +90,14 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
                 f"{checkpoint.place}: {name} has none of {', '.join(kinds.values())}: an embedding of another kind"
             )
         weight = checkpoint.tensors[side + kinds[kind]]
+        positions = checkpoint.tensors[f"{side}pos_emb"].shape[-2]
+        size = size_in(name) or checkpoint.config.get("image_size", 0)
+        pixels = size**2 // positions if kind == "patches" else 0
+        if pixels and weight.shape[1] % pixels:
+            raise CheckpointError(
+                f"{checkpoint.place}: {name} has {weight.shape[1]} numbers per patch, and {positions} patches of"
+                f" {size} x {size} pixels have {pixels} each"
+            )
         found.append(
             PublishedModality(
                 published=name,
@@ -91,7 +106,8 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
                 kind=kind,  # type: ignore[arg-type]
                 ids=len(weight) if kind == "tokens" else 0,
                 dim=0 if kind == "tokens" else weight.shape[1],
-                positions=checkpoint.tensors[f"{side}pos_emb"].shape[-2],
+                positions=positions,
+                pixels=pixels,
             )
         )
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from backbone.config import ModelConfig
@@ -25,14 +26,19 @@ class Pair:
 
     ours: str
     theirs: tuple[str, ...]
+    pixels: int = 0
+    """Of a projection of patches: their pixels. Columns go pixel by pixel there, channel by channel here."""
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Our tensor."""
         parts = [squeezed(tensors[name], leading_axes(name)) for name in self.theirs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rearrange(joined, "d (p c) -> d (c p)", p=self.pixels) if self.pixels else joined
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The published tensors by name, made of ours."""
+        if self.pixels:
+            tensor = rearrange(tensor, "d (c p) -> d (p c)", p=self.pixels)
         for name, part in zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True):
             for _ in range(leading_axes(name)):
                 part = part[None]
@@ -101,17 +107,21 @@ def norm_biases(config: ModelConfig) -> Iterator[str]:
             yield pair.theirs[0]
 
 
-def modality_pairs(name: str, published: str, *, read: bool, made: bool, kind: str, shared: bool) -> Iterator[Pair]:
+def modality_pairs(
+    name: str, published: str, *, read: bool, made: bool, kind: str, pixels: int, shared: bool
+) -> Iterator[Pair]:
     """The tensors of one modality: `read` by the encoder, `made` by the decoder.
 
-    `kind` is that of its layout. Where markers are `shared`, the decoder's counts for both sides.
+    `kind` is that of its layout, `pixels` the number in a patch. Where markers are `shared`, the decoder's counts for
+    both sides.
     """
     inputs, targets = f"encoder_embeddings.{published}", f"decoder_embeddings.{published}"
     if read:
         yield Pair(f"input_positions.{name}", (f"{inputs}.pos_emb",))
-        if kind in ("patches", "embeddings"):
-            projection = "proj" if kind == "patches" else "emb_proj"
-            yield from _leaves(f"projections.{name}", f"{inputs}.{projection}", kind == "embeddings")
+        if kind == "patches":
+            yield Pair(f"projections.{name}.weight", (f"{inputs}.proj.weight",), pixels)
+        elif kind == "embeddings":
+            yield from _leaves(f"projections.{name}", f"{inputs}.emb_proj", True)
         else:
             yield Pair(f"tokens.{name}", (f"{inputs}.token_emb.weight",))
     if made:

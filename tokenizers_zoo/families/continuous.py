@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -13,8 +13,15 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.families.spatial.values import ImageValues
-from tokenizers_zoo.families.statistics import Array, StatisticsConfig, fit_statistics, mean_and_deviation
+from tokenizers_zoo.families.statistics import (
+    Array,
+    StatisticsConfig,
+    fit_statistics,
+    import_statistics,
+    mean_and_deviation,
+)
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec, PatchesLayout
 
 if TYPE_CHECKING:
@@ -48,11 +55,17 @@ class PatchesModality(ImageValues):
     """
 
     settings_class = PatchesSettings
+    published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    """Mean and deviation per channel at which the published 4M backbones take these values, where they do."""
 
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
         return f"PatchesTokenizer/{type(self).__name__}"
+
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """The checkpoint's config for these settings, JSON types."""
+        return {"class": self.checkpoint_class, "modality": settings.name, "channels": self.channels}
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
@@ -89,9 +102,8 @@ class PatchesModality(ImageValues):
             shown = [(self.render(value, config), self.render(again, config)) for value, again in pairs]
             return Evaluation(metrics=self.score(back, held_out, config), shown=shown, samples=len(held_out))
 
-        description = {"class": self.checkpoint_class, "modality": config.name, "channels": self.channels}
         spec, table = self.modality_spec(config), options.tokenizer
-        return fit_statistics(spec, description, table, samples, out_dir, seed, channel_statistics, evaluate)
+        return fit_statistics(spec, self.describe(config), table, samples, out_dir, seed, channel_statistics, evaluate)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
@@ -104,6 +116,15 @@ class PatchesModality(ImageValues):
             raise CheckpointError(f"{checkpoint}: expected mean and std of {self.channels} channels, got {shapes}")
         options = self.options(settings)
         return PatchesTokenizer(tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid)
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """The mean and deviation that a published backbone was trained with. Raises CheckpointError."""
+        if self.published_statistics is None:
+            raise CheckpointError(f"{settings.name}: no published 4M backbone takes these patches")
+        mean, std = (np.array(numbers, dtype=np.float32) for numbers in self.published_statistics)
+        import_statistics(published, self.describe(settings), mean, std, out_dir)
+        return dict(settings.own)
 
     @hookimpl
     def encode(self, tokenizer: PatchesTokenizer, values: torch.Tensor) -> torch.Tensor:

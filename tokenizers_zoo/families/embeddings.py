@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.families.statistics import StatisticsConfig, fit_statistics, mean_and_deviation
+from tokenizers_zoo.families.statistics import StatisticsConfig, fit_statistics, import_statistics, mean_and_deviation
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
 
@@ -87,6 +88,10 @@ class EmbeddingsModality(Generic[S]):
         """The "class" of this plugin's checkpoints."""
         return f"EmbeddingsTokenizer/{type(self).__name__}"
 
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """The checkpoint's config for these settings, JSON types."""
+        return {"class": self.checkpoint_class, "modality": settings.name, "dim": settings.take(self.settings_type).dim}
+
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
@@ -129,9 +134,8 @@ class EmbeddingsModality(Generic[S]):
             shown = [(self.render(v), self.render(b)) for v, b in zip(held_out[:SHOWN], back[:SHOWN], strict=True)]
             return Evaluation(metrics=self.score(back, held_out), shown=shown, samples=len(held_out))
 
-        description = {"class": self.checkpoint_class, "modality": config.name, "dim": options.dim}
         spec, table = self.modality_spec(config), options.tokenizer
-        return fit_statistics(spec, description, table, samples, out_dir, seed, mean_and_deviation, evaluate)
+        return fit_statistics(spec, self.describe(config), table, samples, out_dir, seed, mean_and_deviation, evaluate)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
@@ -144,6 +148,14 @@ class EmbeddingsModality(Generic[S]):
         if shapes != {"mean": (options.dim,), "std": (options.dim,)} or not bool((tensors["std"] > 0).all()):
             raise CheckpointError(f"{checkpoint}: expected mean and std of {options.dim} numbers, got {shapes}")
         return EmbeddingsTokenizer(tensors["mean"].numpy(), tensors["std"].numpy(), options.max_length)
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Published 4M backbones take the network's vectors as they are. Raises CheckpointError."""
+        dim = settings.take(self.settings_type).dim
+        mean, std = np.zeros(dim, np.float32), np.ones(dim, np.float32)
+        import_statistics(published, self.describe(settings), mean, std, out_dir)
+        return dict(settings.own)
 
     @hookimpl
     def encode(self, tokenizer: EmbeddingsTokenizer, values: Sequence[Vectors]) -> list[Vectors]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
 
 if TYPE_CHECKING:
@@ -68,6 +70,23 @@ def fit_statistics(
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
     finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
     return out_dir
+
+
+def import_statistics(
+    published: PublishedCheckpoint, description: Mapping[str, Any], mean: Array, std: Array, out_dir: Path
+) -> None:
+    """Write the checkpoint of the mean and deviation that a published backbone takes its inputs at.
+
+    Raises CheckpointError where `published` is no backbone: what is only an input has no tokenizer.
+    """
+    import torch
+
+    name = description["modality"]
+    if not published.is_backbone:
+        raise CheckpointError(f"{published.place}: is a tokenizer, and {name}, which is only an input, has none")
+    tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+    card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
+    save_checkpoint(out_dir, tensors, description, card)
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ class RgbPatches(RgbValues, PatchesModality):
     summary = "RGB picture as patches of normalised pixels (input only)"
     aliases = ("rgb@224", "rgb@448")
     derived_from = ("rgb",)
+    published_statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # those of ImageNet
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
