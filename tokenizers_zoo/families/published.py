@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
 
@@ -20,6 +21,29 @@ if TYPE_CHECKING:
 
 ORIGIN = "published"
 """Key of an imported checkpoint's config.json."""
+
+
+class PublishedTokenizers:
+    """The hooks of a family that takes tokenizers which 4M published."""
+
+    checkpoint_class: str
+
+    def import_tokenizer(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a checkpoint of the modality with the published weights, and give the settings that take it.
+
+        Raises CheckpointError where it is no tokenizer of this kind; nothing is written then.
+        """
+        raise NotImplementedError
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+        return self.import_tokenizer(published, out_dir, settings)
+
+    @hookimpl
+    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
+        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
+        return exported(checkpoint, self.checkpoint_class)
 
 
 class NotThisKind(CheckpointError):

@@ -14,14 +14,15 @@ from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import Axis, ObjectGrammar
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig, ObjectSettings
+from tokenizers_zoo.families.published import PublishedTokenizers
+from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, SequenceLayout
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.families.objects.model import ObjectTokenizer
+    from tokenizers_zoo.families.objects.model import ObjectTask, ObjectTokenizer
     from tokenizers_zoo.ml4m import PublishedCheckpoint
     from tokenizers_zoo.ml4m.architecture import Architecture
 
@@ -29,7 +30,7 @@ Array = NDArray[Any]
 Fitted = Mapping[str, Array]
 
 
-class ObjectModality:
+class ObjectModality(PublishedTokenizers, TrainedModality):
     """A modality whose value holds any number of objects, and becomes one sequence (see `ObjectGrammar`).
 
     Of each object some numbers are told by coordinate tokens, and an item of fixed shape by the codes of a VQ
@@ -38,21 +39,13 @@ class ObjectModality:
     """
 
     settings_class: ClassVar[type[ObjectSettings]] = ObjectSettings
-    summary: ClassVar[str]
+    codec_name = "ObjectTokenizer"
     loss: ClassVar[Literal["smooth_l1", "bce"]]
     """smooth_l1: items are any numbers; bce: items are 0 or 1, and `join` is given logits."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     derived_from: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
-
-    def options(self, settings: Settings) -> Any:
-        """The plugin's settings dataclass."""
-        return settings.take(self.settings_class)
-
-    def value_spec(self, options: Any) -> ValueSpec:
-        """What one value looks like."""
-        raise NotImplementedError
 
     def axes(self, options: Any) -> tuple[Axis, ...]:
         """What is told by coordinates; the first is the one that a reader of damaged tokens goes on from."""
@@ -157,11 +150,6 @@ class ObjectModality:
             codebook_size=model.quantizer.codebook_size,
         )
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"ObjectTokenizer/{type(self).__name__}"
-
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""
         options = self.options(settings)
@@ -179,63 +167,34 @@ class ObjectModality:
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         options, grammar = self.options(settings), self.grammar(settings)
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=SequenceLayout(
-                max_length=self.max_objects(options) * grammar.object_length,
-                end=grammar.end,
-                sentinel_start=grammar.sentinel_start,
-                num_sentinels=grammar.sentinels,
-            ),
-            vocab_size=grammar.vocab_size,
-            family="objects",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            aliases=self.aliases,
-            token_space=f"per object {grammar.axes} coordinates and {grammar.codes} codes",
+        layout = SequenceLayout(
+            max_length=self.max_objects(options) * grammar.object_length,
+            end=grammar.end,
+            sentinel_start=grammar.sentinel_start,
+            num_sentinels=grammar.sentinels,
+        )
+        token_space = f"per object {grammar.axes} coordinates and {grammar.codes} codes"
+        return self.spec_of(
+            settings, layout=layout, vocab_size=grammar.vocab_size, family="objects", token_space=token_space
         )
 
-    @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train the autoencoder of the objects' items in the common loop."""
+    def task(self, settings: Settings) -> ObjectTask:
+        """The autoencoder of the objects' items."""
         from tokenizers_zoo.families.objects.model import ObjectTask
-        from tokenizers_zoo.training import train
 
-        return train(ObjectTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+        return ObjectTask(self, settings)
 
-    @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ObjectTokenizer:
-        """The trained autoencoder in eval mode, checked against the settings. Raises CheckpointError."""
+    def codec_class(self, options: Any) -> type[ObjectTokenizer]:
+        """Codecs give ids of whole objects only, int64 (tokens,); the least important beyond the most are left out."""
         from tokenizers_zoo.families.objects.model import ObjectTokenizer
 
-        return ObjectTokenizer.load(self, settings, checkpoint, device)
+        return ObjectTokenizer
 
-    @hookimpl
-    def encode(self, tokenizer: ObjectTokenizer, values: Sequence[Any]) -> list[Array]:
-        """Ids of each value, int64 (tokens,), whole objects only; the least important beyond the most are left out."""
-        return tokenizer.encode(list(values))
-
-    @hookimpl
-    def decode(self, tokenizer: ObjectTokenizer, tokens: Sequence[Any]) -> list[Any]:
-        """The value of each sequence of ids, whatever they are."""
-        return tokenizer.decode(list(tokens))
-
-    @hookimpl
-    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+    def import_tokenizer(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """See `PublishedTokenizers`."""
         from tokenizers_zoo.families.objects.importing import import_tokenizer
 
         return import_tokenizer(self, published, out_dir, settings)
-
-    @hookimpl
-    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
-        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
-        from tokenizers_zoo.families.published import exported
-
-        return exported(checkpoint, self.checkpoint_class)
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:

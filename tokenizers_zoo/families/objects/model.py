@@ -148,7 +148,7 @@ class ObjectTokenizer:
 
     def encode(self, values: Sequence[Any]) -> list[Array]:
         """Ids of each value, int64 (tokens,)."""
-        groups = self.modality.split_all(values, self.options, self.name)
+        groups = self.modality.split_all(list(values), self.options, self.name)
         objects = [thing for group in groups for thing in group]
         if not objects:
             return [np.zeros(0, np.int64) for _ in groups]

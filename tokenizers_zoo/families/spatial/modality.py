@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenizers_zoo.config import Settings, recorded
+from tokenizers_zoo.families.published import PublishedTokenizers
 from tokenizers_zoo.families.spatial.settings import LossName, SpatialModelConfig, SpatialSettings
 from tokenizers_zoo.families.spatial.values import ImageValues
+from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import GridLayout, ModalitySpec
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.families.spatial.model import SpatialTokenizer
     from tokenizers_zoo.families.spatial.task import SpatialTask
     from tokenizers_zoo.ml4m import PublishedCheckpoint
     from tokenizers_zoo.ml4m.architecture import Architecture
 
 
-class SpatialModality(ImageValues):
+class SpatialModality(PublishedTokenizers, ImageValues, TrainedModality):
     """An image-like modality whose tokens come from a VQ autoencoder.
 
     A plugin sets attributes, and overrides `to_model` and `from_model` where the tokenizer does not work on the values
@@ -30,6 +31,7 @@ class SpatialModality(ImageValues):
     """
 
     settings_class = SpatialSettings
+    codec_name = "SpatialTokenizer"
     loss: ClassVar[LossName] = "l1"
     standardised: ClassVar[bool] = True
     """Whether what the model sees is shifted and scaled by the mean and deviation of the training values."""
@@ -79,82 +81,41 @@ class SpatialModality(ImageValues):
             blocks=options.tokenizer.block_config(),
         )
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"SpatialTokenizer/{type(self).__name__}"
-
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         options = self.options(settings)
         quantizer = options.tokenizer.quantizer_config()
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=GridLayout(shape=options.token_grid),
-            vocab_size=quantizer.codebook_size,
-            num_codebooks=quantizer.codes_per_position,
-            family="spatial",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            aliases=self.aliases,
-            token_space=self.token_space,
-        )
+        return self.spec_of(
+            settings, layout=GridLayout(shape=options.token_grid), vocab_size=quantizer.codebook_size,
+            num_codebooks=quantizer.codes_per_position, family="spatial", token_space=self.token_space,
+        )  # fmt: skip
 
-    @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train the autoencoder in the common loop."""
-        from tokenizers_zoo.training import train
-
-        table = self.options(config).tokenizer
-        return train(self._task(config, table.diffusion is not None), samples, table, out_dir, seed)
-
-    def _task(self, config: Settings, diffusion: bool) -> SpatialTask:
-        if diffusion:
+    def task(self, settings: Settings) -> SpatialTask:
+        """The autoencoder, or with the setting `diffusion` its diffusion decoder."""
+        if self.options(settings).tokenizer.diffusion is not None:
             from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
 
-            return DiffusionTask(self, config)
+            return DiffusionTask(self, settings)
         from tokenizers_zoo.families.spatial.task import SpatialTask
 
-        return SpatialTask(self, config)
+        return SpatialTask(self, settings)
 
-    @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> SpatialTokenizer:
-        """The trained autoencoder, in eval mode; its image size may be another than that of the settings."""
+    def codec_class(self, options: Any) -> type[SpatialTokenizer]:
+        """Codecs run on values of any size that the patch divides, and on their tokens."""
+        if options.tokenizer.diffusion is not None:
+            from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer
+
+            return DiffusionTokenizer
         from tokenizers_zoo.families.spatial.model import SpatialTokenizer
 
-        if self.options(settings).tokenizer.diffusion is None:
-            return SpatialTokenizer.load(self, settings, checkpoint, device)
-        from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer
+        return SpatialTokenizer
 
-        return DiffusionTokenizer.load(self, settings, checkpoint, device)
-
-    @hookimpl
-    def encode(self, tokenizer: SpatialTokenizer, values: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 (batch, h / patch, w / patch[, codes]) of values of any size that the patch divides."""
-        return tokenizer.encode(values)
-
-    @hookimpl
-    def decode(self, tokenizer: SpatialTokenizer, tokens: torch.Tensor) -> torch.Tensor:
-        """Values of tokens (batch, h / patch, w / patch[, codes])."""
-        return tokenizer.decode(tokens)
-
-    @hookimpl
-    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+    def import_tokenizer(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """See `PublishedTokenizers`."""
         from tokenizers_zoo.families.spatial.importing import import_tokenizer
 
         return import_tokenizer(self, published, out_dir, settings)
-
-    @hookimpl
-    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
-        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
-        from tokenizers_zoo.families.published import exported
-
-        return exported(checkpoint, self.checkpoint_class)
 
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,23 +12,24 @@ from tokenizers_zoo.families.spatial import ImageValues
 from tokenizers_zoo.families.spatial.settings import LossName
 from tokenizers_zoo.families.spatial.values import QUANTILES
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig, token_grid
+from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import GridLayout, ModalitySpec
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.families.temporal.model import TemporalCodec
+    from tokenizers_zoo.families.temporal.model import TemporalCodec, TemporalTask
 
 
-class TemporalModality(ImageValues):
+class TemporalModality(ImageValues, TrainedModality):
     """Continuous values that run over time, whose tokens come from a VQ autoencoder on a grid with 1 to 3 axes.
 
     Files, pictures, metrics and the constant answer are hooked as in `ImageValues`. A plugin derives from
     `SeriesModality` or `ClipModality`; a base of its own gives `value_spec`, `transform` and `to_model`.
     """
 
+    codec_name = "TemporalTokenizer"
     loss: ClassVar[LossName] = "l1"
     token_space: ClassVar[str] = ""
 
@@ -59,11 +59,6 @@ class TemporalModality(ImageValues):
             blocks=options.tokenizer.block_config(),
         )
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"TemporalTokenizer/{type(self).__name__}"
-
     def constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
         """Per number the median, other quantiles and the mean of values `(count, ...)`."""
         maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
@@ -75,44 +70,22 @@ class TemporalModality(ImageValues):
         """The spec under these settings."""
         options = self.options(settings)
         quantizer = options.tokenizer.quantizer_config()
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=GridLayout(shape=token_grid(options)),
-            vocab_size=quantizer.codebook_size,
-            num_codebooks=quantizer.codes_per_position,
-            family="temporal",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            token_space=self.token_space,
-        )
+        return self.spec_of(
+            settings, layout=GridLayout(shape=token_grid(options)), vocab_size=quantizer.codebook_size,
+            num_codebooks=quantizer.codes_per_position, family="temporal", token_space=self.token_space,
+        )  # fmt: skip
 
-    @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train the autoencoder in the common loop."""
+    def task(self, settings: Settings) -> TemporalTask:
+        """The autoencoder."""
         from tokenizers_zoo.families.temporal.model import TemporalTask
-        from tokenizers_zoo.training import train
 
-        return train(TemporalTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+        return TemporalTask(self, settings)
 
-    @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> TemporalCodec:
-        """The trained autoencoder, in eval mode; it runs on other lengths and sizes than it was trained on, too."""
+    def codec_class(self, options: Any) -> type[TemporalCodec]:
+        """Codecs run on other lengths and sizes than they were trained on, too, as long as the patch divides them."""
         from tokenizers_zoo.families.temporal.model import TemporalCodec
 
-        return TemporalCodec.load(self, settings, checkpoint, device)
-
-    @hookimpl
-    def encode(self, tokenizer: TemporalCodec, values: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 (batch, *grid) of values of any size that the patch divides."""
-        return tokenizer.encode(values)
-
-    @hookimpl
-    def decode(self, tokenizer: TemporalCodec, tokens: torch.Tensor) -> torch.Tensor:
-        """Values of tokens (batch, *grid)."""
-        return tokenizer.decode(tokens)
+        return TemporalCodec
 
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""

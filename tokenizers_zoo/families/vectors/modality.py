@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
+from tokenizers_zoo.families.published import PublishedTokenizers
+from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.families.vectors.settings import LossName, VectorModelConfig, VectorSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 
 if TYPE_CHECKING:
     import PIL.Image
-    import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.families.vectors.model import VectorTokenizer
+    from tokenizers_zoo.families.vectors.model import VectorTask, VectorTokenizer
     from tokenizers_zoo.ml4m import PublishedCheckpoint
     from tokenizers_zoo.ml4m.architecture import Architecture
 
@@ -29,14 +29,14 @@ COLUMNS, CELL = 32, 4
 """Numbers per row of a vector's picture, and pixels per number along each side."""
 
 
-class VectorModality:
+class VectorModality(PublishedTokenizers, TrainedModality):
     """A vector float32 (dim,) of a whole value, as one token per codebook.
 
     Where it is the vector of a picture, it is that of the whole one, and stays as it is under the shared crop and flip.
     """
 
     settings_class: ClassVar[type[VectorSettings]] = VectorSettings
-    summary: ClassVar[str]
+    codec_name = "VectorTokenizer"
     dim: ClassVar[int]
     """Numbers of a value."""
     loss: ClassVar[LossName] = "cosine"
@@ -47,9 +47,9 @@ class VectorModality:
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def options(self, settings: Settings) -> Any:
-        """The plugin's settings dataclass."""
-        return settings.take(self.settings_class)
+    def value_spec(self, options: Any) -> ValueSpec:
+        """A vector of so many numbers."""
+        return ValueSpec(shape=(self.numbers(options),), unit=self.unit, description=self.description)
 
     def numbers(self, options: Any) -> int:
         """Numbers of a value under these settings."""
@@ -71,11 +71,6 @@ class VectorModality:
             quantizer=table.quantizer_config(),
         )
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"VectorTokenizer/{type(self).__name__}"
-
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""
         model = recorded(self.model_config(self.options(settings)))
@@ -84,61 +79,30 @@ class VectorModality:
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
-        options = self.options(settings)
-        quantizer = options.tokenizer.quantizer_config()
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=ValueSpec(shape=(self.numbers(options),), unit=self.unit, description=self.description),
-            layout=VectorLayout(length=quantizer.codes_per_position),
-            vocab_size=quantizer.codebook_size,
-            num_codebooks=quantizer.codes_per_position,
-            family="vectors",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            aliases=self.aliases,
-            token_space="numbers at mean 0 and deviation 1",
-        )
+        quantizer = self.options(settings).tokenizer.quantizer_config()
+        count = quantizer.codes_per_position
+        return self.spec_of(
+            settings, layout=VectorLayout(length=count), vocab_size=quantizer.codebook_size, num_codebooks=count,
+            family="vectors", token_space="numbers at mean 0 and deviation 1",
+        )  # fmt: skip
 
-    @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train the autoencoder in the common loop."""
+    def task(self, settings: Settings) -> VectorTask:
+        """The autoencoder."""
         from tokenizers_zoo.families.vectors.model import VectorTask
-        from tokenizers_zoo.training import train
 
-        return train(VectorTask(self, config), samples, self.options(config).tokenizer, out_dir, seed)
+        return VectorTask(self, settings)
 
-    @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> VectorTokenizer:
-        """The trained autoencoder in eval mode. Raises CheckpointError."""
+    def codec_class(self, options: Any) -> type[VectorTokenizer]:
+        """Codecs run on (batch, dim), and on tokens (batch, codebooks)."""
         from tokenizers_zoo.families.vectors.model import VectorTokenizer
 
-        return VectorTokenizer.load(self, settings, checkpoint, device)
+        return VectorTokenizer
 
-    @hookimpl
-    def encode(self, tokenizer: VectorTokenizer, values: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 (batch, codebooks) of values (batch, dim)."""
-        return tokenizer.encode(values)
-
-    @hookimpl
-    def decode(self, tokenizer: VectorTokenizer, tokens: torch.Tensor) -> torch.Tensor:
-        """Values float32 (batch, dim) of tokens (batch, codebooks)."""
-        return tokenizer.decode(tokens)
-
-    @hookimpl
-    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Write a published tokenizer as a checkpoint of this modality. Raises CheckpointError."""
+    def import_tokenizer(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """See `PublishedTokenizers`."""
         from tokenizers_zoo.families.vectors.importing import import_tokenizer
 
         return import_tokenizer(self, published, out_dir, settings)
-
-    @hookimpl
-    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
-        """The published tokenizer that a checkpoint came from. Raises CheckpointError."""
-        from tokenizers_zoo.families.published import exported
-
-        return exported(checkpoint, self.checkpoint_class)
 
     @hookimpl
     def render(self, value: Array) -> PIL.Image.Image:
