@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backbone.features import FourMEncoder
     from backbone.model import FourM
 
-__all__ = ["FourM"]
+__all__ = ["FourM", "FourMEncoder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from backbone.model import FourM
 
         return FourM
+    if name == "FourMEncoder":
+        from backbone.features import FourMEncoder
+
+        return FourMEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
 from backbone.generation.recipe import Recipe
+from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import load_toml
@@ -30,8 +31,9 @@ from tokenizers_zoo.vocabulary import VocabularyConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
 CONFIGS = [
-    BackboneTrainConfig, BlockConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture, ModelConfig, QuantizerConfig,
-    Recipe, SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig, VocabularyConfig,
+    BackboneTrainConfig, BlockConfig, EmbeddingConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture, ModelConfig,
+    QuantizerConfig, Recipe, RecallConfig, SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig,
+    VocabularyConfig,
 ]  # fmt: skip
 
 

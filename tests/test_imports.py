@@ -21,12 +21,13 @@ ORDER = {
         "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
         "training_batches", "training_state", "training_report", "training",
         "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
-        "pipeline", "report_pictures", "report_samples", "report", "report_zoo", "testing", "doctor", "cli",
+        "pipeline", "report_pictures", "report_samples", "report_retrieval", "report",
+        "report_zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
-        "muon", "optim", "distributed", "run", "training_log", "parts", "train", "generation", "retrieval", "transfer",
-        "gallery", "evaluation_data", "evaluate", "ml4m", "cli_run", "cli_generate", "cli",
+        "muon", "optim", "distributed", "run", "training_log", "parts", "train", "packing", "features", "generation",
+        "gallery", "evaluation_data", "evaluate", "cli_run", "retrieval", "ml4m", "cli_generate", "cli",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

@@ -13,6 +13,7 @@ from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.report_pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
+from tokenizers_zoo.report_retrieval import retrieval_section
 from tokenizers_zoo.report_samples import overview, read_galleries, reconstructions
 from tokenizers_zoo.step_log import METRICS
 
@@ -42,8 +43,8 @@ def registry_of(run: Path) -> Path | None:
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` beside it.
 
-    Reads run.json, config.json, metrics.jsonl and evaluation/ of the run, its data, and the checkpoints of the
-    zoo. Raises CheckpointError where `run` is not a run.
+    Reads run.json, config.json, metrics.jsonl, evaluation/ and retrieval/ of the run, its data, and the checkpoints of
+    the zoo. Raises CheckpointError where `run` is not a run.
     """
     registry_of(run)
     page = out or run / "report" / "index.html"
@@ -82,6 +83,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
         "galleries": galleries,
         "gaps": gaps,
+        "retrieval": retrieval_section(run, pictures),
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
         "tokenizers": [_tokenizer(zoo, handle, data, pictures) for handle in handles.values()],
         "curves": _curves(read_lines(run / METRICS), names, pictures),

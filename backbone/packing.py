@@ -1,0 +1,86 @@
+"""Whole samples as the encoder's inputs: every token of the given modalities, at places that are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from backbone.batch import PackedInputs
+from backbone.tables import Tables
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
+
+Tokens = dict[str, Tensor]
+"""By modality: ids `batch tokens` (grids row-major), or numbers `batch tokens dim` for continuous layouts."""
+Used = dict[str, Tensor]
+"""By modality of variable length: bool `batch tokens`, True where a sample has a token."""
+
+
+def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str = "cpu") -> tuple[Tokens, Used]:
+    """What codecs give as tensors: sequences and embeddings are filled up to the longest of the batch.
+
+    Raises InvalidValueError where tokens do not fit their modality or the modalities have other numbers of samples,
+    UnknownNameError for a modality that the backbone has not.
+    """
+    tokens: Tokens = {}
+    used: Used = {}
+    count = None
+    for name, value in given.items():
+        spec = tables.spec(name)
+        found, problem = checked_tokens(spec, value)
+        count = len(found) if count is None and problem is None else count
+        if problem is None and len(found) != count:
+            problem = f"{len(found)} samples, and {next(iter(given))} has {count}"
+        if problem is not None:
+            raise InvalidValueError(f"{name}: expected {expected_tokens(spec)}, got {describe(value)}: {problem}")
+        if has_fixed_length(spec.layout):
+            tokens[name] = (found if spec.continuous else found.flatten(1)).to(device)
+            continue
+        rows = [torch.as_tensor(row) for row in found]
+        content = pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        used[name] = (torch.arange(content.shape[1]) < lengths.unsqueeze(1)).to(device)
+        tokens[name] = content.to(device)
+    return tokens, used
+
+
+def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
+    """Where each modality's tokens lie among the packed ones."""
+    spans, start = {}, 0
+    for name, value in tokens.items():
+        spans[name] = slice(start, start + value.shape[1])
+        start += value.shape[1]
+    return spans
+
+
+def packed(tables: Tables, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
+    """All tokens side by side, in the order given; nothing in it depends on the values of tensors.
+
+    Gradients flow to continuous tokens.
+    """
+    first = next(iter(tokens.values()))
+    batch, device = len(first), first.device
+    spans = spans_of(tokens)
+    width = max(span.stop for span in spans.values())
+    ids, positions, kinds, masks = [], [], [], []
+    vectors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, value in tokens.items():
+        count = value.shape[1]
+        places = torch.arange(count, device=device).expand(batch, -1)
+        if tables.spec(name).continuous:
+            flat = width * torch.arange(batch, device=device).unsqueeze(1) + spans[name].start + places
+            vectors[name] = (flat.flatten(), value.flatten(0, 1))
+            ids.append(torch.zeros_like(places))
+        else:
+            ids.append(value + tables.token_rows(name).start)
+        positions.append(places + tables.positions[name].start)
+        kinds.append(torch.full_like(places, tables.index(name)))
+        masks.append(used[name] if name in used else torch.ones_like(places, dtype=torch.bool))
+    return PackedInputs(
+        ids=torch.cat(ids, 1), positions=torch.cat(positions, 1), modalities=torch.cat(kinds, 1),
+        mask=torch.cat(masks, 1), vectors=vectors,
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""What a query found, on disk: hits.json, and hits.png where any of it is a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backbone.evaluate import ranked_names
+from backbone.retrieval.index import Index
+from backbone.retrieval.pictures import framed, shown, write_hits
+from backbone.retrieval.query import Answer
+from backbone.run import Run
+from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.registry import Zoo
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FILE, PICTURE = "hits.json", "hits.png"
+SHOWN = 10
+"""Hits of a query in the picture."""
+
+
+def write_answers(
+    index: Index,
+    zoo: Zoo,
+    out: Path,
+    answers: Sequence[Answer],
+    *,
+    files: Mapping[str, Path],
+    find: str,
+    split: str,
+    weights: Mapping[str, float],
+) -> None:
+    """Write OUT/hits.json and OUT/hits.png: what was asked with, then the hits, the sample asked with framed.
+
+    Hits are shown by the modality `find`, or by the one that shows a sample best. `split` is that of the samples asked
+    with. Without the run's values there is no picture.
+    """
+    values = Run.load(index.run).data
+    if values is not None and values.is_dir():
+        store = ValueStore.of(values, zoo)
+        by = find or ranked_names([zoo[name].spec for name in index.names])[0]
+        asked = [_asked(store, zoo, answer, files, split) for answer in answers]
+        hits: list[list[Image | str]] = []
+        for answer in answers:
+            cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
+            own = answer.key if split == index.split else None
+            hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])
+        write_hits(out / PICTURE, [f"asked: {name}" for name in answers[0].given], asked, hits)
+    result = {
+        "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
+        "files": {name: str(path) for name, path in files.items()}, "weights": dict(weights),
+        "answers": [dataclasses.asdict(answer) for answer in answers],
+    }  # fmt: skip
+    write_json(out / FILE, result)
+
+
+def _asked(store: ValueStore, zoo: Zoo, answer: Answer, files: Mapping[str, Path], split: str) -> list[Image | str]:
+    """What a query was asked with, as pictures or texts."""
+    if answer.key is not None:
+        return [shown(store, zoo[name], split, answer.key) for name in answer.given]
+    return [
+        zoo[name].render(zoo[name].transform(zoo[name].read(path.read_bytes(), path.suffix), Crop()))
+        for name, path in files.items()
+    ]

@@ -1,0 +1,200 @@
+"""zoo retrieve: build an index, query it, measure recall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from backbone.cli_run import open_run
+from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
+from tokenizers_zoo.cli.options import PATH, plain_table, show_table, split_names
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What says how vectors are made."""
+    for option in (
+        click.option("--space", type=click.Choice(get_args(SpaceKind)), default="shared", show_default=True,
+                     help="What brings the modalities together, fitted to training samples."),
+        click.option("--via", default="", metavar="NAME", help="The vector modality that is predicted."),
+        click.option("--embedding", type=click.Choice(get_args(Embedding)), default="encoder", show_default=True,
+                     help="The encoder's features, or the vector of a predicted modality (--via)."),
+        click.option("--modalities", metavar="NAMES", help="Comma-separated. Default: all of the run."),
+        click.option("--split", default="test", show_default=True, help="Of the run's tokens."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group()
+def retrieve() -> None:
+    """Find samples: any modality by any other."""
+
+
+@retrieve.command("build")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder of the index.")
+@embedding_options
+@click.option("--exact/--approximate", "exact", default=None, help="Compare with all vectors, or walk a graph (HNSW). "
+              "Default: exact up to 100,000 samples.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace another index.")
+def build_command(folder: Path, out: Path, split: str, modalities: str | None, embedding: str, via: str, space: str,
+                  exact: bool | None, overwrite: bool) -> None:  # fmt: skip
+    """Embed the stored samples of a run and write an index of them.
+
+    Killed, the same command begins again, and nothing half-written is left.
+
+    \b
+    Examples:
+      zoo retrieve build runs/backbone --out runs/index
+      zoo retrieve build RUN --out INDEX --embedding predicted --via dinov2_global
+    """
+    from backbone.retrieval.index import build
+
+    config = embedding_config(embedding, via, space)
+    _, zoo = open_run(folder)
+    search: Search | None = None if exact is None else "exact" if exact else "approximate"
+    with disk_errors(out):
+        index = build(
+            folder, zoo, out, config=config, split=split, modalities=split_names(modalities), search=search,
+            overwrite=overwrite,
+        )  # fmt: skip
+    click.echo(f"index: {index.size()} samples by {len(index.names)} modalities, {index.search_kind}, in {out}")
+
+
+@retrieve.command("query")
+@click.argument("folder", metavar="INDEX", type=PATH)
+@click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, or with --keys a NAME. "
+              "Repeatable.")  # fmt: skip
+@click.option("--keys", metavar="KEYS", help="Comma-separated stored samples to ask with.")
+@click.option("--split", help="Of the stored samples. Default: the index's.")
+@click.option("--weights", metavar="NAME=NUMBER,...", help="Of what is given; below 0 asks for what is unlike it. "
+              "Default: 1 each.")  # fmt: skip
+@click.option("--find", metavar="NAME", default="", help="The modality to search. Default: all of the index together.")
+@click.option("-k", "count", type=click.IntRange(min=1), default=10, show_default=True, help="Samples to find.")
+@click.option("--exclude-self", is_flag=True, help="Leave out the sample that was asked with.")
+@click.option("--out", type=PATH, help="Folder for hits.json and a picture of what was found.")
+def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split: str | None, weights: str | None,
+                  find: str, count: int, exclude_self: bool, out: Path | None) -> None:  # fmt: skip
+    """Find the stored samples that are closest to what is given.
+
+    \b
+    Examples:
+      zoo retrieve query INDEX --given caption=red.txt -k 5
+      zoo retrieve query INDEX --given rgb=a.png --given semseg=b.png --weights semseg=-1
+      zoo retrieve query INDEX --keys test-00001 --given depth --find rgb --out found
+    """
+    from backbone.retrieval.answers import write_answers
+    from backbone.retrieval.index import Index
+    from backbone.retrieval.query import query_files, query_keys
+
+    scale = parse_weights(weights)
+    asked = split_names(keys)
+    names, files = _given(given, stored=asked is not None)
+    if asked is None and (exclude_self or split):
+        raise ConfigError("--exclude-self and --split: are for stored samples; give --keys")
+    index = Index(folder)
+    _, zoo = open_run(index.run)
+    if asked is None:
+        answers = query_files(index, zoo, files, scale, count, find)
+    else:
+        names = names or list(scale) or index.names
+        answers = query_keys(
+            index, zoo, asked, names, scale, count, find=find, split=split, exclude_self=exclude_self
+        )  # fmt: skip
+    if count > index.size(find):
+        click.echo(f"-k {count}: the index has {index.size(find)} samples; these are all", err=True)
+    for answer in answers:
+        table = plain_table(">rank", "sample", ">cosine")
+        for rank, hit in enumerate(answer.hits, 1):
+            table.add_row(str(rank), hit.key, f"{hit.cosine:.3f}")
+        click.echo(f"asked with {' + '.join(answer.given)} of {answer.key or 'files'}:")
+        show_table(table)
+    if out is not None:
+        with disk_errors(out):
+            write_answers(
+                index, zoo, out, answers, files=files, find=find, split=split or index.split, weights=scale
+            )  # fmt: skip
+        click.echo(f"hits in {out}")
+
+
+@retrieve.command("eval")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--out", type=PATH, help="Default: RUN/retrieval, where zoo report looks.")
+@embedding_options
+@click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Held-out, at most.")
+@click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs that are shown.")
+def eval_command(folder: Path, out: Path | None, split: str, modalities: str | None, embedding: str, via: str,
+                 space: str, samples: int, galleries: int) -> None:  # fmt: skip
+    """Measure recall from every modality to every other.
+
+    A sample is looked for by one modality among all by another. R@k is how many percent
+    are among the first k; after the slash stands what guessing gives.
+
+    \b
+    Examples:
+      zoo retrieve eval runs/backbone
+      zoo retrieve eval RUN --modalities rgb,depth,caption --space centred --out here
+    """
+    from backbone.retrieval.evaluate import FILE, FOLDER, evaluate_retrieval, recall_table
+
+    place = out or folder / FOLDER
+    config = embedding_config(embedding, via, space)
+    _, zoo = open_run(folder)
+    with disk_errors(place):
+        result = evaluate_retrieval(
+            folder, zoo, place, embedding=config, config=RecallConfig(samples=samples, gallery_pairs=galleries),
+            split=split, modalities=split_names(modalities),
+        )  # fmt: skip
+    show_table(recall_table(result))
+    click.echo(f"all of it: {place / FILE}")
+
+
+def embedding_config(embedding: str, via: str, space: str) -> EmbeddingConfig:
+    """The settings of the options. Raises ConfigError where they contradict each other."""
+    if (embedding == "predicted") != bool(via):
+        raise ConfigError("--via NAME: goes with --embedding predicted, and that needs it")
+    return from_mapping(EmbeddingConfig, {"embedding": embedding, "via": via, "space": space})
+
+
+def parse_weights(weights: str | None) -> dict[str, float]:
+    """`a=1,b=-0.5` to numbers. Raises ConfigError."""
+    found: dict[str, float] = {}
+    for item in split_names(weights) or ():
+        name, _, text = item.partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"--weights {item}: expected NAME=NUMBER")
+        found[name.strip()] = number
+    return found
+
+
+def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, Path]]:
+    """Names of modalities of stored samples, or files by modality. Raises ConfigError."""
+    if stored:
+        if wrong := [item for item in given if "=" in item]:
+            raise ConfigError(f"--given {wrong[0]}: expected a NAME beside --keys, or files without --keys")
+        return list(dict.fromkeys(name for item in given for name in split_names(item) or ())), {}
+    if not given:
+        raise ConfigError("zoo retrieve query: expected --given NAME=FILE, or --keys of stored samples")
+    files: dict[str, Path] = {}
+    for item in given:
+        name, _, path = item.partition("=")
+        if not name or not path or not Path(path).is_file():
+            raise ConfigError(f"--given {item}: expected NAME=FILE with a file that is there")
+        if name in files:
+            raise ConfigError(f"--given {item}: {name} is given twice")
+        files[name] = Path(path)
+    return [], files

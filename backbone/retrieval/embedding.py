@@ -1,0 +1,150 @@
+"""The vectors that are compared: of a trained run's encoder, or of a global modality that it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbone.data import TokenData
+from backbone.features import FourMEncoder
+from backbone.generation import TargetPlan, generate
+from backbone.retrieval.config import EmbeddingConfig
+from backbone.retrieval.spaces import Affine, Vectors, fit
+from backbone.run import Run, model_config
+from backbone.saving import load_model
+from backbone.tables import Tables
+from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.modality import Crop, VectorLayout
+from tokenizers_zoo.registry import Zoo
+
+TRAIN = "train"
+BATCH = 32
+"""Samples embedded at a time."""
+
+Advance = Callable[[int], None]
+"""Called with the number of samples that have been embedded since."""
+
+
+class Embedder:
+    """Gives the vectors of a trained run, one modality of a sample each.
+
+    Raises CheckpointError where `run` is no trained run, ConfigError for a `via` that has no vector.
+    """
+
+    def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
+        self.folder, self.zoo, self.config = Path(folder), zoo, config
+        self.run = Run.load(self.folder)
+        self.trained_on: Mapping[str, str] = model_config(self.folder)["fingerprints"]
+        self.fingerprint = fingerprint(self.folder)
+        self.spaces: dict[str, Affine] = {}
+        model = load_model(self.folder, device=device).eval()
+        self.tables: Tables = model.tables
+        if config.via:
+            check_via(self.tables, config.via)
+            self.codec = zoo[config.via]
+            self.model = model
+        else:
+            self.encoder = FourMEncoder(model)
+
+    def names(self, wanted: Sequence[str] | None) -> list[str]:
+        """The modalities to embed: those wanted, or all of the run. Raises UnknownNameError."""
+        return [self.tables.spec(name).name for name in wanted or self.tables.names]
+
+    def stored(self, split: str, names: Sequence[str]) -> TokenData:
+        """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
+        data = TokenData(self.run.tokens, split, [self.tables.spec(name) for name in names])
+        # A vocabulary that has grown since speaks of the same ids.
+        same = {
+            name: codec
+            for name, codec in self.trained_on.items()
+            if name not in data.columns or name not in self.zoo or not grew_from(self.zoo[name], codec, 0)
+        }
+        data.check_fingerprints(same, str(self.folder))
+        return data
+
+    @torch.inference_mode()
+    def raw(self, name: str, tokens: Any) -> Vectors:
+        """float32 `samples dim` of the modality's tokens, as codecs give them, before the space."""
+        if not self.config.via:
+            pooled = self.encoder(*self.encoder.prepare({name: tokens}))
+            return np.asarray(pooled.float().cpu().numpy(), np.float32)
+        if name != self.config.via:
+            plan = TargetPlan(name=self.config.via, temperature=0, steps=1)
+            tokens = generate(self.model, {name: tokens}, [plan], 0, range(len(tokens)))[self.config.via]
+        values = self.codec.decode(tokens)
+        return np.stack([np.ravel(np.asarray(value, np.float32)) for value in values])
+
+    def embed(self, name: str, tokens: Any) -> Vectors:
+        """Unit vectors `samples dims` of the modality's tokens, in the space."""
+        if name not in self.spaces:
+            raise UnknownNameError.of("modality of this index", name, self.spaces)
+        return self.spaces[name](self.raw(name, tokens))
+
+    def embed_stored(
+        self, data: TokenData, name: str, rows: Sequence[int], advance: Advance, *, raw: bool = False
+    ) -> Vectors:
+        """The vectors of stored samples, `rows` of the modality's column."""
+        make = self.raw if raw else self.embed
+        parts = []
+        for start in range(0, len(rows), BATCH):
+            here = rows[start : start + BATCH]
+            parts.append(make(name, data.columns[name].take(here)))
+            advance(len(here))
+        return np.concatenate(parts)
+
+    def fit(self, names: Sequence[str], progress: Callable[[int], Any]) -> None:
+        """Fit the space to training samples; `progress(total)` is a context that gives what counts them.
+
+        The samples are spread evenly over the split.
+        """
+        if self.config.space == "plain":
+            self.spaces = {name: Affine(mean=np.zeros(1, np.float32)) for name in names}
+            return
+        data = self.stored(TRAIN, names)
+        count = min(len(data), self.config.fit_samples)
+        table = data.rows[np.linspace(0, len(data) - 1, count).astype(np.int64)]
+        vectors: dict[str, Vectors] = {}
+        with progress(int((table >= 0).sum())) as advance:
+            for column, name in enumerate(names):
+                has = np.flatnonzero(table[:, column] >= 0)
+                if not len(has):
+                    raise ConfigError(
+                        f"{name}: no training sample has it, so that no space can be fitted; leave it out"
+                    )
+                found = self.embed_stored(data, name, table[has, column].tolist(), advance, raw=True)
+                vectors[name] = np.full((count, found.shape[1]), np.nan, np.float32)
+                vectors[name][has] = found
+        self.spaces = fit(self.config.space, vectors)
+
+    def via_codec(self) -> dict[str, str]:
+        """The tokenizer that gives predicted vectors."""
+        return {self.config.via: self.codec.fingerprint} if self.config.via else {}
+
+    def encode_file(self, name: str, path: Path) -> Any:
+        """Tokens of one sample's modality from a file. Raises InvalidValueError, DataError, UnknownNameError."""
+        handle, codec = self.zoo[self.tables.spec(name).name], self.trained_on.get(name)
+        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
+            raise DataError(
+                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has {handle.fingerprint[:12]} "
+                f"({handle.checkpoint}); use the registry of its training"
+            )
+        value = handle.transform(handle.read(path.read_bytes(), path.suffix), Crop())
+        return handle.encode([value])
+
+
+def check_via(tables: Tables, via: str) -> None:
+    """Raise ConfigError where the modality `via` is not one vector that the backbone can predict."""
+    spec = tables.spec(via)
+    if spec.continuous or not isinstance(spec.layout, VectorLayout):
+        vectors = [other.name for other in tables.specs if isinstance(other.layout, VectorLayout)]
+        problem = "is an input only" if spec.continuous else f"is a {spec.layout.kind}"
+        raise ConfigError(
+            f"--via {via}: expected a modality with one vector a sample, which the backbone can predict, and {via} "
+            f"{problem}; this run has {', '.join(vectors) or 'none: use --embedding encoder'}"
+        )

@@ -1,0 +1,298 @@
+"""Indexes on disk: vectors in FAISS, the keys of their samples, and what they were made with.
+
+    INDEX/config.json         "class", "run" and "fingerprint" of the backbone, "split", "embedding" (how vectors are
+                              made), "modalities" {name: vectors}, "together": samples, "search": exact or approximate
+    INDEX/model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
+    INDEX/keys.json           {name: [keys]}, in the order of the vectors; "" is all modalities together
+    INDEX/together.faiss      a vector a sample: the mean of those of its modalities, at length 1
+    INDEX/of-<name>.faiss     a vector for each sample that has the modality
+
+The folder is made beside its place and renamed when it is whole; a killed build leaves nothing that counts, and the
+same command begins again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbone.retrieval.config import EmbeddingConfig, Search
+from backbone.retrieval.embedding import Embedder
+from backbone.retrieval.spaces import Affine, Vectors, unit
+from tokenizers_zoo import checkpoint
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.registry import Zoo
+
+CLASS = "RetrievalIndex"
+KEYS = "keys.json"
+TOGETHER = ""
+"""Names the vectors of all modalities together."""
+LARGE = 100_000
+"""Vectors from which on an index is approximate where nothing else is asked for."""
+LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
+"""Of HNSW (arXiv 1603.09320): links a vector, and candidates kept while building and, at least, while searching."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """A sample that was found, and its cosine to the query."""
+
+    key: str
+    cosine: float
+
+
+def faiss() -> Any:
+    """The library. Raises ZooError where it is not installed."""
+    try:
+        import faiss as library
+    except ImportError:
+        raise ZooError(
+            "retrieval: faiss is not installed; pip install 'tokenizers-zoo[retrieval]' (or faiss-cpu)"
+        ) from None
+    return library
+
+
+class Index:
+    """An index on disk, opened. Raises CheckpointError where it is none, or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        tensors, self.config = checkpoint.load_checkpoint(self.folder, CLASS)
+        keys = checkpoint.read_table(self.folder / KEYS, TOGETHER)
+        self.keys: dict[str, list[str]] = {name: list(rows) for name, rows in keys.items()}
+        try:
+            self.embedding = from_mapping(EmbeddingConfig, self.config["embedding"])
+            self.run, self.fingerprint = Path(self.config["run"]), str(self.config["fingerprint"])
+            self.split, self.search_kind = str(self.config["split"]), str(self.config["search"])
+            self.spaces = {
+                name: Affine(mean=tensors[f"{name}.mean"].numpy(), projection=_numpy(tensors.get(f"{name}.projection")))
+                for name in self.names
+            }
+        except (KeyError, TypeError, ValueError, ZooError) as error:
+            raise CheckpointError(f"{self.folder}: config.json does not describe an index: {error}") from None
+        self._opened: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Its modalities."""
+        return [name for name in self.keys if name != TOGETHER]
+
+    def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
+        """What makes vectors for this index. Raises CheckpointError where its backbone is another by now."""
+        embedder = Embedder(self.run, zoo, self.embedding, device)
+        if embedder.fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: built by the backbone {self.fingerprint[:12]}, and {self.run} now holds "
+                f"{embedder.fingerprint[:12]}; build the index again with --overwrite"
+            )
+        for name, codec in embedder.via_codec().items():
+            if self.config["codecs"].get(name) != codec:
+                raise CheckpointError(
+                    f"{self.folder}: built with another tokenizer of {name} than the one in {zoo[name].checkpoint}; "
+                    "build the index again with --overwrite"
+                )
+        embedder.spaces = dict(self.spaces)
+        return embedder
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise UnknownNameError for the first modality that the index has not."""
+        for name in names:
+            if name not in self.names:
+                raise UnknownNameError.of("modality of this index", name, self.names)
+
+    def size(self, find: str = TOGETHER) -> int:
+        """Samples that can be found by the modality `find`, or by all together."""
+        return len(self.keys[find])
+
+    def search(
+        self, queries: Vectors, k: int, find: str = TOGETHER, without: Sequence[str | None] | None = None
+    ) -> list[list[Hit]]:
+        """The `k` samples closest to each query, `queries dims` of length 1, or all where there are fewer.
+
+        `without` has for each query a key that is left out, or None.
+        """
+        keys, index = self.keys[find], self._open(find)
+        dropped = list(without or [None] * len(queries))
+        wanted = min(k + any(key is not None for key in dropped), len(keys))
+        options = {}
+        if self.search_kind == "approximate":
+            options["params"] = faiss().SearchParametersHNSW(efSearch=max(SEARCH_WIDTH, 2 * wanted))
+        cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), wanted, **options)
+        return [
+            [
+                Hit(key=keys[row], cosine=float(cosine))
+                for row, cosine in zip(found.tolist(), close.tolist(), strict=True)
+                if row >= 0 and keys[row] != left_out
+            ][:k]
+            for found, close, left_out in zip(rows, cosines, dropped, strict=True)
+        ]
+
+    def _open(self, find: str) -> Any:
+        if find not in self._opened:
+            path = self.folder / _file(find)
+            try:
+                index = faiss().read_index(str(path))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise CheckpointError(f"{path}: no sound FAISS index ({reason}); build it again") from None
+            if index.ntotal != len(self.keys[find]):
+                raise CheckpointError(
+                    f"{path}: holds {index.ntotal} vectors, and {KEYS} has {len(self.keys[find])}; build it again"
+                )
+            self._opened[find] = index
+        return self._opened[find]
+
+
+def build(
+    run: Path,
+    zoo: Zoo,
+    out: Path,
+    *,
+    config: EmbeddingConfig,
+    split: str = "test",
+    modalities: Sequence[str] | None = None,
+    search: Search | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Index:
+    """Embed the stored samples of a split and write an index of them to `out`, which is whole or not there.
+
+    An index that is there already and is the same is left as it is. Raises ConfigError where another one is there and
+    is not to be replaced, and ZooErrors for what does not fit together.
+    """
+    library = faiss()
+    embedder = Embedder(run, zoo, config, device)
+    names = embedder.names(modalities)
+    data = embedder.stored(split, names)
+    kind: Search = search or ("approximate" if len(data) > LARGE else "exact")
+    described = {
+        "class": CLASS, "run": str(Path(run).resolve()), "fingerprint": embedder.fingerprint, "split": split,
+        "embedding": dataclasses.asdict(config), "codecs": data.fingerprints | embedder.via_codec(), "search": kind,
+        "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
+        "together": len(data),
+    }  # fmt: skip
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            return _same(out, described)
+        checkpoint.load_config(out, CLASS)  # nothing but an index is replaced
+    embedder.fit(names, lambda total: progress_bar("fit the space", total))
+    vectors, keys = _embedded(embedder, data, names)
+    _write(library, out, described, embedder.spaces, vectors, keys, kind)
+    return Index(out)
+
+
+def _same(out: Path, described: Mapping[str, Any]) -> Index:
+    """The index that is there. Raises ConfigError where it is another one."""
+    try:
+        index = Index(out)
+    except CheckpointError as error:
+        raise ConfigError(f"{out}: is there, and is no index ({error}); give another folder") from None
+    for key, value in described.items():
+        if index.config.get(key) != value:
+            raise ConfigError(
+                f"{out}: holds an index with {key} = {index.config.get(key)}, not {value}; replace it with "
+                "--overwrite, or give another folder"
+            )
+    return index
+
+
+def _embedded(embedder: Embedder, data: Any, names: Sequence[str]) -> tuple[dict[str, Vectors], dict[str, list[str]]]:
+    """Vectors and keys of each modality, and of all together."""
+    vectors: dict[str, Vectors] = {}
+    keys: dict[str, list[str]] = {TOGETHER: data.keys}
+    with progress_bar("embed", int((data.rows >= 0).sum())) as advance:
+        for column, name in enumerate(names):
+            has = np.flatnonzero(data.rows[:, column] >= 0)
+            if not len(has):
+                raise ConfigError(f"{name}: no sample of this split has it; leave it out of --modalities")
+            vectors[name] = embedder.embed_stored(data, name, data.rows[has, column].tolist(), advance)
+            keys[name] = [data.keys[sample] for sample in has]
+            if TOGETHER not in vectors:
+                vectors[TOGETHER] = np.zeros((len(data), vectors[name].shape[1]), np.float32)
+            vectors[TOGETHER][has] += vectors[name]
+    vectors[TOGETHER] = unit(vectors[TOGETHER])
+    return vectors, keys
+
+
+def _write(
+    library: Any, out: Path, described: Mapping[str, Any], spaces: Mapping[str, Affine], vectors: Mapping[str, Vectors],
+    keys: Mapping[str, list[str]], kind: Search,
+) -> None:  # fmt: skip
+    """Write the folder beside its place, and rename it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for stale in out.parent.glob(f".{out.name}.*.building"):
+        checkpoint.remove_folder(stale)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".building", dir=out.parent))
+    try:
+        tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
+        tensors |= {
+            f"{name}.projection": torch.from_numpy(space.projection)
+            for name, space in spaces.items() if space.projection is not None
+        }  # fmt: skip
+        for name, rows in vectors.items():
+            library.write_index(_index_of(library, rows, kind), str(folder / _file(name)))
+        checkpoint.write_json(folder / KEYS, dict(keys))
+        checkpoint.save_checkpoint(folder, tensors, described, _card(described))
+        os.chmod(folder, 0o755)
+        if out.exists():
+            old = folder.with_name(f"{folder.name.removesuffix('.building')}.old.building")
+            os.replace(out, old)
+            os.replace(folder, out)
+            checkpoint.remove_folder(old)
+        else:
+            os.replace(folder, out)
+    finally:
+        checkpoint.remove_folder(folder)
+
+
+def _index_of(library: Any, vectors: Vectors, kind: Search) -> Any:
+    """A FAISS index of unit vectors by inner product, the same whenever it is built."""
+    dims = vectors.shape[1]
+    if kind == "exact":
+        index = library.IndexFlatIP(dims)
+        index.add(vectors)
+        return index
+    index = library.IndexHNSWFlat(dims, LINKS, library.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BUILD_WIDTH
+    threads = library.omp_get_max_threads()
+    library.omp_set_num_threads(1)  # threads link in the order in which they get there
+    try:
+        index.add(vectors)
+    finally:
+        library.omp_set_num_threads(threads)
+    return index
+
+
+def _file(name: str) -> str:
+    return "together.faiss" if name == TOGETHER else f"of-{name}.faiss"
+
+
+def _numpy(tensor: torch.Tensor | None) -> Vectors | None:
+    return None if tensor is None else tensor.numpy()
+
+
+def _card(described: Mapping[str, Any]) -> str:
+    """README.md of an index."""
+    rows = [f"| {name} | {count} |" for name, count in described["modalities"].items()]
+    embedding = ", ".join(f"{key} {value}" for key, value in described["embedding"].items() if value != "")
+    return f"""# An index of {described["together"]} samples
+
+Built from the split `{described["split"]}` of the tokens of `{described["run"]}` ({embedding});
+{described["search"]} search.
+
+    zoo retrieve query THIS_FOLDER --keys KEY --given NAME
+
+| modality | vectors |
+|---|---|
+{chr(10).join(rows)}
+"""

@@ -1,0 +1,58 @@
+"""Pictures of what was found: the query, then the closest samples, the right one framed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backbone.gallery import CELL, write_sheet
+from tokenizers_zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tokenizers_zoo.data.shards import ValueStore
+    from tokenizers_zoo.registry import ModalityHandle
+
+FRAME = 6
+"""Width of the frame, pixels of a cell."""
+RIGHT = "#1a9641"
+MARK = "[right] "
+"""Before a text that is the right one."""
+
+
+def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Image | str:
+    """A stored sample's modality as a picture or text; its key where the value is not there."""
+    try:
+        return handle.render(values.read(handle, split, key))
+    except ZooError:
+        return key
+
+
+def framed(cell: Image | str) -> Image | str:
+    """A cell marked as the right one: pictures with a frame within their borders."""
+    if isinstance(cell, str):
+        return MARK + cell
+    from PIL import Image as images
+    from PIL import ImageDraw as drawing
+
+    picture = cell.convert("RGB")
+    factor = max(1, CELL // max(picture.size))
+    picture = picture.resize((picture.width * factor, picture.height * factor), images.Resampling.NEAREST)
+    width = FRAME * max(1, round(max(picture.size) / CELL))
+    drawing.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RIGHT, width=width)
+    return picture
+
+
+def write_hits(
+    path: Path, headers: Sequence[str], queries: Sequence[Sequence[Image | str]], hits: Sequence[Sequence[Image | str]]
+) -> bool:
+    """Write a sheet, a row per query: what was asked with, then its hits; rows with fewer are filled with nothing.
+
+    False where all of it is text, which needs no picture. `headers` are those of what was asked with.
+    """
+    most = max(len(row) for row in hits)
+    columns = [*headers, *(f"{number}" for number in range(1, most + 1))]
+    rows = [[*asked, *found, *[""] * (most - len(found))] for asked, found in zip(queries, hits, strict=True)]
+    return write_sheet(path, columns, rows)

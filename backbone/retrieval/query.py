@@ -1,0 +1,96 @@
+"""Queries: weighted sums of the vectors of several modalities, from files or from stored samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backbone.retrieval.embedding import Embedder
+from backbone.retrieval.index import TOGETHER, Hit, Index
+from backbone.retrieval.spaces import Vectors, unit
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.registry import Zoo
+
+LEAST = 1e-6
+"""Length of a weighted sum from which on it points somewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was found for one query: the stored sample that was asked with (None: files), and hits, the closest first.
+
+    `given` are the modalities that it was asked with.
+    """
+
+    key: str | None
+    given: tuple[str, ...]
+    hits: list[Hit]
+
+
+def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Vectors:
+    """The weighted sum of unit vectors `samples dims` by modality, at length 1; a modality's weight is 1 by default.
+
+    A negative weight asks for what is unlike it. Raises ConfigError for a weight of a modality that is not given, and
+    where a sum is zero.
+    """
+    for name in weights:
+        if name not in vectors:
+            raise ConfigError(f"--weights {name}: is not given; given: {', '.join(vectors)}")
+    total = np.sum([weights.get(name, 1.0) * rows for name, rows in vectors.items()], axis=0)
+    if bool((np.linalg.norm(total, axis=1) < LEAST).any()):
+        raise ConfigError("the weighted sum of what is given is zero, and says nothing; change --weights")
+    return unit(total.astype(np.float32))
+
+
+def query_files(
+    index: Index, zoo: Zoo, files: Mapping[str, Path], weights: Mapping[str, float], k: int, find: str = TOGETHER
+) -> list[Answer]:
+    """What is closest to one sample whose modalities are files. Raises ZooErrors for what does not fit together."""
+    index.check([*files, *([find] if find else [])])
+    embedder = index.embedder(zoo)
+    vectors = {name: embedder.embed(name, embedder.encode_file(name, path)) for name, path in files.items()}
+    (hits,) = index.search(combined(vectors, weights), k, find)
+    return [Answer(key=None, given=tuple(files), hits=hits)]
+
+
+def query_keys(
+    index: Index,
+    zoo: Zoo,
+    keys: Sequence[str],
+    given: Sequence[str],
+    weights: Mapping[str, float],
+    k: int,
+    *,
+    find: str = TOGETHER,
+    split: str | None = None,
+    exclude_self: bool = False,
+) -> list[Answer]:
+    """What is closest to each of the stored samples `keys` of a split, by default the index's.
+
+    `exclude_self` leaves out the sample that was asked with. Raises ZooErrors for what does not fit together.
+    """
+    index.check([*given, *([find] if find else [])])
+    embedder = index.embedder(zoo)
+    queries = combined(_stored(embedder, split or index.split, keys, given), weights)
+    found = index.search(queries, k, find, list(keys) if exclude_self else None)
+    return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]
+
+
+def _stored(embedder: Embedder, split: str, keys: Sequence[str], given: Sequence[str]) -> dict[str, Vectors]:
+    """The vectors of stored samples, by modality. Raises UnknownNameError, DataError."""
+    data = embedder.stored(split, given)
+    where = f"{embedder.run.tokens / split}"
+    numbers = {key: number for number, key in enumerate(data.keys)}
+    for key in keys:
+        if key not in numbers:
+            raise UnknownNameError.of("sample", key, data.keys[:1000], f"(in {where})")
+    vectors = {}
+    for column, name in enumerate(given):
+        rows = [int(data.rows[numbers[key], column]) for key in keys]
+        if -1 in rows:
+            raise DataError(f"{where}: sample {keys[rows.index(-1)]!r} has no {name}")
+        vectors[name] = embedder.embed_stored(data, name, rows, lambda _: None)
+    return vectors

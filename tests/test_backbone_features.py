@@ -1,0 +1,205 @@
+"""The encoder as a feature extractor: against the model's own encoder, hand-computed pooling, compiled and exported."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbone_samples import all_layouts, raw_batch
+from torch import Tensor
+
+from backbone import FourM, FourMEncoder
+from backbone.batch import PackedInputs
+from backbone.config import ModelConfig
+from backbone.features import parameter_groups
+from backbone.run import Run
+from backbone.saving import save_model
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.values import fixed_shape
+
+SPECS = all_layouts()
+BATCH = 3
+
+
+def model(**changes: Any) -> FourM:
+    config = ModelConfig(dim=32, encoder_depth=2, decoder_depth=1, heads=2, **changes)
+    return FourM.seeded(config, SPECS, 0)
+
+
+def given(*names: str) -> dict[str, Any]:
+    """Tokens as codecs give them; sequences of different lengths."""
+    raw = raw_batch(SPECS, BATCH, seed=1)
+    found: dict[str, Any] = {}
+    for column, spec in enumerate(SPECS):
+        rows, lengths = raw.tokens[spec.name], raw.lengths[:, column]
+        if spec.layout.kind in ("sequence", "embeddings"):
+            found[spec.name] = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        else:
+            shape = rows.shape[1:] if spec.continuous else fixed_shape(spec.layout)
+            found[spec.name] = torch.from_numpy(rows.reshape(BATCH, *shape))
+    return {name: found[name] for name in names}
+
+
+def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedInputs:
+    """The inputs of one sample and nothing else, written down token by token."""
+    ids, positions, kinds = [], [], []
+    vectors = {}
+    for name, rows in tokens.items():
+        row = np.asarray(rows[number])
+        if backbone.tables.spec(name).continuous:
+            vectors[name] = torch.arange(len(ids), len(ids) + len(row)), torch.as_tensor(row)
+            ids += [0] * len(row)
+        else:
+            row = row.ravel()
+            ids += [backbone.tables.token_rows(name).start + int(token) for token in row]
+        positions += [backbone.tables.positions[name].start + place for place in range(len(row))]
+        kinds += [backbone.tables.names.index(name)] * len(row)
+    return PackedInputs(
+        ids=torch.tensor([ids]), positions=torch.tensor([positions]), modalities=torch.tensor([kinds]),
+        mask=torch.ones(1, len(ids), dtype=torch.bool), vectors=vectors,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"registers": 2, "tables": "separate", "bias": True, "qk_norm": True}])
+def test_features_are_those_of_the_models_encoder(changes: dict[str, Any]) -> None:
+    backbone = model(**changes)
+    encoder = FourMEncoder(copy.deepcopy(backbone))
+    tokens = given("words", "picture", "vectors", "code", "pixels", "clip")
+    features, mask = encoder.forward_features(*encoder.prepare(tokens))
+    assert features.shape[:2] == mask.shape
+    for number in range(BATCH):
+        expected = backbone.encode(one_sample(backbone, tokens, number))[0]
+        assert torch.allclose(features[number][mask[number]], expected, atol=2e-5)
+
+
+def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
+    backbone = model()
+    save_model(backbone, tmp_path)
+    Run(tokens=tmp_path).save(tmp_path)
+    encoder = FourMEncoder.from_run(tmp_path)
+    assert not encoder.training and not any(parameter.requires_grad for parameter in encoder.parameters())
+    kept = {name.split(".")[1] for name in encoder.state_dict()}
+    assert kept == {
+        "token_embedding", "modality_embedding", "learned_positions", "projections", "encoder", "encoder_norm"
+    }  # fmt: skip
+    tokens = given("code", "picture")
+    features, mask = encoder.forward_features(*encoder.prepare(tokens))
+    assert torch.allclose(features[0], backbone.encode(one_sample(backbone, tokens, 0))[0], atol=2e-5) and mask.all()
+    assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
+
+
+def test_pooling_by_hand() -> None:
+    encoder = FourMEncoder(model())
+    tokens, used = encoder.prepare({**given("picture"), "words": [np.zeros(0, np.int64), np.array([70, 71]), [70]]})
+    features, mask = encoder.forward_features(tokens, used)
+    assert mask.sum(1).tolist() == [36, 38, 37]
+    assert torch.allclose(encoder(tokens, used)[1], features[1, :38].mean(0), atol=1e-6)
+    assert torch.allclose(encoder(tokens, used)[2], features[2, :37].mean(0), atol=1e-6)
+    of_words = encoder(tokens, used, of="words")
+    assert torch.equal(of_words[0], torch.zeros(32))  # it has none
+    assert torch.allclose(of_words[1], features[1, 36:38].mean(0), atol=1e-6)
+    assert torch.allclose(encoder(tokens, used, of="picture")[2], features[2, :36].mean(0), atol=1e-6)
+
+
+def test_a_sample_without_anything_is_finite_and_others_do_not_change() -> None:
+    encoder = FourMEncoder(model())
+    full = given("words")["words"]
+    empty = [full[0], np.zeros(0, np.int64), full[2]]
+    masks: list[Tensor] = []
+    encoder.model.encoder[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[1]))
+    pooled = encoder(*encoder.prepare({"words": empty}))
+    assert masks[0].any(-1).all()  # a row without any key is NaN on some devices
+    assert torch.isfinite(encoder.forward_features(*encoder.prepare({"words": empty}))[0]).all()
+    assert torch.equal(pooled[1], torch.zeros(32))
+    assert torch.allclose(pooled[0], encoder(*encoder.prepare({"words": full}))[0], atol=1e-5)
+
+
+def test_the_pyramid_has_the_sizes_asked_for_and_keeps_places() -> None:
+    encoder = FourMEncoder(FourM.seeded(ModelConfig(dim=32, encoder_depth=5, decoder_depth=1, heads=2), SPECS, 0))
+    assert encoder.out_indices == (0, 1, 2, 4)
+    tokens, used = encoder.prepare(given("words", "pixels", "picture"))
+    maps = encoder.pyramid(tokens, used, of="picture")
+    assert [tuple(found.shape) for found in maps] == [
+        (BATCH, 32, 24, 24), (BATCH, 32, 12, 12), (BATCH, 32, 6, 6), (BATCH, 32, 3, 3)
+    ]  # fmt: skip
+    last, between, _ = encoder.forward_intermediates(tokens, used)
+    start = tokens["words"].shape[1] + 36
+    assert torch.allclose(maps[2][:, :, 1, 4], between[2][:, start + 6 + 4])
+    grid = last[:, start:].unflatten(1, (6, 6))
+    assert torch.allclose(maps[3][:, :, 0, 1], grid[:, :2, 2:4].mean((1, 2)), atol=1e-5)  # of the last block
+    single = FourMEncoder(model(), out_indices=[-1])
+    assert [tuple(m.shape[2:]) for m in single.pyramid(tokens, used, of="pixels", scales=[1])] == [(6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "code"}, "pyramid of code: expected a grid or patches of two axes, it is a vector"),
+        ({"of": "clip"}, "two axes"),
+        ({"of": "pixels"}, "pixels: is not given; given: picture"),
+        ({"of": "picture", "scales": [1.0]}, "expected 2 numbers above 0"),
+        ({"of": "picture", "scales": [1.0, 0.0]}, "expected 2 numbers above 0"),
+    ],
+)
+def test_a_pyramid_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    encoder = FourMEncoder(model())
+    with pytest.raises(ConfigError, match=message):
+        encoder.pyramid(encoder.prepare(given("picture"))[0], **options)
+
+
+def test_bad_input_is_named() -> None:
+    encoder = FourMEncoder(model())
+    with pytest.raises(UnknownNameError, match="pictures"):
+        encoder.prepare({"pictures": []})
+    with pytest.raises(InvalidValueError, match="picture: expected int64"):
+        encoder.prepare({"picture": torch.zeros(2, 5, 5, dtype=torch.int64)})
+    with pytest.raises(InvalidValueError, match=r"code: .*2 samples, and picture has 3"):
+        encoder.prepare({**given("picture"), "code": torch.zeros(2, 5, dtype=torch.int64)})
+    with pytest.raises(ConfigError, match="at least one modality"):
+        encoder.prepare({})
+    with pytest.raises(ConfigError, match="no zoo"):
+        encoder.tokenize({"picture": []})
+    with pytest.raises(ConfigError, match=r"from -2 to 1, got \[2\]"):
+        FourMEncoder(model(), out_indices=[2])
+
+
+def test_gradients_flow_where_it_is_not_frozen_and_to_pixels_always() -> None:
+    tokens, used = FourMEncoder(model()).prepare(given("pixels", "words"))
+    for frozen in (True, False):
+        encoder = FourMEncoder(model(), frozen=frozen)
+        pixels = tokens["pixels"].clone().requires_grad_()
+        # A plain mean would give the norm's scale almost nothing.
+        encoder({**tokens, "pixels": pixels}, used).square().sum().backward()
+        assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+        touched = {name for name, p in encoder.model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert touched == set() if frozen else {"projections.pixels.weight", "encoder.0.attention.qkv.weight"} < touched
+
+
+def test_layers_learn_slower_towards_the_input_and_all_parameters_are_in_one_group() -> None:
+    encoder = FourMEncoder(model(bias=True, registers=1), frozen=False)
+    groups = parameter_groups(encoder, 1e-2, decay=0.5, weight_decay=0.1)
+    assert [(group["layer"], group["lr"], group["weight_decay"]) for group in groups] == [
+        (0, 1.25e-3, 0.0), (0, 1.25e-3, 0.1), (1, 2.5e-3, 0.0), (1, 2.5e-3, 0.1), (2, 5e-3, 0.0), (2, 5e-3, 0.1),
+        (3, 1e-2, 0.0),
+    ]  # fmt: skip
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in encoder.parameters())
+    weights: list[Tensor] = groups[1]["params"]
+    assert {id(weight) for weight in weights} == {id(p.weight) for p in encoder.model.projections.values()}
+    assert parameter_groups(FourMEncoder(model()), 1e-2) == []
+    torch.optim.AdamW(groups).step()
+
+
+def test_it_is_exported_and_compiled() -> None:
+    encoder = FourMEncoder(model())
+    tokens, used = encoder.prepare(given("picture", "words", "pixels"))
+    expected = encoder(tokens, used)
+    exported = torch.export.export(encoder, (tokens, used))
+    other = {**tokens, "picture": (tokens["picture"] + 1) % 50}
+    assert torch.allclose(exported.module()(other, used), encoder(other, used), atol=1e-6)
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(tokens, used), expected, atol=1e-6)

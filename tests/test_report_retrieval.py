@@ -1,0 +1,87 @@
+"""The report's section on retrieval, from a folder made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from backbone.retrieval.pictures import framed, write_hits
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.modality import layout_to_json
+from tokenizers_zoo.report import write_report
+from tokenizers_zoo.report_pictures import Pictures
+from tokenizers_zoo.report_retrieval import retrieval_section
+
+
+def entry(query: str, found: str, share: float) -> dict[str, Any]:
+    guessed = {"recall": {"1": 0.1, "5": 0.5, "10": 1.0}, "median_rank": 5.5}
+    recall = {"1": share, "5": 0.75, "10": 1.0}
+    return {
+        "query": query, "found": found, "samples": 10, "recall": recall, "median_rank": 2.0, "chance": guessed,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path, zoo: Zoo) -> Path:
+    folder = tmp_path / "run"
+    red, green, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
+    hits = [[red, framed(green), blue], [framed(red), green]]
+    write_hits(folder / "retrieval/gallery/x.png", ["asked: caption"], [["a <b>red</b> ball"], ["two"]], hits)
+    rows = [
+        {"key": "k1", "hits": ["k2", "k1", "k3"], "cells": ["a <b>red</b> ball", None, None, None]},
+        {"key": "k2", "hits": ["k2", "k1"], "cells": ["two", None, None]},
+    ]
+    pairs = [entry("caption", "depth", 0.4), entry("depth", "caption", 0.05)]
+    found = {
+        "identity": {"embedding": {"embedding": "predicted", "via": "minilm", "space": "centred"}}, "pairs": pairs,
+        "mean": entry("", "", 0.225), "galleries": [
+            {"query": "caption", "found": "depth", "picture": "gallery/x.png", "rows": rows,
+             "columns": ["asked: caption", "1", "2", "3"]},
+            {"query": "depth", "found": "caption", "picture": None, "columns": ["asked: depth", "1"],
+             "rows": [{"key": "k1", "hits": ["k1"], "cells": ["k1", "[right] words"]}]},
+        ],
+    }  # fmt: skip
+    (folder / "retrieval" / "retrieval.json").write_text(json.dumps(found))
+    specs = [{"name": name, "layout": layout_to_json(zoo[name].spec.layout)} for name in ("depth", "caption")]
+    (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}}))
+    (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
+    save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def test_cells_have_roles_and_the_right_one_is_told(run: Path, tmp_path: Path) -> None:
+    section = retrieval_section(run, Pictures(folder=tmp_path / "pictures"))
+    assert section is not None and [path.name for path in (tmp_path / "pictures").iterdir()] == [
+        "caption-finds-depth.png"
+    ]  # fmt: skip
+    first, second = section["galleries"]
+    roles = [[(cell.role, cell.label) for cell in row] for row in first["rows"]]
+    assert roles == [
+        [("given", "asked"), ("made", "1"), ("truth", "2: right"), ("made", "3")],
+        [("given", "asked"), ("truth", "1: right"), ("made", "2")],
+    ]
+    assert all(cell.image for cell in first["rows"][0][1:]) and first["rows"][0][0].text == "a <b>red</b> ball"
+    assert (first["texts"], first["wide"], second["wide"]) == (True, False, True)
+    (caption, depth) = section["rows"]
+    assert caption["cells"] == [
+        {"text": "", "colour": "transparent"}, {"text": "40", "colour": "rgba(33, 118, 210, 0.20)"}
+    ]  # fmt: skip
+    assert depth["cells"][0] == {"text": "5", "colour": "rgba(33, 118, 210, 0.00)"}  # below chance
+
+
+def test_the_page_shows_it_and_does_without(run: Path, zoo: Zoo, tmp_path: Path) -> None:
+    text = write_report(zoo, run).read_text(encoding="utf-8")
+    for part in (
+        "What it finds: recall at 1, in %", "first 22.5 / 10.0 %", "median rank 2 / 6", "predicted minilm, centred",
+        "caption finds depth", "a &lt;b&gt;red&lt;/b&gt; ball", "[right] words", "40.0 / 10.0",
+    ):  # fmt: skip
+        assert part in text, part
+    (run / "retrieval" / "retrieval.json").unlink()
+    assert retrieval_section(run, Pictures(folder=tmp_path)) is None
+    assert "What it finds" not in write_report(zoo, run).read_text(encoding="utf-8")

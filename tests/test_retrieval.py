@@ -1,0 +1,453 @@
+"""Retrieval from the run to what is found: vectors, indexes on disk, queries, recall, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from retrieval_world import NAMES, World, installed, make_world
+
+from backbone.features import FourMEncoder
+from backbone.gallery import CELL
+from backbone.generation import TargetPlan, generate
+from backbone.retrieval import index as indexes
+from backbone.retrieval.cli import retrieve
+from backbone.retrieval.config import EmbeddingConfig, RecallConfig
+from backbone.retrieval.embedding import Embedder
+from backbone.retrieval.evaluate import evaluate_retrieval
+from backbone.retrieval.index import TOGETHER, Index, build
+from backbone.retrieval.pictures import RIGHT, framed, write_hits
+from backbone.retrieval.query import combined, query_keys
+from backbone.retrieval.recall import chance
+from backbone.retrieval.spaces import unit
+from backbone.saving import load_model, save_model
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.report_pictures import cells_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with installed(tmp_path_factory.mktemp("site")):
+        yield make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def index(world: World) -> Index:
+    return build(world.run, world.zoo, world.root / "index", config=EmbeddingConfig())
+
+
+def zoo(world: World, *words: Any) -> Result:
+    """Run `zoo retrieve WORDS`."""
+    return CliRunner().invoke(retrieve, [str(word) for word in words], obj={"registry": None, "debug": False})
+
+
+def refused(world: World, *words: Any) -> str:
+    """The one line that a command complains with."""
+    result = zoo(world, *words)
+    assert isinstance(result.exception, ZooError), (result.output, result.exception)
+    text = str(result.exception)
+    assert "\n" not in text
+    return text
+
+
+def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
+    column = TokenStore(world.root / "tokens").open("test", name)
+    return column.keys[:count], column.take(range(count))
+
+
+# ---------------------------------------------------------------- vectors
+
+
+def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> None:
+    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(space="plain"))
+    encoder = FourMEncoder.from_run(world.run, world.zoo)
+    _, tokens = stored(world, "letters")
+    features, mask = encoder.forward_features(*encoder.prepare({"letters": tokens}))
+    expected = [row[used].mean(0) for row, used in zip(features, mask, strict=True)]
+    embedder.fit(["letters"], lambda total: pytest.fail("nothing is fitted"))
+    assert np.allclose(embedder.embed("letters", tokens), unit(torch.stack(expected).numpy()), atol=1e-5)
+
+
+def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: World) -> None:
+    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(embedding="predicted", via="gist", space="plain"))
+    _, tokens = stored(world, "light")
+    plan = TargetPlan(name="gist", temperature=0, steps=1)
+    made = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
+    assert np.allclose(embedder.raw("light", tokens), made.numpy() / 5)
+    _, own = stored(world, "gist")
+    assert np.allclose(embedder.raw("gist", own), own / 5)  # its own tokens are not predicted
+
+
+def test_the_space_is_fitted_to_training_samples_only(world: World) -> None:
+    """Without the training split there is nothing to fit to; without the test split the space is the same."""
+    spaces = []
+    for missing in ("test", "train"):
+        root = world.root / f"without-{missing}"
+        shutil.copytree(world.root / "tokens", root, ignore=shutil.ignore_patterns(missing))
+        embedder = Embedder(world.run, world.zoo, EmbeddingConfig(space="centred"))
+        object.__setattr__(embedder.run, "tokens", root)
+        if missing == "train":
+            with pytest.raises(ZooError, match="no tokens of a split 'train'"):
+                embedder.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+        else:
+            embedder.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+            spaces.append(embedder.spaces["dark"].mean)
+    whole = Embedder(world.run, world.zoo, EmbeddingConfig(space="centred"))
+    whole.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+    assert np.array_equal(spaces[0], whole.spaces["dark"].mean)
+
+
+# ---------------------------------------------------------------- the index
+
+
+def test_an_index_holds_every_modality_and_all_together(world: World, index: Index) -> None:
+    assert index.names == list(NAMES) and index.keys[TOGETHER] == world.keys
+    assert len(index.keys["letters"]) == 28 and "test-003" not in index.keys["letters"]
+    config = load_config(index.folder)
+    assert (config["together"], config["modalities"]["letters"], config["search"]) == (30, 28, "exact")
+    embedder = index.embedder(world.zoo)
+    vectors = {}
+    for name in NAMES:
+        keys, tokens = stored(world, name, 2)
+        assert keys == world.keys[:2]
+        vectors[name] = embedder.embed(name, tokens)
+        found = index.search(vectors[name], 1, name)
+        assert [hits[0].cosine for hits in found] == pytest.approx([1, 1], abs=1e-5)
+    hits = index.search(unit(sum(vectors.values())), 1)  # type: ignore[arg-type]
+    assert [(found[0].key, round(found[0].cosine, 4)) for found in hits] == [("test-000", 1), ("test-001", 1)]
+    assert oct(index.folder.stat().st_mode)[-3:] == "755"
+
+
+def test_building_again_gives_the_same_bytes(world: World, index: Index) -> None:
+    again = build(world.run, world.zoo, world.root / "again", config=EmbeddingConfig())
+    for path in index.folder.iterdir():
+        assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
+
+
+def test_an_index_that_is_there_is_kept_or_replaced_as_asked(world: World, index: Index, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    shutil.copytree(index.folder, place)
+    before = {path.name: path.stat().st_ino for path in place.iterdir()}
+    build(world.run, world.zoo, place, config=EmbeddingConfig())
+    assert {path.name: path.stat().st_ino for path in place.iterdir()} == before
+    with pytest.raises(ConfigError, match=r"holds an index with embedding = .*--overwrite"):
+        build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"))
+    build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=True)
+    assert Index(place).embedding.space == "centred" and [path.name for path in tmp_path.iterdir()] == ["index"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="is no index"):
+        build(world.run, world.zoo, tmp_path / "mine", config=EmbeddingConfig())
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        build(world.run, world.zoo, tmp_path / "mine", config=EmbeddingConfig(), overwrite=True)
+    assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
+
+
+def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed for good, without any clearing up, just before the rename."""
+    place = tmp_path / "index"
+    reader = os.fork()
+    if reader == 0:  # pragma: no cover
+        monkeypatch.setattr(indexes.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
+        build(world.run, world.zoo, place, config=EmbeddingConfig())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
+    assert not place.exists() and len(list(tmp_path.iterdir())) == 1
+    build(world.run, world.zoo, place, config=EmbeddingConfig())
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert (place / "keys.json").read_bytes() == (index.folder / "keys.json").read_bytes()
+
+
+rename = os.replace
+
+
+def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = unit(rng.standard_normal((1000, 16))), unit(rng.standard_normal((50, 16)))
+    made = [indexes._index_of(indexes.faiss(), vectors, kind) for kind in ("exact", "approximate", "approximate")]
+    rows = [made_one.search(queries, 5)[1] for made_one in made]
+    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
+    assert np.array_equal(rows[0], expected)
+    overlap = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows[1], expected, strict=True)])
+    assert overlap > 0.95
+    library = indexes.faiss()
+    assert np.array_equal(library.serialize_index(made[1]), library.serialize_index(made[2]))  # the same again
+    # Chosen by size, and by hand.
+    place = tmp_path / "index"
+    assert build(world.run, world.zoo, place, config=EmbeddingConfig(), search="approximate").search_kind == (
+        "approximate"
+    )
+    keys, tokens = stored(world, "light", 3)
+    opened = Index(place)
+    assert [hits[0].key for hits in opened.search(opened.embedder(world.zoo).embed("light", tokens), 3)] == keys
+    monkeypatch.setattr(indexes, "LARGE", 20)
+    large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
+    assert large.search_kind == "approximate" and large.names == ["light"]
+
+
+# ---------------------------------------------------------------- queries
+
+
+def test_a_weighted_sum_by_hand() -> None:
+    one, other = np.array([[1.0, 0.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
+    assert np.allclose(combined({"a": one, "b": other}, {}), [[0.5**0.5, 0.5**0.5]])
+    assert np.allclose(combined({"a": one, "b": other}, {"a": 3.0, "b": -4.0}), [[0.6, -0.8]])
+    assert np.allclose(combined({"a": one, "b": other}, {"b": 0.0}), one)
+    with pytest.raises(ConfigError, match="is zero, and says nothing"):
+        combined({"a": one, "b": one}, {"b": -1.0})
+    with pytest.raises(ConfigError, match="--weights c: is not given; given: a, b"):
+        combined({"a": one, "b": other}, {"c": 1.0})
+
+
+def test_one_modality_finds_the_same_sample_by_another(world: World, index: Index) -> None:
+    found = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light")
+    assert [answer.hits[0].key for answer in found] == world.keys[:3]
+    assert all(len(answer.hits) == 4 for answer in found)
+    cosines = [hit.cosine for hit in found[0].hits]
+    assert cosines == sorted(cosines, reverse=True)
+    without = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
+    assert [hit.key for hit in without[0].hits][:3] == [hit.key for hit in found[0].hits][1:]
+    assert len(without[0].hits) == 4
+
+
+def test_a_negative_weight_asks_for_what_is_unlike(world: World, index: Index) -> None:
+    (like,) = query_keys(index, world.zoo, ["test-005"], ["light"], {}, 30, find="dark")
+    (unlike,) = query_keys(index, world.zoo, ["test-005"], ["light"], {"light": -1}, 30, find="dark")
+    assert [hit.key for hit in unlike.hits] == [hit.key for hit in like.hits][::-1]
+    assert unlike.hits[-1].cosine == pytest.approx(-like.hits[0].cosine, abs=1e-5)
+
+
+def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
+    (tmp_path / "word.txt").write_text("fade")
+    out = tmp_path / "found"
+    result = zoo(world, "query", index.folder, "--given", f"letters={tmp_path / 'word.txt'}", "-k", 3, "--out", out)
+    assert result.exception is None, result.exception
+    lines = result.output.splitlines()
+    assert lines[0] == "asked with letters of files:" and lines[1].split() == ["rank", "sample", "cosine"]
+    written = json.loads((out / "hits.json").read_text())
+    (answer,) = written["answers"]
+    assert [hit["key"] for hit in answer["hits"]] == [line.split()[1] for line in lines[2:5]]
+    embedder = index.embedder(world.zoo)
+    expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
+    assert [hit["cosine"] for hit in answer["hits"]] == pytest.approx([hit.cosine for hit in expected[0]])
+    cells = cells_of(out / "hits.png")  # what was asked with is text; hits are pictures
+    assert cells is not None and [cell is None for cell in cells[0]] == [True, False, False, False]
+
+
+def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    words = ("query", index.folder, "--keys", "test-001,test-004", "--given", "raw,dark", "--weights", "raw=0.25")
+    result = zoo(world, *words, "--find", "letters", "-k", 99, "--out", out)
+    assert "-k 99: the index has 28 samples; these are all" in result.output
+    written = json.loads((out / "hits.json").read_text())
+    assert [answer["key"] for answer in written["answers"]] == ["test-001", "test-004"]
+    assert [len(answer["hits"]) for answer in written["answers"]] == [28, 28]
+    assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
+    everything = zoo(world, "query", index.folder, "--keys", "test-001", "-k", 1)
+    assert everything.output.splitlines()[0] == f"asked with {' + '.join(NAMES)} of test-001:"
+    assert everything.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
+    alone = zoo(world, "query", index.folder, "--keys", "test-001", "--weights", "dark=2", "--exclude-self", "-k", 2)
+    assert alone.output.startswith("asked with dark of test-001:") and "test-001" not in alone.output[28:]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--given", "letter=FILE"), ("unknown modality of this index 'letter'", "did you mean letters?")),
+        (("--given", "light"), ("--given light: expected NAME=FILE",)),
+        (("--given", "light=absent.npy"), ("absent.npy", "NAME=FILE with a file that is there")),
+        (("--given", "letters=FILE", "--given", "letters=FILE"), ("letters is given twice",)),
+        (("--given", "letters=FILE", "--find", "lihgt"), ("'lihgt'", "did you mean light?")),
+        (("--given", "letters=FILE", "--weights", "dark=1"), ("--weights dark: is not given; given: letters",)),
+        (("--given", "letters=FILE", "--weights", "letters=much"), ("--weights letters=much: expected NAME=NUMBER",)),
+        (("--given", "letters=FILE", "--weights", "letters=nan"), ("--weights letters=nan: expected NAME=NUMBER",)),
+        (("--given", "letters=FILE", "--exclude-self"), ("give --keys",)),
+        (("--keys", "test-000", "--given", "letters=FILE"), ("expected a NAME beside --keys",)),
+        (("--keys", "tset-000", "--given", "light"), ("unknown sample 'tset-000'", "did you mean test-000")),
+        (("--keys", "test-003", "--given", "light,letters"), ("sample 'test-003' has no letters",)),
+        (("--keys", "test-003", "--given", "light", "--split", "tset"), ("no tokens of a split 'tset'",)),
+        ((), ("expected --given NAME=FILE, or --keys",)),
+    ],
+)
+def test_a_query_that_cannot_be(
+    world: World, index: Index, tmp_path: Path, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "word.txt").write_text("fade")
+    words = tuple(word.replace("FILE", str(tmp_path / "word.txt")) for word in words)
+    text = refused(world, "query", index.folder, *words, "--out", tmp_path / "out")
+    assert all(part in text for part in parts), text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--embedding", "predicted", "--via", "raw"), ("--via raw", "is an input only", "this run has gist")),
+        (("--embedding", "predicted", "--via", "light"), ("--via light", "is a grid", "this run has gist")),
+        (("--embedding", "predicted", "--via", "gits"), ("'gits'", "did you mean gist?")),
+        (("--embedding", "predicted"), ("--via NAME: goes with --embedding predicted",)),
+        (("--via", "gist"), ("--via NAME: goes with --embedding predicted",)),
+        (("--modalities", "lihgt"), ("'lihgt'", "did you mean light?")),
+        (("--split", "tset"), ("no tokens of a split 'tset'",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "eval"])
+def test_vectors_that_cannot_be(
+    world: World, tmp_path: Path, command: str, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    text = refused(world, command, world.run, "--out", tmp_path / "out", *words)
+    assert all(part in text for part in parts), text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_and_one_that_is_no_index(world: World, tmp_path: Path) -> None:
+    assert "no run here" in refused(world, "build", tmp_path, "--out", tmp_path / "out")
+    assert "no checkpoint here" in refused(world, "query", tmp_path, "--keys", "a")
+    assert "holds a FourM, expected a RetrievalIndex" in refused(world, "query", world.run, "--keys", "a")
+    assert "at least two modalities" in refused(world, "eval", world.run, "--modalities", "light")
+
+
+def test_an_index_of_another_backbone_or_codec_is_refused(world: World, index: Index, tmp_path: Path) -> None:
+    place, run = tmp_path / "index", tmp_path / "run"
+    shutil.copytree(world.run, run)
+    build(run, world.zoo, place, config=EmbeddingConfig(space="centred"))
+    model = load_model(run)
+    with torch.no_grad():
+        model.encoder_norm.weight.mul_(1.01)
+    config = load_config(run)
+    save_model(model, run, {key: config[key] for key in ("train", "fingerprints")})
+    text = refused(world, "query", place, "--keys", "test-000", "--given", "light")
+    assert f"built by the backbone {Index(place).fingerprint[:12]}" in text and "--overwrite" in text
+    assert "holds an index with fingerprint" in refused(world, "build", run, "--out", place, "--space", "centred")
+
+
+def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) -> None:
+    for name, damage, part in (
+        ("together.faiss", b"IxF", "together.faiss: no sound FAISS index"),
+        ("together.faiss", (index.folder / "of-letters.faiss").read_bytes(), "holds 28 vectors, and keys.json has 30"),
+        ("keys.json", b"{", "keys.json: cannot be read as JSON"),
+        ("config.json", b'{"class": "RetrievalIndex"}', "config.json does not describe an index"),
+    ):
+        place = tmp_path / name / part[:9]
+        shutil.copytree(index.folder, place)
+        (place / name).write_bytes(damage)
+        assert part in refused(world, "query", place, "--keys", "test-000", "--given", "light")
+
+
+def test_without_faiss_the_extra_is_named(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    text = refused(world, "build", world.run, "--out", tmp_path / "out")
+    assert "pip install 'tokenizers-zoo[retrieval]'" in text and not list(tmp_path.iterdir())
+    assert "tokenizers-zoo[retrieval]" in refused(world, "query", index.folder, "--keys", "test-000")
+    assert zoo(world, "eval", world.run, "--out", tmp_path / "eval", "--galleries", 0).exception is None
+
+
+# ---------------------------------------------------------------- recall
+
+
+@pytest.fixture(scope="module")
+def measured(world: World) -> tuple[Path, dict[str, Any]]:
+    out = world.root / "recall"
+    config = RecallConfig(gallery_pairs=8, gallery_samples=3)
+    return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig(), config=config)
+
+
+def of(result: dict[str, Any], query: str, found: str) -> dict[str, Any]:
+    (entry,) = [entry for entry in result["pairs"] if (entry["query"], entry["found"]) == (query, found)]
+    return entry
+
+
+def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path, dict[str, Any]]) -> None:
+    out, result = measured
+    assert json.loads((out / "retrieval.json").read_text()) == result
+    assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
+    light_dark, letters = of(result, "light", "dark"), of(result, "dark", "letters")
+    assert (light_dark["samples"], letters["samples"]) == (30, 28)
+    assert light_dark["chance"] == {
+        "recall": {str(k): pytest.approx(share, abs=1e-6) for k, share in chance(30).at.items()}, "median_rank": 15.5
+    }  # fmt: skip
+    assert light_dark["recall"]["1"] > 0.9 and light_dark["median_rank"] == 1
+    mean = np.mean([entry["recall"]["5"] for entry in result["pairs"]])
+    assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_default_space_is_the_best(world: World, measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    quiet = RecallConfig(gallery_pairs=0)
+    shares = {
+        space: evaluate_retrieval(
+            world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(space=space), config=quiet  # type: ignore[arg-type]
+        )["mean"]["recall"]["1"]
+        for space in ("plain", "centred", "whitened")
+    }  # fmt: skip
+    assert measured[1]["mean"]["recall"]["1"] > 2 * max(shares.values()), shares
+
+
+def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
+    out, result = measured
+    assert [(entry["query"], entry["found"]) for entry in result["galleries"]][:3] == [
+        ("light", "dark"), ("dark", "light"), ("raw", "dark"),
+    ]  # fmt: skip
+    gallery = result["galleries"][0]
+    assert gallery["columns"] == ["asked: light", "1", "2", "3", "4", "5"] and len(gallery["rows"]) == 3
+    with Image.open(out / gallery["picture"]) as sheet:
+        boxes = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
+        for row, places in zip(gallery["rows"], boxes, strict=True):
+            for key, (left, top, _, _) in zip(row["hits"], places[1:], strict=True):
+                corner = "#{:02x}{:02x}{:02x}".format(*sheet.convert("RGB").getpixel((left, top)))  # type: ignore[misc]
+                assert (corner == RIGHT) == (key == row["key"])
+    texts = next(entry for entry in result["galleries"] if entry["found"] == "letters")
+    for row in texts["rows"]:
+        marked = [cell.startswith("[right] ") for cell in row["cells"][1:]]
+        assert marked == [key == row["key"] for key in row["hits"]]
+
+
+def test_frames_and_sheets(tmp_path: Path) -> None:
+    small = framed(Image.new("RGB", (8, 4), "red"))
+    assert not isinstance(small, str) and small.size == (CELL, CELL // 2)
+    assert small.getpixel((5, 5)) == (26, 150, 65) and small.getpixel((6, 6)) == (255, 0, 0)
+    assert framed("words") == "[right] words"
+    assert write_hits(tmp_path / "x.png", ["a"], [["q"], [small]], [[small, "b"], [small]])
+    assert not write_hits(tmp_path / "y.png", ["a"], [["q"]], [["b"]]) and not (tmp_path / "y.png").exists()
+
+
+def test_the_command_prints_80_columns(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = zoo(world, "eval", world.run, "--out", tmp_path, "--modalities", "light,letters", "--galleries", 1)
+    lines = [line for line in result.stdout.splitlines() if "/" in line]
+    assert result.exception is None and max(map(len, lines[:3])) <= 80
+    assert lines[0].split()[:2] == ["light", "letters"] and lines[0].split()[-1] == "28"
+    assert lines[0].split()[2].endswith("/3.6") and lines[2].startswith("[mean]")
+    assert lines[-1] == f"all of it: {tmp_path / 'retrieval.json'}"
+    assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["letters-finds-light.png"]
+
+
+def test_samples_are_bounded_and_values_may_be_gone(world: World, tmp_path: Path) -> None:
+    config = RecallConfig(samples=10)
+    result = evaluate_retrieval(
+        world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(), config=config, modalities=["light", "dark"],
+        data_root=tmp_path / "gone",
+    )  # fmt: skip
+    assert [entry["samples"] for entry in result["pairs"]] == [10, 10] and result["galleries"] == []
+    with pytest.raises(ValueError, match="samples: expected at least 2, got 1"):
+        RecallConfig(samples=1)

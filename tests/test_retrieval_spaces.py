@@ -1,0 +1,109 @@
+"""The space of all modalities' vectors, and recall, against hand-computed numbers and a world with a known answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backbone.retrieval.recall import chance, recall
+from backbone.retrieval.spaces import RIDGE, Affine, Vectors, fit, unit
+
+
+def test_unit_vectors_and_zero() -> None:
+    assert np.allclose(unit(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
+    assert unit(np.ones((1, 4))).dtype == np.float32
+
+
+def test_an_affine_map_by_hand() -> None:
+    space = Affine(mean=np.array([1, 1], np.float32), projection=np.array([[0, 2], [1, 0]], np.float32))
+    assert np.allclose(space(np.array([[4, 1], [1, 3]], np.float32)), [[0, 1], [1, 0]])
+
+
+def test_centred_takes_off_each_modalitys_own_mean() -> None:
+    vectors = {"a": np.array([[1, 0], [3, 0]], np.float32), "b": np.array([[0, 5], [np.nan] * 2], np.float32)}
+    space = fit("centred", vectors)
+    assert space["a"].mean.tolist() == [2, 0] and space["b"].mean.tolist() == [0, 5]
+    assert space["a"].projection is None
+    assert fit("plain", vectors)["a"].mean.tolist() == [0, 0]
+
+
+def test_whitening_by_hand() -> None:
+    """Variances of 4 and 1 along the axes, a mean of 2.5: directions keep their place and get nearly equal."""
+    rows = np.array([[2, 1], [2, -1], [-2, 1], [-2, -1]], np.float32)
+    found = fit("whitened", {"a": rows})["a"].projection
+    expected = np.diag([1 / np.sqrt(4 + RIDGE * 2.5), 1 / np.sqrt(1 + RIDGE * 2.5)])
+    assert found is not None and np.allclose(found, expected, atol=1e-6)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]], np.float32)
+    turned = fit("whitened", {"a": rows @ turn.T})["a"].projection
+    assert turned is not None and np.allclose(turned, turn @ expected @ turn.T, atol=1e-6)
+
+
+def views(samples: int, seed: int) -> dict[str, Vectors]:
+    """Three sets that say the same 4 numbers, each by axes of its own, far from 0, among 12 louder ones of its own."""
+    rng, axes = np.random.default_rng(seed), np.random.default_rng(0)
+    same = rng.standard_normal((samples, 4))
+    found = {}
+    for name in "abc":
+        turn = np.linalg.qr(axes.standard_normal((16, 16)))[0]
+        own = 2 * rng.standard_normal((samples, 12))
+        found[name] = (np.concatenate([same, own], 1) @ turn + 10 * axes.standard_normal(16)).astype(np.float32)
+    return found
+
+
+def found_by(space: dict[str, Affine], held_out: dict[str, Vectors]) -> float:
+    return recall(space["a"](held_out["a"]), space["c"](held_out["c"])).at[1]
+
+
+def test_what_is_shared_is_found_in_samples_that_were_not_fitted_to() -> None:
+    held_out = views(50, 2)
+    assert found_by(fit("shared", views(400, 1)), held_out) > 0.5
+    for kind in ("plain", "centred", "whitened"):
+        assert found_by(fit(kind, views(400, 1)), held_out) < 0.1  # type: ignore[arg-type]
+
+
+def test_a_sample_may_lack_modalities() -> None:
+    vectors = views(600, 1)
+    for number, name in enumerate("abc"):
+        vectors[name][number::3] = np.nan  # no sample has all three
+    assert found_by(fit("shared", vectors), views(50, 2)) > 0.4
+    nothing = {name: np.full((9, 16), np.nan, np.float32) for name in "abc"}
+    more = {name: np.concatenate([rows, nothing[name]]) for name, rows in vectors.items()}
+    one, other = fit("shared", vectors)["b"], fit("shared", more)["b"]
+    assert one.projection is not None and other.projection is not None
+    assert np.array_equal(one.mean, other.mean) and np.allclose(one.projection, other.projection, atol=1e-6)
+
+
+def test_modalities_of_other_sizes_and_without_any_variance_share_nothing_and_break_nothing() -> None:
+    vectors = views(300, 1)
+    vectors["small"] = vectors["a"][:, :6]
+    vectors["still"] = np.ones((300, 3), np.float32)
+    space = fit("shared", vectors)
+    for name, rows in vectors.items():
+        assert np.isfinite(space[name](rows)).all() and space[name](rows).shape == (300, 3)
+    assert not space["still"](vectors["still"]).any()
+    assert np.isfinite(fit("shared", {"a": vectors["a"]})["a"](vectors["a"])).all()  # one alone shares nothing
+
+
+def test_recall_by_hand() -> None:
+    gallery = np.eye(12, dtype=np.float32)
+    queries = gallery.copy()
+    queries[0] = gallery[1]  # its own comes after one, among 11 that are as far
+    found = recall(queries, gallery)
+    assert found.at[1] == pytest.approx(11 / 12)
+    assert found.at[5] == pytest.approx((11 + 4 / 11) / 12)
+    assert found.median_rank == 1
+
+
+def test_ranks_of_a_reversed_gallery() -> None:
+    angles = np.linspace(0, 1, 21)
+    gallery = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    found = recall(np.tile(gallery[:1], (21, 1)), gallery)  # always asked for the first: the ranks are 1 to 21
+    assert found.at == pytest.approx({1: 1 / 21, 5: 5 / 21, 10: 10 / 21})
+    assert found.median_rank == 11
+
+
+def test_a_gallery_that_says_nothing_gives_what_chance_gives() -> None:
+    same = np.tile(unit(np.ones((1, 3))), (40, 1))
+    assert recall(same, same) == chance(40)
+    assert chance(40).at == {1: 1 / 40, 5: 5 / 40, 10: 10 / 40} and chance(40).median_rank == 20.5
+    assert chance(4).at[10] == 1

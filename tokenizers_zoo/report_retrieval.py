@@ -1,0 +1,76 @@
+"""The report's section on retrieval: how often the right sample is found, beside chance, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.report_pictures import Pictures, cells_of
+from tokenizers_zoo.report_samples import Cell
+
+RECALL = "retrieval/retrieval.json"
+
+
+def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
+    """What `zoo retrieve eval` left in the run, for the template; None where there is nothing."""
+    if not (run / RECALL).is_file():
+        return None
+    found = read_table(run / RECALL, "identity", "pairs", "mean", "galleries")
+    names = list(dict.fromkeys(entry["query"] for entry in found["pairs"]))
+    shares = {(entry["query"], entry["found"]): entry for entry in found["pairs"]}
+    counts = [entry["samples"] for entry in found["pairs"]]
+    return {
+        "names": names,
+        "rows": [{"name": query, "cells": [_cell(shares.get((query, name))) for name in names]} for query in names],
+        "samples": str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}",
+        "mean": _numbers(found["mean"]),
+        "details": [
+            {"query": entry["query"], "found": entry["found"], "samples": entry["samples"], **_numbers(entry)}
+            for entry in found["pairs"]
+        ],
+        "embedding": found["identity"]["embedding"],
+        "galleries": [_gallery(run, entry, pictures) for entry in found["galleries"]],
+    }
+
+
+def _cell(entry: Mapping[str, Any] | None) -> dict[str, str]:
+    """Recall at 1 in percent, on a colour that is clear at chance and full where every sample is found."""
+    if entry is None:
+        return {"text": "", "colour": "transparent"}
+    share, guessed = entry["recall"]["1"], entry["chance"]["recall"]["1"]
+    strength = max(0.0, (share - guessed) / (1 - guessed)) if guessed < 1 else 0.0
+    return {"text": f"{100 * share:.0f}", "colour": f"rgba(33, 118, 210, {0.6 * strength:.2f})"}
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Recall in percent and the median rank, `measured / chance`."""
+    guessed = entry["chance"]
+    numbers = {
+        f"at_{k}": f"{100 * share:.1f} / {100 * guessed['recall'][k]:.1f}" for k, share in entry["recall"].items()
+    }
+    return {**numbers, "median": f"{entry['median_rank']:.0f} / {guessed['median_rank']:.0f}"}
+
+
+def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """Queries and what they found, a row of cells each; its sheet goes to the page's folder of pictures."""
+    query, found = entry["query"], entry["found"]
+    images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
+    if entry["picture"]:
+        sheet = run / Path(RECALL).parent / entry["picture"]
+        pictures.add(f"{query}-finds-{found}", sheet.read_bytes())
+        images = cells_of(sheet) or images
+    rows = []
+    for row, drawn in zip(entry["rows"], images, strict=True):
+        cells = [Cell(role="given", modality=query, label="asked", image=drawn[0], text=row["cells"][0])]
+        for place, key in enumerate(row["hits"], 1):
+            right = key == row["key"]
+            label = f"{place}: right" if right else str(place)
+            role: Literal["truth", "made"] = "truth" if right else "made"
+            text = row["cells"][place]
+            cells.append(Cell(role=role, modality=found, label=label, image=drawn[place], text=text))
+        rows.append([cell for cell in cells if cell.image or cell.text is not None])
+    texts = any(cell.text is not None for row in rows for cell in row)
+    wide = any(cell.text is not None for row in rows for cell in row if cell.role != "given")
+    return {"query": query, "found": found, "rows": rows, "texts": texts, "wide": wide}
