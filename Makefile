@@ -62,6 +62,11 @@ docs: $(TEST_READY)
 bench: $(TEST_READY)
 	@for file in bench/*.py; do echo "== $$file"; python $$file || exit 1; done
 
+# A question that takes many runs, on the demo's tokens: make study-transfer, study-scaling, ... (studies/README.md).
+STUDY ?=
+study-%: $(TEST_READY)
+	python studies/$*.py $(STUDY)
+
 test: $(TEST_READY)
 	ruff check .
 	ruff format --check .

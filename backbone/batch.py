@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -82,6 +83,23 @@ class PackedBatch:
         """The same batch on another device."""
         return PackedBatch(inputs=self.inputs.to(device), targets=self.targets.to(device))
 
+    @classmethod
+    def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
+        """The samples of `parts`, which have the same budgets, as one batch, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        inputs, targets = [part.inputs for part in parts], [part.targets for part in parts]
+        starts = itertools.accumulate((side.ids.numel() for side in inputs), initial=0)
+        vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for start, side in zip(starts, inputs, strict=False):
+            for name, (index, rows) in side.vectors.items():
+                vectors.setdefault(name, []).append((index + start, rows))
+        joined = {
+            name: (torch.cat([index for index, _ in pairs]), torch.cat([rows for _, rows in pairs]))
+            for name, pairs in vectors.items()
+        }
+        return cls(inputs=PackedInputs(**_joined(inputs), vectors=joined), targets=PackedTargets(**_joined(targets)))
+
     def split(self, parts: int) -> list[PackedBatch]:
         """The samples in up to `parts` batches, in order, of sizes that differ by one at most."""
         size = len(self.targets.ids)
@@ -105,6 +123,12 @@ def _tensors(packed: PackedInputs | PackedTargets) -> dict[str, Tensor]:
     """The fields that have one row per sample."""
     fields = {item.name: getattr(packed, item.name) for item in dataclasses.fields(packed)}
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def _joined(sides: Sequence[PackedInputs | PackedTargets]) -> dict[str, Tensor]:
+    """The fields that have one row per sample, one below the other."""
+    fields = [_tensors(side) for side in sides]
+    return {name: torch.cat([side[name] for side in fields]) for name in fields[0]}
 
 
 def _moved(packed: PackedInputs | PackedTargets, device: torch.device | str) -> dict[str, Any]:

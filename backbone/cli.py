@@ -7,36 +7,14 @@ from typing import Any
 
 import click
 
+from backbone.cli_config import CONFIG_OPTION, merged, read_tables
 from backbone.cli_generate import generate_command
+from backbone.cli_grow import grow_command
 from backbone.cli_run import open_run
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
-from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
-
-CONFIG_OPTION = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with tables [model], [train], [eval].",
-)
-TABLES = ("model", "train", "eval")
-
-
-def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
-    """The tables of a configuration file. Raises ConfigError."""
-    tables = load_toml(config_file) if config_file else {}
-    reject_unknown(tables, TABLES, Origin(path=config_file))
-    return {name: dict(tables.get(name, {})) for name in TABLES}
-
-
-def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`table` with `changes`, whose keys may be dotted: `masking.input_budget`."""
-    result = dict(table)
-    for key, value in changes.items():
-        first, dot, rest = key.partition(".")
-        result[first] = merged(dict(result.get(first, {})), {rest: value}) if dot else value
-    return result
 
 
 @click.group()
@@ -45,21 +23,24 @@ def backbone() -> None:
 
 
 backbone.add_command(generate_command)
+backbone.add_command(grow_command)
 
 
 @backbone.command()
 @click.option("--tokens", type=PATH, required=True, help="The token store that zoo tokenize wrote.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
-@click.option("--preset", default="nano", show_default=True, help="nano, tiny, small, base, large or xlarge.")
+@click.option("--preset", help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.")
 @CONFIG_OPTION
+@click.option("--from", "start", type=PATH, help="A run whose weights to begin with, for what it knows.")
 @click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
 @settings_option("A key of [train], such as steps=2000 or masking.input_budget=128.")
 def train(
     tokens: Path,
     out: Path,
-    preset: str,
+    preset: str | None,
     config_file: Path | None,
+    start: Path | None,
     only: str | None,
     seed: int | None,
     assignments: tuple[str, ...],
@@ -72,28 +53,40 @@ def train(
     Examples:
       zoo backbone train --tokens runs/tokens --out runs/backbone --preset nano
       zoo backbone train --tokens runs/tokens --out runs/b --set steps=5000
+      zoo backbone train --tokens more --out runs/c --from runs/b
     """
     import dataclasses
 
     from backbone.config import ModelConfig, TrainConfig
     from backbone.config import preset as preset_config
+    from backbone.mixing import check_codecs, datasets_of, names_in
+    from backbone.preview import Previews
     from backbone.run import Run
+    from backbone.saving import CLASS
+    from backbone.starting import check_meaning
     from backbone.train import train as train_backbone
+    from tokenizers_zoo.checkpoint import load_config
     from tokenizers_zoo.data.tokens import TokenStore
 
     tables = read_tables(config_file)
-    size = dataclasses.asdict(preset_config(preset))
+    if start is not None and preset is None:
+        size = load_config(start, CLASS)["model"]
+    else:
+        size = dataclasses.asdict(preset_config(preset or "nano"))
     model = from_mapping(ModelConfig, size | tables["model"], Origin(path=config_file, table="model"))
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     origin = Origin(path=config_file, table="train")
     config = from_mapping(TrainConfig, merged(tables["train"], changes), origin)
     zoo = open_zoo()
     store = TokenStore(tokens)
-    names = split_names(only) or store.modalities("train")
+    datasets = datasets_of(tokens, config)
+    names = split_names(only) or names_in(datasets)
     handles = [zoo[name] for name in names]
-    for handle in handles:
-        store.open("train", handle.name).check_codec(handle)
+    check_codecs(datasets, handles)
+    if start is not None:
+        check_meaning(start, handles)
     run = Run(tokens=tokens, data=store.data, registry=zoo.path)
+    by_name = {handle.name: handle for handle in handles}
     with disk_errors(out):
         train_backbone(
             out,
@@ -102,7 +95,9 @@ def train(
             model,
             config,
             run=run,
-            fingerprints={handle.name: handle.fingerprint for handle in handles},
+            start=start,
+            show=Previews(by_name, tokens, config) if config.preview_every else None,
+            fingerprints={name: handle.fingerprint for name, handle in by_name.items()},
         )
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
 

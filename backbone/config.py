@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from tokenizers_zoo.errors import UnknownNameError
@@ -135,6 +136,34 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A further token store to train on, beside the run's own."""
+
+    tokens: Path
+    """The store's folder."""
+    weight: float = 1.0
+    """How many of the samples are of it, relative to the other stores; the run's own has weight 1."""
+    modalities: tuple[str, ...] = ()
+    """Those that are read of it; empty means all of the run's that it has."""
+    mixtures: tuple[Mixture, ...] = ()
+    """How its samples are masked; empty means as those of the run's own store."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight: expected a number above 0, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """A picture during training: given, made and true values of some held-out samples."""
+
+    given: tuple[str, ...]
+    """Modalities that are given."""
+    make: str
+    """The modality that is made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One run of the backbone's training loop."""
 
@@ -151,7 +180,11 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate, after warm-up."""
     min_learning_rate: float = 0.0
-    """Learning rate at the last step of the cosine."""
+    """Learning rate that the schedule ends at."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """How the rate falls after warm-up. cosine: from then on; wsd (warm-up, stable, decay): at the end alone."""
+    decay_share: float = 0.2
+    """Share of all steps that the end of "wsd" takes; 0: the rate stays."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.05
@@ -162,6 +195,10 @@ class TrainConfig:
     """Largest norm of the gradient; 0 switches clipping off."""
     loss: Literal["modality", "token"] = "modality"
     """Mean over modalities that have targets, or over target tokens."""
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    """How much modalities count in that mean, by name; 1 for the others."""
+    balance: Literal["none", "uncertainty"] = "none"
+    """Weights that follow from the losses. uncertainty: each modality's is learned, lower where its loss is high."""
     eval_every: int = 200
     """Steps between held-out losses."""
     eval_samples: int = 128
@@ -172,6 +209,24 @@ class TrainConfig:
     """Autocast precision of the forward and backward pass."""
     seed: int = 0
     """Seed of weights, masks and order of samples."""
+    average: float = 0.0
+    """Decay, per step, of a moving average of the weights, which then is the model that the run gives; 0: none. The
+    last weights themselves are in the folder `last`."""
+    recompute: bool = False
+    """Keep the activations between blocks only, and compute those within again for the gradient: less memory, more
+    time."""
+    compile: bool = False
+    """Hand the blocks to torch.compile; where it fails, a line says so and training goes on without."""
+    preview_every: int = 0
+    """Steps between pictures of what the model makes of held-out samples; 0: none."""
+    preview_samples: int = 4
+    """Samples in such a picture."""
+    previews: tuple[Preview, ...] = ()
+    """What is made of what in pictures; empty: two pairs that show most."""
+    freeze: bool = False
+    """Move only the rows of the tables, and the projections, that the backbone the run starts from has not."""
+    datasets: tuple[Dataset, ...] = ()
+    """Further token stores; a step's samples are shared out among all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """Budgets and mixtures."""
 
@@ -180,3 +235,11 @@ class TrainConfig:
             raise ValueError("steps, batch_size, parts, eval_every, eval_samples and save_every: expected at least 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"decay_share: expected a share from 0 to 1, got {self.decay_share}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average: expected a decay from 0 to below 1, such as 0.999, got {self.average}")
+        if min(self.loss_weights.values(), default=1.0) <= 0:
+            raise ValueError(f"loss_weights: expected numbers above 0, got {dict(self.loss_weights)}")
+        if self.preview_every < 0 or self.preview_samples < 1:
+            raise ValueError("preview_every, preview_samples: expected at least 0 and 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,15 +27,25 @@ class TokenData:
     """The samples of one split of a token store, with what each has of the modalities of `specs`.
 
     Samples are in the order of their keys. By default a sample may lack modalities; `aligned` keeps those that have
-    all. Raises DataError where a modality has no tokens, or tokens that do not fit its spec.
+    all. `names` are the modalities that are read, by default all; samples lack the others. Raises DataError where one
+    has no tokens, or tokens that do not fit its spec.
     """
 
-    def __init__(self, root: Path, split: str, specs: Sequence[ModalitySpec], *, aligned: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        specs: Sequence[ModalitySpec],
+        *,
+        aligned: bool = False,
+        names: Collection[str] | None = None,
+    ) -> None:
         store = TokenStore(root)
         self.specs = tuple(specs)
-        self.columns: dict[str, TokenColumn] = {spec.name: store.open(split, spec.name) for spec in specs}
-        for spec in specs:
-            _check_fits(self.columns[spec.name], spec, root / split / spec.name)
+        read = [column for column, spec in enumerate(specs) if names is None or spec.name in names]
+        self.columns: dict[str, TokenColumn] = {specs[i].name: store.open(split, specs[i].name) for i in read}
+        for name, spec in ((specs[i].name, specs[i]) for i in read):
+            _check_fits(self.columns[name], spec, root / split / name)
         alignment = store.align(self.columns)
         order = np.argsort(np.array(alignment.keys, object), kind="stable")
         if aligned:
@@ -43,7 +53,8 @@ class TokenData:
         if not len(order):
             raise DataError(f"{root / split}: no sample has all of {', '.join(self.columns)}; tokenize the same data")
         self.keys: list[str] = [alignment.keys[row] for row in order]
-        self.rows: npt.NDArray[np.int64] = alignment.rows[order]
+        self.rows: npt.NDArray[np.int64] = np.full((len(order), len(specs)), -1, np.int64)
+        self.rows[:, read] = alignment.rows[order]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,7 +88,7 @@ class TokenData:
         tokens: dict[str, npt.NDArray[Any]] = {}
         for column, spec in enumerate(self.specs):
             here = np.flatnonzero(present[:, column])
-            taken = self.columns[spec.name].take(rows[here, column])
+            taken = self.columns[spec.name].take(rows[here, column]) if len(here) else np.zeros(0, np.int64)
             dim = getattr(spec.layout, "dim", None)
             shape = (len(samples), spec.layout.length) + (() if dim is None else (dim,))
             array = np.zeros(shape, np.int64 if dim is None else np.float32)
@@ -115,16 +126,16 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec, where: Path) -> None:
 
 
 class Order:
-    """The order of samples: a seeded permutation per epoch, one epoch after the other; any step can be asked for."""
+    """The order of samples: a seeded permutation per epoch, one epoch after the other; any place can be asked for."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, *seed: int) -> None:
         self.count = count
         self.seed = seed
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
-    def samples(self, step: int, batch_size: int) -> npt.NDArray[np.int64]:
-        """The numbers of the samples of a step, `(batch_size,)`."""
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
+    def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """The numbers of the samples at places `first` to `end - 1` of all epochs, `(end - first,)`."""
+        places = np.arange(first, end)
         epochs = places // self.count
         return np.concatenate(
             [self._epoch(int(epoch))[places[epochs == epoch] % self.count] for epoch in np.unique(epochs)]
@@ -132,7 +143,7 @@ class Order:
 
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._epochs:
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((*self.seed, epoch))))
             self._epochs = {kept: order for kept, order in self._epochs.items() if kept >= epoch - 1}
             self._epochs[epoch] = generator.permutation(self.count)
         return self._epochs[epoch]

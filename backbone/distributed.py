@@ -6,9 +6,9 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -23,12 +23,12 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
-from backbone.optim import Optimizer, local
+from backbone.optim import local
 from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.errors import CheckpointError
 
 STATE, PROGRESS = "training_state", "progress.json"
-MODEL, OPTIMIZER = "model/", "optimizer/"
+MODEL = "model/"
 
 
 class Ranks:
@@ -130,21 +130,34 @@ def alone_is_fine() -> Iterator[None]:
         yield
 
 
+class Kept(Protocol):
+    """A part of a training that a later step depends on."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors, by name."""
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors like those of `state`, to be read into. Raises CheckpointError for names that are not its own."""
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+
+
 class TrainingState:
-    """Weights, optimizer and step in FOLDER/training_state/step-N, a safetensors file per process.
+    """Weights, the `parts` by name and the step in FOLDER/training_state/step-N, a safetensors file per process.
 
     Any number of processes can go on with what any other number wrote. Unlike DCP's own format, this has no pickle.
     """
 
-    def __init__(self, folder: Path, model: FourM, optimizer: Optimizer, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, model: FourM, parts: Mapping[str, Kept], ranks: Ranks) -> None:
         self.folder = folder / STATE
-        self.model, self.optimizer, self.ranks = model, optimizer, ranks
+        self.model, self.parts, self.ranks = model, parts, ranks
         self.saved = 0
 
     def save(self, step: int, seconds: float) -> None:
         """Write the state after `step` steps, in one rename, and remove the one before."""
         weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
-        moments = {f"{OPTIMIZER}{name}": tensor for name, tensor in self.optimizer.state().items()}
+        kept = {f"{part}/{name}": tensor for part, of in self.parts.items() for name, tensor in of.state().items()}
         path, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.tmp"
         if self.ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -152,7 +165,7 @@ class TrainingState:
         self.ranks.wait()
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with alone_is_fine():
-            save(weights | moments, storage_writer=writer, no_dist=self.ranks.size == 1)
+            save(weights | kept, storage_writer=writer, no_dist=self.ranks.size == 1)
         if self.ranks.first:
             write_json(temporary / PROGRESS, {"step": step, "seconds": seconds})
             shutil.rmtree(path, ignore_errors=True)
@@ -173,9 +186,11 @@ class TrainingState:
         weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         try:
             stored = reader.read_metadata().state_dict_metadata
-            names = [name.removeprefix(OPTIMIZER) for name in stored if name.startswith(OPTIMIZER)]
-            moments = self.optimizer.empty_state(names)
-            tensors = weights | {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
+            kept = {
+                part: of.empty_state(name.removeprefix(f"{part}/") for name in stored if name.startswith(f"{part}/"))
+                for part, of in self.parts.items()
+            }
+            tensors = weights | {f"{part}/{name}": x for part, found in kept.items() for name, x in found.items()}
             with alone_is_fine():
                 load(tensors, storage_reader=reader, no_dist=self.ranks.size == 1)
             progress = read_json(path / PROGRESS)
@@ -183,7 +198,8 @@ class TrainingState:
         except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{path}: damaged: {reason}; remove it to start anew") from None
-        self.optimizer.load_state(moments)
+        for part, of in self.parts.items():
+            of.load_state(kept[part])
         return self.saved, seconds
 
     def forget(self) -> None:

@@ -142,7 +142,8 @@ class FourM(nn.Module):
 
     def sometimes_used(self) -> list[nn.Parameter]:
         """The parameters that have no gradient where a batch has nothing of their vocabulary or modality."""
-        return [*self.output.values(), *self.projections.parameters()]
+        parameters = [*self.output.values(), *self.projections.parameters()]
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def _positions(self, rows: Tensor, fixed: Tensor) -> Tensor:
         """Embeddings of position rows: `fixed` ones, which are zero for learned positions, plus learned ones."""
@@ -249,13 +250,18 @@ class FourM(nn.Module):
         return self.decode(x, self.context(batch.inputs), self.target_mask(targets))
 
     def forward(
-        self, batch: PackedBatch, loss: str = "modality", whole: Tensor | None = None, use_all: bool = False
+        self,
+        batch: PackedBatch,
+        loss: str = "modality",
+        whole: Tensor | None = None,
+        use_all: bool = False,
+        weights: Tensor | None = None,
     ) -> Losses:
         """Cross-entropy of the targets: `loss` is "modality" (mean over modalities that have targets) or "token".
 
         Where the batch is a part of a larger one, `whole` holds that one's `target_counts`: the losses of the parts
-        add up to that of the whole. With `use_all` every parameter has a gradient, as processes that exchange
-        gradients need.
+        add up to that of the whole. `weights` (`modalities`) are factors of each one's share. With `use_all` every
+        parameter has a gradient, as processes that exchange gradients need.
         """
         targets = batch.targets
         hidden = self.decode_targets(batch)
@@ -278,10 +284,11 @@ class FourM(nn.Module):
         sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
         counts = self.target_counts(targets).to(exact)
         whole = counts if whole is None else whole
+        counted = sums if weights is None else sums * weights
         if loss == "token":
-            mean = sums.sum() / whole.sum().clamp(min=1)
+            mean = counted.sum() / whole.sum().clamp(min=1)
         else:
-            mean = (sums / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
+            mean = (counted / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
         if use_all:
             mean = mean + sum(0 * parameter[:1].sum() for parameter in self.sometimes_used())
         return Losses(loss=mean, sums=sums.detach(), counts=counts)

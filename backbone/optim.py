@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from backbone.config import TrainConfig
 from backbone.model import FourM
@@ -19,11 +19,19 @@ TOKEN_TABLE = "token_embedding.weight"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step `step`, counted from 0: linear warm-up, then a cosine to the least (arXiv 1608.03983, eq. 5)."""
+    """The rate of step `step`, counted from 0: linear warm-up, then what the schedule says.
+
+    A cosine to the least (arXiv 1608.03983, eq. 5), or the peak until, over the last steps, it falls with 1 minus the
+    square root of the share of them that is done (arXiv 2405.18392, section 4).
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     low, high = config.min_learning_rate, config.learning_rate
+    if config.schedule == "wsd":
+        length = config.decay_share * config.steps
+        done = (step - (config.steps - length)) / max(length, 1.0)
+        return low + (high - low) * (1 - math.sqrt(max(done, 0.0)))
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
@@ -72,21 +80,30 @@ class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
 
     With `config.optimizer` "muon", Muon moves the matrices of the blocks instead. Output rows of a vocabulary without
-    targets have no gradient and are left as they are. `sparse` says whether the token table's gradient is sparse too,
+    targets have no gradient and are left as they are, and so are parameters that want none and, of parameters with
+    bool `rows` in `frozen`, the rows that are True. `sparse` says whether the token table's gradient is sparse too,
     which sharded parameters cannot have; the updates are the same.
     """
 
-    def __init__(self, model: FourM, config: TrainConfig, *, sparse: bool = True) -> None:
+    def __init__(
+        self, model: FourM, config: TrainConfig, *, sparse: bool = True, frozen: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.config = config
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
+                       for name, rows in (frozen or {}).items()}  # fmt: skip
         model.token_embedding.sparse = sparse
         self.rows = RowAdam(model.token_embedding.weight, config.betas)
-        matrices = block_matrices([*model.encoder, *model.decoder]) if config.optimizer == "muon" else {}
+        blocks = [*model.encoder, *model.decoder]
+        muon = config.optimizer == "muon"
+        matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
         self.muon = Muon(matrices, config.weight_decay)
         others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
+        # A table of which some rows stay decays not at all: AdamW shrinks a parameter as a whole.
+        decayed = {name for name, p in others.items() if decays(name, p) and p not in self.frozen}
         groups = [
-            {"params": [p for name, p in others.items() if decays(name, p)], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in others.items() if not decays(name, p)], "weight_decay": 0.0},
+            {"params": [p for name, p in others.items() if name in decayed], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
         ]
         self.dense = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=EPSILON, fused=True)
 
@@ -98,6 +115,9 @@ class Optimizer:
         table = self.rows.table
         if table.grad is not None and table.grad.is_sparse:
             table.grad = table.grad.coalesce()
+        for parameter, rows in self.frozen.items():
+            if parameter.grad is not None:
+                drop_rows(parameter.grad, rows)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
         norm = float(whole(torch.nn.utils.get_total_norm(parts)))
@@ -157,6 +177,22 @@ class Optimizer:
 def names_of(parameter: str) -> tuple[str, str, str]:
     """Under which names a parameter's moments and steps are kept; Muon has the first moment alone."""
     return f"{parameter}.first", f"{parameter}.second", f"{parameter}.ticks"
+
+
+def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
+    """bool `rows` on the parameter's device, and of this process's part of it where it is sharded."""
+    rows = rows.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        rows = local(distribute_tensor(rows, parameter.device_mesh, parameter.placements, src_data_rank=None))
+    return rows
+
+
+def drop_rows(gradient: Tensor, rows: Tensor) -> None:
+    """Set the gradient of rows that are True to zero, in place; coalesced where it is sparse."""
+    if gradient.is_sparse:
+        gradient.values()[rows[gradient.indices()[0]]] = 0.0
+    else:
+        local(gradient)[rows] = 0.0
 
 
 def local(tensor: Tensor) -> Tensor:

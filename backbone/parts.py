@@ -25,7 +25,7 @@ class Parts:
     """
 
     def __init__(self, model: nn.Module, count: int, *, together: bool) -> None:
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.count = count
         self.cores = torch.get_num_threads()
         self.threads = min(count, self.cores) if together else 1

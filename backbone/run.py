@@ -23,6 +23,8 @@ class Run:
     """The values that the tokens were made of."""
     registry: Path | None = None
     """The registry.toml in use; None for all that is installed."""
+    start: Path | None = None
+    """The backbone that it started from; None for a new one."""
 
     def save(self, folder: Path) -> None:
         """Write run.json."""

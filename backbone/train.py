@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
-import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,30 @@ import torch
 from torch import Tensor
 
 from backbone import distributed
+from backbone.average import Average
+from backbone.balance import Balance
 from backbone.batch import PackedBatch
+from backbone.compiling import compile_blocks
 from backbone.config import ModelConfig, TrainConfig
-from backbone.data import Loader, Order, TokenData
-from backbone.masking import Masker
+from backbone.data import Loader
+from backbone.held_out import held_out_losses
+from backbone.identity import open_run, run_identity
+from backbone.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
 from backbone.model import FourM, Losses
 from backbone.optim import Optimizer, learning_rate
 from backbone.parts import Parts
 from backbone.run import Run
-from backbone.saving import CLASS, load_model, save_state
+from backbone.saving import CLASS, save_state
+from backbone.starting import Beginning, begin, freeze
 from backbone.training_log import NoLog, TrainingLog
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, read_table, remove_folder, write_json
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, remove_folder
 from tokenizers_zoo.errors import ConfigError, ZooError
-from tokenizers_zoo.modality import ModalitySpec, layout_to_json
+from tokenizers_zoo.modality import ModalitySpec
 
-IDENTITY = "training_state.json"
-TRAIN, HELD_OUT = "train", "test"
-HELD_OUT_SEED = 1 << 63
-"""Set in the seed of held-out masks, so that they are not those of training."""
+Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
+"""Draws what a model makes of held-out samples: gives by title a picture's file, or a text."""
+LAST = "last"
+"""In a run's folder, that of the last weights, where the run gives their average."""
 
 
 class DivergedError(ZooError):
@@ -52,101 +57,60 @@ def train(
     run: Run | None = None,
     fingerprints: Mapping[str, str] | None = None,
     start: Path | None = None,
+    show: Show | None = None,
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens`, or go on with it; gives `folder`.
 
     Every `save_every` steps the state is written; after a kill the same call goes on from there, and weights and
     metrics.jsonl end up as without the kill. A finished run is left alone. `fingerprints` (default: those in the store)
     and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
-    same or other modalities (see `load_model`). Under torchrun the processes share the batch and the model. Raises
-    ConfigError where the folder holds a run with other settings, DataError for tokens that do not fit, CheckpointError
-    for a start that does not and for a finished model that was altered since, and DivergedError, with the last state
-    kept, where the loss stops being finite.
+    same or other modalities (see `begin`). `show` draws what settings with `preview_every` ask for. Under torchrun the
+    processes share the batch and the model. Raises ConfigError where the folder holds a run with other settings,
+    DataError for tokens that do not fit, CheckpointError for a start that does not and for a finished model that was
+    altered since, and DivergedError, with the last state kept, where the loss stops being finite.
     """
     keep_freed_memory()
     with distributed.ranks() as ranks:
-        data = TokenData(tokens, TRAIN, specs)
-        fingerprints = dict(fingerprints or data.fingerprints)
-        model = first_model(specs, model_config, train_config.seed, start)
-        identity = run_identity(specs, model_config, train_config, fingerprints, len(data))
-        identity["start"] = None if start is None else load_config(start)["weights_sha256"]
+        beginning = begin(specs, model_config, train_config.seed, start)
+        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
+        fingerprints = dict(fingerprints or fingerprints_of(sources))
+        samples = [len(source.data) for source in sources]
+        record = beginning.record
+        identity = run_identity(
+            specs, model_config, train_config, fingerprints, samples if len(samples) > 1 else samples[0],
+            record["weights_sha256"] if record else None,
+        )  # fmt: skip
+        held_out = open_sources(tokens, HELD_OUT, specs, train_config, beginning.names)
+        training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
         if ranks.first:
             open_run(folder, identity)
-            (run or Run(tokens=tokens)).save(folder)
+            dataclasses.replace(run or Run(tokens=tokens), start=start).save(folder)
         ranks.wait()
         if (folder / CONFIG).is_file():
             check_weights(folder, load_config(folder, CLASS))
             if ranks.first:
                 remove_folder(folder / distributed.STATE)  # a kill after the model was written may have left it
             return folder
-        held_out = TokenData(tokens, HELD_OUT, specs) if HELD_OUT in TokenStore(tokens).splits() else None
-        training = Training(folder, data, held_out, model, train_config, ranks)
         seconds = training.run()
         extra = {"train": identity["train"], "fingerprints": fingerprints, "training_seconds": seconds}
-        state = ranks.whole_state(training.model)
-        if ranks.first:
-            save_state(training.model, state, folder, extra)
+        extra |= {"start": record} if record else {}
+        if training.average is not None:
+            save_last(training, folder, extra)
+        with training.averaged():
+            state = ranks.whole_state(training.model)
+            if ranks.first:
+                save_state(training.model, state, folder, extra)
         ranks.wait()
         training.state.forget()
     return folder
 
 
-def first_model(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: Path | None) -> FourM:
-    """The model at step 0: new, or with the rows of a trained one. Raises CheckpointError, ConfigError."""
-    if start is None:
-        return FourM.seeded(config, specs, seed)
-    model = load_model(start, specs, seed=seed)
-    if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
-        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
-    return model
-
-
-def run_identity(
-    specs: Sequence[ModalitySpec],
-    model_config: ModelConfig,
-    train_config: TrainConfig,
-    fingerprints: Mapping[str, str],
-    samples: int,
-) -> dict[str, Any]:
-    """All that a run's result depends on, as JSON types."""
-    modalities = {
-        spec.name: {
-            "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
-            "fingerprint": fingerprints.get(spec.name, ""),
-        }
-        for spec in specs
-    }  # fmt: skip
-    identity = {
-        "model": dataclasses.asdict(model_config), "train": dataclasses.asdict(train_config),
-        "modalities": modalities, "samples": samples,
-    }  # fmt: skip
-    result: dict[str, Any] = json.loads(json.dumps(identity))
-    return result
-
-
-def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take a new folder, or one of the same run. Raises ConfigError where it holds another."""
-    path = folder / IDENTITY
-    if path.is_file():
-        stored = read_table(path)
-        if problem := difference(stored, identity):
-            raise ConfigError(
-                f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"
-            )
-    elif (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder}: holds a model that was not trained here; give another folder")
-    else:
-        write_json(path, identity)
-
-
-def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys((*old, *new)):
-            if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
-                return inner
-        return ""
-    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+def save_last(training: Training, folder: Path, extra: Mapping[str, Any]) -> None:
+    """Write the last weights into a run folder of their own, where their average is what the run gives."""
+    state = training.ranks.whole_state(training.model)
+    if training.ranks.first:
+        Run.load(folder).save(folder / LAST)
+        save_state(training.model, state, folder / LAST, extra)
 
 
 class Training:
@@ -155,40 +119,58 @@ class Training:
     def __init__(
         self,
         folder: Path,
-        data: TokenData,
-        held_out: TokenData | None,
-        model: FourM,
+        sources: Sequence[Source],
+        held_out: Sequence[Source],
+        beginning: Beginning,
         config: TrainConfig,
         ranks: distributed.Ranks,
+        show: Show | None = None,
     ) -> None:
         if config.batch_size % ranks.size:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
-        self.folder, self.config, self.ranks = folder, config, ranks
-        self.data, self.held_out = data, held_out
-        self.model = model.to(ranks.device)
+        if config.preview_every and (show is None or ranks.size > 1):
+            raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; leave it out here")
+        self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
+        frozen = freeze(beginning) if config.freeze else {}
+        self.model = beginning.model.to(ranks.device)
+        for block in (*self.model.encoder, *self.model.decoder):
+            block.recompute = config.recompute
         ranks.shard(self.model)
-        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1)
-        self.masker = Masker(self.model.tables, config.masking)
-        self.order = Order(len(data), config.seed)
+        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen)
+        self.mix = Mix(sources, self.model.tables, config)
+        self.held_out = Mix(held_out, self.model.tables, config)
         together = ranks.size == 1 and ranks.device.type == "cpu"
         self.parts = Parts(self.model, config.parts, together=together)
-        self.state = distributed.TrainingState(folder, self.model, self.optimizer, ranks)
+        self.balance = Balance(self.model.tables, config, ranks.device)
+        self.average = Average(self.model, config.average) if config.average else None
+        kept: dict[str, distributed.Kept] = {"optimizer": self.optimizer, "balance": self.balance}
+        kept |= {"average": self.average} if self.average is not None else {}
+        self.state = distributed.TrainingState(folder, self.model, kept, ranks)
 
     def run(self) -> float:
         """Take the steps that are left; gives the seconds that all steps took."""
         config = self.config
         start, seconds = self.state.load()
-        title = f"backbone, {len(self.data.specs)} modalities"
+        title = f"backbone, {len(self.model.tables)} modalities"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:
+            if config.compile:
+                self.compile(start, log)
             for done, batch in enumerate(loader, start + 1):
                 rate = learning_rate(config, done - 1)
                 loss, norm, by_modality = self.step(batch, rate)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise DivergedError(self._diverged(done, rate))
-                log.step(done, loss, norm, rate, by_modality)
-                if self.held_out is not None and (done % config.eval_every == 0 or done == config.steps):
-                    log.held_out(done, *self.evaluate(self.held_out))
+                if self.average is not None:
+                    self.average.update(done)
+                log.step(done, loss, norm, rate, by_modality | self.balance.shown())
+                if self.held_out.sources and (done % config.eval_every == 0 or done == config.steps):
+                    log.held_out(done, *self.evaluate())
+                    if self.average is not None:
+                        with self.averaged():
+                            log.held_out(done, *self.evaluate(), "held_out_average")
+                if self.show and config.preview_every and (done % config.preview_every == 0 or done == config.steps):
+                    log.previews(done, self.show(self.model, self.folder, done))
                 if done % config.save_every == 0 or done == config.steps:
                     log.flush()
                     self.state.save(done, seconds + log.seconds)
@@ -197,43 +179,57 @@ class Training:
     def batch(self, step: int) -> PackedBatch:
         """This process's part of the batch of a step."""
         size = self.config.batch_size // self.ranks.size
-        first = self.ranks.rank * size
-        samples = self.order.samples(step, self.config.batch_size)[first : first + size]
-        return self.masker(self.data.batch(samples), self.config.seed, step, first)
+        return self.mix.batch(step, self.config.batch_size, self.ranks.rank * size, size)
 
-    def forward(self, batch: PackedBatch, whole: Tensor | None = None) -> Losses:
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model with the average of its weights, where there is one, for as long as the block lasts."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def compile(self, step: int, log: TrainingLog | NoLog) -> None:
+        """Compile the model's blocks on the batch of a step, or say why that fails."""
+
+        def attempt() -> None:
+            self.gradients(self.batch(step))
+            self.model.zero_grad(set_to_none=True)
+
+        if problem := compile_blocks(self.model, attempt):
+            self.model.zero_grad(set_to_none=True)
+            log.say(f"backbone: torch.compile fails here ({problem}); training goes on without it")
+
+    def forward(self, batch: PackedBatch, whole: Tensor | None = None, weights: Tensor | None = None) -> Losses:
         """The losses of a batch, or of a part of one with `whole` targets, in the precision that the settings say."""
         device = self.ranks.device
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
             use_all = self.ranks.size > 1 and torch.is_grad_enabled()
-            losses: Losses = self.model(batch.to(device), self.config.loss, whole, use_all)
+            losses: Losses = self.model(batch.to(device), self.config.loss, whole, use_all, weights)
         return losses
+
+    def gradients(self, batch: PackedBatch) -> tuple[Losses, Tensor]:
+        """Leave the batch's gradients in the parameters; gives its losses, and the targets of all processes."""
+        whole = self.ranks.total(self.model.target_counts(batch.targets).to(self.ranks.device))
+        weights = self.balance.weights(whole)
+        # Sharded gradients are means over the processes, whose losses add up.
+        losses = self.parts.backward(batch, lambda part: self.forward(part, whole, weights), self.ranks.size)
+        return losses, whole
 
     def step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         """One update: the loss of the whole batch, the norm of its gradient, the loss by modality."""
-        whole = self.ranks.total(self.model.target_counts(batch.targets).to(self.ranks.device))
-        # Sharded gradients are means over the processes, whose losses add up.
-        losses = self.parts.backward(batch, lambda part: self.forward(part, whole), self.ranks.size)
+        losses, whole = self.gradients(batch)
         self.ranks.drop_unused(self.model)
         norm = self.optimizer.step(rate)
         names = self.model.tables.names
         of_all = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), counts=whole)
+        self.balance.update(of_all.sums, whole, rate)
         return float(self.ranks.total(losses.loss)), norm, of_all.per_modality(names)
 
     @torch.no_grad()
-    def evaluate(self, data: TokenData) -> tuple[float, dict[str, float]]:
-        """The loss, whole and by modality, on the first held-out samples, always with the same masks."""
-        size = self.config.batch_size
-        sums = counts = torch.zeros(len(self.model.tables), device=self.ranks.device)
-        for step, first in enumerate(range(0, min(len(data), self.config.eval_samples), size)):
-            samples = np.arange(first, min(first + size, len(data), self.config.eval_samples))
-            batch = self.masker(data.batch(samples), self.config.seed ^ HELD_OUT_SEED, step)
-            losses = self.forward(batch)
-            sums, counts = sums + losses.sums, counts + losses.counts
-        means = Losses(loss=sums.sum(), sums=sums, counts=counts).per_modality(self.model.tables.names)
-        mean = float(sums.sum() / counts.sum()) if self.config.loss == "token" else float(np.mean(list(means.values())))
-        return mean, means
+    def evaluate(self) -> tuple[float, dict[str, float]]:
+        """The loss, whole and by modality, on the first held-out samples of each store, always with the same masks."""
+        losses = held_out_losses(self.forward, self.held_out, self.config)
+        means = losses.per_modality(self.model.tables.names)
+        whole = losses.sums.sum() / losses.counts.sum()
+        return float(whole) if self.config.loss == "token" else float(np.mean(list(means.values()))), means
 
     def _diverged(self, done: int, rate: float) -> str:
         kept = self.state.saved

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbone.config import ModelConfig
 
@@ -136,7 +138,24 @@ class MLP(nn.Module):
         return result
 
 
-class EncoderBlock(nn.Module):
+class Block(nn.Module):
+    """What encoder and decoder blocks share: with `recompute`, no activation within is kept for the gradient."""
+
+    recompute = False
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """`batch tokens dim` to the same; see `compute`."""
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return self.compute(x, *others)
+
+    def compute(self, x: Tensor, *others: Any) -> Tensor:
+        """What the block is."""
+        raise NotImplementedError
+
+
+class EncoderBlock(Block):
     """Self-attention and MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -146,14 +165,14 @@ class EncoderBlock(nn.Module):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         """`batch inputs dim` to the same."""
         x = x + self.attention(self.attention_norm(x), mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     """Self-attention within a modality's targets, cross-attention to the context, MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -170,7 +189,7 @@ class DecoderBlock(nn.Module):
         """What this block keeps of a fixed context."""
         return self.cross_attention.keys_and_values(self.context_norm(context))
 
-    def forward(
+    def compute(  # type: ignore[override]
         self,
         x: Tensor,
         context: tuple[Tensor, Tensor],

@@ -57,6 +57,10 @@ def all_layouts() -> list[ModalitySpec]:
     ]
 
 
+ADDED = spec("height", GridLayout(shape=(3, 3)), 21)
+"""One that is not among them."""
+
+
 def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float = 0.0) -> RawBatch:
     """Random tokens; those of a sequence rise, so that each token of a sample tells its place."""
     rng = np.random.default_rng(seed)

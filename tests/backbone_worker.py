@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
 
 import torch
-from backbone_samples import SMALL, TRAINING, all_layouts
+from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
 from backbone import distributed
 from backbone.train import train
 
 
-def main(folder: str, tokens: str, stop_after: str, optimizer: Literal["adamw", "muon"]) -> None:
-    """Train; where the state after `stop_after` steps is written, end at once."""
+def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "") -> None:
+    """Train with `changes` (JSON) of the settings; where the state after `stop_after` steps is written, end at once.
+
+    With `start`, a backbone of all layouts, there is one modality more.
+    """
     torch.set_num_threads(1)
     save = distributed.TrainingState.save
 
@@ -26,9 +29,10 @@ def main(folder: str, tokens: str, stop_after: str, optimizer: Literal["adamw", 
             os._exit(0)
 
     distributed.TrainingState.save = save_and_die  # type: ignore[method-assign]
-    config = dataclasses.replace(TRAINING, optimizer=optimizer)
-    train(Path(folder), Path(tokens), all_layouts(), SMALL, config)
+    config = dataclasses.replace(TRAINING, **json.loads(changes))
+    specs = [*all_layouts(), ADDED] if start else all_layouts()
+    train(Path(folder), Path(tokens), specs, SMALL, config, start=Path(start) if start else None)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

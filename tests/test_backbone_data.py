@@ -86,15 +86,15 @@ def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
 
 
 def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:
-    order = Order(10, seed=3)
-    steps = [order.samples(step, 4) for step in range(10)]
+    order = Order(10, 3)
+    steps = [order.between(4 * step, 4 * step + 4) for step in range(10)]
     flat = np.concatenate(steps)
     epochs = flat.reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
     for step in (7, 2, 9):
-        np.testing.assert_array_equal(Order(10, seed=3).samples(step, 4), steps[step])
-    assert sorted(Order(3, seed=0).samples(0, 9).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        np.testing.assert_array_equal(Order(10, 3).between(4 * step, 4 * step + 4), steps[step])
+    assert sorted(Order(3, 0).between(0, 9).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_the_loader_keeps_order_and_passes_errors_on() -> None:

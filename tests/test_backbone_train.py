@@ -219,17 +219,21 @@ def test_freed_memory_is_kept_where_the_library_can() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "muon"}, {"average": 0.9, "balance": "uncertainty", "recompute": True}],
+    ids=["adamw", "muon", "options"],
+)
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
-    store: Path, tmp_path: Path, optimizer: Any
+    store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(TRAINING, optimizer=optimizer)
+    config = dataclasses.replace(TRAINING, **changes)
     finished = train(tmp_path / "whole", store, all_layouts(), SMALL, config)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
     def work(launcher: list[str], folder: str, stop_after: int) -> None:
-        arguments = [str(tmp_path / folder), str(store), str(stop_after), optimizer]
+        arguments = [str(tmp_path / folder), str(store), str(stop_after), json.dumps(changes)]
         command = [*launcher, str(HERE / "backbone_worker.py"), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

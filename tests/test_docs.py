@@ -9,12 +9,13 @@ import itertools
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from backbone.config import MaskingConfig, Mixture, ModelConfig
+from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
@@ -22,18 +23,23 @@ from backbone.generation.recipe import Recipe
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
-from tokenizers_zoo.config import load_toml
+from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.quantizers import QuantizerConfig
 from tokenizers_zoo.training import TrainConfig
 from tokenizers_zoo.vocabulary import VocabularyConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "bench" / "README.md",
+    ROOT / "studies" / "README.md",
+]
 CONFIGS = [
-    BackboneTrainConfig, BlockConfig, EmbeddingConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture, ModelConfig,
-    QuantizerConfig, Recipe, RecallConfig, SpatialSettings, TargetPlan, TokenizerConfig, TrainConfig,
-    VocabularyConfig,
+    BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture,
+    ModelConfig, Preview, QuantizerConfig, Recipe, RecallConfig, SpatialSettings, TargetPlan, TokenizerConfig,
+    TrainConfig, VocabularyConfig,
 ]  # fmt: skip
 
 
@@ -127,6 +133,16 @@ def test_every_setting_is_explained(config: type) -> None:
     fields = {field.name for field in dataclasses.fields(config)} & own
     missing = fields - explained
     assert missing <= {"tokenizer", "name"}, missing
+
+
+def test_every_option_of_training_has_an_example_that_is_valid() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    shown: set[str] = set()
+    for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
+        table = tomllib.loads(block)["train"]
+        from_mapping(BackboneTrainConfig, table)
+        shown |= table.keys()
+    assert shown == {field.name for field in dataclasses.fields(BackboneTrainConfig)}
 
 
 def test_the_map_names_what_is_there() -> None:

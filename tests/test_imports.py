@@ -26,8 +26,10 @@ ORDER = {
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
-        "muon", "optim", "distributed", "run", "training_log", "parts", "train", "packing", "features", "generation",
-        "gallery", "evaluation_data", "evaluate", "cli_run", "retrieval", "ml4m", "cli_generate", "cli",
+        "mixing", "held_out", "muon", "optim", "average", "balance", "compiling", "distributed", "run", "identity",
+        "starting", "training_log", "parts", "train", "packing", "features", "generation", "gallery",
+        "evaluation_data", "evaluate", "preview", "growing", "cli_run", "retrieval", "ml4m", "cli_config",
+        "cli_generate", "cli_grow", "cli",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

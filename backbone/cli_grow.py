@@ -1,0 +1,120 @@
+"""zoo backbone grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backbone.cli_config import CONFIG_OPTION, merged, read_tables
+from tokenizers_zoo.cli.options import (
+    PATH,
+    open_zoo,
+    parse_assignments,
+    plain_table,
+    settings_option,
+    show_table,
+    split_names,
+)
+from tokenizers_zoo.config import Origin
+from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REPLAY = 0.5
+
+
+@click.command("grow")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--add", "added", metavar="NAMES", required=True, help="Comma-separated modalities that are new.")
+@click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
+@click.option("--out", type=PATH, required=True, help="Folder of the new run.")
+@CONFIG_OPTION
+@click.option("--replay", type=float, help=f"Share of samples of what RUN was trained on. Default: {REPLAY}.")
+@click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN makes stays as it is.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
+@settings_option("A key of [train], such as steps=2000.")
+def grow_command(
+    folder: Path,
+    added: str,
+    tokens: Path,
+    out: Path,
+    config_file: Path | None,
+    replay: float | None,
+    freeze: bool,
+    seed: int | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train a backbone on, with modalities that it had not.
+
+    Where [train] says nothing else, as RUN was trained. The losses of the old
+    modalities before and after are shown, and kept in OUT/growth.json; after
+    zoo backbone eval of both, the same command shows the gap closed, too.
+
+    \b
+    Examples:
+      zoo backbone grow RUN --add heightmap --tokens tokens --out grown
+      zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
+    """
+    from backbone.config import Dataset
+    from backbone.growing import REPORT, Trained, growing_config, grown_specs, write_report
+    from backbone.mixing import check_codecs
+    from backbone.preview import Previews
+    from backbone.run import Run
+    from backbone.starting import check_meaning
+    from backbone.train import train
+    from tokenizers_zoo.data.tokens import TokenStore
+
+    if freeze and replay is not None:
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
+    trained = Trained.load(folder)
+    root = click.get_current_context().find_root().obj or {}
+    zoo = open_zoo(root.get("registry") or (trained.run.registry if trained.run else None))
+    store = TokenStore(tokens)
+    new = split_names(added) or []
+    stored = [name for name in trained.names if name in store.modalities("train")]
+    handles = {name: zoo[name] for name in [*stored, *new]}
+    specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)
+    check_codecs([Dataset(tokens=tokens)], handles.values())
+    check_meaning(folder, handles.values())
+    changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
+    table = merged(read_tables(config_file)["train"], {**changes, **({"freeze": True} if freeze else {})})
+    share = 0.0 if freeze else REPLAY if replay is None else replay
+    config = growing_config(trained, specs, tokens, table, share, Origin(path=config_file, table="train"))
+    codecs = {**trained.fingerprints, **{name: handle.fingerprint for name, handle in handles.items()}}
+    with disk_errors(out):
+        train(
+            out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
+            run=Run(tokens=tokens, data=store.data, registry=zoo.path),
+            show=Previews(handles, tokens, config) if config.preview_every else None,
+        )  # fmt: skip
+        report = write_report(out, trained, tokens)
+    for shown in tables_of(report):
+        show_table(shown)
+    click.echo(f"backbone: {len(specs)} modalities, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """What growth.json holds, for the terminal."""
+    losses = plain_table("held-out loss, nats", ">before", ">after", ">change")
+    for name, row in report["losses"].items():
+        losses.add_row(name, *_three(row))
+    for name, row in report["new"].items():
+        losses.add_row(f"{name} (new)", f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", "")
+    found = [losses] if losses.row_count else []
+    if report["gaps"]:
+        gaps = plain_table("gap closed", ">before", ">after", ">change")
+        for row in report["gaps"]:
+            gaps.add_row(f"{' + '.join(row['given'])} to {row['target']}", *_three(row))
+        found.append(gaps)
+    return found
+
+
+def _three(row: dict[str, Any]) -> list[str]:
+    """Before, after and change; a dash stands for what has no figure."""
+    before, after = row["before"], row["after"]
+    change = "-" if before is None or after is None else f"{after - before:+.3f}"
+    return ["-" if value is None else f"{value:.3f}" for value in (before, after)] + [change]

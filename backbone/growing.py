@@ -1,0 +1,178 @@
+"""A trained backbone goes on with more modalities: how it is trained then, and what became of what it knew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
+from backbone.evaluate import FILE as EVALUATION
+from backbone.evaluate import FOLDER
+from backbone.held_out import losses_of
+from backbone.mixing import TRAIN, datasets_of
+from backbone.model import uniform_loss
+from backbone.run import FILE as RUN_FILE
+from backbone.run import Run
+from backbone.saving import CLASS, spec_from_json
+from tokenizers_zoo.checkpoint import load_config, read_table, write_json
+from tokenizers_zoo.config import Origin, from_mapping, merged
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.modality import ModalitySpec
+
+REPORT = "growth.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A backbone as it was before it grew."""
+
+    folder: Path
+    specs: tuple[ModalitySpec, ...]
+    model: ModelConfig
+    train: TrainConfig
+    """How it was trained; the defaults for one that was imported."""
+    fingerprints: Mapping[str, str]
+    run: Run | None
+    """Where its tokens are; None for one that was imported."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Trained:
+        """What a folder's config.json and run.json say. Raises CheckpointError."""
+        stored = load_config(folder, CLASS)
+        return cls(
+            folder=Path(folder),
+            specs=tuple(map(spec_from_json, stored["specs"])),
+            model=from_mapping(ModelConfig, stored["model"]),
+            train=from_mapping(TrainConfig, stored.get("train", {})),
+            fingerprints=stored.get("fingerprints", {}),
+            run=Run.load(folder) if (folder / RUN_FILE).is_file() else None,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Its modalities."""
+        return [spec.name for spec in self.specs]
+
+    def stores(self, tokens: Path) -> tuple[Dataset, ...]:
+        """What it was trained on, old modalities alone; in place of its own store, where it is gone, `tokens`."""
+        own = self.run.tokens if self.run and self.run.tokens.is_dir() else tokens
+        found = []
+        for dataset in datasets_of(own, self.train):
+            wanted = dataset.modalities or self.names
+            names = tuple(name for name in TokenStore(dataset.tokens).modalities(TRAIN) if name in wanted)
+            mixtures = dataset.mixtures or self.train.masking.mixtures
+            found.append(dataclasses.replace(dataset, modalities=names, mixtures=mixtures))
+        return tuple(dataset for dataset in found if dataset.modalities)
+
+
+def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
+    """The old modalities in their order, then the added ones; `now` holds specs by name, as they are today.
+
+    A vocabulary is as long as the longest of its modalities says. Raises ConfigError for one that is there already.
+    """
+    if there := [name for name in added if name in trained.names]:
+        raise ConfigError(
+            f"{trained.folder}: has {there[0]} already; its modalities are {', '.join(trained.names)}; train on with "
+            "zoo backbone train --from"
+        )
+    if not added or len(set(added)) != len(added):
+        raise ConfigError(f"--add: expected names of new modalities, each once; got {', '.join(added) or 'none'}")
+    specs = [now.get(spec.name, spec) for spec in trained.specs] + [now[name] for name in added]
+    longest: dict[str, int] = {}
+    for spec in specs:
+        longest[spec.vocabulary] = max(longest.get(spec.vocabulary, 0), spec.vocab_size)
+    return [dataclasses.replace(spec, vocab_size=longest[spec.vocabulary]) for spec in specs]
+
+
+def growing_mixtures(old: Sequence[str], added: Sequence[str], specs: Sequence[ModalitySpec]) -> tuple[Mixture, ...]:
+    """Half of the samples ask for what is new, a quarter gives it and asks for what is old, in a quarter all may be."""
+    discrete = [spec.name for spec in specs if not spec.continuous]
+    parts = [Mixture()]
+    if old and (asked := tuple(name for name in added if name in discrete)):
+        parts.append(Mixture(weight=2.0, inputs=tuple(old), targets=asked))
+    if asked := tuple(name for name in old if name in discrete):
+        parts.append(Mixture(inputs=tuple(added), targets=asked))
+    return tuple(parts)
+
+
+def growing_config(
+    trained: Trained,
+    specs: Sequence[ModalitySpec],
+    tokens: Path,
+    table: Mapping[str, Any],
+    replay: float,
+    origin: Origin | None = None,
+) -> TrainConfig:
+    """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
+
+    Raises ConfigError.
+    """
+    if not 0 <= replay < 1:
+        raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
+    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False))
+    config = from_mapping(TrainConfig, merged(base, table), origin)
+    if "mixtures" not in table.get("masking", {}):
+        there = TokenStore(tokens).modalities(TRAIN)
+        old = [name for name in trained.names if name in there]
+        added = [spec.name for spec in specs if spec.name not in trained.names]
+        masking = dataclasses.replace(config.masking, mixtures=growing_mixtures(old, added, specs))
+        config = dataclasses.replace(config, masking=masking)
+    if not replay:
+        return config
+    stores = trained.stores(tokens)
+    scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
+    replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
+    return dataclasses.replace(config, datasets=config.datasets + replayed)
+
+
+def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
+    """Measure what the backbone in `folder` grew from and what it became; gives what FOLDER/growth.json holds.
+
+    {"start": {"folder", "weights_sha256", "knows", "added"},
+     "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples, masked alike
+         before and after, over old modalities alone,
+     "new": {name: {"after", "uniform", "targets"}}: those of added ones, and that of knowing nothing,
+     "gaps": [{"given", "target", "before", "after"}]: the gap closed where zoo backbone eval has measured both}
+    """
+    stored = load_config(folder, CLASS)
+    record = stored["start"]
+    own, *others = trained.stores(tokens) or (Dataset(tokens=tokens),)
+    measuring = dataclasses.replace(trained.train, datasets=tuple(others))
+    before = losses_of(trained.folder, trained.specs, own.tokens, measuring, trained.names)
+    specs = list(map(spec_from_json, stored["specs"]))
+    old = [spec for spec in specs if spec.name in trained.names]
+    after = losses_of(folder, old, own.tokens, measuring, trained.names)
+    grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
+    now = losses_of(folder, specs, tokens, grown, trained.names)
+    sizes = {spec.name: spec.vocab_size for spec in specs}
+    result = {
+        "start": record,
+        "losses": {
+            name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
+        },
+        "new": {
+            name: {"after": now[name][0], "uniform": uniform_loss(sizes[name]), "targets": now[name][1]}
+            for name in record["added"] if name in now
+        },
+        "gaps": gaps(trained.folder, folder),
+    }  # fmt: skip
+    write_json(folder / REPORT, result)
+    return result
+
+
+def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
+    """The gap closed of the pairs that an evaluation of both has."""
+    found = []
+    for folder in (before, after):
+        path = folder / FOLDER / EVALUATION
+        pairs = read_table(path, "pairs")["pairs"] if path.is_file() else []
+        found.append({(tuple(entry["given"]), entry["target"]): entry["gap_closed"] for entry in pairs})
+    old, new = found
+    return [
+        {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}
+        for pair, gap in old.items() if pair in new
+    ]  # fmt: skip

@@ -1,0 +1,49 @@
+"""Losses on held-out samples: the first ones of each store, always with the same masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backbone.batch import PackedBatch
+from backbone.config import TrainConfig
+from backbone.mixing import HELD_OUT, Mix, open_sources
+from backbone.model import Losses
+from backbone.saving import load_model
+from tokenizers_zoo.modality import ModalitySpec
+
+SEED = 1 << 63
+"""Set in the seed of held-out masks, so that they are not those of training."""
+
+
+def held_out_losses(forward: Callable[[PackedBatch], Losses], mix: Mix, config: TrainConfig) -> Losses:
+    """The sums and counts of up to `config.eval_samples` samples of each store; their loss is the sum of all."""
+    size = config.batch_size
+    found = []
+    for source, masker in zip(mix.sources, mix.maskers, strict=True):
+        count = min(len(source.data), config.eval_samples)
+        for step, first in enumerate(range(0, count, size)):
+            samples = np.arange(first, min(first + size, count))
+            found.append(forward(masker(source.data.batch(samples), config.seed ^ SEED, step)))
+    sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
+    return Losses(loss=sums.sum(), sums=sums, counts=counts)
+
+
+@torch.no_grad()
+def losses_of(
+    folder: Path, specs: Sequence[ModalitySpec], tokens: Path, config: TrainConfig, known: Collection[str] = ()
+) -> dict[str, tuple[float, int]]:
+    """By modality, the loss of the backbone in `folder` on held-out samples, nats, and the number of their targets.
+
+    `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples.
+    """
+    model = load_model(folder, specs).eval()
+    mix = Mix(open_sources(tokens, HELD_OUT, specs, config, known), model.tables, config)
+    if not mix.sources:
+        return {}
+    losses = held_out_losses(model, mix, config)
+    counts = dict(zip(model.tables.names, losses.counts.tolist(), strict=True))
+    return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.tables.names).items()}

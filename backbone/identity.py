@@ -1,0 +1,65 @@
+"""What a run's result depends on, kept in its folder: the same command goes on with it, and another is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backbone.config import ModelConfig, TrainConfig
+from tokenizers_zoo.checkpoint import CONFIG, read_table, write_json
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.modality import ModalitySpec, layout_to_json
+
+IDENTITY = "training_state.json"
+
+
+def run_identity(
+    specs: Sequence[ModalitySpec],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    fingerprints: Mapping[str, str],
+    samples: int | list[int],
+    start: str | None,
+) -> dict[str, Any]:
+    """All that a run's result depends on, as JSON types; `start` is the sha256 of the weights it starts from."""
+    modalities = {
+        spec.name: {
+            "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+            "fingerprint": fingerprints.get(spec.name, ""),
+        }
+        for spec in specs
+    }  # fmt: skip
+    identity = {
+        "model": dataclasses.asdict(model_config), "train": dataclasses.asdict(train_config),
+        "modalities": modalities, "samples": samples, "start": start,
+    }  # fmt: skip
+    result: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return result
+
+
+def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Take a new folder, or one of the same run. Raises ConfigError where it holds another."""
+    path = folder / IDENTITY
+    if path.is_file():
+        stored = read_table(path)
+        if problem := difference(stored, identity):
+            raise ConfigError(
+                f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"
+            )
+    elif (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder}: holds a model that was not trained here; give another folder")
+    else:
+        write_json(path, identity)
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
+                return inner
+        return ""
+    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"

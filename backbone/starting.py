@@ -1,0 +1,114 @@
+"""The model that a run begins with: a new one, or a trained one with rows for what that one has not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from backbone.config import ModelConfig
+from backbone.identity import difference
+from backbone.model import FourM
+from backbone.optim import TOKEN_TABLE
+from backbone.saving import CLASS, GROWING, load_model, model_tensors
+from tokenizers_zoo.checkpoint import WEIGHTS, load_config
+from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.modality import ModalitySpec
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
+
+MARKERS = "modality_embedding.weight", "target_modality_embedding.weight", "mask_embedding.weight"
+"""Tables with a row per modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """A model before its first step."""
+
+    model: FourM
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
+    record: Mapping[str, Any] | None = None
+    """Which backbone that was, for config.json; None for a new model."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities that are known."""
+        return tuple(self.record["knows"]) if self.record else ()
+
+
+def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: Path | None) -> Beginning:
+    """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape."""
+    if start is None:
+        return Beginning(model=FourM.seeded(config, specs, seed))
+    stored = load_config(start, CLASS)
+    model = load_model(start, specs, seed=seed)
+    if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
+        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
+    known = known_rows(start, model)
+    set_new_markers(model, known)
+    old = {spec["name"] for spec in stored["specs"]}
+    record = {
+        "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
+        "knows": [spec.name for spec in specs if spec.name in old],
+        "added": [spec.name for spec in specs if spec.name not in old],
+    }  # fmt: skip
+    return Beginning(model=model, known=known, record=record)
+
+
+def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
+    """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
+    trained_on = load_config(start, CLASS).get("fingerprints", {})
+    for handle in handles:
+        codec = trained_on.get(handle.name, handle.fingerprint)
+        if codec != handle.fingerprint and not grew_from(handle, codec, 0):
+            raise DataError(
+                f"{start}: was trained on tokens of {handle.name} by codec {codec[:12]}, and its codec is now "
+                f"{handle.fingerprint[:12]}; use the registry of that training, or give the modality another name"
+            )
+
+
+def known_rows(start: Path, model: FourM) -> dict[str, Tensor]:
+    """By parameter, bool `rows`: which rows of the model the backbone in `start` has."""
+    with safe_open(start / WEIGHTS, "pt") as file:
+        lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
+    known = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
+    for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
+        if name in lengths:
+            (rows[: lengths[name]] if name.startswith(GROWING) else rows).fill_(True)
+    return {name: known[name] for name, _ in model.named_parameters()}
+
+
+@torch.no_grad()
+def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
+    """Let a new modality's marker and mask token start as the mean of those that are there."""
+    for name, table in model.named_parameters():
+        if name in MARKERS and known[name].any():
+            table[~known[name]] = table[known[name]].mean(0)
+
+
+def freeze(beginning: Beginning) -> dict[str, Tensor]:
+    """Take the gradients from parameters that are known as a whole; gives the known rows of those known in part.
+
+    Raises ConfigError where nothing is known, or all is.
+    """
+    partly, moves = {}, False
+    for name, parameter in beginning.model.named_parameters():
+        known = beginning.known.get(name, torch.zeros(1, dtype=torch.bool))
+        moves |= not bool(known.all())
+        if bool(known.all()) and name != TOKEN_TABLE:
+            parameter.requires_grad_(False)
+        elif bool(known.any()):
+            partly[name] = known
+    if beginning.record is None or not moves:
+        missing = "a backbone to start from" if beginning.record is None else "a modality that it starts without"
+        raise ConfigError(f"freeze: expected {missing}, so that some rows are new and the others are kept")
+    return partly

@@ -1,0 +1,32 @@
+"""How evenly budgets are shared among modalities: the Dirichlets' concentration, and all of 4M's mixed.
+
+python studies/alphas.py --steps 1000 --seeds 3
+"""
+
+from __future__ import annotations
+
+from common import Study, Variant, compare
+
+from backbone.config import Mixture
+from backbone.mixing import TRAIN
+from tokenizers_zoo.data.tokens import TokenStore
+
+ALPHAS = 0.01, 0.1, 1.0, 10.0
+
+
+def main() -> None:
+    study = Study("alphas", __doc__, steps=1000)
+    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
+    parts = {f"alpha {alpha:g}": (Mixture(input_alpha=alpha, target_alpha=alpha),) for alpha in ALPHAS}
+    parts["all four mixed"] = tuple(part for (part,) in parts.values())
+    compare(
+        study,
+        [
+            Variant(name=name, modalities=names, model=study.model, train=study.settings(mixtures))
+            for name, mixtures in parts.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Few tokens a sample and many samples, or many tokens and few: equal tokens in all.
+
+python studies/budgets.py --steps 1000 --seeds 3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from common import Study, Variant, compare
+
+from backbone.mixing import TRAIN
+from tokenizers_zoo.data.tokens import TokenStore
+
+FACTORS = 0.5, 1.0, 2.0
+
+
+def main() -> None:
+    study = Study("budgets", __doc__, steps=1000)
+    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
+    variants = []
+    for factor in FACTORS:
+        config = study.settings()
+        inputs, targets = round(config.masking.input_budget * factor), round(config.masking.target_budget * factor)
+        masking = dataclasses.replace(config.masking, input_budget=inputs, target_budget=targets)
+        batch = max(1, round(config.batch_size / factor))
+        config = dataclasses.replace(config, masking=masking, batch_size=batch, parts=min(config.parts, batch))
+        name = f"{inputs} in, {targets} out, {batch} samples"
+        variants.append(Variant(name=name, modalities=names, model=study.model, train=config))
+    compare(study, variants)
+
+
+if __name__ == "__main__":
+    main()

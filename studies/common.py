@@ -1,0 +1,129 @@
+"""What the studies share: runs that are trained once, the same held-out question to each, a table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from backbone.held_out import losses_of
+from backbone.model import FourM
+from backbone.train import train
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import write_json
+
+GIVEN = "rgb_patches"
+"""What the demo's pictures are read as."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One run of a study."""
+
+    name: str
+    modalities: tuple[str, ...]
+    model: ModelConfig
+    train: TrainConfig
+    question: Mixture = field(default_factory=Mixture)
+    """How held-out samples are masked; the budgets are those of `Study.settings`, whatever the run's."""
+
+
+class Study:
+    """The command line of a study, and the runs in its folder. A study that was stopped goes on where it was."""
+
+    def __init__(self, name: str, doc: str, steps: int) -> None:
+        parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+        parser.add_argument("--tokens", type=Path, default=Path("runs/demo/tokens"))
+        parser.add_argument("--registry", type=Path, default=Path("registry.toml"))
+        parser.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="folder of runs and results")
+        parser.add_argument("--preset", default="nano", choices=list(PRESETS), help="size, where the study has no own")
+        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run")
+        parser.add_argument("--batch", type=int, default=16)
+        parser.add_argument("--seeds", type=int, default=3)
+        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
+        parser.add_argument("--samples", type=int, default=256, help="held-out samples")
+        parser.add_argument("--parts", type=int, default=2, help="parts of a batch, each on a core")
+        self.arguments = parser.parse_args()
+        self.name, self.out, self.tokens = name, self.arguments.out, self.arguments.tokens
+        self.zoo = Zoo.from_toml(self.arguments.registry)
+        self.console = Console(width=None if Console().is_terminal else 100)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The size in use."""
+        return PRESETS[self.arguments.preset]
+
+    def settings(self, mixtures: Sequence[Mixture] = (Mixture(),), steps: int = 0, **changes: Any) -> TrainConfig:
+        """How the demo trains, for `steps` steps."""
+        arguments = self.arguments
+        steps = steps or arguments.steps
+        masking = MaskingConfig(input_budget=64, target_budget=160, mixtures=tuple(mixtures))
+        config = TrainConfig(
+            steps=steps, batch_size=arguments.batch, parts=arguments.parts, optimizer="muon", masking=masking,
+            learning_rate=arguments.rate, warmup_steps=max(1, steps // 20), loss="token", eval_every=steps,
+            eval_samples=arguments.samples, save_every=max(1, steps // 5),
+        )  # fmt: skip
+        return dataclasses.replace(config, **changes)
+
+    def losses(self, variant: Variant) -> list[dict[str, float]]:
+        """For each seed, by modality the loss of the variant's run on held-out samples."""
+        specs = [self.zoo[name].spec for name in variant.modalities]
+        asked = self.settings((variant.question,))
+        found = []
+        for seed in range(self.arguments.seeds):
+            config = dataclasses.replace(variant.train, seed=seed)
+            folder = train(self.out / variant.name / f"seed-{seed}", self.tokens, specs, variant.model, config)
+            found.append({name: loss for name, (loss, _) in losses_of(folder, specs, self.tokens, asked).items()})
+        return found
+
+    def parameters(self, variant: Variant) -> int:
+        """Of the blocks of a variant's model."""
+        with torch.device("meta"):
+            return FourM(variant.model, [self.zoo[name].spec for name in variant.modalities]).transformer_parameters()
+
+    def finish(self, result: Mapping[str, Any], table: Table) -> None:
+        """Show the table, and write OUT/results.json."""
+        settings = {key: str(value) for key, value in vars(self.arguments).items()}
+        write_json(self.out / "results.json", {"study": self.name, "settings": settings, **result})
+        self.console.print(table)
+        self.console.print(f"every figure: {self.out / 'results.json'}", highlight=False, soft_wrap=True)
+
+
+def compare(study: Study, variants: Sequence[Variant]) -> None:
+    """Train all variants, and show their losses by modality, and the mean of those that all of them have."""
+    losses = {variant.name: study.losses(variant) for variant in variants}
+    names = [name for name in variants[0].modalities if all(name in run for runs in losses.values() for run in runs)]
+    rows = {
+        name: {"mean": interval([sum(run[target] for target in names) / len(names) for run in runs])}
+        | {target: interval([run[target] for run in runs]) for target in names}
+        for name, runs in losses.items()
+    }
+    table = Table("held-out loss, nats", box=None, pad_edge=False, title=study.name)
+    for name in rows:
+        table.add_column(name, justify="right")
+    for target in ("mean", *names):
+        table.add_row(target, *(shown(row[target]) for row in rows.values()))
+    study.finish({"losses": rows, "runs": losses}, table)
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """The mean, and half of its 95 % interval (Student's t); 0 where there is one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return {"mean": mean, "half": 0.0}
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return {"mean": mean, "half": float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5}
+
+
+def shown(value: Mapping[str, float]) -> str:
+    """A mean with half of its interval."""
+    return f"{value['mean']:.3f}" + (f" ± {value['half']:.3f}" if value["half"] else "")

@@ -1,0 +1,34 @@
+"""Pictures as input: patches of pixels, tokens, or both.
+
+python studies/pixels_or_tokens.py --steps 1000 --seeds 3
+"""
+
+from __future__ import annotations
+
+from common import GIVEN, Study, Variant, compare
+
+from backbone.config import Mixture
+
+TOKENS = "rgb"
+TARGETS = "depth", "normal", "semseg"
+
+
+def main() -> None:
+    study = Study("pixels_or_tokens", __doc__, steps=1000)
+    variants = {"patches": (GIVEN,), "tokens": (TOKENS,), "both": (GIVEN, TOKENS)}
+    # Any of the pictures may be given whole; of two, the Dirichlet shares the budget out.
+    parts = {name: Mixture(inputs=given, targets=TARGETS) for name, given in variants.items()}
+    compare(
+        study,
+        [
+            Variant(
+                name=name, modalities=(*TARGETS, *given), model=study.model, train=study.settings((parts[name],)),
+                question=parts[name],
+            )
+            for name, given in variants.items()
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""How the held-out loss falls with the size of the backbone, at equal tokens; a line through the logarithms.
+
+python studies/scaling.py --steps 2000 --seeds 3
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from common import Study, Variant, interval, shown
+from rich.table import Table
+
+from backbone.config import PRESETS
+from backbone.mixing import TRAIN
+from tokenizers_zoo.data.tokens import TokenStore
+
+SIZES = "nano", "tiny", "small"
+RATE_AT = 128
+"""Width that --rate is for; it falls with the square root of the width (docs/training.md, Width)."""
+
+
+def main() -> None:
+    study = Study("scaling", __doc__, steps=2000)
+    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
+    rows = []
+    for size in SIZES:
+        model = PRESETS[size]
+        config = study.settings(learning_rate=study.arguments.rate * (RATE_AT / model.dim) ** 0.5)
+        variant = Variant(name=size, modalities=names, model=model, train=config)
+        losses = [sum(run.values()) / len(run) for run in study.losses(variant)]
+        rows.append({"size": size, "parameters": study.parameters(variant), "runs": losses, "loss": interval(losses)})
+    x, y = np.log([row["parameters"] for row in rows]), np.log([row["loss"]["mean"] for row in rows])
+    slope, start = np.polyfit(x, y, 1)
+    rest = float(((y - slope * x - start) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-12))
+    line = {"exponent": float(slope), "factor": float(np.exp(start)), "r_squared": 1 - rest}
+    table = Table("size", box=None, pad_edge=False, title="loss by size, mean over modalities")
+    for column in ("parameters", "held-out loss", "the line"):
+        table.add_column(column, justify="right")
+    for row, place in zip(rows, x, strict=True):
+        table.add_row(row["size"], f"{row['parameters']:,}", shown(row["loss"]), f"{np.exp(slope * place + start):.3f}")
+    table.caption = f"loss = {line['factor']:.3g} x parameters ^ {slope:.4f}, R squared {line['r_squared']:.3f}"
+    study.finish({"sizes": rows, "line": line}, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Growing: what a backbone makes of its old modalities is the same to the bit, and what it learns then is new."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from backbone_samples import ADDED, SMALL, TRAINING, all_layouts, packed_batch, sequence, spec, write_store
+from command_world import World, the_world
+from test_backbone_saving import remapped
+from test_ml4m_backbone import VARIANTS, imported, published
+
+from backbone.batch import PackedBatch
+from backbone.config import Mixture, TrainConfig
+from backbone.growing import Trained, growing_config, growing_mixtures, grown_specs, write_report
+from backbone.model import FourM
+from backbone.run import Run
+from backbone.saving import load_model
+from backbone.starting import begin, freeze
+from backbone.train import Training, train
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
+
+LONGER = 120
+NEW = [
+    ADDED, spec("global", VectorLayout(length=4), 9),
+    spec("names", sequence(9), LONGER, "text"), spec("raw", PatchesLayout(shape=(2, 2), dim=5)),
+]  # fmt: skip
+"""One modality of each kind; one of them makes the vocabulary longer that old ones have."""
+
+
+def grown() -> list[ModalitySpec]:
+    """The old modalities with the longer vocabulary, and the new ones."""
+    old = [
+        dataclasses.replace(item, vocab_size=LONGER) if item.vocabulary == "text" else item for item in all_layouts()
+    ]
+    return old + NEW
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run over all layouts."""
+    root = tmp_path_factory.mktemp("old")
+    write_store(root / "tokens", all_layouts(), 24)
+    write_store(root / "tokens", all_layouts(), 8, "test", seed=1)
+    config = dataclasses.replace(TRAINING, steps=4)
+    return train(root / "run", root / "tokens", all_layouts(), SMALL, config)
+
+
+@pytest.fixture(scope="module")
+def new_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of two old modalities and all new ones."""
+    root = tmp_path_factory.mktemp("new")
+    specs = [grown()[0], grown()[3], *NEW]
+    write_store(root, specs, 24, seed=5)
+    write_store(root, specs, 8, "test", seed=6)
+    return root
+
+
+def outputs(model: FourM, batch: PackedBatch, names: Sequence[str], counts: Sequence[int]) -> list[torch.Tensor]:
+    """What a model's decoder gives, and the logits of the first ids of some tables."""
+    with torch.no_grad():
+        hidden = model.eval().decode_targets(batch)
+        return [hidden, *(model.logits(hidden, name)[..., :count] for name, count in zip(names, counts, strict=True))]
+
+
+def assert_same(old: FourM, new: FourM, seed: int = 3) -> None:
+    """Both make the same of the old modalities, to the bit."""
+    batch = packed_batch(list(old.tables.specs), size=3, seed=seed, tables=old.tables)
+    tables = {name: rows.count for name, rows in old.tables.token_tables.items()}
+    before = outputs(old, batch, list(tables), list(tables.values()))
+    after = outputs(new, remapped(batch, old.tables, new.tables), list(tables), list(tables.values()))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_before_any_step_all_old_outputs_are_the_same(old_run: Path) -> None:
+    beginning = begin(grown(), SMALL, 7, old_run)
+    assert_same(load_model(old_run), beginning.model)
+    assert beginning.names == tuple(item.name for item in all_layouts())
+    assert beginning.record is not None and beginning.record["added"] == [item.name for item in NEW]
+
+
+def test_new_markers_start_as_the_mean_of_the_old_ones(old_run: Path) -> None:
+    model, old = begin(grown(), SMALL, 7, old_run).model, load_model(old_run)
+    for table in ("modality_embedding", "mask_embedding"):
+        mean = getattr(old, table).weight.mean(0)
+        for row in getattr(model, table).weight[len(all_layouts()) :]:
+            torch.testing.assert_close(row, mean)
+
+
+@pytest.mark.parametrize("variant", ["registers", "normed"])
+def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
+    imported(published(VARIANTS[variant]), tmp_path)
+    trained = Trained.load(tmp_path / "backbone")
+    assert trained.run is None and trained.model.tables == "separate" and trained.model.stored_positions
+    added = spec("height", GridLayout(shape=(4, 4)), 21)
+    specs = grown_specs(trained, {"height": added}, ["height"])
+    write_store(tmp_path / "tokens", [trained.specs[0], added], 8)
+    config = growing_config(trained, specs, tmp_path / "tokens", {"steps": 2, "batch_size": 4, "freeze": True}, 0.0)
+    assert_same(load_model(tmp_path / "backbone"), begin(specs, trained.model, 0, tmp_path / "backbone").model)
+    folder = train(tmp_path / "run", tmp_path / "tokens", specs, trained.model, config, start=tmp_path / "backbone")
+    before, after = load_model(tmp_path / "backbone"), load_model(folder)
+    assert_same(before, after)
+    assert not torch.equal(
+        after.output["height"], begin(specs, trained.model, 0, tmp_path / "backbone").model.output["height"]
+    )
+    write_report(folder, trained, tmp_path / "tokens")
+
+
+def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained = Trained.load(old_run)
+    settings = {"steps": 5, "learning_rate": 0.03, "weight_decay": 0.5, "optimizer": "muon", "freeze": True, "parts": 2}
+    config = growing_config(trained, grown(), new_tokens, settings, 0.0)
+    folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
+    assert_same(load_model(old_run), load_model(folder))
+    first, last = begin(grown(), SMALL, config.seed, old_run), load_model(folder).state_dict()
+    for name, parameter in first.model.named_parameters():
+        moved = (last[name] != parameter).flatten(1 if parameter.dim() > 1 else 0)
+        moved = moved.any(1) if parameter.dim() > 1 else moved
+        assert not moved[first.known[name]].any(), name
+        if name.startswith(
+            ("output.height", "projections.raw", "modality_emb", "mask_emb", "learned_positions.global")
+        ):
+            assert moved.any(), name
+    assert last["output.text"][100:].ne(first.model.output["text"][100:]).any(), "new ids of an old vocabulary move"
+    report = write_report(folder, trained, new_tokens)
+    losses = {name: row for name, row in report["losses"].items() if name not in ("words", "tags")}
+    assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
+
+
+def test_what_is_frozen_needs_a_start_with_less(old_run: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a backbone to start from"):
+        freeze(begin(all_layouts(), SMALL, 0, None))
+    with pytest.raises(ConfigError, match="expected a modality that it starts without"):
+        freeze(begin(all_layouts(), SMALL, 0, old_run))
+
+
+def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained = Trained.load(old_run)
+    config = growing_config(trained, grown(), new_tokens, {"steps": 6, "save_every": 2}, 0.25)
+    assert [dataset.weight for dataset in config.datasets] == pytest.approx([1 / 3])
+    assert config.datasets[0].modalities and "height" not in config.datasets[0].modalities
+    taken: list[PackedBatch] = []
+    step = Training.step
+
+    class Killed(BaseException):
+        pass
+
+    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        taken.append(batch)
+        return step(self, batch, rate)
+
+    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        if len(taken) == 3:
+            raise Killed
+        return watched(self, batch, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "step", watched)
+        whole = train(tmp_path / "whole", new_tokens, grown(), SMALL, config, start=old_run)
+        old_only = torch.cat([(batch.targets.modalities < 7).all(1) & (batch.inputs.modalities < 7).all(1)
+                              for batch in taken])  # fmt: skip
+        assert old_only.reshape(6, 8)[:, 6:].all(), "the last two of eight are replayed"
+        assert not old_only.reshape(6, 8)[:, :6].all(1).any()
+        taken.clear()
+        patch.setattr(Training, "step", dying)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
+        patch.setattr(Training, "step", step)
+        train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (whole / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    stored = load_config(whole)
+    assert stored["start"]["weights_sha256"] == load_config(old_run)["weights_sha256"]
+    assert json.loads((whole / "run.json").read_text())["start"] == str(old_run.resolve())
+    report = write_report(whole, trained, new_tokens)
+    assert set(report["losses"]) == {item.name for item in all_layouts() if not item.continuous}
+    assert any(row["before"] != row["after"] for row in report["losses"].values())
+    assert set(report["new"]) <= {"height", "global", "names"} and report["new"]["height"]["targets"] > 0
+
+
+def test_samples_of_new_tokens_ask_for_what_is_new() -> None:
+    specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
+    parts = growing_mixtures(["picture", "pixels"], ["height", "raw"], specs)
+    assert parts == (
+        Mixture(), Mixture(weight=2.0, inputs=("picture", "pixels"), targets=("height",)),
+        Mixture(inputs=("height", "raw"), targets=("picture",)),
+    )  # fmt: skip
+    assert growing_mixtures([], ["raw"], specs) == (Mixture(),)
+
+
+def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_tokens: Path) -> None:
+    trained = Trained.load(old_run)
+    config = growing_config(trained, grown(), new_tokens, {"masking": {"target_budget": 9}, "batch_size": 3}, 0.0)
+    assert (config.batch_size, config.masking.target_budget) == (3, 9)
+    assert (config.masking.input_budget, config.learning_rate) == (24, 3e-3) and not config.datasets
+    own = {"masking": {"mixtures": [{"input_alpha": 3.0}]}}
+    config = growing_config(trained, grown(), new_tokens, own, 0.5)
+    assert config.masking.mixtures == (Mixture(input_alpha=3.0),)
+    assert config.datasets[0].mixtures == (Mixture(),)
+    with pytest.raises(ConfigError, match="from 0 to below 1, got 1"):
+        growing_config(trained, grown(), new_tokens, {}, 1.0)
+
+
+def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: Path, new_tokens: Path) -> None:
+    trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=new_tokens))
+    assert [dataset.modalities for dataset in trained.stores(Path("another"))] == [("picture", "words")]
+    gone = dataclasses.replace(trained, run=Run(tokens=new_tokens / "gone"))
+    assert [dataset.tokens for dataset in gone.stores(new_tokens)] == [new_tokens]
+
+
+def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained = Trained.load(old_run)
+    now = {item.name: item for item in grown()}
+    with pytest.raises(ConfigError, match=r"has words already; its modalities are picture, .*--from"):
+        grown_specs(trained, now, ["height", "words"])
+    with pytest.raises(ConfigError, match="each once; got height, height"):
+        grown_specs(trained, now, ["height", "height"])
+    assert {item.vocab_size for item in grown_specs(trained, now, ["names"]) if item.vocabulary == "text"} == {LONGER}
+    other = [*all_layouts(), spec("absent", GridLayout(shape=(2, 2)), 5)]
+    with pytest.raises(DataError, match="no tokens of absent"):
+        train(tmp_path / "run", new_tokens, other, SMALL, TrainConfig(steps=1), start=old_run)
+    write_store(tmp_path / "apart", NEW[:1], 4)
+    config = growing_config(trained, [*all_layouts(), NEW[0]], tmp_path / "apart", {"steps": 1}, 0.5)
+    with pytest.raises(ConfigError, match="the others have height: no modality is shared"):
+        train(tmp_path / "run", tmp_path / "apart", [*all_layouts(), NEW[0]], SMALL, config, start=old_run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_freeze_as_one_does(old_run: Path, tmp_path: Path) -> None:
+    write_store(tmp_path / "tokens", [*all_layouts(), ADDED], 24, seed=5)
+    changes = {"steps": 5, "freeze": True, "weight_decay": 0.5, "optimizer": "muon"}
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launcher, folder in (([sys.executable], "one"), (torchrun, "two")):
+        arguments = [str(tmp_path / folder), str(tmp_path / "tokens"), "0", json.dumps(changes), str(old_run)]
+        command = [*launcher, str(here / "backbone_worker.py"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
+    first = begin([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
+    for name, known in first.known.items():
+        before = first.model.state_dict()[name]
+        assert torch.equal(two[name][known], before[known]), name
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(two["output.height"], first.model.output["height"])
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return the_world()
+
+
+def test_the_command(world: World) -> None:
+    world.put_back()
+    train_old = "backbone train --tokens tokens --out old --config backbone.toml --only depth,rgb_patches"
+    assert world(train_old).code == 0
+    grow = "backbone grow old --add caption --tokens tokens --out grown --set steps=4"
+    done = world(grow)
+    assert done.code == 0, done.complaint
+    assert "depth" in done.printed and "caption (new)" in done.printed and "gap closed" not in done.printed
+    report = json.loads((world.folder / "grown/growth.json").read_text())
+    assert report["start"]["added"] == ["caption"] and report["losses"]["depth"]["before"] > 0
+    again = world(grow)
+    assert again.code == 0 and again.printed == done.printed
+    for run in ("old", "grown"):
+        assert world(f"backbone eval {run} --config backbone.toml --given rgb_patches --make depth").code == 0
+    assert "rgb_patches to depth" in world(grow).printed
+    world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
+    world("backbone grow old --add boxes --tokens tokens --out x").refused("tokens/train", "boxes", "known: caption")
+    world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")
+    world("backbone grow tokenizers/depth --add caption --tokens tokens --out x").refused("expected a FourM")
+    world("backbone grow old --add caption --tokens tokens --out x --freeze --replay 0.1").refused("not both")
+    warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
+    assert warm.code == 0, warm.complaint
+    assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]
+    config = json.loads((world.folder / "old/config.json").read_text())
+    config["fingerprints"]["depth"] = "0" * 64
+    (world.folder / "old/config.json").write_text(json.dumps(config))
+    other = "old: was trained on tokens of depth by codec 000000000000, and its codec is now"
+    world("backbone grow old --add caption --tokens tokens --out x").refused(other)
+    world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
+    assert not (world.folder / "x").exists()
+    world.put_back()

@@ -1,0 +1,352 @@
+"""The options of the backbone's training: each does what it says, and a killed run ends as one that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, spec, write_splits, write_store
+from command_world import the_world
+from PIL import Image
+
+from backbone.average import Average
+from backbone.balance import Balance
+from backbone.batch import PackedBatch
+from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from backbone.mixing import Mix, Source, open_sources
+from backbone.model import FourM
+from backbone.optim import learning_rate
+from backbone.saving import load_model
+from backbone.tables import Tables
+from backbone.train import Training, train
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.modality import GridLayout
+
+SHORT = dataclasses.replace(TRAINING, steps=6, save_every=2, eval_every=3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("tokens"))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def killed(folder: Path, work: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, after: int = 3) -> Path:
+    """Do the work with a kill after some steps, and then again."""
+    step, taken = Training.step, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        if len(taken) == after:
+            raise Killed
+        taken.append(rate)
+        return step(self, batch, rate)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "step", dying)
+        work(folder)
+    return work(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"balance": "uncertainty", "loss_weights": {"clip": 3.0}}, {"average": 0.9}, {"schedule": "wsd"},
+        {"recompute": True, "parts": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(SHORT, **change)
+    whole = train(tmp_path / "whole", store, all_layouts(), SMALL, config)
+    again = killed(tmp_path / "killed", lambda folder: train(folder, store, all_layouts(), SMALL, config), monkeypatch)
+    for name in ["model.safetensors", "metrics.jsonl", *(["last/model.safetensors"] if "average" in change else [])]:
+        assert (whole / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_the_rate_of_wsd_stays_and_then_falls() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_share=0.2, learning_rate=2.0,
+                         min_learning_rate=0.5)  # fmt: skip
+    assert learning_rate(config, 4) == 1.0
+    assert {learning_rate(config, step) for step in range(10, 81)} == {2.0}
+    assert learning_rate(config, 85) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(5 / 20)))
+    assert learning_rate(config, 99) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(19 / 20)))
+    constant = dataclasses.replace(config, decay_share=0.0)
+    assert {learning_rate(constant, step) for step in range(10, 100)} == {2.0}
+
+
+def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:
+    constant = dataclasses.replace(SHORT, schedule="wsd", decay_share=0.0)
+
+    def after(steps: int) -> Path:
+        return train(tmp_path / f"{steps}", store, all_layouts(), SMALL, dataclasses.replace(constant, steps=steps))
+
+    plain = [after(steps) for steps in (1, 2, 3)]
+    config = dataclasses.replace(constant, steps=3, average=0.9)
+    folder = train(tmp_path / "run", store, all_layouts(), SMALL, config)
+    name = "encoder.0.mlp.up.weight"
+    expected = FourM.seeded(SMALL, all_layouts(), 0).state_dict()[name]
+    for steps, run in enumerate(plain, 1):
+        decay = (1 + steps) / (10 + steps)
+        expected = decay * expected + (1 - decay) * load_model(run).state_dict()[name]
+    torch.testing.assert_close(load_model(folder).state_dict()[name], expected)
+    assert torch.equal(load_model(folder / "last").state_dict()[name], load_model(plain[2]).state_dict()[name])
+    assert (folder / "last/run.json").is_file()
+    assert "held_out_average/loss" in lines(folder)[-1] and "held_out/loss" in lines(folder)[-2]
+
+
+def test_the_average_comes_back_off() -> None:
+    model = FourM.seeded(SMALL, all_layouts(), 0)
+    average = Average(model, 0.5)
+    first = model.encoder[0].mlp.up.weight.detach().clone()
+    with torch.no_grad():
+        model.encoder[0].mlp.up.weight.add_(1.0)
+    with average.applied():
+        assert torch.equal(model.encoder[0].mlp.up.weight, first)
+    assert torch.equal(model.encoder[0].mlp.up.weight, first + 1.0)
+
+
+@pytest.mark.parametrize("loss", ["modality", "token"])
+def test_weights_count_in_the_mean(loss: Any) -> None:
+    tables = Tables(all_layouts())
+    model, batch = FourM.seeded(SMALL, all_layouts(), 0).double(), packed_batch(all_layouts(), size=3, alpha=9.0)
+    vectors = {name: (index, rows.double()) for name, (index, rows) in batch.inputs.vectors.items()}
+    batch = dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, vectors=vectors))
+    config = TrainConfig(loss=loss, loss_weights={"clip": 3.0, "words": 0.5})
+    plain = model(batch, loss)
+    found = model(batch, loss, weights=Balance(tables, config, torch.device("cpu")).weights(plain.counts.float()))
+    present = plain.counts > 0
+    factors = torch.tensor([3.0 if name == "clip" else 0.5 if name == "words" else 1.0 for name in tables.names])
+    share = plain.counts if loss == "token" else present.double()
+    means = plain.sums / plain.counts.clamp(min=1)
+    torch.testing.assert_close(found.loss.detach(), (factors * share * means).sum() / (factors * share).sum(),
+                               rtol=1e-6, atol=0)  # fmt: skip
+    assert torch.equal(found.sums, plain.sums) and not torch.equal(found.loss, plain.loss)
+
+
+def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
+    tables = Tables(all_layouts())
+    balance = Balance(tables, TrainConfig(balance="uncertainty"), torch.device("cpu"))
+    whole, losses = torch.ones(7) * 4, torch.tensor([1.0, 2.0, 4.0, 0.5, 0.0, 3.0, 0.0])
+    whole[4] = whole[6] = 0
+    for _ in range(4000):
+        balance.update(losses * whole, whole, 3e-3)
+    weights = balance.weights(whole)
+    assert weights is not None
+    torch.testing.assert_close(weights[whole > 0], 1 / (2 * losses[whole > 0]), rtol=0.02, atol=0)
+    assert weights[4] == 1.0, "what has no targets learns nothing"
+
+
+def test_no_weights_are_none_at_all() -> None:
+    assert Balance(Tables(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
+
+
+def kept_numbers(model: FourM, batch: PackedBatch) -> int:
+    """How many numbers a forward pass keeps for the gradient."""
+    sizes: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(batch)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_recomputing_changes_no_bit_and_keeps_less(store: Path, tmp_path: Path, parts: int) -> None:
+    config = dataclasses.replace(SHORT, steps=2, parts=parts)
+    plain = train(tmp_path / "plain", store, all_layouts(), SMALL, config)
+    less = train(tmp_path / "less", store, all_layouts(), SMALL, dataclasses.replace(config, recompute=True))
+    assert (plain / "model.safetensors").read_bytes() == (less / "model.safetensors").read_bytes()
+    model, batch = FourM.seeded(SMALL, all_layouts(), 0), packed_batch(all_layouts())
+    kept = []
+    for recompute in (False, True):
+        for block in (*model.encoder, *model.decoder):
+            block.recompute = recompute
+        kept.append(kept_numbers(model, batch))
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_a_compiler_that_fails_is_told_and_training_goes_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(function: Any) -> Any:
+        def fails(*_: Any) -> None:
+            raise RuntimeError("no compiler here\nand more")
+
+        return fails
+
+    config = dataclasses.replace(SHORT, steps=2)
+    plain = train(tmp_path / "plain", store, all_layouts(), SMALL, config)
+    monkeypatch.setattr(torch, "compile", broken)
+    other = train(tmp_path / "other", store, all_layouts(), SMALL, dataclasses.replace(config, compile=True))
+    assert "torch.compile fails here (no compiler here); training goes on without it" in capsys.readouterr().err
+    assert (plain / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_compiled_blocks_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counting(function: Any) -> Any:
+        return lambda *arguments: calls.append(1) or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    train(tmp_path, store, all_layouts(), SMALL, dataclasses.replace(SHORT, steps=2, compile=True))
+    assert len(calls) >= 3 * 4, "four blocks, in the attempt and in both steps"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = train(tmp_path / "plain", store, all_layouts(), SMALL, SHORT)
+    fast = train(tmp_path / "fast", store, all_layouts(), SMALL, dataclasses.replace(SHORT, compile=True))
+    assert "fails" not in capsys.readouterr().err
+    for one, other in zip(lines(plain), lines(fast), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+def other_store(root: Path) -> Path:
+    """A store of one modality of `all_layouts` and one that is not among them, with other keys."""
+    specs = [all_layouts()[0], spec("more", GridLayout(shape=(2, 4)), 17)]
+    write_store(root, specs, 12, seed=8)
+    write_store(root, specs, 6, "test", seed=9)
+    return root
+
+
+def test_stores_take_turns_by_weight(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [*all_layouts(), spec("more", GridLayout(shape=(2, 4)), 17)]
+    datasets = (Dataset(tokens=other_store(tmp_path / "other"), weight=0.5, mixtures=(Mixture(inputs=("more",)),)),)
+    config = dataclasses.replace(SHORT, datasets=datasets, batch_size=5)
+    sources = open_sources(store, "train", specs, config)
+    mix = Mix(sources, Tables(specs), config)
+    batches = [mix.batch(step, 5, 0, 5) for step in range(6)]
+    for step, batch in enumerate(batches):
+        pieces = [mix.batch(step, 5, first, count) for first, count in ((0, 2), (2, 1), (3, 2))]
+        joined = PackedBatch.join(pieces)
+        assert torch.equal(joined.targets.ids, batch.targets.ids), "processes share a batch"
+        assert (
+            torch.equal(joined.inputs.ids, batch.inputs.ids)
+            and joined.inputs.vectors.keys() == batch.inputs.vectors.keys()
+        )
+        for name, (index, rows) in batch.inputs.vectors.items():
+            assert torch.equal(joined.inputs.vectors[name][0], index), name
+            assert torch.equal(joined.inputs.vectors[name][1], rows), name
+    assert any(batch.inputs.vectors for batch in batches)
+    assert [len(PackedBatch.join(batches).targets.ids)] == [30]
+    assert mix.taken(30) == [20, 10]
+    of_other = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
+    assert all(row == sorted(row) for row in of_other) and sum(map(sum, of_other)) == 10
+    whole = train(tmp_path / "whole", store, specs, SMALL, config)
+    again = killed(tmp_path / "killed", lambda folder: train(folder, store, specs, SMALL, config), monkeypatch)
+    assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    held_out = next(line for line in lines(whole) if "held_out/loss" in line)
+    assert {"held_out/more", "held_out/words"} <= held_out.keys()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.01, 7.0), (1.0, 1.0, 1.0, 1e-6), (1.0, 3.3)])
+def test_any_share_is_kept_to_a_sample(weights: tuple[float, ...]) -> None:
+    mix = Mix.__new__(Mix)
+    mix._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
+    taken = np.array([mix.taken(count) for count in range(500)])
+    assert (taken.sum(1) == np.arange(500)).all() and set(np.unique(np.diff(taken, axis=0))) <= {0, 1}
+    share = np.array(weights) / sum(weights)
+    assert np.abs(taken - np.arange(500)[:, None] * share).max() < len(weights)
+
+
+def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
+    other = other_store(tmp_path / "other")
+    specs = [*all_layouts(), spec("more", GridLayout(shape=(2, 4)), 17)]
+
+    def opened(*datasets: Dataset, specs: Any = specs) -> list[Source]:
+        return open_sources(store, "train", specs, dataclasses.replace(SHORT, datasets=datasets))
+
+    with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
+        opened(Dataset(tokens=other, modalities=("mroe",)))
+    with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
+        opened(Dataset(tokens=other, modalities=("more",)))
+    with pytest.raises(DataError, match="no tokens of absent, nor in another dataset"):
+        opened(Dataset(tokens=other), specs=[*specs, spec("absent", GridLayout(shape=(2, 2)))])
+    with pytest.raises(UnknownNameError, match="clpi"):
+        train(tmp_path / "run", store, all_layouts(), SMALL, dataclasses.replace(SHORT, loss_weights={"clpi": 2.0}))
+    with pytest.raises(ConfigError, match="preview_every: pictures are drawn by zoo backbone"):
+        train(tmp_path / "new", store, all_layouts(), SMALL, dataclasses.replace(SHORT, preview_every=2))
+    assert not (tmp_path / "run").exists() and not (tmp_path / "new").exists()
+    for bad in ({"average": 1.0}, {"decay_share": 2.0}, {"loss_weights": {"clip": 0.0}}):
+        with pytest.raises(ValueError, match="expected"):
+            dataclasses.replace(SHORT, **bad)
+    with pytest.raises(ValueError, match="weight: expected a number above 0"):
+        Dataset(tokens=other, weight=0.0)
+
+
+def test_defaults_are_off() -> None:
+    config = TrainConfig()
+    assert not (config.datasets or config.loss_weights or config.average or config.recompute or config.compile)
+    assert not (config.preview_every or config.freeze) and config.balance == "none" and config.schedule == "cosine"
+    assert config.masking == MaskingConfig()
+
+
+def test_stores_of_different_codecs_are_refused(store: Path, tmp_path: Path) -> None:
+    other = other_store(tmp_path / "other")
+    for part in other.glob("*/picture/*.arrow"):
+        data = part.read_bytes()
+        assert b"codec of picture" in data
+        part.write_bytes(data.replace(b"codec of picture", b"codec of another"))
+    config = dataclasses.replace(SHORT, datasets=(Dataset(tokens=other, modalities=("picture",)),))
+    with pytest.raises(
+        DataError, match=r"picture was written by codec codec of ano, and in another store .* codec of pic"
+    ):
+        train(tmp_path / "run", store, all_layouts(), SMALL, config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_draws_previews_and_says_the_losses() -> None:
+    world = the_world().put_back()
+    command = "backbone train --tokens tokens --out drawn --config backbone.toml --set preview_every=3"
+    text = """
+[[train.previews]]
+given = ["rgb_patches"]
+make = "depth"
+[[train.previews]]
+given = ["caption"]
+make = "caption2"
+"""
+    (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
+    world(command.replace("backbone.toml", "previews.toml")).refused("caption2", "depth, rgb_patches")
+    assert not (world.folder / "drawn").exists()
+    text = text.replace('["caption"]\nmake = "caption2"', '["depth"]\nmake = "caption"')
+    (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
+    done = world(command.replace("backbone.toml", "previews.toml"))
+    assert done.code == 0, done.complaint
+    cells = {}
+    for step in (3, 6):
+        with Image.open(world.folder / f"drawn/previews/step-{step:08}/rgb_patches-to-depth.png") as picture:
+            places = json.loads(picture.info["cells"])
+            cells[step] = [[picture.crop(box).tobytes() for box in row] for row in places]
+        assert len(places) == 4 and all(len(row) == 3 for row in places)
+        assert any(made != true for _, made, true in cells[step]), "an untrained model is not right"
+        assert f"step {step}: rgb_patches to depth: drawn/previews/step-{step:08}" in done.complaint
+    assert "step 3: held-out losses: caption " in done.complaint
+    assert [(row[0], row[2]) for row in cells[3]] == [(row[0], row[2]) for row in cells[6]]
+    board = b"".join(path.read_bytes() for path in (world.folder / "drawn/tensorboard").iterdir())
+    assert board.count(b"rgb_patches to depth") == 2 and board.count(b"\x89PNG") == 4
+    plain = world(command.replace("drawn", "plain").replace("preview_every=3", "preview_every=0"))
+    assert plain.code == 0
+    drawn, plain_file = (world.folder / name / "model.safetensors" for name in ("drawn", "plain"))
+    assert drawn.read_bytes() == plain_file.read_bytes()
+    world.put_back()
