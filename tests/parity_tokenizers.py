@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
+from tokenizers_zoo.quantizers.codebooks import MemoryCodes, MovingAverage
+from tokenizers_zoo.quantizers.quantizer import Quantizer
 
 NEUTRAL = "neutral"
 
@@ -62,7 +65,9 @@ def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     quant = rearrange(module.quantizer.decode(quantized.tokens), "b h w d -> b d h w")
     assert torch.equal(quant, rearrange(quantized.codes, "b h w d -> b d h w"))
     results = {"latent": latent, "quant": quant}
-    results["tokens"] = rearrange(quantized.tokens, "b h w k -> b k h w") if several else quantized.tokens
+    margins = margins_of(module.quantizer, rearrange(latent, "b d h w -> b h w d"))
+    for name, tokens in (("tokens", quantized.tokens), ("tokens/margin", margins)):
+        results[name] = rearrange(tokens, "b h w k -> b k h w") if several else tokens
     if "noise" in inputs:
         noisy = 0.5 * inputs["x"] + 0.5 * inputs["noise"]
         results["decoder_output"] = module.denoiser(noisy, inputs["timesteps"], quant, None)
@@ -72,6 +77,27 @@ def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     else:
         results["decoded"] = module.decoder(quant)
     return results
+
+
+def margins_of(quantizer: Quantizer, latents: Tensor) -> Tensor:
+    """How much the best code of each latent is ahead of the second: of cosines; of products, relative to the largest.
+
+    Shaped as the tokens.
+    """
+    adapter = quantizer.adapter
+    projected = quantizer.project_in(latents)
+    if isinstance(adapter, MemoryCodes):
+        parts = rearrange(projected, "b h w (k d) -> b h w k d", k=adapter.num_codebooks)
+        scores = torch.einsum("bhwkd,kcd->bhwkc", parts, adapter.keys)
+        best = scores.topk(2).values
+        return (best[..., 0] - best[..., 1]) / scores.abs().amax(-1)
+    assert isinstance(adapter, MovingAverage)
+    codes = adapter.vq.codebook
+    if quantizer.config.distance == "cosine":
+        projected, codes = F.normalize(projected, dim=-1), F.normalize(codes, dim=-1)
+    scores = projected @ codes.T - (0 if quantizer.config.distance == "cosine" else codes.square().sum(1) / 2)
+    best = scores.topk(2).values
+    return best[..., 0] - best[..., 1]
 
 
 def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, ...] | None = None) -> ModalityHandle:

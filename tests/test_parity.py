@@ -1,0 +1,78 @@
+"""Imported 4M checkpoints against the numbers of the public code, and that the comparison sees a difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from parity import check, compare, fixture_inputs, main, published_folder
+from parity_tokenizers import NEUTRAL, imported
+
+from tokenizers_zoo.ml4m import PublishedCheckpoint
+
+GOLDEN = Path(__file__).parent / "golden" / "ml4m"
+QUICK = ("fm7", "fm7_gelu_bias", "fm21", "tok_human_poses")
+ALL = sorted(path.parent.name for path in GOLDEN.glob("*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+)
+def test_parity_with_the_public_code(name: str) -> None:
+    report = check(GOLDEN / name)
+    assert report["ok"], {key: entry for key, entry in report["keys"].items() if not entry["ok"]}
+    assert len(report["keys"]) == (88 if name == "fm21" else 38 if name.startswith("fm") else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("tok_")])
+def test_an_installed_modality_takes_it_and_gives_it_back(name: str, tmp_path: Path) -> None:
+    checkpoint = published_folder(GOLDEN / name, tmp_path / name)
+    handle = imported(checkpoint, tmp_path / "own")
+    assert handle.name != NEUTRAL
+    again = handle.export_published()
+    assert again.config == checkpoint.config and again.tensors.keys() == checkpoint.tensors.keys()
+    for key, tensor in checkpoint.tensors.items():
+        assert again.tensors[key].dtype == tensor.dtype and torch.equal(again.tensors[key], tensor), key
+
+
+def test_a_difference_is_seen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, far = torch.tensor([1.0, -2.0]), torch.tensor([1.0, -2.0001])
+    assert compare({"x": one}, {"x": one + 1e-6})["x"]["ok"] and not compare({"x": one}, {"x": far})["x"]["ok"]
+    half = one.half()
+    assert compare({"x": half}, {"x": far})["x"]["ok"] and not compare({"x": half}, {"x": one * 1.01})["x"]["ok"]
+    ids, other, margin = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]), torch.tensor([1.0, 1.0, 5e-5])
+    assert compare({"a/argmax": ids}, {"a/argmax": other, "a/margin": margin})["a/argmax"]["ok"]
+    assert not compare({"a/argmax": ids}, {"a/argmax": other, "a/margin": margin * 10})["a/argmax"]["ok"]
+    assert not compare({"tokens": ids}, {"tokens": other})["tokens"]["ok"]
+    assert not compare({"x": one}, {})["x"]["ok"] and not compare({"x": one}, {"x": one[:1]})["x"]["ok"]
+    damaged = tmp_path / "tok_human_poses"
+    damaged.mkdir()
+    for path in (GOLDEN / damaged.name).iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["decoder.linear_out.bias"]["fill"] = "zeros"
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(damaged)]) == 1
+    report = json.loads(capsys.readouterr().out)[str(damaged)]
+    assert [key for key, entry in report["keys"].items() if not entry["ok"]] == ["decoded"]
+    assert main([]) == 1
+
+
+def test_margins_of_tokens_are_those_of_the_codes(tmp_path: Path) -> None:
+    from parity_tokenizers import tokenizer_results
+
+    checkpoint = published_folder(GOLDEN / "tok_human_poses", tmp_path / "in" / "tok_human_poses")
+    assert isinstance(checkpoint, PublishedCheckpoint)
+    found = tokenizer_results(
+        checkpoint, fixture_inputs(GOLDEN / "tok_human_poses"), tmp_path / "own", ("human_poses",)
+    )
+    assert found["tokens/margin"].shape == found["tokens"].shape
+    latent = found["latent"][:, :, 0, 0].unflatten(1, (8, 128))
+    keys = checkpoint.tensors["quantize.codes"] @ checkpoint.tensors["quantize.to_k.weight"]
+    scores = torch.einsum("bhd,hcd->bhc", latent, keys)
+    best = scores.topk(2).values
+    wanted = (best[..., 0] - best[..., 1]) / scores.abs().amax(-1)
+    torch.testing.assert_close(found["tokens/margin"][:, :, 0, 0], wanted, rtol=1e-3, atol=1e-6)
