@@ -25,7 +25,7 @@ $(TEST_READY): $(READY)
 # The road, each step as the command that it is. Run again, it does only what is not done.
 demo: $(READY)
 	zoo list
-	zoo data make scenes runs/demo/data --train 4000 --test 400 --seed 0
+	zoo data make scenes runs/demo/data --train 8000 --test 400 --seed 0
 	zoo data derive runs/demo/data
 	zoo tokenizer train --all --data runs/demo/data
 	zoo tokenize runs/demo/data --out runs/demo/tokens
@@ -33,7 +33,7 @@ demo: $(READY)
 	zoo backbone eval runs/demo/backbone --config configs/demo.toml
 	zoo report runs/demo/backbone
 
-# The same road, bigger: four times the data, longer training, a larger model.
+# The same road, bigger: twice the data, longer training, a larger model.
 demo-long: $(READY)
 	zoo --registry configs/long.toml list
 	zoo --registry configs/long.toml data make scenes runs/long/data --train 16000 --test 800 --seed 0
