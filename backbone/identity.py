@@ -21,10 +21,13 @@ def run_identity(
     model_config: ModelConfig,
     train_config: TrainConfig,
     fingerprints: Mapping[str, str],
-    samples: int | list[int],
+    samples: Sequence[int],
     start: str | None,
 ) -> dict[str, Any]:
-    """All that a run's result depends on, as JSON types; `start` is the sha256 of the weights it starts from."""
+    """All that a run's result depends on, as JSON types.
+
+    `samples` are those of each token store, `start` is the sha256 of the weights that it starts from.
+    """
     modalities = {
         spec.name: {
             "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,

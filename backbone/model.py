@@ -170,11 +170,13 @@ class FourM(nn.Module):
 
     def encode(self, inputs: PackedInputs) -> Tensor:
         """The encoder's normed output, `batch inputs dim`; what it holds at unused inputs has no meaning."""
-        content, place, mask = self._with_registers(*self.embed_inputs(inputs), inputs.mask)
+        content, place, mask = self.encoder_inputs(inputs)
         return self._encode(content, place, _key_mask(mask))[:, self.config.registers :]
 
-    def _with_registers(self, content: Tensor, place: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The registers before the inputs; they have no place."""
+    def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The embedded inputs and their mask (see `embed_inputs`), after the registers, which have no place."""
+        content, place = self.embed_inputs(inputs)
+        mask = inputs.mask
         if not self.config.registers:
             return content, place, mask
         count = self.config.registers
@@ -190,7 +192,7 @@ class FourM(nn.Module):
 
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs and keep what each decoder block needs of them."""
-        content, place, used = self._with_registers(*self.embed_inputs(inputs), inputs.mask)
+        content, place, used = self.encoder_inputs(inputs)
         mask = _key_mask(used)
         x = self.context_projection(self._encode(content, place, mask)) + place
         blocks = cast(Iterable[DecoderBlock], self.decoder)

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from backbone.batch import PackedInputs
 from backbone.tables import Tables
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
 
 Tokens = dict[str, Tensor]
@@ -28,24 +29,36 @@ def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str 
     """
     tokens: Tokens = {}
     used: Used = {}
-    count = None
+    count, others = None, ""
     for name, value in given.items():
         spec = tables.spec(name)
-        found, problem = checked_tokens(spec, value)
-        count = len(found) if count is None and problem is None else count
-        if problem is None and len(found) != count:
-            problem = f"{len(found)} samples, and {next(iter(given))} has {count}"
-        if problem is not None:
-            raise InvalidValueError(f"{name}: expected {expected_tokens(spec)}, got {describe(value)}: {problem}")
-        if has_fixed_length(spec.layout):
-            tokens[name] = (found if spec.continuous else found.flatten(1)).to(device)
-            continue
-        rows = [torch.as_tensor(row) for row in found]
-        content = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        used[name] = (torch.arange(content.shape[1]) < lengths.unsqueeze(1)).to(device)
-        tokens[name] = content.to(device)
+        found = accepted(spec, value, count, others)
+        count, others = len(found), f"{next(iter(given))} has {len(found)}"
+        tokens[name], mask = filled(spec, found, device)
+        if not has_fixed_length(spec.layout):
+            used[name] = mask
     return tokens, used
+
+
+def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) -> Any:
+    """The tokens as a tensor (layouts of fixed length) or a list of arrays.
+
+    Raises InvalidValueError where they are not what the spec declares, or not of `samples` samples, as `others` says.
+    """
+    found, problem = checked_tokens(spec, tokens)
+    if problem is None and samples is not None and len(found) != samples:
+        problem = f"{len(found)} samples, and {others}"
+    if problem is not None:
+        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
+    return found
+
+
+def filled(spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are."""
+    rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
+    content = pad_sequence(rows, batch_first=True).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:

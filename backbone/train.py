@@ -76,10 +76,8 @@ def train(
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         samples = [len(source.data) for source in sources]
         record = beginning.record
-        identity = run_identity(
-            specs, model_config, train_config, fingerprints, samples if len(samples) > 1 else samples[0],
-            record["weights_sha256"] if record else None,
-        )  # fmt: skip
+        begun_from = record["weights_sha256"] if record else None
+        identity = run_identity(specs, model_config, train_config, fingerprints, samples, begun_from)
         held_out = open_sources(tokens, HELD_OUT, specs, train_config, beginning.names)
         training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
         if ranks.first:

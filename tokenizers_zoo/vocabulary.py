@@ -168,8 +168,8 @@ class TextVocabulary:
             "sentinels": config.sentinels,
             "coordinates": config.coordinate_axes * config.coordinate_bins,
             "special tokens": len(self.special_tokens),
-            "bytes": 0 if self.published else len(ALPHABET),
-            "learned pieces": self._matcher.count - (0 if self.published else len(ALPHABET)),
+            "bytes": self._matcher.alphabet,
+            "learned pieces": self._matcher.count - self._matcher.alphabet,
             "special tokens grown later": len(self.grown_tokens),
             "free": config.size - self.used,
         }
@@ -178,7 +178,7 @@ class TextVocabulary:
 
     def longest_pieces(self, count: int) -> list[str]:
         """Up to `count` of the learned pieces, as text, longest first; of equal ones that with the lower id."""
-        learned = range(0 if self.published else len(ALPHABET), self._matcher.count)
+        learned = range(self._matcher.alphabet, self._matcher.count)
         return sorted(map(self._matcher.piece, learned), key=len, reverse=True)[:count]
 
     @property

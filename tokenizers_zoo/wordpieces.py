@@ -61,6 +61,8 @@ class PieceMatcher:
 
     exact = True
     """Whether decoding gives back what was encoded."""
+    alphabet = len(ALPHABET)
+    """How many of the first pieces stand for one byte each."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self.texts = (*ALPHABET, *pieces)

@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from backbone.batch import PackedInputs
 from backbone.generation.guidance import Passes
+from backbone.packing import accepted, filled
 from backbone.tables import Tables
-from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import ModalitySpec
-from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
 
 ONE_PASS = Passes()
 
@@ -48,14 +45,8 @@ class GrowingInputs:
         Raises InvalidValueError where they do not fit the modality.
         """
         spec = self.tables.spec(name)
-        rows = [torch.as_tensor(row) for row in accepted(spec, tokens, self.batch)]
-        if spec.continuous:
-            content = pad_sequence(rows, batch_first=True).to(self.device)
-        else:
-            content = pad_sequence([row.flatten() for row in rows], batch_first=True).to(self.device)
-        lengths = torch.tensor([content.shape[1] if has_fixed_length(spec.layout) else len(row) for row in rows])
+        content, mask = filled(spec, accepted(spec, tokens, self.batch, generated(self.batch)), self.device)
         ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
-        mask = ranks < lengths.to(self.device).unsqueeze(1)
         if spec.continuous:
             self._vectors.append((name, self._ids.shape[1], content))
             self._append(name, torch.zeros_like(ranks), ranks, mask)
@@ -118,17 +109,9 @@ class GrowingInputs:
         return hidden
 
 
-def accepted(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
-    """The tokens as a tensor (layouts of fixed length) or a list of arrays.
-
-    Raises InvalidValueError where they are not `batch` samples of what the spec declares.
-    """
-    found, problem = checked_tokens(spec, tokens)
-    if problem is None and len(found) != batch:
-        problem = f"{len(found)} samples, and {batch} are generated"
-    if problem is not None:
-        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
-    return found
+def generated(samples: int) -> str:
+    """What `accepted` tells of another number of samples."""
+    return f"{samples} are generated"
 
 
 def rows_of(tokens: Any, rows: Sequence[int]) -> Any:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone.generation.inputs import GrowingInputs, accepted
+from backbone.generation.inputs import GrowingInputs, generated
+from backbone.packing import accepted
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 
@@ -31,14 +32,14 @@ def checked_partial(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
     """
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens)
-        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch)
+        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated(batch))
         flat = grid.reshape(batch, -1)
         full = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
         if full:
             raise InvalidValueError(f"{spec.name}: all of sample {full[0]} is kept, so nothing is left to make")
         return flat
     rows = [np.asarray(row) for row in tokens]
-    accepted(spec, [row[row != UNKNOWN] for row in rows], batch)
+    accepted(spec, [row[row != UNKNOWN] for row in rows], batch, generated(batch))
     rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())

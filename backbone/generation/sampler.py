@@ -9,11 +9,12 @@ import torch
 
 from backbone.generation.decoding import Advance, decode_grid, decode_sequence, empty_partial
 from backbone.generation.guidance import passes
-from backbone.generation.inputs import GrowingInputs, accepted, rows_of
+from backbone.generation.inputs import GrowingInputs, generated, rows_of
 from backbone.generation.partial import add_partial, alike, checked_partial
 from backbone.generation.plan import TargetPlan, resolved_plan
 from backbone.generation.sampling import Noise
 from backbone.model import FourM
+from backbone.packing import accepted
 from tokenizers_zoo.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def generate(
     resolved = resolved_plan(model.tables, plan, given, kept)
     numbers = _numbers({**given, **kept}, seed, samples)
     for name, tokens in given.items():
-        accepted(model.tables.spec(name), tokens, len(numbers))
+        accepted(model.tables.spec(name), tokens, len(numbers), generated(len(numbers)))
     parts = {name: checked_partial(model.tables.spec(name), part, len(numbers)) for name, part in kept.items()}
     groups = alike(parts, len(numbers))
     if len(groups) == 1:

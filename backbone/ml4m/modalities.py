@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.modality import (
@@ -22,13 +23,14 @@ from tokenizers_zoo.modality import (
     VectorLayout,
 )
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.vocabulary import VocabularyConfig
 
 PRESET = "4m"
 """The setting by which plugins and the text vocabulary have their published sizes."""
 TEXT = "text"
 """The vocabulary of published sequences."""
-END, SENTINELS, NUM_SENTINELS = 3, 4, 200
-"""Ids of that vocabulary, as of the preset: the end token, the first sentinel; and the number of sentinels."""
+WORDS = from_mapping(VocabularyConfig, VocabularyConfig.presets[PRESET])
+"""That vocabulary's ids."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,7 @@ def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
         return f"{layout.dim} numbers each, and these have {item.dim}"
     if isinstance(layout, SequenceLayout):
         ids = layout.end, layout.sentinel_start, layout.num_sentinels
-        if ids != (END, SENTINELS, NUM_SENTINELS) or spec.vocabulary != TEXT:
+        if ids != (WORDS.end, WORDS.sentinel_start, WORDS.sentinels) or spec.vocabulary != TEXT:
             return "ids that are not those of the published text vocabulary"
         return None if layout.length < item.positions else f"up to {layout.length}, and these have {item.positions}"
     if isinstance(layout, EmbeddingsLayout):
@@ -226,7 +228,10 @@ def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[st
     else:
         vocabulary = TEXT
         layout = SequenceLayout(
-            max_length=item.positions - 1, end=END, sentinel_start=SENTINELS, num_sentinels=NUM_SENTINELS
+            max_length=item.positions - 1,
+            end=WORDS.end,
+            sentinel_start=WORDS.sentinel_start,
+            num_sentinels=WORDS.sentinels,
         )
     return ModalitySpec(
         name=name,

@@ -24,6 +24,8 @@ class WordMatcher:
 
     exact = False
     """Whether decoding gives back what was encoded."""
+    alphabet = 0
+    """How many of the first pieces stand for one byte each."""
 
     def __init__(self, file: str, start: int, expected: dict[str, int]) -> None:
         from tokenizers import Tokenizer
