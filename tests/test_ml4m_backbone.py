@@ -37,7 +37,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+SIZES = {
+    "caption": (300, WORDS), "rgb@32": (SIDE**2, 3 * PATCH**2), "rgb@224": (196, 768), "tok_depth@224": (196, 8192),
+    "t5_caption": (77, 4096),
+}  # fmt: skip
+"""By domain, rows of its position table, and ids, or numbers per patch or vector."""
+PROJECTED = {"rgb@32": "proj", "rgb@224": "proj", "t5_caption": "emb_proj"}
+"""Domains that are only an input, and what their projection is called."""
+
+
+def shapes_of(config: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a published backbone's tensors."""
     shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, DIM), "decoder_proj_context.weight": (DIM, DIM)}
     shapes["decoder_proj_context.bias"] = (DIM,)
@@ -77,13 +86,13 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     for side, domains in (("encoder", config["domains_in"]), ("decoder", config["domains_out"])):
         for domain in domains:
             place = f"{side}_embeddings.{domain}"
-            if domain == "rgb@32" and side == "decoder":
+            if domain in PROJECTED and side == "decoder":
                 continue
-            rows = 300 if domain == "caption" else SIDE**2
+            rows, ids = {**SIZES, **sizes}.get(domain, (SIDE**2, CODES))
             shapes[f"{place}.pos_emb"], shapes[f"{place}.mod_emb"] = (1, rows, DIM), (1, 1, DIM)
-            ids = WORDS if domain == "caption" else CODES
-            if domain == "rgb@32":
-                shapes[f"{place}.proj.weight"] = (DIM, 3 * PATCH**2)
+            if projection := PROJECTED.get(domain):
+                shapes[f"{place}.{projection}.weight"] = (DIM, ids)
+                shapes |= {f"{place}.emb_proj.bias": (DIM,)} if projection == "emb_proj" else {}
             else:
                 shapes[f"{place}.token_emb.weight"] = (ids, DIM)
             if side == "decoder":
@@ -91,9 +100,11 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def published(config: dict[str, Any], seed: str = "a") -> PublishedCheckpoint:
+def published(config: dict[str, Any], seed: str = "a", **sizes: tuple[int, int]) -> PublishedCheckpoint:
+    """A backbone whose tensors follow from their names; `sizes` as in SIZES, `@` written as `_at_`."""
     tensors = {}
-    for name, shape in shapes_of(config).items():
+    changed = {name.replace("_at_", "@"): size for name, size in sizes.items()}
+    for name, shape in shapes_of(config, changed).items():
         tensor = drawn(f"{seed}/{name}", list(shape))
         if len(shape) == 1:
             tensor = tensor * 0.1 + float(name.endswith("norm.weight") or "norm" in name.split(".")[-2])
@@ -103,7 +114,7 @@ def published(config: dict[str, Any], seed: str = "a") -> PublishedCheckpoint:
             tensor = tensor / shape[1] ** 0.5
         tensors[name] = tensor
     if config.get("share_modality_embeddings", True):
-        for domain in set(config["domains_in"]) & set(config["domains_out"]) - {"rgb@32"}:
+        for domain in set(config["domains_in"]) & set(config["domains_out"]) - set(PROJECTED):
             tensors[f"encoder_embeddings.{domain}.mod_emb"] = tensors[f"decoder_embeddings.{domain}.mod_emb"].clone()
     return PublishedCheckpoint(config=config, tensors=tensors)
 

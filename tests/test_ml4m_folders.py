@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from published_tokenizers import published as published_tokenizer
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from backbone.ml4m.commands import export_command, import_command
+from backbone.ml4m.folders import modality_of
+from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
@@ -96,6 +99,7 @@ def test_a_limit_cuts_between_words_and_all_is_restored(tmp_path: Path) -> None:
     assert grown.all_special_tokens == ("<new>",) and grown.used == again.used + 1
     assert grown.encode_text("red dogs") == vocabulary.encode_text("red dogs")
     assert again.longest_pieces(1) == ["hot dog"]
+    assert vocabulary.decode_text(vocabulary.encode_text("RED Dogs sitting", limit=4)) == "red dogs"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,72 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "in" / "4M_B" / name).read_bytes()
     with pytest.raises(CheckpointError, match="is there already; give a new or empty folder"):
         run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
+
+
+PLUGGED = {
+    **VARIANTS["gated"], "image_size": 224, "patch_size": 16,
+    "domains_in": ["caption", "rgb@224", "t5_caption", "tok_depth@224"],
+    "domains_out": ["caption", "t5_caption", "tok_depth@224"],
+}  # fmt: skip
+
+
+def test_modalities_become_those_of_installed_plugins(tmp_path: Path) -> None:
+    write_published(published(PLUGGED), tmp_path / "in")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    zoo = Zoo.from_toml(tmp_path / "out" / "registry.toml")
+    assert zoo.names() == ["caption", "depth", "rgb_patches", "t5_caption"]
+    assert load_model(tmp_path / "out" / "backbone", [zoo[name].spec for name in zoo.names()])
+    grey = np.full((3, 224, 224), 0.5, np.float32)  # as the published backbones take it: by ImageNet's statistics
+    red, green, blue = zoo["rgb_patches"].encode([grey])[0, 0].reshape(3, 256)[:, 0].tolist()
+    assert (red, green, blue) == pytest.approx(((0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225))
+    vectors = np.arange(2 * 4096, dtype=np.float32).reshape(2, 4096)
+    assert np.array_equal(zoo["t5_caption"].encode([vectors])[0], vectors)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((196, 4096), "8192 ids, and these are 4096"), ((100, 8192), "196 tokens, and these have 100")],
+)
+def test_other_tokens_than_the_plugins_are_a_modality_of_their_own(
+    size: tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    write_published(published(PLUGGED, tok_depth_at_224=size), tmp_path / "in")
+    output = " ".join(run(import_command, tmp_path / "in", tmp_path / "out").split())
+    assert "tok_depth_224" in output and all(word in output for word in message.split())
+    assert "depth" not in Zoo.from_toml(tmp_path / "out" / "registry.toml").names()
+    specs = {spec.name: spec for spec in load_model(tmp_path / "out" / "backbone").tables.specs}
+    assert specs["tok_depth_224"].vocab_size == size[1] and specs["tok_depth_224"].layout.length == size[0]
+
+
+def test_a_tokenizer_is_imported_once_and_runs(tmp_path: Path) -> None:
+    config = {
+        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+        "patch_size": 1, "n_channels": 768, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes",
+        "num_codebooks": 4,
+    }  # fmt: skip
+    write_published(published_tokenizer(**config), tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    handle = Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"]
+    assert handle.encode([np.ones(768, np.float32)]).shape == (1, 4)
+    place = tmp_path / "out" / "tokenizers" / "dinov2_global" / "model.safetensors"
+    before = place.stat().st_mtime_ns
+    assert "is there already" in run(import_command, tmp_path / "in", tmp_path / "out")
+    assert place.stat().st_mtime_ns == before
+    run(export_command, place.parent, tmp_path / "back")
+    original = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+
+
+def test_a_folder_or_its_configuration_says_whose_tokenizer_it_is() -> None:
+    zoo = Zoo.installed()
+    for folder, config, name in (
+        ("4M_tokenizers_rgb_16k_224-448", {}, "rgb"),
+        ("4M_tokenizers_DINOv2-B14_8k_224-448", {}, "dinov2"),
+        ("4M_tokenizers_DINOv2-B14-global_8k_16_224", {}, "dinov2_global"),  # the longer name, not that within it
+        ("4M_tokenizers_rgb_16k", {"domain": "canny_edge"}, "canny"),
+        ("anything", {"domain": "semseg_coco"}, "semseg"),
+    ):
+        assert modality_of(folder, config, zoo) == name
 
 
 def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:

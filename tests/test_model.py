@@ -114,6 +114,14 @@ def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
     assert losses.loss == 0 and not losses.counts.any()
 
 
+def test_stored_positions_have_to_suffice() -> None:
+    specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
+    Tables(specs, stored_positions={"words": 21, "picture": 36})
+    for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
+        with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
+            Tables(specs, stored_positions={name: rows})
+
+
 def test_grouped_logits_are_the_full_ones() -> None:
     specs = all_layouts()
     model = double_model(specs)
