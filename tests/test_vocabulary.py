@@ -320,8 +320,14 @@ def test_saving_and_loading(tmp_path: Path) -> None:
 def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space(tmp_path: Path) -> None:
     VOCABULARY.save(tmp_path)
     assert TextVocabulary.load(tmp_path, replace(CONFIG, size=9000)).config.size == 9000
-    with pytest.raises(CheckpointError, match="trained with coordinate_bins = 64, registry"):
-        TextVocabulary.load(tmp_path, replace(CONFIG, coordinate_bins=32))
+    for name, own, other in (
+        ("coordinate_bins", 64, 32),
+        ("coordinate_axes", 4, 2),
+        ("sentinels", 8, 9),
+        ("end", 1, 3),
+    ):
+        with pytest.raises(CheckpointError, match=f"trained with {name} = {own}, registry"):
+            TextVocabulary.load(tmp_path, replace(CONFIG, **{name: other}))
     with pytest.raises(CheckpointError, match=f"needs {VOCABULARY.used} ids and has 800"):
         TextVocabulary.load(tmp_path, replace(CONFIG, size=800))
 
