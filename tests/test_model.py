@@ -17,6 +17,7 @@ from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from backbone.masking import Masker
 from backbone.model import EMBEDDING_STD, FourM, sincos_grid, uniform_loss
+from backbone.optim import decays
 from backbone.tables import Tables
 from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
@@ -112,6 +113,16 @@ def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
     losses = model(PackedBatch(inputs=batch.inputs, targets=targets))
     losses.loss.backward()
     assert losses.loss == 0 and not losses.counts.any()
+
+
+def test_only_matrices_and_output_rows_decay() -> None:
+    model = FourM.seeded(CONFIGS["published"], all_layouts(), 0)
+    kept = {name.split(".")[0] for name, parameter in model.named_parameters() if not decays(name, parameter)}
+    assert kept >= {
+        "registers", "token_embedding", "read_embedding", "modality_embedding",
+        "target_modality_embedding", "mask_embedding", "encoder_norm",
+    }  # fmt: skip
+    assert "output" not in kept
 
 
 def test_stored_positions_have_to_suffice() -> None:
