@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +232,54 @@ def test_a_tokenizer_is_imported_once_and_runs(tmp_path: Path) -> None:
     run(export_command, place.parent, tmp_path / "back")
     original = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+
+
+class Killed(BaseException):
+    """In place of a signal."""
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """All files of a folder; paths in them are the same for all folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"FOLDER")
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+
+
+def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
+    text_file(tmp_path / "in" / "words.json")
+    config = {
+        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+        "patch_size": 1, "n_channels": 768, "latent_dim": 16, "codebook_size": 32,
+    }  # fmt: skip
+    write_published(published_tokenizer(**config), tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k")
+    run(import_command, tmp_path / "in", tmp_path / "whole")
+    whole = files_in(tmp_path / "whole")
+    writes = 0
+    real = os.replace
+
+    def killed_at(last: int) -> Callable[..., None]:
+        def replace(source: str, target: str) -> None:
+            nonlocal writes
+            writes += 1
+            if writes > last:
+                raise Killed
+            real(source, target)
+
+        return replace
+
+    for last in range(40):
+        writes, out = 0, tmp_path / f"out{last}"
+        monkeypatch.setattr(os, "replace", killed_at(last))
+        try:
+            run(import_command, tmp_path / "in", out)
+            break  # it was not killed any more
+        except Killed:
+            monkeypatch.setattr(os, "replace", real)
+        run(import_command, tmp_path / "in", out)
+        assert files_in(out) == whole, last
+    assert 10 < last < 39
 
 
 def test_a_folder_or_its_configuration_says_whose_tokenizer_it_is() -> None:

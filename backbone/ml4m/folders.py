@@ -11,6 +11,7 @@ from typing import Any
 
 from backbone.ml4m.convert import export_backbone, import_backbone
 from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_of
+from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_config, read_table, replacing_file
@@ -81,15 +82,14 @@ def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[To
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
     for path in files:
         tell(import_text(path, out, tables))
+        write_registry(registry, tables)
     for folder in (folder for folder in folders if folder not in backbones):
         ours = name or modality_of(folder.resolve().name, configs[folder], installed)
         tell(import_tokenizer(folder, ours, out, tables))
+        write_registry(registry, tables)
     for folder in backbones:
         for told in import_model(folder, out, tables, installed):
             tell(told)
-    if tables.get("modalities"):
-        tables["zoo"]["modalities"] = sorted(tables["modalities"])
-    write_registry(registry, tables)
     return registry
 
 
@@ -124,9 +124,9 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
 
 
 def import_tokenizer(folder: Path, name: str, out: Path, tables: dict[str, Any]) -> Told:
-    """One published tokenizer as the checkpoint of a modality."""
+    """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too."""
     target = out / TOKENIZERS / name
-    if (target / CONFIG).is_file():
+    if (target / CONFIG).is_file() and "sha256" in tables.get("modalities", {}).get(name, {}):
         return Told(folder.name, name, "is there already")
     handle = Zoo.from_tables({"zoo": {**tables["zoo"], "modalities": [name]}}, out / REGISTRY)[name]
     table = handle.import_published(read_published(folder), target)
@@ -136,37 +136,48 @@ def import_tokenizer(folder: Path, name: str, out: Path, tables: dict[str, Any])
 
 
 def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
-    """A published backbone as a run, and its modalities into the tables of the registry."""
+    """A published backbone as a run, and its modalities into the registry; run.json is written last."""
     target = out / BACKBONE
-    if (target / CONFIG).is_file():
+    if (target / RUN_FILE).is_file():
         return [Told(folder.name, BACKBONE, "is there already")]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
-    here = {spec.name: out / TOKENIZERS / spec.vocabulary for theirs, spec in specs.items() if theirs not in notes}
+    discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
+    here = {spec.name: out / TOKENIZERS / spec.vocabulary for spec in discrete}
     codecs = {name: fingerprint(place) for name, place in here.items() if (place / CONFIG).is_file()}
     import_backbone(checkpoint, specs, target, codecs)
-    Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
     tables["modalities"] = found["modalities"] | tables.get("modalities", {})
+    enable(tables)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     for item in (item for item in modalities if item.kind != "tokens"):
         name = specs[item.published].name
         place = out / TOKENIZERS / name
-        if name in tables["modalities"] and not (place / CONFIG).is_file():
-            zoo[name].import_published(checkpoint, place)
+        if name in tables["modalities"]:
+            if not (place / CONFIG).is_file():
+                zoo[name].import_published(checkpoint, place)
             tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
+    write_registry(out / REGISTRY, tables)
+    Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
     told = [Told(folder.name, BACKBONE, f"{len(modalities)} modalities")]
     return told + [
         Told(item.published, specs[item.published].name, notes.get(item.published, "")) for item in modalities
     ]
 
 
-def write_registry(path: Path, tables: Mapping[str, Any]) -> None:
+def enable(tables: dict[str, Any]) -> None:
+    """Let a registry have the modalities that have a table in it; all that is installed, where none has."""
+    if tables.get("modalities"):
+        tables["zoo"]["modalities"] = sorted(tables["modalities"])
+
+
+def write_registry(path: Path, tables: dict[str, Any]) -> None:
     """Write a registry.toml, atomically."""
     import tomli_w
 
+    enable(tables)
     with replacing_file(path) as temporary:
         temporary.write_text(HEADER.format(path=path) + tomli_w.dumps(tables), encoding="utf-8")
 
