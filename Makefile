@@ -33,10 +33,10 @@ demo: $(READY)
 	zoo backbone eval runs/demo/backbone --config configs/demo.toml
 	zoo report runs/demo/backbone
 
-# The same road, bigger: twice the data, longer training, a larger model.
+# The same road, bigger: four times the data, longer training, a larger model.
 demo-long: $(READY)
 	zoo --registry configs/long.toml list
-	zoo --registry configs/long.toml data make scenes runs/long/data --train 16000 --test 800 --seed 0
+	zoo --registry configs/long.toml data make scenes runs/long/data --train 32000 --test 800 --seed 0
 	zoo --registry configs/long.toml data derive runs/long/data
 	zoo --registry configs/long.toml tokenizer train --all --data runs/long/data
 	zoo --registry configs/long.toml tokenize runs/long/data --out runs/long/tokens

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
-from backbone.evaluate import FILE as EVALUATION
-from backbone.evaluate import FOLDER
-from backbone.held_out import losses_of
-from backbone.mixing import TRAIN, datasets_of
+from backbone.evaluation.evaluate import FILE as EVALUATION
+from backbone.evaluation.evaluate import FOLDER
 from backbone.model import uniform_loss
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, spec_from_json
+from backbone.training.held_out import losses_of
+from backbone.training.mixing import TRAIN, datasets_of
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.tokens import TokenStore

@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 from backbone.config import PRESETS, MaskingConfig, TrainConfig, preset
 from backbone.masking import Masker
 from backbone.model import FourM
-from backbone.optim import EPSILON, Optimizer
-from backbone.train import keep_freed_memory
+from backbone.training.optim import EPSILON, Optimizer
+from backbone.training.train import keep_freed_memory
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

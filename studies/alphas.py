@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import Study, Variant, compare
 
 from backbone.config import Mixture
-from backbone.mixing import TRAIN
+from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 
 ALPHAS = 0.01, 0.1, 1.0, 10.0

@@ -15,9 +15,9 @@ from rich.table import Table
 from scipy import stats
 
 from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.held_out import losses_of
 from backbone.model import FourM
-from backbone.train import train
+from backbone.training.held_out import losses_of
+from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
 

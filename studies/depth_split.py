@@ -9,7 +9,7 @@ import dataclasses
 
 from common import Study, Variant, compare
 
-from backbone.mixing import TRAIN
+from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 
 

@@ -10,7 +10,7 @@ from common import Study, Variant, interval, shown
 from rich.table import Table
 
 from backbone.config import PRESETS
-from backbone.mixing import TRAIN
+from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 
 SIZES = "nano", "tiny", "small"

@@ -15,7 +15,7 @@ from common import GIVEN, Study, Variant, interval, shown
 from rich.table import Table
 
 from backbone.config import Mixture
-from backbone.mixing import TRAIN
+from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 
 ORDER = GIVEN, "depth", "semseg", "normal", "caption", "boxes", "metadata"

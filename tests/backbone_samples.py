@@ -11,8 +11,8 @@ from backbone.batch import PackedBatch, RawBatch
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.masking import Masker
 from backbone.model import FourM
-from backbone.optim import Optimizer
 from backbone.tables import Tables
+from backbone.training.optim import Optimizer
 from tokenizers_zoo.data.tokens import TokenMetadata, write_part
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,

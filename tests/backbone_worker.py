@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
-from backbone import distributed
-from backbone.train import train
+from backbone.training import distributed
+from backbone.training.train import train
 
 
 def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "") -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = (
-    "backbone.cli", "backbone.evaluate", "backbone.generation.files", "backbone.train", "jinja2", "matplotlib.figure",
+    "backbone.cli.main", "backbone.evaluation.evaluate", "backbone.generation.files", "backbone.training.train",
+    "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.families.spatial.model",
     "tokenizers_zoo.families.spatial.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",
     "tokenizers_zoo.quantizers.codebooks", "tokenizers_zoo.quantizers.scalar", "tokenizers_zoo.report",

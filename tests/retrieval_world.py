@@ -15,11 +15,11 @@ import torch
 from test_evaluate import EXAMPLE, LETTERS, LEVELS, sample
 
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.data import TokenData
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import save_model
+from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard

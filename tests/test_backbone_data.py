@@ -23,9 +23,9 @@ from backbone_samples import (
 
 from backbone.batch import PackedBatch
 from backbone.config import TrainConfig
-from backbone.data import Loader, Order, TokenData
 from backbone.model import FourM
-from backbone.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate
+from backbone.training.data import Loader, Order, TokenData
+from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, VectorLayout
 

@@ -26,13 +26,13 @@ from backbone_samples import (
     write_store,
 )
 
-from backbone import distributed
 from backbone.batch import PackedBatch
 from backbone.config import MaskingConfig
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model, save_model
-from backbone.train import DivergedError, Training, keep_freed_memory, train
+from backbone.training import distributed
+from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.modality import GridLayout

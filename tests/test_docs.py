@@ -17,7 +17,7 @@ import pytest
 
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from backbone.config import TrainConfig as BackboneTrainConfig
-from backbone.evaluate import EvaluationConfig
+from backbone.evaluation.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
@@ -169,7 +169,7 @@ def test_the_map_names_what_is_there() -> None:
 
 
 def test_the_settings_files_are_read_whole() -> None:
-    from backbone.cli import read_tables
+    from backbone.cli.main import read_tables
 
     for path in (ROOT / "registry.toml", ROOT / "configs" / "photos.toml", ROOT / "configs" / "long.toml"):
         assert Zoo.from_toml(path).problems() == {}, path

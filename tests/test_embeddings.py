@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from backbone.config import MaskingConfig, ModelConfig, TrainConfig
-from backbone.data import TokenData
 from backbone.generation.plan import TargetPlan
 from backbone.generation.sampler import generate
 from backbone.saving import load_model
-from backbone.train import train
+from backbone.training.data import TokenData
+from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples

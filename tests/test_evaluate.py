@@ -17,18 +17,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from backbone import evaluate as evaluation
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.data import TokenData
-from backbone.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
-from backbone.evaluation_data import gap_closed
-from backbone.gallery import CELL, GAP, HEADER, TEXT, write_sheet
+from backbone.evaluation import evaluate as evaluation
+from backbone.evaluation.data import gap_closed
+from backbone.evaluation.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
+from backbone.evaluation.gallery import CELL, GAP, HEADER, TEXT, write_sheet
 from backbone.generation import TargetPlan, files
 from backbone.generation.recipe import Recipe
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import save_model
+from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard

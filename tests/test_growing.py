@@ -23,8 +23,8 @@ from backbone.growing import Trained, growing_config, growing_mixtures, grown_sp
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model
-from backbone.starting import begin, freeze
-from backbone.train import Training, train
+from backbone.training.starting import begin, freeze
+from backbone.training.train import Training, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout

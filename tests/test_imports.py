@@ -25,11 +25,13 @@ ORDER = {
         "report_zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
-        "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "data",
-        "mixing", "held_out", "muon", "optim", "average", "balance", "compiling", "distributed", "run", "identity",
-        "starting", "training_log", "parts", "train", "packing", "features", "generation", "gallery",
-        "evaluation_data", "evaluate", "preview", "growing", "cli_run", "retrieval", "ml4m", "cli_config",
-        "cli_generate", "cli_grow", "cli",
+        "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "run",
+        "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim", "training.average",
+        "training.balance", "training.compiling", "training.distributed", "training.identity", "training.starting",
+        "training.log", "training.parts", "training.train", "packing", "features", "generation", "evaluation",
+        "evaluation.gallery",
+        "evaluation.data", "evaluation.evaluate", "evaluation.preview", "growing", "cli", "cli.run", "retrieval", "ml4m",
+        "cli.config", "cli.generate", "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

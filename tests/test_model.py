@@ -17,8 +17,8 @@ from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from backbone.masking import Masker
 from backbone.model import EMBEDDING_STD, FourM, sincos_grid, uniform_loss
-from backbone.optim import decays
 from backbone.tables import Tables
+from backbone.training.optim import decays
 from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec

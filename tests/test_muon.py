@@ -13,9 +13,9 @@ from torch import nn
 
 from backbone.batch import PackedBatch
 from backbone.model import FourM
-from backbone.muon import MOMENTUM, Muon, block_matrices, orthogonal
-from backbone.optim import Optimizer
-from backbone.train import Training, train
+from backbone.training.muon import MOMENTUM, Muon, block_matrices, orthogonal
+from backbone.training.optim import Optimizer
+from backbone.training.train import Training, train
 from backbone.transformer import FusedLinear
 
 CONFIG = dataclasses.replace(TRAINING, optimizer="muon")

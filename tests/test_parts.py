@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbone.batch import PackedBatch
 from backbone.model import FourM, Losses
-from backbone.parts import Parts
+from backbone.training.parts import Parts
 
 
 @pytest.fixture(scope="module")

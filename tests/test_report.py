@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from backbone.gallery import CELL, write_sheet
+from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError

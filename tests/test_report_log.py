@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from backbone.config import TrainConfig as BackboneConfig
-from backbone.training_log import TrainingLog
+from backbone.training.log import TrainingLog
 from tokenizers_zoo import Zoo, step_log
 from tokenizers_zoo.step_log import StepLog
 from tokenizers_zoo.training import TrainConfig

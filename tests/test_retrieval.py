@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from retrieval_world import NAMES, World, installed, make_world
 
+from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
-from backbone.gallery import CELL
 from backbone.generation import TargetPlan, generate
 from backbone.retrieval import index as indexes
 from backbone.retrieval.cli import retrieve

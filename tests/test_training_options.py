@@ -16,16 +16,16 @@ from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, spec, w
 from command_world import the_world
 from PIL import Image
 
-from backbone.average import Average
-from backbone.balance import Balance
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from backbone.mixing import Mix, Source, open_sources
 from backbone.model import FourM
-from backbone.optim import learning_rate
 from backbone.saving import load_model
 from backbone.tables import Tables
-from backbone.train import Training, train
+from backbone.training.average import Average
+from backbone.training.balance import Balance
+from backbone.training.mixing import Mix, Source, open_sources
+from backbone.training.optim import learning_rate
+from backbone.training.train import Training, train
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import GridLayout
 

@@ -13,14 +13,14 @@ import pytest
 from toy_plugins import snapshot
 
 from backbone.config import MaskingConfig, ModelConfig, TrainConfig
-from backbone.data import TokenData
-from backbone.evaluate import EvaluationConfig, evaluate
+from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.generation.files import generate_to_folder
 from backbone.generation.plan import TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.run import Run
 from backbone.saving import load_model
-from backbone.train import train
+from backbone.training.data import TokenData
+from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.tokens import TokenStore

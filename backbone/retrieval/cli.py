@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from backbone.cli_run import open_run
+from backbone.cli.run import open_run
 from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping

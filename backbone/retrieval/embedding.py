@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbone.data import TokenData
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.retrieval.config import EmbeddingConfig
@@ -17,6 +16,7 @@ from backbone.retrieval.spaces import Affine, Vectors, fit
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from backbone.tables import Tables
+from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbone.data import TokenData
-from backbone.evaluate import ranked_names
-from backbone.gallery import text_of
+from backbone.evaluation.evaluate import ranked_names
+from backbone.evaluation.gallery import text_of
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from backbone.retrieval.embedding import Embedder
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.recall import AT, Recall, chance, recall
 from backbone.retrieval.spaces import Vectors
+from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbone.gallery import CELL, write_sheet
+from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo.errors import ZooError
 
 if TYPE_CHECKING:

@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone import distributed
-from backbone.average import Average
-from backbone.balance import Balance
 from backbone.batch import PackedBatch
-from backbone.compiling import compile_blocks
 from backbone.config import ModelConfig, TrainConfig
-from backbone.data import Loader
-from backbone.held_out import held_out_losses
-from backbone.identity import open_run, run_identity
-from backbone.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
 from backbone.model import FourM, Losses
-from backbone.optim import Optimizer, learning_rate
-from backbone.parts import Parts
 from backbone.run import Run
 from backbone.saving import CLASS, save_state
-from backbone.starting import Beginning, begin, freeze
-from backbone.training_log import NoLog, TrainingLog
+from backbone.training import distributed
+from backbone.training.average import Average
+from backbone.training.balance import Balance
+from backbone.training.compiling import compile_blocks
+from backbone.training.data import Loader
+from backbone.training.held_out import held_out_losses
+from backbone.training.identity import open_run, run_identity
+from backbone.training.log import NoLog, TrainingLog
+from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
+from backbone.training.optim import Optimizer, learning_rate
+from backbone.training.parts import Parts
+from backbone.training.starting import Beginning, begin, freeze
 from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, remove_folder
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbone.config import Preview, TrainConfig
-from backbone.evaluate import default_pairs
-from backbone.gallery import text_of, write_sheet
+from backbone.evaluation.evaluate import default_pairs
+from backbone.evaluation.gallery import text_of, write_sheet
 from backbone.generation import TargetPlan, generate
-from backbone.mixing import HELD_OUT
 from backbone.model import FourM
+from backbone.training.mixing import HELD_OUT
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.registry import ModalityHandle

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from backbone.config import TrainConfig
 from backbone.model import FourM
-from backbone.muon import Muon, block_matrices
+from backbone.training.muon import Muon, block_matrices
 from tokenizers_zoo.errors import CheckpointError
 
 EPSILON = 1e-8

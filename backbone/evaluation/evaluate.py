@@ -41,13 +41,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from backbone.config import MaskingConfig
-from backbone.data import TokenData
-from backbone.evaluation_data import TEST, EvaluationData, gap_closed
-from backbone.gallery import text_of, write_sheet
+from backbone.evaluation.data import TEST, EvaluationData, gap_closed
+from backbone.evaluation.gallery import text_of, write_sheet
 from backbone.generation import TargetPlan, generate
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
 from backbone.saving import CLASS, load_model
+from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, DataError

@@ -10,9 +10,9 @@ import torch
 
 from backbone.batch import PackedBatch
 from backbone.config import TrainConfig
-from backbone.mixing import HELD_OUT, Mix, open_sources
 from backbone.model import Losses
 from backbone.saving import load_model
+from backbone.training.mixing import HELD_OUT, Mix, open_sources
 from tokenizers_zoo.modality import ModalitySpec
 
 SEED = 1 << 63

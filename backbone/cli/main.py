@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from backbone.cli_config import CONFIG_OPTION, merged, read_tables
-from backbone.cli_generate import generate_command
-from backbone.cli_grow import grow_command
-from backbone.cli_run import open_run
+from backbone.cli.config import CONFIG_OPTION, merged, read_tables
+from backbone.cli.generate import generate_command
+from backbone.cli.grow import grow_command
+from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors
@@ -59,12 +59,12 @@ def train(
 
     from backbone.config import ModelConfig, TrainConfig
     from backbone.config import preset as preset_config
-    from backbone.mixing import check_codecs, datasets_of, names_in
-    from backbone.preview import Previews
+    from backbone.evaluation.preview import Previews
     from backbone.run import Run
     from backbone.saving import CLASS
-    from backbone.starting import check_meaning
-    from backbone.train import train as train_backbone
+    from backbone.training.mixing import check_codecs, datasets_of, names_in
+    from backbone.training.starting import check_meaning
+    from backbone.training.train import train as train_backbone
     from tokenizers_zoo.checkpoint import load_config
     from tokenizers_zoo.data.tokens import TokenStore
 
@@ -134,7 +134,7 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from backbone.evaluate import FILE, FOLDER, EvaluationConfig, evaluate, gap_tables
+    from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate, gap_tables
 
     table = read_tables(config_file)["eval"]
     given_sets = [tuple(split_names(names) or ()) for names in given] or _name_sets(table.pop("given", None), "given")

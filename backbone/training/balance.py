@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from backbone.config import TrainConfig
-from backbone.optim import RowAdam, names_of
 from backbone.tables import Tables
+from backbone.training.optim import RowAdam, names_of
 
 NAME = "log_variance"
 

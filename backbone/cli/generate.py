@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from backbone.cli_run import open_run
+from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors

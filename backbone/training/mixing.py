@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, TrainConfig
-from backbone.data import Order, TokenData
 from backbone.masking import Masker
 from backbone.tables import Tables
+from backbone.training.data import Order, TokenData
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import ModalitySpec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backbone.cli_config import CONFIG_OPTION, merged, read_tables
+from backbone.cli.config import CONFIG_OPTION, merged, read_tables
 from tokenizers_zoo.cli.options import (
     PATH,
     open_zoo,
@@ -60,12 +60,12 @@ def grow_command(
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
     from backbone.config import Dataset
+    from backbone.evaluation.preview import Previews
     from backbone.growing import REPORT, Trained, growing_config, grown_specs, write_report
-    from backbone.mixing import check_codecs
-    from backbone.preview import Previews
     from backbone.run import Run
-    from backbone.starting import check_meaning
-    from backbone.train import train
+    from backbone.training.mixing import check_codecs
+    from backbone.training.starting import check_meaning
+    from backbone.training.train import train
     from tokenizers_zoo.data.tokens import TokenStore
 
     if freeze and replay is not None:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
-from backbone.optim import local
+from backbone.training.optim import local
 from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.errors import CheckpointError
 

@@ -1,0 +1,1 @@
+"""How well a trained backbone makes what it is asked for."""
