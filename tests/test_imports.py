@@ -26,12 +26,11 @@ ORDER = {
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "run",
-        "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim", "training.average",
-        "training.balance", "training.compiling", "training.distributed", "training.identity", "training.starting",
-        "training.log", "training.parts", "training.train", "packing", "features", "generation", "evaluation",
-        "evaluation.gallery",
-        "evaluation.data", "evaluation.evaluate", "evaluation.preview", "growing", "cli", "cli.run", "retrieval", "ml4m",
-        "cli.config", "cli.generate", "cli.grow", "cli.main",
+        "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim",
+        "training.average", "training.balance", "training.compiling", "training.distributed", "training.identity",
+        "training.starting", "training.log", "training.parts", "training.train", "packing", "features", "generation",
+        "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.evaluate", "evaluation.preview", "growing",
+        "cli", "cli.run", "retrieval", "ml4m", "cli.config", "cli.generate", "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}
