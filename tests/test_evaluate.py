@@ -19,15 +19,15 @@ from rich.console import Console
 
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.evaluation import evaluate as evaluation
-from backbone.evaluation.data import gap_closed
+from backbone.evaluation.data import EvaluationData, gap_closed
 from backbone.evaluation.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
 from backbone.evaluation.gallery import CELL, GAP, HEADER, TEXT, write_sheet
-from backbone.generation import TargetPlan, files
+from backbone.generation import TargetPlan, files, generate
 from backbone.generation.recipe import Recipe
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
-from backbone.saving import save_model
+from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -80,7 +80,7 @@ NAMES = ("light", "dark", "letters")
 LEVELS = 6
 TRAIN, TEST = 96, 24
 CONFIG = EvaluationConfig(
-    samples=16, floor_samples=20, loss_samples=24, batch_size=10, gallery_pairs=2, gallery_samples=3, draws=2
+    samples=16, floor_samples=20, loss_samples=24, batch_size=10, answers=4, gallery_pairs=2, gallery_samples=3, draws=2
 )
 
 
@@ -198,6 +198,32 @@ def test_the_learned_mapping_closes_the_gap(result: dict[str, Any]) -> None:
     assert entry(result, "dark", "letters")["gap_closed"] < 0.5  # never trained on
 
 
+def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, samples=3, answers=5, gallery_pairs=0)
+    found = world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",)], targets=["light"])["pairs"][0]
+    model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
+    keys = data.keys(["dark", "light"], 3)
+    plan = TargetPlan(name="light", temperature=0.7, steps=1)
+    answers = []
+    for number, key in enumerate(keys):
+        given = {"dark": data.tokens("dark", [key] * 5)}
+        tokens = generate(model, given, [plan], config.seed, range(5 * number, 5 * number + 5))["light"]
+        answers.append(world.zoo["light"].constant_answer(world.zoo["light"].decode(tokens)))
+    assert found["score"] == pytest.approx(world.zoo["light"].score(answers, data.truth("light", keys)))
+    assert len({answer.tobytes() for answer in answers}) == 3
+
+
+def test_one_answer_is_the_likeliest(world: World, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, samples=3, answers=1, gallery_pairs=0)
+    found = world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",)], targets=["light"])["pairs"][0]
+    data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
+    keys = data.keys(["dark", "light"], 3)
+    plan = TargetPlan(name="light", temperature=0, steps=1)
+    tokens = generate(load_model(world.run), {"dark": data.tokens("dark", keys)}, [plan], 0)["light"]
+    likeliest = world.zoo["light"].score(world.zoo["light"].decode(tokens), data.truth("light", keys))
+    assert found["score"] == pytest.approx(likeliest)
+
+
 def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: dict[str, Any]) -> None:
     found = entry(result, "light", "letters")
     assert found["samples"] == 16
@@ -280,7 +306,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(before["pairs"]) == 2
     assert len(before["galleries"]) == 1
     assert timeless(world.evaluate(run)) == timeless(result)
-    assert calls.count("dark light 0") == 2  # two batches, once each
+    assert calls.count("dark light 0.7") == 2  # two batches, once each
     assert len(calls) == 1 + 6 * 2 + 2  # all scored and drawn once, in batches of 10; one call was cut off
     seen = len(calls)
     assert timeless(world.evaluate(run)) == timeless(result)
@@ -312,6 +338,8 @@ def test_names_that_cannot_be_evaluated(world: World, tmp_path: Path) -> None:
         world.evaluate(run, given=[("light",)], targets=["light"])
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         EvaluationConfig(samples=0)
+    with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
+        EvaluationConfig(temperature=0)
 
 
 def test_tokens_of_another_codec_are_left_out_or_refused(world: World, tmp_path: Path) -> None:

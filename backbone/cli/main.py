@@ -125,7 +125,7 @@ def evaluate_command(
 
     Each set of given modalities is asked for each target, and galleries are drawn.
     Gap closed goes from the best constant answer (0) to the tokenizer's own
-    reconstruction (1).
+    reconstruction (1). Scored is the best single answer to several draws.
 
     \b
     Examples:

@@ -112,6 +112,13 @@ class EvaluationData:
         starts = range(0, len(tokens), batch_size)
         return [value for start in starts for value in handle.decode(tokens[start : start + batch_size])]
 
+    def answers(self, name: str, draws: Sequence[Any], count: int) -> list[Any]:
+        """The best single answer to each sample's `count` draws, which follow one another in `draws`."""
+        if count == 1:
+            return list(draws)
+        best = self.handles[name].constant_answer
+        return [best(draws[start : start + count]) for start in range(0, len(draws), count)]
+
     def score(self, name: str, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float | None]:
         """The modality's metrics; None where one is not a finite number."""
         scores = self.handles[name].score(predicted, truth)

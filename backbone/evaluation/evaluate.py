@@ -11,9 +11,9 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
     cross_entropy  {"samples", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
                    training: mean per target token, and log(vocab_size), which is knowing nothing; or {"problem"}
     pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
-                   "seconds": {"generate", "decode"}}] in the order in which they were asked for. score, floor and
-                   ceiling map metric names to numbers (null: not finite). The floor is the best constant answer for
-                   training values, the ceiling the tokenizer's own reconstruction of the true values, all three
+                   "seconds": {"generate", "decode", "answer"}}] in the order in which they were asked for. score, floor
+                   and ceiling map metric names to numbers (null: not finite). The floor is the best constant answer
+                   for training values, the ceiling the tokenizer's own reconstruction of the true values, all three
                    over the same test samples. gap_closed is (score - floor) / (ceiling - floor) of the main metric;
                    null where there is no gap
     galleries      [{"given", "target", "picture": path relative to RUN/evaluation, or null, "columns": [headers],
@@ -21,14 +21,16 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
                    draws, the truth
     seconds        time spent so far
 
-Scored generations are argmax in few steps, not draws: an expected error is judged, and a draw adds its own spread to
-it. One step, the default, takes each token's likeliest id, which maximises the expected number of right tokens; more
-steps make the tokens agree with one another. Galleries show draws.
+A single draw adds its own spread to the error, and the likeliest tokens are no answer that a metric asks for. What is
+scored is the answer of least expected error (minimum Bayes risk, Kumar and Byrne, NAACL 2004): the best single answer
+for several draws, which the modality's `constant_answer` gives. The floor is what it gives for training values, so
+that a model that knows nothing but how values are spread comes out at about 0. Galleries show the draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +76,12 @@ class EvaluationConfig:
     """Test samples for the cross-entropy."""
     batch_size: int = 32
     """Samples generated and decoded at a time."""
+    answers: int = 8
+    """Draws per sample that the scored answer is the best constant answer to; 1: the likeliest tokens, no draw."""
+    temperature: float = 0.7
+    """Of these draws: below 1 fewer of them show what is likely."""
     steps: int = 1
-    """Decoding steps of scored grids and vectors."""
+    """Decoding steps of scored grids and vectors. More make the tokens of a draw agree with one another."""
     gallery_pairs: int = 24
     """Pairs, the first ones, that get a gallery."""
     gallery_samples: int = 4
@@ -87,9 +93,13 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            if field.name == "temperature":
+                continue
             least = 0 if field.name in ("seed", "gallery_pairs") else 1
             if getattr(self, field.name) < least:
                 raise ValueError(f"{field.name}: expected at least {least}, got {getattr(self, field.name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a number above 0, got {self.temperature:g}")
 
 
 def evaluate(
@@ -256,14 +266,15 @@ class _Evaluation:
             self.result[key].sort(key=lambda entry: order.get(_pair(entry), len(order)))
         self._write(complete=True)
 
-    def _generate(self, pair: Pair, keys: Sequence[str], plan: TargetPlan, numbers: Sequence[int]) -> Any:
-        """Tokens of the target for any number of samples: a tensor, or a list for sequences."""
+    def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan) -> Any:
+        """Tokens of the target, `draws` of each sample one after the other: a tensor, or a list for sequences."""
         given, target = pair
         parts = []
         for start in range(0, len(keys), self.config.batch_size):
-            here = slice(start, start + self.config.batch_size)
-            tokens = {name: self.data.tokens(name, keys[here]) for name in given}
-            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers[here])[target])
+            rows = [key for key in keys[start : start + self.config.batch_size] for _ in range(draws)]
+            numbers = range(start * draws, start * draws + len(rows))
+            tokens = {name: self.data.tokens(name, rows) for name in given}
+            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers)[target])
         return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [row for part in parts for row in part]
 
     def _score(self, pair: Pair) -> dict[str, Any]:
@@ -273,12 +284,15 @@ class _Evaluation:
         keys = self.data.keys([*given, target], config.samples)
         reference = self.data.reference(target, keys, config.floor_samples, config.batch_size)
         start = time.perf_counter()
-        plan = TargetPlan(name=target, temperature=0, steps=config.steps)
-        tokens = self._generate(pair, keys, plan, range(len(keys)))
+        temperature = config.temperature if config.answers > 1 else 0.0
+        plan = TargetPlan(name=target, temperature=temperature, steps=config.steps)
+        tokens = self._draw(pair, keys, config.answers, plan)
         generated = time.perf_counter()
         made = self.data.decode(target, tokens, config.batch_size)
         decoded = time.perf_counter()
-        score = self.data.score(target, made, reference.truth)
+        answers = self.data.answers(target, made, config.answers)
+        answered = time.perf_counter()
+        score = self.data.score(target, answers, reference.truth)
         main = self.data.handles[target].spec.metrics[0]
         return {
             "given": list(given),
@@ -290,7 +304,11 @@ class _Evaluation:
             "gap_closed": gap_closed(
                 score[main.name], reference.floor[main.name], reference.ceiling[main.name], main.higher_is_better
             ),
-            "seconds": {"generate": round(generated - start, 4), "decode": round(decoded - generated, 4)},
+            "seconds": {
+                "generate": round(generated - start, 4),
+                "decode": round(decoded - generated, 4),
+                "answer": round(answered - decoded, 4),
+            },
         }
 
     def _gallery(self, pair: Pair) -> dict[str, Any]:
@@ -299,7 +317,7 @@ class _Evaluation:
         draws = self.config.draws
         keys = self.data.keys([*given, target], self.config.gallery_samples)
         plan = TargetPlan(name=target, top_p=0.95)
-        tokens = self._generate(pair, [key for key in keys for _ in range(draws)], plan, range(len(keys) * draws))
+        tokens = self._draw(pair, keys, draws, plan)
         made = self.data.decode(target, tokens, self.config.batch_size)
         columns = [list(map(self.data.handles[name].render, self.data.truth(name, keys))) for name in given]
         show = self.data.handles[target].render

@@ -67,14 +67,16 @@ class RgbValues(ImageValues):
         import torch
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        error = np.array([np.mean((a - b) ** 2, dtype=np.float64) for a, b in zip(predicted, target, strict=True)])
-        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
         total = 0.0
         for start in range(0, len(target), BATCH):
             first, second = (torch.from_numpy(np.stack(side[start : start + BATCH])) for side in (predicted, target))
             similarity = structural_similarity_index_measure(first, second, data_range=1.0, reduction="sum")
             total += float(similarity)  # type: ignore[arg-type]
-        return {"psnr": float(psnr.mean()), "ssim": total / len(target)}
+        return {"psnr": self.measure_main(predicted, target, options), "ssim": total / len(target)}
+
+    def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
+        error = np.array([np.mean((a - b) ** 2, dtype=np.float64) for a, b in zip(predicted, target, strict=True)])
+        return float(np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING).mean())
 
 
 class Rgb(RgbValues, SpatialModality):
