@@ -292,11 +292,11 @@ def test_an_interrupted_evaluation_goes_on(
     calls: list[str] = []
     real = evaluation.generate
 
-    def counted(model: FourM, given: Any, plan: Any, *rest: Any) -> Any:
+    def counted(model: FourM, given: Any, plan: Any, *rest: Any, **options: Any) -> Any:
         calls.append(f"{'+'.join(given)} {plan[0].name} {plan[0].temperature}")
         if len(calls) == 6:
             raise Killed
-        return real(model, given, plan, *rest)
+        return real(model, given, plan, *rest, **options)
 
     monkeypatch.setattr(evaluation, "generate", counted)
     with pytest.raises(Killed):

@@ -271,10 +271,10 @@ class _Evaluation:
         given, target = pair
         parts = []
         for start in range(0, len(keys), self.config.batch_size):
-            rows = [key for key in keys[start : start + self.config.batch_size] for _ in range(draws)]
-            numbers = range(start * draws, start * draws + len(rows))
-            tokens = {name: self.data.tokens(name, rows) for name in given}
-            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers)[target])
+            here = keys[start : start + self.config.batch_size]
+            numbers = range(start * draws, (start + len(here)) * draws)
+            tokens = {name: self.data.tokens(name, here) for name in given}
+            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers, draws=draws)[target])
         return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [row for part in parts for row in part]
 
     def _score(self, pair: Pair) -> dict[str, Any]:

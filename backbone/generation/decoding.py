@@ -48,9 +48,9 @@ def target_logits(
 def decode_grid(
     model: FourM, inputs: GrowingInputs, plan: TargetPlan, noise: Noise, passes: Passes, kept: Tensor, advance: Advance
 ) -> Tensor:
-    """Decode the unknown cells of `kept` (`batch length`); what each step decides is an input of the next.
+    """Decode the unknown cells of `kept` (`draws length`); what each step decides is an input of the next.
 
-    Gives `batch *shape`.
+    Gives `draws *shape`.
     """
     layout = model.tables.spec(plan.name).layout
     left = unknown_cells(kept).to(inputs.device)
@@ -63,8 +63,7 @@ def decode_grid(
     for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
         # Where the order is known beforehand only the next cells are decoded. Confidence has to see all that are left.
         cells = left if plan.scheme == "maskgit" else left[:, :count]
-        context = model.context(inputs.packed(passes))
-        logits = target_logits(model, plan.name, torch.full_like(cells, -1), cells, context, passes)
+        logits = cell_logits(model, inputs, plan, cells, passes)
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         ids = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
         if plan.scheme == "maskgit":
@@ -84,6 +83,20 @@ def decode_grid(
         advance(1)
     advance(plan.steps - len(counts))
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
+
+
+def cell_logits(model: FourM, inputs: GrowingInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
+    """float32 logits `draws cells ids`; what the draws of a sample still share is computed once, then they part."""
+    context = model.context(inputs.packed(passes))
+    draws, rows = inputs.draws, inputs.rows_of_draws(passes)
+    if draws > 1:
+        inputs.part()
+        if plan.scheme == "maskgit":
+            asked = cells[::draws]
+            shared = target_logits(model, plan.name, torch.full_like(asked, -1), asked, context, passes)
+            return shared.repeat_interleave(draws, 0)
+        context = context.select(rows)
+    return target_logits(model, plan.name, torch.full_like(cells, -1), cells, context, passes)
 
 
 def decode_sequence(
@@ -108,6 +121,9 @@ def decode_sequence(
     bound = int((room + gaps - 1).max())
     uniform = noise.uniform(IDS, 0, max(bound, 1)).to(device)
     context = model.context(inputs.packed(passes))
+    if inputs.draws > 1:
+        context = context.select(inputs.rows_of_draws(passes))
+        inputs.part()
     caches = [
         KeyValueCache.empty(len(passes) * inputs.batch, bound, model.config, context.keys_and_values[0][0])
         for _ in model.decoder

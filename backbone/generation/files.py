@@ -45,7 +45,7 @@ def generate_to_folder(folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer
         scorer.check(list(request.given), [target.name for target in plan])
     maker = _Maker(model, handles, request, plan, recipe)
     blocks = _blocks(range(len(request.names)), max(1, BATCH // recipe.draws))
-    batches = sum(-(-len(rows) * recipe.draws // BATCH) for rows in blocks)
+    batches = len(blocks) * -(-recipe.draws // BATCH)
     places = []
     with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
         for rows in blocks:
@@ -87,12 +87,15 @@ class _Maker:
     recipe: Recipe
 
     def draw(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[_Draw]:
-        """All draws of the samples `rows`, sample by sample."""
+        """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch."""
         found = []
-        for part in _blocks([(row, draw) for row in rows for draw in range(self.recipe.draws)], BATCH):
-            given, kept = self.request.rows([row for row, _ in part])
-            numbers = [self.request.numbers[row] + draw * DRAW for row, draw in part]
-            made = generate(self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, advance=advance)
+        given, kept = self.request.rows(rows)
+        for part in _blocks(range(self.recipe.draws), BATCH):
+            drawn = [(row, draw) for row in rows for draw in part]
+            numbers = [self.request.numbers[row] + draw * DRAW for row, draw in drawn]
+            made = generate(
+                self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), advance=advance
+            )
             values = {name: self.handles[name].decode(tokens) for name, tokens in made.items()}
             found += [
                 _Draw(
@@ -100,7 +103,7 @@ class _Maker:
                     tokens={name: tokens[number] for name, tokens in made.items()},
                     values={name: listed[number] for name, listed in values.items()},
                 )
-                for number, (row, _) in enumerate(part)
+                for number, (row, _) in enumerate(drawn)
             ]
         return found
 

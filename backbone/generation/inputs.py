@@ -17,11 +17,15 @@ ONE_PASS = Passes()
 
 
 class GrowingInputs:
-    """Tokens of several modalities for a batch of samples, each sample with its own number of them."""
+    """Tokens of several modalities for a batch of samples, each sample with its own number of them.
 
-    def __init__(self, tables: Tables, batch: int, device: torch.device) -> None:
+    A row stands for `draws` draws of its sample, until `part` gives each a row of its own.
+    """
+
+    def __init__(self, tables: Tables, batch: int, device: torch.device, draws: int = 1) -> None:
         self.tables = tables
         self.batch = batch
+        self.draws = draws
         self.device = device
         empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
@@ -66,6 +70,18 @@ class GrowingInputs:
         """Take a modality's tokens out again."""
         self._mask = self._mask & (self._modalities != self.tables.index(name))
         self._names = [other for other in self._names if other != name]
+
+    def part(self) -> None:
+        """From now on each draw has a row: those of a sample follow one another."""
+        self._ids, self._positions, self._modalities, self._mask = (
+            x.repeat_interleave(self.draws, 0) for x in (self._ids, self._positions, self._modalities, self._mask)
+        )
+        self._vectors = [(name, at, content.repeat_interleave(self.draws, 0)) for name, at, content in self._vectors]
+        self.batch, self.draws = self.batch * self.draws, 1
+
+    def rows_of_draws(self, passes: Passes) -> Tensor:
+        """For each draw of each pass, `(passes batch draws)`, its row among `packed(passes)`."""
+        return torch.arange(len(passes) * self.batch, device=self.device).repeat_interleave(self.draws)
 
     def packed(self, passes: Passes = ONE_PASS) -> PackedInputs:
         """What each pass sees, `(passes batch) inputs`: the used tokens at the front, as wide as the longest sample.

@@ -27,6 +27,7 @@ def generate(
     samples: Sequence[int] | None = None,
     *,
     kept: Mapping[str, Any] | None = None,
+    draws: int = 1,
     advance: Advance = lambda steps: None,
 ) -> dict[str, Any]:
     """Generate the targets of `plan`, in its order, for a batch of samples.
@@ -38,27 +39,30 @@ def generate(
     Gives int64 tensors `(batch, *shape)` on the CPU, and for sequences lists of 1-D int64 arrays, without end and
     sentinels.
 
-    `samples` numbers the samples (default: 0, 1, ...; needed where nothing is given). What a sample becomes depends on
-    the seed, its number and its own inputs, not on the batch it is in. `advance` is called with the number of decoding
-    steps done since, which sum to `plan_steps`. Raises ConfigError for a plan that does not fit the model,
-    InvalidValueError for tokens that do not fit their modality.
+    Of each sample `draws` are made, which follow one another; what they share is computed once. `samples` numbers all
+    that is made (default: 0, 1, ...; needed where nothing is given). What a draw becomes depends on the seed, its
+    number and its own inputs, not on the batch it is in. `advance` is called with the number of decoding steps done
+    since, which sum to `plan_steps`. Raises ConfigError for a plan that does not fit the model, InvalidValueError for
+    tokens that do not fit their modality.
     """
     kept = kept or {}
     resolved = resolved_plan(model.tables, plan, given, kept)
-    numbers = _numbers({**given, **kept}, seed, samples)
+    numbers = _numbers({**given, **kept}, seed, samples, draws)
+    count = len(numbers) // draws
     for name, tokens in given.items():
-        accepted(model.tables.spec(name), tokens, len(numbers), generated(len(numbers)))
-    parts = {name: checked_partial(model.tables.spec(name), part, len(numbers)) for name, part in kept.items()}
-    groups = alike(parts, len(numbers))
+        accepted(model.tables.spec(name), tokens, count, generated(count))
+    parts = {name: checked_partial(model.tables.spec(name), part, count) for name, part in kept.items()}
+    groups = alike(parts, count)
     if len(groups) == 1:
-        return _generate(model, given, parts, resolved, seed, numbers, advance)
+        return _generate(model, given, parts, resolved, seed, numbers, draws, advance)
     rows: dict[int, dict[str, Any]] = {}
     for number, group in enumerate(groups):
+        drawn = [row * draws + draw for row in group for draw in range(draws)]
         made = _generate(
-            model, _rows(given, group), _rows(parts, group), resolved, seed, [numbers[row] for row in group],
+            model, _rows(given, group), _rows(parts, group), resolved, seed, [numbers[row] for row in drawn], draws,
             (lambda steps: None) if number else advance,
         )  # fmt: skip
-        rows |= {row: {name: tokens[i] for name, tokens in made.items()} for i, row in enumerate(group)}
+        rows |= {row: {name: tokens[i] for name, tokens in made.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(made) if isinstance(made[0], torch.Tensor) else made for name, made in joined.items()}
 
@@ -70,11 +74,12 @@ def _generate(
     plan: Sequence[TargetPlan],
     seed: int,
     numbers: Sequence[int],
+    draws: int,
     advance: Advance,
 ) -> dict[str, Any]:
     """`generate` for a checked plan, and samples that lack as many cells each."""
     tables = model.tables
-    inputs = GrowingInputs(tables, len(numbers), model.token_embedding.weight.device)
+    inputs = GrowingInputs(tables, len(numbers) // draws, model.token_embedding.weight.device, draws)
     for name, tokens in given.items():
         inputs.add_whole(name, tokens)
     for name, part in kept.items():
@@ -82,9 +87,10 @@ def _generate(
     made: dict[str, Any] = {}
     for target in plan:
         noise = Noise(seed, numbers, target.name)
-        part = (
-            kept[target.name] if target.name in kept else empty_partial(tables.spec(target.name).layout, len(numbers))
-        )
+        if target.name in kept:
+            part = rows_of(kept[target.name], [number // draws for number in range(len(numbers))])
+        else:
+            part = empty_partial(tables.spec(target.name).layout, len(numbers))
         assert target.guidance is not None
         steered = passes(target.guidance, target.name, inputs.names)
         if isinstance(part, list):
@@ -107,14 +113,18 @@ def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     return {name: rows_of(values, rows) for name, values in tokens.items()}
 
 
-def _numbers(known: Mapping[str, Any], seed: int, samples: Sequence[int] | None) -> list[int]:
-    """The samples' numbers."""
+def _numbers(known: Mapping[str, Any], seed: int, samples: Sequence[int] | None, draws: int) -> list[int]:
+    """The draws' numbers."""
+    if draws < 1:
+        raise ConfigError(f"generate: draws: expected a number from 1 on, got {draws}")
     if samples is None:
         if not known:
             raise ConfigError("generate: nothing is given, so `samples` has to say how many to make")
-        samples = range(len(next(iter(known.values()))))
+        samples = range(len(next(iter(known.values()))) * draws)
     if len(samples) == 0:
         raise ConfigError("generate: expected at least one sample")
+    if len(samples) % draws:
+        raise ConfigError(f"generate: samples: expected a number for each of {draws} draws, got {len(samples)}")
     if min(seed, *samples) < 0:
         raise ConfigError(f"generate: expected seed and sample numbers from 0 on, got {min(seed, *samples)}")
     return list(samples)

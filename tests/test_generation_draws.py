@@ -1,0 +1,114 @@
+"""Several draws of a sample: what they share is computed once, and each is what it would be alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from generation_samples import given_tokens, sharp_model
+
+from backbone.generation import Guidance, TargetPlan, generate
+from backbone.generation.inputs import rows_of
+from backbone.model import Context, FourM
+from tokenizers_zoo.errors import ConfigError
+
+DRAWS = 3
+WEIGHED = Guidance(weights={"left": 2.0, "vectors": -0.5})
+PLANS: dict[str, list[TargetPlan]] = {
+    "one step": [TargetPlan(name="right", steps=1)],
+    "maskgit": [TargetPlan(name="right", steps=4, temperature=4.0, guidance=WEIGHED)],
+    "roar": [TargetPlan(name="right", steps=4, temperature=4.0, scheme="roar", guidance=WEIGHED)],
+    "autoregressive": [TargetPlan(name="right", scheme="autoregressive")],
+    "sequence": [TargetPlan(name="words", temperature=3.0, guidance=WEIGHED)],
+    "sequence, then grid": [TargetPlan(name="words", temperature=3.0), TargetPlan(name="right", steps=2)],
+    "grid, then sequence": [TargetPlan(name="bag", steps=2), TargetPlan(name="words", temperature=3.0)],
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> FourM:
+    return sharp_model()
+
+
+def given(samples: int) -> dict[str, Any]:
+    tokens = given_tokens(samples)
+    return {name: tokens[name] for name in ("left", "pixels", "vectors")}
+
+
+def listed(made: dict[str, Any]) -> dict[str, list[list[int]]]:
+    return {name: [row.flatten().tolist() for row in rows] for name, rows in made.items()}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_draws_are_those_of_repeated_samples(model: FourM, plan: list[TargetPlan]) -> None:
+    tokens = given(4)
+    repeated = {name: rows_of(rows, [row // DRAWS for row in range(4 * DRAWS)]) for name, rows in tokens.items()}
+    numbers = [7 * row for row in range(4 * DRAWS)]
+    made = listed(generate(model, tokens, plan, 5, numbers, draws=DRAWS))
+    assert made == listed(generate(model, repeated, plan, 5, numbers))
+    for rows in made.values():
+        assert all(len({tuple(row) for row in rows[at : at + DRAWS]}) > 1 for at in range(0, len(rows), DRAWS))
+
+
+def test_kept_parts_of_other_sizes_have_their_draws(model: FourM) -> None:
+    right = torch.arange(36).reshape(4, 3, 3) % 11
+    right[:, 1] = -1
+    right[2:, 2] = -1
+    words = [np.array(row) for row in ([7, -1], [-1, 9, -1], [-1], [8, -1, 8])]
+    plan = [TargetPlan(name="words", temperature=3.0), TargetPlan(name="right", steps=3)]
+    kept = {"right": right, "words": words}
+    made = generate(model, given(4), plan, 5, kept=kept, draws=DRAWS)
+    rows = [row // DRAWS for row in range(4 * DRAWS)]
+    repeated = {name: rows_of(tokens, rows) for name, tokens in given(4).items()}
+    alone = generate(model, repeated, plan, 5, kept={name: rows_of(part, rows) for name, part in kept.items()})
+    assert listed(made) == listed(alone)
+    assert (made["right"][:, 0] == right[rows, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "encoded"),
+    [
+        (PLANS["one step"], [4]),
+        (PLANS["maskgit"], [4 * 3, *[4 * 3 * DRAWS] * 3]),
+        (PLANS["sequence"], [4 * 3]),
+        (PLANS["grid, then sequence"], [4, 4 * DRAWS, 4 * DRAWS]),
+    ],
+    ids=["one step", "maskgit", "sequence", "chain"],
+)
+def test_what_draws_share_is_encoded_once(
+    model: FourM, plan: list[TargetPlan], encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    decoded: list[int] = []
+    context, decode = model.context, model.decode
+
+    def counted(inputs: Any) -> Context:
+        batches.append(len(inputs.ids))
+        return context(inputs)
+
+    def counted_decode(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        decoded.append(len(x))
+        return decode(x, *rest)
+
+    monkeypatch.setattr(model, "context", counted)
+    monkeypatch.setattr(model, "decode", counted_decode)
+    generate(model, given(4), plan, 5, draws=DRAWS)
+    assert batches == encoded
+    if plan[0].name != "words":  # the first step's logits of a grid are those of all draws
+        assert decoded[0] == encoded[0]
+
+
+def test_nothing_given_and_several_draws(model: FourM) -> None:
+    plan = [TargetPlan(name="right", steps=2)]
+    made = generate(model, {}, plan, 5, range(6), draws=DRAWS)
+    assert listed(made) == listed(generate(model, {}, plan, 5, range(6)))
+
+
+def test_draws_need_a_number_each(model: FourM) -> None:
+    plan = [TargetPlan(name="right")]
+    with pytest.raises(ConfigError, match="draws: expected a number from 1 on, got 0"):
+        generate(model, given(2), plan, 0, draws=0)
+    with pytest.raises(ConfigError, match="a number for each of 3 draws, got 4"):
+        generate(model, given(2), plan, 0, range(4), draws=3)
