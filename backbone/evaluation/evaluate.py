@@ -76,7 +76,7 @@ class EvaluationConfig:
     """Test samples for the cross-entropy."""
     batch_size: int = 32
     """Samples generated and decoded at a time."""
-    answers: int = 8
+    answers: int = 16
     """Draws per sample that the scored answer is the best constant answer to; 1: the likeliest tokens, no draw."""
     temperature: float = 0.7
     """Of these draws: below 1 fewer of them show what is likely."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,16 @@ def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
 
 
 def thinned(edges: np.ndarray) -> np.ndarray:
-    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
+    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984); to be read only."""
+    return _thinned(edges.shape, edges.tobytes())
+
+
+@lru_cache(maxsize=64)  # a search for the best constant answer sees the same maps again and again
+def _thinned(shape: tuple[int, ...], edges: bytes) -> np.ndarray:
     from skimage.morphology import skeletonize
 
-    lines: np.ndarray = skeletonize(edges)
+    lines: np.ndarray = skeletonize(np.frombuffer(bytearray(edges), bool).reshape(shape))
+    lines.flags.writeable = False
     return lines
 
 
