@@ -84,8 +84,8 @@ def measure(name: str, repeats: int) -> list[tuple[str, tuple[float, float]]]:
     field, text = TargetPlan(name="field", steps=8), TargetPlan(name="text")
     chain = [TargetPlan(name="field", steps=25), TargetPlan(name="labels", steps=25), text]
 
-    def made(batch: int, plan: Sequence[TargetPlan]) -> Callable[[], object]:
-        return lambda: generate(model, {"image": image[:batch]}, plan, seed=0)
+    def made(batch: int, plan: Sequence[TargetPlan], draws: int = 1) -> Callable[[], object]:
+        return lambda: generate(model, {"image": image[:batch]}, plan, seed=0, draws=draws)
 
     def slow() -> None:
         without_cache(model, image)
@@ -97,7 +97,10 @@ def measure(name: str, repeats: int) -> list[tuple[str, tuple[float, float]]]:
             "196 tokens in 8 steps, random order",
             seconds(made(1, [TargetPlan(name="field", scheme="roar", steps=8)]), repeats),
         ),
+        ("4 samples in 1 step", seconds(made(4, [TargetPlan(name="field", steps=1)]), repeats)),
+        ("4 draws of one sample in 1 step", seconds(made(1, [TargetPlan(name="field", steps=1)], 4), repeats)),
         ("4 texts of 64", seconds(made(4, [text]), repeats)),
+        ("4 draws of one text of 64", seconds(made(1, [text], 4), repeats)),
         ("4 texts of 64, encoded and decoded anew each token", seconds(slow, 1)),
         ("2 grids of 25 steps and a text, chained", seconds(made(1, chain), 1)),
     ]
