@@ -32,7 +32,7 @@ SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in 
 EQUAL: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in KIND_DEFAULTS if kind not in SEVERAL},
     **{kind: {"codebook_size": 32, "num_codebooks": 2} for kind in SEVERAL},
-    "residual_fsq": {"levels": [8, 4], "num_codebooks": 2},
+    "residual_fsq": {"levels": [3, 3, 3], "num_codebooks": 2},
     "grouped_residual_vq": {"codebook_size": 6, "num_codebooks": 4},
 }
 """Per kind, what makes about 1,000 combinations per patch."""

@@ -82,9 +82,15 @@ def page(handle: ModalityHandle) -> str:
     if spec.value.fields:
         lines.append("\n## Fields\n")
         lines += table(("field", "what"), [(f"`{name}`", what) for name, what in spec.value.fields])
-    lines.append("\n## Metrics\n\nThe first one is the main metric.\n")
-    rows = [(m.name, m.unit or "-", "higher" if m.higher_is_better else "lower", m.meaning) for m in spec.metrics]
-    lines += table(("metric", "unit", "better", "meaning"), rows)
+    fit = " A tokenizer of the default settings that is fit for use is no worse than the bound (`zoo doctor`)."
+    bounded = any(m.bound is not None for m in spec.metrics)
+    lines.append(f"\n## Metrics\n\nThe first one is the main metric.{fit if bounded else ''}\n")
+    rows = [
+        (m.name, m.unit or "-", "higher" if m.higher_is_better else "lower",
+         "-" if m.bound is None else f"{m.bound:g}", m.meaning)
+        for m in spec.metrics
+    ]  # fmt: skip
+    lines += table(("metric", "unit", "better", "bound", "meaning"), rows)
     lines.append(f"\n## Settings\n\nKeys of `[modalities.{handle.name}]` in registry.toml.")
     for config in handle.taken_settings():
         lines.append("")

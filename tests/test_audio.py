@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_are_refused(changed: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("table", "shape", "size"),
     [
-        ({}, (8, 4), 240),
+        ({}, (8, 4), 729),
         ({"levels": [4, 3], "num_codebooks": 2}, (8, 2), 12),
         ({"quantizer": "residual_vq", "codebook_size": 64}, (8, 4), 64),
         ({"quantizer": "fsq"}, (8,), 240),

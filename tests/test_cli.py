@@ -79,6 +79,8 @@ def test_list_and_info(zoo: Run) -> None:
     assert listed["depth"]["layout"] == {"kind": "grid", "shape": [4, 4]}
     code, shown, _ = zoo("info", "depth")
     assert code == 0 and "log metres" in shown and "abs_rel" in shown
+    assert "lower is better; fit for use: at most 0.08)" in " ".join(shown.split())
+    assert [metric["bound"] for metric in listed["depth"]["metrics"]] == [0.08, 0.93, None]
     code, shown, _ = zoo("source", "list")
     assert code == 0 and "scenes" in shown and "photos" in shown
 

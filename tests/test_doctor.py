@@ -137,6 +137,49 @@ def test_a_collapsed_codebook_and_a_declared_bound(install_example: Install, tmp
     failing(zoo, data, "bound", "mae 0.0", "bound 0.02")
 
 
+METRICS = 'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)'
+MARKS = """return {"mae": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))}"""
+
+
+def two_metrics(mae: float | None, near: float) -> dict[str, str]:
+    """The example plugin with a second metric, the share of pixels within 0.1, and bounds."""
+    share = "np.mean([(np.abs(p - t) < 0.1).mean() for p, t in zip(predicted, target, strict=True)])"
+    return {
+        METRICS: f"""metrics=(Metric(name="mae", higher_is_better=False, meaning="error", bound={mae}),
+            Metric(name="near", higher_is_better=True, meaning="share within 0.1", bound={near}))""",
+        MARKS: f"{MARKS[:-1]}, 'near': float({share})}}",
+    }
+
+
+@pytest.mark.parametrize(("mae", "wrong"), [(0.1, False), (None, False), (0.001, True)])
+def test_every_declared_bound_counts_not_the_main_metric_alone(
+    install_example: Install, tmp_path: Path, mae: float | None, wrong: bool
+) -> None:
+    install_example("field", two_metrics(mae, 0.99))
+    install_example("coarse", {**two_metrics(0.1, 0.99), "levels: int = 16": "levels: int = 4"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    write_data(zoo, data, [blocks(i) for i in range(COUNT)], "coarse")
+    if wrong:
+        failing(zoo, data, "bound", "mae 0.01", "bound 0.001")
+        return
+    found = findings(zoo, data)["bound"]
+    assert found.passed and found.figure.endswith("near 1, bound 0.99") and ("mae" in found.figure) == bool(mae)
+    failing(zoo, data, "bound", "near 0.", "bound 0.99", name="coarse")
+    assert "mae" not in findings(zoo, data, "coarse")["bound"].figure  # only what is worse is told
+
+
+def test_a_tokenizer_of_few_steps_has_to_be_half_way_to_the_bound(tmp_path: Path) -> None:
+    """Of the four that its settings say, two are few."""
+    own = {"image_size": 16, "tokenizer": {"steps": 4, "width": 16}}
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path)}, "modalities": {"depth": own}})
+    values = [np.kron(1 + 9 * np.random.default_rng(i).random((1, 2, 2)), np.ones((8, 8))) for i in range(8)]
+    data = write_data(zoo, tmp_path / "data", [value.astype(np.float32) for value in values], "depth")
+    found = findings(zoo, data, "depth", steps=2)["bound"]
+    assert not found.passed and re.search(r"% of the way from the best constant to the bound 0\.08", found.figure)
+    failing(zoo, data, "bound", "abs_rel 0.", "bound 0.08; delta1 0.", "bound 0.93", name="depth", steps=4)
+
+
 def test_crops_that_move_and_pictures_that_are_shifted(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
     install_example("moved")
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers"), "image_size": 32})
@@ -177,7 +220,10 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     found = findings(zoo, data, "caption")
     assert all(finding.passed for finding in found.values()), found
     assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops", "store"}
-    assert found["values"].figure == "8 sound" and found["bound"].figure.startswith("100%")
+    assert found["values"].figure == "8 sound" and found["bound"].figure == "exact 1, bound 0.95"
+    long = write_data(zoo, tmp_path / "long", [" ".join([word] * 40) for word in words], "caption")
+    failing(zoo, long, "bound", "exact 0, bound 0.95", name="caption")
+    assert "max_length" in findings(zoo, long, "caption")["bound"].advice
 
 
 # ---------------------------------------------------------------- the shift test

@@ -14,6 +14,7 @@ from tokenizers_zoo.quantizers.adapter import DIVERSITY
 from tokenizers_zoo.quantizers.binary import entropy_loss
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes
 from tokenizers_zoo.quantizers.composite import Residual, SideBySide
+from tokenizers_zoo.quantizers.scalar import spread_loss
 
 CONFIGS = {
     "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),
@@ -177,23 +178,40 @@ def test_residual_fsq_against_the_formula() -> None:
     quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()
     bound = 1.5  # 1 + 1 / (levels - 1)
     latents = torch.tensor([[[0.62], [-0.4], [0.0]]])
-    raw = torch.atanh(latents / bound) * bound / 0.9  # what becomes those numbers: deviation 0.9, then tanh
+    raw = torch.atanh(latents / bound) * bound  # what becomes those numbers
     codes, tokens, _ = quantizer(raw)
     # .62 -> 1, left -.38 -> -1 (of 1/3), left -.0467 -> 0 (of 1/9); -.4 -> 0, -1, then -.0667 -> -1
     assert tokens.tolist() == [[[2, 0, 1], [1, 0, 0], [1, 1, 1]]]
     torch.testing.assert_close(codes, torch.tensor([[[1 - 1 / 3], [-1 / 3 - 1 / 9], [0.0]]]))
 
 
-def test_residual_fsq_follows_the_spread_of_its_latents() -> None:
-    """Latents of any mean, deviation and correlation fall on all levels of the first step about equally often."""
+def test_the_spread_loss_by_hand() -> None:
+    """Mean (1, 0), covariance diag(1, 4), of which SPREAD ** 2 = 0.81 should be: (0.2346^2 + 3.938^2 + 1) / 2."""
+    latents = torch.tensor([[2.0, 2.0], [0.0, 2.0], [2.0, -2.0], [0.0, -2.0]])
+    assert float(spread_loss(latents)) == pytest.approx(((1 / 0.81 - 1) ** 2 + (4 / 0.81 - 1) ** 2 + 1) / 2)
+    together = torch.tensor([[0.9, 0.9], [-0.9, -0.9]])  # correlated: all of the two off-diagonal ones
+    assert float(spread_loss(together)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_loss_spreads_latents_of_residual_fsq_over_all_codes() -> None:
+    """Latents of another mean, deviation and correlation fall on all codes of the first step after some training."""
     torch.manual_seed(0)
-    config = QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2)
-    quantizer = build_quantizer(config, 2)
+    quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2), 2)
+    encoder = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.tensor([[0.1, 0.0], [3.0, 3.0]]))
+        encoder.bias.copy_(torch.tensor([2.0, -3.0]))
     draws = torch.randn(4, 500, 2)
-    latents = draws @ torch.tensor([[0.1, 20.0], [0.0, 20.0]]) + torch.tensor([5.0, -3.0])
-    first = quantizer(latents).tokens[..., 0]
-    counts = first.flatten().bincount(minlength=40)
-    assert counts.min() > 0.3 * counts.max()
+    optimizer = torch.optim.Adam(encoder.parameters(), 0.1)
+    shares = []
+    for _ in range(150):
+        quantized = quantizer(encoder(draws))
+        counts = quantized.tokens[..., 0].flatten().bincount(minlength=40)
+        shares.append(float(counts.min() / counts.max()))
+        optimizer.zero_grad()
+        quantized.loss.backward()
+        optimizer.step()
+    assert shares[0] == 0 and shares[-1] > 0.3
 
 
 def test_memory_codes_against_the_formula() -> None:

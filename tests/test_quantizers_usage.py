@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 
 import numpy as np
@@ -17,9 +19,14 @@ from tokenizers_zoo.quantizers import (
     collapse_warning,
     reachable_usage,
 )
+from tokenizers_zoo.quantizers.adapter import Adapter
+from tokenizers_zoo.quantizers.composite import Residual, SideBySide
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.quantizers.scalar import ResidualFiniteScalar
 
 DIM = 32
+IN_STEPS = [kind for kind in KIND_DEFAULTS if "residual" in kind]
+"""Kinds whose codes refine each other."""
 
 
 class Toy(nn.Module):
@@ -30,6 +37,11 @@ class Toy(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, DIM))
         self.quantizer = build_quantizer(config, DIM)
         self.decoder = nn.Sequential(nn.Linear(DIM, 64), nn.GELU(), nn.Linear(64, 32))
+        self.average: Toy | None = None
+        """Averaged weights, and the buffers of the last step, as tokenizers are kept."""
+
+    def error(self, codes: torch.Tensor, values: torch.Tensor) -> float:
+        return float((self.decoder(codes) - values).square().mean())
 
 
 def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
@@ -38,9 +50,11 @@ def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
     return torch.tanh(torch.randn(count, 12, generator=draws) @ first) @ second
 
 
+@torch.enable_grad()
 def trained(config: QuantizerConfig, steps: int = 150, batch: int = 256, learning_rate: float = 5e-3) -> Toy:
     torch.manual_seed(0)
     toy, draws = Toy(config), torch.Generator().manual_seed(1)
+    average = copy.deepcopy(toy).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(toy.parameters(), learning_rate, betas=(0.9, 0.99))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - step / steps)
@@ -51,6 +65,11 @@ def trained(config: QuantizerConfig, steps: int = 150, batch: int = 256, learnin
         loss.backward()
         nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
         optimizer.step()
+        for old, new in zip(average.parameters(), toy.parameters(), strict=True):
+            old.lerp_(new.detach(), 1 - min(0.99, (1 + step) / (10 + step)))
+        for old, new in zip(average.buffers(), toy.buffers(), strict=True):
+            old.copy_(new)
+    toy.average = average
     return toy.eval()
 
 
@@ -66,18 +85,69 @@ def usage_of(toy: Toy, tokens_per_code: int = 32) -> CodebookUsage:
 
 def toy_config(kind: str) -> QuantizerConfig:
     """The defaults of a kind, with codebooks that a few seconds can fill."""
-    size = 240 if "levels" in KIND_DEFAULTS[kind] else 128
+    size = {"fsq": 240, "residual_fsq": 0}.get(kind, 128)
     return QuantizerConfig(kind=kind, codebook_size=size)  # type: ignore[arg-type]
+
+
+@functools.cache
+def toy_of(kind: str) -> Toy:
+    """A toy that was trained with a kind's defaults; not to be changed."""
+    return trained(toy_config(kind))
 
 
 @pytest.mark.parametrize("kind", KIND_DEFAULTS)
 def test_every_default_uses_its_codebook(kind: str) -> None:
-    toy = trained(toy_config(kind))
+    toy = toy_of(kind)
     usage = usage_of(toy)
     assert usage.usage >= 0.9
     assert (usage.counts > 0).mean(axis=1).min() >= 0.85
     assert usage.perplexity > 0.4 * toy.quantizer.codebook_size
     assert collapse_warning(toy) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KIND_DEFAULTS)
+def test_averaged_weights_do_as_well_as_those_of_the_last_step(kind: str) -> None:
+    """What a quantizer keeps beside its weights has to fit the averaged ones, too."""
+    toy, values = toy_of(kind), toy_values(2000, torch.Generator().manual_seed(2))
+    assert toy.average is not None
+    last, averaged = (net.error(net.quantizer(net.encoder(values)).codes, values) for net in (toy, toy.average))
+    assert averaged < 1.03 * last
+
+
+def codes_of_first(adapter: Adapter, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """What the first `count` of the codes that refine each other add up to."""
+    if isinstance(adapter, SideBySide):
+        pieces = tokens.chunk(len(adapter.parts), dim=2)
+        return torch.cat([codes_of_first(*pair, count) for pair in zip(adapter.parts, pieces, strict=True)], dim=2)
+    if isinstance(adapter, ResidualFiniteScalar):
+        return adapter.fsq.get_codes_from_indices(tokens)[:count].sum(dim=0)
+    assert isinstance(adapter, Residual)
+    return torch.stack([adapter.steps[i].lookup(tokens[..., i]) for i in range(count)]).sum(dim=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", IN_STEPS)
+def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> None:
+    toy, values = toy_of(kind), toy_values(2000, torch.Generator().manual_seed(2))
+    quantizer = toy.quantizer
+    tokens = quantizer.encode(toy.encoder(values)[None])
+    steps = quantizer.codes_per_position // (quantizer.config.groups or 1)
+    firsts = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
+    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in firsts]
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) == steps >= 2
+    assert errors[-1] == pytest.approx(toy.error(quantizer.decode(tokens)[0], values), rel=1e-4)
+    assert errors[1] < 0.97 * errors[0]
+
+
+def test_several_codes_of_fsq_are_no_worse_than_one() -> None:
+    values = toy_values(2000, torch.Generator().manual_seed(2))
+    errors = {}
+    for kind in ("fsq", "residual_fsq"):
+        toy = toy_of(kind).average
+        assert toy is not None
+        errors[kind] = toy.error(toy.quantizer(toy.encoder(values)).codes, values)
+    assert errors["residual_fsq"] < errors["fsq"]
 
 
 def test_the_same_toy_collapses_with_what_libraries_take() -> None:

@@ -134,7 +134,8 @@ class Metric:
     higher_is_better: bool
     meaning: str
     bound: float | None = None
-    """The worst value on held-out data that a tokenizer fit for use reaches; None where none is declared."""
+    """The worst value on held-out data that a tokenizer of the default settings reaches, if it is fit for use; None
+    where none is declared. `zoo doctor` compares with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def doctor_command(
     values    as declared: unit, range, type
     trained   a tokenizer is there, or can be trained
     floor     better than the best constant answer
-    bound     as good as the main metric asks for
+    bound     as good as the metrics' bounds ask for
     codebook  codes are in use
     varied    tokens differ between samples
     entropy   bits per token, of those that the vocabulary allows

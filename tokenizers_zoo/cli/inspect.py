@@ -41,7 +41,13 @@ def as_json(handle: ModalityHandle) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "derived_from": list(spec.derived_from),
         "metrics": [
-            {"name": m.name, "unit": m.unit, "higher_is_better": m.higher_is_better, "meaning": m.meaning}
+            {
+                "name": m.name,
+                "unit": m.unit,
+                "higher_is_better": m.higher_is_better,
+                "meaning": m.meaning,
+                "bound": m.bound,
+            }
             for m in spec.metrics
         ],
         "licence": spec.licence,
@@ -116,8 +122,9 @@ def info(name: str) -> None:
     }
     rows |= {f"field {name}": meaning for name, meaning in spec.value.fields}
     for metric in spec.metrics:
-        better = "higher" if metric.higher_is_better else "lower"
-        rows[f"metric {metric.name}"] = f"{metric.meaning} ({metric.unit or 'no unit'}; {better} is better)"
+        better, least = ("higher", "least") if metric.higher_is_better else ("lower", "most")
+        fit = f"; fit for use: at {least} {metric.bound:g}" if metric.bound is not None else ""
+        rows[f"metric {metric.name}"] = f"{metric.meaning} ({metric.unit or 'no unit'}; {better} is better{fit})"
     for key, value in rows.items():
         if value:
             table.add_row(key, value)

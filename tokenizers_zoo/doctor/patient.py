@@ -59,6 +59,8 @@ class Patient:
     refused: dict[str, str] = field(default_factory=dict)
     trained: ModalityHandle | None = None
     how_trained: str = ""
+    trained_fully: bool = True
+    """Whether the tokenizer had all the steps that its settings say; False where only a few were made here."""
     problem: str = ""
     """Why there is no tokenizer, or why it cannot encode."""
     rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Patient:
             self.zoo, self.handle.name, data, out=workdir / "tokenizer", overrides={"steps": steps} if counted else {}
         )
         self.trained = self.handle.at(folder)
+        self.trained_fully = not counted or steps >= table.steps  # type: ignore[union-attr]
         self.how_trained = f"trained for {steps} steps" if counted else "trained"
 
     def need_tokens(self) -> None:

@@ -53,10 +53,14 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "memcodes": {"codebook_dim": 16, "num_codebooks": 8, "entropy_weight": 0.1},
     "residual_vq": {**_MOVING_AVERAGE, "num_codebooks": 4},
     "grouped_residual_vq": {**_MOVING_AVERAGE, "codebook_dim": 16, "num_codebooks": 4, "groups": 2},
-    "residual_fsq": {"levels": (8, 5, 5, 5), "num_codebooks": 4},
+    "residual_fsq": {"levels": (3,) * 6, "num_codebooks": 4},
     "residual_simvq": {"codebook_dim": 32, "commitment_weight": 1.0, "num_codebooks": 4},
 }
-"""Per kind, the optional fields that it uses and their defaults; a field of another kind is rejected."""
+"""Per kind, the optional fields that it uses and their defaults; a field of another kind is rejected.
+
+Every step of residual_fsq rounds the same few numbers: many dimensions of three levels leave its later steps something
+to do, which few dimensions of many levels do not.
+"""
 
 _OPTIONAL = sorted({name for defaults in KIND_DEFAULTS.values() for name in defaults})
 

@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
     tokens: Int[Tensor, "batch *grid_codes"]
     """int64 ids in [0, codebook_size): (batch, *grid), with a last axis of the codes where a latent has several."""
     loss: Float[Tensor, ""]
-    """What to add to the reconstruction loss (commitment, entropy), weighted; 0 for fsq and in eval mode."""
+    """What to add to the reconstruction loss (commitment, entropy, spread), weighted; 0 for fsq and in eval mode."""
 
 
 class Quantizer(nn.Module):

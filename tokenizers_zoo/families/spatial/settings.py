@@ -83,7 +83,7 @@ class TokenizerConfig(LossConfig):
     """
 
     default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
-    """Levels of fsq kinds where the table gives neither levels nor a codebook size.
+    """Levels of fsq where the table gives neither levels nor a codebook size.
 
     240 codes: of 1,000, what is smoother than photographs left a third unused, and came back no better.
     """
@@ -114,8 +114,8 @@ class TokenizerConfig(LossConfig):
         self.block_config()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
-        """The levels of fsq kinds where the table does not say how many codes there are."""
-        return {"levels": self.default_levels} if "fsq" in self.quantizer and not self.codebook_size else {}
+        """The levels of fsq where the table does not say how many codes there are."""
+        return {"levels": self.default_levels} if self.quantizer == "fsq" and not self.codebook_size else {}
 
     def block_config(self) -> BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""

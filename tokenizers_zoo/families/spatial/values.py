@@ -209,18 +209,34 @@ def open_image(data: bytes, extension: str) -> PIL.Image.Image:
 
 def read_rgb(data: bytes, extension: str) -> Array:
     """Any picture as float32 (3, height, width) in [0, 1]; transparent parts are laid over white. Raises ValueError."""
+    image = opaque_picture(data, extension, "white")
+    if isinstance(image, np.ndarray):
+        return np.repeat(image, 3, axis=0)
+    return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def read_grey(data: bytes, extension: str) -> Array:
+    """Any picture as float32 (1, height, width) in [0, 1]; transparent parts are laid over black. Raises ValueError."""
+    image = opaque_picture(data, extension, "black")
+    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("L"), dtype=np.float32)[None] / 255
+
+
+def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image | Array:
+    """A picture laid over the colour `ground`; one of 16 bits as float32 (1, height, width) in [0, 1].
+
+    Raises ValueError.
+    """
     from PIL import Image
 
     image = open_image(data, extension)
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        grey = np.asarray(image, dtype=np.float32) / 65535
-        return np.repeat(np.clip(grey, 0, 1)[None], 3, axis=0)
+        return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
     if image.mode == "F":
         raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return image
 
 
 def to_bytes(value: Array) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array, to_bytes
+from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_grey, to_bytes
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.pretrained import PretrainedConfig
 
@@ -91,7 +91,7 @@ class Hed(SpatialModality):
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
             return read_array(data, extension)
-        return np.asarray(open_image(data, extension).convert("L"), dtype=np.float32)[None] / 255
+        return read_grey(data, extension)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options)), "png"

@@ -62,13 +62,18 @@ class Depth(SpatialModality):
     loss = "smooth_l1"
     metrics = (
         Metric(
-            name="abs_rel", unit="", higher_is_better=False, meaning="mean over pixels of |predicted - true| / true"
+            name="abs_rel",
+            unit="",
+            higher_is_better=False,
+            meaning="mean over pixels of |predicted - true| / true",
+            bound=0.08,
         ),
         Metric(
             name="delta1",
             unit="",
             higher_is_better=True,
             meaning="share of pixels whose ratio to the true depth, or its inverse, is below 1.25",
+            bound=0.93,
         ),
         Metric(name="rmse", unit="m", higher_is_better=False, meaning="root of the mean squared error over pixels"),
     )

@@ -68,6 +68,7 @@ class Normal(SpatialModality):
             unit="degrees",
             higher_is_better=False,
             meaning="mean over pixels of the angle between predicted and true normal",
+            bound=15.0,
         ),
         Metric(
             name="within_11_25",

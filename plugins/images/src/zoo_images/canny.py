@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Canny(EdgeMap):
     summary = "Canny edges of the RGB picture as a grid of tokens"
     derived_from = ("rgb",)
     aliases = ("tok_canny_edge@224", "tok_canny_edge@448", "canny_edge", "edge")
+    metrics = (replace(EdgeMap.metrics[0], bound=0.85), *EdgeMap.metrics[1:])
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:

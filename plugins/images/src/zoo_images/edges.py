@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import crop_and_resize, open_image, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_array, read_grey
 from tokenizers_zoo.modality import Crop, Metric
 
 
@@ -53,7 +53,7 @@ class EdgeMap(SpatialModality):
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
             return read_array(data, extension)
-        return (np.asarray(open_image(data, extension).convert("L")) >= 128).astype(np.float32)[None]
+        return (read_grey(data, extension) >= 0.5).astype(np.float32)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options).convert("1")), "png"

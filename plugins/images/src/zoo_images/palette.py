@@ -64,6 +64,7 @@ class Palette(TextModality[PaletteSettings]):
             unit="CIELAB units",
             higher_is_better=False,
             meaning="mean colour difference (CIE 1976) of the colours, paired with the target's so that it is least",
+            bound=1.5,
         ),
         Metric(
             name="first_delta_e",

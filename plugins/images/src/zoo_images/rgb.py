@@ -45,6 +45,7 @@ class RgbValues(ImageValues):
             unit="dB",
             higher_is_better=True,
             meaning="peak signal-to-noise ratio per picture, peak 1, averaged over pictures",
+            bound=17.0,
         ),
         Metric(
             name="ssim",

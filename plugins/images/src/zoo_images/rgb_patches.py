@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ class RgbPatches(RgbValues, PatchesModality):
     summary = "RGB picture as patches of normalised pixels (input only)"
     aliases = ("rgb@224", "rgb@448")
     derived_from = ("rgb",)
+    metrics = (replace(RgbValues.metrics[0], bound=60.0), *RgbValues.metrics[1:])  # float16 is all that is lost
     published_statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # those of ImageNet
 
     @hookimpl

@@ -55,11 +55,13 @@ class MetadataModality(TextModality[S]):
             unit="fraction of range",
             higher_is_better=False,
             meaning="mean over the target's fields of the absolute error over the field's range; 1 for a missing field",
+            bound=0.01,
         ),
         Metric(
             name="field_accuracy",
             higher_is_better=True,
             meaning="share of the target's fields that are right: numbers within one level, counts and words equal",
+            bound=1.0,
         ),
     )
 

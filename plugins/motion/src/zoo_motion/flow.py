@@ -89,6 +89,8 @@ class Flow(SpatialModality):
             raise ValueError("expected .flo or .npy")
         if value.ndim != 3 or len(value) != 2:
             raise ValueError(f"expected (2, height, width), got {value.shape}")
+        if value.dtype.kind != "f":
+            raise ValueError(f"expected floats in pixels per frame, got {value.dtype}, which has no unit")
         bad = ~(np.abs(value) <= LARGEST).all(axis=0)
         if bad.any():
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels have no flow, or more than {LARGEST:g} pixels")

@@ -75,6 +75,11 @@ class Multispectral(SpatialModality):
         if extension not in ("npy", "tif", "tiff"):
             raise ValueError("expected .tif or .npy")
         value = bands_first(read_array(data, extension) if extension == "npy" else read_tiff(data), self.channels)
+        if value.dtype.itemsize == 1:
+            raise ValueError(
+                f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
+                " the eye; save the product's own numbers"
+            )
         if value.dtype.kind in "iu":
             value = np.clip(value * options.scale + options.offset, 0, LARGEST)
         top = float(np.max(value))

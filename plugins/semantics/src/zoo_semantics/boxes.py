@@ -86,8 +86,11 @@ class Boxes(TextModality[BoxesSettings]):
             name="f1",
             higher_is_better=True,
             meaning="harmonic mean of precision and recall; right is the label with an overlap (IoU) of 0.5 or more",
+            bound=0.95,
         ),
-        Metric(name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right"),
+        Metric(
+            name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right", bound=0.85
+        ),
         Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
 

@@ -71,6 +71,7 @@ class Semseg(SpatialModality):
             unit="",
             higher_is_better=True,
             meaning="intersection over union over all pictures, averaged over the classes that occur in the truth",
+            bound=0.55,
         ),
         Metric(name="pixel_accuracy", unit="", higher_is_better=True, meaning="share of pixels with the right class"),
     )
