@@ -23,9 +23,11 @@ from zoo_metadata.image import plugin as image_metadata
 from zoo_metadata.metadata import plugin as metadata
 from zoo_metadata.semantic import plugin as semantic_metadata
 from zoo_semantics.boxes import plugin as boxes
+from zoo_semantics.boxes_3d import plugin as boxes_3d
 
 PLUGINS: dict[str, TextModality[Any]] = {
-    "caption": caption, "web_text": web_text, "boxes": boxes, "metadata": metadata, "palette": palette,
+    "caption": caption, "web_text": web_text, "boxes": boxes, "boxes_3d": boxes_3d, "metadata": metadata,
+    "palette": palette,
     "semantic_metadata": semantic_metadata, "geometric_metadata": geometric_metadata, "image_metadata": image_metadata,
 }  # fmt: skip
 BINS = 64

@@ -18,6 +18,7 @@ class ValueSpec:
 
     `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape`
     holds fixed sizes and, as strings, the names of free axes ("height"); `low` and `high` are inclusive bounds.
+    `classes` names the class ids 0, 1, ... of an array; a text is one of the names.
     """
 
     kind: Literal["array", "text", "object"] = "array"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizers_zoo.errors import UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -77,7 +78,7 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
     values as they lie on disk, before `transform` brings them to the settings' size.
     """
     if spec.kind == "text":
-        return _text_problem(value)
+        return _text_problem(spec, value)
     if spec.kind == "object":
         return _json_problem(value, "value")
     if not isinstance(value, np.ndarray):
@@ -113,9 +114,11 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     return None
 
 
-def _text_problem(value: Any) -> str | None:
+def _text_problem(spec: ValueSpec, value: Any) -> str | None:
     if not isinstance(value, str):
         return "give a str"
+    if spec.classes and value not in spec.classes:
+        return str(UnknownNameError.of("class", value, spec.classes))
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -22,6 +22,7 @@ FAMILIES = {
     "spatial": "{} as a grid of tokens",
     "features": "a map of {} features as a grid of tokens",
     "vector": "one vector of {} as product codes",
+    "classes": "{} as one of declared classes",
     "text": "{} as text",
     "free": "{} as a token per number",
 }
@@ -46,6 +47,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     spatial   like a picture: a value per pixel
     features  a map of feature vectors
     vector    one vector for the whole sample
+    classes   one of declared classes
     text      words over the shared vocabulary
     free      anything: the hooks by hand
 

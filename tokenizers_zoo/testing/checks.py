@@ -90,7 +90,7 @@ def broken_values(subject: Subject) -> list[Any]:
     """Values that the spec excludes."""
     declared = subject.handle.spec.value
     if declared.kind == "text":
-        return [None, 3, ["a"], "\ud800"]
+        return [None, 3, ["a"], "\ud800", *(["none of the classes"] if declared.classes else [])]
     if declared.kind == "object":
         return [{"a": object()}, [float("nan")], [float("inf")], {1: 2}, (1, 2), np.zeros(2)]
     good = subject.values[0]

@@ -148,6 +148,8 @@ def drawn(zoo: Zoo, source_name: str, seed: int) -> list[Mapping[str, Any]]:
 
 def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> list[Any]:
     """Values made up from a spec alone: smooth fields or random ids for arrays, words for text; none for objects."""
+    if spec.kind == "text" and spec.classes:
+        return [spec.classes[i % len(spec.classes)] for i in range(count)]
     if spec.kind == "text":
         return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
     if spec.kind == "object":

@@ -19,6 +19,10 @@ Ids = NDArray[np.int32]
 # sizes are its half extents along x, y and z, and which extents lead together to its farthest point.
 _AXES = np.array([[0, 1, 2], [0, 1, 2], [0, 0, 0], [0, 0, 1], [0, 1, 2], [0, 0, 1], [0, 1, 2]])
 _CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
+# A solid is an ellipsoid swept along its axes, either of which may be missing: by shape, which of MuJoCo's sizes are
+# the ellipsoid's half axes, and half of how far it is swept along each; size 3 is 0.
+_ROUND = np.array([[3, 3, 3], [3, 3, 3], [0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 0, 3], [3, 3, 3]])
+_SWEPT = np.array([[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 1], [3, 3, 3], [3, 3, 1], [0, 1, 2]])
 
 
 def _rotation_products() -> Array:
@@ -69,6 +73,16 @@ class Solids:
     def __len__(self) -> int:
         return len(self.kinds)
 
+    def reach(self, rows: NDArray[np.intp], directions: Array) -> Array:
+        """How far the solids `rows` (n,) reach from their centres in unit directions of the room (n, d, 3): (n, d)."""
+        sizes, places = np.zeros((len(rows), 4)), 4 * np.arange(len(rows))[:, None]
+        sizes[:, :3] = self.sizes.take(rows, axis=0)
+        tables = (table.take(self.kinds.take(rows), axis=0) + places for table in (_ROUND, _SWEPT))
+        half_axes, swept = (sizes.reshape(-1).take(table) for table in tables)
+        along = np.abs(directions @ self.frames.take(rows, axis=0).reshape(-1, 3, 3))  # of the own axes: the columns
+        reach: Array = (along @ swept[:, :, None] + np.sqrt((along**2) @ (half_axes**2)[:, :, None]))[:, :, 0]
+        return reach
+
     def after(self, first: int) -> Solids:
         """The solids from row `first` on."""
         return Solids(
@@ -100,7 +114,7 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
         radii=np.maximum(corners, halves.max(1)),
         places=frames[:, :3],
         turns=frames[:, 3:],
-        frames=_matrices(frames[:, 3:]),
+        frames=matrices(frames[:, 3:]),
     )
 
 
@@ -115,7 +129,7 @@ def shape_ids() -> dict[str, int]:
     return {name: int(kind) for name, kind in shapes.items()}
 
 
-def _matrices(turns: Array) -> Array:
+def matrices(turns: Array) -> Array:
     """Rotation matrices (n, 9), row-major, of unit quaternions (n, 4)."""
     result: Array = (turns[:, :, None] * turns[:, None, :]).reshape(-1, 16) @ _ROTATION
     return result

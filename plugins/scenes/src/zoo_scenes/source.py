@@ -26,6 +26,8 @@ MODALITIES = (
     "caption",
     "human_poses",
     "metadata",
+    "scene_class",
+    "boxes_3d",
 )
 
 
@@ -33,8 +35,10 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     """All modalities of one sample. The scene does not depend on the picture's size."""
     from zoo_scenes import captions, observe
     from zoo_scenes.compose import compose
+    from zoo_scenes.places import scene_class
     from zoo_scenes.render import render
     from zoo_scenes.stage import build
+    from zoo_scenes.upright import boxes_3d
 
     name = f"{split}/{seed}/{index}"
     scene = compose(random.Random(f"scene/{name}"), settings)
@@ -52,6 +56,8 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
         "caption": captions.caption(words, scene, observation.seen, observation.shares),
         "human_poses": observe.human_poses(scene, observation.seen),
         "metadata": observe.metadata(scene, view, observation),
+        "scene_class": scene_class(observation.shares),
+        "boxes_3d": boxes_3d(stage, observation.seen, settings.max_boxes),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,7 +26,7 @@ from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
 from zoo_semantics.labellers import BoxLabeller
-from zoo_semantics.matching import best_boxes, match
+from zoo_semantics.matching import best_boxes, f1_of, label_f1, match
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -123,7 +122,7 @@ class Boxes(TextModality[BoxesSettings]):
                 levels = [*levels, piece.level] if piece.axis == len(levels) else [piece.level]
                 continue
             if isinstance(piece, str) and len(levels) == 4:
-                label = printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
+                label = label_of(piece)
                 box = box_of_levels(levels, tokenizer.bins)
                 if label and box:
                     boxes.append({"label": label, "box": box})
@@ -161,15 +160,10 @@ class Boxes(TextModality[BoxesSettings]):
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
         """Over all boxes of all pictures together."""
         overlaps = [iou for p, t in zip(predicted, target, strict=True) for iou in match(p, t)]
-        total = sum(len(p) + len(t) for p, t in zip(predicted, target, strict=True))
-        labels = sum(
-            (Counter(box["label"] for box in p) & Counter(box["label"] for box in t)).total()
-            for p, t in zip(predicted, target, strict=True)
-        )
         return {
-            "f1": 2 * len(overlaps) / total if total else 1.0,
+            "f1": f1_of(len(overlaps), predicted, target),
             "mean_iou": float(np.mean(overlaps)) if overlaps else 0.0,
-            "label_f1": 2 * labels / total if total else 1.0,
+            "label_f1": label_f1(predicted, target),
         }
 
     @hookimpl
@@ -193,16 +187,28 @@ def box_problem(box: Any) -> str | None:
     if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
         got = f"keys {', '.join(map(str, box))}" if isinstance(box, Mapping) else type(box).__name__
         return f'expected a table {{"label": ..., "box": ...}}, got {got}'
-    label, edges = box["label"], box["box"]
-    if not isinstance(label, str) or not label or label != " ".join(label.split()):
-        return f"label: expected words with single spaces between them, got {label!r}"
-    if len(label) > LONGEST_LABEL or control_character(label):
-        return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
+    if problem := label_problem(box["label"]):
+        return problem
+    edges = box["box"]
     if not isinstance(edges, list | tuple) or len(edges) != 4 or not all(map(is_fraction, edges)):
         return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r}"
     if edges[2] <= edges[0] or edges[3] <= edges[1]:
         return f"box: expected xmin < xmax and ymin < ymax, got {edges!r}"
     return None
+
+
+def label_problem(label: Any) -> str | None:
+    """What is wrong with the label of a box, or None."""
+    if not isinstance(label, str) or not label or label != " ".join(label.split()):
+        return f"label: expected words with single spaces between them, got {label!r}"
+    if len(label) > LONGEST_LABEL or control_character(label):
+        return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
+    return None
+
+
+def label_of(piece: str) -> str:
+    """The label that a piece of text says; empty where it says none."""
+    return printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
 
 
 def is_fraction(number: Any) -> bool:

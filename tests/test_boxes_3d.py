@@ -1,0 +1,354 @@
+"""Oriented boxes in metres: levels, overlap, scores, files, flips, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_tokenizers import BINS, PLUGINS, TABLES, load, round_trip, samples, settings_of
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.modality import Crop
+from zoo_semantics.boxes_3d import NONE_FOUND, plugin
+from zoo_semantics.levels_3d import Spans
+from zoo_semantics.upright import corners, mean_clipped, numbers_of, overlaps_3d, shares, wrapped
+
+NAME = "boxes_3d"
+Box = dict[str, Any]
+
+
+def box(label: str, center: Any = (0, 0, -3), size: Any = (1, 1, 1), yaw: Any = 0.0) -> Box:
+    return {
+        "label": label,
+        "center": list(center) if isinstance(center, tuple) else center,
+        "size": list(size) if isinstance(size, tuple) else size,
+        "yaw": yaw,
+    }
+
+
+side = st.floats(0.05, 4)
+angle = st.floats(-math.pi, math.pi)
+label = st.sampled_from(["chair", "potted plant", "Stühl", "v0=1", "[EOS]", "日本"])
+any_box = st.builds(
+    box, label, st.tuples(st.floats(-4, 4), st.floats(-2, 2), st.floats(-8, 0)), st.tuples(side, side, side), angle
+)
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(any_box, max_size=5))
+def test_boxes_are_exact_to_half_a_level(value: list[Box]) -> None:
+    decoded = round_trip(load(NAME, max_length=300), value)
+    assert [b["label"] for b in decoded] == [b["label"] for b in value]
+    for got, true in zip(decoded, value, strict=True):
+        off = np.abs(np.subtract(got["center"], true["center"]))
+        assert (off <= np.array([8, 4, 8]) * 0.5 / (BINS - 1) + 1e-9).all()
+        ratio = np.abs(np.log(np.divide(got["size"], true["size"])))
+        assert (ratio <= math.log(4 / 0.05) * 0.5 / (BINS - 1) + 1e-9).all()
+        assert abs(wrapped(got["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
+        assert -math.pi <= got["yaw"] < math.pi
+
+
+def test_boxes_are_seven_coordinates_and_the_label_after_what_the_levels_mean() -> None:
+    tokenizer = load(NAME)
+    ids = plugin.encode(tokenizer, [[box("chair", (-4, 2, -4), (0.05, 4, math.sqrt(0.2)), math.pi / 2)]])[0]
+    pieces = [str(piece) for piece in tokenizer.vocabulary.decode(ids)]
+    assert pieces[0] == "<boxes_3d x -4.0 4.0 y -2.0 2.0 z -8.0 0.0 size 0.05 4.0 m>"
+    # sqrt(0.2) is in the middle of 0.05 and 4, between the levels 31 and 32
+    assert pieces[1:6] == ["v0=0", "v1=63", "v2=32", "v0=0", "v1=63"] and pieces[6] in ("v2=31", "v2=32")
+    assert pieces[7:] == ["v3=48", " chair"]
+
+
+def test_both_ends_of_the_circle_are_one_level() -> None:
+    tokenizer = load(NAME)
+    left, right = (plugin.encode(tokenizer, [[box("a", yaw=yaw)]])[0].tolist() for yaw in (-math.pi, math.pi))
+    assert left == right and round_trip(tokenizer, [box("a", yaw=math.pi)])[0]["yaw"] == -math.pi
+
+
+def test_what_is_beyond_the_ends_is_clipped() -> None:
+    found = round_trip(load(NAME), [box("a", (9, -9, -90), (0.001, 50, 4))])[0]
+    assert np.allclose([*found["center"], *found["size"]], [4, -2, -8, 0.05, 4, 4])
+
+
+def test_the_last_boxes_are_dropped_and_the_others_ordered() -> None:
+    value = [box("a", (0, 0, -3), (1, 1, 1)), box("b", (0, 0, -1), (2, 1, 1)), box("c", (3, 0, -3), (3, 1, 1))]
+    orders = {"given": "abc", "near": "bac", "volume": "cba"}
+    for order, labels in orders.items():
+        assert "".join(b["label"] for b in round_trip(load(NAME, order=order), value)) == labels
+    assert "".join(b["label"] for b in round_trip(load(NAME, order="volume", max_boxes=2), value)) == "ba"
+    # 1 token for the levels, 8 for each box
+    assert "".join(b["label"] for b in round_trip(load(NAME, order="near", max_length=17), value)) == "ba"
+    assert len(plugin.encode(load(NAME, max_length=17), [value])[0]) == 17
+    assert plugin.encode(load(NAME, max_length=8), [value])[0].size == 0
+    assert round_trip(load(NAME), []) == []
+
+
+def test_what_is_malformed_is_skipped() -> None:
+    tokenizer = load(NAME)
+    good = plugin.encode(tokenizer, [[box("chair")]])[0].tolist()
+    expected = plugin.decode(tokenizer, [good])[0]
+    words = tokenizer.vocabulary.encode
+    start, rest = good[:1], good[1:]
+    sequences = [
+        rest,  # without the token of the levels: those of the settings
+        [*start, *rest[:2], *rest], [*start, *rest[:5], *words([" lamp"]), *rest],
+        [*start, *rest[:7], *rest], [*start, *rest, rest[6]], [*start, *words([" word"]), *rest],
+        [*start, *rest[:7], *words([" \n"]), *rest], [*start, *rest[1:], *rest],
+        [*start, rest[1], *rest[1:], *rest], [*start, *rest[:7], *start, *rest],
+    ]  # fmt: skip
+    for sequence in sequences:
+        assert plugin.decode(tokenizer, [sequence])[0] == expected
+
+
+def test_tokens_mean_the_same_whatever_the_settings_are_now(tmp_path: Path) -> None:
+    """Other levels are another token, which the vocabulary has to be given first."""
+    wide = settings_of(NAME, x=[-10, 10], size=[0.1, 10])
+    for at in (settings_of(NAME), wide):
+        plugin.train_tokenizer(at, samples(), tmp_path / "text")
+    near, far = (plugin.load_tokenizer(tmp_path / "text", at) for at in (settings_of(NAME), wide))
+    ids = plugin.encode(far, [[box("chair", (9, 0, -2))]])
+    assert plugin.decode(near, ids) == plugin.decode(far, ids)
+    assert abs(plugin.decode(near, ids)[0][0]["center"][0] - 9) < 20 / 62
+    with pytest.raises(InvalidValueError, match=r"no special token '<boxes_3d x -1.0 .*zoo vocabulary grow"):
+        plugin.encode(load(NAME, x=[-1, 1]), [[box("chair")]])
+    spans = Spans((-1e-5, 2.5), (-2.0, 1e9), (-8.0, -0.25), (1e-07, 4.0))
+    assert Spans.of_token(spans.token) == spans
+    assert Spans.of_token("<boxes_3d>") is None and Spans.of_token(spans.token + " ") is None
+
+
+def test_the_published_levels() -> None:
+    """1000 levels, as the vocabulary of 4M has them: 8 mm over 8 m, a third of a degree."""
+    tables = {"text": {"preset": "4m"}}
+    at = Settings(NAME, {}, vocabularies=tables)
+    assert plugin.modality_spec(at).vocab_size == 30_000
+    spans = Spans((-4, 4), (-2, 2), (-8, 0), (0.05, 4))
+    levels = spans.levels((1.234, 0.5, -3.21), (0.5, 1.5, 2.5), 1.0, 1000)
+    centre, size, yaw = spans.numbers(levels, 1000)
+    assert np.abs(np.subtract(centre, (1.234, 0.5, -3.21))).max() <= 0.0041
+    assert np.abs(np.divide(size, (0.5, 1.5, 2.5)) - 1).max() <= 0.0022 and abs(yaw - 1) <= math.pi / 1000
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"max_boxes": 0}, "max_boxes must be at least 1"), ({"max_length": 0}, "max_length must be at least 1"),
+        ({"x": [1, 1]}, r"x: expected \[from, to\] in metres, finite, from below to; got \[1.0, 1.0\]"),
+        ({"z": [0, -8]}, "z: expected"), ({"y": [0, float("inf")]}, "y: expected"),
+        ({"size": [0, 4]}, "size: expected .* above 0"), ({"x": [1, 2, 3]}, "expected 2 items"),
+        ({"order": "left"}, "expected one of"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plugin.modality_spec(settings_of(NAME, **own))
+
+
+def test_three_axes_of_coordinates_are_too_few() -> None:
+    tables = {"text": {**TABLES["text"], "coordinate_axes": 3}}
+    with pytest.raises(ConfigError, match=r"writes coordinates on 4 axes, .* coordinate_axes is 3"):
+        plugin.modality_spec(Settings(NAME, {}, vocabularies=tables))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "expected a list of boxes, got dict"),
+        ([3], "box 0: expected a table with label, center, size, yaw, got int"),
+        ([box("a"), {"label": "a", "size": [1, 1, 1]}], "box 1: lacks center, yaw; expected label, center, size, yaw"),
+        ([box("a") | {"roll": 0}], "box 0: unknown keys roll"),
+        ([box("")], "label: expected words"), ([box(" a")], "label: expected words"),
+        ([box("a\x07")], "label: expected up to 100 printable"), ([box("a" * 101)], "up to 100 printable"),
+        ([box("a", (0, 0))], r"center: expected \[x, y, z\] in metres, up to 10000 from the camera, got \[0, 0\]"),
+        ([box("a", (0, float("nan"), 0))], "center: expected"), ([box("a", (0, float("inf"), 0))], "center: expected"),
+        ([box("a", (0, "1", 0))], "center: expected"), ([box("a", 3)], "center: expected"),
+        ([box("a", (0, 20_000, 0))], "center: expected"), ([box("a", (0, True, 0))], "center: expected"),
+        ([box("a", size=(1, -1, 1))], r"size: expected \[length, height, width\] in metres, above 0 .* got \[1, -1, 1"),
+        ([box("a", size=(1, 0, 1))], "size: expected"), ([box("a", size=(1, float("nan"), 1))], "size: expected"),
+        ([box("a", size=(1, 1))], "size: expected"), ([box("a", size=(1, 1, 1e5))], "size: expected"),
+        ([box("a", yaw=90)], r"yaw: expected radians in \[-pi, pi\], got 90"),
+        ([box("a", yaw=float("nan"))], "yaw: expected"), ([box("a", yaw=None)], "yaw: expected"),
+    ],
+)  # fmt: skip
+def test_what_is_no_oriented_box_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^boxes_3d: .*{message}"):
+        plugin.encode(load(NAME), [value])
+
+
+def test_boxes_on_disk() -> None:
+    value = [box("é", (0.1, -0.2, -3), (0.25, 1, 2), -math.pi), box("a", yaw=math.pi)]
+    data, extension = plugin.write_value(value)
+    assert extension == "json" and plugin.read_value(data, extension) == value
+    with pytest.raises(InvalidValueError, match="box 0: size"):
+        plugin.read_value(json.dumps([box("a", size=(1, -1, 1))]).encode(), "json")
+    with pytest.raises(InvalidValueError, match="not valid JSON: NaN"):
+        plugin.read_value(json.dumps([box("a", yaw=float("nan"))]).encode(), "json")
+
+
+def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
+    value = [box("a", (1, 0.5, -3), (2, 1, 0.5), 0.4), box("b", (-1, 0, -2), yaw=-math.pi / 2), box("c", yaw=-3.0)]
+    assert plugin.transform(value, Crop()) == value
+    assert plugin.transform(value, Crop(left=0.5, width=0.5)) == value
+    flipped = plugin.transform(value, Crop(top=0.1, height=0.5, flip=True))
+    assert [b["center"] for b in flipped] == [[-1, 0.5, -3], [1, 0, -2], [0, 0, -3]]
+    assert np.allclose([b["yaw"] for b in flipped], [math.pi - 0.4, -math.pi / 2, 3.0 - math.pi])
+    # the mirrored corners are the corners of the mirrored boxes
+    seen, other = (corners(numbers_of(boxes)) for boxes in (value, flipped))
+    for mine, theirs in zip(seen * (-1, 1), other, strict=True):
+        assert np.allclose(sorted(map(tuple, mine.round(9))), sorted(map(tuple, theirs.round(9))))
+    assert np.allclose(numbers_of(plugin.transform(flipped, Crop(flip=True))), numbers_of(value))
+
+
+# -- overlap -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_is_where_yaw_says() -> None:
+    """At 0 it looks to the right, at pi / 2 away from the viewer: to falling z."""
+    for yaw, front in ((0.0, (1, 3)), (math.pi / 2, (0, 4)), (-math.pi / 2, (0, 2)), (math.pi, (-1, 3))):
+        found = corners(numbers_of([box("a", (0, 0, -3), (2, 1, 0.5), yaw)]))[0]
+        assert np.allclose(found[[0, 3]].mean(axis=0), front)
+        assert np.allclose(np.linalg.norm(found[0] - found[3]), 0.5)
+
+
+def test_the_mean_of_clipped_numbers_by_hand() -> None:
+    cases = [(-1, 1, 5, 0), (0, 2, 1, 0.75), (-4, 0, 1, -0.875), (3, 5, 1, 1), (-3, -9, 1, -1), (0.5, 0.5, 1, 0.5)]
+    cases += [(-3, 5, 1, 0.25), (5, -3, 1, 0.25), (7, 7, 1, 1)]
+    for start, stop, limit, mean in cases:
+        given_numbers = (np.array([number], float) for number in (start, stop, limit))
+        assert np.isclose(mean_clipped(*given_numbers)[0], mean), (start, stop)
+
+
+def iou(first: Box, second: Box) -> float:
+    return float(overlaps_3d([first], [second])[0, 0])
+
+
+def test_overlap_by_hand() -> None:
+    unit = box("a", (0, 0, 0), (1, 1, 1))
+    eighth = math.pi / 4
+    octagon = 2 * (math.sqrt(2) - 1)  # shared by a unit square and one that is turned by an eighth
+    band = 0.5 * math.sqrt(2) - 0.125  # shared by a unit square and a band 0.5 wide along its diagonal
+    cases = [
+        (box("a", (0, 0, 0), (1, 1, 1)), 1.0),
+        (box("b", (0, 0, 0), (1, 1, 1)), 0.0),
+        (box("a", (0.5, 0, 0), (1, 1, 1)), 1 / 3),
+        (box("a", (0, 0.5, 0), (1, 1, 1)), 1 / 3),
+        (box("a", (0, 0, 0.25), (1, 0.5, 1)), 0.375 / 1.125),
+        (box("a", (0, 0, 0), (1, 1, 1), math.pi / 2), 1.0),
+        (box("a", (0, 0, 0), (1, 1, 1), eighth), octagon / (2 - octagon)),
+        (box("a", (0, 0, 0), (4, 1, 0.5), -eighth), band / (1 + 2 - band)),
+        (box("a", (1.1, 0, 0), (1, 1, 1)), 0.0),
+        (box("a", (0, 0, 0), (0.5, 0.5, 0.5), 0.3), 0.125),
+    ]
+    for other, expected in cases:
+        assert np.isclose(iou(unit, other), expected), other
+        assert np.isclose(iou(other, unit), expected), other
+    # a long thin one, turned so that yaw's sign matters
+    assert iou(box("a", size=(4, 1, 0.2), yaw=0.5), box("a", size=(4, 1, 0.2), yaw=-0.5)) < 0.1
+    assert np.isclose(iou(box("a", (1, 0, -1), (4, 1, 0.2), 0.5), box("a", (1, 0, -1), (4, 1, 0.2), 0.5 - math.pi)), 1)
+
+
+placed = st.builds(box, st.just("a"), st.tuples(*[st.floats(-1, 1)] * 3), st.tuples(*[st.floats(0.3, 2)] * 3), angle)
+
+
+@settings(max_examples=60, deadline=None)
+@given(placed, placed)
+def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
+    """Points in the first box, of which the share that is in the second is shared volume over its own."""
+    draw, count = np.random.default_rng(0), 20_000
+    own = (draw.random((count, 3)) - 0.5) * first["size"]
+
+    def turned(points: np.ndarray, yaw: float) -> np.ndarray:
+        cos, sin = math.cos(yaw), math.sin(yaw)  # about y, x towards -z
+        return points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
+
+    points = turned(own, first["yaw"]) + first["center"]
+    inside = np.abs(turned(points - np.array(second["center"]), -second["yaw"])) <= np.array(second["size"]) / 2
+    shared = inside.all(axis=1).mean() * math.prod(first["size"])
+    union = math.prod(first["size"]) + math.prod(second["size"]) - shared
+    assert abs(iou(first, second) - shared / union) < 0.03
+    assert np.isclose(iou(first, second), iou(second, first), atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(placed, min_size=1, max_size=4), st.lists(placed, min_size=1, max_size=4), st.integers(0, 3))
+def test_overlap_of_aligned_boxes_is_that_of_intervals(first: list[Box], second: list[Box], quarters: int) -> None:
+    """All turned by one angle together; quarter turns swap length and width."""
+    tables = [numbers_of(boxes) for boxes in (first, second)]
+    for table in tables:
+        table[:, 6] = 0.0
+    spans = [[(t[:, k] - t[:, 3 + k] / 2, t[:, k] + t[:, 3 + k] / 2) for k in range(3)] for t in tables]
+    shared = np.ones((len(first), len(second)))
+    for (low, high), (its_low, its_high) in zip(*spans, strict=True):
+        shared *= np.maximum(np.minimum(high[:, None], its_high) - np.maximum(low[:, None], its_low), 0)
+    volumes = [t[:, 3:6].prod(axis=1) for t in tables]
+    expected = shared / (volumes[0][:, None] + volumes[1] - shared)
+    assert np.allclose(shares(*tables), expected, atol=1e-9)
+    tables[1][:, 6] = quarters * math.pi / 2
+    if quarters % 2:
+        tables[1][:, [3, 5]] = tables[1][:, [5, 3]]
+    assert np.allclose(shares(*tables), expected, atol=1e-9)
+
+
+# -- scores, pictures --------------------------------------------------------------------------------------------------
+
+
+def test_scores_by_hand() -> None:
+    target = [[box("a", (0, 0, -3)), box("b", (2, 0, -3))], []]
+    predicted = [
+        [box("a", (0.6, 0, -3)), box("a", (0, 0.3, -3)), box("b", (0, 0, -3))],  # overlap 0.4 / 1.6, 0.7 / 1.3, none
+        [box("c")],
+    ]
+    found = plugin.score(predicted, target)
+    assert found == pytest.approx({"f1": 2 / 6, "center_error": 0.3, "label_f1": 4 / 6})
+    exact = plugin.score([[box("a", (0.6, 0, -3))], []], [target[0][:1], []])
+    assert exact == pytest.approx({"f1": 1.0, "center_error": 0.6, "label_f1": 1.0})
+    assert plugin.score([[box("a", (0.61, 0, -3))]], [target[0][:1]])["f1"] == 0
+    assert plugin.score([[], []], target) == {"f1": 0.0, "center_error": NONE_FOUND, "label_f1": 0.0}
+    assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0, "label_f1": 1.0}
+
+
+def test_the_constant_boxes_beat_every_single_value() -> None:
+    draw = np.random.default_rng(0)
+    places = {"chair": (-1, 0, -3), "lamp": (1, 1, -4), "table": (0, -0.5, -2)}
+    values = []
+    for _ in range(40):
+        some = [name for name in places if draw.random() < 0.6]
+        values.append([box(name, tuple(places[name] + draw.normal(0, 0.1, 3))) for name in some])
+    answer = plugin.constant_answer(values)
+    floor = plugin.score([answer] * 40, values)["f1"]
+    assert floor >= max(plugin.score([value] * 40, values)["f1"] for value in values)
+    assert {b["label"] for b in answer} == set(places)
+    assert plugin.constant_answer([[], []]) == []
+
+
+def test_the_picture_from_above() -> None:
+    at = settings_of(NAME)
+    value = [box("table", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
+    empty, drawn = plugin.render([], at), plugin.render(value, at)
+    assert drawn.size == empty.size == (256, 256)
+    scale = 256 / 8.45
+    changed = np.array(drawn, int) - np.array(empty, int)
+    rows, columns = np.nonzero(np.abs(changed).sum(axis=2)[round(3.2 * scale) :] > 60)
+    # 2 m across from 0 to 2 m on the right; the tick at the side of the viewer
+    assert abs(columns.min() - (4.225 + 0) * scale) < 3 and abs(columns.max() - (4.225 + 2) * scale) < 3
+    tick = [np.abs(changed[round(down * scale), round(5.225 * scale)]).sum() > 100 for down in (8 - 3.44, 8 - 4.56)]
+    assert tick == [True, False] and rows.size
+    assert len(plugin.render([box(f"thing {k}", (0, 0, -2)) for k in range(12)], at).getcolors(1 << 16)) > 20
+    wide = plugin.render(value, settings_of(NAME, x=[-20, 20], z=[-20, 0]))
+    assert np.abs(np.array(wide, int) - np.array(empty, int)).sum() > 0
+
+
+def test_it_is_one_of_those_that_share_the_vocabulary() -> None:
+    assert PLUGINS[NAME] is plugin
+    assert plugin.vocabulary_texts([[box("a"), box("potted plant")], []], settings_of(NAME)) == [" a", " potted plant"]

@@ -1,0 +1,195 @@
+"""Class labels: one token of declared classes, which may become more at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.families.classes import ClassSettings
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer
+from tokenizers_zoo.testing import check_modality
+from zoo_semantics.scene_class import PLACES
+
+NAME = "scene_class"
+NOTHING = TrainingSamples(train=[], test=[])
+PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
+
+
+def handle_of(classes: Sequence[str] | None = None, folder: Path | None = None) -> ModalityHandle:
+    table: dict[str, Any] = {} if classes is None else {"classes": list(classes)}
+    if folder is not None:
+        table["checkpoint"] = str(folder)
+    return Zoo.from_tables({"modalities": {NAME: table}})[NAME]
+
+
+def test_a_class_is_one_token_its_place_in_the_list(tmp_path: Path) -> None:
+    handle = handle_of(("b", "a", "c"), tmp_path)
+    assert handle.train_tokenizer(NOTHING, tmp_path, 0) == tmp_path
+    tokens = handle.encode(["a", "c", "b", "a"])
+    assert tokens.tolist() == [[1], [2], [0], [1]] and handle.decode(tokens) == ["a", "c", "b", "a"]
+    assert (handle.spec.layout.length, handle.spec.vocab_size) == (1, 3)
+    assert handle.spec.value.classes == ("b", "a", "c") and handle.render("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "found"),
+    [(b"library", "txt", "library"), (b" dining room\r\n", "txt", "dining room"), ("\ufeff".encode(), "txt", None)],
+)
+def test_a_file_holds_a_name(data: bytes, extension: str, found: str | None) -> None:
+    if found is None:
+        with pytest.raises(InvalidValueError, match="unknown class"):
+            handle_of().read(data, extension)
+        return
+    assert handle_of().read(data, extension) == found
+    assert handle_of().write(found) == (found.encode(), "txt")
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda h: h.read(b"dinning room", "txt"), "unknown class 'dinning room'; did you mean dining room or living"),
+        (lambda h: h.read(b"x", "txt"), "unknown class 'x'; known: dining room, empty room, library"),
+        (lambda h: h.read(b"library", "json"), "expected a .txt file, got .json"),
+        (lambda h: h.read(b"\xff", "txt"), "damaged .txt file"),
+        (lambda h: h.write("Library"), "unknown class 'Library'; did you mean library"),
+        (lambda h: h.encode(["library", "a\nb"]), r"unknown class 'a\\nb'"),
+        (lambda h: h.check(3), "give a str"),
+    ],
+)
+def test_what_is_no_class_is_refused_in_a_line(act: Callable[[ModalityHandle], Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{NAME}: .*{message}") as caught:
+        act(handle_of())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "two or more different"), (["a"], "two or more"), (["a", "b", "a"], "different names, got 3"),
+        (["a", ""], "words with single spaces between them, got ''"), (["a", " b"], "' b'"), (["a", "b\tc"], "b.tc"),
+        (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
+    ],
+)  # fmt: skip
+def test_names_that_cannot_be(classes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"classes: .*{message}"):
+        Settings(NAME, {"classes": classes}).take(ClassSettings)
+
+
+def test_the_metrics_by_hand() -> None:
+    target = ["library"] * 8 + ["playroom"] * 2
+    predicted = ["library"] * 6 + ["playroom"] * 3 + ["empty room"]
+    # 6 of 8 and 1 of 2
+    assert handle_of().score(predicted, target) == {"accuracy": 0.7, "balanced_accuracy": 0.625}
+    assert handle_of().score(target, target) == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+
+
+def test_the_constant_answer_is_the_most_frequent_class() -> None:
+    assert handle_of().constant_answer(["playroom", "library", "playroom"]) == "playroom"
+    assert handle_of().constant_answer(["playroom", "library"]) == "library"  # of equals the lower id
+
+
+# -- more classes ------------------------------------------------------------------------------------------------------
+
+
+def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
+    first = handle_of(("a", "b"), tmp_path)
+    first.train_tokenizer(NOTHING, tmp_path, 0)
+    old = first.fingerprint
+    more = handle_of(("a", "b", "c"), tmp_path)
+    with pytest.raises(CheckpointError, match=f"has 2 classes, the settings 3; `zoo tokenizer train {NAME}` adds them"):
+        more.encode(["a"])
+    more.train_tokenizer(NOTHING, tmp_path, 0)
+    assert more.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and more.fingerprint != old
+    most = handle_of(("a", "b", "c", "d", "e"), tmp_path)
+    most.train_tokenizer(NOTHING, tmp_path, 0)
+    now = most.fingerprint
+    most.train_tokenizer(NOTHING, tmp_path, 0)
+    assert most.fingerprint == now
+    assert handle_of(("a", "b", "c", "d", "e"), tmp_path).fingerprint == now
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("b", "a"), "class 0 is 'a', and the settings say 'b'"),
+        (("a", "x", "b"), "class 1 is 'b', and the settings say 'x'"),
+        (("a", "c"), "class 1 is 'b'"),
+    ],
+)
+def test_any_other_change_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
+    handle = handle_of(classes, tmp_path)
+    for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):
+        with pytest.raises(CheckpointError, match=f"{message}.*at the end only"):
+            act()
+
+
+def test_fewer_classes_are_refused(tmp_path: Path) -> None:
+    handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
+    with pytest.raises(CheckpointError, match="class 2 is 'c', and the settings have 2 classes"):
+        _ = handle_of(("a", "b"), tmp_path).tokenizer
+
+
+def test_data_and_tokens_stay_valid_where_classes_are_added(tmp_path: Path) -> None:
+    """Values are made, tokenized, and made again with one more class; the old tokens are still those of the codec."""
+    for split, names in (("train", "aabb"), ("test", "ab")):
+        place = tmp_path / "files" / split / NAME
+        place.mkdir(parents=True)
+        for number, name in enumerate(names):
+            (place / f"{split}{number}.txt").write_text(f"{name}\n")
+    data, tokens, folder = tmp_path / "data", tmp_path / "tokens", tmp_path / "tokenizer"
+
+    def make(classes: Sequence[str]) -> Zoo:
+        table = {"classes": list(classes), "checkpoint": str(folder)}
+        zoo = Zoo.from_tables({"zoo": {"modalities": [NAME]}, "modalities": {NAME: table}})
+        make_data(zoo, "folder", data, train=None, test=None, options={"path": str(tmp_path / "files")}, workers=1)
+        train_tokenizer(zoo, NAME, data)
+        return zoo
+
+    zoo = make("ab")
+    tokenize(zoo, data, tokens)
+    assert evaluate_tokenizer(zoo, NAME, data).metrics == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+    written = zoo[NAME].fingerprint
+    grown = make("abc")
+    column = TokenStore(tokens).open("train", NAME)
+    assert column.fingerprint == written != grown[NAME].fingerprint
+    column.check_codec(grown[NAME])
+    rows = [column.rows[key] for key in sorted(column.rows)]
+    assert grown[NAME].decode(column.take(rows)) == list("aabb")
+    other = Zoo.from_tables({"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}})
+    other[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
+    with pytest.raises(DataError, match="written by codec"):
+        column.check_codec(other[NAME])
+
+
+# -- plugins -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path]) -> None:
+    """Without a source: the kit takes the classes for values."""
+    section = PAGE.read_text(encoding="utf-8").split("## A class label")[1]
+    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert found is not None and len(found[1].splitlines()) < 40
+    install("zoo-weather", {"tokenizers_zoo": {"weather": "zoo_weather:plugin"}}, {"zoo_weather": found[1]})
+    zoo = Zoo.installed()
+    results = check_modality(zoo, "weather")
+    assert {r.name for r in results if r.skipped} == {"derive", "crop_geometry", "devices", "long_inputs"}
+    assert zoo["weather"].spec.value.classes == ("sun", "cloud", "rain")
+
+
+def test_the_places_of_scenes_are_the_default_classes() -> None:
+    places = pytest.importorskip("zoo_scenes.places")
+    assert (*places.FURNITURE, places.EMPTY) == PLACES
+    assert handle_of().spec.value.classes == PLACES

@@ -1,0 +1,167 @@
+"""Modalities whose value is one of declared classes, by name: one token, and nothing to train.
+
+A plugin says which classes there are; all else is here. More may follow at the end: ids keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassSettings:
+    """Settings of classes. A plugin derives from it to say which. Raises ValueError for names that cannot be those."""
+
+    classes: tuple[str, ...]
+    """Names of the ids 0, 1, ...; more may be added at the end."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected two or more different names, got {len(self.classes)}")
+        for name in self.classes:
+            if not name.isprintable() or not name or name != " ".join(name.split()):
+                raise ValueError(f"classes: expected printable words with single spaces between them, got {name!r}")
+
+
+S = TypeVar("S", bound=ClassSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTokenizer:
+    """The classes in the order of their ids, and the device that tokens are on."""
+
+    classes: tuple[str, ...]
+    device: str
+
+
+class ClassModality(Generic[S]):
+    """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
+
+    summary: ClassVar[str]
+    settings_class: type[S]
+    licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(name="accuracy", higher_is_better=True, meaning="share of the samples with the right class"),
+        Metric(
+            name="balanced_accuracy",
+            higher_is_better=True,
+            meaning="the same per class, averaged over the classes that occur in the truth",
+        ),
+    )
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"ClassTokenizer/{type(self).__name__}"
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        classes = settings.take(self.settings_class).classes
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=ValueSpec(kind="text", classes=classes, description="the name of a class"),
+            layout=VectorLayout(length=1),
+            vocab_size=len(classes),
+            family="classes",
+            derived_from=self.derived_from,
+            metrics=self.metrics,
+            licence=self.licence,
+            aliases=self.aliases,
+        )
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, out_dir: Path) -> Path:
+        """Write the classes down, or add those that a checkpoint there lacks: tokens of the old one stay valid.
+
+        Raises CheckpointError where the classes there are not the first ones of the settings.
+        """
+        classes = config.take(self.settings_class).classes
+        lineage: list[dict[str, Any]] = []
+        if (out_dir / CONFIG).is_file():
+            _, stored = load_checkpoint(out_dir, self.checkpoint_class)
+            check_grown(out_dir, stored["classes"], classes)
+            if len(stored["classes"]) == len(classes):
+                return out_dir
+            lineage = [*stored["lineage"], {"fingerprint": fingerprint(out_dir), "length": len(stored["classes"])}]
+        table = {"class": self.checkpoint_class, "classes": list(classes), "lineage": lineage}
+        card = f"# {config.name}\n\n{self.summary}. {len(classes)} classes: {', '.join(classes)}.\n"
+        save_checkpoint(out_dir, {}, table, card)
+        return out_dir
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
+        """The classes. Raises CheckpointError where they are not those of the settings."""
+        classes = settings.take(self.settings_class).classes
+        _, stored = load_checkpoint(checkpoint, self.checkpoint_class)
+        check_grown(checkpoint, stored["classes"], classes)
+        if len(stored["classes"]) < len(classes):
+            raise CheckpointError(
+                f"{checkpoint}: has {len(stored['classes'])} classes, the settings {len(classes)}; "
+                f"`zoo tokenizer train {settings.name}` adds them and keeps all ids"
+            )
+        return ClassTokenizer(classes, device)
+
+    @hookimpl
+    def encode(self, tokenizer: ClassTokenizer, values: Sequence[str]) -> Tensor:
+        """The id of each class, int64 `(batch, 1)`."""
+        import torch
+
+        return torch.tensor([[tokenizer.classes.index(value)] for value in values], device=tokenizer.device)
+
+    @hookimpl
+    def decode(self, tokenizer: ClassTokenizer, tokens: Tensor) -> list[str]:
+        """The class of each id."""
+        return [tokenizer.classes[index] for index in tokens[:, 0].tolist()]
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str) -> str:
+        """A `.txt` file with the name of a class; space around it does not count. Raises InvalidValueError."""
+        if extension != "txt":
+            raise InvalidValueError(f"expected a .txt file, got .{extension}")
+        try:
+            return data.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InvalidValueError(f"damaged .txt file: {error}") from None
+
+    @hookimpl
+    def score(self, predicted: Sequence[str], target: Sequence[str]) -> dict[str, float]:
+        """Over all samples."""
+        right = Counter(truth for guess, truth in zip(predicted, target, strict=True) if guess == truth)
+        occurring = Counter(target)
+        shares = [right[name] / count for name, count in occurring.items()]
+        return {"accuracy": right.total() / occurring.total(), "balanced_accuracy": sum(shares) / len(shares)}
+
+    @hookimpl
+    def constant_answer(self, values: Sequence[str], settings: Settings) -> str:
+        """The most frequent class; of equals that with the lower id."""
+        counts = Counter(values)
+        return max(settings.take(self.settings_class).classes, key=lambda name: counts[name])
+
+
+def check_grown(folder: Path, stored: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise CheckpointError where the `stored` classes of a checkpoint are not the first ones of `classes`."""
+    for index, name in enumerate(stored):
+        now = classes[index] if index < len(classes) else None
+        if name != now:
+            became = f"and the settings say {now!r}" if now else f"and the settings have {len(classes)} classes"
+            raise CheckpointError(
+                f"{folder}: class {index} is {name!r}, {became}; add classes at the end only, or write it anew "
+                "(--overwrite) and tokenize again"
+            )
