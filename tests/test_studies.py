@@ -17,7 +17,7 @@ STUDIES = {path.stem for path in (ROOT / "studies").glob("*.py")} - {"common"}
 
 def test_every_study_has_its_line() -> None:
     text = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
-    assert all(f"| `make study-{name}` | `{name}.py` |" in text for name in STUDIES) and len(STUDIES) == 6
+    assert all(f"| `make study-{name}` | `{name}.py` |" in text for name in STUDIES) and len(STUDIES) >= 7
 
 
 @pytest.mark.slow

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
 
-__all__ = ["AdversarialTask", "TokenizerTask", "TrainConfig", "TrainingError", "batch_indices", "seeded", "train"]
+__all__ = [
+    "AdversarialTask",
+    "SupervisedTask",
+    "TokenizerTask",
+    "TrainConfig",
+    "TrainingError",
+    "batch_indices",
+    "seeded",
+    "train",
+]
 
 FINAL_SAMPLES = 2000
 """Held-out samples of the final evaluation at most."""
@@ -68,6 +77,24 @@ class TokenizerTask(Protocol):
 
 
 @runtime_checkable
+class SupervisedTask(Protocol):
+    """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
+
+    what: str
+    """The kind of model, for messages."""
+    title: str
+    """What the progress calls the training."""
+    result: str
+    """The file that `save` writes last, which says that the run is finished."""
+
+    def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
+        """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
+
+    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float) -> None:
+        """Judge the averaged model and write its folder, `result` last."""
+
+
+@runtime_checkable
 class AdversarialTask(Protocol):
     """A TokenizerTask that can train its model against a critic."""
 
@@ -101,7 +128,9 @@ def train(
     """
     if config.patience is not None and not task.spec.metrics:
         raise ConfigError(f"{task.spec.name}: patience watches the main metric, and its spec has none; leave it out")
-    run = TrainingRun.open(out_dir, identity(task, samples, config, seed))
+    other = task if isinstance(task, SupervisedTask) else None
+    kind = {"what": other.what, "result": other.result} if other else {}
+    run = TrainingRun.open(out_dir, identity(task, samples, config, seed), **kind)
     if run.finished:
         run.forget_state()  # a kill may have left it
         return out_dir
@@ -110,9 +139,14 @@ def train(
         if not len(values):
             raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
     loop = _Loop(task, samples, config, run, seed)
-    with TrainingReport(task, config, out_dir, loop.done) as report, loop.batches:
+    title = other.title if other else f"tokenizer {name}"
+    with TrainingReport(task, config, out_dir, loop.done, title) as report, loop.batches:
         loop.run_steps(report, on_step)
-    loop.finish()
+    if other:
+        other.save(run, loop.average, loop.done, loop.seconds)
+        run.forget_state()
+    else:
+        loop.finish()
     return out_dir
 
 
@@ -177,14 +211,19 @@ class _Loop:
         """AdamW for model and critic; `rate` of a group is its learning rate as a multiple of the schedule's."""
         import torch
 
+        task = self.task
+        groups = task.parameter_groups(self.module) if isinstance(task, SupervisedTask) else self._groups()
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters of a tokenizer and its critic: matrices decay, all else does not."""
         groups: list[dict[str, Any]] = []
         for module, rate in ((self.module, 1.0), (self.critic, getattr(self.task, "critic_rate", 1.0))):
             trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
             matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
             groups.append({"params": matrices, "weight_decay": self.config.weight_decay, "rate": rate})
             groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
+        return [group for group in groups if group["params"]]
 
     def _save(self) -> None:
         """Write the state, from which a killed run goes on."""
@@ -267,10 +306,11 @@ class _Loop:
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / self.config.accumulate
         norms = self._clip_gradients()
         if not all(map(math.isfinite, (totals["loss"], *norms.values()))):
+            table = "" if isinstance(self.task, SupervisedTask) else "tokenizer."
             raise TrainingError(
                 f"{self.task.spec.name}: step {step + 1} of {self.config.steps}: the loss is {totals['loss']:g} and its"
-                f" gradient's norm {norms['gradient_norm']:g}, not finite; lower tokenizer.learning_rate"
-                f" ({self.config.learning_rate:g}) or raise tokenizer.warmup_steps ({self.config.warmup_steps}), and"
+                f" gradient's norm {norms['gradient_norm']:g}, not finite; lower {table}learning_rate"
+                f" ({self.config.learning_rate:g}) or raise {table}warmup_steps ({self.config.warmup_steps}), and"
                 " look at the values"
             )
         for group in self.optimizer.param_groups:

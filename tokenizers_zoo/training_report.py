@@ -47,9 +47,8 @@ class Evaluation:
 class TrainingReport(StepLog):
     """The log of a tokenizer's training; samples/ and the model card are written at its end."""
 
-    def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int) -> None:
+    def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str) -> None:
         samples = config.batch_size * config.accumulate
-        title = f"tokenizer {task.spec.name}"
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
         self.spec = task.spec
         self.window: list[dict[str, float]] = []

@@ -45,29 +45,33 @@ class TrainingRun:
 
     folder: Path
     identity: Mapping[str, Any]
+    result: str = EVALUATION
+    """The file that is written last."""
 
     @classmethod
-    def open(cls, folder: Path, identity: Mapping[str, Any]) -> TrainingRun:
+    def open(
+        cls, folder: Path, identity: Mapping[str, Any], what: str = "tokenizer", result: str = EVALUATION
+    ) -> TrainingRun:
         """Take an empty folder, or one of the same run. Raises CheckpointError where it holds another."""
         identity = json.loads(json.dumps(identity, allow_nan=False))
         advice = "give another --out, or --overwrite to train it anew"
         if (folder / RUN).is_file():
             difference = _difference(read_table(folder / RUN), identity)
             if difference:
-                raise CheckpointError(f"{folder}: holds a tokenizer trained otherwise ({difference}); {advice}")
+                raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({difference}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
         else:
             write_json(folder / RUN, identity)
-        return cls(folder=folder, identity=identity)
+        return cls(folder=folder, identity=identity, result=result)
 
     @property
     def finished(self) -> bool:
-        """True where the checkpoint and its evaluation, which is written last, are there.
+        """True where the checkpoint and its result, which is written last, are there.
 
         Raises CheckpointError where the checkpoint has been damaged or altered since.
         """
-        if not all((self.folder / name).is_file() for name in (EVALUATION, CONFIG, WEIGHTS)):
+        if not all((self.folder / name).is_file() for name in (self.result, CONFIG, WEIGHTS)):
             return False
         check_weights(self.folder, load_config(self.folder))
         return True

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backbone.codecs import check_codec
 from backbone.generation.giving import numbers_of_keys, sources_of, stored_keys, stored_tokens, tokens_of_source
 from backbone.generation.inputs import rows_of
 from backbone.generation.partial import checked_partial
@@ -13,8 +14,7 @@ from backbone.generation.recipe import Recipe
 from backbone.generation.regions import kept_part
 from backbone.model import FourM
 from backbone.run import Run
-from tokenizers_zoo.data.tokens import grew_from
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 
@@ -39,12 +39,7 @@ def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, 
     names += [recipe.rank] if recipe.rank else []
     handles = {name: zoo[name] for name in names if model.tables.spec(name)}
     for name, handle in handles.items():
-        codec = trained_on.get(name)
-        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
-            raise DataError(
-                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has "
-                f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
-            )
+        check_codec(handle, trained_on.get(name))
     return handles
 
 

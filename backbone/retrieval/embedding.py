@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from backbone.codecs import check_codec, stored_samples
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.retrieval.config import EmbeddingConfig
@@ -18,8 +19,7 @@ from backbone.saving import load_model
 from backbone.tables import Tables
 from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.data.tokens import grew_from
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import Crop, VectorLayout
 from tokenizers_zoo.registry import Zoo
 
@@ -58,15 +58,8 @@ class Embedder:
 
     def stored(self, split: str, names: Sequence[str]) -> TokenData:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
-        data = TokenData(self.run.tokens, split, [self.tables.spec(name) for name in names])
-        # A vocabulary that has grown since speaks of the same ids.
-        same = {
-            name: codec
-            for name, codec in self.trained_on.items()
-            if name not in data.columns or name not in self.zoo or not grew_from(self.zoo[name], codec, 0)
-        }
-        data.check_fingerprints(same, str(self.folder))
-        return data
+        specs = [self.tables.spec(name) for name in names]
+        return stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
 
     @torch.inference_mode()
     def raw(self, name: str, tokens: Any) -> Vectors:
@@ -128,12 +121,8 @@ class Embedder:
 
     def encode_file(self, name: str, path: Path) -> Any:
         """Tokens of one sample's modality from a file. Raises InvalidValueError, DataError, UnknownNameError."""
-        handle, codec = self.zoo[self.tables.spec(name).name], self.trained_on.get(name)
-        if codec not in (None, handle.fingerprint) and not grew_from(handle, codec, 0):
-            raise DataError(
-                f"{name}: the backbone was trained on codec {codec[:12]}, the registry has {handle.fingerprint[:12]} "
-                f"({handle.checkpoint}); use the registry of its training"
-            )
+        handle = self.zoo[self.tables.spec(name).name]
+        check_codec(handle, self.trained_on.get(name))
         value = handle.transform(handle.read(path.read_bytes(), path.suffix), Crop())
         return handle.encode([value])
 

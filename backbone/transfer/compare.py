@@ -1,0 +1,142 @@
+"""Finished probes side by side: a row per setting, a column per task, means over seeds with their 95 % intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backbone.transfer.config import HEADS, TUNING, TransferConfig
+from backbone.transfer.scores import METRICS
+from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+KEYS = ("task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone")
+NOT_APART = ("tuning", "head", "labels", "eval_every", "eval_samples")
+"""Settings that have a column of their own, and those that only decide what is looked at on the way."""
+
+
+def compared(folders: Sequence[Path]) -> dict[str, Any]:
+    """The figures of finished probes, as JSON types.
+
+    {"columns": [{"task", "metric", "unit", "higher_is_better"}],
+     "rows": [{"given", "tuning", "head", "labels", "settings", "backbone",
+               "cells": [{"mean", "half", "floor", "seeds": {seed: score}}, or null: no such probe]}]}
+
+    A head that is the default for its kind of answer is called so, and settings are those that are not the defaults of
+    the tuning. `half` is half of the 95 % interval (Student's t) over seeds, null for one seed. Raises CheckpointError
+    for a folder that is not finished, ConfigError where two differ in nothing.
+    """
+    found = [read_metrics(folder) for folder in folders]
+    columns: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], dict[str, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
+    for folder, metrics in zip(folders, found, strict=True):
+        main = metrics["metrics"][0]
+        task = metrics["task"]["name"]
+        columns[task] = {"task": task, "metric": main["name"],
+                         **{key: main[key] for key in ("unit", "higher_is_better")}}  # fmt: skip
+        seeds = rows.setdefault(setting(metrics), {}).setdefault(task, {})
+        if metrics["seed"] in seeds:
+            raise ConfigError(
+                f"{folder}: has the same settings and seed as {seeds[metrics['seed']][0]}; compare one of them"
+            )
+        seeds[metrics["seed"]] = folder, main
+    return {
+        "columns": list(columns.values()),
+        "rows": [
+            {**dict(zip(("given", "tuning", "head", "labels", "settings", "backbone"), key, strict=True)),
+             "cells": [cell(cells[task]) if task in cells else None for task in columns]}
+            for key, cells in rows.items()
+        ],
+    }  # fmt: skip
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics.json of a finished probe. Raises CheckpointError."""
+    if not (folder / METRICS).is_file():
+        raise CheckpointError(f"{folder}: no finished probe here; train one with zoo transfer train")
+    return read_table(folder / METRICS, *KEYS)
+
+
+def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells rows apart: all but the seed and the task."""
+    tuning, head = metrics["tuning"], metrics["head"]
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TransferConfig)}
+    defaults |= TUNING[tuning]
+    others = [
+        f"{name}={value}"
+        for name, value in metrics["settings"].items()
+        if name not in NOT_APART and value != defaults.get(name, value)
+    ]
+    default = head == HEADS[metrics["task"]["kind"]][0]
+    return (
+        ", ".join(metrics["given"]), tuning, "default" if default else head, metrics["labels"]["asked"],
+        ", ".join(others), metrics["backbone"]["weights_sha256"],
+    )  # fmt: skip
+
+
+def cell(seeds: Mapping[int, tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Mean and half interval of a metric over seeds; null where a score was not finite."""
+    scores = [main["score"] for _, main in seeds.values()]
+    floors = [main["floor"] for _, main in seeds.values()]
+    mean, half = interval(scores) if None not in scores else (None, None)
+    return {
+        "mean": mean, "half": half, "floor": interval(floors)[0] if None not in floors else None,
+        "seeds": {str(seed): main["score"] for seed, (_, main) in sorted(seeds.items())},
+    }  # fmt: skip
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half of its 95 % interval (Student's t); None for one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    from scipy import stats
+
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+
+
+def comparison_table(result: Mapping[str, Any]) -> Table:
+    """What `compared` gives, for a terminal; below stands the best constant answer, a mean over all probes."""
+    from tokenizers_zoo.cli.options import plain_table
+
+    rows, columns = result["rows"], result["columns"]
+    names = ["given", "tuning", "labels"]
+    names += ["head"] if any(row["head"] != "default" for row in rows) else []
+    names += ["settings"] if len({row["settings"] for row in rows}) > 1 else []
+    names += ["backbone"] if len({row["backbone"] for row in rows}) > 1 else []
+    arrows = ["↑" if column["higher_is_better"] else "↓" for column in columns]
+    headers = [f">{column['task']}\n{column['metric']} {arrow}" for column, arrow in zip(columns, arrows, strict=True)]
+    table = plain_table(*names, *headers)
+    for row in rows:
+        shown = {**row, "labels": labels_text(row["labels"]), "backbone": row["backbone"][:8]}
+        table.add_row(*(shown[name] for name in names), *map(cell_text, row["cells"]))
+    floors = []
+    for place in range(len(columns)):
+        found = [row["cells"][place]["floor"] for row in rows if row["cells"][place] is not None]
+        floors.append(cell_text({"mean": interval(found)[0] if None not in found else None, "half": None}))
+    table.add_row("constant answer", *[""] * (len(names) - 1), *floors)
+    return table
+
+
+def common_settings(result: Mapping[str, Any]) -> str:
+    """The settings that all rows share, where they are no defaults."""
+    found = {row["settings"] for row in result["rows"]}
+    return found.pop() if len(found) == 1 else ""
+
+
+def labels_text(asked: float) -> str:
+    """`10 %` or a number."""
+    return f"{100 * asked:g} %" if isinstance(asked, float) else str(asked)
+
+
+def cell_text(entry: Mapping[str, Any] | None) -> str:
+    """`0.512 ± 0.010`; a dash where there is nothing."""
+    if entry is None or entry["mean"] is None:
+        return "-"
+    return f"{entry['mean']:.3f}" + ("" if entry["half"] is None else f" ± {entry['half']:.3f}")

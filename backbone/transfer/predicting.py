@@ -1,0 +1,73 @@
+"""What a probe says of stored samples, as files: answers in the modality's own format, or a table, and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backbone.evaluation.gallery import write_sheet
+from backbone.retrieval.pictures import shown
+from backbone.transfer.probe import Probe
+from backbone.transfer.samples import Part, Places, spread
+from backbone.transfer.scores import predictions
+from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import DataError
+
+TABLE, PICTURE = "predictions.csv", "predictions.png"
+
+
+def predict_to_folder(
+    probe: Probe, places: Places, values: ValueStore | None, out: Path, *, split: str, samples: int,
+    keys: Sequence[str] | None = None,
+) -> list[str]:  # fmt: skip
+    """Predict stored samples: those of `keys`, or `samples` of them spread over the split; gives their keys.
+
+    Writes OUT/<key>.<ext>, a value of the modality, or OUT/predictions.csv with key, predicted, true; and
+    OUT/predictions.png: what is given, predicted, true. Raises DataError for a key without inputs or label.
+    """
+    part = places.part(probe.task, split)
+    chosen = spread(len(part), samples)
+    if keys is not None:
+        number = {key: place for place, key in enumerate(part.keys)}
+        if missing := [key for key in keys if key not in number]:
+            raise DataError(f"--keys {missing[0]}: no such sample with inputs and a label in the split {split}; keys "
+                            f"there are like {part.keys[0]!r}")  # fmt: skip
+        chosen = [number[key] for key in keys]
+    answers = predictions(probe, part, chosen)
+    found = [part.keys[place] for place in chosen]
+    truth = [probe.task.truth(probe.kind, part.labels[place]) for place in chosen]
+    whole = probe.task.whole
+    if whole is not None and probe.kind.kind != "classes":
+        for key, answer in zip(found, answers, strict=True):
+            data, extension = whole.write(answer)
+            with replacing_file(out / f"{key}.{extension}") as temporary:
+                temporary.write_bytes(data)
+    else:
+        write_table(out / TABLE, found, answers, truth)
+    write_picture(probe, part, values, out / PICTURE, split, found, answers, truth)
+    return found
+
+
+def write_table(path: Path, keys: Sequence[str], answers: Sequence[Any], truth: Sequence[Any]) -> None:
+    """key, predicted, true."""
+    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("key", "predicted", "true"))
+        writer.writerows(zip(keys, answers, truth, strict=True))
+
+
+def write_picture(
+    probe: Probe, part: Part, values: ValueStore | None, path: Path, split: str, keys: Sequence[str],
+    answers: Sequence[Any], truth: Sequence[Any],
+) -> None:  # fmt: skip
+    """A row per sample: what is given where its values are there, predicted, true; nothing where all is text."""
+    given = [] if values is None else [name for name in probe.given if name in values.modalities(split)]
+    headers = [*given, f"{probe.task.title} predicted", f"true {probe.task.title}"]
+    rows = []
+    for key, answer, true in zip(keys, answers, truth, strict=True):
+        inputs = [shown(values, probe.zoo[name], split, key) for name in given] if values is not None else []
+        rows.append([*inputs, probe.task.render(probe.kind, answer), probe.task.render(probe.kind, true)])
+    write_sheet(path, headers, rows)

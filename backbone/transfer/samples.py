@@ -1,0 +1,123 @@
+"""The samples of a transfer: stored tokens of what is given beside labels, and the choice of those that are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbone.codecs import stored_samples
+from backbone.training.data import TokenData
+from backbone.transfer.tasks import Task
+from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.registry import Zoo
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The samples of a split that have all that is given and a label."""
+
+    keys: Sequence[str]
+    rows: Mapping[str, int]
+    """By key, the sample's number in `inputs`."""
+    inputs: TokenData
+    labels: LazyValues
+    left_out: Mapping[str, int]
+    """How many samples have a label and lack an input, or the other way round."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def only(self, labels: LazyValues) -> Part:
+        """The samples of these labels alone."""
+        return Part(keys=labels.keys, rows=self.rows, inputs=self.inputs, labels=labels, left_out=self.left_out)
+
+    def tokens(self, places: Sequence[int]) -> dict[str, Any]:
+        """By modality the tokens of the samples at these places, as codecs give them."""
+        rows = self.inputs.rows[[self.rows[self.keys[place]] for place in places]]
+        return {
+            spec.name: self.inputs.columns[spec.name].take(rows[:, column])
+            for column, spec in enumerate(self.inputs.specs)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where samples are: the stored tokens of a run, and the values that labels are of."""
+
+    tokens: Path
+    store: ValueStore | None
+    specs: Sequence[ModalitySpec]
+    trained_on: Mapping[str, str]
+    zoo: Zoo
+    owner: str
+    """Whose training decided on the codecs, for messages."""
+
+    def part(self, task: Task, split: str) -> Part:
+        """The labelled samples of a split. Raises DataError where there are none."""
+        inputs = stored_samples(
+            self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
+        )  # fmt: skip
+        rows = {key: number for number, key in enumerate(inputs.keys)}
+        labels = task.labels(self.store, split)
+        known = set(labels.keys)
+        keys = [key for key in inputs.keys if key in known]
+        given = ", ".join(spec.name for spec in self.specs)
+        if not keys:
+            raise DataError(
+                f"--task {task.text}: no sample of the split {split} in {self.tokens} has {given} and a label"
+            )
+        left_out = {"no_input": len(known) - len(keys), "no_label": len(inputs) - len(keys)}
+        if task.handle is None:  # a table has the labels of all splits
+            left_out["no_input"] = 0
+        return Part(keys=keys, rows=rows, inputs=inputs, labels=labels.of(keys), left_out=left_out)
+
+    def unknown(self, task: Task) -> int:
+        """How many keys of a table no split of the tokens has. Raises DataError where that is all of them."""
+        if not task.table:
+            return 0
+        store = TokenStore(self.tokens)
+        names = [spec.name for spec in self.specs]
+        stored = {key for split in store.splits() for name in names if name in store.modalities(split)
+                  for key in store.open(split, name).keys}  # fmt: skip
+        missing = [key for key in task.table if key not in stored]
+        if len(missing) == len(task.table):
+            raise DataError(f"--task {task.text}: none of its {len(missing)} keys, such as {missing[0]!r}, is in "
+                            f"{self.tokens}; keys there are like {min(stored, default='')!r}")  # fmt: skip
+        return len(missing)
+
+
+def chosen(keys: Sequence[str], amount: int | float, seed: int, classes: Iterable[str] | None = None) -> list[str]:
+    """The samples whose labels are used: a share, or a number of them; fewer are among more.
+
+    They are the first in an order by a hash of seed and key. With the samples' `classes`, all of these take turns as
+    often as they occur, each at least once, so that none that has a sample is lost.
+    """
+    place = {key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys}
+    order = sorted(keys, key=place.__getitem__)
+    count = max(1, round(amount * len(keys))) if isinstance(amount, float) else min(amount, len(keys))
+    if classes is not None:
+        of = dict(zip(keys, classes, strict=True))
+        sizes, seen = Counter(of.values()), defaultdict[str, int](int)
+        turn = {}
+        for key in order:
+            turn[key] = seen[of[key]] / sizes[of[key]]
+            seen[of[key]] += 1
+        order = sorted(order, key=turn.__getitem__)
+        count = max(count, len(sizes))
+    return order[:count]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` of `count` places, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()

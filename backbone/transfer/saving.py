@@ -1,0 +1,144 @@
+"""Probes on disk: model.safetensors holds the head, and of the encoder what was tuned; config.json all else.
+
+config.json: "class"; "task": {"text", "wanted"}; "kind"; "given"; "head"; "settings": TransferConfig; "seed";
+"backbone": {"run", "weights_sha256", "fingerprints", "model", "specs"}; "tokens"; "data"; "registry".
+Tensors are `head.*`, and `encoder.*`: all of it for full and scratch, the additions for lora, none for frozen. What
+needs the backbone's own weights loads them from its run, which must be as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone.codecs import check_codec
+from backbone.config import ModelConfig
+from backbone.features import FourMEncoder
+from backbone.model import FourM
+from backbone.run import Run, model_config
+from backbone.saving import spec_from_json
+from backbone.transfer.config import TransferConfig
+from backbone.transfer.heads import Neighbours, build_head
+from backbone.transfer.kinds import Tokens, kind_from_json
+from backbone.transfer.lora import MARK, lora_state
+from backbone.transfer.probe import Network, Probe, encoder_of
+from backbone.transfer.reading import Grid
+from backbone.transfer.samples import Places
+from backbone.transfer.tasks import Task
+from tokenizers_zoo.checkpoint import load_checkpoint, load_config
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.registry import Zoo
+
+CLASS = "Probe"
+HEAD, ENCODER = "head.", "encoder."
+
+
+def tensors_of(network: Network, config: TransferConfig) -> dict[str, Tensor]:
+    """What a probe's file holds."""
+    tensors = {HEAD + name: tensor for name, tensor in network.head.state_dict().items()}
+    if config.tuning == "lora":
+        tensors |= {ENCODER + name: tensor for name, tensor in lora_state(network.encoder).items()}
+    elif config.tuning != "frozen":
+        tensors |= {ENCODER + name: tensor for name, tensor in network.encoder.model.state_dict().items()}
+    return tensors
+
+
+def load(
+    folder: Path | str, zoo: Zoo | None = None, *, run: Path | None = None, device: torch.device | str = "cpu"
+) -> Probe:
+    """The probe in a folder, in eval mode. Raises CheckpointError where it, or the run that it needs, has changed.
+
+    `zoo` and `run` take the place of the registry and the run of its training, where those have moved.
+    """
+    tensors, stored = load_checkpoint(Path(folder), CLASS)
+    config = from_mapping(TransferConfig, stored["settings"])
+    zoo = zoo or zoo_of(stored)
+    task = Task.parse(stored["task"]["text"], zoo, stored["task"]["wanted"])
+    kind, backbone = kind_from_json(stored["kind"]), stored["backbone"]
+    if isinstance(kind, Tokens) and task.handle is not None:
+        check_codec(task.handle, kind.codec)
+    encoder = _encoder(Path(folder), stored, config, run)
+    model = from_mapping(ModelConfig, backbone["model"])
+    grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
+    inner = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if stored["head"] == "knn":
+        bank, answers = torch.zeros_like(inner["bank"]), torch.zeros_like(inner["answers"])
+        head: Any = Neighbours(bank, answers, config.neighbours, config.temperature)
+    else:
+        head = build_head(stored["head"], kind, config, model, grid)
+    tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    try:
+        head.load_state_dict(inner)
+        wanted = {name for name in encoder.model.state_dict() if config.tuning != "lora" or MARK in name}
+        if config.tuning != "frozen" and wanted != set(tuned):
+            raise RuntimeError(f"the encoder's {min(wanted ^ set(tuned))} is missing or too much")
+        encoder.model.load_state_dict(tuned, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
+    network = Network(encoder, head, grid).requires_grad_(False).to(device)
+    return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"])
+
+
+def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path | None) -> FourMEncoder:
+    """The encoder before what was tuned of it is loaded."""
+    backbone = stored["backbone"]
+    if config.tuning in ("full", "scratch"):
+        specs = list(map(spec_from_json, backbone["specs"]))
+        return FourMEncoder(FourM.seeded(from_mapping(ModelConfig, backbone["model"]), specs, 0)).eval()
+    run = run or Path(backbone["run"])
+    if not run.is_dir():
+        raise CheckpointError(f"{folder}: the backbone that it needs was in {run}, which is gone; give --run FOLDER")
+    if model_config(run)["weights_sha256"] != backbone["weights_sha256"]:
+        raise CheckpointError(
+            f"{folder}: the backbone in {run} has changed since this was trained on it; give that backbone with --run, "
+            "or train it again"
+        )
+    return encoder_of(run, config, 0)
+
+
+def zoo_of(stored: Mapping[str, Any]) -> Zoo:
+    """The registry of a probe's training."""
+    return Zoo.from_toml(Path(stored["registry"])) if stored["registry"] else Zoo.installed()
+
+
+def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path | None = None) -> Places:
+    """Where a probe's samples are: those of its training, or others. Raises CheckpointError, DataError."""
+    stored = load_config(folder, CLASS)
+    store = values_of(folder, probe, data)
+    if store is None and probe.task.handle is not None:
+        raise CheckpointError(f"{folder}: does not know where its labels are; give --data DATA")
+    return Places(
+        tokens=tokens or Path(stored["tokens"]), store=store, zoo=probe.zoo, owner=str(folder),
+        specs=[probe.network.encoder.tables.spec(name) for name in probe.given], trained_on=probe.trained_on,
+    )  # fmt: skip
+
+
+def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStore | None:
+    """The values in `data`, or those of a probe's training; None where it has none. Raises DataError."""
+    stored = load_config(folder, CLASS)["data"]
+    return ValueStore.of(data or Path(stored), probe.zoo) if data or stored else None
+
+
+def described(
+    run: Path, task: Task, kind: Mapping[str, Any], given: list[str], head: str, config: TransferConfig, seed: int,
+    place: Run, data: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The config.json of a probe."""
+    model = model_config(run)
+    return {
+        "class": CLASS,
+        "task": {"text": task.text, "wanted": task.wanted},
+        "kind": dict(kind), "given": given, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
+        "backbone": {"run": str(run.resolve()),
+                     **{key: model[key] for key in ("weights_sha256", "fingerprints", "model", "specs")}},
+        "tokens": str(place.tokens), "data": None if data is None else str(data.resolve()),
+        "registry": None if place.registry is None else str(place.registry),
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""How good a probe is on held-out samples, beside the best constant answer: metrics.json, tables, the model card.
+
+metrics.json:
+
+    task         {"name", "kind"}; given [names]; head; tuning; seed; labels {"asked", "train", "test"} (samples)
+    metrics      [{"name", "unit", "higher_is_better", "meaning", "score", "floor"}], the main one first; null: not
+                 finite. The floor is the best single answer to the labels that were trained on.
+    settings     TransferConfig
+    left_out     {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}
+    backbone     {"run", "weights_sha256"}
+    parameters   {"trained", "all"}; steps; seconds {"training", "all"}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backbone.transfer.probe import Probe
+from backbone.transfer.samples import Part, spread
+from tokenizers_zoo.pipeline.engines import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+METRICS = "metrics.json"
+BATCH = 32
+"""Samples predicted at a time."""
+FLOOR_SAMPLES = 1000
+"""Labels, at most, that the constant answer is chosen for."""
+
+
+def predictions(probe: Probe, part: Part, places: Sequence[int]) -> list[Any]:
+    """Answers to the samples at these places, with progress."""
+    answers: list[Any] = []
+    with progress_bar("predict", len(places)) as advance:
+        for start in range(0, len(places), BATCH):
+            here = places[start : start + BATCH]
+            answers += probe.predict(part.tokens(here))
+            advance(len(here))
+    return answers
+
+
+def constant_of(probe: Probe, labels: Sequence[Any]) -> Any:
+    """The best single answer to labels, of which as many are looked at as FLOOR_SAMPLES says."""
+    return probe.task.constant(probe.kind, [labels[place] for place in spread(len(labels), FLOOR_SAMPLES)])
+
+
+def scored(probe: Probe, part: Part, constant: Any) -> list[dict[str, Any]]:
+    """The table "metrics", over all samples of a part."""
+    labels = list(part.labels)
+    score = probe.task.score(probe.kind, predictions(probe, part, range(len(part))), labels)
+    floor = probe.task.score(probe.kind, [constant] * len(labels), labels)
+    return [
+        {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
+         "meaning": metric.meaning, "score": finite(score[metric.name]), "floor": finite(floor[metric.name])}
+        for metric in probe.task.metrics(probe.kind)
+    ]  # fmt: skip
+
+
+def finite(number: float) -> float | None:
+    """A number, or None where JSON has none for it."""
+    return number if math.isfinite(number) else None
+
+
+def score_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
+    """Scores beside the floor, for the terminal."""
+    from tokenizers_zoo.cli.options import plain_table
+
+    table = plain_table("metric", ">score", ">constant answer", "better")
+    for metric in metrics:
+        unit = f" ({metric['unit']})" if metric["unit"] else ""
+        numbers = [number_text(metric[key]) for key in ("score", "floor")]
+        table.add_row(metric["name"] + unit, *numbers, "higher" if metric["higher_is_better"] else "lower")
+    return table
+
+
+def number_text(number: float | None) -> str:
+    """Four digits; a dash where there is none."""
+    return "-" if number is None else f"{number:.4g}"
+
+
+def left_out_text(left_out: Mapping[str, Any]) -> str:
+    """What was left out, in words; empty where nothing was."""
+    parts = []
+    for split in ("train", "test"):
+        counts = left_out[split]
+        parts += [f"{counts['no_input']} of {split} without an input"] if counts["no_input"] else []
+        parts += [f"{counts['no_label']} of {split} without a label"] if counts["no_label"] else []
+    if left_out["unknown_keys"]:
+        parts.append(f"{left_out['unknown_keys']} keys of the table that no split has")
+    return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """The README.md of a probe."""
+    rows = [
+        f"| {row['name']} | {number_text(row['score'])} | {number_text(row['floor'])} | {row['unit'] or '-'} |"
+        f" {'higher' if row['higher_is_better'] else 'lower'} | {row['meaning']} |"
+        for row in metrics["metrics"]
+    ]
+    labels, parameters = metrics["labels"], metrics["parameters"]
+    needs = {
+        "frozen": f"Its encoder is that of the run {config['backbone']['run']}, which it needs.",
+        "lora": f"Its encoder is that of the run {config['backbone']['run']}, which it needs, with additions.",
+    }.get(metrics["tuning"], "It holds its encoder.")
+    return f"""# {metrics["task"]["name"]} from {", ".join(metrics["given"])}
+
+A 4M encoder ({metrics["tuning"]}) with a {metrics["head"]} head that gives {metrics["task"]["kind"]}. {needs}
+{parameters["trained"]:,} of {parameters["all"]:,} parameters were trained, with the labels of {labels["train"]} samples
+(seed {metrics["seed"]}).
+
+```python
+from backbone.transfer import load
+probe = load("this folder")
+answers = probe.predict_values({{{", ".join(f'"{name}": values' for name in metrics["given"])}}})
+```
+
+On {labels["test"]} held-out samples:
+
+| metric | score | best constant answer | unit | better | meaning |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+"""

@@ -1,0 +1,324 @@
+"""How a probe is trained: by the loop that trains tokenizers, on features that are kept or through the encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.features import parameter_groups
+from backbone.run import Run, model_config
+from backbone.saving import spec_from_json
+from backbone.tables import Tables
+from backbone.transfer.config import TransferConfig, chosen_head
+from backbone.transfer.heads import Neighbours, build_head
+from backbone.transfer.kinds import Classes, Kind, kind_to_json
+from backbone.transfer.lora import require_peft
+from backbone.transfer.probe import Network, Probe, encoder_of
+from backbone.transfer.reading import Grid, Head, padded_features, unpadded
+from backbone.transfer.samples import TEST, TRAIN, Part, Places, chosen
+from backbone.transfer.saving import CLASS, described, tensors_of
+from backbone.transfer.scores import METRICS, constant_of, probe_card, scored
+from backbone.transfer.tasks import Task
+from tokenizers_zoo.checkpoint import file_digest, read_table, remove_folder, save_checkpoint, write_json
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.training import seeded, train
+from tokenizers_zoo.training_batches import to_device
+from tokenizers_zoo.training_state import RUN, TrainingRun
+
+FOLDER = "transfer"
+BATCH = 64
+"""Samples whose features are computed at a time."""
+
+
+def transfer(
+    run: Path,
+    zoo: Zoo,
+    task_text: str,
+    given: Sequence[str],
+    out: Path,
+    config: TransferConfig,
+    *,
+    seed: int = 0,
+    wanted: Any = None,
+    data: Path | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Path:
+    """Train a probe on the run's stored tokens of `given` and write its folder `out`, which is returned.
+
+    Labels are values in `data` (default: the run's), or a table's. Killed and called again it goes on, to the same
+    weights; a finished folder is left alone; with `overwrite` a probe that is there is replaced. Raises ZooErrors for
+    what does not fit together, before anything is written.
+    """
+    started = time.perf_counter()
+    run, place = Path(run), Run.load(run)
+    stored = model_config(run)
+    tables = Tables(list(map(spec_from_json, stored["specs"])))
+    given = [tables.spec(name).name for name in given]
+    if len(set(given)) != len(given):
+        raise ConfigError(f"--given {','.join(given)}: expected each modality once")
+    task = Task.parse(task_text, zoo, wanted)
+    task.refuse_given(given)
+    if config.tuning == "lora":
+        require_peft()
+    data = place.values() if data is None and task.handle is not None else data or place.data
+    places = Places(
+        tokens=place.tokens, store=ValueStore.of(data, zoo) if data and task.handle else None, zoo=zoo, owner=str(run),
+        specs=[tables.spec(name) for name in given], trained_on=stored["fingerprints"],
+    )  # fmt: skip
+    unknown = places.unknown(task)
+    known, test = places.part(task, TRAIN), places.part(task, TEST)
+    part = labelled(task, known, config, seed)
+    kind, targets = task.fitted(part.labels, config.scale)
+    head = chosen_head(kind.kind, config)
+    grid = Grid.of(tables, given) if kind.kind.endswith("map") else None
+    if head == "linear" and grid is None and config.batch_size < 2:
+        raise ConfigError(f"batch_size {config.batch_size}: the linear head norms over a batch; expected at least 2")
+    settings = described(run, task, kind_to_json(kind), given, head, config, seed, place, data)
+    left_out = {"train": dict(known.left_out), "test": dict(test.left_out), "unknown_keys": unknown}
+    trainee = TransferTask(
+        run=run, task=task, kind=kind, head=head, grid=grid, config=config, seed=seed, zoo=zoo, settings=settings,
+        part=part, targets=targets, test=test, left_out=left_out, started=started,
+    )  # fmt: skip
+    provenance = {"tokens": str(place.tokens), "labels": str(task.file or data)}
+    if task.file is not None:
+        provenance["sha256"] = file_digest(task.file)
+    samples = TrainingSamples(train=Examples(part), test=Examples(test), provenance=provenance)
+    if overwrite:
+        remove_probe(out)
+    if head == "knn":
+        return trainee.without_steps(samples, out)
+    return train(trainee, samples, config, out, seed, on_step)
+
+
+def remove_probe(folder: Path) -> None:
+    """Remove a probe, finished or not. Raises CheckpointError for a folder that holds anything else."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    identity = read_table(folder / RUN) if (folder / RUN).is_file() else {}
+    if identity.get("model", {}).get("class") != CLASS:
+        raise CheckpointError(f"--overwrite: {folder} holds something else than a probe; give another --out")
+    remove_folder(folder)
+
+
+def labelled(task: Task, known: Part, config: TransferConfig, seed: int) -> Part:
+    """The training samples whose labels are used."""
+    classes = None
+    if task.whole is None or task.whole.spec.value.kind == "text":
+        labels = list(known.labels)
+        classes = map(str, labels) if task.kind_name(labels) == "classes" else None
+    keys = set(chosen(known.keys, config.labels, seed, classes))
+    return known.only(known.labels.without(set(known.keys) - keys))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A sample by its place in a part."""
+
+    part: Part
+    place: int
+
+
+class Examples(Sequence[Example]):
+    """The samples of a part as the training loop counts them."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return Example(part=self.part, place=index)
+
+
+@dataclass(kw_only=True)
+class TransferTask:
+    """What the training loop asks of a transfer; see `TokenizerTask` and `SupervisedTask` in tokenizers_zoo."""
+
+    run: Path
+    task: Task
+    kind: Kind
+    head: Any
+    grid: Grid | None
+    config: TransferConfig
+    seed: int
+    zoo: Zoo
+    settings: Mapping[str, Any]
+    part: Part
+    targets: Sequence[Any]
+    """What the kind encodes, of the samples of `part`."""
+    test: Part
+    left_out: Mapping[str, Any]
+    started: float
+
+    what = "probe"
+    result = METRICS
+    codebook_size = 0
+
+    def __post_init__(self) -> None:
+        self.title = f"transfer {self.task.title}"
+        self.spec = self.task.spec(self.kind)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.frozen = self.config.tuning == "frozen"
+        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.network: Network
+
+    def describe(self) -> Mapping[str, Any]:
+        """See `TokenizerTask`; folders may have moved since."""
+        backbone = {key: self.settings["backbone"][key] for key in ("weights_sha256", "fingerprints")}
+        names = ("class", "task", "kind", "given", "head", "settings")
+        return {**{name: self.settings[name] for name in names}, "backbone": backbone}
+
+    # ------------------------------------------------------------------ the model
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> nn.Module:
+        """See `TokenizerTask`: a head alone on frozen features, else all of the network."""
+        encoder = encoder_of(self.run, self.config, self.seed)
+        model = encoder.model.config
+        head: Head
+        if self.head == "knn":
+            head = Neighbours(torch.zeros(1, model.dim), torch.zeros(1, 1), 1, 1.0)
+        else:
+            head = build_head(self.head, self.kind, self.config, model, self.grid)
+        self.network = Network(encoder.to(self.device), head, self.grid)
+        if not self.frozen:
+            return self.network
+        self.keep(self.part, range(len(self.part)))
+        return head
+
+    def keep(self, part: Part, places: Sequence[int]) -> None:
+        """Compute and keep the features of the samples at these places."""
+        missing = [place for place in places if (id(part), place) not in self.kept]
+        with torch.no_grad(), progress_bar("features", len(missing)) as advance:
+            for start in range(0, len(missing), BATCH):
+                here = missing[start : start + BATCH]
+                prepared = self.network.encoder.prepare(part.tokens(here))
+                features, mask = self.network.read(*prepared)
+                for place, row in zip(here, unpadded(features, mask), strict=True):
+                    self.kept[id(part), place] = row.cpu()
+                advance(len(here))
+
+    def inputs(self, examples: Sequence[Example]) -> Any:
+        """What the trained module is given: features that are kept, or tokens."""
+        part, places = examples[0].part, [example.place for example in examples]
+        if self.frozen:
+            return padded_features([self.kept[id(part), place] for place in places])
+        return self.network.encoder.prepare(part.tokens(places))
+
+    def head_of(self, module: nn.Module) -> Head:
+        """The head of what is trained, which on frozen features is all of it."""
+        return cast(Head, module) if self.frozen else cast(Network, module).head
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """See `SupervisedTask`: layers of the encoder at rates that fall towards its input, the head at a whole one."""
+        head = self.head_of(module)
+        groups = []
+        if not self.frozen:
+            layers = parameter_groups(
+                cast(Network, module).encoder, 1.0, decay=self.config.layer_decay, weight_decay=self.config.weight_decay
+            )  # fmt: skip
+            groups = [{**{key: group[key] for key in ("params", "weight_decay")}, "rate": group["lr"]}
+                      for group in layers]  # fmt: skip
+        matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
+        groups.append({"params": matrices, "weight_decay": self.config.weight_decay, "rate": 1.0})
+        groups.append({"params": others, "weight_decay": 0.0, "rate": 1.0})
+        return [group for group in groups if group["params"]]
+
+    # ------------------------------------------------------------------ steps
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
+        """See `TokenizerTask`."""
+        return self.inputs(values), self.kind.encode([self.targets[example.place] for example in values])
+
+    def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """See `TokenizerTask`."""
+        inputs, targets = batch
+        features, mask = inputs if self.frozen else cast(Network, module).read(*inputs)
+        return {"loss": self.kind.loss(self.head_of(module).taught(features, mask, targets), targets)}
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
+        """See `TokenizerTask`: answers."""
+        answers = []
+        for start in range(0, len(values), BATCH):
+            here = values[start : start + BATCH]
+            if self.frozen:
+                self.keep(here[0].part, [example.place for example in here])
+            outputs = module(*to_device(self.inputs(here), self.device))
+            answers += self.task.answers(self.kind, self.kind.decode(outputs))
+        return answers, None
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """See `TokenizerTask`."""
+        return self.task.score(self.kind, predicted, [example.part.labels[example.place] for example in target])
+
+    def render(self, value: Any) -> Any:
+        """See `TokenizerTask`: of an answer, or of a sample's label."""
+        if isinstance(value, Example):
+            value = self.task.truth(self.kind, value.part.labels[value.place])
+        return self.task.render(self.kind, value)
+
+    # ------------------------------------------------------------------ the end
+
+    def without_steps(self, samples: TrainingSamples, out: Path) -> Path:
+        """Keep the features and answers of the training samples as a probe that asks its neighbours."""
+        table = dataclasses.asdict(self.config)
+        data = {"train": len(self.part), "test": len(self.test), "provenance": dict(samples.provenance)}
+        identity = {"model": dict(self.describe()), "training": table, "seed": self.seed, "data": data}
+        run = TrainingRun.open(out, identity, self.what, self.result)
+        if run.finished:
+            return out
+        with seeded(self.seed):
+            self.build(samples.train, np.random.default_rng(0))
+        bank = torch.stack([self.kept[id(self.part), place] for place in range(len(self.part))])
+        answers = self.kind.encode(list(self.targets))
+        answers = F.one_hot(answers, self.kind.outputs).float() if isinstance(self.kind, Classes) else answers
+        head = Neighbours(bank, answers, self.config.neighbours, self.config.temperature).to(self.device)
+        self.save(run, head, 0, time.perf_counter() - self.started)
+        return out
+
+    def save(self, run: TrainingRun, module: nn.Module, steps: int, seconds: float) -> None:
+        """See `SupervisedTask`: score all held-out samples, and write the probe's folder."""
+        if self.frozen:
+            self.network.head = self.head_of(module)
+        else:
+            self.network = cast(Network, module)
+        trained = sum(p.numel() for group in self.parameter_groups(module) for p in group["params"])
+        settings = dict(self.settings)
+        probe = Probe(
+            self.network, self.task, self.kind, settings["given"], self.zoo, settings["backbone"]["fingerprints"]
+        )  # fmt: skip
+        result = {
+            "task": {"name": self.task.title, "kind": self.kind.kind},
+            "given": settings["given"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
+            "labels": {"asked": self.config.labels, "train": len(self.part), "test": len(self.test)},
+            "metrics": scored(probe, self.test, constant_of(probe, self.part.labels)),
+            "settings": settings["settings"],
+            "left_out": dict(self.left_out),
+            "backbone": {key: settings["backbone"][key] for key in ("run", "weights_sha256")},
+            "parameters": {"trained": trained, "all": sum(p.numel() for p in probe.parameters())},
+            "steps": steps,
+            "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
+        }  # fmt: skip
+        save_checkpoint(run.folder, tensors_of(self.network, self.config), settings, probe_card(settings, result))
+        write_json(run.folder / METRICS, result)

@@ -1,0 +1,68 @@
+"""How many labels does a trained encoder save, and what does a second modality add?
+
+    python studies/low_labels.py --run runs/demo/backbone --tasks semseg depth metadata.num_objects
+
+Every task is learned on a share of its labels: on the frozen encoder, with the encoder tuned, too, and by the same
+network from random weights. Sets of inputs after the first one are given to the frozen encoder only. Held-out scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+
+from backbone.transfer.compare import compared, comparison_table
+from backbone.transfer.config import TransferConfig, transfer_config
+from backbone.transfer.training import transfer
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import write_json
+
+TUNINGS = "frozen", "full", "scratch"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/demo/backbone"))
+    parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="with the tasks' modalities")
+    parser.add_argument("--data", type=Path, help="the labels, where they are not among the run's values")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/studies/low_labels"), help="folder of probes and results"
+    )
+    parser.add_argument("--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"])
+    parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
+    parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares")
+    parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    zoo = Zoo.from_toml(arguments.registry)
+    folders = []
+    for task, given, share, tuning, seed in product(
+        arguments.tasks, arguments.given, arguments.labels, arguments.tunings, range(arguments.seeds)
+    ):
+        inputs = given.split(",")
+        leaks = task.split(".")[0] in inputs
+        if leaks or (tuning != "frozen" and given != arguments.given[0]):
+            continue
+        config = settings(tuning, share, arguments.steps)
+        name = f"{task}/{given}-{tuning}-{share:g}-seed-{seed}"
+        place = arguments.out / name
+        folders.append(transfer(arguments.run, zoo, task, inputs, place, config, seed=seed, data=arguments.data))
+    result = compared(folders)
+    write_json(arguments.out / "results.json", {"study": "low_labels", **result})
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(comparison_table(result))
+    console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
+
+
+def settings(tuning: str, share: float, steps: int) -> TransferConfig:
+    """Those of the tuning, with as many steps for few labels as for all."""
+    return replace(transfer_config({"tuning": tuning, "labels": float(share)}), steps=steps, eval_every=steps)
+
+
+if __name__ == "__main__":
+    main()

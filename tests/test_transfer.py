@@ -1,0 +1,539 @@
+"""Transfer from the run to what is predicted: tuning, labels, probes on disk, resuming, comparison, the commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+from transfer_world import TEST, TRAIN, World, installed, make_world
+
+from backbone.features import FourMEncoder
+from backbone.saving import load_model
+from backbone.transfer import load
+from backbone.transfer.cli import transfer as command
+from backbone.transfer.compare import compared
+from backbone.transfer.config import transfer_config
+from backbone.transfer.samples import chosen
+from backbone.transfer.training import transfer
+from tokenizers_zoo.checkpoint import file_digest
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
+from tokenizers_zoo.training_state import STATE
+
+STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with installed(tmp_path_factory.mktemp("site")):
+        yield make_world(tmp_path_factory.mktemp("world"))
+
+
+def train(world: World, out: Path, task: str, given: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
+    """Train a probe into `out`; gives its metrics.json. Keys that are no settings are arguments."""
+    rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
+    names = given.split(",")
+    transfer(world.run, world.zoo, task, names, out, transfer_config({**STEPS, **table}), seed=seed, **rest)
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def gap(metrics: dict[str, Any]) -> tuple[float, float]:
+    """The main score, and the constant answer's."""
+    main = metrics["metrics"][0]
+    return main["score"], main["floor"]
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    return FourMEncoder(load_model(run)).model.state_dict()
+
+
+# ---------------------------------------------------------------- tuning
+
+
+@pytest.fixture(scope="module")
+def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("probes") / "frozen"
+    train(world, out, "facts.total")
+    return out
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, frozen: Path) -> None:
+    metrics = json.loads((frozen / "metrics.json").read_text())
+    score, floor = gap(metrics)
+    assert score < 0.75 * floor
+    assert all(name.startswith("head.") for name in load_file(frozen / "model.safetensors"))
+    encoder = load(frozen).network.encoder
+    assert all(torch.equal(tensor, state_of(world.run)[name]) for name, tensor in encoder.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    trained = sum(parameter.numel() for parameter in load(frozen).network.head.parameters())
+    assert metrics["parameters"]["trained"] == trained
+    assert metrics["left_out"] == {"train": {"no_input": 0, "no_label": 0}, "test": {"no_input": 0, "no_label": 2},
+                                   "unknown_keys": 0}  # fmt: skip
+    assert metrics["labels"] == {"asked": 1.0, "train": TRAIN, "test": TEST - 2}
+
+
+def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> None:
+    probe = load(frozen)
+    keys, tokens = world.tokens("light")
+    predicted = dict(zip(keys, probe.predict({"light": tokens}), strict=True))
+    truth = {}
+    for key in keys:
+        if key not in ("test-005", "test-006"):
+            truth[key] = json.loads(world.zoo["facts"].write(read(world, "facts", key))[0])["total"]
+    mae = np.mean([abs(predicted[key] - total) for key, total in truth.items()])
+    assert mae == pytest.approx(gap(json.loads((frozen / "metrics.json").read_text()))[0], abs=1e-5)
+    values = [read(world, "light", key) for key in keys[:5]]
+    assert probe.predict_values({"light": values}) == pytest.approx([predicted[key] for key in keys[:5]], abs=1e-4)
+    with pytest.raises(ConfigError, match="predicted from light; light is missing"):
+        probe.predict({"dark": tokens})
+
+
+def read(world: World, name: str, key: str, split: str = "test") -> Any:
+    from tokenizers_zoo.data.shards import ValueStore
+
+    return ValueStore.of(world.root / "data", world.zoo).read(world.zoo[name], split, key)
+
+
+def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path: Path) -> None:
+    before = file_digest(world.run / "model.safetensors")
+    train(world, tmp_path / "full", "facts.total", tuning="full", layer_decay=0.1, weight_decay=0.0)
+    assert file_digest(world.run / "model.safetensors") == before
+    old, new = state_of(world.run), load(tmp_path / "full").network.encoder.model.state_dict()
+    moved = [
+        float((new[name] - old[name]).abs().mean()) for name in (f"encoder.{i}.attention.out.weight" for i in (0, 1))
+    ]
+    assert 0 < 5 * moved[0] < moved[1]
+
+
+def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, frozen: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    train(world, full, "facts.total", tuning="full", steps=3)
+    for folder in (full, frozen):
+        copy = tmp_path / "copies" / folder.name
+        shutil.copytree(folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config["backbone"]["run"] = str(tmp_path / "gone")
+        (copy / "config.json").write_text(json.dumps(config))
+    _, tokens = world.tokens("light")
+    assert load(tmp_path / "copies" / "full").predict({"light": tokens}) == load(full).predict({"light": tokens})
+    with pytest.raises(CheckpointError, match=r"the backbone that it needs was in .*gone, which is gone; give --run"):
+        load(tmp_path / "copies" / "frozen")
+    moved = load(tmp_path / "copies" / "frozen", run=world.run)
+    assert moved.predict({"light": tokens}) == load(frozen).predict({"light": tokens})
+
+
+def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2)
+    score, floor = gap(metrics)
+    assert score < 0.6 * floor
+    probe, base = load(tmp_path / "lora"), state_of(world.run)
+    for name, tensor in probe.network.encoder.model.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(tensor, base[name.replace(".base_layer", "")]), name
+    stored = load_file(tmp_path / "lora" / "model.safetensors")
+    additions = [name for name in stored if name.startswith("encoder.")]
+    # Two matrices for each of four layers of each of two blocks.
+    assert len(additions) == 2 * 4 * 2 and all("lora_" in name for name in additions)
+    assert all(stored[name].abs().sum() > 0 for name in additions)
+    with_additions, tokens = probe.predict({"light": world.tokens("light")[1]}), world.tokens("light")[1]
+    for name, parameter in probe.network.encoder.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    assert probe.predict({"light": tokens}) != with_additions
+
+
+def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: World, tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1):
+        out = tmp_path / f"scratch{seed}"
+        train(world, out, "facts.total", tuning="scratch", seed=seed, steps=1, learning_rate=1e-9)
+        found.append(load(out).network.encoder.model.state_dict()["encoder.0.mlp.up.weight"])
+    own = state_of(world.run)["encoder.0.mlp.up.weight"]
+    for first, second in ((found[0], found[1]), (found[0], own), (found[1], own)):
+        assert not torch.allclose(first, second, atol=1e-3)
+        assert float(first.std()) == pytest.approx(float(second.std()), rel=0.05)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_a_killed_training_goes_on_to_the_same_weights(world: World, tmp_path: Path, tuning: str) -> None:
+    def die(step: int) -> None:
+        if step == 25:
+            raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = train(world, whole, "zones", tuning=tuning, head="linear")
+    with pytest.raises(KeyboardInterrupt):
+        train(world, killed, "zones", tuning=tuning, head="linear", on_step=die)
+    assert (killed / STATE).is_file() and not (killed / "metrics.json").exists()
+    second = train(world, killed, "zones", tuning=tuning, head="linear")
+    assert not (killed / STATE).exists()
+    for name in ("model.safetensors", "metrics.jsonl", "config.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    stamp = (killed / "metrics.json").stat().st_mtime_ns
+    train(world, killed, "zones", tuning=tuning, head="linear")
+    assert (killed / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_another_setting_is_refused_unless_it_is_to_replace(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "probe"
+    train(world, out, "facts.total", steps=2)
+    with pytest.raises(CheckpointError, match=r"holds a probe trained otherwise \(model.settings.steps was 2, is 3\)"):
+        train(world, out, "facts.total", steps=3)
+    assert train(world, out, "facts.total", steps=3, overwrite=True)["steps"] == 3
+    with pytest.raises(CheckpointError, match="holds something else than a probe"):
+        train(world, world.run, "facts.total", steps=3, overwrite=True)
+    assert (world.run / "model.safetensors").is_file()
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_a_class_map_that_the_backbone_never_saw(world: World, tmp_path: Path) -> None:
+    """From a grid of its own and from two; judged by its own metric; its tokenizer is not trained."""
+    assert not world.zoo["zones"].checkpoint.exists()
+    metrics = train(world, tmp_path / "zones", "zones", given="letters,light,dark", head="linear", steps=80)
+    assert metrics["metrics"][0]["name"] == "right" and metrics["task"] == {"name": "zones", "kind": "class map"}
+    score, floor = gap(metrics)
+    assert score > 0.9 > 0.6 > floor
+    assert metrics["left_out"]["test"] == {"no_input": 2, "no_label": 0}
+    probe = load(tmp_path / "zones")
+    assert probe.network.grid is not None and probe.network.grid.names == ("light", "dark")
+
+
+def test_a_map_of_numbers_in_its_own_unit(world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path / "dark", "dark", head_blocks=1, steps=80)
+    assert metrics["task"]["kind"] == "number map" and metrics["head"] == "convnext"
+    score, floor = gap(metrics)
+    assert score < 0.4 * floor
+    answer = load(tmp_path / "dark").predict({"light": world.tokens("light")[1][:1]})[0]
+    world.zoo["dark"].check(answer)
+
+
+def test_a_vector_of_numbers(world: World, tmp_path: Path) -> None:
+    """Without a metric of its own it is judged as numbers are."""
+    metrics = train(world, tmp_path / "gist", "gist", head="linear", steps=120, learning_rate=1e-2)
+    score, floor = gap(metrics)
+    assert [entry["name"] for entry in metrics["metrics"]] == ["mae", "r2"] and score < 0.75 * floor
+    world.zoo["gist"].check(load(tmp_path / "gist").predict({"light": world.tokens("light")[1][:1]})[0])
+
+
+def test_tokens_are_written_and_decoded(world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path / "letters", "letters", steps=150, learning_rate=5e-3)
+    assert metrics["task"]["kind"] == "tokens" and metrics["head"] == "tokens"
+    score, floor = gap(metrics)
+    assert score > floor + 0.3
+    predicted = load(tmp_path / "letters").predict({"light": world.tokens("light")[1]})
+    assert {len(text) for text in predicted} == {4} and set("".join(predicted)) <= set("abcdef")
+    config = json.loads((tmp_path / "letters" / "config.json").read_text())
+    config["kind"]["codec"] = "0" * 64
+    (tmp_path / "letters" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="letters: the model was trained on codec 000000000000"):
+        load(tmp_path / "letters")
+
+
+def test_a_table_of_the_users_own(world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path / "mine", str(world.table), given="gist,letters", steps=80)
+    assert metrics["task"] == {"name": "mine", "kind": "classes"}
+    assert metrics["left_out"] == {"train": {"no_input": 0, "no_label": 0}, "test": {"no_input": 0, "no_label": 0},
+                                   "unknown_keys": 3}  # fmt: skip
+    assert metrics["labels"]["test"] == TEST - 2  # two lack letters
+    score, floor = gap(metrics)
+    assert score > floor + 0.15
+    assert set(load(tmp_path / "mine").predict({name: world.tokens(name)[1][:4] for name in ("gist", "letters")})) <= {
+        "up", "down"
+    }  # fmt: skip
+
+
+def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> None:
+    """Against a brute force over the pooled features, for classes and for numbers."""
+    metrics = train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
+    train(world, tmp_path / "means", "facts.total", head="knn", neighbours=5)
+    encoder = FourMEncoder.from_run(world.run)
+    features = {}
+    for split in ("train", "test"):
+        keys, tokens = world.tokens("light", split)
+        features[split] = dict(zip(keys, encoder(*encoder.prepare({"light": tokens})).numpy(), strict=True))
+    with open(world.table, encoding="utf-8") as file:
+        labels = {row["key"]: row["label"] for row in csv.DictReader(file)}
+    center = np.mean(list(features["train"].values()), 0)
+    right, votes, means = [], [], []
+    for key, asked in features["test"].items():
+        given = (asked - center) / np.linalg.norm(asked - center)
+        cosines = {
+            other: float(np.dot(found - center, given) / np.linalg.norm(found - center))
+            for other, found in features["train"].items()
+        }
+        nearest = sorted(cosines, key=cosines.__getitem__)[-5:]
+        weights = {name: np.exp(cosines[name] / 0.07) for name in nearest}
+        votes.append(max(("up", "down"), key=lambda a: sum(w for n, w in weights.items() if labels[n] == a)))
+        totals = {name: read(world, "facts", name, "train")["total"] for name in nearest}
+        means.append(sum(weights[n] * totals[n] for n in nearest) / sum(weights.values()))
+        right.append(votes[-1] == labels[key])
+    assert metrics["metrics"][0]["score"] == pytest.approx(np.mean(right))
+    tokens = {"light": world.tokens("light")[1]}
+    assert load(tmp_path / "votes").predict(tokens) == votes
+    assert load(tmp_path / "means").predict(tokens) == pytest.approx(means, abs=1e-3)
+    stamp = (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns
+    train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
+    assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
+    """knn holds what it was given: one sample a class at least, and the same ones for the same seed."""
+    few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
+    keys, _ = world.tokens("light", "train")
+    first = [read(world, "facts", key, "train")["first"] for key in keys]
+    picked = chosen(keys, 8, 1, first)
+    assert few["labels"] == {"asked": 8, "train": 8, "test": TEST - 2} and few["task"]["kind"] == "classes"
+    answers = load(tmp_path / "few").network.head.state_dict()["answers"]
+    names = sorted(set(first))
+    assert sorted(names[i] for i in answers.argmax(1)) == sorted(first[keys.index(key)] for key in picked)
+    assert len(set(answers.argmax(1).tolist())) == len(names) == 6
+
+
+def test_a_field_may_be_taken_as_classes(world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path / "total", "facts.total", wanted="classes", head="knn")
+    assert metrics["task"]["kind"] == "classes"
+    assert all(answer.isdigit() for answer in load(tmp_path / "total").predict({"light": world.tokens("light")[1]}))
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def test_compared_figures_by_hand(tmp_path: Path) -> None:
+    def finished(name: str, **changes: Any) -> Path:
+        from dataclasses import asdict
+
+        table = {"tuning": changes.pop("tuning", "frozen"), **changes.pop("settings", {})}
+        metrics = {
+            "task": {"name": "thing", "kind": "numbers"}, "given": ["a"], "tuning": table["tuning"],
+            "head": "attentive", "labels": {"asked": 0.1}, "seed": 0, "settings": asdict(transfer_config(table)),
+            "backbone": {"weights_sha256": "f" * 64},
+            "metrics": [{"name": "mae", "unit": "m", "higher_is_better": False, "score": 1.0, "floor": 4.0}],
+        } | changes  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        return tmp_path / name
+
+    def main(score: float) -> list[dict[str, Any]]:
+        return [{"name": "mae", "unit": "m", "higher_is_better": False, "score": score, "floor": 4.0}]
+
+    folders = [finished(f"seed{seed}", seed=seed, metrics=main(score)) for seed, score in enumerate((1.0, 2.0, 3.0))]
+    folders += [finished("other", tuning="full", metrics=main(0.5)), finished("short", settings={"steps": 7})]
+    folders += [finished("map", task={"name": "map", "kind": "class map"}, head="convnext")]
+    result = compared(folders)
+    assert [column["task"] for column in result["columns"]] == ["thing", "map"]
+    rows = {(row["tuning"], row["settings"]): row for row in result["rows"]}
+    assert set(rows) == {("frozen", ""), ("full", ""), ("frozen", "steps=7")}
+    cell, of_map = rows["frozen", ""]["cells"]
+    assert cell["mean"] == 2.0 and cell["half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3) and cell["floor"] == 4.0
+    assert cell["seeds"] == {"0": 1.0, "1": 2.0, "2": 3.0}
+    assert of_map["half"] is None and rows["full", ""]["cells"][1] is None
+    shown = CliRunner().invoke(command, ["compare", *map(str, folders)]).output.splitlines()
+    assert "2.000 ± 2.484" in shown[1] + shown[2] and any(
+        "constant answer" in line and "4.000" in line for line in shown
+    )
+    assert max(map(len, shown)) <= 80
+    assert json.loads(CliRunner().invoke(command, ["compare", *map(str, folders), "--json"]).output) == result
+    same = [finished(f"same{seed}", seed=seed, settings={"steps": 9, "eval_every": 3 + seed}) for seed in (0, 1)]
+    shown = CliRunner().invoke(command, ["compare", *map(str, same)]).output.splitlines()
+    assert len(compared(same)["rows"]) == 1 and shown[-1] == "all with steps=9" and "settings" not in shown[1]
+    with pytest.raises(ConfigError, match="has the same settings and seed as"):
+        compared([folders[0], finished("again", metrics=main(9.0))])
+    with pytest.raises(CheckpointError, match="no finished probe here"):
+        compared([tmp_path])
+
+
+# ---------------------------------------------------------------- commands
+
+
+def zoo(*words: Any) -> Result:
+    """Run `zoo transfer WORDS`."""
+    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": None, "debug": False})
+
+
+def refused(*words: Any) -> str:
+    """The one line that a command complains with."""
+    result = zoo(*words)
+    assert isinstance(result.exception, ZooError), (result.output, result.exception)
+    text = str(result.exception)
+    assert "\n" not in text
+    return text
+
+
+def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
+    done = zoo("train", world.run, "--task", "zones", "--given", "light", "--config", settings, "--labels", "0.5",
+               "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
+    place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "constant answer" in done.stdout and f"48 labels, 24 held-out samples, in {place}" in done.stdout
+    metrics = json.loads((place / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
+    card = (place / "README.md").read_text()
+    assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
+
+    again = json.loads(zoo("eval", place, "--json").stdout)
+    score = metrics["metrics"][0]["score"]
+    assert again["samples"] == 24 and again["metrics"][0]["score"] == pytest.approx(score)
+    assert f"{score:.4g}" in zoo("eval", place).stdout
+
+    assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "made").exit_code == 0
+    answers = sorted(path.name for path in (tmp_path / "made").glob("*.npy"))
+    assert answers == ["test-000.npy", "test-011.npy", "test-023.npy"]
+    probe = load(place)
+    wanted = probe.predict({"light": world.tokens("light")[1]})[11]
+    assert np.array_equal(np.load(tmp_path / "made" / "test-011.npy"), wanted)
+    with Image.open(tmp_path / "made" / "predictions.png") as picture:
+        places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
+        assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
+        left, top, right, bottom = places[1][1]
+        shown = np.asarray(picture.convert("L"))[top:bottom, left:right]
+    assert np.array_equal(shown[8::16, 8::16], (wanted * 100).astype(np.uint8))
+
+
+def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
+    assert zoo("predict", frozen, "--keys", "test-004,test-001", "--out", tmp_path).exit_code == 0
+    with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == ["test-004", "test-001"]
+    assert float(rows[0]["true"]) == read(world, "facts", "test-004")["total"]
+    assert (tmp_path / "predictions.png").is_file()
+    assert "test-005: no such sample with inputs and a label" in refused(
+        "predict", frozen, "--keys", "test-005", "--out", tmp_path / "none"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+BAD = [
+    (["--task", "zone", "--given", "light"], "unknown modality 'zone'; did you mean zones?"),
+    (["--task", "zones", "--given", "lights"], "unknown modality of this backbone 'lights'; did you mean light"),
+    (["--task", "zones", "--given", "zones"], "unknown modality of this backbone 'zones'"),
+    (["--task", "facts.totals", "--given", "light"], "unknown field of facts 'totals'; did you mean total?"),
+    (["--task", "zones.low", "--given", "light"], "which has no fields; ask for zones"),
+    (["--task", "dark", "--given", "light,dark"], "dark is given, and with it the answer"),
+    (["--task", "zones", "--given", "light,light"], "expected each modality once"),
+    (["--task", "facts.rare", "--given", "light"], "all 32 labels are 'yes': nothing to tell apart"),
+    (["--task", "facts.same", "--given", "light"], "all 96 labels are alike: nothing to tell apart"),
+    (["--task", "facts.list", "--given", "light"], "expected texts or numbers, got '[1]'"),
+    (["--task", "facts.first", "--given", "light", "--as", "numbers"], "leave --as out"),
+    (["--task", "facts.total", "--given", "light", "--as", "tokens"], "is no whole modality, so it has no tokens"),
+    (["--task", "zones", "--given", "light", "--head", "knn"], "--head knn: does not give class map; expected"),
+    (["--task", "facts.total", "--given", "light", "--head", "convnext"], "does not give numbers"),
+    (["--task", "zones", "--given", "letters"], "a map is read from a grid of two axes, and none of these has one"),
+    (["--task", "facts", "--given", "light"], "needs a trained tokenizer (zoo tokenizer train facts)"),
+    (["--task", "nowhere.csv", "--given", "light"], "nowhere.csv: cannot be read as a table"),
+    (["--task", "zones", "--given", "light", "--labels", "some"], "--labels some: expected a share such as 0.1"),
+    (["--task", "zones", "--given", "light", "--labels", "2.0"], "labels: expected a share such as 0.1"),
+    (["--task", "zones", "--given", "light", "--set", "scale=log"], "scale log: is for maps of numbers"),
+    (["--task", "dark", "--given", "light", "--set", "scale=log"], "needs numbers that are declared to be above 0"),
+    (["--task", "zones", "--given", "light", "--set", "patience=2"], "patience: would choose"),
+    (["--task", "zones", "--given", "light", "--data", "nowhere"], "nowhere: no such folder"),
+    (["--task", "facts.total", "--given", "light", "--head", "linear", "--set", "batch_size=1"], "norms over a batch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words[1:]) for words, _ in BAD])
+def test_what_means_nothing_is_one_line_and_nothing_is_written(
+    world: World, tmp_path: Path, words: list[str], message: str
+) -> None:
+    assert message in refused("train", world.run, *words, "--out", tmp_path / "probe")
+    assert not (tmp_path / "probe").exists()
+
+
+TABLES = {
+    "name,label\na,b\n": "has no column key",
+    "key,label\n": "has no labels",
+    "key,label\nnobody,1\nnowhere,2\n": "none of its 2 keys, such as 'nobody', is in",
+    "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",
+    "key,label\ntest-000,1\ntest-001,nan\n": "some labels are not finite numbers",
+    "key,label\ntrain-000,a\ntrain-001,b\n": "no sample of the split test in",
+    "key,label\ntest-000,a\ntrain-001,\n": "no sample of the split train in",
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_table_that_says_nothing_is_refused(world: World, tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.csv").write_text(text)
+    words = ("--task", tmp_path / "mine.csv", "--given", "light", "--out", tmp_path / "probe")
+    assert TABLES[text] in refused("train", world.run, *words)
+
+
+def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ("--task", "zones", "--given", "light", "--tuning", "lora", "--out", tmp_path / "probe")
+    assert 'pip install "tokenizers-zoo[transfer]"' in refused("train", world.run, *words)
+    assert not (tmp_path / "probe").exists()
+
+
+def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None:
+    run, probe = tmp_path / "run", tmp_path / "probe"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    words = ("--task", "facts.total", "--given", "light", "--head", "knn", "--out", probe)
+    assert zoo("train", run, *words).exit_code == 0
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "weights_sha256": "0" * 64}))
+    assert "the backbone in " in (text := refused("eval", probe)) and "has changed since this was trained on it" in text
+    (run / "config.json").write_text(json.dumps(config))
+    stored = load_file(probe / "model.safetensors")
+    assert stored["head.bank"].shape == (TRAIN, 32)
+    (probe / "model.safetensors").write_bytes(b"x" * 100)
+    assert "damaged" in refused("eval", probe)
+
+
+def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
+    from tokenizers_zoo.data.tar import writing_shard
+
+    for split in ("train", "test"):
+        with writing_shard(tmp_path / "data" / split / "zones" / "shard-00000.tar") as shard:
+            for number in range(8):
+                shard.add(f"{split}-{number:03}", *world.zoo["zones"].write(np.zeros((4, 4), np.int64)))
+    words = ("--task", "zones", "--given", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")
+    assert "zones: expected int64 (8, 8)" in refused("train", world.run, *words)
+    assert not (tmp_path / "probe").exists()
+
+
+def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
+    from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+
+    tensors, config = load_checkpoint(frozen)
+    full = tmp_path / "full"
+    train(world, full, "facts.total", tuning="full", steps=1)
+    whole, stored = load_checkpoint(full)
+    for number, (found, about) in enumerate((
+        ({name: tensor for name, tensor in tensors.items() if "query" not in name}, config),
+        ({name: tensor for name, tensor in whole.items() if "encoder.encoder_norm" not in name}, stored),
+        (whole | {"encoder.strange": torch.zeros(1)}, stored),
+    )):  # fmt: skip
+        save_checkpoint(tmp_path / str(number), found, about, "A card.")
+        with pytest.raises(CheckpointError, match="its tensors do not fit its config"):
+            load(tmp_path / str(number))
+
+
+def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    config = json.loads((run / "config.json").read_text())
+    config["fingerprints"]["light"] = "0" * 64
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="was trained on tokens of light by 000000000000"):
+        train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")

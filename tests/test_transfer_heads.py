@@ -1,0 +1,357 @@
+"""Heads, kinds of answers, the choice of labels and intervals, against hand computations and slow twins."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from backbone_samples import all_layouts
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
+from torch.nn import functional as F
+
+from backbone.config import ModelConfig
+from backbone.tables import Tables
+from backbone.transfer.compare import interval
+from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
+from backbone.transfer.decoder import TokenDecoder
+from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear
+from backbone.transfer.kinds import (
+    IGNORED,
+    KINDS,
+    Classes,
+    ClassMap,
+    NumberMap,
+    Numbers,
+    Tokens,
+    accuracies,
+    errors,
+    kind_from_json,
+    kind_to_json,
+)
+from backbone.transfer.reading import Grid, padded_features, unpadded
+from backbone.transfer.samples import chosen, spread
+from backbone.transfer.tasks import whole_kind
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+
+DIM = 8
+ONE = VectorLayout(length=1)
+CONFIG = ModelConfig(dim=DIM, encoder_depth=1, decoder_depth=2, heads=2)
+
+
+def spec(value: ValueSpec, layout: TokenLayout = ONE, vocab_size: int = 9) -> ModalitySpec:
+    return ModalitySpec(name="asked", summary="asked", value=value, layout=layout, vocab_size=vocab_size)
+
+
+# ---------------------------------------------------------------- heads
+
+
+def test_a_pooled_linear_layer_by_hand() -> None:
+    torch.manual_seed(0)
+    head, features = PooledLinear(DIM, 3), torch.randn(16, DIM) * 5 + 2
+    normed = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
+    assert torch.allclose(head(features, None), normed @ head.out.weight.T + head.out.bias, atol=1e-5)
+    assert [name for name, _ in head.named_parameters()] == ["out.weight", "out.bias"]
+
+
+def test_an_attentive_head_by_hand_and_blind_to_what_is_not_there() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(dim=DIM, encoder_depth=1, decoder_depth=1, heads=1)
+    head, features = Attentive(config, 3), torch.randn(2, 5, DIM)
+    key, value = (features @ head.attention.kv.weight.T).chunk(2, -1)
+    query = head.query[0] @ head.attention.q.weight.T
+    found = (query @ key.transpose(1, 2) / math.sqrt(DIM)).softmax(-1) @ value @ head.attention.out.weight.T
+    normed = F.layer_norm(found, (DIM,), eps=1e-6)[:, 0]
+    assert torch.allclose(head(features, None), normed @ head.out.weight.T + head.out.bias, atol=1e-5)
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    changed = features.clone()
+    changed[0, 3:] = 100
+    assert torch.allclose(head(features, mask), head(changed, mask), atol=1e-5)
+    assert torch.allclose(head(features[:1, :3], None), head(features, mask)[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("neighbours", [3, 1000])
+def test_neighbours_against_a_brute_force(neighbours: int) -> None:
+    rng = np.random.default_rng(0)
+    bank, asked, answers = rng.normal(3, 1, (30, DIM)), rng.normal(3, 1, (4, DIM)), rng.normal(0, 1, (30, 2))
+    head = Neighbours(*(torch.from_numpy(x).float() for x in (bank, answers)), neighbours, 0.1)
+    given = head(torch.from_numpy(asked).float(), None).numpy()
+    for row, found in zip(asked - bank.mean(0), given, strict=True):
+        cosines = [x @ row / np.linalg.norm(x) / np.linalg.norm(row) for x in bank - bank.mean(0)]
+        nearest = sorted(range(30), key=lambda i: -cosines[i])[:neighbours]
+        weights = [math.exp(cosines[i] / 0.1) for i in nearest]
+        wanted = sum(w * answers[i] for w, i in zip(weights, nearest, strict=True)) / sum(weights)
+        assert np.allclose(found, wanted, atol=1e-4)
+
+
+def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
+    torch.manual_seed(0)
+    head, features = MapLinear(DIM, 2, (3, 2), (6, 4)), torch.randn(1, DIM, 2, 2)
+    pixels = head(features, None)
+    assert pixels.shape == (1, 2, 6, 4)
+    token = features[0, :, 1, 0] @ head.out.weight.T + head.out.bias
+    assert torch.allclose(pixels[0, :, 3:, :2], token.reshape(2, 3, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(("patch", "size"), [((4, 4), (8, 8)), ((3, 3), (6, 6)), ((4, 4), (7, 8))])
+def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tuple[int, int]) -> None:
+    head = MapConvNeXt(DIM, 3, patch, size, DIM, 1)
+    features = torch.randn(2, DIM, 2, 2, requires_grad=True)
+    pixels = head(features, None)
+    assert pixels.shape == (2, 3, *size)
+    pixels.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters() if p.ndim > 1)
+
+
+KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
+
+
+def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    """The likeliest ids, each by a pass over all before it."""
+    rows = []
+    for sample in range(len(features)):
+        ids: list[int] = []
+        while len(ids) < 5 and (not ids or ids[-1] != 0):
+            targets = torch.tensor([[*ids, *[IGNORED] * (6 - len(ids))]])
+            logits = head.taught(features[sample : sample + 1], mask[sample : sample + 1], targets)[0, len(ids)]
+            logits[1:3] = -torch.inf
+            ids.append(int(logits.argmax()))
+        rows.append([i for i in ids if i != 0])
+    return rows
+
+
+@torch.no_grad()
+def test_a_decoder_with_caches_writes_what_its_slow_twin_writes() -> None:
+    torch.manual_seed(1)
+    head = TokenDecoder(CONFIG, KIND)
+    head.out.weight.normal_()  # answers that differ
+    features = torch.randn(12, 4, DIM)
+    mask = torch.arange(4) < torch.randint(1, 5, (12, 1))
+    written = KIND.decode(head(features, mask))
+    assert [row.tolist() for row in written] == slow_twin(head, features, mask)
+    assert len({len(row) for row in written}) > 1  # some end earlier
+    assert not any(((row == 1) | (row == 2)).any() for row in written)
+
+
+def test_a_decoder_learns_a_sequence_that_its_features_say() -> None:
+    torch.manual_seed(0)
+    head, codes = TokenDecoder(CONFIG, KIND), torch.randn(4, DIM)
+    rows = [[3, 4], [4, 3, 5, 6, 7], [], [8]]
+    targets = KIND.encode([np.array(row, np.int64) for row in rows])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        KIND.loss(head.taught(codes[:, None], None, targets), targets).backward()
+        optimizer.step()
+    assert [row.tolist() for row in KIND.decode(head(codes[:, None], None))] == rows
+
+
+# ---------------------------------------------------------------- features
+
+
+def test_samples_are_kept_without_padding_and_padded_again() -> None:
+    features, mask = torch.randn(3, 4, DIM), torch.arange(4) < torch.tensor([[2], [4], [1]])
+    again, seen = padded_features(unpadded(features, mask))
+    assert seen is not None and torch.equal(seen, mask)
+    assert torch.equal(again[mask], features[mask])
+    whole, none = padded_features(unpadded(features, None))
+    assert torch.equal(whole, features) and none is None
+
+
+def test_a_map_is_read_from_all_grids_like_the_first() -> None:
+    tables = Tables(all_layouts())
+    assert Grid.of(tables, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
+    with pytest.raises(ConfigError, match="words,clip: a map is read from a grid of two axes"):
+        Grid.of(tables, ["words", "clip"])
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def test_classes_by_hand() -> None:
+    kind = Classes(names=("a", "b", "c"))
+    assert kind.encode(["c", "a"]).tolist() == [2, 0]
+    assert kind.decode(torch.tensor([[0.0, 2, 1], [3, 2, 1]])) == ["b", "a"]
+    assert kind.constant(["b", "c", "c", "b", "a"]) == "b"
+    outputs = torch.tensor([[1.0, 0, 0]])
+    assert float(kind.loss(outputs, torch.tensor([0]))) == pytest.approx(-math.log(math.e / (math.e + 2)))
+
+
+def test_numbers_by_hand() -> None:
+    kind = Numbers.of([1, 3, 8])
+    assert kind.mean == (4.0,) and kind.std == (pytest.approx(np.std([1, 3, 8])),)
+    assert kind.decode(kind.encode([1, 8])) == [pytest.approx(1), pytest.approx(8)]
+    assert kind.constant([1, 3, 8, 9]) == 5.5
+    value = ValueSpec(shape=(2,), low=0, high=1)
+    vectors = Numbers.of([np.array([0, 0.5], np.float32), np.array([1, 0.5], np.float32)], spec(value))
+    answer = vectors.decode(torch.tensor([[9.0, 0.0]]))[0]
+    assert answer.dtype == np.float32 and answer.tolist() == [1.0, 0.5]  # within the bounds; what never varies, too
+    assert vectors.constant([np.zeros(2), np.ones(2), np.ones(2)]).tolist() == [1, 1]
+
+
+def test_maps_of_classes_by_hand() -> None:
+    kind = ClassMap(names=("a", "b"), size=(1, 2), dtype="uint8")
+    maps = [np.array([row], np.uint8) for row in ([0, 1], [0, 1], [1, 0])]
+    assert kind.encode(maps).dtype == torch.int64 and kind.encode(maps).shape == (3, 1, 2)
+    assert kind.constant(maps).tolist() == [[0, 1]]
+    answer = kind.decode(torch.tensor([[[[0.0, 1]], [[1.0, 0]]]]))[0]
+    assert answer.dtype == np.uint8 and answer.tolist() == [[1, 0]]
+    assert kind.score(maps[:1], maps[2:]) == {"accuracy": 0.0, "balanced_accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("low", "scale", "chosen"), [(0.1, "auto", "log"), (0.1, "linear", "linear"), (0, "auto", "linear")]
+)
+def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, scale: str, chosen: str) -> None:
+    metres = spec(ValueSpec(shape=(1, 2, 2), low=low, high=50))
+    maps = [np.array([[[1, 2], [3, 4]]], np.float32), np.array([[[5, 6], [7, 8]]], np.float32)]
+    kind = NumberMap.of(maps, metres, scale)  # type: ignore[arg-type]
+    assert kind.scale == chosen
+    numbers = np.log(np.arange(1, 9)) if chosen == "log" else np.arange(1, 9)
+    assert (kind.mean[0], kind.std[0]) == (pytest.approx(numbers.mean()), pytest.approx(numbers.std()))
+    assert np.allclose(kind.decode(kind.encode(maps))[1], maps[1], rtol=1e-5)
+    assert kind.decode(torch.full((1, 1, 2, 2), 1e6))[0].max() == 50
+    assert kind.constant([*maps, maps[1]]).tolist() == maps[1].tolist()
+    with pytest.raises(ValueError, match="scale log: needs numbers that are declared to be above 0"):
+        NumberMap.of(maps, spec(ValueSpec(shape=(1, 2, 2), low=0)), "log")
+
+
+def test_tokens_end_where_they_end() -> None:
+    layout = SequenceLayout(max_length=50, end=0, sentinel_start=1, num_sentinels=2)
+    rows = [np.array([5, 6]), np.array([7, 8, 3]), np.array([], np.int64)]
+    kind = Tokens.of(rows, spec(ValueSpec(kind="text"), layout), "codec")
+    assert (kind.length, kind.sentinels) == (4, (1, 2))
+    targets = kind.encode(rows)
+    assert targets.tolist() == [[5, 6, 0, IGNORED], [7, 8, 3, 0], [0, IGNORED, IGNORED, IGNORED]]
+    assert [row.tolist() for row in kind.decode(targets[:2, :3])] == [[5, 6], [7, 8, 3]]
+    grid = Tokens.of([np.zeros((2, 3))], spec(ValueSpec(shape=(4, 4)), GridLayout(shape=(2, 3))), "codec")
+    assert (grid.length, grid.end) == (6, None)
+    assert grid.decode(torch.arange(12).reshape(2, 6))[1].tolist() == [[6, 7, 8], [9, 10, 11]]
+    logits = torch.zeros(1, 6, 9)
+    assert float(grid.loss(logits, grid.encode([np.zeros((2, 3))]))) == pytest.approx(math.log(9))
+
+
+def test_kinds_come_back_from_json() -> None:
+    kinds = [
+        Classes(names=("a", "b")), Numbers(mean=(1.0, 2.0), std=(3.0, 4.0), shape=(2,), low=0.0),
+        ClassMap(names=("a",), size=(4, 4)), NumberMap(mean=(1.0,), std=(2.0,), size=(4, 4), scale="log"), KIND,
+    ]  # fmt: skip
+    assert {kind.kind for kind in kinds} == set(KINDS) == set(HEADS)
+    assert [kind_from_json(kind_to_json(kind)) for kind in kinds] == kinds
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(0, 4, 50), rng.integers(0, 5, 50)
+    assert accuracies(guess, truth) == {
+        "accuracy": pytest.approx(accuracy_score(truth, guess)),
+        "balanced_accuracy": pytest.approx(np.mean([(guess == truth)[truth == name].mean() for name in range(4)])),
+    }
+    inside = np.minimum(guess, 3)
+    assert accuracies(inside, truth)["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, inside))
+    assert errors(guess, truth)["r2"] == pytest.approx(r2_score(truth, guess))
+    assert errors([1, 5], [2, 3]) == {"mae": 1.5, "r2": pytest.approx(1 - 5 / 0.5)}
+    assert math.isnan(errors([1, 2], [3, 3])["r2"])
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "kind"),
+    [
+        (ValueSpec(kind="text"), None, "tokens"),
+        (ValueSpec(kind="text"), "classes", "classes"),
+        (ValueSpec(kind="text", classes=("a", "b")), None, "classes"),
+        (ValueSpec(kind="object"), None, "tokens"),
+        (ValueSpec(shape=(4, 4), dtype="uint8", classes=("a", "b")), None, "class map"),
+        (ValueSpec(shape=(4, 4), dtype="uint8", classes=("a", "b")), "tokens", "tokens"),
+        (ValueSpec(shape=(4, 4), dtype="int32"), None, "tokens"),
+        (ValueSpec(shape=(3, 4, 4)), None, "number map"),
+        (ValueSpec(shape=(3, "height", "width")), None, "tokens"),
+        (ValueSpec(shape=(7,)), None, "numbers"),
+        (ValueSpec(shape=()), None, "numbers"),
+        (ValueSpec(shape=(5, 3)), None, "tokens"),
+    ],
+)
+def test_the_kind_is_told_from_the_values(value: ValueSpec, wanted: str | None, kind: str) -> None:
+    assert whole_kind(spec(value), wanted, "asked") == kind  # type: ignore[arg-type]
+
+
+def test_a_kind_that_values_are_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--as numbers: asked is .*, whose answers are number map; leave --as out"):
+        whole_kind(spec(ValueSpec(shape=(3, 4, 4))), "numbers", "asked")
+    inputs = spec(ValueSpec(kind="text"), EmbeddingsLayout(max_length=3, dim=2), 0)
+    with pytest.raises(ConfigError, match="--task asked: is an input only"):
+        whole_kind(inputs, None, "asked")
+
+
+# ---------------------------------------------------------------- labels, settings, intervals
+
+
+def test_fewer_labels_are_among_more_and_seeds_differ() -> None:
+    keys = [f"k{number}" for number in range(200)]
+    few, more, all_of_them = (chosen(keys, share, 0) for share in (0.01, 0.1, 1.0))
+    assert (len(few), len(more), len(all_of_them)) == (2, 20, 200)
+    assert set(few) < set(more) < set(all_of_them) == set(keys)
+    assert chosen(keys, 20, 0) == more == chosen(keys[::-1], 20, 0)
+    assert set(chosen(keys, 20, 1)) != set(more)
+    assert len(chosen(keys, 500, 0)) == 200 and len(chosen(keys, 0.001, 0)) == 1
+
+
+def test_classes_keep_their_shares_and_none_is_lost() -> None:
+    keys = [f"k{number}" for number in range(200)]
+    classes = ["rare" if number == 17 else "some" if number % 4 == 0 else "most" for number in range(200)]
+    of = dict(zip(keys, classes, strict=True))
+    before: list[str] = []
+    for share in (0.005, 0.05, 0.2, 0.5):
+        found = chosen(keys, share, 3, classes)
+        assert {of[key] for key in found} == {"rare", "some", "most"}
+        assert found[: len(before)] == before
+        before = found
+    assert abs(sum(of[key] == "some" for key in before) - 25) <= 1
+
+
+def test_places_are_spread_evenly() -> None:
+    assert spread(5, 10) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]
+
+
+def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:
+    for tuning, table in TUNING.items():
+        found = transfer_config({"tuning": tuning})
+        assert all(getattr(found, key) == value for key, value in table.items())
+    assert transfer_config({"tuning": "scratch", "layer_decay": 0.5}).layer_decay == 0.5
+    assert chosen_head("numbers", TransferConfig()) == "attentive"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"labels": 1.5}, "labels: expected a share such as 0.1, 1.0 for all, or a number of samples"),
+        ({"labels": 0}, "labels: expected a share"),
+        ({"labels": True}, "labels: expected int, got bool True"),
+        ({"tuning": "half"}, "tuning: expected one of"),
+        ({"patience": 3}, "patience: would choose the weights by the held-out samples that are scored"),
+        ({"head": "knn", "tuning": "full"}, "head: knn trains nothing"),
+        ({"layer_decay": 0.0}, "layer_decay: expected a number above 0"),
+        ({"neighbours": 0}, "neighbours, lora_rank and head_blocks: expected at least 1"),
+        ({"temperature": 0.0}, "temperature and lora_alpha: expected numbers above 0"),
+        ({"step": 3}, "unknown key; did you mean steps"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        transfer_config(table)
+
+
+def test_an_interval_by_hand() -> None:
+    # Student's t with two degrees of freedom: 4.303 (any table); the standard deviation of 1, 2, 3 is 1.
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-3))
+    assert interval([5.0]) == (5.0, None)

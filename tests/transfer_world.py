@@ -1,0 +1,177 @@
+"""A small world of transfer: a backbone over four modalities that say the same, and two more that it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from retrieval_world import VECTORS, write
+from test_evaluate import EXAMPLE, LETTERS, LEVELS, sample
+
+from backbone.config import ModelConfig, TrainConfig
+from backbone.model import FourM
+from backbone.run import Run
+from backbone.saving import save_model
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenStore
+
+ZONES = '''
+import numpy as np
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.modality import GridLayout, Metric, ModalitySpec, ValueSpec
+
+class Zones:
+    """int64 (8, 8): low, middle or high."""
+    @hookimpl
+    def modality_spec(self, settings):
+        right = Metric(name="right", higher_is_better=True, meaning="share of pixels that are right")
+        value = ValueSpec(shape=(8, 8), dtype="int64", classes=("low", "middle", "high"))
+        return ModalitySpec(name=settings.name, summary="zones", value=value, layout=GridLayout(shape=(2, 2)),
+                            vocab_size=3, metrics=(right,))
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        raise AssertionError("no test trains it")
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return None
+    @hookimpl
+    def encode(self, values):
+        return values[:, ::4, ::4]
+    @hookimpl
+    def decode(self, tokens):
+        return tokens.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    @hookimpl
+    def score(self, predicted, target):
+        return {"right": float(np.mean([np.mean(p == t) for p, t in zip(predicted, target, strict=True)]))}
+    @hookimpl
+    def render(self, value):
+        from PIL import Image
+        return Image.fromarray((value * 100).astype(np.uint8))
+
+plugin = Zones()
+'''
+FACTS = '''
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.modality import ModalitySpec, ValueSpec, VectorLayout
+
+class Facts:
+    """Numbers and words about a sample."""
+    @hookimpl
+    def modality_spec(self, settings):
+        fields = (("total", "sum of the levels"), ("first", "letter of the first level"), ("rare", "seldom there"),
+                  ("same", "always the same"), ("list", "no number and no word"))
+        value = ValueSpec(kind="object", description="facts", fields=fields)
+        return ModalitySpec(name=settings.name, summary="facts", value=value, layout=VectorLayout(length=1),
+                            vocab_size=9)
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        raise AssertionError("no test trains it")
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return None
+    @hookimpl
+    def encode(self, values):
+        return [[0] for _ in values]
+    @hookimpl
+    def decode(self, tokens):
+        return [{} for _ in tokens]
+
+plugin = Facts()
+'''
+SOURCES = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS}
+SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts")
+TRAIN, TEST = 96, 24
+REGISTRY = f"""[zoo]
+checkpoints = "tokenizers"
+modalities = {[*SEEN, *UNSEEN]!r}
+[modalities.light]
+image_size = 8
+levels = {LEVELS}
+[modalities.dark]
+image_size = 8
+levels = {LEVELS}
+"""
+
+
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """The six modalities, as a distribution of their own."""
+    metadata = folder / "zoo_task-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-task\nVersion: 1.0\n")
+    lines = ["[tokenizers_zoo]", *(f"{name} = zoo_task_{name}:plugin" for name in SOURCES)]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    for name, source in SOURCES.items():
+        (folder / f"zoo_task_{name}.py").write_text(source, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield
+    sys.path.remove(str(folder))
+    for name in SOURCES:
+        sys.modules.pop(f"zoo_task_{name}", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    root: Path
+    zoo: Zoo
+    run: Path
+
+    @property
+    def table(self) -> Path:
+        """Labels of the user's own: whether the first level is above the second; three keys are of nowhere."""
+        return self.root / "mine.csv"
+
+    def tokens(self, name: str, split: str = "test") -> tuple[list[str], Any]:
+        column = TokenStore(self.root / "tokens").open(split, name)
+        return column.keys, column.take(range(len(column)))
+
+
+def make_world(root: Path) -> World:
+    """Values, tokens and a backbone; test samples 3 and 7 lack letters, 5 and 6 facts."""
+    (root / "registry.toml").write_text(REGISTRY)
+    zoo = Zoo.from_toml(root / "registry.toml")
+    for name in SEEN:
+        zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+    generator = np.random.default_rng(0)
+    rows = ["key,label"]
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        samples = {f"{split}-{number:03}": facts_of(sample(generator), number) for number in range(count)}
+        without = {"letters": {"test-003", "test-007"}, "facts": {"test-005", "test-006"}}
+        for name in SEEN:
+            write(root, zoo, split, name, {key: values[name] for key, values in samples.items()
+                                           if key not in without.get(name, ())})  # fmt: skip
+        for name in UNSEEN:
+            with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
+                for key, values in samples.items():
+                    if key not in without.get(name, ()):
+                        shard.add(key, *zoo[name].write(values[name]))
+        rows += [f"{key},{'down' if values['letters'][0] > values['letters'][1] else 'up'}"
+                 for key, values in samples.items()]  # fmt: skip
+    (root / "mine.csv").write_text("\n".join([*rows, "nobody,up", "nowhere,up", "nothing,down"]) + "\n")
+    specs = [zoo[name].spec for name in SEEN]
+    model = FourM.seeded(ModelConfig(dim=32, encoder_depth=2, decoder_depth=1, heads=2), specs, 7)
+    fingerprints = {name: zoo[name].fingerprint for name in SEEN}
+    save_model(model, root / "run", {"train": dataclasses.asdict(TrainConfig()), "fingerprints": fingerprints})
+    Run(tokens=root / "tokens", data=root / "data", registry=root / "registry.toml").save(root / "run")
+    return World(root=root, zoo=zoo, run=root / "run")
+
+
+def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
+    """What the unseen modalities say of a sample."""
+    levels = np.array([ord(letter) - ord("a") for letter in values["letters"]]).reshape(2, 2)
+    facts = {
+        "total": int(levels.sum()), "first": values["letters"][0], "same": 4, "list": [1],
+        "rare": "yes" if number % 3 == 0 else None,
+    }  # fmt: skip
+    zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
+    gist = (levels.ravel() / (LEVELS - 1)).astype(np.float32)
+    return {**values, "gist": gist, "zones": zones, "facts": facts}
