@@ -19,7 +19,7 @@ ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "checkpoint", "pretrained", "modality", "labellers", "source", "values", "data.samples",
         "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
-        "training_batches", "training_state", "training_report", "training",
+        "training_state", "training_task", "training_batches", "training_report", "training",
         "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
         "pipeline", "report_pictures", "report_samples", "report_retrieval", "report",
         "report_zoo", "testing", "doctor", "cli",

@@ -1,0 +1,77 @@
+"""What the training loop asks of what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.training_state import TrainingRun
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+
+class TokenizerTask(Protocol):
+    """What the loop asks of the tokenizer that it trains."""
+
+    spec: ModalitySpec
+    codebook_size: int
+
+    def describe(self) -> Mapping[str, Any]:
+        """JSON types that say which model this is, with the "class" key of its checkpoint; cheap."""
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> torch.nn.Module:
+        """The untrained model, with what it needs to know of the training values; torch's generator is seeded."""
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
+        """Tensors of a training batch, with augmentation drawn from `rng`."""
+
+    def losses(self, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        """Scalars by name; "loss" is the one that is minimised."""
+
+    def reconstruct(self, module: torch.nn.Module, values: list[Any]) -> tuple[list[Any], Any]:
+        """Values after encode and decode, and their tokens (int64, any shape; None for continuous modalities)."""
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """The metrics of the spec."""
+
+    def render(self, value: Any) -> PIL.Image.Image | str:
+        """A value as a person wants to see it."""
+
+
+@runtime_checkable
+class SupervisedTask(Protocol):
+    """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
+
+    what: str
+    """The kind of model, for messages."""
+    title: str
+    """What the progress calls the training."""
+    result: str
+    """The file that `save` writes last, which says that the run is finished."""
+
+    def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
+        """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
+
+    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float) -> None:
+        """Judge the averaged model and write its folder, `result` last."""
+
+
+@runtime_checkable
+class AdversarialTask(Protocol):
+    """A TokenizerTask that can train its model against a critic."""
+
+    critic_rate: float
+    """Learning rate of the critic as a multiple of the model's."""
+
+    def build_critic(self) -> torch.nn.Module | None:
+        """The untrained critic; None where the settings ask for none. torch's generator is seeded."""
+
+    def losses_against(
+        self, module: torch.nn.Module, critic: torch.nn.Module, batch: Any, step: int
+    ) -> dict[str, torch.Tensor]:
+        """As `losses`, for step `step`. The critic minimises "critic_loss", which reaches its parameters only."""
