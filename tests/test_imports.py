@@ -21,7 +21,7 @@ ORDER = {
         "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
         "training_state", "training_task", "training_batches", "training_report", "training",
         "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
-        "pipeline", "report_pictures", "report_samples", "report_retrieval", "report",
+        "pipeline", "report_pictures", "report_samples", "report_retrieval", "report_transfer", "report",
         "report_zoo", "testing", "doctor", "cli",
     ),
     "backbone": (

@@ -15,6 +15,7 @@ from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.report_pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
 from tokenizers_zoo.report_retrieval import retrieval_section
 from tokenizers_zoo.report_samples import overview, read_galleries, reconstructions
+from tokenizers_zoo.report_transfer import transfer_section
 from tokenizers_zoo.step_log import METRICS
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def registry_of(run: Path) -> Path | None:
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` beside it.
 
-    Reads run.json, config.json, metrics.jsonl, evaluation/ and retrieval/ of the run, its data, and the checkpoints of
-    the zoo. Raises CheckpointError where `run` is not a run.
+    Reads run.json, config.json, metrics.jsonl, evaluation/, retrieval/ and transfer/ of the run, its data, and the
+    checkpoints of the zoo. Raises CheckpointError where `run` is not a run.
     """
     registry_of(run)
     page = out or run / "report" / "index.html"
@@ -84,6 +85,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "galleries": galleries,
         "gaps": gaps,
         "retrieval": retrieval_section(run, pictures),
+        "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
         "tokenizers": [_tokenizer(zoo, handle, data, pictures) for handle in handles.values()],
         "curves": _curves(read_lines(run / METRICS), names, pictures),

@@ -1,0 +1,66 @@
+"""The report's section on transfer, from probes made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.modality import layout_to_json
+from tokenizers_zoo.report import write_report
+from tokenizers_zoo.report_transfer import transfer_section
+
+
+def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:
+    metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "floor": 0.5}
+    found = {
+        "task": {"name": "depth", "kind": "number map"}, "given": ["rgb"], "head": "convnext", "tuning": "frozen",
+        "seed": 0, "labels": {"asked": 0.1, "train": 1400, "test": 8}, "metrics": [metric],
+        "settings": {"labels": 0.1, "steps": 9}, "backbone": {"run": str(run), "weights_sha256": weights}, **changes,
+    }  # fmt: skip
+    place = run / "transfer" / name
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text(json.dumps(found))
+
+
+@pytest.fixture
+def run(tmp_path: Path, zoo: Zoo) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    specs = [{"name": "depth", "layout": layout_to_json(zoo["depth"].spec.layout)}]
+    config = {"specs": specs, "fingerprints": {}, "weights_sha256": "w"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
+    save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
+    assert transfer_section(run, "w") is None
+    probe(run, "a", 0.25)
+    probe(run, "b", 0.35, seed=1)
+    probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10})
+    probe(run, "d", None, tuning="scratch", labels={"asked": 1, "train": 1, "test": 8})
+    probe(run, "of other weights", 0.1, "v")
+    section = transfer_section(run, "w")
+    assert section is not None and section["seeds"] == 2
+    shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["floor"]) for row in section["rows"]]
+    assert shown == [
+        ("scratch", "1", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.071", "0.5"),
+        ("frozen", "1,400", "mae in m ↓", "0.2", "0.5"),
+    ]  # fmt: skip
+
+
+def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:
+    heading = "What its encoder is worth"
+    assert heading not in write_report(zoo, run).read_text(encoding="utf-8")
+    probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
+    page = write_report(zoo, run).read_text(encoding="utf-8")
+    assert heading in page and "&lt;depth&gt;" in page and "deviation over seeds" not in page
+    probe(run, "b", 0.35, task={"name": "<depth>", "kind": "number map"}, seed=1)
+    assert "deviation over seeds" in write_report(zoo, run).read_text(encoding="utf-8")
