@@ -392,6 +392,7 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     again = json.loads(zoo("eval", place, "--json").stdout)
     score = metrics["metrics"][0]["score"]
     assert again["samples"] == 24 and again["metrics"][0]["score"] == pytest.approx(score)
+    assert again["metrics"][0]["floor"] == metrics["metrics"][0]["floor"], "that of the labels that were used"
     assert f"{score:.4g}" in zoo("eval", place).stdout
 
     assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "made").exit_code == 0

@@ -101,15 +101,18 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
 def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path | None, as_json: bool) -> None:
     """Score a probe on the whole test split, of its own data or others.
 
-    The constant answer is the best for the training labels of the same data.
+    The constant answer is the best for training labels of the same data, chosen as
+    those of its training were.
     """
-    from backbone.transfer.saving import load, places_of
+    from backbone.transfer.saving import load, places_of, settings_of_probe
     from backbone.transfer.scores import constant_of, score_table, scored
+    from backbone.transfer.training import labelled
 
     probe = load(folder, _zoo(), run=run)
     places = places_of(folder, probe, tokens, data)
     test, train = places.part(probe.task, "test"), places.part(probe.task, "train")
-    metrics = scored(probe, test, constant_of(probe, train.labels))
+    used = labelled(probe.task, train, *settings_of_probe(folder))
+    metrics = scored(probe, test, constant_of(probe, used.labels))
     if as_json:
         click.echo(json.dumps({"samples": len(test), "metrics": metrics}, indent=2))
     else:

@@ -109,6 +109,12 @@ def zoo_of(stored: Mapping[str, Any]) -> Zoo:
     return Zoo.from_toml(Path(stored["registry"])) if stored["registry"] else Zoo.installed()
 
 
+def settings_of_probe(folder: Path) -> tuple[TransferConfig, int]:
+    """How a probe was trained, and from which seed."""
+    stored = load_config(folder, CLASS)
+    return from_mapping(TransferConfig, stored["settings"]), stored["seed"]
+
+
 def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path | None = None) -> Places:
     """Where a probe's samples are: those of its training, or others. Raises CheckpointError, DataError."""
     stored = load_config(folder, CLASS)
