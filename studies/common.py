@@ -40,7 +40,8 @@ class Variant:
 class Study:
     """The command line of a study, and the runs in its folder. A study that was stopped goes on where it was."""
 
-    def __init__(self, name: str, doc: str, steps: int) -> None:
+    def __init__(self, name: str, doc: str, steps: int, **texts: tuple[str, str]) -> None:
+        """`texts` are options that this study alone has, each with its default and what it is."""
         parser = argparse.ArgumentParser(description=doc.splitlines()[0])
         parser.add_argument("--tokens", type=Path, default=Path("runs/demo/tokens"))
         parser.add_argument("--registry", type=Path, default=Path("registry.toml"))
@@ -52,6 +53,8 @@ class Study:
         parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
         parser.add_argument("--samples", type=int, default=256, help="held-out samples")
         parser.add_argument("--parts", type=int, default=2, help="parts of a batch, each on a core")
+        for option, (default, what) in texts.items():
+            parser.add_argument(f"--{option}", default=default, help=what)
         self.arguments = parser.parse_args()
         self.name, self.out, self.tokens = name, self.arguments.out, self.arguments.tokens
         self.zoo = Zoo.from_toml(self.arguments.registry)
@@ -74,27 +77,38 @@ class Study:
         )  # fmt: skip
         return dataclasses.replace(config, **changes)
 
+    def folder(self, name: str, seed: int) -> Path:
+        """That of a run."""
+        return self.out / name / f"seed-{seed}"
+
+    def run(self, variant: Variant, seed: int) -> Path:
+        """The folder of the variant's run, which is trained where it is not."""
+        specs = [self.zoo[name].spec for name in variant.modalities]
+        config = dataclasses.replace(variant.train, seed=seed)
+        return train(self.folder(variant.name, seed), self.tokens, specs, variant.model, config)
+
+    def losses_in(self, folder: Path, modalities: Sequence[str], question: Mixture) -> dict[str, float]:
+        """By modality, the loss of the backbone in a folder on held-out samples."""
+        specs = [self.zoo[name].spec for name in modalities]
+        losses = losses_of(folder, specs, self.tokens, self.settings((question,)))
+        return {name: loss for name, (loss, _) in losses.items()}
+
     def losses(self, variant: Variant) -> list[dict[str, float]]:
         """For each seed, by modality the loss of the variant's run on held-out samples."""
-        specs = [self.zoo[name].spec for name in variant.modalities]
-        asked = self.settings((variant.question,))
-        found = []
-        for seed in range(self.arguments.seeds):
-            config = dataclasses.replace(variant.train, seed=seed)
-            folder = train(self.out / variant.name / f"seed-{seed}", self.tokens, specs, variant.model, config)
-            found.append({name: loss for name, (loss, _) in losses_of(folder, specs, self.tokens, asked).items()})
-        return found
+        runs = [self.run(variant, seed) for seed in range(self.arguments.seeds)]
+        return [self.losses_in(folder, variant.modalities, variant.question) for folder in runs]
 
     def parameters(self, variant: Variant) -> int:
         """Of the blocks of a variant's model."""
         with torch.device("meta"):
             return FourM(variant.model, [self.zoo[name].spec for name in variant.modalities]).transformer_parameters()
 
-    def finish(self, result: Mapping[str, Any], table: Table) -> None:
-        """Show the table, and write OUT/results.json."""
+    def finish(self, result: Mapping[str, Any], *tables: Table) -> None:
+        """Show the tables, and write OUT/results.json."""
         settings = {key: str(value) for key, value in vars(self.arguments).items()}
         write_json(self.out / "results.json", {"study": self.name, "settings": settings, **result})
-        self.console.print(table)
+        for table in tables:
+            self.console.print(table)
         self.console.print(f"every figure: {self.out / 'results.json'}", highlight=False, soft_wrap=True)
 
 

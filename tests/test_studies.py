@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_world import the_world
@@ -20,25 +23,98 @@ def test_every_study_has_its_line() -> None:
     assert all(f"| `make study-{name}` | `{name}.py` |" in text for name in STUDIES) and len(STUDIES) >= 7
 
 
+def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a study on the small world's tokens."""
+    folder = the_world().folder
+    short = ["--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1", *options]
+    command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--tokens", str(folder / "tokens"),
+               "--registry", str(folder / "registry.toml"), "--out", str(out), *short]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+def run_twice(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any], list[str]]:
+    """What it printed and wrote, and its models; run again, it gives the same and trains nothing."""
+    the_world().put_back()
+    found = []
+    for _ in range(2):
+        done = run_study(name, out, *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+        found.append((done.stdout, json.loads((out / "results.json").read_text()), written))
+    assert found[0] == found[1] and "depth" in found[0][0], "finished runs are left alone"
+    printed, result, written = found[0]
+    return printed, result, sorted(written)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alphas", "transfer"])
 def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
-    folder = the_world().put_back().folder
-    options = ["--steps", "4", "--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1"]
-    command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--tokens", str(folder / "tokens"),
-               "--registry", str(folder / "registry.toml"), "--out", str(tmp_path / "out"), *options]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    found = []
-    for _ in range(2):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        written = {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-        found.append((done.stdout, json.loads((tmp_path / "out/results.json").read_text()), written))
-    assert found[0] == found[1] and "depth" in found[0][0], "finished runs are left alone"
-    assert len(found[0][2]) == 10, "five runs, two seeds"
+    _, result, models = run_twice(name, tmp_path / "out", "--steps", "4")
+    assert len(models) == 10, "five runs, two seeds"
     if name == "transfer":
-        rows = found[0][1]["rows"]
+        rows = result["rows"]
         assert {(row["modalities"], row["target"]) for row in rows} == {(3, "depth"), (3, "caption")}
         for row in rows:
             gain = row["equal steps"]["mean"] - row["generalist"]["mean"]
             assert row["gain at equal steps"]["mean"] == pytest.approx(gain)
+
+
+@pytest.mark.slow
+def test_what_growing_costs(tmp_path: Path) -> None:
+    printed, result, models = run_twice("growing", tmp_path / "out", "--steps", "50", "--add", "depth")
+    runs = ["all", "frozen-depth", "grown-depth", "without-depth"]
+    along = [f"grown-depth/seed-{seed}/along/step-{step}" for seed in (0, 1) for step in (2, 4, 6, 8)]
+    folders = [*(f"{run}/seed-{seed}" for run in runs for seed in (0, 1)), *along]
+    assert models == sorted(f"{folder}/model.safetensors" for folder in folders)
+    rows = [line for line in printed.splitlines() if line.startswith("caption ")]
+    assert rows[0].count(" ± ") == 4 and len(rows) == 2, "the frozen one's change is none; no row is wrapped"
+    assert "aim: none below -0.01" in printed and "aim: at most 20% of the 50 steps" in printed
+    old = result["old"]["held-out loss"]
+    assert set(old) == {"caption"}
+    assert old["caption"]["change frozen"] == {"mean": 0, "half": 0} != old["caption"]["change grown"]
+    grown = tmp_path / "out/grown-depth/seed-1"
+    report = json.loads((grown / "growth.json").read_text())
+    assert result["runs"][1]["old"]["grown"]["held-out loss"]["caption"].items() <= report["losses"]["caption"].items()
+    assert [gap["target"] for gap in report["gaps"]] == ["caption"]
+    config = json.loads((grown / "config.json").read_text())["train"]
+    assert (config["steps"], config["seed"], config["freeze"]) == (10, 1, False)
+    assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
+    for run in result["runs"]:
+        assert list(run["along"]) == ["2", "4", "6", "8", "10"] and run["along"]["10"] == run["new"]["grown"]
+        assert len({figures["held-out loss"] for figures in run["along"].values()}) == 5, "each as it was then"
+    refused = run_study("growing", tmp_path / "other", "--add", "rgb_patches")
+    assert "UnknownNameError: unknown modality" in refused.stderr.splitlines()[-1]
+    assert refused.returncode and not (tmp_path / "other").exists()
+
+
+def a_seed(along: Mapping[int, tuple[float, float | None]], end: tuple[float, float | None]) -> dict[str, Any]:
+    """What a seed comes to where B is so along the way and D ends so; growing moves `a` up and `b` down by 0.1."""
+
+    def figures(values: tuple[float, float | None]) -> dict[str, float | None]:
+        return dict(zip(("held-out loss", "gap closed"), values, strict=True))
+
+    moved = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
+    rows = {"held-out loss": moved, "gap closed": {**moved, "none": {"before": None, "after": None}}}
+    old = {"grown": rows, "frozen": rows}
+    last = figures(along[max(along)])
+    new = {"grown": last, "frozen": last, "all": figures(end)}
+    return {"old": old, "new": new, "along": {step: figures(values) for step, values in along.items()}}
+
+
+def test_when_a_grown_model_is_where_one_over_all_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "studies"))
+    growing = importlib.import_module("growing")
+    early = a_seed({2: (3.0, 0.1), 4: (2.0, 0.2), 6: (1.9, 0.5)}, end=(2.0, 0.3))
+    never = a_seed({2: (3.0, 0.1), 4: (2.5, 0.2), 6: (2.1, 0.4)}, end=(2.0, 0.3))
+    result = growing.summary([early, never])
+    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "gap closed")] == [[4, None], [6, 6]]
+    assert growing.when([4, None], 40) == "4 (10.0%), 1 of 2 seeds"
+    assert growing.when([6, 6], 40) == "6 (15.0%)" and growing.when([None], 40) == "not reached"
+    assert result["new"]["held-out loss"]["grown"]["mean"] == pytest.approx(2.0)
+    worst = {measure: of["grown"] for measure, of in result["worst"].items()}
+    assert worst["held-out loss"]["modality"] == "a" and worst["held-out loss"]["mean"] == pytest.approx(0.1)
+    assert worst["gap closed"]["modality"] == "b" and worst["gap closed"]["mean"] == pytest.approx(-0.1)
+    assert result["old"]["gap closed"]["none"]["change grown"] is None
+    gapless = growing.summary([early, a_seed({6: (1.0, None)}, end=(2.0, None))])
+    assert gapless["new"]["gap closed"]["all"] is None and gapless["new"]["gap closed"]["reached"] == [6, None]

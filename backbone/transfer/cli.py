@@ -103,6 +103,10 @@ def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path
 
     The constant answer is the best for training labels of the same data, chosen as
     those of its training were.
+
+    \b
+    Example:
+      zoo transfer eval PROBE --data other --tokens other-tokens
     """
     from backbone.transfer.saving import load, places_of, settings_of_probe
     from backbone.transfer.scores import constant_of, score_table, scored
@@ -133,6 +137,10 @@ def predict_command(folder: Path, out: Path, samples: int, keys: str | None, spl
     """Predict stored samples: values in the modality's own files, or a table.
 
     OUT/predictions.png shows what was given, what is predicted, and the truth.
+
+    \b
+    Example:
+      zoo transfer predict PROBE --samples 4 --out made
     """
     from backbone.transfer.predicting import predict_to_folder
     from backbone.transfer.saving import load, places_of, values_of
