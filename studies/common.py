@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.model import FourM
 from backbone.training.held_out import losses_of
 from backbone.training.train import train
+from backbone.transfer.compare import interval as mean_and_half
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
 
@@ -130,12 +130,9 @@ def compare(study: Study, variants: Sequence[Variant]) -> None:
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """The mean, and half of its 95 % interval (Student's t); 0 where there is one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return {"mean": mean, "half": 0.0}
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return {"mean": mean, "half": float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5}
+    """The mean, and half of its 95 % interval; 0 where there is one value."""
+    mean, half = mean_and_half(values)
+    return {"mean": mean, "half": half or 0.0}
 
 
 def shown(value: Mapping[str, float]) -> str:
