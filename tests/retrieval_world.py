@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from test_evaluate import EXAMPLE, LETTERS, LEVELS, sample
+from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write
 
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.masking import Masker
@@ -22,72 +18,10 @@ from backbone.saving import save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
 
-VECTORS = '''
-from pathlib import Path
-import numpy as np
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.modality import ModalitySpec, PatchesLayout, ValueSpec, VectorLayout
-
-class Numbers:
-    """Four numbers in [0, 1]: as a vector of tokens, one a number, or as one patch of four."""
-    @hookimpl
-    def modality_spec(self, settings):
-        vector = settings.name == "gist"
-        layout = VectorLayout(length=4) if vector else PatchesLayout(shape=(1, 1), dim=4, dtype="float32")
-        return ModalitySpec(name=settings.name, summary="four numbers", layout=layout, vocab_size=6 if vector else 0,
-                            value=ValueSpec(shape=(4,), low=0, high=1))
-    @hookimpl
-    def train_tokenizer(self, out_dir):
-        import torch
-        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Numbers"}, "Numbers.")
-        return Path(out_dir)
-    @hookimpl
-    def load_tokenizer(self, checkpoint):
-        return load_checkpoint(checkpoint, "Numbers")
-    @hookimpl
-    def encode(self, values, settings):
-        return (values * 5).round().long() if settings.name == "gist" else values[:, None]
-    @hookimpl
-    def decode(self, tokens, settings):
-        return tokens.float() / 5 if settings.name == "gist" else tokens[:, 0]
-
-plugin = Numbers()
-'''
 NAMES = ("light", "dark", "letters", "gist", "raw")
 TRAIN, TEST = 160, 30
-REGISTRY = f"""[zoo]
-checkpoints = "tokenizers"
-modalities = {list(NAMES)!r}
-[modalities.light]
-image_size = 8
-levels = {LEVELS}
-[modalities.dark]
-image_size = 8
-levels = {LEVELS}
-"""
-
-
-@contextmanager
-def installed(folder: Path) -> Iterator[None]:
-    """Two brightness maps, letters, and four numbers as a vector and as a patch."""
-    metadata = folder / "zoo_small-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-small\nVersion: 1.0\n")
-    sources = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "raw": VECTORS}
-    lines = ["[tokenizers_zoo]", *(f"{name} = zoo_small_{name}:plugin" for name in sources)]
-    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    for name, source in sources.items():
-        (folder / f"zoo_small_{name}.py").write_text(source, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    yield
-    sys.path.remove(str(folder))
-    for name in sources:
-        sys.modules.pop(f"zoo_small_{name}", None)
+SOURCES = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "raw": VECTORS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +35,7 @@ class World:
 
 def make_world(root: Path) -> World:
     """Values, tokens and a trained run; the test samples 3 and 7 lack letters."""
-    (root / "registry.toml").write_text(REGISTRY)
+    (root / "registry.toml").write_text(registry_of(NAMES))
     zoo = Zoo.from_toml(root / "registry.toml")
     for name in NAMES:
         zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
@@ -121,15 +55,6 @@ def all_five(generator: np.random.Generator) -> dict[str, Any]:
     found = sample(generator)
     numbers = np.array([ord(letter) - ord("a") for letter in found["letters"]], np.float32) / (LEVELS - 1)
     return {**found, "gist": numbers, "raw": numbers}
-
-
-def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -> None:
-    with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
-        for key, value in values.items():
-            shard.add(key, *zoo[name].write(value))
-    rows = [np.asarray(row) for row in zoo[name].encode(list(values.values()))]
-    part = root / "tokens" / split / name / "part-00000.arrow"
-    write_part(part, TokenMetadata.of(zoo[name], {}), list(values), rows, {})
 
 
 def train(zoo: Zoo, root: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 
 from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.evaluation import evaluate as evaluation
@@ -44,40 +43,7 @@ from tokenizers_zoo.modality import (
     ValueSpec,
 )
 
-EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
-LETTERS = '''
-from pathlib import Path
-import numpy as np
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.modality import ModalitySpec, SequenceLayout, ValueSpec
-
-class Letters:
-    """Text of up to 4 letters a-f, one token each."""
-    @hookimpl
-    def modality_spec(self, settings):
-        layout = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
-        return ModalitySpec(name=settings.name, summary="letters", value=ValueSpec(kind="text"), layout=layout,
-                            vocab_size=9)
-    @hookimpl
-    def train_tokenizer(self, out_dir):
-        import torch
-        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Letters"}, "Letters.")
-        return Path(out_dir)
-    @hookimpl
-    def load_tokenizer(self, checkpoint):
-        return load_checkpoint(checkpoint, "Letters")
-    @hookimpl
-    def encode(self, values):
-        return [np.array([ord(letter) - ord("a") + 3 for letter in value], np.int64) for value in values]
-    @hookimpl
-    def decode(self, tokens):
-        return ["".join(chr(int(token) - 3 + ord("a")) for token in row) for row in tokens]
-
-plugin = Letters()
-'''
 NAMES = ("light", "dark", "letters")
-LEVELS = 6
 TRAIN, TEST = 96, 24
 CONFIG = EvaluationConfig(
     samples=16, floor_samples=20, loss_samples=24, batch_size=10, answers=4, gallery_pairs=2, gallery_samples=3, draws=2
@@ -87,20 +53,9 @@ CONFIG = EvaluationConfig(
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Three installed modalities: two brightness maps, and letters."""
-    folder = tmp_path_factory.mktemp("site")
-    metadata = folder / "zoo_fake-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-fake\nVersion: 1.0\n")
-    lines = ["[tokenizers_zoo]", "light = zoo_fake_map:plugin", "dark = zoo_fake_dark:plugin"]
-    (metadata / "entry_points.txt").write_text("\n".join([*lines, "letters = zoo_fake_letters:plugin"]) + "\n")
-    for module, source in (("map", EXAMPLE), ("dark", EXAMPLE), ("letters", LETTERS)):
-        (folder / f"zoo_fake_{module}.py").write_text(source, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    yield
-    sys.path.remove(str(folder))
-    for module in ("map", "dark", "letters"):
-        sys.modules.pop(f"zoo_fake_{module}", None)
+    sources = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS}
+    with installed(tmp_path_factory.mktemp("site"), "fake", sources):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +72,6 @@ class World:
         """The run without its evaluation."""
         shutil.copytree(self.run, folder, ignore=shutil.ignore_patterns("evaluation"))
         return folder
-
-
-def sample(generator: np.random.Generator) -> dict[str, Any]:
-    """Dark mirrors the levels of light; the letters spell them."""
-    levels = generator.integers(0, LEVELS, (2, 2))
-    maps = {}
-    for name, shown in (("light", levels), ("dark", LEVELS - 1 - levels)):
-        flat = np.repeat(np.repeat(shown / (LEVELS - 1), 4, 0), 4, 1)[None]
-        maps[name] = np.clip(flat + generator.normal(0, 0.02, flat.shape), 0, 1).astype(np.float32)
-    return {**maps, "letters": "".join(chr(ord("a") + level) for level in levels.flat)}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from retrieval_world import NAMES, World, installed, make_world
+from retrieval_world import NAMES, SOURCES, World, make_world
+from small_modalities import installed
 
 from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
@@ -39,7 +40,7 @@ from tokenizers_zoo.report_pictures import cells_of
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with installed(tmp_path_factory.mktemp("site")):
+    with installed(tmp_path_factory.mktemp("site"), "small", SOURCES):
         yield make_world(tmp_path_factory.mktemp("world"))
 
 

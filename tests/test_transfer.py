@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
-from transfer_world import TEST, TRAIN, World, installed, make_world
+from small_modalities import installed
+from transfer_world import SOURCES, TEST, TRAIN, World, make_world
 
 from backbone.features import FourMEncoder
 from backbone.saving import load_model
@@ -34,7 +35,7 @@ STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with installed(tmp_path_factory.mktemp("site")):
+    with installed(tmp_path_factory.mktemp("site"), "task", SOURCES):
         yield make_world(tmp_path_factory.mktemp("world"))
 
 

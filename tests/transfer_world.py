@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from retrieval_world import VECTORS, write
-from test_evaluate import EXAMPLE, LETTERS, LEVELS, sample
+from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write, write_values
 
 from backbone.config import ModelConfig, TrainConfig
 from backbone.model import FourM
@@ -20,7 +15,6 @@ from backbone.run import Run
 from backbone.saving import save_model
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenStore
 
 ZONES = '''
@@ -89,34 +83,6 @@ plugin = Facts()
 SOURCES = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS}
 SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts")
 TRAIN, TEST = 96, 24
-REGISTRY = f"""[zoo]
-checkpoints = "tokenizers"
-modalities = {[*SEEN, *UNSEEN]!r}
-[modalities.light]
-image_size = 8
-levels = {LEVELS}
-[modalities.dark]
-image_size = 8
-levels = {LEVELS}
-"""
-
-
-@contextmanager
-def installed(folder: Path) -> Iterator[None]:
-    """The six modalities, as a distribution of their own."""
-    metadata = folder / "zoo_task-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-task\nVersion: 1.0\n")
-    lines = ["[tokenizers_zoo]", *(f"{name} = zoo_task_{name}:plugin" for name in SOURCES)]
-    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    for name, source in SOURCES.items():
-        (folder / f"zoo_task_{name}.py").write_text(source, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    yield
-    sys.path.remove(str(folder))
-    for name in SOURCES:
-        sys.modules.pop(f"zoo_task_{name}", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +103,7 @@ class World:
 
 def make_world(root: Path) -> World:
     """Values, tokens and a backbone; test samples 3 and 7 lack letters, 5 and 6 facts."""
-    (root / "registry.toml").write_text(REGISTRY)
+    (root / "registry.toml").write_text(registry_of([*SEEN, *UNSEEN]))
     zoo = Zoo.from_toml(root / "registry.toml")
     for name in SEEN:
         zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
@@ -150,10 +116,8 @@ def make_world(root: Path) -> World:
             write(root, zoo, split, name, {key: values[name] for key, values in samples.items()
                                            if key not in without.get(name, ())})  # fmt: skip
         for name in UNSEEN:
-            with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
-                for key, values in samples.items():
-                    if key not in without.get(name, ()):
-                        shard.add(key, *zoo[name].write(values[name]))
+            write_values(root, zoo, split, name, {key: values[name] for key, values in samples.items()
+                                                  if key not in without.get(name, ())})  # fmt: skip
         rows += [f"{key},{'down' if values['letters'][0] > values['letters'][1] else 'up'}"
                  for key, values in samples.items()]  # fmt: skip
     (root / "mine.csv").write_text("\n".join([*rows, "nobody,up", "nowhere,up", "nothing,down"]) + "\n")

@@ -1,0 +1,140 @@
+"""Small modalities given as source code, installed as long as a test needs them, and stores of their samples."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+
+EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
+LETTERS = '''
+from pathlib import Path
+import numpy as np
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.modality import ModalitySpec, SequenceLayout, ValueSpec
+
+class Letters:
+    """Text of up to 4 letters a-f, one token each."""
+    @hookimpl
+    def modality_spec(self, settings):
+        layout = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
+        return ModalitySpec(name=settings.name, summary="letters", value=ValueSpec(kind="text"), layout=layout,
+                            vocab_size=9)
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        import torch
+        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Letters"}, "Letters.")
+        return Path(out_dir)
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return load_checkpoint(checkpoint, "Letters")
+    @hookimpl
+    def encode(self, values):
+        return [np.array([ord(letter) - ord("a") + 3 for letter in value], np.int64) for value in values]
+    @hookimpl
+    def decode(self, tokens):
+        return ["".join(chr(int(token) - 3 + ord("a")) for token in row) for row in tokens]
+
+plugin = Letters()
+'''
+VECTORS = '''
+from pathlib import Path
+import numpy as np
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.modality import ModalitySpec, PatchesLayout, ValueSpec, VectorLayout
+
+class Numbers:
+    """Four numbers in [0, 1]: as a vector of tokens, one a number, or as one patch of four."""
+    @hookimpl
+    def modality_spec(self, settings):
+        vector = settings.name == "gist"
+        layout = VectorLayout(length=4) if vector else PatchesLayout(shape=(1, 1), dim=4, dtype="float32")
+        return ModalitySpec(name=settings.name, summary="four numbers", layout=layout, vocab_size=6 if vector else 0,
+                            value=ValueSpec(shape=(4,), low=0, high=1))
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        import torch
+        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Numbers"}, "Numbers.")
+        return Path(out_dir)
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return load_checkpoint(checkpoint, "Numbers")
+    @hookimpl
+    def encode(self, values, settings):
+        return (values * 5).round().long() if settings.name == "gist" else values[:, None]
+    @hookimpl
+    def decode(self, tokens, settings):
+        return tokens.float() / 5 if settings.name == "gist" else tokens[:, 0]
+
+plugin = Numbers()
+'''
+LEVELS = 6
+
+
+@contextmanager
+def installed(folder: Path, distribution: str, sources: Mapping[str, str]) -> Iterator[None]:
+    """The modalities of `sources`, by name the code of a module with `plugin`, as the distribution zoo-DISTRIBUTION."""
+    modules = {name: f"zoo_{distribution}_{name}" for name in sources}
+    metadata = folder / f"zoo_{distribution}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{distribution}\nVersion: 1.0\n")
+    lines = ["[tokenizers_zoo]", *(f"{name} = {module}:plugin" for name, module in modules.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    for name, module in modules.items():
+        (folder / f"{module}.py").write_text(sources[name], encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield
+    sys.path.remove(str(folder))
+    for module in modules.values():
+        sys.modules.pop(module, None)
+
+
+def registry_of(names: Sequence[str]) -> str:
+    """A registry.toml of these modalities; the maps among them are `light` and `dark`."""
+    return f"""[zoo]
+checkpoints = "tokenizers"
+modalities = {list(names)!r}
+[modalities.light]
+image_size = 8
+levels = {LEVELS}
+[modalities.dark]
+image_size = 8
+levels = {LEVELS}
+"""
+
+
+def sample(generator: np.random.Generator) -> dict[str, Any]:
+    """Dark mirrors the levels of light; the letters spell them."""
+    levels = generator.integers(0, LEVELS, (2, 2))
+    maps = {}
+    for name, shown in (("light", levels), ("dark", LEVELS - 1 - levels)):
+        flat = np.repeat(np.repeat(shown / (LEVELS - 1), 4, 0), 4, 1)[None]
+        maps[name] = np.clip(flat + generator.normal(0, 0.02, flat.shape), 0, 1).astype(np.float32)
+    return {**maps, "letters": "".join(chr(ord("a") + level) for level in levels.flat)}
+
+
+def write_values(root: Path, zoo: Zoo, split: str, name: str, values: Mapping[str, Any]) -> None:
+    """A shard of values in ROOT/data."""
+    with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
+        for key, value in values.items():
+            shard.add(key, *zoo[name].write(value))
+
+
+def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -> None:
+    """Values in ROOT/data and their tokens in ROOT/tokens."""
+    write_values(root, zoo, split, name, values)
+    rows = [np.asarray(row) for row in zoo[name].encode(list(values.values()))]
+    part = root / "tokens" / split / name / "part-00000.arrow"
+    write_part(part, TokenMetadata.of(zoo[name], {}), list(values), rows, {})
