@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +12,17 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.text import (
-    TextModality,
-    TextTokenizer,
-    control_character,
-    printable,
-    read_json,
-    whole_groups,
-)
+from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
 from zoo_semantics.labellers import BoxLabeller
-from zoo_semantics.matching import best_boxes, f1_of, label_f1, match
+from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, match
 
 if TYPE_CHECKING:
     import PIL.Image
 
-Box = dict[str, Any]
-LONGEST_LABEL = 100
 RENDER_SIZE = 256  # pixels, height and width of the picture that `render` draws
 THIN = 0.05  # of a level: half the width that a box gets whose two edges fall on one level
 
@@ -64,7 +54,7 @@ class BoxesSettings:
             raise ValueError(f"min_visible must be in (0, 1], got {self.min_visible:g}")
 
 
-class Boxes(TextModality[BoxesSettings]):
+class Boxes(LabelledBoxes[BoxesSettings]):
     """Boxes with labels, each as `v0=xmin v1=ymin v2=xmax v3=ymax label` (4M, arXiv 2312.06647, sec. 2).
 
     They stand in the order of the setting `order`.
@@ -105,8 +95,11 @@ class Boxes(TextModality[BoxesSettings]):
         assert labeller is not None  # without one nothing is derived
         return labeller.boxes(sample["rgb"])
 
+    def problem(self, box: Any) -> str | None:
+        return box_problem(box)
+
     def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
-        boxes = largest_first(checked_boxes(value))[: tokenizer.settings.max_boxes]
+        boxes = largest_first(self.checked(value))[: tokenizer.settings.max_boxes]
         groups = [tokenizer.vocabulary.encode(box_pieces(box, tokenizer.bins)) for box in boxes]
         if tokenizer.settings.order == "area":
             return whole_groups(groups, tokenizer.settings.max_length)
@@ -133,28 +126,13 @@ class Boxes(TextModality[BoxesSettings]):
     def transform(self, value: Any, crop: Crop, settings: Settings) -> list[Box]:
         """Boxes clipped to the crop; those of which too little is left are dropped."""
         least = settings.take(BoxesSettings).min_visible
-        seen = (seen_through(crop, box, least) for box in checked_boxes(value))
+        seen = (seen_through(crop, box, least) for box in self.checked(value))
         return [box for box in seen if box is not None]
-
-    @hookimpl
-    def read_value(self, data: bytes, extension: str) -> list[Box]:
-        """A `.json` file with the list."""
-        return checked_boxes(read_json(data, extension))
-
-    @hookimpl
-    def write_value(self, value: Any) -> tuple[bytes, str]:
-        """The list as JSON."""
-        return json.dumps(checked_boxes(value), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def render(self, value: list[Box]) -> PIL.Image.Image:
         """The boxes, drawn and named."""
         return draw(value)
-
-    @hookimpl
-    def vocabulary_texts(self, values: Sequence[list[Box]], settings: Settings) -> Sequence[str]:
-        """The labels, as they stand in the tokens."""
-        return [label_text(box) for value in values for box in value]
 
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
@@ -172,16 +150,6 @@ class Boxes(TextModality[BoxesSettings]):
         return best_boxes(values)
 
 
-def checked_boxes(value: Any) -> list[Box]:
-    """The list itself. Raises InvalidValueError, naming the box, where it is no list of boxes."""
-    if not isinstance(value, list):
-        raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
-    for index, box in enumerate(value):
-        if problem := box_problem(box):
-            raise InvalidValueError(f"box {index}: {problem}")
-    return value
-
-
 def box_problem(box: Any) -> str | None:
     """What is wrong with one box, or None."""
     if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
@@ -197,20 +165,6 @@ def box_problem(box: Any) -> str | None:
     return None
 
 
-def label_problem(label: Any) -> str | None:
-    """What is wrong with the label of a box, or None."""
-    if not isinstance(label, str) or not label or label != " ".join(label.split()):
-        return f"label: expected words with single spaces between them, got {label!r}"
-    if len(label) > LONGEST_LABEL or control_character(label):
-        return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
-    return None
-
-
-def label_of(piece: str) -> str:
-    """The label that a piece of text says; empty where it says none."""
-    return printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
-
-
 def is_fraction(number: Any) -> bool:
     """True for a number in [0, 1]."""
     return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
@@ -224,11 +178,6 @@ def area(edges: Sequence[float]) -> float:
 def largest_first(boxes: Sequence[Box]) -> list[Box]:
     """By falling area; equal ones by their place and label."""
     return sorted(boxes, key=lambda box: (-area(box["box"]), *box["box"], box["label"]))
-
-
-def label_text(box: Box) -> str:
-    """The label with a space before it, so that it is the same piece as the same word inside a sentence."""
-    return f" {box['label']}"
 
 
 def box_pieces(box: Box, bins: int) -> list[Piece]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +12,10 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.text import TextModality, TextTokenizer, read_json
+from tokenizers_zoo.families.text import TextTokenizer
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.vocabulary import Coordinate, Piece, Special
-from zoo_semantics.boxes import label_of, label_problem, label_text
+from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
 from zoo_semantics.levels_3d import AXES, Span, Spans
 from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, pairs
 from zoo_semantics.upright import overlaps_3d, wrapped
@@ -70,7 +68,7 @@ class Boxes3dSettings:
         return Spans(self.x, self.y, self.z, self.size)
 
 
-class Boxes3d(TextModality[Boxes3dSettings]):
+class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     """Oriented boxes, each as `v0=x v1=y v2=z v0=length v1=height v2=width v3=yaw label`, in the order of `order`.
 
     Axes are those of the camera, levelled by gravity: the origin is the camera, x points right and y up, both as a
@@ -128,9 +126,12 @@ class Boxes3d(TextModality[Boxes3dSettings]):
         """The one that names where levels begin and end."""
         return (settings.take(Boxes3dSettings).spans.token,)
 
+    def problem(self, box: Any) -> str | None:
+        return box_problem(box)
+
     def encode_value(self, value: Any, tokenizer: TextTokenizer[Boxes3dSettings]) -> list[int]:
         options, vocabulary = tokenizer.settings, tokenizer.vocabulary
-        boxes = checked_boxes(value)[: options.max_boxes]
+        boxes = self.checked(value)[: options.max_boxes]
         groups = [vocabulary.encode(box_pieces(box, options.spans, tokenizer.bins)) for box in boxes]
         start = vocabulary.encode([Special(options.spans.token)])
         ends = accumulate(map(len, groups), initial=len(start))
@@ -165,18 +166,8 @@ class Boxes3d(TextModality[Boxes3dSettings]):
 
         Where a box lies in the picture depends on the camera's field of view and pitch, which the value does not know.
         """
-        boxes = checked_boxes(value)
+        boxes = self.checked(value)
         return [mirrored(box) for box in boxes] if crop.flip else boxes
-
-    @hookimpl
-    def read_value(self, data: bytes, extension: str) -> list[Box]:
-        """A `.json` file with the list."""
-        return checked_boxes(read_json(data, extension))
-
-    @hookimpl
-    def write_value(self, value: Any) -> tuple[bytes, str]:
-        """The list as JSON."""
-        return json.dumps(checked_boxes(value), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def render(self, value: list[Box], settings: Settings) -> PIL.Image.Image:
@@ -185,11 +176,6 @@ class Boxes3d(TextModality[Boxes3dSettings]):
 
         options = settings.take(Boxes3dSettings)
         return draw(value, options.x, options.z)
-
-    @hookimpl
-    def vocabulary_texts(self, values: Sequence[list[Box]], settings: Settings) -> Sequence[str]:
-        """The labels, as they stand in the tokens."""
-        return [label_text(box) for value in values for box in value]
 
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
@@ -209,16 +195,6 @@ class Boxes3d(TextModality[Boxes3dSettings]):
     def constant_answer(self, values: Sequence[list[Box]]) -> list[Box]:
         """Boxes added one by one, as long as each raises `f1`."""
         return best_boxes(values, overlaps_3d, FOUND)
-
-
-def checked_boxes(value: Any) -> list[Box]:
-    """The list itself. Raises InvalidValueError, naming the box, where it is no list of oriented boxes."""
-    if not isinstance(value, list):
-        raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
-    for index, box in enumerate(value):
-        if problem := box_problem(box):
-            raise InvalidValueError(f"box {index}: {problem}")
-    return value
 
 
 def box_problem(box: Any) -> str | None:
