@@ -30,10 +30,11 @@ ORDER = {
         "training.average", "training.balance", "training.compiling", "training.distributed", "training.identity",
         "training.starting", "training.log", "training.parts", "training.train", "packing", "codecs", "features",
         "generation", "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.evaluate",
-        "evaluation.preview", "growing", "cli", "cli.run", "retrieval", "transfer.config", "transfer.kinds",
-        "transfer.tasks", "transfer.samples", "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora",
-        "transfer.probe", "transfer.saving", "transfer.scores", "transfer.training", "transfer.compare",
-        "transfer.predicting", "transfer.cli", "transfer", "ml4m", "cli.config", "cli.generate", "cli.grow", "cli.main",
+        "evaluation.preview", "growing", "cli", "cli.run", "retrieval", "transfer.config", "transfer.judging",
+        "transfer.kinds", "transfer.tasks", "transfer.samples", "transfer.reading", "transfer.decoder",
+        "transfer.heads", "transfer.lora", "transfer.probe", "transfer.saving", "transfer.scores", "transfer.training",
+        "transfer.compare", "transfer.predicting", "transfer.cli", "transfer", "ml4m", "cli.config", "cli.generate",
+        "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

@@ -1,4 +1,4 @@
-"""Transfer from the run to what is predicted: tuning, labels, probes on disk, resuming, comparison, the commands."""
+"""Transfer from the run to what is predicted: tuning, labels, probes on disk, resuming, comparison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from PIL import Image
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from small_modalities import installed
-from transfer_world import SOURCES, TEST, TRAIN, World, make_world
+from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, train
 
 from backbone.features import FourMEncoder
 from backbone.saving import load_model
@@ -25,27 +24,15 @@ from backbone.transfer.cli import transfer as command
 from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import chosen
-from backbone.transfer.training import transfer
 from tokenizers_zoo.checkpoint import file_digest
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.training_state import STATE
-
-STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with installed(tmp_path_factory.mktemp("site"), "task", SOURCES):
         yield make_world(tmp_path_factory.mktemp("world"))
-
-
-def train(world: World, out: Path, task: str, given: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
-    """Train a probe into `out`; gives its metrics.json. Keys that are no settings are arguments."""
-    rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
-    names = given.split(",")
-    transfer(world.run, world.zoo, task, names, out, transfer_config({**STEPS, **table}), seed=seed, **rest)
-    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-    return found
 
 
 def gap(metrics: dict[str, Any]) -> tuple[float, float]:
@@ -97,12 +84,6 @@ def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> N
     assert probe.predict_values({"light": values}) == pytest.approx([predicted[key] for key in keys[:5]], abs=1e-4)
     with pytest.raises(ConfigError, match="predicted from light; light is missing"):
         probe.predict({"dark": tokens})
-
-
-def read(world: World, name: str, key: str, split: str = "test") -> Any:
-    from tokenizers_zoo.data.shards import ValueStore
-
-    return ValueStore.of(world.root / "data", world.zoo).read(world.zoo[name], split, key)
 
 
 def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path: Path) -> None:
@@ -358,184 +339,3 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
         compared([folders[0], finished("again", metrics=main(9.0))])
     with pytest.raises(CheckpointError, match="no finished probe here"):
         compared([tmp_path])
-
-
-# ---------------------------------------------------------------- commands
-
-
-def zoo(*words: Any) -> Result:
-    """Run `zoo transfer WORDS`."""
-    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": None, "debug": False})
-
-
-def refused(*words: Any) -> str:
-    """The one line that a command complains with."""
-    result = zoo(*words)
-    assert isinstance(result.exception, ZooError), (result.output, result.exception)
-    text = str(result.exception)
-    assert "\n" not in text
-    return text
-
-
-def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
-    settings = tmp_path / "settings.toml"
-    settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
-    done = zoo("train", world.run, "--task", "zones", "--given", "light", "--config", settings, "--labels", "0.5",
-               "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
-    place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert "constant answer" in done.stdout and f"48 labels, 24 held-out samples, in {place}" in done.stdout
-    metrics = json.loads((place / "metrics.json").read_text())
-    assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
-    card = (place / "README.md").read_text()
-    assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
-
-    again = json.loads(zoo("eval", place, "--json").stdout)
-    score = metrics["metrics"][0]["score"]
-    assert again["samples"] == 24 and again["metrics"][0]["score"] == pytest.approx(score)
-    assert again["metrics"][0]["floor"] == metrics["metrics"][0]["floor"], "that of the labels that were used"
-    assert f"{score:.4g}" in zoo("eval", place).stdout
-
-    assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "made").exit_code == 0
-    answers = sorted(path.name for path in (tmp_path / "made").glob("*.npy"))
-    assert answers == ["test-000.npy", "test-011.npy", "test-023.npy"]
-    probe = load(place)
-    wanted = probe.predict({"light": world.tokens("light")[1]})[11]
-    assert np.array_equal(np.load(tmp_path / "made" / "test-011.npy"), wanted)
-    with Image.open(tmp_path / "made" / "predictions.png") as picture:
-        places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
-        assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
-        left, top, right, bottom = places[1][1]
-        shown = np.asarray(picture.convert("L"))[top:bottom, left:right]
-    assert np.array_equal(shown[8::16, 8::16], (wanted * 100).astype(np.uint8))
-
-
-def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
-    assert zoo("predict", frozen, "--keys", "test-004,test-001", "--out", tmp_path).exit_code == 0
-    with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["key"] for row in rows] == ["test-004", "test-001"]
-    assert float(rows[0]["true"]) == read(world, "facts", "test-004")["total"]
-    assert (tmp_path / "predictions.png").is_file()
-    assert "test-005: no such sample with inputs and a label" in refused(
-        "predict", frozen, "--keys", "test-005", "--out", tmp_path / "none"
-    )
-    assert not (tmp_path / "none").exists()
-
-
-# ---------------------------------------------------------------- bad input
-
-
-BAD = [
-    (["--task", "zone", "--given", "light"], "unknown modality 'zone'; did you mean zones?"),
-    (["--task", "zones", "--given", "lights"], "unknown modality of this backbone 'lights'; did you mean light"),
-    (["--task", "zones", "--given", "zones"], "unknown modality of this backbone 'zones'"),
-    (["--task", "facts.totals", "--given", "light"], "unknown field of facts 'totals'; did you mean total?"),
-    (["--task", "zones.low", "--given", "light"], "which has no fields; ask for zones"),
-    (["--task", "dark", "--given", "light,dark"], "dark is given, and with it the answer"),
-    (["--task", "zones", "--given", "light,light"], "expected each modality once"),
-    (["--task", "facts.rare", "--given", "light"], "all 32 labels are 'yes': nothing to tell apart"),
-    (["--task", "facts.same", "--given", "light"], "all 96 labels are alike: nothing to tell apart"),
-    (["--task", "facts.list", "--given", "light"], "expected texts or numbers, got '[1]'"),
-    (["--task", "facts.first", "--given", "light", "--as", "numbers"], "leave --as out"),
-    (["--task", "facts.total", "--given", "light", "--as", "tokens"], "is no whole modality, so it has no tokens"),
-    (["--task", "zones", "--given", "light", "--head", "knn"], "--head knn: does not give class map; expected"),
-    (["--task", "facts.total", "--given", "light", "--head", "convnext"], "does not give numbers"),
-    (["--task", "zones", "--given", "letters"], "a map is read from a grid of two axes, and none of these has one"),
-    (["--task", "facts", "--given", "light"], "needs a trained tokenizer (zoo tokenizer train facts)"),
-    (["--task", "nowhere.csv", "--given", "light"], "nowhere.csv: cannot be read as a table"),
-    (["--task", "zones", "--given", "light", "--labels", "some"], "--labels some: expected a share such as 0.1"),
-    (["--task", "zones", "--given", "light", "--labels", "2.0"], "labels: expected a share such as 0.1"),
-    (["--task", "zones", "--given", "light", "--set", "scale=log"], "scale log: is for maps of numbers"),
-    (["--task", "dark", "--given", "light", "--set", "scale=log"], "needs numbers that are declared to be above 0"),
-    (["--task", "zones", "--given", "light", "--set", "patience=2"], "patience: would choose"),
-    (["--task", "zones", "--given", "light", "--data", "nowhere"], "nowhere: no such folder"),
-    (["--task", "facts.total", "--given", "light", "--head", "linear", "--set", "batch_size=1"], "norms over a batch"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words[1:]) for words, _ in BAD])
-def test_what_means_nothing_is_one_line_and_nothing_is_written(
-    world: World, tmp_path: Path, words: list[str], message: str
-) -> None:
-    assert message in refused("train", world.run, *words, "--out", tmp_path / "probe")
-    assert not (tmp_path / "probe").exists()
-
-
-TABLES = {
-    "name,label\na,b\n": "has no column key",
-    "key,label\n": "has no labels",
-    "key,label\nnobody,1\nnowhere,2\n": "none of its 2 keys, such as 'nobody', is in",
-    "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",
-    "key,label\ntest-000,1\ntest-001,nan\n": "some labels are not finite numbers",
-    "key,label\ntrain-000,a\ntrain-001,b\n": "no sample of the split test in",
-    "key,label\ntest-000,a\ntrain-001,\n": "no sample of the split train in",
-}
-
-
-@pytest.mark.parametrize("text", TABLES)
-def test_a_table_that_says_nothing_is_refused(world: World, tmp_path: Path, text: str) -> None:
-    (tmp_path / "mine.csv").write_text(text)
-    words = ("--task", tmp_path / "mine.csv", "--given", "light", "--out", tmp_path / "probe")
-    assert TABLES[text] in refused("train", world.run, *words)
-
-
-def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    words = ("--task", "zones", "--given", "light", "--tuning", "lora", "--out", tmp_path / "probe")
-    assert 'pip install "tokenizers-zoo[transfer]"' in refused("train", world.run, *words)
-    assert not (tmp_path / "probe").exists()
-
-
-def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None:
-    run, probe = tmp_path / "run", tmp_path / "probe"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    words = ("--task", "facts.total", "--given", "light", "--head", "knn", "--out", probe)
-    assert zoo("train", run, *words).exit_code == 0
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "weights_sha256": "0" * 64}))
-    assert "the backbone in " in (text := refused("eval", probe)) and "has changed since this was trained on it" in text
-    (run / "config.json").write_text(json.dumps(config))
-    stored = load_file(probe / "model.safetensors")
-    assert stored["head.bank"].shape == (TRAIN, 32)
-    (probe / "model.safetensors").write_bytes(b"x" * 100)
-    assert "damaged" in refused("eval", probe)
-
-
-def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
-    from tokenizers_zoo.data.tar import writing_shard
-
-    for split in ("train", "test"):
-        with writing_shard(tmp_path / "data" / split / "zones" / "shard-00000.tar") as shard:
-            for number in range(8):
-                shard.add(f"{split}-{number:03}", *world.zoo["zones"].write(np.zeros((4, 4), np.int64)))
-    words = ("--task", "zones", "--given", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")
-    assert "zones: expected int64 (8, 8)" in refused("train", world.run, *words)
-    assert not (tmp_path / "probe").exists()
-
-
-def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
-    from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-
-    tensors, config = load_checkpoint(frozen)
-    full = tmp_path / "full"
-    train(world, full, "facts.total", tuning="full", steps=1)
-    whole, stored = load_checkpoint(full)
-    for number, (found, about) in enumerate((
-        ({name: tensor for name, tensor in tensors.items() if "query" not in name}, config),
-        ({name: tensor for name, tensor in whole.items() if "encoder.encoder_norm" not in name}, stored),
-        (whole | {"encoder.strange": torch.zeros(1)}, stored),
-    )):  # fmt: skip
-        save_checkpoint(tmp_path / str(number), found, about, "A card.")
-        with pytest.raises(CheckpointError, match="its tensors do not fit its config"):
-            load(tmp_path / str(number))
-
-
-def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    config = json.loads((run / "config.json").read_text())
-    config["fingerprints"]["light"] = "0" * 64
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="was trained on tokens of light by 000000000000"):
-        train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")

@@ -17,6 +17,7 @@ from backbone.transfer.compare import interval
 from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
 from backbone.transfer.decoder import TokenDecoder
 from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear
+from backbone.transfer.judging import accuracies, errors
 from backbone.transfer.kinds import (
     IGNORED,
     KINDS,
@@ -25,8 +26,6 @@ from backbone.transfer.kinds import (
     NumberMap,
     Numbers,
     Tokens,
-    accuracies,
-    errors,
     kind_from_json,
     kind_to_json,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from backbone.config import ModelConfig, TrainConfig
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import save_model
+from backbone.transfer.config import transfer_config
+from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 
 ZONES = '''
@@ -83,6 +87,7 @@ plugin = Facts()
 SOURCES = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS}
 SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts")
 TRAIN, TEST = 96, 24
+STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,3 +144,16 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
     gist = (levels.ravel() / (LEVELS - 1)).astype(np.float32)
     return {**values, "gist": gist, "zones": zones, "facts": facts}
+
+
+def train(world: World, out: Path, task: str, given: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
+    """Train a probe into `out`; gives its metrics.json. Keys that are no settings are arguments."""
+    rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
+    names = given.split(",")
+    transfer(world.run, world.zoo, task, names, out, transfer_config({**STEPS, **table}), seed=seed, **rest)
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def read(world: World, name: str, key: str, split: str = "test") -> Any:
+    return ValueStore.of(world.root / "data", world.zoo).read(world.zoo[name], split, key)

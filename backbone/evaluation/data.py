@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG, load_config
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, grew_from
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
@@ -128,13 +127,10 @@ class EvaluationData:
 def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | None) -> None:
     """Raise DataError where model, tokens and tokenizer do not speak of the same ids.
 
-    A vocabulary that has grown since, as its config.json says under "lineage", speaks of the same ones.
+    A vocabulary that has grown since speaks of the same ones.
     """
     column.check_codec(handle)
-    if trained_on in (None, column.fingerprint, handle.fingerprint):
-        return
-    lineage = load_config(handle.checkpoint).get("lineage", []) if (handle.checkpoint / CONFIG).is_file() else []
-    if trained_on not in [older["fingerprint"] for older in lineage]:
+    if trained_on not in (None, column.fingerprint, handle.fingerprint) and not grew_from(handle, str(trained_on), 0):
         raise DataError(
             f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on "
             f"tokens of {str(trained_on)[:12]}; evaluate with the tokens of its training, or train it again"

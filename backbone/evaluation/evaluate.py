@@ -93,11 +93,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name == "temperature":
-                continue
-            least = 0 if field.name in ("seed", "gallery_pairs") else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(f"{field.name}: expected at least {least}, got {getattr(self, field.name)}")
+            value, least = getattr(self, field.name), 0 if field.name in ("seed", "gallery_pairs") else 1
+            if field.type == "int" and value < least:
+                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature: expected a number above 0, got {self.temperature:g}")
 

@@ -108,9 +108,9 @@ def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path
     Example:
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
+    from backbone.transfer.samples import labelled
     from backbone.transfer.saving import load, places_of, settings_of_probe
     from backbone.transfer.scores import constant_of, score_table, scored
-    from backbone.transfer.training import labelled
 
     probe = load(folder, _zoo(), run=run)
     places = places_of(folder, probe, tokens, data)

@@ -16,19 +16,12 @@ from einops import rearrange
 from torch import Tensor
 
 from backbone.transfer.config import Scale
+from backbone.transfer.judging import JudgedClasses, JudgedNumbers
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.modality import GridLayout, Metric, ModalitySpec, SequenceLayout, VectorLayout
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout, VectorLayout
 
 IGNORED = -100
 """The target of places that have none."""
-ACCURACY = (
-    Metric(name="accuracy", higher_is_better=True, meaning="share that is right"),
-    Metric(name="balanced_accuracy", higher_is_better=True, meaning="mean over the true classes of the share right"),
-)
-ERRORS = (
-    Metric(name="mae", higher_is_better=False, meaning="mean absolute error, in the label's unit"),
-    Metric(name="r2", higher_is_better=True, meaning="share of the variance that is explained; 0: none, 1: all"),
-)
 
 
 class Kind(Protocol):
@@ -50,22 +43,8 @@ class Kind(Protocol):
         """The answers that outputs mean, one a sample; of tokens those that mean them."""
 
 
-class Judging(Kind, Protocol):
-    """A kind that says how good answers are, for labels that no modality judges."""
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What `score` gives, the main one first."""
-
-    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-        """The metrics of answers."""
-
-    def constant(self, labels: Sequence[Any]) -> Any:
-        """The best single answer to all of the labels."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(JudgedClasses):
     """One of some names a sample: outputs `batch classes`, targets int64 `batch`."""
 
     kind: ClassVar[str] = "classes"
@@ -89,22 +68,13 @@ class Classes:
         """The likeliest names."""
         return [self.names[index] for index in outputs.argmax(1).tolist()]
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """See `Judging`."""
-        return ACCURACY
-
-    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-        """See `Judging`."""
-        return accuracies(np.array(predicted), np.array(truth))
-
     def constant(self, labels: Sequence[Any]) -> Any:
         """The commonest; of equals the first by name."""
         return min(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
+class Numbers(JudgedNumbers):
     """One number a sample, or a vector of them: outputs and targets `batch numbers`, standardised."""
 
     kind: ClassVar[str] = "numbers"
@@ -148,15 +118,6 @@ class Numbers:
             return [float(row[0]) for row in table]
         return list(table.reshape(len(table), *self.shape).astype(self.dtype))
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """See `Judging`."""
-        return ERRORS
-
-    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-        """See `Judging`."""
-        return errors(predicted, truth)
-
     def constant(self, labels: Sequence[Any]) -> Any:
         """The median, of each number by itself."""
         median = np.median(np.stack([np.asarray(label, np.float64) for label in labels]), axis=0)
@@ -164,7 +125,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMap:
+class ClassMap(JudgedClasses):
     """A class for each pixel: outputs `batch classes height width`, targets int64 `batch height width`."""
 
     kind: ClassVar[str] = "class map"
@@ -189,15 +150,6 @@ class ClassMap:
         """The likeliest class of each pixel."""
         return list(outputs.argmax(1).cpu().numpy().astype(self.dtype))
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """See `Judging`."""
-        return ACCURACY
-
-    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-        """See `Judging`, over all pixels."""
-        return accuracies(np.stack(predicted).ravel(), np.stack(truth).ravel())
-
     def constant(self, labels: Sequence[Any]) -> Any:
         """The commonest class of each pixel."""
         maps = np.stack(labels)
@@ -206,7 +158,7 @@ class ClassMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NumberMap:
+class NumberMap(JudgedNumbers):
     """Numbers for each pixel: outputs and targets `batch channels height width`, standardised by channel."""
 
     kind: ClassVar[str] = "number map"
@@ -259,15 +211,6 @@ class NumberMap:
         maps = outputs.double().cpu().numpy() * std + mean
         maps = np.exp(np.minimum(maps, 80.0)) if self.scale == "log" else maps
         return list(clamped(maps, self.low, self.high).astype(self.dtype))
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """See `Judging`."""
-        return ERRORS
-
-    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-        """See `Judging`, over all pixels."""
-        return errors(predicted, truth)
 
     def constant(self, labels: Sequence[Any]) -> Any:
         """The median of each pixel."""
@@ -361,18 +304,3 @@ def spread(std: Any) -> tuple[float, ...]:
 def clamped(numbers: Any, low: float | None, high: float | None) -> Any:
     """Numbers within bounds, where there are any."""
     return numbers if low is None and high is None else np.clip(numbers, low, high)
-
-
-def accuracies(predicted: Any, truth: Any) -> dict[str, float]:
-    """The metrics ACCURACY of two arrays of classes."""
-    right = predicted == truth
-    recalls = [right[truth == name].mean() for name in np.unique(truth)]
-    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
-
-
-def errors(predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-    """The metrics ERRORS; variance is around each number's own mean. R2 of truths that are all alike is NaN."""
-    guess, true = (np.stack([np.asarray(x, np.float64) for x in listed]) for listed in (predicted, truth))
-    residual, total = ((guess - true) ** 2).sum(), ((true - true.mean(0)) ** 2).sum()
-    r2 = 1 - residual / total if total > 0 else math.nan
-    return {"mae": float(np.abs(guess - true).mean()), "r2": float(r2)}

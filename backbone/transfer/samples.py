@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from backbone.codecs import stored_samples
 from backbone.training.data import TokenData
+from backbone.transfer.config import TransferConfig
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
@@ -116,6 +117,43 @@ def chosen(keys: Sequence[str], amount: int | float, seed: int, classes: Iterabl
         order = sorted(order, key=turn.__getitem__)
         count = max(count, len(sizes))
     return order[:count]
+
+
+def labelled(task: Task, known: Part, config: TransferConfig, seed: int) -> Part:
+    """The training samples whose labels are used."""
+    classes = None
+    if task.whole is None or task.whole.spec.value.kind == "text":
+        labels = list(known.labels)
+        classes = map(str, labels) if task.kind_name(labels) == "classes" else None
+    keys = set(chosen(known.keys, config.labels, seed, classes))
+    return known.only(known.labels.without(set(known.keys) - keys))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A sample by its place in a part."""
+
+    part: Part
+    place: int
+
+
+class Examples(Sequence[Example]):
+    """The samples of a part as the training loop counts them."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return Example(part=self.part, place=index)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from backbone.transfer.kinds import Classes, Kind, kind_to_json
 from backbone.transfer.lora import require_peft
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features, unpadded
-from backbone.transfer.samples import TEST, TRAIN, Part, Places, chosen
+from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Part, Places, labelled
 from backbone.transfer.saving import CLASS, described, tensors_of
 from backbone.transfer.scores import METRICS, constant_of, probe_card, scored
 from backbone.transfer.tasks import Task
@@ -112,43 +112,6 @@ def remove_probe(folder: Path) -> None:
     if identity.get("model", {}).get("class") != CLASS:
         raise CheckpointError(f"--overwrite: {folder} holds something else than a probe; give another --out")
     remove_folder(folder)
-
-
-def labelled(task: Task, known: Part, config: TransferConfig, seed: int) -> Part:
-    """The training samples whose labels are used."""
-    classes = None
-    if task.whole is None or task.whole.spec.value.kind == "text":
-        labels = list(known.labels)
-        classes = map(str, labels) if task.kind_name(labels) == "classes" else None
-    keys = set(chosen(known.keys, config.labels, seed, classes))
-    return known.only(known.labels.without(set(known.keys) - keys))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """A sample by its place in a part."""
-
-    part: Part
-    place: int
-
-
-class Examples(Sequence[Example]):
-    """The samples of a part as the training loop counts them."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        return Example(part=self.part, place=index)
 
 
 @dataclass(kw_only=True)

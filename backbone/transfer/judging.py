@@ -1,0 +1,57 @@
+"""How good answers are where no modality judges them: accuracy of classes, errors of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tokenizers_zoo.modality import Metric
+
+ACCURACY = (
+    Metric(name="accuracy", higher_is_better=True, meaning="share that is right"),
+    Metric(name="balanced_accuracy", higher_is_better=True, meaning="mean over the true classes of the share right"),
+)
+ERRORS = (
+    Metric(name="mae", higher_is_better=False, meaning="mean absolute error, in the label's unit"),
+    Metric(name="r2", higher_is_better=True, meaning="share of the variance that is explained; 0: none, 1: all"),
+)
+
+
+class JudgedClasses:
+    """Classes, of samples or of their pixels."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ACCURACY
+    """What `score` gives, the main one first."""
+
+    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+        """The metrics of answers, over all samples and pixels."""
+        return accuracies(np.stack(predicted).ravel(), np.stack(truth).ravel())
+
+
+class JudgedNumbers:
+    """Numbers, of samples or of their pixels."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ERRORS
+    """What `score` gives, the main one first."""
+
+    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+        """The metrics of answers, over all samples and pixels."""
+        return errors(predicted, truth)
+
+
+def accuracies(predicted: Any, truth: Any) -> dict[str, float]:
+    """The metrics ACCURACY of two arrays of classes."""
+    right = predicted == truth
+    recalls = [right[truth == name].mean() for name in np.unique(truth)]
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
+
+
+def errors(predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+    """The metrics ERRORS; variance is around each number's own mean. R2 of truths that are all alike is NaN."""
+    guess, true = (np.stack([np.asarray(x, np.float64) for x in listed]) for listed in (predicted, truth))
+    residual, total = ((guess - true) ** 2).sum(), ((true - true.mean(0)) ** 2).sum()
+    r2 = 1 - residual / total if total > 0 else math.nan
+    return {"mae": float(np.abs(guess - true).mean()), "r2": float(r2)}
