@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,31 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
         "predict", frozen, "--keys", "test-005", "--out", tmp_path / "none"
     )
     assert not (tmp_path / "none").exists()
+
+
+def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Path(__file__).parent.parent / "studies" / "low_labels.py"
+    asked = [
+        "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path, "--tasks", "zones", "letters",
+        "--given", "light", "light,letters", "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
+    found = []
+    for _ in range(2):
+        runpy.run_path(str(study), run_name="__main__")
+        written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+        found.append((json.loads((tmp_path / "results.json").read_text()), written))
+    assert found[0] == found[1], "finished probes are left alone"
+    rows = found[0][0]["rows"]
+    settings = [(row["given"], row["tuning"], row["labels"]) for row in rows]
+    assert settings == [
+        ("light", tuning, share) for share in (0.1, 1.0) for tuning in ("frozen", "full", "scratch")
+    ] + [("light, letters", "frozen", share) for share in (0.1, 1.0)]  # fmt: skip
+    cells = [[cell and sorted(cell["seeds"]) for cell in row["cells"]] for row in rows]
+    assert cells == [[["0"]] * 2] * 6 + [[["0"], None]] * 2, "letters are not predicted from letters"
+    assert "constant answer" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- bad input
