@@ -105,8 +105,8 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
 ) -> None:
     study = Path(__file__).parent.parent / "studies" / "low_labels.py"
     asked = [
-        "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path, "--tasks", "zones", "letters",
-        "--given", "light", "light,letters", "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
+        "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path,
+        "--tasks", "zones", "letters", "--given", "light", "light,letters", "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
     found = []
