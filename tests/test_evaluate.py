@@ -31,7 +31,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -144,7 +144,7 @@ def test_the_learned_mapping_closes_the_gap(result: dict[str, Any]) -> None:
 
 
 def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, samples=3, answers=5, gallery_pairs=0)
+    config = dataclasses.replace(CONFIG, samples=3, answers=5, batch_size=2, gallery_pairs=0)
     found = world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",)], targets=["light"])["pairs"][0]
     model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
     keys = data.keys(["dark", "light"], 3)
@@ -312,6 +312,16 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
     small = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     found = evaluate(run, zoo, world.tokens, world.data, given=[("light",)], targets=["letters"], config=small)
     assert found["skipped"] == {}
+    later = tmp_path / "tokens"
+    shutil.copytree(world.tokens, later)
+    column = TokenStore(later).open("test", "letters")
+    rows = column.take(range(len(column)))
+    write_part(
+        later / "test" / "letters" / "part-00000.arrow", TokenMetadata.of(zoo["letters"], {}), column.keys, rows, {}
+    )
+    assert TokenStore(later).open("test", "letters").fingerprint == zoo["letters"].fingerprint
+    found = evaluate(run, zoo, later, world.data, given=[("light",)], targets=["letters"], config=small)
+    assert found["skipped"] == {}, "tokens that the grown one wrote"
     grown.write_text(json.dumps({**config, "lineage": []}) + "\n")
     with pytest.raises(DataError, match="evaluate letters"):
         again = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")

@@ -79,6 +79,13 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     assert (world.folder / "file/files/0/caption.txt").is_file()
 
 
+def test_a_draw_is_no_other_samples(world: World) -> None:
+    """With nothing given all that tells draws apart is their number."""
+    went(world, f"{MAKE} --make depth --samples 0-1 --draws 2 --set temperature=3")
+    files = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
+    assert len(files) == len(set(files)) == 4
+
+
 def test_draws_are_written_best_first(world: World) -> None:
     words = "--given rgb_patches --make caption --rank depth --draws 4 --samples 2 --set temperature=3"
     went(world, f"backbone generate run --out new {words}")

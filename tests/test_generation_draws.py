@@ -67,6 +67,17 @@ def test_kept_parts_of_other_sizes_have_their_draws(model: FourM) -> None:
     assert (made["right"][:, 0] == right[rows, 0]).all()
 
 
+def test_kept_parts_of_one_size_may_leave_other_cells(model: FourM) -> None:
+    right = torch.arange(36).reshape(4, 3, 3) % 11
+    right[:2, 1] = -1
+    right[2:, :, 2] = -1
+    plan = [TargetPlan(name="right", steps=2, temperature=4.0)]
+    made = generate(model, given(4), plan, 5, kept={"right": right}, draws=DRAWS)
+    rows = [row // DRAWS for row in range(4 * DRAWS)]
+    repeated = {name: rows_of(tokens, rows) for name, tokens in given(4).items()}
+    assert listed(made) == listed(generate(model, repeated, plan, 5, kept={"right": right[rows]}))
+
+
 @pytest.mark.parametrize(
     ("plan", "encoded"),
     [

@@ -106,7 +106,8 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     study = Path(__file__).parent.parent / "studies" / "low_labels.py"
     asked = [
         "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path,
-        "--tasks", "zones", "letters", "--given", "light", "light,letters", "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
+        "--tasks", "zones", "letters", "--given", "light", "light,letters",
+        "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
     found = []
