@@ -294,6 +294,18 @@ def test_a_field_may_be_taken_as_classes(world: World, tmp_path: Path) -> None:
     assert all(answer.isdigit() for answer in load(tmp_path / "total").predict({"light": world.tokens("light")[1]}))
 
 
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp_path: Path, tuning: str) -> None:
+    train(world, tmp_path, "facts.total", "letters", tuning=tuning, steps=4)
+    probe = load(tmp_path)
+    _, rows = world.tokens("letters")
+    short, whole = rows[0][:2], rows[1]
+    together = probe.predict({"letters": [short, whole]})
+    alone = [probe.predict({"letters": [row]})[0] for row in (short, whole)]
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert together[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
+
+
 # ---------------------------------------------------------------- comparison
 
 
