@@ -141,6 +141,13 @@ def test_relations_are_those_of_the_boxes_and_depths() -> None:
     assert captions.place(left) == "on the left" and captions.place(right) == "on the right"
     assert captions.place(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
     assert captions.place(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
+    assert captions.place(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
+    wide, whole = _seen("sofa", (0.1, 0, 0.45, 1), 3), _seen("rug", (0.0, 0, 1.0, 1), 4.5)
+    assert captions.place(wide) == "from the far left to the middle"
+    assert captions.place(whole) == "from the far left to the far right at the back"
+    assert captions.places([right, left]) == "on the left and on the right"
+    assert captions.places([left, left]) == "on the left" and captions.places([right]) == "on the right"
+    assert captions.places([left, right, wide]) == ""
     assert captions.relation(left, right) == "is to the left of"
     assert captions.relation(right, left) == "is to the right of"
     near = _seen("box", (0.15, 0.6, 0.4, 0.9), 1.5)

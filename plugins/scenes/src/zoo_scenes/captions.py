@@ -5,6 +5,7 @@ Only what covers enough of the picture is named. Left and right are the viewer's
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from zoo_scenes.observe import Seen
 from zoo_scenes.things import Scene
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+_SIDES = ("far left", "left", "middle", "right", "far right")
 _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
@@ -21,7 +23,7 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     seen = [item for item in seen if item.clear]
     speaker = _Speaker(rng, scene, seen)
     room = speaker.room(shares)
-    view = [speaker.view()] if rng.random() < 0.5 else []
+    view = [speaker.view()] if rng.random() < 0.8 else []
     if not seen:
         return " ".join([f"An empty room{room}.", *view])
     relations = speaker.relations()
@@ -30,7 +32,7 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
         more = [f"The room has{room.removeprefix(' with')}."] if room else []
         return " ".join([relations[0], *rng.choice((more, relations[1:])), *view])
     speaker.mentioned.clear()
-    listed = speaker.listing(rng.choice((2, 3, 4)))
+    listed = speaker.listing(rng.choice((2, 3, 4, 4)))
     if shape < 0.5:
         inside = "In a room{room} there {are} {things}."
         opener = rng.choice(("A room{room}: {things}.", "{Things} in a room{room}.", inside))
@@ -41,7 +43,7 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     has = f" has{room.removeprefix(' with')}" if room else " is indoors"
     are = "are" if speaker.plural_first else "is"
     text = opener.format(room=room, things=listed, Things=_capital(listed), are=are, has=has)
-    more = speaker.relations()[: rng.choice((0, 1, 1, 2))]
+    more = speaker.relations()[: rng.choice((0, 1)) if len(speaker.mentioned) < 4 else 0]
     return " ".join([text, *more, *view])
 
 
@@ -76,17 +78,17 @@ class _Speaker:
         return f"The camera looks {where}."
 
     def listing(self, most: int) -> str:
-        """Up to `most` groups of things, the larger ones likelier, with counts; places of some that are alone."""
+        """Up to `most` groups of things, the larger ones likelier, with counts and mostly with places."""
         groups = [words for words in self.groups if words != "books"] or list(self.groups)
         chosen = groups[:most]
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.2:
             chosen = sorted(self.rng.sample(groups, min(most, len(groups))), key=groups.index)
         self.mentioned.update(chosen)
         parts = []
         for words in chosen:
             group = self.groups[words]
-            where = f" {place(group[0])}" if len(group) == 1 and self.rng.random() < 0.6 else ""
-            parts.append(f"{counted(words, len(group))}{where}")
+            where = places(group) if self.rng.random() < 0.9 else ""
+            parts.append(f"{counted(words, len(group))} {where}".rstrip())
         first = self.groups[chosen[0]]
         self.plural_first = len(first) > 1 or first[0].thing.label == "books"
         return joined(parts)
@@ -152,10 +154,29 @@ class _Speaker:
 
 def place(item: Seen) -> str:
     """Where a thing is for the viewer, such as "on the left" or "in the middle at the back"."""
+    return f"{side(item)} at the back" if item.depth > 4 else f"{side(item)} close by" if item.depth < 2 else side(item)
+
+
+def side(item: Seen) -> str:
+    """Where a thing is from left to right: a place by the middle of its box, from where to where if that is wide."""
     left, _, right, _ = item.box
-    middle = (left + right) / 2
-    side = "on the left" if middle < 0.38 else "on the right" if middle > 0.62 else "in the middle"
-    return f"{side} at the back" if item.depth > 4 else f"{side} close by" if item.depth < 2 else side
+    if right - left > 0.3 and (start := _SIDES[_step(left)]) != (end := _SIDES[_step(right)]):
+        return f"from the {start} to the {end}"
+    where = _SIDES[_step((left + right) / 2)]
+    return f"in the {where}" if where == "middle" else f"on the {where}"
+
+
+def _step(place: float) -> int:
+    """Which of the five sides a place in [0, 1] has."""
+    return bisect.bisect((0.18, 0.38, 0.62, 0.82), place)
+
+
+def places(group: list[Seen]) -> str:
+    """Where the things of a group are: one place, two sides, or "" where it would take more words."""
+    if len(group) == 1:
+        return place(group[0])
+    sides = list(dict.fromkeys(side(item) for item in sorted(group, key=lambda item: item.box[0] + item.box[2])))
+    return " and ".join(sides) if len(sides) <= 2 else ""
 
 
 def relation(item: Seen, other: Seen) -> str:
