@@ -17,9 +17,9 @@ from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainC
 from backbone.model import FourM
 from backbone.training.held_out import losses_of
 from backbone.training.train import train
-from backbone.transfer.compare import interval as mean_and_half
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.intervals import interval as mean_and_half
 
 GIVEN = "rgb_patches"
 """What the demo's pictures are read as."""

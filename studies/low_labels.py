@@ -3,7 +3,8 @@
     python studies/low_labels.py --run runs/demo/backbone --tasks semseg depth metadata.num_objects
 
 Every task is learned on a share of its labels: on the frozen encoder, with the encoder tuned, too, and by the same
-network from random weights. Sets of inputs after the first one are given to the frozen encoder only. Held-out scores.
+network from random weights. Sets of inputs after the first one are given to the frozen encoder only. A share of the
+labels chooses the step whose weights are kept. Held-out scores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
 
 TUNINGS = "frozen", "full", "scratch"
+EVALUATIONS = 20
+"""Of a run on its validation samples."""
 
 
 def main() -> None:
@@ -37,6 +40,9 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares")
     parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
@@ -48,7 +54,7 @@ def main() -> None:
         leaks = task.split(".")[0] in inputs
         if leaks or (tuning != "frozen" and given != arguments.given[0]):
             continue
-        config = settings(tuning, share, arguments.steps)
+        config = settings(tuning, share, arguments.steps, arguments.validation)
         name = f"{task}/{given}-{tuning}-{share:g}-seed-{seed}"
         place = arguments.out / name
         folders.append(transfer(arguments.run, zoo, task, inputs, place, config, seed=seed, data=arguments.data))
@@ -59,9 +65,10 @@ def main() -> None:
     console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
 
 
-def settings(tuning: str, share: float, steps: int) -> TransferConfig:
-    """Those of the tuning, with as many steps for few labels as for all."""
-    return replace(transfer_config({"tuning": tuning, "labels": float(share)}), steps=steps, eval_every=steps)
+def settings(tuning: str, share: float, steps: int, validation: float) -> TransferConfig:
+    """Those of the tuning, with as many steps for few labels as for all, and EVALUATIONS of them to choose among."""
+    config = transfer_config({"tuning": tuning, "labels": float(share)})
+    return replace(config, steps=steps, validation=validation, eval_every=max(1, steps // EVALUATIONS))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a line may import from the lines above it, and from itself. The twin of docs/architecture.md.
 ORDER = {
     "tokenizers_zoo": (
-        "errors", "config", "checkpoint", "pretrained", "modality", "labellers", "source", "values", "data.samples",
-        "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log", "training_config",
-        "training_state", "training_task", "training_batches", "training_report", "training",
+        "errors", "config", "checkpoint", "intervals", "pretrained", "modality", "labellers", "source", "values",
+        "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log",
+        "training_config", "training_state", "training_task", "training_batches", "training_report", "training",
         "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
         "pipeline", "report_pictures", "report_samples", "report_retrieval", "report_transfer", "report",
         "report_zoo", "testing", "doctor", "cli",

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from backbone.transfer.cli import transfer as command
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report import write_report
@@ -45,15 +47,19 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     probe(run, "a", 0.25)
     probe(run, "b", 0.35, seed=1)
     probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10})
-    probe(run, "d", None, tuning="scratch", labels={"asked": 1, "train": 1, "test": 8})
+    probe(run, "d", None, tuning="scratch", labels={"asked": 8, "train": 6, "validation": 2, "test": 8})
     probe(run, "of other weights", 0.1, "v")
     section = transfer_section(run, "w")
-    assert section is not None and section["seeds"] == 2
+    assert section is not None and section["seeds"] == 2 and section["spread"] == " ± 95 %"
     shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["floor"]) for row in section["rows"]]
     assert shown == [
-        ("scratch", "1", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.071", "0.5"),
+        ("scratch", "8", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.64", "0.5"),
         ("frozen", "1,400", "mae in m ↓", "0.2", "0.5"),
     ]  # fmt: skip
+    # Student's t with one degree of freedom: 12.706 (any table); the deviation of 0.25 and 0.35 is 0.0707, so that the
+    # half is 0.635, which is what the comparison says.
+    two = [run / "transfer" / name for name in ("a", "b")]
+    assert "0.300 ± 0.635" in CliRunner().invoke(command, ["compare", *map(str, two)]).output
 
 
 def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:
@@ -61,6 +67,7 @@ def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> N
     assert heading not in write_report(zoo, run).read_text(encoding="utf-8")
     probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
     page = write_report(zoo, run).read_text(encoding="utf-8")
-    assert heading in page and "&lt;depth&gt;" in page and "deviation over seeds" not in page
+    assert heading in page and "&lt;depth&gt;" in page and "95 %" not in page
     probe(run, "b", 0.35, task={"name": "<depth>", "kind": "number map"}, seed=1)
-    assert "deviation over seeds" in write_report(zoo, run).read_text(encoding="utf-8")
+    page = write_report(zoo, run).read_text(encoding="utf-8")
+    assert "half of the 95 % interval of the mean over seeds" in page and "<th>score ± 95 %</th>" in page

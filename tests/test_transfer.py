@@ -67,7 +67,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, froze
     assert metrics["parameters"]["trained"] == trained
     assert metrics["left_out"] == {"train": {"no_input": 0, "no_label": 0}, "test": {"no_input": 0, "no_label": 2},
                                    "unknown_keys": 0}  # fmt: skip
-    assert metrics["labels"] == {"asked": 1.0, "train": TRAIN, "test": TEST - 2}
+    assert metrics["labels"] == {"asked": 1.0, "train": TRAIN - 19, "validation": 19, "test": TEST - 2}
 
 
 def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> None:
@@ -281,7 +281,8 @@ def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -
     keys, _ = world.tokens("light", "train")
     first = [read(world, "facts", key, "train")["first"] for key in keys]
     picked = chosen(keys, 8, 1, first)
-    assert few["labels"] == {"asked": 8, "train": 8, "test": TEST - 2} and few["task"]["kind"] == "classes"
+    assert few["labels"] == {"asked": 8, "train": 8, "validation": 0, "test": TEST - 2}
+    assert few["task"]["kind"] == "classes" and "kept_step" not in few
     answers = load(tmp_path / "few").network.head.state_dict()["answers"]
     names = sorted(set(first))
     assert sorted(names[i] for i in answers.argmax(1)) == sorted(first[keys.index(key)] for key in picked)
@@ -344,9 +345,15 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     )
     assert max(map(len, shown)) <= 80
     assert json.loads(CliRunner().invoke(command, ["compare", *map(str, folders), "--json"]).output) == result
-    same = [finished(f"same{seed}", seed=seed, settings={"steps": 9, "eval_every": 3 + seed}) for seed in (0, 1)]
+    last = {"validation": 0.0, "steps": 9}
+    same = [finished(f"same{seed}", seed=seed, settings={**last, "eval_every": 3 + seed}) for seed in (0, 1)]
     shown = CliRunner().invoke(command, ["compare", *map(str, same)]).output.splitlines()
-    assert len(compared(same)["rows"]) == 1 and shown[-1] == "all with steps=9" and "settings" not in shown[1]
+    assert len(compared(same)["rows"]) == 1 and "settings" not in shown[1]
+    assert shown[-1] == "all with steps=9, validation=0.0"
+    chose = [finished(f"chose{every}", settings={"steps": 9, "eval_every": every}) for every in (3, 4)]
+    assert [row["settings"] for row in compared(chose)["rows"]] == [f"steps=9, eval_every={every}" for every in (3, 4)]
+    votes = [finished(f"votes{every}", seed=every, head="knn", settings={"eval_every": every}) for every in (3, 4)]
+    assert len(compared(votes)["rows"]) == 1
     with pytest.raises(ConfigError, match="has the same settings and seed as"):
         compared([folders[0], finished("again", metrics=main(9.0))])
     with pytest.raises(CheckpointError, match="no finished probe here"):

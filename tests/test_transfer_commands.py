@@ -66,6 +66,9 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
     card = (place / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
+    assert metrics["labels"] == {"asked": 0.5, "train": 38, "validation": 10, "test": 24}
+    kept = f"weights of step 30 of 30, the best by 10 validation samples (right {metrics['validation']['score']:.4g})"
+    assert kept in done.stdout and f"labels of 38 samples\n(seed 3); {kept}." in card
 
     again = json.loads(zoo("eval", place, "--json").stdout)
     score = metrics["metrics"][0]["score"]
@@ -151,7 +154,8 @@ BAD = [
     (["--task", "zones", "--given", "light", "--labels", "2.0"], "labels: expected a share such as 0.1"),
     (["--task", "zones", "--given", "light", "--set", "scale=log"], "scale log: is for maps of numbers"),
     (["--task", "dark", "--given", "light", "--set", "scale=log"], "needs numbers that are declared to be above 0"),
-    (["--task", "zones", "--given", "light", "--set", "patience=2"], "patience: would choose"),
+    (["--task", "zones", "--given", "light", "--set", "patience=2", "--set", "validation=0"], "patience: watches"),
+    (["--task", "zones", "--given", "light", "--set", "patience=2", "--labels", "9"], "patience: 9 labels are too few"),
     (["--task", "zones", "--given", "light", "--data", "nowhere"], "nowhere: no such folder"),
     (["--task", "facts.total", "--given", "light", "--head", "linear", "--set", "batch_size=1"], "norms over a batch"),
 ]  # fmt: skip

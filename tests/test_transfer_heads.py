@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from backbone.config import ModelConfig
 from backbone.tables import Tables
-from backbone.transfer.compare import interval
 from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
 from backbone.transfer.decoder import TokenDecoder
 from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear
@@ -33,6 +32,7 @@ from backbone.transfer.reading import Grid, padded_features, unpadded
 from backbone.transfer.samples import chosen, spread
 from backbone.transfer.tasks import whole_kind
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.intervals import interval
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -337,7 +337,11 @@ def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:
         ({"labels": 0}, "labels: expected a share"),
         ({"labels": True}, "labels: expected int, got bool True"),
         ({"tuning": "half"}, "tuning: expected one of"),
-        ({"patience": 3}, "patience: would choose the weights by the held-out samples that are scored"),
+        ({"patience": 3, "validation": 0.0}, "patience: watches the validation samples, and validation is 0"),
+        ({"patience": 3, "head": "knn"}, "patience: knn trains nothing that could stop early"),
+        ({"validation": 1.0}, "validation and dropout: expected shares from 0 to below 1, got 1.0 and 0.0"),
+        ({"dropout": -0.1}, "validation and dropout: expected shares from 0 to below 1, got 0.2 and -0.1"),
+        ({"eval_samples": 7}, "eval_samples: bounds the validation samples, which have to be 8 at least, got 7"),
         ({"head": "knn", "tuning": "full"}, "head: knn trains nothing"),
         ({"layer_decay": 0.0}, "layer_decay: expected a number above 0"),
         ({"neighbours": 0}, "neighbours, lora_rank and head_blocks: expected at least 1"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.intervals import SPREAD, interval
 
 PROBES = "transfer/*/metrics.json"
 NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
@@ -26,7 +26,8 @@ def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     if not groups:
         return None
     rows = sorted((_row(probes) for probes in groups.values()), key=lambda row: row["order"])
-    return {"rows": rows, "seeds": max(len(probes) for probes in groups.values())}
+    seeds = max(len(probes) for probes in groups.values())
+    return {"rows": rows, "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
 
 
 def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -39,25 +40,26 @@ def _row(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row, by the main metric."""
     first = probes[0]
     main, labels = first["metrics"][0], first["labels"]
+    used = labels["train"] + labels.get("validation", 0)
     arrow = "↑" if main["higher_is_better"] else "↓"
     return {
-        "order": (first["task"]["name"], first["given"], labels["train"], first["tuning"], first["head"]),
+        "order": (first["task"]["name"], first["given"], used, first["tuning"], first["head"]),
         "task": first["task"]["name"],
         "given": " + ".join(first["given"]),
         "tuning": first["tuning"],
         "head": first["head"],
-        "labels": f"{labels['train']:,}",
+        "labels": f"{used:,}",
         "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
         "score": _mean([probe["metrics"][0]["score"] for probe in probes]),
-        "floor": _mean([probe["metrics"][0]["floor"] for probe in probes]),
+        "floor": _mean([probe["metrics"][0]["floor"] for probe in probes], spread=False),
         "seeds": len(probes),
     }
 
 
-def _mean(numbers: Sequence[float | None]) -> str:
-    """The mean, with the deviation where there are several; a dash where a number is missing."""
+def _mean(numbers: Sequence[float | None], spread: bool = True) -> str:
+    """The mean, with half of its 95 % interval where there are several; a dash where a number is missing."""
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers):
         return "-"
-    mean = f"{statistics.fmean(known):.3g}"
-    return f"{mean} ± {statistics.stdev(known):.2g}" if len(set(known)) > 1 else mean
+    mean, half = interval(known)
+    return f"{mean:.3g} ± {half:.2g}" if spread and half is not None else f"{mean:.3g}"

@@ -20,7 +20,7 @@ from tokenizers_zoo.training_batches import BatchReader, batch_indices, seeded, 
 from tokenizers_zoo.training_config import TrainConfig
 from tokenizers_zoo.training_report import Evaluation, TrainingReport, model_card, write_pictures
 from tokenizers_zoo.training_state import EVALUATION, TrainingRun
-from tokenizers_zoo.training_task import AdversarialTask, SupervisedTask, TokenizerTask
+from tokenizers_zoo.training_task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +78,12 @@ def train(
             raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
     loop = _Loop(task, samples, config, run, seed)
     title = other.title if other else f"tokenizer {name}"
-    with TrainingReport(task, config, out_dir, loop.done, title) as report, loop.batches:
+    judged = "validation" if other and other.validates else "held_out"
+    with TrainingReport(task, config, out_dir, loop.done, title, judged) as report, loop.batches:
         loop.run_steps(report, on_step)
+    loop.take_best()
     if other:
-        other.save(run, loop.average, loop.done, loop.seconds)
+        other.save(run, loop.average, loop.done, loop.seconds, loop.best.kept)
         run.forget_state()
     else:
         loop.finish()
@@ -101,7 +103,7 @@ def training_table(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class _Best:
-    """The best evaluation of a run that may stop early: its main metric and weights, and evaluations since."""
+    """The best evaluation of a run that keeps its weights: its main metric and weights, and evaluations since."""
 
     value: float = math.nan
     step: int = 0
@@ -116,6 +118,11 @@ class _Best:
             self.value, self.step, self.waited, self.weights = value, step, 0, weights
         else:
             self.waited += 1
+
+    @property
+    def kept(self) -> Kept | None:
+        """Where it was; None where there was none."""
+        return Kept(step=self.step, score=self.value) if self.step else None
 
 
 class _Loop:
@@ -139,6 +146,7 @@ class _Loop:
             self.critic = critic.to(self.device) if critic is not None else None
         self.optimizer = self._new_optimizer()
         self.best = _Best()
+        self.chooses = config.patience is not None or (isinstance(task, SupervisedTask) and task.validates)
         self.done, self.seconds = 0, 0.0
         self._restore()
         self.held_out = [samples.test[index] for index in range(min(len(samples.test), config.eval_samples))]
@@ -169,7 +177,7 @@ class _Loop:
         if self.critic is not None:
             parts["critic"] = self.critic.state_dict()
         best = {"best": self.best.value, "best_step": self.best.step, "waited": self.best.waited}
-        counters = {"step": self.done, "seconds": self.seconds, **(best if self.config.patience else {})}
+        counters = {"step": self.done, "seconds": self.seconds, **(best if self.chooses else {})}
         self.run.save(parts, self.optimizer, counters)
 
     def _restore(self) -> None:
@@ -183,7 +191,7 @@ class _Loop:
             self.critic.load_state_dict(state.part("critic"))
         counters = state.counters
         self.done, self.seconds = int(counters["step"]), counters["seconds"]
-        if self.config.patience:
+        if self.chooses:
             self.best = _Best(
                 value=counters["best"],
                 step=int(counters["best_step"]),
@@ -219,10 +227,10 @@ class _Loop:
 
     def _evaluate_and_save(self, report: TrainingReport) -> None:
         evaluation = self.evaluate(self.held_out)
-        report.evaluation(self.done, evaluation)
-        if self.config.patience is not None:
+        if self.chooses:
             main = self.task.spec.metrics[0]
             self.best.note(evaluation.metrics[main.name], main.higher_is_better, self.done, self.average)
+        report.evaluation(self.done, evaluation, self.best.kept)
         self._save()
         report.window.clear()  # as it is where a killed run goes on, so that the logged means are the same
 
@@ -312,10 +320,13 @@ class _Loop:
             "reachable": reachable_usage(tokens.numel() // count, size),
         }
 
+    def take_best(self) -> None:
+        """Go back to the weights of the best evaluation, where the run keeps them."""
+        if self.best.weights:
+            self.average.load_state_dict(self.best.weights)
+
     def finish(self) -> None:
         """Evaluate on the held-out samples and write what a finished run leaves."""
-        if self.config.patience is not None and self.best.weights:
-            self.average.load_state_dict(self.best.weights)
         count = min(len(self.samples.test), FINAL_SAMPLES)
         evaluation = self.evaluate([self.samples.test[index] for index in range(count)])
         config = {**self.run.identity["model"], "training": self.run.identity["training"], "seed": self.seed}

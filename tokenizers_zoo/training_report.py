@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from tokenizers_zoo.training_config import TrainConfig
-    from tokenizers_zoo.training_task import TokenizerTask
+    from tokenizers_zoo.training_task import Kept, TokenizerTask
 
 PICTURES = "samples"
 LOG_EVERY = 10
@@ -48,10 +48,13 @@ class Evaluation:
 class TrainingReport(StepLog):
     """The log of a tokenizer's training; samples/ and the model card are written at its end."""
 
-    def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str) -> None:
+    def __init__(
+        self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str, judged: str = "held_out"
+    ) -> None:
+        """`judged` is what the samples of evaluations are called."""
         samples = config.batch_size * config.accumulate
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
-        self.spec = task.spec
+        self.spec, self.judged = task.spec, judged
         self.window: list[dict[str, float]] = []
         self.collapsing = False
 
@@ -79,13 +82,17 @@ class TrainingReport(StepLog):
         """Say that the run ends before its last step, and which weights it keeps."""
         self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
 
-    def evaluation(self, done: int, evaluation: Evaluation) -> None:
-        """Show, log and picture an evaluation; say so where the codebook collapses."""
+    def evaluation(self, done: int, evaluation: Evaluation, best: Kept | None = None) -> None:
+        """Show, log and picture an evaluation, beside the best so far; say so where the codebook collapses."""
         codebook = evaluation.codebook
-        scalars = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
+        scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
         scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
         self.write(done, scalars)
-        found = [_main_metric(self.spec, evaluation.metrics), f"codebook {codebook['usage']:.0%}" if codebook else ""]
+        found = [
+            ("" if self.judged == "held_out" else f"{self.judged} ") + _main_metric(self.spec, evaluation.metrics),
+            f"best {best.score:.4g} at step {best.step}" if best else "",
+            f"codebook {codebook['usage']:.0%}" if codebook else "",
+        ]
         self.note = ", ".join(part for part in found if part)
         if evaluation.collapsed:
             self.say(
@@ -95,7 +102,9 @@ class TrainingReport(StepLog):
             )
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
-            self.board.add_image("held_out/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC")
+            self.board.add_image(
+                f"{self.judged}/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC"
+            )
         self.flush()
 
 

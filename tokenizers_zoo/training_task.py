@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,6 +44,16 @@ class TokenizerTask(Protocol):
         """A value as a person wants to see it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The evaluation that was the best of a run, and whose weights are kept."""
+
+    step: int
+    """How many steps were finished."""
+    score: float
+    """The main metric."""
+
+
 @runtime_checkable
 class SupervisedTask(Protocol):
     """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
@@ -53,12 +64,15 @@ class SupervisedTask(Protocol):
     """What the progress calls the training."""
     result: str
     """The file that `save` writes last, which says that the run is finished."""
+    validates: bool
+    """True where the loop's held-out samples are there to choose by: the weights of the best evaluation are kept, also
+    without `patience`, and logs call the samples validation. They must not be those that `save` scores."""
 
     def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
         """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
 
-    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float) -> None:
-        """Judge the averaged model and write its folder, `result` last."""
+    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+        """Judge the averaged model and write its folder, `result` last; `kept` says where its weights were chosen."""
 
 
 @runtime_checkable

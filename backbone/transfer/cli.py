@@ -58,9 +58,10 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
     """Train a probe: a head on the encoder of RUN, and as --tuning says the encoder.
 
     Inputs are the run's stored tokens, labels the values of its data folder, or a
-    table of yours. The modality asked for may be one that RUN never saw. Killed,
-    the same command goes on. The score is that on the whole test split, beside
-    that of the best constant answer.
+    table of yours. The modality asked for may be one that RUN never saw. A fifth
+    of the labels is not learned from (validation): the step that does best on it
+    is kept, and patience=N stops early. The score is that on the whole test split,
+    beside that of the best constant answer. Killed, the same command goes on.
 
     \b
     Examples:
@@ -70,7 +71,7 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
       zoo transfer train RUN --task mine.csv --given caption --head knn
     """
     from backbone.transfer.compare import read_metrics
-    from backbone.transfer.scores import left_out_text, score_table
+    from backbone.transfer.scores import kept_text, left_out_text, score_table
     from backbone.transfer.training import FOLDER
     from backbone.transfer.training import transfer as train_probe
 
@@ -87,9 +88,12 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
     show_table(score_table(metrics["metrics"]))
     if text := left_out_text(metrics["left_out"]):
         click.echo(text)
+    if text := kept_text(metrics):
+        click.echo(text)
     counts = metrics["labels"]
     how = f"{metrics['task']['kind']} from {' + '.join(metrics['given'])} by {metrics['head']}, {metrics['tuning']}"
-    click.echo(f"probe: {how}, {counts['train']} labels, {counts['test']} held-out samples, in {place}")
+    labels_used = counts["train"] + counts["validation"]
+    click.echo(f"probe: {how}, {labels_used} labels, {counts['test']} held-out samples, in {place}")
 
 
 @transfer.command("eval")
@@ -116,7 +120,7 @@ def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path
     places = places_of(folder, probe, tokens, data)
     test, train = places.part(probe.task, "test"), places.part(probe.task, "train")
     used = labelled(probe.task, train, *settings_of_probe(folder))
-    metrics = scored(probe, test, constant_of(probe, used.labels))
+    metrics = scored(probe, test, constant_of(probe, used.part.labels))
     if as_json:
         click.echo(json.dumps({"samples": len(test), "metrics": metrics}, indent=2))
     else:
@@ -159,7 +163,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     """Show finished probes side by side.
 
     A row per setting, a column per task with its main metric: the mean over seeds,
-    and half of its 95 % interval.
+    and after ± half of the 95 % interval of that mean (Student's t).
 
     \b
     Example:

@@ -11,13 +11,16 @@ from backbone.transfer.config import HEADS, TUNING, TransferConfig
 from backbone.transfer.scores import METRICS
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.intervals import SPREAD, interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 KEYS = ("task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone")
-NOT_APART = ("tuning", "head", "labels", "eval_every", "eval_samples")
-"""Settings that have a column of their own, and those that only decide what is looked at on the way."""
+NOT_APART = ("tuning", "head", "labels")
+"""Settings that have a column of their own."""
+LOOKED = ("eval_every", "eval_samples")
+"""Settings that without validation only decide what is looked at on the way."""
 
 
 def compared(folders: Sequence[Path]) -> dict[str, Any]:
@@ -67,10 +70,14 @@ def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
     tuning, head = metrics["tuning"], metrics["head"]
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TransferConfig)}
     defaults |= TUNING[tuning]
+    settings = dict(metrics["settings"])
+    settings.setdefault("validation", 0.0)  # of probes that were trained before it was a setting
+    alike = set(NOT_APART)
+    alike |= {"validation", *LOOKED} if head == "knn" else set() if settings["validation"] else set(LOOKED)
     others = [
         f"{name}={value}"
-        for name, value in metrics["settings"].items()
-        if name not in NOT_APART and value != defaults.get(name, value)
+        for name, value in settings.items()
+        if name not in alike and value != defaults.get(name, value)
     ]
     default = head == HEADS[metrics["task"]["kind"]][0]
     return (
@@ -90,17 +97,6 @@ def cell(seeds: Mapping[int, tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half of its 95 % interval (Student's t); None for one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    from scipy import stats
-
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
-
-
 def comparison_table(result: Mapping[str, Any]) -> Table:
     """What `compared` gives, for a terminal; below stands the best constant answer, a mean over all probes."""
     from tokenizers_zoo.cli.options import plain_table
@@ -111,7 +107,11 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     names += ["settings"] if len({row["settings"] for row in rows}) > 1 else []
     names += ["backbone"] if len({row["backbone"] for row in rows}) > 1 else []
     arrows = ["↑" if column["higher_is_better"] else "↓" for column in columns]
-    headers = [f">{column['task']}\n{column['metric']} {arrow}" for column, arrow in zip(columns, arrows, strict=True)]
+    several = any(entry is not None and entry["half"] is not None for row in rows for entry in row["cells"])
+    spread = f" {SPREAD}" if several else ""
+    headers = [
+        f">{column['task']}\n{column['metric']} {arrow}{spread}" for column, arrow in zip(columns, arrows, strict=True)
+    ]
     table = plain_table(*names, *headers)
     for row in rows:
         shown = {**row, "labels": labels_text(row["labels"]), "backbone": row["backbone"][:8]}

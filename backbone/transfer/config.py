@@ -23,6 +23,8 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "tokens": ("tokens",),
 }
 """By kind of answer the heads that give it, the default first."""
+VALIDATION_LEAST = 8
+"""Validation samples below which none are set apart: a choice by fewer is chance."""
 TUNING: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"learning_rate": 2e-3},
     "full": {"learning_rate": 1e-3, "weight_decay": 0.05},
@@ -61,8 +63,20 @@ class TransferConfig(TrainConfig):
     """Optimizer steps."""
     batch_size: int = 32
     """Samples in one forward pass."""
-    eval_every: int = 250
+    eval_every: int = 50
     """Steps between evaluations, each of which also saves the training state."""
+    validation: float = 0.2
+    """Share of the labels that is not learned from: the weights of the step that does best on these samples are kept.
+    0: all labels are learned from, and the last weights are kept; so it is, too, where fewer than VALIDATION_LEAST
+    samples would be set apart."""
+    eval_samples: int = 512
+    """Validation samples at most, the rest of the share is learned from; without validation, test samples that are
+    looked at on the way."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better main metric on the validation samples; absent does all
+    steps. The weights of the best evaluation are kept in either case."""
+    dropout: float = 0.0
+    """Share of the features' numbers that a training step drops before the head reads them (arXiv 1207.0580)."""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -77,8 +91,19 @@ class TransferConfig(TrainConfig):
             raise ValueError("neighbours, lora_rank and head_blocks: expected at least 1")
         if self.temperature <= 0 or self.lora_alpha <= 0:
             raise ValueError("temperature and lora_alpha: expected numbers above 0")
-        if self.patience is not None:
-            raise ValueError("patience: would choose the weights by the held-out samples that are scored; leave it out")
+        if not 0 <= self.validation < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"validation and dropout: expected shares from 0 to below 1, got {self.validation} and {self.dropout}"
+            )
+        if self.validation and self.eval_samples < VALIDATION_LEAST:
+            raise ValueError(
+                f"eval_samples: bounds the validation samples, which have to be {VALIDATION_LEAST} at least, got "
+                f"{self.eval_samples}; raise it, or set validation to 0"
+            )
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience: watches the validation samples, and validation is 0; leave one of them out")
+        if self.patience is not None and self.head == "knn":
+            raise ValueError("patience: knn trains nothing that could stop early; leave it out")
         if self.head == "knn" and self.tuning != "frozen":
             raise ValueError(f"head: knn trains nothing, so it goes with frozen features, not with {self.tuning}")
 

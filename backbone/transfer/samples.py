@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from backbone.codecs import stored_samples
 from backbone.training.data import TokenData
-from backbone.transfer.config import TransferConfig
+from backbone.transfer.config import VALIDATION_LEAST, TransferConfig
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
@@ -119,14 +120,61 @@ def chosen(keys: Sequence[str], amount: int | float, seed: int, classes: Iterabl
     return order[:count]
 
 
-def labelled(task: Task, known: Part, config: TransferConfig, seed: int) -> Part:
-    """The training samples whose labels are used."""
+def set_apart(
+    order: Sequence[str], share: float, most: int, seed: int, classes: Mapping[str, str] | None = None
+) -> list[str]:
+    """The samples that judge and are not learned from: about `share` of those that `chosen` gave, up to `most`.
+
+    Each class keeps its share, and its first sample is always learned from. As it is the order that decides, those of
+    fewer labels are among those of more, and what fewer labels learn from is, too.
+    """
+    seen = Counter[str]()
+    found = []
+    for key in order:
+        name = classes[key] if classes is not None else ""
+        # Every (1 / share)-th of a class, beginning at a place of its own: systematic sampling from a random start.
+        digest = hashlib.sha256(f"validation:{seed}:{name}".encode()).digest()
+        start = int.from_bytes(digest[:4]) / 2**32 * (1 - share)
+        if math.floor(share * (seen[name] + 1) + start) > math.floor(share * seen[name] + start):
+            found.append(key)
+        seen[name] += 1
+    return found[:most]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The training samples whose labels are used, and by their places which are learned from and which judge."""
+
+    part: Part
+    training: Sequence[int]
+    validation: Sequence[int]
+    few: int | None = None
+    """How many samples validation would have had, where these were too few."""
+
+    def few_text(self, config: TransferConfig) -> str:
+        """Why no samples are set apart, in words."""
+        return (
+            f"{len(self.part)} labels are too few: validation {config.validation:g} of them is {self.few} samples to "
+            f"judge by, and at least {VALIDATION_LEAST} are needed"
+        )
+
+
+def labelled(task: Task, known: Part, config: TransferConfig, seed: int) -> Labelled:
+    """The training samples whose labels are used. knn learns from all of them."""
     classes = None
     if task.whole is None or task.whole.spec.value.kind == "text":
         labels = list(known.labels)
-        classes = map(str, labels) if task.kind_name(labels) == "classes" else None
-    keys = set(chosen(known.keys, config.labels, seed, classes))
-    return known.only(known.labels.without(set(known.keys) - keys))
+        if task.kind_name(labels) == "classes":
+            classes = dict(zip(known.keys, map(str, labels), strict=True))
+    order = chosen(known.keys, config.labels, seed, None if classes is None else classes.values())
+    part = known.only(known.labels.without(set(known.keys) - set(order)))
+    share = 0.0 if config.head == "knn" else config.validation
+    apart = set(set_apart(order, share, config.eval_samples, seed, classes))
+    few = len(apart) if share and len(apart) < VALIDATION_LEAST else None
+    apart = apart if few is None else set()
+    places = {judges: [place for place, key in enumerate(part.keys) if (key in apart) == judges]
+              for judges in (False, True)}  # fmt: skip
+    return Labelled(part=part, training=places[False], validation=places[True], few=few)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,13 +186,14 @@ class Example:
 
 
 class Examples(Sequence[Example]):
-    """The samples of a part as the training loop counts them."""
+    """The samples of a part, or those at some of its places, as the training loop counts them."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, places: Sequence[int] | None = None) -> None:
         self.part = part
+        self.places = range(len(part)) if places is None else places
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.places)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -152,8 +201,8 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        return Example(part=self.part, place=index)
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return Example(part=self.part, place=self.places[index])
 
 
 def spread(count: int, most: int) -> list[int]:

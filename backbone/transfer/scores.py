@@ -2,13 +2,16 @@
 
 metrics.json:
 
-    task         {"name", "kind"}; given [names]; head; tuning; seed; labels {"asked", "train", "test"} (samples)
+    task         {"name", "kind"}; given [names]; head; tuning; seed
+    labels       {"asked", "train", "validation", "test"}: samples that were learned from, that chose the step, held-out
     metrics      [{"name", "unit", "higher_is_better", "meaning", "score", "floor"}], the main one first; null: not
-                 finite. The floor is the best single answer to the labels that were trained on.
+                 finite. The floor is the best single answer to the labels of "train" and "validation".
     settings     TransferConfig
     left_out     {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}
     backbone     {"run", "weights_sha256"}
-    parameters   {"trained", "all"}; steps; seconds {"training", "all"}
+    parameters   {"trained", "all"}; steps (done); seconds {"training", "all"}
+    kept_step    the step that the weights are of, and validation {"name", "score"}: the main metric of that step on
+                 the validation samples; both absent where there are none
 """
 
 from __future__ import annotations
@@ -93,6 +96,17 @@ def left_out_text(left_out: Mapping[str, Any]) -> str:
     return f"left out: {', '.join(parts)}" if parts else ""
 
 
+def kept_text(metrics: Mapping[str, Any]) -> str:
+    """Which weights a probe has, and by what they were chosen, in words; empty where they are the last."""
+    if "kept_step" not in metrics:
+        return ""
+    best, samples = metrics["validation"], metrics["labels"]["validation"]
+    return (
+        f"weights of step {metrics['kept_step']} of {metrics['steps']}, the best by {samples} validation samples"
+        f" ({best['name']} {number_text(best['score'])})"
+    )
+
+
 def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The README.md of a probe."""
     rows = [
@@ -100,7 +114,7 @@ def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f" {'higher' if row['higher_is_better'] else 'lower'} | {row['meaning']} |"
         for row in metrics["metrics"]
     ]
-    labels, parameters = metrics["labels"], metrics["parameters"]
+    labels, parameters, kept = metrics["labels"], metrics["parameters"], kept_text(metrics)
     needs = {
         "frozen": f"Its encoder is that of the run {config['backbone']['run']}, which it needs.",
         "lora": f"Its encoder is that of the run {config['backbone']['run']}, which it needs, with additions.",
@@ -109,7 +123,7 @@ def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 A 4M encoder ({metrics["tuning"]}) with a {metrics["head"]} head that gives {metrics["task"]["kind"]}. {needs}
 {parameters["trained"]:,} of {parameters["all"]:,} parameters were trained, with the labels of {labels["train"]} samples
-(seed {metrics["seed"]}).
+(seed {metrics["seed"]}){f"; {kept}" if kept else ""}.
 
 ```python
 from backbone.transfer import load

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 from backbone.features import parameter_groups
@@ -24,7 +25,7 @@ from backbone.transfer.kinds import Classes, Kind, kind_to_json
 from backbone.transfer.lora import require_peft
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features, unpadded
-from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Part, Places, labelled
+from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Labelled, Part, Places, labelled
 from backbone.transfer.saving import CLASS, described, tensors_of
 from backbone.transfer.scores import METRICS, constant_of, probe_card, scored
 from backbone.transfer.tasks import Task
@@ -37,6 +38,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training import seeded, train
 from tokenizers_zoo.training_batches import to_device
 from tokenizers_zoo.training_state import RUN, TrainingRun
+from tokenizers_zoo.training_task import Kept
 
 FOLDER = "transfer"
 BATCH = 64
@@ -81,8 +83,10 @@ def transfer(
     )  # fmt: skip
     unknown = places.unknown(task)
     known, test = places.part(task, TRAIN), places.part(task, TEST)
-    part = labelled(task, known, config, seed)
-    kind, targets = task.fitted(part.labels, config.scale)
+    used = labelled(task, known, config, seed)
+    if used.few is not None and config.patience is not None:
+        raise ConfigError(f"patience: {used.few_text(config)}; raise labels or validation, or leave patience out")
+    kind, targets = task.fitted(used.part.labels, config.scale)
     head = chosen_head(kind.kind, config)
     grid = Grid.of(tables, given) if kind.kind.endswith("map") else None
     if head == "linear" and grid is None and config.batch_size < 2:
@@ -91,12 +95,13 @@ def transfer(
     left_out = {"train": dict(known.left_out), "test": dict(test.left_out), "unknown_keys": unknown}
     trainee = TransferTask(
         run=run, task=task, kind=kind, head=head, grid=grid, config=config, seed=seed, zoo=zoo, settings=settings,
-        part=part, targets=targets, test=test, left_out=left_out, started=started,
+        used=used, targets=targets, test=test, left_out=left_out, started=started,
     )  # fmt: skip
     provenance = {"tokens": str(place.tokens), "labels": str(task.file or data)}
     if task.file is not None:
         provenance["sha256"] = file_digest(task.file)
-    samples = TrainingSamples(train=Examples(part), test=Examples(test), provenance=provenance)
+    judges = Examples(used.part, used.validation) if used.validation else Examples(test)
+    samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
     if overwrite:
         remove_probe(out)
     if head == "knn":
@@ -127,9 +132,9 @@ class TransferTask:
     seed: int
     zoo: Zoo
     settings: Mapping[str, Any]
-    part: Part
+    used: Labelled
     targets: Sequence[Any]
-    """What the kind encodes, of the samples of `part`."""
+    """What the kind encodes, of all samples whose labels are used."""
     test: Part
     left_out: Mapping[str, Any]
     started: float
@@ -139,6 +144,8 @@ class TransferTask:
     codebook_size = 0
 
     def __post_init__(self) -> None:
+        self.part = self.used.part
+        self.validates = bool(self.used.validation)
         self.title = f"transfer {self.task.title}"
         self.spec = self.task.spec(self.kind)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,6 +163,9 @@ class TransferTask:
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> nn.Module:
         """See `TokenizerTask`: a head alone on frozen features, else all of the network."""
+        if self.used.few is not None:
+            line = f"{self.title}: {self.used.few_text(self.config)}; all are learned from, and the last step is kept"
+            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
         encoder = encoder_of(self.run, self.config, self.seed)
         model = encoder.model.config
         head: Head
@@ -218,6 +228,7 @@ class TransferTask:
         """See `TokenizerTask`."""
         inputs, targets = batch
         features, mask = inputs if self.frozen else cast(Network, module).read(*inputs)
+        features = F.dropout(features, self.config.dropout, module.training)
         return {"loss": self.kind.loss(self.head_of(module).taught(features, mask, targets), targets)}
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
@@ -257,10 +268,10 @@ class TransferTask:
         answers = self.kind.encode(list(self.targets))
         answers = F.one_hot(answers, self.kind.outputs).float() if isinstance(self.kind, Classes) else answers
         head = Neighbours(bank, answers, self.config.neighbours, self.config.temperature).to(self.device)
-        self.save(run, head, 0, time.perf_counter() - self.started)
+        self.save(run, head, 0, time.perf_counter() - self.started, None)
         return out
 
-    def save(self, run: TrainingRun, module: nn.Module, steps: int, seconds: float) -> None:
+    def save(self, run: TrainingRun, module: nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
         """See `SupervisedTask`: score all held-out samples, and write the probe's folder."""
         if self.frozen:
             self.network.head = self.head_of(module)
@@ -274,13 +285,16 @@ class TransferTask:
         result = {
             "task": {"name": self.task.title, "kind": self.kind.kind},
             "given": settings["given"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
-            "labels": {"asked": self.config.labels, "train": len(self.part), "test": len(self.test)},
+            "labels": {"asked": self.config.labels, "train": len(self.used.training),
+                       "validation": len(self.used.validation), "test": len(self.test)},
             "metrics": scored(probe, self.test, constant_of(probe, self.part.labels)),
             "settings": settings["settings"],
             "left_out": dict(self.left_out),
             "backbone": {key: settings["backbone"][key] for key in ("run", "weights_sha256")},
             "parameters": {"trained": trained, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps,
+            **({"kept_step": kept.step, "validation": {"name": self.spec.metrics[0].name, "score": kept.score}}
+               if kept is not None else {}),
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
         save_checkpoint(run.folder, tensors_of(self.network, self.config), settings, probe_card(settings, result))
