@@ -28,8 +28,8 @@ from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
 from tokenizers_zoo.families.spatial.sharpness import figures
 from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.training import train as loop
-from tokenizers_zoo.training_batches import seeded
+from tokenizers_zoo.training.batches import seeded
+from tokenizers_zoo.training.loop import train as loop
 
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 3}
 

@@ -27,7 +27,7 @@ from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.quantizers import QuantizerConfig
-from tokenizers_zoo.training import TrainConfig
+from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.vocabulary import VocabularyConfig
 
 ROOT = Path(__file__).parent.parent

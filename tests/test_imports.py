@@ -19,10 +19,10 @@ ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "checkpoint", "intervals", "pretrained", "modality", "labellers", "source", "values",
         "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log",
-        "training_config", "training_state", "training_task", "training_batches", "training_report", "training",
-        "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
-        "pipeline", "report_pictures", "report_samples", "report_retrieval", "report_transfer", "report",
-        "report_zoo", "testing", "doctor", "cli",
+        "training", "training.config", "training.state", "training.task", "training.batches", "training.report",
+        "training.loop", "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
+        "pipeline", "report", "report.pictures", "report.samples", "report.retrieval", "report.transfer",
+        "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "run",

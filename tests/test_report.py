@@ -19,9 +19,9 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.modality import layout_to_json
-from tokenizers_zoo.report import REASONS, registry_of, write_report
-from tokenizers_zoo.report_pictures import Pictures, _round_numbers, cells_of, legend_of, percent
-from tokenizers_zoo.report_samples import AT_ONCE, LONG_TEXT, overview, read_galleries
+from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, legend_of, percent
+from tokenizers_zoo.report.run import REASONS, registry_of, write_report
+from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")

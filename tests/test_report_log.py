@@ -16,8 +16,8 @@ from backbone.config import TrainConfig as BackboneConfig
 from backbone.training.log import TrainingLog
 from tokenizers_zoo import Zoo, step_log
 from tokenizers_zoo.step_log import StepLog
-from tokenizers_zoo.training import TrainConfig
-from tokenizers_zoo.training_report import Evaluation, TrainingReport
+from tokenizers_zoo.training.config import TrainConfig
+from tokenizers_zoo.training.report import Evaluation, TrainingReport
 
 
 def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from backbone.retrieval.pictures import framed, write_hits
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.modality import layout_to_json
-from tokenizers_zoo.report import write_report
-from tokenizers_zoo.report_pictures import Pictures
-from tokenizers_zoo.report_retrieval import retrieval_section
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.retrieval import retrieval_section
+from tokenizers_zoo.report.run import write_report
 
 
 def entry(query: str, found: str, share: float) -> dict[str, Any]:

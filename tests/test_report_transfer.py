@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from backbone.transfer.cli import transfer as command
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.modality import layout_to_json
-from tokenizers_zoo.report import write_report
-from tokenizers_zoo.report_transfer import transfer_section
+from tokenizers_zoo.report.run import write_report
+from tokenizers_zoo.report.transfer import transfer_section
 
 
 def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:

@@ -13,9 +13,9 @@ from examples import only, trained
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.report_samples import pair_of_texts
-from tokenizers_zoo.report_zoo import differences, flat, variants, write_zoo_report
-from tokenizers_zoo.training_report import write_pictures
+from tokenizers_zoo.report.samples import pair_of_texts
+from tokenizers_zoo.report.zoo import differences, flat, variants, write_zoo_report
+from tokenizers_zoo.training.report import write_pictures
 
 Install = Callable[..., Path]
 

@@ -35,7 +35,7 @@ from backbone.saving import load_model, save_model
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.report_pictures import cells_of
+from tokenizers_zoo.report.pictures import cells_of
 
 
 @pytest.fixture(scope="module")

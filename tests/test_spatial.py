@@ -398,7 +398,7 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     assert result["abs_rel"] < 0.5 * floor["abs_rel"]
 
     from tokenizers_zoo.families.spatial.task import SpatialTask
-    from tokenizers_zoo.training import train
+    from tokenizers_zoo.training.loop import train
 
     class Killed(Exception):
         pass

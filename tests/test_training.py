@@ -20,9 +20,11 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
-from tokenizers_zoo.training import TrainConfig, TrainingError, batch_indices, seeded, train
-from tokenizers_zoo.training_report import picture_rows
-from tokenizers_zoo.training_state import STATE
+from tokenizers_zoo.training.batches import batch_indices, seeded
+from tokenizers_zoo.training.config import TrainConfig
+from tokenizers_zoo.training.loop import TrainingError, train
+from tokenizers_zoo.training.report import picture_rows
+from tokenizers_zoo.training.state import STATE
 
 DIM = 6
 

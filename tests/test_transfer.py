@@ -26,7 +26,7 @@ from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import chosen
 from tokenizers_zoo.checkpoint import file_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.training_state import STATE
+from tokenizers_zoo.training.state import STATE
 
 
 @pytest.fixture(scope="module")

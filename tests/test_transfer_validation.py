@@ -22,7 +22,7 @@ from backbone.transfer.samples import Labelled, Part, Places, chosen, labelled, 
 from backbone.transfer.tasks import Task
 from backbone.transfer.training import TransferTask
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.training_state import STATE
+from tokenizers_zoo.training.state import STATE
 
 KEYS = [f"k{number}" for number in range(1000)]
 

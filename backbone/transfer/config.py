@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.training_config import TrainConfig
+from tokenizers_zoo.training.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
 Head = Literal["linear", "attentive", "convnext", "knn", "tokens"]

@@ -35,10 +35,10 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.training import seeded, train
-from tokenizers_zoo.training_batches import to_device
-from tokenizers_zoo.training_state import RUN, TrainingRun
-from tokenizers_zoo.training_task import Kept
+from tokenizers_zoo.training.batches import seeded, to_device
+from tokenizers_zoo.training.loop import train
+from tokenizers_zoo.training.state import RUN, TrainingRun
+from tokenizers_zoo.training.task import Kept
 
 FOLDER = "transfer"
 BATCH = 64

@@ -28,8 +28,8 @@ def report_command(run: Path | None, out: Path | None) -> None:
       zoo report runs/backbone
       zoo report
     """
-    from tokenizers_zoo.report import registry_of, write_report
-    from tokenizers_zoo.report_zoo import write_zoo_report
+    from tokenizers_zoo.report.run import registry_of, write_report
+    from tokenizers_zoo.report.zoo import write_zoo_report
 
     root = click.get_current_context().find_root().obj or {}
     if run is None:

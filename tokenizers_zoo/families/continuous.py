@@ -90,7 +90,7 @@ class PatchesModality(ImageValues):
         """Compute mean and deviation per channel over training values; `seed` is recorded, and changes nothing."""
         import torch
 
-        from tokenizers_zoo.training_report import Evaluation
+        from tokenizers_zoo.training.report import Evaluation
 
         options = self.options(config)
 

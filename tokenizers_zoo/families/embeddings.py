@@ -124,7 +124,7 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
-        from tokenizers_zoo.training_report import Evaluation
+        from tokenizers_zoo.training.report import Evaluation
 
         options = config.take(self.settings_type)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
-from tokenizers_zoo.training_config import TrainConfig
+from tokenizers_zoo.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from tokenizers_zoo.modality import ModalitySpec
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.training_report import Evaluation
+    from tokenizers_zoo.training.report import Evaluation
 
 Array = NDArray[Any]
 
@@ -52,8 +52,8 @@ def fit_statistics(
     """
     import torch
 
-    from tokenizers_zoo.training import finish_run
-    from tokenizers_zoo.training_state import TrainingRun
+    from tokenizers_zoo.training.loop import finish_run
+    from tokenizers_zoo.training.state import TrainingRun
 
     train, test = samples.train, samples.test
     data = {"train": len(train), "test": len(test), "provenance": dict(samples.provenance)}

@@ -11,7 +11,7 @@ from tokenizers_zoo.modality import Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.training import TokenizerTask
+    from tokenizers_zoo.training.task import TokenizerTask
 
 
 class Codec(Protocol):
@@ -87,7 +87,7 @@ class TrainedModality:
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Train the autoencoder in the common loop."""
-        from tokenizers_zoo.training import train
+        from tokenizers_zoo.training.loop import train
 
         return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed)
 

@@ -269,8 +269,8 @@ class _Reconstruction:
 
 def _write_samples(folder: Path, handle: ModalityHandle, run: _Reconstruction) -> Path:
     """Draw some values beside their reconstructions; gives the folder of the pictures."""
-    from tokenizers_zoo.training_report import PICTURES as FOLDER
-    from tokenizers_zoo.training_report import write_pictures
+    from tokenizers_zoo.training.report import PICTURES as FOLDER
+    from tokenizers_zoo.training.report import write_pictures
 
     pairs = zip(run.target[:PICTURES], run.predicted[:PICTURES], strict=True)
     write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs])

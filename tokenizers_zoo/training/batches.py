@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.training_task import TokenizerTask
+    from tokenizers_zoo.training.task import TokenizerTask
 
 CACHED_BYTES = 1 << 30
 """Training values are kept in memory up to this many bytes; beyond it they are read again."""

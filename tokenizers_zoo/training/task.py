@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from tokenizers_zoo.modality import ModalitySpec
-from tokenizers_zoo.training_state import TrainingRun
+from tokenizers_zoo.training.state import TrainingRun
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.report_pictures import Pictures, cells_of
-from tokenizers_zoo.training_report import PICTURES, picture_rows
+from tokenizers_zoo.report.pictures import Pictures, cells_of
+from tokenizers_zoo.training.report import PICTURES, picture_rows
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -190,7 +190,7 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
     """Encode and decode held-out values. Raises ZooError where they or the tokenizer are gone."""
-    from tokenizers_zoo.report_pictures import png_of
+    from tokenizers_zoo.report.pictures import png_of
 
     values = [store.read(handle, "test", key) for key in sorted(store.keys("test", handle.name))[:SCORED]]
     tokens = handle.encode(values)

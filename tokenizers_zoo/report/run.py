@@ -12,10 +12,10 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
-from tokenizers_zoo.report_pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
-from tokenizers_zoo.report_retrieval import retrieval_section
-from tokenizers_zoo.report_samples import overview, read_galleries, reconstructions
-from tokenizers_zoo.report_transfer import transfer_section
+from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
+from tokenizers_zoo.report.retrieval import retrieval_section
+from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions
+from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.step_log import METRICS
 
 if TYPE_CHECKING:

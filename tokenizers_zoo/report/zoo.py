@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.report import environment, layout_in_words, legend_card, metric_rows, token_facts
-from tokenizers_zoo.report_pictures import Pictures, curve_chart
-from tokenizers_zoo.report_samples import SHOWN, left_behind
+from tokenizers_zoo.report.pictures import Pictures, curve_chart
+from tokenizers_zoo.report.run import environment, layout_in_words, legend_card, metric_rows, token_facts
+from tokenizers_zoo.report.samples import SHOWN, left_behind
 from tokenizers_zoo.step_log import METRICS
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_zoo.checkpoint import read_table
-from tokenizers_zoo.report_pictures import Pictures, cells_of
-from tokenizers_zoo.report_samples import Cell
+from tokenizers_zoo.report.pictures import Pictures, cells_of
+from tokenizers_zoo.report.samples import Cell
 
 RECALL = "retrieval/retrieval.json"
 

@@ -18,8 +18,8 @@ from tokenizers_zoo.step_log import StepLog
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.training_config import TrainConfig
-    from tokenizers_zoo.training_task import Kept, TokenizerTask
+    from tokenizers_zoo.training.config import TrainConfig
+    from tokenizers_zoo.training.task import Kept, TokenizerTask
 
 PICTURES = "samples"
 LOG_EVERY = 10

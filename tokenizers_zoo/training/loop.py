@@ -16,11 +16,11 @@ import numpy as np
 from tokenizers_zoo.checkpoint import save_checkpoint, write_json
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
-from tokenizers_zoo.training_batches import BatchReader, batch_indices, seeded, to_device
-from tokenizers_zoo.training_config import TrainConfig
-from tokenizers_zoo.training_report import Evaluation, TrainingReport, model_card, write_pictures
-from tokenizers_zoo.training_state import EVALUATION, TrainingRun
-from tokenizers_zoo.training_task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
+from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded, to_device
+from tokenizers_zoo.training.config import TrainConfig
+from tokenizers_zoo.training.report import Evaluation, TrainingReport, model_card, write_pictures
+from tokenizers_zoo.training.state import EVALUATION, TrainingRun
+from tokenizers_zoo.training.task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
     import torch
