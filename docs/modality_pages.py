@@ -1,4 +1,4 @@
-"""A page per modality, from its spec, its settings and the docstrings of their fields, and its metrics."""
+"""A page per modality: its spec, what becomes of files, its metrics, its settings with their docstrings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from files_and_values import files_section
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
@@ -82,6 +84,8 @@ def page(handle: ModalityHandle) -> str:
     if spec.value.fields:
         lines.append("\n## Fields\n")
         lines += table(("field", "what"), [(f"`{name}`", what) for name, what in spec.value.fields])
+    text, rows = files_section(handle)
+    lines += [f"\n## Files and values\n\n{text}\n", *table(("file", "what", "what happens"), rows)]
     fit = " A tokenizer of the default settings that is fit for use is no worse than the bound (`zoo doctor`)."
     bounded = any(m.bound is not None for m in spec.metrics)
     lines.append(f"\n## Metrics\n\nThe first one is the main metric.{fit if bounded else ''}\n")

@@ -149,7 +149,7 @@ def test_what_is_written_comes_back() -> None:
         (b"not a wav", "wav", "this is not a WAV file"),
         (wav_file(tone(300.0))[:-100], "wav", "cut off: "),
         (wav_file(tone(300.0) * 40), "wav", "a peak of 20; divide by the peak"),
-        (wav_file(np.array([0.1, np.nan], np.float32)), "wav", "a peak of nan"),
+        (wav_file(np.array([0.1, np.nan], np.float32)), "wav", "every number has to be finite"),
         (wav_file(np.zeros(0, np.int16)), "wav", "it holds no sound|cannot be read"),
     ],
 )

@@ -1,16 +1,16 @@
 """Values that users will meet and that are not as declared: handled as one would expect, or refused in one line.
 
-One table over all modalities of arrays, one over all that read pictures, and one of what only some can meet. Values of
-text-like modalities have theirs in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
+That every file is read soundly or refused in one line is what the conformance check `probes` says, for all modalities;
+here is what exactly is read of the same files (`tokenizers_zoo.testing.probes`), and what the lines say. Values of
+text-like modalities have more in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import tomllib
-import wave
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from PIL import Image
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.testing.probes import PICTURE, Probe, probed_files
+from tokenizers_zoo.testing.probes.arrays import bars, made_up, with_one
+from tokenizers_zoo.testing.probes.pictures import NUMBERS, SIZE, WORDS, plain_picture, saved
+from tokenizers_zoo.testing.probes.probe import npy
+from tokenizers_zoo.testing.probes.sounds import wav
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(
@@ -30,24 +35,19 @@ NAMES = sorted(
 )
 ZOO = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}, "modalities": {"heightmap": {"png_scale": 0.1}}})
 ARRAYS = [name for name in NAMES if ZOO[name].spec.value.kind == "array"]
-SPATIAL = [name for name in ARRAYS if len(ZOO[name].spec.value.shape) > 1 and name not in ("palette", "t5_caption")]
 
 
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+@cache
+def probes(name: str) -> dict[tuple[str, str], Probe]:
+    """The kit's files of a modality, by their kind and what they are."""
+    return {(kind, probe.what): probe for kind, probe in probed_files(ZOO[name]).probes}
 
 
 def good(name: str) -> np.ndarray:
-    """A sound value, in the middle half of the declared range."""
-    spec = ZOO[name].spec.value
-    shape = tuple(3 if isinstance(size, str) else size for size in spec.shape)
-    low, high = -1.0 if spec.low is None else spec.low, 1.0 if spec.high is None else spec.high
-    numbers = np.random.default_rng(0).random(shape) * (high - low) / 2 + low + (high - low) / 4
-    if name == "normal":
-        numbers /= np.linalg.norm(numbers, axis=0, keepdims=True)
-    return numbers.astype(spec.dtype)
+    """A sound value."""
+    value = made_up(ZOO[name])
+    assert value is not None
+    return value
 
 
 def refused(name: str, act: Callable[[], Any], *parts: str) -> None:
@@ -72,24 +72,24 @@ def test_a_sound_array_passes_and_comes_back_from_its_file(name: str) -> None:
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ZOO[name].spec.value.dtype == "float32"])
 def test_one_number_that_is_not_finite(name: str, number: float) -> None:
-    handle, value = ZOO[name], good(name)
-    value.flat[5] = number
+    handle, value = ZOO[name], with_one(good(name), number)
     for act in (lambda: handle.check(value), lambda: handle.write(value), lambda: handle.transform(value, Crop())):
         refused(name, act, "every number has to be finite", "1 not finite")
-    refused(name, lambda: handle.read(npy(value), "npy"))
+    refused(name, lambda: handle.read(npy(value).data, "npy"))
 
 
 @pytest.mark.parametrize("side", ["above", "below"])
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ZOO[name].spec.value.high is not None])
 def test_one_number_out_of_range(name: str, side: str) -> None:
     """Another unit, too: 255 for 1, millimetres for metres, ids of other classes."""
-    handle, value = ZOO[name], good(name)
+    handle = ZOO[name]
     low, high = handle.spec.value.low, handle.spec.value.high
     assert low is not None and high is not None
-    value.flat[5] = high + 1 + abs(high) if side == "above" else low - 1 - abs(low)
+    number = high + 1 + abs(high) if side == "above" else low - 1 - abs(low)
+    value = with_one(good(name), number)
     for act in (lambda: handle.check(value), lambda: handle.write(value), lambda: handle.transform(value, Crop())):
-        refused(name, act, "numbers lie outside the range", f"{value.flat[5]:.6g}")
-    refused(name, lambda: handle.read(npy(value), "npy"))
+        refused(name, act, "numbers lie outside the range", f"{number:.6g}")
+    refused(name, lambda: handle.read(npy(value).data, "npy"))
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -98,127 +98,98 @@ def test_another_type_shape_or_nothing(name: str) -> None:
     for bad in (value.astype(np.float64), value > 0, value[..., :-1, None], value[:0], value.tolist(), None, "a cat"):
         refused(name, lambda bad=bad: handle.check(bad), "expected")
         refused(name, lambda bad=bad: handle.write(bad), "expected")
-    for data in (b"no array", b"", npy(value)[:-4], npy(np.zeros(0, value.dtype))):
-        refused(name, lambda data=data: handle.read(data, "npy"))
     refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
+    for what in ("no array", "an empty array", "cut off", "Python objects in it"):
+        refused(name, lambda what=what: handle.read(probes(name)["`.npy`", what].file.data, "npy"))
+    refused(name, lambda: handle.read(b"", "npy"))
 
 
-@pytest.mark.parametrize("name", sorted({*SPATIAL, "t5_caption"} - {"semseg", "sam_instance", "multispectral"}))
+@pytest.mark.parametrize("name", ARRAYS)
+def test_floats_and_integers_of_another_width_become_those_declared(name: str) -> None:
+    handle, value = ZOO[name], good(name)
+    for other in ("float64", "float16") if value.dtype.kind == "f" else ("uint8", "int16"):
+        found = handle.read(npy(value.astype(other)).data, "npy")
+        assert found.dtype == value.dtype
+        np.testing.assert_allclose(found.reshape(value.shape), value, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
 def test_channels_are_first(name: str) -> None:
-    """Class ids and instances have no channels; of a raster with all of its bands the order can be told."""
-    handle = ZOO[name]
-    last = np.ascontiguousarray(np.moveaxis(good(name), 0, -1))
-    refused(name, lambda: handle.read(npy(last), "npy"), "expected", "(")
+    """Of a raster with all of its bands the order can be told."""
+    file = probes(name)["`.npy`", "channels last"].file
+    if name == "multispectral":
+        np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), good(name))
+        return
+    refused(name, lambda: ZOO[name].read(file.data, "npy"), "expected", "(")
 
 
 # ---------------------------------------------------------------- pictures
 
-BARS = np.array([[51, 204], [204, 51], [204, 204]], np.uint8).repeat(8, 0).repeat(8, 1)
-"""Grey 24 x 16 pixels, a fifth and four fifths of white."""
-
-
-def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter to the right
-    return saved(Image.fromarray(np.rot90(BARS)).convert("RGB"), exif=exif)
-
-
-def coloured() -> Image.Image:
-    return Image.fromarray(BARS).convert("RGB")
-
-
-PICTURES: dict[str, tuple[bytes, str]] = {
-    "grey": (saved(Image.fromarray(BARS)), "png"),
-    "rgb": (saved(coloured()), "png"),
-    "16 bits": (saved(Image.fromarray(BARS.astype(np.uint16) * 257)), "png"),
-    "palette": (saved(coloured().quantize(4)), "png"),
-    "rgba": (saved(coloured().convert("RGBA")), "png"),
-    "grey with alpha": (saved(Image.fromarray(BARS).convert("LA")), "png"),
-    "cmyk": (saved(coloured().convert("CMYK"), "JPEG", quality=100), "jpg"),
-    "turned by EXIF": (turned(), "png"),
-    "capital extension": (saved(coloured()), "PNG"),
-    "floats": (saved(Image.fromarray(BARS.astype(np.float32) / 255), "TIFF"), "tif"),
-    "cut off": (saved(coloured())[:-30], "png"),
-    "no picture": (b"hello", "png"),
-}
-LIKE_GREY = {*PICTURES} - {"floats", "cut off", "no picture"}
+LIKE_PLAIN = {
+    "8-bit RGB", "8-bit grey", "8-bit indexed colours", "16-bit grey", "RGBA without transparency", "CMYK",
+    "turned by EXIF", "extension in capitals",
+}  # fmt: skip
+ANY = {"turned by EXIF", "extension in capitals"}
 READ: dict[str, set[str]] = {
-    "rgb": LIKE_GREY,
-    "rgb_patches": LIKE_GREY,
-    "hed": LIKE_GREY,
-    "canny": LIKE_GREY,
-    "sam_edge": LIKE_GREY,
-    "depth": {"16 bits"},
-    "heightmap": {"16 bits", "floats"},
-    "sam_instance": {"grey", "16 bits", "palette"},
-    "semseg": {"grey", "palette"},
-    "normal": set(),
+    "rgb": LIKE_PLAIN,
+    "rgb_patches": LIKE_PLAIN,
+    "hed": LIKE_PLAIN,
+    "canny": LIKE_PLAIN,
+    "sam_edge": LIKE_PLAIN,
+    "depth": {"16-bit grey", *ANY},
+    "heightmap": {"16-bit grey", "grey of floats", *ANY},
+    "sam_instance": {"8-bit grey", "16-bit grey", "8-bit indexed colours", *ANY},
+    "semseg": {"8-bit grey", "16-bit grey", "8-bit indexed colours", *ANY},
+    "normal": {"8-bit RGB", *ANY},
 }
-"""The modalities that read picture files, and what they take; whatever else is refused."""
+"""The modalities that read picture files, and what they take as what it shows; whatever else is refused."""
+BLENDED = "RGBA half transparent"
 
 
 def test_all_that_read_pictures_are_in_the_table() -> None:
-    empty = saved(Image.new("L", (8, 8)))
-    reading = set()
-    for name in ARRAYS:
-        try:
-            ZOO[name].read(empty, "png")
-        except InvalidValueError as error:
-            if "expected" in str(error) and (".npy" in str(error)) and "mode" not in str(error):
-                continue
-        reading.add(name)
-    assert reading - {"video"} == set(READ)  # a video of one frame has a test of its own
+    reading = {name for name in ARRAYS if any(kind == PICTURE for kind, _ in probes(name))}
+    assert reading == set(READ)  # a video is none of them
 
 
-@pytest.mark.parametrize("kind", PICTURES)
 @pytest.mark.parametrize("name", READ)
-def test_pictures_of_every_kind(name: str, kind: str) -> None:
-    classes = [f"class {number}" for number in range(256)]
-    zoo = Zoo.from_tables({"modalities": {"semseg": {"classes": classes}}}) if name == "semseg" else ZOO
-    data, extension = PICTURES[kind]
-    if kind not in READ[name]:
-        refused(name, lambda: zoo[name].read(data, extension))
-        return
-    value = zoo[name].read(data, extension)
-    truth = BARS / 255
-    if name in ("canny", "sam_edge"):
-        truth = truth > 0.5
-    if name in ("rgb", "rgb_patches", "hed", "canny", "sam_edge"):
-        np.testing.assert_allclose(value, np.broadcast_to(truth, value.shape), atol=0.01 if kind == "cmyk" else 1e-6)
-    elif name == "depth":
-        np.testing.assert_allclose(value[0], BARS * 0.257, rtol=1e-6)
-    elif name == "heightmap":
-        metres = BARS / 255 if kind == "floats" else BARS * 25.7
-        np.testing.assert_allclose(value[0], metres, rtol=1e-6)
-    elif kind != "palette":  # which numbers its colours as it likes
-        np.testing.assert_array_equal(value, BARS.astype(int) * (257 if kind == "16 bits" else 1))
-    assert len(np.unique(value)) == 2
+def test_pictures_of_every_kind(name: str) -> None:
+    handle, examples = ZOO[name], ZOO[name].example_files()
+    pictures = {
+        what: probe.file for (kind, what), probe in probes(name).items() if kind == PICTURE and what not in examples
+    }
+    plain = plain_picture(handle, good(name))
+    assert plain is not None
+    assert READ[name] <= {*pictures, WORDS[plain.mode]}
+    for what, file in pictures.items():
+        if what in READ[name]:
+            value = handle.read(file.data, file.extension)
+            tolerance = 0.02 if what == "CMYK" else 1 / 255
+            np.testing.assert_allclose(value, shown(name, what), atol=tolerance, err_msg=what)
+            assert len(np.unique(value)) >= 2
+        elif what != BLENDED or name in ("depth", "heightmap", "semseg", "sam_instance", "normal"):
+            refused(name, lambda file=file: handle.read(file.data, file.extension))
 
 
-@pytest.mark.parametrize(("name", "shade"), [("rgb", 1.0), ("hed", 0.0), ("canny", 0.0)])
-def test_what_is_transparent_is_paper_in_a_picture_and_no_edge(name: str, shade: float) -> None:
-    clear = Image.new("RGBA", (8, 8), (128, 200, 200, 0))
-    assert (ZOO[name].read(saved(clear), "png") == shade).all()
+def shown(name: str, what: str) -> np.ndarray:
+    """What a picture of the kit shows: the sound value that it was made from, or numbers times their unit."""
+    if name not in ("depth", "heightmap"):
+        return good(name)
+    scale = {"depth": 0.001, "heightmap": 1.0 if what == "grey of floats" else 0.1}[name]
+    return bars((1, *SIZE), NUMBERS) * scale
+
+
+@pytest.mark.parametrize(
+    ("name", "ground"), [("rgb", 1.0), ("rgb_patches", 1.0), ("hed", 0.0), ("canny", 0.0), ("sam_edge", 0.0)]
+)
+def test_what_is_transparent_is_paper_in_a_picture_and_no_edge(name: str, ground: float) -> None:
+    file = probes(name)[PICTURE, BLENDED].file
+    value = ZOO[name].read(file.data, file.extension)
+    half = value.shape[-1] // 2
+    assert (value[..., :half] == ground).all()
+    np.testing.assert_allclose(value[..., half:], good(name)[..., half:], atol=1 / 255)
 
 
 # ---------------------------------------------------------------- what only some can meet
-
-
-def wav(rate: int, samples: np.ndarray) -> bytes:
-    """int16 (time, channels) as a WAV file."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples.astype("<i2").tobytes())
-    return buffer.getvalue()
 
 
 def test_sound_of_two_channels_and_of_another_rate_is_mixed_and_resampled() -> None:
@@ -227,10 +198,11 @@ def test_sound_of_two_channels_and_of_another_rate_is_mixed_and_resampled() -> N
 
     handle, wanted = ZOO["audio"], tone(16000) * 0.25
     for rate in (16000, 8000, 44100, 48000):
-        stereo = np.stack([tone(rate) * 0.5, 0 * tone(rate)], axis=1) * 32767
-        found = handle.read(wav(rate, stereo), "wav")
-        assert found.shape == (16000,) and found.dtype == np.float32
-        np.testing.assert_allclose(found[200:-200], wanted[200:-200], atol=0.01)
+        stereo = np.stack([tone(rate) * 0.5, 0 * tone(rate)], axis=1)
+        for width in (0, 1, 2, 3, 4):
+            found = handle.read(wav(stereo, rate, width).data, "wav")
+            assert found.shape == (16000,) and found.dtype == np.float32
+            np.testing.assert_allclose(found[200:-200], wanted[200:-200], atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -253,40 +225,78 @@ def test_nothing_is_a_value(name: str, value: Any) -> None:
     assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
 
 
-def box(*corners: float) -> list[dict[str, Any]]:
-    return [{"label": "chair", "box": list(corners)}]
+@pytest.mark.parametrize(
+    ("name", "kind", "what", "part"),
+    [
+        ("video", "moving picture", "one frame", "one frame, which is a picture"),
+        ("video", "moving picture", "2 frames", "expected at least 8 frames, got 2"),
+        ("video", "`.npy`", "7 instead of 8 along the first axis", "expected at least 8 frames, got 7"),
+        ("audio", "`.wav`", "no sound in it", "it holds no sound"),
+        ("audio", "`.wav`", "floats beyond full scale", "got a peak of 2; divide by the peak"),
+        ("boxes", "`.json`", "an edge outside the picture", "fractions of width and height in [0, 1]"),
+        ("boxes", "`.json`", "`[x, y, width, height]` in pixels", "fractions of width and height in [0, 1]"),
+        ("boxes", "`.json`", "a box without area", "xmin < xmax"),
+        ("boxes", "`.json`", "infinity in it", "Infinity is not a number"),
+        ("boxes", "`.json`", "without `label`", "got keys box"),
+        ("boxes_3d", "`.json`", "`yaw` in degrees", "expected radians"),
+        ("boxes_3d", "`.json`", "`center` is 1000 times larger", "in metres, up to 1000 from the camera"),
+        ("boxes_3d", "`.json`", "`size` is 1000 times larger", "in metres, above 0 and up to 100"),
+        ("human_poses", "`.json`", "without `box`", "lacks box"),
+        ("human_poses", "`.json`", "a table without anything", "lacks"),
+        ("human_poses", "`.json`", "rotations in degrees", "in radians"),
+        ("human_poses", "`.json`", "`joints_camera` is 1000 times larger", "convert to metres"),
+        ("human_poses", "`.json`", "`joints_image` is 1000 times larger", "divide pixels by the size"),
+        ("human_poses", "`.json`", "axes of a picture: y down, z forward", "turn y and z around"),
+        ("metadata", "`.json`", "NaN in it", "NaN is not a number"),
+        ("metadata", "`.json`", "`camera_height` is 1000 times larger", "outside its range"),
+        ("metadata", "`.json`", "a field of null", "expected a number from 0 to 3 m, got NoneType"),
+        ("semseg", "picture", "255 where no class is", "expected class ids 0 to 18, got 1 to 255"),
+        ("semseg", "`.npy`", "a number below 0", "expected class ids 0 to"),
+        ("semseg", "`.npy`", "floats", "expected integer class ids"),
+        ("semseg", "picture", "JPEG", "JPEG changes numbers at every border"),
+        ("sam_instance", "picture", "JPEG", "JPEG changes numbers at every border"),
+        ("sam_instance", "`.npy`", "a number below 0", "number them from 1"),
+        ("sam_instance", "`.json`", "a polygon instead of a mask", "a polygon is no mask"),
+        ("sam_instance", "`.json`", "no annotation", 'give {"image": {"height": ..., "width": ...}}'),
+        ("depth", "`.npy`", "millimetres as floats", "numbers lie outside the range"),
+        ("depth", "`.npy`", "zeros everywhere", "expected metres above 0"),
+        ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
+        ("normal", "`.npy`", "zeros everywhere", "expected unit vectors"),
+        ("flow", "`.npy`", "uint8", "expected floats in pixels per frame, got uint8"),
+        ("flow", "`.flo`", "some of the flow unknown", "1 of 16 pixels have no flow"),
+        ("heightmap", "picture", "a pixel without data, -32768", "1 of 64 pixels are no height"),
+        ("multispectral", "`.npy`", "uint8", "integers of 16 bits, got uint8"),
+        ("multispectral", "`.npy`", "NaN in it", "every number has to be finite"),
+        ("multispectral", "`.npy`", "reflectance times 10000 as floats", "save integers, or divide by 10000"),
+        ("imu", "`.csv`", "acceleration in g", "looks like g; multiply by 9.81"),
+        ("imu", "`.csv`", "semicolons instead of commas", "line 1: expected numbers separated by commas"),
+        ("imu", "`.npy`", "int16", "got int16, which are a sensor's counts"),
+        ("clip", "`.npy`", "uint8", "expected floats"),
+        ("palette", "`.npy`", "uint8", "convert it to float32 sRGB"),
+        ("palette", "`.npy`", "twice as long", "the shape is not (5, 3)"),
+        ("caption", "`.txt`", "Latin-1 instead of UTF-8", "not UTF-8 at byte 3"),
+        ("caption", "`.txt`", "UTF-16 instead of UTF-8", "not UTF-8 at byte 0"),
+        ("scene_class", "`.txt`", "no name of a class", "did you mean"),
+    ],
+)
+def test_files_of_the_kit_that_are_refused(name: str, kind: str, what: str, part: str) -> None:
+    file = probes(name)[kind, what].file
+    refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
+
+
+def box(*corners: float) -> bytes:
+    return json.dumps([{"label": "chair", "box": list(corners)}]).encode()
 
 
 @pytest.mark.parametrize(
     ("name", "data", "extension", "part"),
     [
-        ("video", saved(Image.new("RGB", (32, 32))), "png", "one frame, which is a picture"),
-        ("video", npy(np.zeros((1, 3, 32, 32), np.uint8)), "npy", "expected at least 8 frames, got 1"),
-        ("audio", wav(16000, np.zeros((0, 1))), "wav", "it holds no sound"),
-        ("boxes", json.dumps(box(-0.1, 0, 0.5, 0.5)).encode(), "json", "fractions of width and height in [0, 1]"),
-        ("boxes", json.dumps(box(0, 0, 1.01, 0.5)).encode(), "json", "fractions of width and height in [0, 1]"),
-        ("boxes", json.dumps(box(0, 0, 640, 480)).encode(), "json", "fractions of width and height in [0, 1]"),
-        ("boxes", b'[{"label": "a", "box": [0, 0, Infinity, 1]}]', "json", ""),
-        ("boxes", b'[{"label": "a", "box": [0, 0, 0, 1]}]', "json", "xmin < xmax"),
-        ("semseg", npy(np.full((8, 8), 255)), "npy", "expected class ids 0 to"),
-        ("semseg", npy(np.full((8, 8), -1)), "npy", "expected class ids 0 to"),
-        ("semseg", npy(np.ones((8, 8), np.float32)), "npy", "expected integer class ids"),
-        ("sam_instance", npy(np.full((8, 8), -1)), "npy", "number them from 1"),
-        ("depth", npy(np.full((1, 8, 8), 2500.0, np.float32)), "npy", "numbers lie outside the range"),  # millimetres
-        ("depth", npy(np.zeros((1, 8, 8), np.float32)), "npy", "expected metres above 0"),
-        ("normal", npy(np.zeros((3, 8, 8), np.float32)), "npy", "expected unit vectors"),
-        ("flow", npy(np.zeros((2, 8, 8), np.uint8)), "npy", "expected floats in pixels per frame, got uint8"),
-        ("heightmap", npy(np.full((1, 8, 8), -32768, np.int16)), "npy", "64 of 64 pixels are no height"),
-        ("multispectral", npy(np.zeros((12, 8, 8), np.uint8)), "npy", "integers of 16 bits, got uint8"),
-        ("multispectral", npy(np.full((12, 8, 8), 3000.0)), "npy", "save integers, or divide by 10000"),
-        ("imu", b"0,1,0,0,0,0\n" * 128, "csv", "looks like g; multiply by 9.81"),
-        ("clip", npy(np.zeros((512, 14, 14), np.uint8)), "npy", "expected floats"),
-        ("palette", npy(np.full((5, 3), 255, np.uint8)), "npy", "convert it to float32 sRGB"),
-        ("caption", "caf\u00e9".encode("latin-1"), "txt", "not UTF-8 at byte 3"),
+        ("video", saved(Image.new("RGB", (32, 32))).data, "png", "one frame, which is a picture"),
+        ("boxes", box(0, 0, 1.01, 0.5), "json", "fractions of width and height in [0, 1]"),
+        ("boxes", box(0, 0, 640, 480), "json", "fractions of width and height in [0, 1]"),
+        ("heightmap", npy(np.full((1, 8, 8), -32768, np.int16)).data, "npy", "64 of 64 pixels are no height"),
+        ("imu", b"", "csv", "it holds no measurement"),
         ("web_text", "\u65e5\u672c".encode("shift-jis"), "txt", "not UTF-8 at byte 0"),
-        ("caption", "text".encode("utf-16"), "txt", "not UTF-8 at byte 0"),
-        ("metadata", b'{"camera_height": NaN}', "json", ""),
-        ("metadata", b'{"camera_height": 170}', "json", "outside its range"),  # centimetres
         ("human_poses", b"[{}]", "json", "lacks"),
     ],
 )
@@ -297,3 +307,11 @@ def test_files_that_are_refused(name: str, data: bytes, extension: str, part: st
 @pytest.mark.parametrize("value", [np.ones((3, 5), np.float32), np.ones((7, 3), np.float32)])
 def test_a_palette_of_other_colours_than_set(value: np.ndarray) -> None:
     refused("palette", lambda: ZOO["palette"].transform(value, Crop()), "the shape is not (5, 3)")
+    refused("palette", lambda: ZOO["palette"].read(npy(value).data, "npy"), "the shape is not (5, 3)")
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9)])
+def test_a_picture_without_an_object_has_the_size_that_its_file_says(height: int, width: int) -> None:
+    data = json.dumps({"image": {"height": height, "width": width}, "annotations": []}).encode()
+    value = ZOO["sam_instance"].read(data, "json")
+    assert value.shape == (height, width) and not value.any()

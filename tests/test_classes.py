@@ -62,7 +62,7 @@ def test_a_file_holds_a_name(data: bytes, extension: str, found: str | None) -> 
         (lambda h: h.read(b"dinning room", "txt"), "unknown class 'dinning room'; did you mean dining room or living"),
         (lambda h: h.read(b"x", "txt"), "unknown class 'x'; known: dining room, empty room, library"),
         (lambda h: h.read(b"library", "json"), "expected a .txt file, got .json"),
-        (lambda h: h.read(b"\xff", "txt"), "damaged .txt file"),
+        (lambda h: h.read(b"\xff", "txt"), "not UTF-8 at byte 0; save the text as UTF-8"),
         (lambda h: h.write("Library"), "unknown class 'Library'; did you mean library"),
         (lambda h: h.encode(["library", "a\nb"]), r"unknown class 'a\\nb'"),
         (lambda h: h.check(3), "give a str"),

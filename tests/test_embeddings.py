@@ -239,7 +239,7 @@ def test_what_is_no_vectors_is_refused(road: tuple[Zoo, Path], value: Any, messa
 @pytest.mark.parametrize(
     ("data", "extension", "message"),
     [
-        (npy(np.zeros((2, 5), np.float32)), "npy", r"float16 or float32 \(vectors, 16\), got float32 \(2, 5\)"),
+        (npy(np.zeros((2, 5), np.float32)), "npy", r"expected floats \(vectors, 16\), got float32 \(2, 5\)"),
         (npy(np.zeros((2, 16), np.int64)), "npy", "got int64"),
         (npy(np.full((2, 16), np.inf, np.float32)), "npy", "finite"),
         (b"text", "npy", "damaged"),

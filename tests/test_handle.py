@@ -252,7 +252,9 @@ def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, e
     spec = ValueSpec(kind=kind)
     assert defaults.write_value(spec, value) == (data, extension)
     assert defaults.read_value(spec, data, extension) == value
-    with pytest.raises(InvalidValueError, match=f"damaged .{extension} file"):
+    marked = defaults.read_value(spec, b"\xef\xbb\xbf" + data, extension)
+    assert marked == value
+    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
         defaults.read_value(spec, b"\xff", extension)
     assert isinstance(defaults.render(spec, value), str)
     assert defaults.score([value, value], [value, "other"]) == {"exact": 0.5}

@@ -277,7 +277,7 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (b'[{"segmentation": {"size": [2, 2], "counts": [1, 1]}}]', "json", "expected 4 pixels (2 x 2), got 2"),
         (b'[{"segmentation": {"size": [2, 2], "counts": [5, -1]}}]', "json", "expected 4 pixels (2 x 2), got 4"),
         (b"not json", "json", "Expecting value"),
-        (b"GIF89a", "png", "cannot be read as a picture"),
+        (b"GIF89a", "png", "this is not a picture"),
         (b"", "txt", "expected .npy or a picture"),
     ],
 )

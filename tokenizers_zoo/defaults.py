@@ -11,11 +11,12 @@ import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.values import describe
+from tokenizers_zoo.values import describe, text_of
 
 EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
 EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
 MOST_CANDIDATES = 32
+MARK = "\ufeff"  # at the start of a file, says that it is UTF-8
 
 
 def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
@@ -26,7 +27,7 @@ def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
     try:
         if spec.kind == "array":
             return np.load(io.BytesIO(data), allow_pickle=False)
-        text = data.decode("utf-8")
+        text = text_of(data)
         return text if spec.kind == "text" else json.loads(text)
     except (ValueError, OSError, EOFError) as error:
         raise InvalidValueError(f"damaged .{extension} file: {error}") from error
@@ -40,7 +41,8 @@ def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
         np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
         return buffer.getvalue(), extension
     text = value if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8"), extension
+    mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
+    return f"{mark}{text}".encode(), extension
 
 
 def render(spec: ValueSpec, value: Any) -> str:

@@ -22,6 +22,7 @@ from tokenizers_zoo.values import (
     describe,
     expected_tokens,
     expected_value,
+    in_declared_width,
     is_batched,
     value_problem,
 )
@@ -306,6 +307,11 @@ class ModalityHandle:
 
     # ------------------------------------------------------------------ values
 
+    @property
+    def _resizes(self) -> bool:
+        """True where values may have another size before `transform`: where the plugin has such a hook."""
+        return self.implements("transform")
+
     def check(self, value: Any, *, any_size: bool = False) -> None:
         """Raise InvalidValueError where `value` is not what `spec.value` declares.
 
@@ -321,7 +327,10 @@ class ModalityHandle:
             raise self._wrong(hook, f"gave {describe(value)}, its spec declares {declared}: {problem}")
 
     def read(self, data: bytes, extension: str) -> Any:
-        """One value from a file's bytes, of the size that the file has. Raises InvalidValueError."""
+        """One value from a file's bytes, of the size that the file has. Raises InvalidValueError.
+
+        Floats and integers of another width become those that the spec declares.
+        """
         extension = extension.lower().removeprefix(".")
         try:
             if self.implements("read_value"):
@@ -339,12 +348,13 @@ class ModalityHandle:
             raise
         except Exception as error:
             raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {reason(error)}") from error
-        self.check(value, any_size=True)
+        value = in_declared_width(self.spec.value, value)
+        self.check(value, any_size=self._resizes)
         return value
 
     def write(self, value: Any) -> tuple[bytes, str]:
         """A value of any size as a file's bytes and its extension (lower case, no dot)."""
-        self.check(value, any_size=True)
+        self.check(value, any_size=self._resizes)
         if not self.implements("write_value"):
             return defaults.write_value(self.spec.value, value)
         written = self._call("write_value", value=value, settings=self.settings)
@@ -353,10 +363,20 @@ class ModalityHandle:
             raise self._wrong("write_value", f"gave {describe(written)}, expected (bytes, extension without a dot)")
         return data, extension
 
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Files that users of the modality will meet, as its plugin gives them: what each is, bytes and extension."""
+        if not self.implements("example_files"):
+            return {}
+        given = self._call("example_files", settings=self.settings)
+        for file in given.values() if isinstance(given, Mapping) else [None]:
+            if not (isinstance(file, tuple) and list(map(type, file)) == [bytes, str]):
+                raise self._wrong("example_files", f"gave {describe(given)}, expected {{words: (bytes, extension)}}")
+        return dict(given)
+
     def transform(self, value: Any, crop: Crop) -> Any:
         """The value seen through `crop`, at the size of the settings: as `spec.value` declares."""
-        self.check(value, any_size=True)
-        if self.implements("transform"):
+        self.check(value, any_size=self._resizes)
+        if self._resizes:
             value = self._call("transform", value=value, crop=crop, settings=self.settings)
             self._check_given(value, "transform")
         else:

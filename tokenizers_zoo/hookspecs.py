@@ -95,6 +95,16 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def example_files(self, settings: Settings) -> Mapping[str, tuple[bytes, str]]:
+        """Files that users of the modality will meet, sound and wrong ones: what each is, in a few plain words, with
+        its bytes and its extension.
+
+        `zoo check` reads them, and the modality's page says what happens. Beside them it makes others from what the
+        spec declares; those of objects (lists, tables) from the first example, which is a sound `.json`. Default: none.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
         """The value seen through the crop that all modalities of the sample share, at the size of the settings.
 
@@ -181,7 +191,7 @@ class SourceHooks:
 
 REQUIRED = ("modality_spec", "train_tokenizer", "load_tokenizer", "encode", "decode")
 OPTIONAL = (
-    "read_value", "write_value", "transform", "derive", "render", "score", "constant_answer",
+    "read_value", "write_value", "example_files", "transform", "derive", "render", "score", "constant_answer",
     "vocabulary_tokens", "vocabulary_texts", "import_published", "export_published",
 )  # fmt: skip
 SOURCE_REQUIRED = ("source_spec", "samples")

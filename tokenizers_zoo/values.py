@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -142,6 +142,28 @@ def _json_problem(value: Any, path: str) -> str | None:
                 return problem
         return None
     return f"{path} is a {type(value).__name__}, which is not a JSON type"
+
+
+def in_declared_width(spec: ValueSpec, value: Any) -> Any:
+    """A value from a file: floats of another width than declared as those declared, and integers that fit into them."""
+    if spec.kind != "array" or not isinstance(value, np.ndarray) or not value.size:
+        return value
+    wanted = np.dtype(spec.dtype)
+    if wanted.kind == value.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+            return value.astype(wanted)
+    if wanted.kind in "iu" and value.dtype.kind in "iu":
+        limits = np.iinfo(wanted)
+        return value.astype(wanted) if limits.min <= value.min() and value.max() <= limits.max else value
+    return value
+
+
+def text_of(data: bytes) -> str:
+    """The text of a file in UTF-8, without the byte order mark that may be before it. Raises InvalidValueError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"not UTF-8 at byte {error.start}; save the text as UTF-8") from None
 
 
 def is_batched(spec: ValueSpec) -> bool:

@@ -16,6 +16,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.values import text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,10 +136,7 @@ class ClassModality(Generic[S]):
         """A `.txt` file with the name of a class; space around it does not count. Raises InvalidValueError."""
         if extension != "txt":
             raise InvalidValueError(f"expected a .txt file, got .{extension}")
-        try:
-            return data.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InvalidValueError(f"damaged .txt file: {error}") from None
+        return text_of(data).strip()
 
     @hookimpl
     def score(self, predicted: Sequence[str], target: Sequence[str]) -> dict[str, float]:

@@ -169,7 +169,7 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> Vectors:
-        """A `.npy` file of float16 or float32 `(vectors, dim)`. Raises InvalidValueError."""
+        """A `.npy` file of floats `(vectors, dim)`. Raises InvalidValueError."""
         if extension != "npy":
             raise InvalidValueError(f"expected a .npy file, got .{extension}")
         dim = settings.take(self.settings_type).dim
@@ -177,10 +177,11 @@ class EmbeddingsModality(Generic[S]):
             vectors = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise InvalidValueError(f"damaged .npy file: {error}") from error
-        if vectors.dtype not in (np.float16, np.float32) or vectors.ndim != 2 or vectors.shape[1] != dim:
+        if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != dim:
             got = f"{vectors.dtype} {vectors.shape}"
-            raise InvalidValueError(f"expected float16 or float32 (vectors, {dim}), got {got}")
-        return vectors.astype(np.float32)
+            raise InvalidValueError(f"expected floats (vectors, {dim}), got {got}")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+            return vectors.astype(np.float32)
 
     @hookimpl
     def write_value(self, value: Vectors, settings: Settings) -> tuple[bytes, str]:

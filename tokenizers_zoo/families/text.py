@@ -21,6 +21,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.values import text_of
 from tokenizers_zoo.vocabulary import Piece, TextVocabulary, VocabularyConfig
 
 S = TypeVar("S")
@@ -171,8 +172,8 @@ def read_json(data: bytes, extension: str) -> Any:
     if extension != "json":
         raise InvalidValueError(f"expected a .json file, got .{extension}")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        return json.loads(text_of(data), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise InvalidValueError(f"not valid JSON: {str(error) or type(error).__name__}") from None
 
 

@@ -21,6 +21,7 @@ from tokenizers_zoo.modality import (
     spec_problems,
 )
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.testing import files as met_files
 from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, per_sample
@@ -344,7 +345,8 @@ def vocabulary(subject: Subject) -> None:
     subject.handle.vocabulary_texts(subject.values)
 
 
-# ---------------------------------------------------------------- how it runs
+# ---------------------------------------------------------------- what it meets, and how it runs
 
+check(met_files.probes)
 for function in (running.odd_batches, running.devices, running.threads, running.long_inputs):
     check(function)

@@ -180,10 +180,13 @@ def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest:
 
 
 def read_array(data: bytes, extension: str) -> Array:
-    """An .npy file's array. Raises ValueError."""
+    """An .npy file's array, which is not empty. Raises ValueError."""
     if extension != "npy":
         raise ValueError("expected .npy")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not array.size:
+        raise ValueError(f"the array {array.shape} is empty")
+    return array
 
 
 def array_bytes(value: Array) -> bytes:
@@ -203,7 +206,9 @@ def open_image(data: bytes, extension: str) -> PIL.Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
         return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, EOFError, OSError) as error:
+    except UnidentifiedImageError:
+        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
+    except (Image.DecompressionBombError, EOFError, OSError) as error:
         raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import open_image, read_array
+from tokenizers_zoo.families.spatial.values import array_bytes, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
 from zoo_geometry.monocular import DepthLabeller
@@ -128,6 +128,19 @@ class Depth(SpatialModality):
         return (
             metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
         )
+
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """A picture of a camera that sees no depth in places, and metres that are millimetres."""
+        from PIL import Image
+
+        millimetres = np.full((8, 8), 2500, np.uint16)
+        holed = millimetres.copy()
+        holed[0, 0] = 0
+        return {
+            "a pixel of 0, where nothing was measured": (png_bytes(Image.fromarray(holed)), "png"),
+            "millimetres as floats": (array_bytes(millimetres[None].astype(np.float32)), "npy"),
+        }
 
     def picture(self, value: np.ndarray, options: DepthSettings) -> Any:
         import matplotlib

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import (
     Axis,
@@ -23,6 +24,7 @@ from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from zoo_geometry import body, rotations
+from zoo_geometry.examples import person_files
 from zoo_geometry.people import MISSED, drawn, matched
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ JOINTS = len(body.JOINTS)
 ROWS = {"joint_rotations": (JOINTS, 3), "joints_camera": (JOINTS, 3), "joints_image": (JOINTS, 2)}
 REQUIRED = ("box", *ROWS)
 LONGEST_SHAPE = 300
+MOST_PICTURES = 10.0
+"""Widths and heights of the picture that most joints are not away from its corner; more are pixels."""
 SHAPE_SPAN = 5.0  # shape numbers are in deviations from the mean body
 
 BOX = tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
@@ -255,6 +259,11 @@ class HumanPoses(ObjectModality):
                 person["joint_rotations"] = rotations.vectors_of(turns).tolist()
         return checked_people(value)
 
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Somebody who stands, and people of other conventions."""
+        return person_files()
+
     def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
         """The list as JSON."""
         return json.dumps(checked_people(value), allow_nan=False).encode(), "json"
@@ -309,6 +318,9 @@ def person_problem(person: Any) -> str | None:
         shape_numbers = numbers(person["shape"])
         if shape_numbers is None or shape_numbers.ndim != 1 or len(shape_numbers) > LONGEST_SHAPE:
             return f"shape: expected a list of up to {LONGEST_SHAPE} finite numbers, got {person['shape']!r:.60}"
+    far = float(np.median(np.abs(np.asarray(person["joints_image"]))))
+    if far > MOST_PICTURES:
+        return f"joints_image: expected fractions of width and height, got {far:.4g} mostly; divide pixels by the size"
     return body.problem_with(person["joint_rotations"], person["joints_camera"])
 
 

@@ -11,6 +11,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
 from tokenizers_zoo.modality import Metric, ValueSpec
+from tokenizers_zoo.values import text_of
 from tokenizers_zoo.vocabulary import Piece
 from zoo_language.scores import BLEU_2, EXACT, WORD_F1, best_words, bleu_2, word_f1, words
 
@@ -66,10 +67,7 @@ class PlainText(TextModality[S]):
             if isinstance(value, list) and value:
                 value = value[0]
         elif extension == "txt":
-            try:
-                value = data.decode("utf-8").removeprefix(MARK).replace("\r\n", "\n").removesuffix("\n")
-            except UnicodeDecodeError as error:
-                raise InvalidValueError(f"not UTF-8 at byte {error.start}; save the text as UTF-8") from None
+            value = text_of(data).replace("\r\n", "\n").removesuffix("\n")
         else:
             raise InvalidValueError(f"expected a .txt or .json file, got .{extension}")
         return checked_text(value, options)

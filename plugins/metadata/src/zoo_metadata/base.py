@@ -153,6 +153,21 @@ class MetadataModality(TextModality[S]):
         return known
 
     @hookimpl
+    def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
+        """Tables of the declared fields."""
+        bins = self.bins(settings)
+        middle: dict[str, Number] = {}
+        for name, declared in self.table(settings.take(self.settings_type)).items():
+            value = declared.value(declared.levels(bins) // 2, bins)
+            middle[name] = float(f"{value:.3g}") if isinstance(value, float) else value
+        first = dict(list(middle.items())[:1])
+        return {
+            "all fields": (json.dumps(middle).encode(), "json"),
+            "one field only": (json.dumps(first).encode(), "json"),
+            "a field of null": (json.dumps(dict.fromkeys(first)).encode(), "json"),
+        }
+
+    @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
         """The table as JSON."""
         known = self.checked(value, settings.take(self.settings_type))

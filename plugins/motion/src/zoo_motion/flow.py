@@ -96,6 +96,18 @@ class Flow(SpatialModality):
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels have no flow, or more than {LARGEST:g} pixels")
         return value.astype(np.float32)
 
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Middlebury files."""
+        still = np.zeros((2, 4, 4), np.float32)
+        unknown = still.copy()
+        unknown[:, 0, 0] = 1e10
+        return {
+            "some of the flow unknown": (flo_bytes(unknown), "flo"),
+            "cut off": (flo_bytes(still)[:-8], "flo"),
+            "no `.flo` file": (b"no flow", "flo"),
+        }
+
     def write(self, value: NDArray[np.float32], options: FlowSettings) -> tuple[bytes, str]:
         return flo_bytes(value), "flo"
 

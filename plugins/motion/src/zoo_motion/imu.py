@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,9 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.values import text_of
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)
@@ -85,6 +87,8 @@ class Imu(SeriesModality):
         """An .npy (6, time), or a .csv of 6 columns, a measurement a line, with or without a line of names."""
         if extension == "npy":
             value = read_array(data, extension)
+            if value.dtype.kind != "f":
+                raise ValueError(f"expected floats in {self.unit}, got {value.dtype}, which are a sensor's counts")
         elif extension == "csv":
             value = read_csv(data)
         else:
@@ -95,6 +99,20 @@ class Imu(SeriesModality):
         if 0.9 < felt < 1.1:
             raise ValueError(f"the acceleration is {felt:.2f} mostly, which looks like g; multiply by {GRAVITY}")
         return value.astype(np.float32)
+
+    @hookimpl
+    def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
+        """Tables of somebody who stands still."""
+        options = self.options(settings)
+        line, names = b"0,9.81,0,0,0,0\n", ",".join(NAMES).encode() + b"\n"
+        return {
+            "six columns": (line * options.length, "csv"),
+            "a line of names before them": (names + line * options.length, "csv"),
+            "acceleration in g": (b"0,1,0,0,0,0\n" * options.length, "csv"),
+            "a column of times, too": (b"0.1," + (line + b"0.1,") * (options.length - 1) + line, "csv"),
+            "semicolons instead of commas": (line.replace(b",", b";") * options.length, "csv"),
+            "half as many lines": (line * (options.length // 2), "csv"),
+        }
 
     def picture(self, value: NDArray[np.float32], options: ImuSettings) -> Any:
         """Acceleration above, in [-20, 20] m/s2, and rates below, in [-1, 1] rad/s; x red, y green, z blue."""
@@ -121,10 +139,20 @@ class Imu(SeriesModality):
 
 def read_csv(data: bytes) -> NDArray[np.float64]:
     """(columns, lines) of a file of numbers separated by commas. Raises ValueError, naming the line."""
-    lines = data.decode("utf-8").splitlines()
+    lines = text_of(data).splitlines()
     first = 1 if lines and any(character.isalpha() for character in lines[0].replace("e", "")) else 0
-    table = np.loadtxt(io.StringIO("\n".join(lines[first:])), delimiter=",", ndmin=2)
-    return table.T
+    rows: list[list[float]] = []
+    for place, line in enumerate(lines[first:], first + 1):
+        try:
+            row = [float(number) for number in line.split(",")] if line.strip() else []
+        except ValueError:
+            raise ValueError(f"line {place}: expected numbers separated by commas, got {line!r:.60}") from None
+        if rows and row and len(row) != len(rows[0]):
+            raise ValueError(f"line {place}: expected {len(rows[0])} numbers as in the lines before, got {len(row)}")
+        rows += [row] if row else []
+    if not rows:
+        raise ValueError("it holds no measurement")
+    return np.array(rows).T
 
 
 plugin = Imu()

@@ -126,7 +126,9 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                 pixels = np.asarray(frame.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
                 while len(shown) < frames and len(shown) * 1000 / frame_rate < until:
                     shown.append(pixels)
-    except (UnidentifiedImageError, Image.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
+    except (Image.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {str(error).splitlines()[0]}") from None
     return np.stack(shown)
 

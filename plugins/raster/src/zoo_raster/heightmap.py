@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import open_image, read_array
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import read_tiff
+from zoo_raster.tiff import read_tiff, tiff_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,17 @@ class Heightmap(SpatialModality):
         if bad.any():
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels are no height in [{self.low:g}, {self.high:g}] m")
         return value.astype(np.float32)
+
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Rasters as elevation models come."""
+        metres = np.full((8, 8), 1200, np.int16)
+        holed = metres.copy()
+        holed[0, 0] = -32768
+        return {
+            "16-bit integers": (tiff_bytes(metres), "tif"),
+            "a pixel without data, -32768": (tiff_bytes(holed), "tif"),
+        }
 
     def picture(self, value: NDArray[np.float32], options: HeightmapSettings) -> Any:
         """Colours of an atlas, shaded by a sun in the north-west."""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import bands_first, read_tiff
+from zoo_raster.tiff import bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {
     "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
@@ -82,10 +83,23 @@ class Multispectral(SpatialModality):
             )
         if value.dtype.kind in "iu":
             value = np.clip(value * options.scale + options.offset, 0, LARGEST)
+        if not np.isfinite(value).all():
+            raise ValueError("every number has to be finite")
         top = float(np.max(value))
-        if not top <= LARGEST:  # also where it is no number
+        if top > LARGEST:
             raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
         return value.astype(np.float32)
+
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Rasters as products come."""
+        numbers = np.full((8, 8, self.channels), 3000, np.uint16)
+        return {
+            "16-bit integers, bands last": (tiff_bytes(numbers), "tif"),
+            "reflectance as floats": (tiff_bytes((numbers / 10000).astype(np.float32)), "tiff"),
+            "three bands": (tiff_bytes(numbers[..., :3]), "tif"),
+            "reflectance times 10000 as floats": (array_bytes(numbers.astype(np.float32)), "npy"),
+        }
 
     def write(self, value: NDArray[np.float32], options: MultispectralSettings) -> tuple[bytes, str]:
         return array_bytes(value), "npy"

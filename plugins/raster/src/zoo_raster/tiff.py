@@ -19,6 +19,15 @@ def read_tiff(data: bytes) -> NDArray[Any]:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
 
 
+def tiff_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a TIFF file."""
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array)
+    return buffer.getvalue()
+
+
 def bands_first(value: NDArray[Any], bands: int) -> NDArray[Any]:
     """(bands, height, width) of an array that has the bands first or last. Raises ValueError."""
     if value.ndim == 3 and value.shape[0] == bands:

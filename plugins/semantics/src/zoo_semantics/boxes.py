@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,21 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
     def problem(self, box: Any) -> str | None:
         return box_problem(box)
+
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """A chair, and boxes of other conventions."""
+
+        def file(*edges: float) -> tuple[bytes, str]:
+            return json.dumps([{"label": "chair", "box": edges}]).encode(), "json"
+
+        return {
+            "a chair": file(0.1, 0.2, 0.5, 0.9),
+            "`[x, y, width, height]` in pixels": file(64, 48, 320, 240),
+            "an edge outside the picture": file(-0.1, 0.2, 0.5, 0.9),
+            "xmin and xmax exchanged": file(0.5, 0.2, 0.1, 0.9),
+            "a box without area": file(0.1, 0.2, 0.1, 0.9),
+        }
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
         boxes = largest_first(self.checked(value))[: tokenizer.settings.max_boxes]

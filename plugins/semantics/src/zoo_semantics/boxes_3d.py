@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,10 @@ FOUND = 0.25
 """Overlap from which on a box counts as found."""
 NONE_FOUND = 1.0
 """Metres of `center_error` where there are boxes and none is found."""
-FARTHEST = 1e4
-"""Metres that no centre and no side is beyond; more is another unit."""
+FARTHEST = 1000.0
+"""Metres that no centre is beyond; more is another unit."""
+LONGEST = 100.0
+"""Metres that no side is beyond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +132,13 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     def problem(self, box: Any) -> str | None:
         return box_problem(box)
 
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """A chair in front of the camera, and boxes of other conventions."""
+        chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5], "yaw": 1.57}
+        changed = {"a chair": {}, "`yaw` in degrees": {"yaw": 90}, "a side of 0 metres": {"size": [0.5, 0, 0.5]}}
+        return {what: (json.dumps([{**chair, **change}]).encode(), "json") for what, change in changed.items()}
+
     def encode_value(self, value: Any, tokenizer: TextTokenizer[Boxes3dSettings]) -> list[int]:
         options, vocabulary = tokenizer.settings, tokenizer.vocabulary
         boxes = self.checked(value)[: options.max_boxes]
@@ -207,21 +217,21 @@ def box_problem(box: Any) -> str | None:
         return f"unknown keys {', '.join(unknown)}; expected {', '.join(KEYS)}"
     if problem := label_problem(box["label"]):
         return problem
-    if not is_triple(box["center"], -FARTHEST):
+    if not is_triple(box["center"], -FARTHEST, FARTHEST):
         return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} from the camera, got {box['center']!r:.80}"
-    if not is_triple(box["size"], 0) or 0 in box["size"]:
+    if not is_triple(box["size"], 0, LONGEST) or 0 in box["size"]:
         return (
-            f"size: expected [length, height, width] in metres, above 0 and up to {FARTHEST:g}, got {box['size']!r:.80}"
+            f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {box['size']!r:.80}"
         )
     if not is_number(box["yaw"], -math.pi, math.pi):
         return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
     return None
 
 
-def is_triple(numbers: Any, low: float) -> bool:
-    """True for three numbers from `low` to FARTHEST."""
+def is_triple(numbers: Any, low: float, high: float) -> bool:
+    """True for three numbers from `low` to `high`."""
     listed = isinstance(numbers, list | tuple) and len(numbers) == 3
-    return listed and all(is_number(number, low, FARTHEST) for number in numbers)
+    return listed and all(is_number(number, low, high) for number in numbers)
 
 
 def is_number(number: Any, low: float, high: float) -> bool:

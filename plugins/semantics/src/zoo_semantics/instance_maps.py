@@ -80,13 +80,18 @@ def _numbers_of_text(text: str) -> list[int]:
 def map_of_annotations(data: bytes) -> Array:
     """A map of a JSON file as SAM writes it: `{"annotations": [...]}`, or the list, each with a `segmentation`.
 
-    A segmentation is a table of `size` [height, width] and `counts`. Raises ValueError.
+    A segmentation is a table of `size` [height, width] and `counts`; where there is none, the table `image` says the
+    size by its `height` and `width`. Raises ValueError.
     """
     try:
         found = json.loads(data.decode("utf-8"))
         entries = found["annotations"] if isinstance(found, dict) else found
         runs = [entry["segmentation"] for entry in entries]
+        if any(isinstance(run, list) for run in runs):
+            raise ValueError("a polygon is no mask; save masks as COCO's run lengths (pycocotools.mask.encode)")
         sizes = {(int(run["size"][0]), int(run["size"][1])) for run in runs}
+        if not runs and isinstance(found, dict) and "image" in found:
+            sizes = {(int(found["image"]["height"]), int(found["image"]["width"]))}
         masks = [mask_of_runs(run["counts"], (int(run["size"][0]), int(run["size"][1]))) for run in runs]
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
@@ -94,7 +99,8 @@ def map_of_annotations(data: bytes) -> Array:
             f" or mistakes {error}"
         ) from None
     if len(sizes) != 1:
-        raise ValueError(f"expected one or more masks of one size, got {len(runs)} of {len(sizes)} sizes")
+        hint = "" if runs else '; where there is none, give {"image": {"height": ..., "width": ...}}'
+        raise ValueError(f"expected one or more masks of one size, got {len(runs)} of {len(sizes)} sizes{hint}")
     return map_of_masks(masks, sizes.pop())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import Axis, ObjectModality, ObjectSettings, ObjectTokenizerConfig
 from tokenizers_zoo.families.spatial.settings import published
-from tokenizers_zoo.families.spatial.values import crop_and_resize, open_image, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import array_bytes, crop_and_resize, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from zoo_semantics.instance_maps import (
@@ -28,6 +29,7 @@ from zoo_semantics.instance_maps import (
     resized_mask,
 )
 from zoo_semantics.labellers import InstanceLabeller
+from zoo_semantics.maps import open_map
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -188,7 +190,7 @@ class SamInstances(ObjectModality):
             if value.dtype == bool and value.ndim == 3:
                 return map_of_masks(value, value.shape[1:])
         else:
-            image = open_image(data, extension)
+            image = open_map(data, extension)
             if image.mode not in ("P", "L", "I;16", "I"):
                 raise ValueError(f"expected one channel of instance ids (mode P, L or I;16), got mode {image.mode}")
             value = np.asarray(image)
@@ -199,6 +201,24 @@ class SamInstances(ObjectModality):
         if value.size and not 0 <= int(value.min()) <= int(value.max()) <= MOST_IDS:
             raise ValueError(f"expected ids in [0, {MOST_IDS}], got {value.min()} to {value.max()}; number them from 1")
         return value.astype(np.int32)
+
+    @hookimpl
+    def example_files(self) -> dict[str, tuple[bytes, str]]:
+        """Masks as SAM gives them, which may overlap, and its files."""
+        masks = np.zeros((2, 8, 8), bool)
+        masks[0, :6], masks[1, 4:] = True, True
+        run = {"size": [8, 8], "counts": [0, 16, 48]}
+        entry, image = {"segmentation": run}, {"height": 8, "width": 8}
+        polygon = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+        tables = {
+            "SAM's annotations": {"image": image, "annotations": [entry]},
+            "no annotation, the picture's size given": {"image": image, "annotations": []},
+            "no annotation": {"annotations": []},
+            "a polygon instead of a mask": {"annotations": [polygon]},
+            "runs that do not fill the size": [{"segmentation": {**run, "counts": [0, 16]}}],
+        }
+        files = {what: (json.dumps(table).encode(), "json") for what, table in tables.items()}
+        return {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy"), **files}
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""

@@ -12,11 +12,12 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.families.spatial.values import open_image, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
 from zoo_semantics.coco import COCO_CLASSES
 from zoo_semantics.labellers import ClassLabeller
+from zoo_semantics.maps import open_map
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
@@ -101,7 +102,7 @@ class Semseg(SpatialModality):
         if extension == "npy":
             value = read_array(data, extension)
         else:
-            image = open_image(data, extension)
+            image = open_map(data, extension)
             if image.mode not in ("P", "L", "1", "I;16", "I"):
                 raise ValueError(f"expected one channel of class ids (mode P or L), got mode {image.mode}")
             value = np.asarray(image)
@@ -113,6 +114,15 @@ class Semseg(SpatialModality):
                 " classes in registry.toml (classes = [...])"
             )
         return value.astype(np.int64)
+
+    @hookimpl
+    def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
+        """Maps of other conventions."""
+        from PIL import Image
+
+        ids = np.ones((8, 8), np.uint8)
+        ids[0, 0] = 255
+        return {"255 where no class is": (png_bytes(Image.fromarray(ids)), "png")}
 
     def write(self, value: np.ndarray, options: SemsegSettings) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options)), "png"

@@ -1,0 +1,290 @@
+"""The kit's files that users will meet: made from a spec, judged by what becomes of them, shown on pages."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.errors import DataError, PluginError
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.testing import conformance_results
+from tokenizers_zoo.testing.probes import Outcome, Probe, outcome_of, probed_files, shortened
+from tokenizers_zoo.testing.probes.arrays import bars, made_up
+from tokenizers_zoo.testing.probes.probe import File, multiple, npy
+from tokenizers_zoo.testing.probes.sounds import tone, wav
+from tokenizers_zoo.testing.probes.texts import as_json, object_probes
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+from files_and_values import files_section, with_gap
+
+Install = Callable[..., Path]
+SCORE = "    @hookimpl\n    def score("
+READ = "    @hookimpl\n    def read_value(self, data, extension, settings):\n        import io\n        {}\n\n"
+PICTURES = (
+    READ.format("""from tokenizers_zoo.families.spatial.values import read_array, read_grey
+        return read_array(data, extension) if extension == "npy" else read_grey(data, extension)""")
+    + "    @hookimpl\n    def write_value(self, value):\n"
+    "        from PIL import Image\n        from tokenizers_zoo.families.spatial.values import png_bytes\n"
+    "        return png_bytes(Image.fromarray((value[0] * 255).astype(np.uint8))), 'png'\n\n"
+)
+
+
+def checked(name: str) -> str:
+    """What the check `probes` says; empty where it passes."""
+    found = {result.name: result for result in conformance_results(Zoo.installed(), name)}["probes"]
+    assert not found.skipped and "\n" not in found.message
+    return "" if found.passed else found.message
+
+
+def met(name: str) -> dict[str, Outcome]:
+    handle = Zoo.installed()[name]
+    return {probe.what: outcome_of(handle, probe) for _, probe in probed_files(handle).probes}
+
+
+# ---------------------------------------------------------------- plugins that read wrongly
+
+
+def test_a_plugin_that_leaves_files_to_the_defaults_passes(install_example: Install) -> None:
+    install_example("plain_map")
+    assert checked("plain_map") == ""
+    outcomes = met("plain_map")
+    assert outcomes["float64"].read and outcomes["float16"].read and outcomes["no axis of channels"].line
+    assert outcomes["twice as high and wide"].how == "resized"
+    assert "every number has to be finite" in outcomes["NaN in it"].line
+    assert probed_files(Zoo.installed()["plain_map"]).reads == ("npy",)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        ("raise KeyError('map')", "read_value stumbles over it, and cannot say what is wrong"),
+        (
+            "from tokenizers_zoo.errors import DataError\n        raise DataError('nothing')",
+            "it is met with DataError: nothing",
+        ),
+    ],
+)
+def test_a_refusal_that_is_none_is_noticed(act: str, message: str, install_example: Install) -> None:
+    sound = "value = np.load(io.BytesIO(data))\n        if value.ndim == 3 and len(value): return value\n        "
+    install_example("mistaken_map", {SCORE: READ.format(sound + act) + SCORE})
+    assert message in checked("mistaken_map")
+
+
+def test_a_refusal_in_many_characters_is_noticed(install_example: Install) -> None:
+    act = """from tokenizers_zoo.errors import InvalidValueError
+        value = np.load(io.BytesIO(data))
+        if not np.isfinite(value).all(): raise InvalidValueError('bad ' * 200)
+        return value"""
+    install_example("wordy_map", {SCORE: READ.format(act) + SCORE})
+    assert "NaN in it: it is refused in 811 characters, expected one line below 500" in checked("wordy_map")
+
+
+def test_a_file_that_is_read_as_what_cannot_be_written_is_noticed(install_example: Install) -> None:
+    write = """    @hookimpl
+    def write_value(self, value):
+        import io
+        from tokenizers_zoo.errors import InvalidValueError
+        if not value.any(): raise InvalidValueError("nothing on it")
+        buffer = io.BytesIO()
+        np.save(buffer, value)
+        return buffer.getvalue(), "npy"
+
+"""
+    install_example("picky_map", {SCORE: write + SCORE})
+    assert "zeros everywhere: it is read as float32 (1, 16, 16) 0..0, which is no value" in checked("picky_map")
+
+
+def test_what_is_read_has_to_be_encoded(install_example: Install) -> None:
+    act = """        from tokenizers_zoo.errors import InvalidValueError
+        if not values.any(): raise InvalidValueError("nothing on it")
+        means = reduce(values,"""
+    install_example("choosy_map", {"        means = reduce(values,": act})
+    assert "zeros everywhere: it is read, but not encoded: nothing on it" in checked("choosy_map")
+
+
+def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:
+    install_example("seen_map", {SCORE: PICTURES + SCORE})
+    assert checked("seen_map") == ""
+    outcomes = met("seen_map")
+    hows = {what: outcomes[what].how for what in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
+    assert hows == {
+        "16-bit grey": "brightness, white is 65535", "RGBA half transparent": "the transparent half is black",
+        "turned by EXIF": "upright", "CMYK": "the same as 8-bit RGB",
+    }  # fmt: skip
+    assert {"png", "jpg", "tiff", "npy"} <= set(probed_files(Zoo.installed()["seen_map"]).reads)
+
+
+def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: Install) -> None:
+    lying = PICTURES.replace(
+        "else read_grey(data, extension)",
+        "else np.asarray(__import__('PIL.Image').Image.open(io.BytesIO(data)).convert('L'), np.float32)[None] / 255",
+    )
+    install_example("lying_map", {SCORE: lying + SCORE})
+    assert checked("lying_map").startswith("picture ")
+    assert "it is read, but not as it should be: upright" in met("lying_map")["turned by EXIF"].fault
+
+
+# ---------------------------------------------------------------- what a plugin gives itself
+
+
+def examples(files: str) -> dict[str, str]:
+    return {SCORE: f"    @hookimpl\n    def example_files(self):\n        return {files}\n\n{SCORE}"}
+
+
+def test_files_that_a_plugin_gives_are_among_the_probes(install_example: Install) -> None:
+    install_example("given_files", examples("{'a map of old': (b'P5', 'pgm')}"))
+    kind, probe = probed_files(Zoo.installed()["given_files"]).probes[-1]
+    assert (kind, probe) == ("`.pgm`", Probe(what="a map of old", file=File(data=b"P5", extension="pgm")))
+    assert met("given_files")["a map of old"].line == "given_files: expected a .npy file, got .pgm"
+
+
+@pytest.mark.parametrize("files", ["[]", "{'a map': b'P5'}", "{'a map': ('P5', 'pgm')}", "{'a map': (b'P5', 'p', 1)}"])
+def test_files_of_another_form_are_refused(files: str, install_example: Install) -> None:
+    install_example("misgiven_files", examples(files))
+    with pytest.raises(PluginError, match=r"misgiven_files: example_files of .* gave .*, expected \{words: \(bytes"):
+        Zoo.installed()["misgiven_files"].example_files()
+
+
+def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
+    kind = {
+        'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")': "ValueSpec(kind='object')",
+        "    @hookimpl\n    def transform(": "    def transform(",
+    }
+    install_example("free_tables", kind)
+    handle = Zoo.installed()["free_tables"]
+    with pytest.raises(DataError, match="free_tables: there is no sound value to make files from"):
+        probed_files(handle)
+    names = [probe.what for _, probe in probed_files(handle, sample=[{"a": 1.5}]).probes]
+    assert {"without `a`", "`a` is 1000 times larger", "NaN in it", "an empty list"} <= set(names)
+
+
+# ---------------------------------------------------------------- how files are made
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 32, 32), (8, 3, 16, 24), (512, 14, 14)])
+def test_bars_look_otherwise_when_turned_or_mirrored(shape: tuple[int, ...]) -> None:
+    value = bars(shape, (0.25, 0.75))
+    assert value.shape == shape and value.dtype == np.float32 and len(np.unique(value)) == 2
+    if len(shape) > 1:
+        others = [value[..., ::-1], value[..., ::-1, :], value[..., ::-1, ::-1]]
+        assert not any(np.array_equal(value, other) for other in others)
+    if shape[-1] == 32:
+        columns = np.flatnonzero(np.diff(value[0, 0])) + 1
+        assert (columns % 8 == 0).all()
+
+
+def test_made_up_values_are_sound_for_every_array() -> None:
+    zoo = Zoo.installed()
+    arrays = [handle for handle in zoo.handles() if handle.spec.value.kind == "array"]
+    assert len(arrays) > 20
+    for handle in arrays:
+        value = made_up(handle)
+        assert value is not None, handle.name
+        handle.check(value)
+        assert len(np.unique(value)) > 1, handle.name
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 4])
+def test_sound_files_hold_what_they_should(width: int) -> None:
+    from scipy.io import wavfile
+
+    samples = np.hstack([tone(8000, 0.1), -tone(8000, 0.1)])
+    rate, found = wavfile.read(io.BytesIO(wav(samples, 8000, width).data))
+    scale = 1.0 if width == 0 else 2.0 ** (31 if width == 3 else 8 * width - 1)
+    shift = 128 if width == 1 else 0
+    assert rate == 8000
+    np.testing.assert_allclose((found.astype(float) - shift) / scale, samples, atol=0.005)
+
+
+def test_objects_differ_in_what_they_say() -> None:
+    person = {"name": "Ada", "box": [0.1, 0.2], "age": 36}
+    texts = {probe.what: probe.file.data for probe in object_probes([person])}
+    assert json.loads(texts["without `box`"]) == [{"name": "Ada", "age": 36}]
+    assert json.loads(texts["`box` is 1000 times larger"]) == [{**person, "box": [100.0, 200.0]}]
+    assert json.loads(texts["`box` lacks its last"]) == [{**person, "box": [0.1]}]
+    assert json.loads(texts["`name` is a number"]) == [{**person, "name": 3}]
+    assert b"[NaN, 0.2]" in texts["NaN in it"] and person["box"] == [0.1, 0.2]
+    assert json.loads(texts["one without a list around it"]) == person
+    table = {probe.what: probe.file.data for probe in object_probes({"a": 1, "b": 2})}
+    assert json.loads(table["a key more, `remark`"]) == {"a": 1, "b": 2, "remark": "ok"}
+    assert "without `a`" not in table and "`b` is a text" not in table  # any field of a table may be absent
+
+
+# ---------------------------------------------------------------- in words
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "words"),
+    [
+        (0.001, 0, "metres = number / 1000"), (2.5, 0, "metres = number x 2.5"), (1, 0, ""),
+        (1, 3, "metres = number x 1 + 3"), (1 / 255, -1, "metres = number / 255 - 1"),
+    ],
+)  # fmt: skip
+def test_multiples_of_numbers_in_words(scale: float, offset: float, words: str) -> None:
+    numbers = np.array([100.0, 200.0, 200.0])
+    assert multiple(numbers * scale + offset, numbers, "metres") == words
+    assert multiple(np.array([1.0, 5.0, 2.0]), numbers, "metres") == ""
+    assert multiple(numbers * 0, numbers, "metres") == ""
+
+
+def test_refusals_are_shortened_to_what_is_new(install_example: Install) -> None:
+    install_example("short_map")
+    handle = Zoo.installed()["short_map"]
+    line = met("short_map")["NaN in it"].line
+    assert line.startswith("short_map: expected float32") and shortened(handle, line) == "every number has to be finite"
+    assert shortened(handle, "short_map: .png file: cut off: 3 bytes") == "cut off: 3 bytes"
+    long = shortened(handle, "short_map: " + "word " * 100 + "end")
+    assert len(long) <= 210 and long.endswith("word end") and " ... " in long
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        ("expected one mode, got L, which is none", "expected one mode, got RGB, which is none",
+         "expected one mode, got ..., which is none"),
+        ("expected one of us, got 3", "expected one of us, got [1, 2]", "expected one of us, got ..."),
+        ("it is empty", "it is other", "it is ..."),
+        ("it is empty", "nothing at all here", None),
+    ],
+)  # fmt: skip
+def test_lines_that_are_nearly_the_same_share_a_row(first: str, second: str, common: str | None) -> None:
+    found = with_gap(first.split(" "), second.split(" "))
+    assert (found and " ".join(found)) == common
+
+
+def test_a_page_says_what_happens(install_example: Install) -> None:
+    install_example("paged_map", examples("{'a map of old': (b'P5', 'pgm')}"))
+    text, rows = files_section(Zoo.installed()["paged_map"])
+    assert text.startswith("Reads `.npy`; writes `.npy`. Another kind of file is refused: `expected a .npy file")
+    assert ("`.npy`", "NaN in it; infinity in it", "refused: `every number has to be finite`") in rows
+    assert ("`.npy`", "twice as high and wide", "read: resized") in rows
+    assert ("`.npy`", "cut off; Python objects in it; no array", "refused") in rows
+    assert rows[-1] == ("`.pgm`", "a map of old", "refused: `expected a .npy file, got .pgm`")
+
+
+def test_a_page_cannot_be_made_where_a_file_is_met_wrongly(install_example: Install) -> None:
+    install_example("unpaged_map", {SCORE: READ.format(
+        "if len(data) < 300: raise KeyError('map')\n        return np.load(io.BytesIO(data))") + SCORE})  # fmt: skip
+    with pytest.raises(SystemExit, match=r"unpaged_map: .*read_value stumbles over it"):
+        files_section(Zoo.installed()["unpaged_map"])
+
+
+def test_a_value_close_to_a_plain_one_is_told_from_another(install_example: Install) -> None:
+    install_example("told_map")
+    handle: ModalityHandle = Zoo.installed()["told_map"]
+    value = bars((1, 16, 16), (0.25, 0.75))
+    near, far = value + np.float32(0.001), 1 - value
+    for shown, how in ((near, "so"), (far, "")):
+        probe = Probe(what="x", file=npy(shown), readings=(("so", npy(value)),))
+        assert outcome_of(handle, probe).how == how
+    strict = Probe(what="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
+    assert outcome_of(handle, strict).fault == "it is read, but not as it should be: so"
+    hopeless = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
+    assert outcome_of(handle, hopeless).read  # nothing to compare with

@@ -1,0 +1,187 @@
+"""One file that users of a modality will meet, and what becomes of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.errors import InvalidValueError, ZooError
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.values import bounds, describe, expected_value
+
+LONGEST_LINE = 500
+"""Characters of a refusal."""
+CLOSE = 0.01
+"""Mean difference of two values, as a share of their range, up to which they count as the same."""
+STUMBLES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+"""What a reader raises that has not looked at what it was given."""
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file's bytes, and its extension without a dot."""
+
+    data: bytes
+    extension: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A file, what it is in plain words, and what it might be read as.
+
+    `readings` are plain files with words for it: a value that is the same as that of one of them was read so.
+    """
+
+    what: str
+    file: File
+    readings: tuple[tuple[str, File], ...] = ()
+    numbers: Array | None = None
+    """The numbers in the file, where a value may be a multiple of them."""
+    damaged: bool = False
+    """Whether the reason of a refusal is that of the library that opens such files."""
+    must_match: bool = False
+    """Whether no other reading is sound: what it shows would lie elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a probe: its value and how it was read, in words; or the line that refuses it; or a fault."""
+
+    value: Any = None
+    how: str = ""
+    line: str = ""
+    fault: str = ""
+
+    @property
+    def read(self) -> bool:
+        """True where there is a value, and nothing wrong with it."""
+        return not self.line and not self.fault
+
+
+def npy(array: Array) -> File:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return File(data=buffer.getvalue(), extension="npy")
+
+
+def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
+    """Read the probe as the pipeline reads values: the file, the whole picture at the size of the settings, a check.
+
+    A fault is anything but a sound value, or one line of InvalidValueError that begins with the modality's name.
+    """
+    try:
+        as_read = handle.read(probe.file.data, probe.file.extension)
+        value = handle.transform(as_read, Crop())
+    except InvalidValueError as error:
+        return refusal(handle, error)
+    except Exception as error:
+        return Outcome(fault=f"it is met with {type(error).__name__}: {str(error)[:200]}")
+    try:
+        handle.check(value)
+        handle.write(as_read)
+    except ZooError as error:
+        return Outcome(fault=f"it is read as {describe(as_read)}, which is no value: {error}")
+    for how, file in probe.readings:
+        if alike(value, plainly_read(handle, file)):
+            return Outcome(value=value, how=how)
+    if probe.must_match and any(plainly_read(handle, file) is not None for _, file in probe.readings):
+        hows = " or ".join(how for how, _ in probe.readings)
+        return Outcome(fault=f"it is read, but not as it should be: {hows}")
+    return Outcome(value=value, how=in_words(as_read, probe.numbers, handle.spec.value.unit))
+
+
+def refusal(handle: ModalityHandle, error: InvalidValueError) -> Outcome:
+    """What refuses a value, which is a fault where nobody could tell from it what to do."""
+    line = str(error)
+    if not line.startswith(f"{handle.name}: "):
+        return Outcome(fault=f"it is refused by a line that does not begin with the modality: {line[:200]!r}")
+    if "\n" in line or len(line) >= LONGEST_LINE:
+        return Outcome(fault=f"it is refused in {len(line)} characters, expected one line below {LONGEST_LINE}")
+    if isinstance(error.__cause__, STUMBLES):
+        return Outcome(fault=f"read_value stumbles over it, and cannot say what is wrong: {line[:200]!r}")
+    return Outcome(line=line)
+
+
+def plainly_read(handle: ModalityHandle, file: File) -> Any:
+    """The value of a file, or None."""
+    try:
+        return handle.transform(handle.read(file.data, file.extension), Crop())
+    except ZooError:
+        return None
+
+
+def alike(first: Any, second: Any) -> bool:
+    """True for two values that are the same, arrays up to what compression changes."""
+    if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)):
+        return type(first) is type(second) and bool(first == second)
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    return float(np.abs(a - b).mean()) <= CLOSE * (float(np.ptp(b)) or 1.0)
+
+
+def in_words(value: Any, numbers: Array | None, unit: str) -> str:
+    """A value that no plain file has: how it follows from the file's numbers, or what it is where that is short."""
+    if numbers is not None and isinstance(value, np.ndarray) and value.size == numbers.size:
+        return multiple(value.ravel().astype(np.float64), numbers.ravel().astype(np.float64), unit)
+    if isinstance(value, str | list | dict):
+        text = json.dumps(value, ensure_ascii=False)
+        return f"as `{text}`" if len(text) <= 60 and "`" not in text else ""
+    return ""
+
+
+def multiple(value: Array, numbers: Array, unit: str) -> str:
+    """`metres = number x 0.001` where a value is a multiple of numbers, maybe with an offset; else nothing."""
+    low, high = int(numbers.argmin()), int(numbers.argmax())
+    if numbers[low] == numbers[high]:
+        return ""
+    scale = (value[high] - value[low]) / (numbers[high] - numbers[low])
+    offset = value[low] - scale * numbers[low]
+    span = float(np.ptp(value))
+    if not span or not np.allclose(value, scale * numbers + offset, rtol=0, atol=1e-3 * span):
+        return ""
+    parts = round(1 / abs(scale))
+    factor = f" / {parts}" if scale < 0.5 and np.isclose(scale * parts, 1, rtol=1e-4) else f" x {scale:.3g}"
+    shift = f" {'+' if offset > 0 else '-'} {abs(offset):.3g}" if abs(offset) > 1e-3 * span else ""
+    same = np.isclose(scale, 1) and not shift
+    return "" if same else f"{unit or 'value'} = number{factor}{shift}"
+
+
+def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
+    """A refusal without what its modality's page says anyway: the name, and what was expected in general.
+
+    Of a line that is still longer than `longest` characters the middle is left out.
+    """
+    line = line.removeprefix(f"{handle.name}: ")
+    standard = f"expected {expected_value(handle.spec.value)}, got "
+    if line.startswith(standard) and "; " in line:
+        line = line.rpartition("; ")[2]
+    head, _, rest = line.partition(" file: ")
+    line = rest if rest and head.startswith(".") and " " not in head else line
+    if len(line) <= longest:
+        return line
+    head, tail = line[: longest // 2].rpartition(" ")[0], line[-longest // 2 :].partition(" ")[2]
+    return f"{head} ... {tail}"
+
+
+def span_of(handle: ModalityHandle) -> tuple[float, float]:
+    """Two numbers well within the declared bounds of an array, the lower first."""
+    spec = handle.spec.value
+    low, high = bounds(spec)
+    if np.dtype(spec.dtype).kind in "iub":
+        first = 0 if low is None else int(low)
+        return (first, first + 1) if high is not None and high - first < 2 else (first + 1, first + 2)
+    if low is None and high is None:
+        return -1.0, 1.0
+    if low is None:
+        return (high or 0) - 2, (high or 0) - 1
+    if high is None:
+        return low + 1, low + 2
+    return low + (high - low) / 4, high - (high - low) / 4
