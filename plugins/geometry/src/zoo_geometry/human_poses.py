@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import (
     Axis,
@@ -21,11 +23,13 @@ from tokenizers_zoo.families.objects import (
     box_seen_through,
 )
 from tokenizers_zoo.families.text import read_json
-from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+from tokenizers_zoo.labellers import SETTING
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from zoo_geometry import body, rotations
 from zoo_geometry.examples import person_files
 from zoo_geometry.people import MISSED, drawn, matched
+from zoo_geometry.pose_labeller import PoseLabeller
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -106,6 +110,8 @@ class PoseSettings(ObjectSettings):
     """Shape numbers (SMPL's betas) that become tokens: the first ones of those given, 0 for those that are not."""
     min_visible: float = 0.25
     """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
+    labeller: PoseLabeller | None = None
+    """Networks that derive poses from rgb where no source gives them; absent, they are not derived."""
     tokenizer: PoseTokenizer = PoseTokenizer()
 
     def __post_init__(self) -> None:
@@ -131,6 +137,8 @@ class HumanPoses(ObjectModality):
 
     The codes tell the 23 rotations below the first as 207 numbers, 9 of each matrix. The rest is 18 coordinates and the
     shape. Joints are computed again from rotations, the mean skeleton of the training values, and the person's size.
+
+    Derived from photographs (the setting `labeller`), joints are what networks say and distances are estimates.
     """
 
     settings_class = PoseSettings
@@ -157,6 +165,23 @@ class HumanPoses(ObjectModality):
             meaning="harmonic mean of precision and recall of people; found is a box overlap (IoU) of 0.5 or more",
         ),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """The spec under these settings."""
+        spec = dataclasses.replace(super().modality_spec(settings), derive_setting=SETTING)
+        labeller = self.options(settings).labeller
+        if labeller is None:
+            return spec
+        licence = f"{spec.licence}; labels by {labeller.model}, under Apache-2.0"
+        return dataclasses.replace(spec, derived_from=("rgb",), licence=licence)
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Person]:
+        """The people that the labeller sees in the sample's rgb picture, the likeliest first; none is an empty list."""
+        labeller = self.options(settings).labeller
+        assert labeller is not None  # without one nothing is derived
+        return labeller.people(sample["rgb"])
 
     def value_spec(self, options: PoseSettings) -> ValueSpec:
         return ValueSpec(

@@ -1,0 +1,159 @@
+"""Rotations of a body's 24 joints from where the joints are: analytic, without a search.
+
+The rotation of each joint is that which takes its bones from the rest pose to where they are. Where joints alone leave
+a turn around a bone open, this is how it is settled:
+
+- pelvis and chest (spine3) have three bones each, which leave nothing open;
+- the turn of the chest against the pelvis is shared evenly by the three joints of the spine;
+- upper arms and thighs turn so that elbow and knee are hinges: an elbow brings the forearm to the front of the rest
+  pose, a knee brings the shin to its back. The less the limb is bent the less its plane is known: from `BENT` down to
+  `STRAIGHT` it counts less and less. A straight arm is not turned; a straight leg turns as its foot points;
+- the head is turned as it is given, the neck half as much; not given, both just follow;
+- elbows and knees bend around their hinges, as far as the limb's plane counts;
+- collars, wrists and ankles take the shortest way, and hands and feet at the ends follow.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_geometry import rotations
+from zoo_geometry.body import JOINTS, PARENTS
+
+Array = NDArray[Any]
+STRAIGHT, BENT = math.radians(10), math.radians(30)
+"""Angles between the two bones of a limb: below the first its plane is not used, above the second only that."""
+SHORT = 1e-6
+"""Lengths, relative to that of the whole body, below which a bone has no direction."""
+CHILDREN = tuple(
+    tuple(child for child, parent in enumerate(PARENTS) if parent == joint) for joint in range(len(JOINTS))
+)
+SPINE = tuple(JOINTS.index(name) for name in ("pelvis", "spine1", "spine2", "spine3"))
+NECK, HEAD = JOINTS.index("neck"), JOINTS.index("head")
+HINGES = {
+    "left_shoulder": (0.0, -1.0, 0.0), "right_shoulder": (0.0, 1.0, 0.0),
+    "left_hip": (1.0, 0.0, 0.0), "right_hip": (1.0, 0.0, 0.0),
+}  # fmt: skip
+"""The joints at the upper ends of limbs, and the axis around which the next joint bends, in the rest pose."""
+
+
+def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Array:
+    """Axis-angle rotations (24, 3) of joints (24, 3), in camera axes and in any unit, as `body.joints_of` takes them.
+
+    `bones` (24, 3) is the rest skeleton, of which the directions count; `head` (3, 3) is how the head is turned from
+    the rest pose's axes to the camera's. Joints that lie on each other say nothing of the bone between them.
+    """
+    seen = np.zeros_like(joints)
+    for joint, parent in enumerate(PARENTS[1:], 1):
+        seen[joint] = joints[joint] - joints[parent]
+    least = SHORT * float(np.linalg.norm(seen, axis=1).sum())
+    seen[np.linalg.norm(seen, axis=1) <= least] = 0.0
+    frames = np.zeros((len(JOINTS), 3, 3))
+    first, chest = SPINE[0], SPINE[-1]
+    bent: dict[int, Array] = {}
+    frames[first], frames[chest] = (
+        fitted(bones[list(CHILDREN[at])], seen[list(CHILDREN[at])]) for at in (first, chest)
+    )
+    for joint, parent in enumerate(PARENTS):
+        if joint in (first, chest):
+            continue
+        base = bent.get(joint, frames[parent])
+        if joint in SPINE:
+            base = between(frames[first], frames[chest], SPINE.index(joint) / (len(SPINE) - 1))
+        elif joint == NECK and head is not None:
+            base = between(frames[parent], head, 0.5)
+        elif joint == HEAD and head is not None:
+            base = head
+        frames[joint] = onto_bone(base, joint, bones, seen)
+        if JOINTS[joint] in HINGES:
+            frames[joint], bent[CHILDREN[joint][0]] = turned_limb(frames[joint], joint, bones, seen)
+    own = frames.copy()
+    for joint, parent in enumerate(PARENTS[1:], 1):
+        own[joint] = frames[parent].T @ frames[joint]
+    return rotations.vectors_of(own)
+
+
+def fitted(rest: Array, seen: Array) -> Array:
+    """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `seen` (n, 3) (Kabsch)."""
+    left, _, right = np.linalg.svd(direction(seen).T @ direction(rest))
+    left[:, 2] *= np.linalg.det(left @ right)
+    return left @ right
+
+
+def between(first: Array, last: Array, share: float) -> Array:
+    """The rotation (3, 3) at `share` of the shortest way from one to another."""
+    return first @ rotations.matrices_of(share * rotations.vectors_of(first.T @ last))
+
+
+def onto_bone(frame: Array, joint: int, bones: Array, seen: Array) -> Array:
+    """The rotation nearest to `frame` that takes the bone to the joint's child to where it is seen; an end has none."""
+    if not CHILDREN[joint]:
+        return frame
+    child = CHILDREN[joint][0]
+    return shortest(frame @ bones[child], seen[child]) @ frame
+
+
+def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Array, Array]:
+    """The upper bone's rotation, turned around that bone so that the next joint is a hinge, and the next joint's."""
+    middle = CHILDREN[joint][0]
+    lower = CHILDREN[middle][0]
+    axis, hinge = direction(seen[middle]), np.array(HINGES[JOINTS[joint]])
+    bend = math.acos(float(np.clip(axis @ direction(seen[lower]), -1, 1)))
+    known = float(np.clip((bend - STRAIGHT) / (BENT - STRAIGHT), 0, 1)) if seen[lower].any() else 0.0
+    leg, turn, hinged = JOINTS[joint].endswith("hip"), 0.0, np.eye(3)
+    if leg:
+        foot = CHILDREN[lower][0]
+        turn = angle_around(axis, frame @ bones[foot], seen[foot])
+    if known:
+        angles = hinge_angles(bones[middle], bones[lower], hinge, bend)
+        turned = [frame @ rotations.matrices_of(angle * hinge) @ bones[lower] for angle in angles]
+        turns = [angle_around(axis, place, seen[lower]) for place in turned]
+        # A knee that seems bent to the front is so by error, and no reason to turn the thigh around.
+        side = 1 if leg and abs(turns[0]) > math.pi / 2 else 0
+        turn += known * math.remainder(turns[side] - turn, math.tau)
+        hinged = rotations.matrices_of(known * angles[side] * hinge)
+    upper = rotations.matrices_of(turn * axis) @ frame
+    return upper, upper @ hinged
+
+
+def hinge_angles(upper: Array, lower: Array, hinge: Array, bend: float) -> tuple[float, float]:
+    """The two turns of the lower bone around the hinge, the greater one first, that put it at `bend` to the upper one.
+
+    With unit vectors u, l, h this solves u . R(h, angle) l = cos(bend) by Rodrigues' formula; where no turn is enough,
+    both are the one that comes nearest.
+    """
+    u, low = direction(upper), direction(lower)
+    even = float(u @ hinge) * float(hinge @ low)
+    along, across = float(u @ low) - even, float(u @ np.cross(hinge, low))
+    middle, reach = math.atan2(across, along), math.hypot(along, across)
+    half = math.acos(float(np.clip((math.cos(bend) - even) / max(reach, 1e-12), -1, 1)))
+    return middle + half, middle - half
+
+
+def angle_around(axis: Array, start: Array, end: Array) -> float:
+    """The turn around a unit axis that brings `start` over `end`, in [-pi, pi]; 0 where one of them is along it."""
+    flat = [vector - axis * float(axis @ vector) for vector in (direction(start), direction(end))]
+    if min(float(np.linalg.norm(vector)) for vector in flat) < math.sin(STRAIGHT):
+        return 0.0
+    return math.atan2(float(axis @ np.cross(flat[0], flat[1])), float(flat[0] @ flat[1]))
+
+
+def shortest(start: Array, end: Array) -> Array:
+    """The smallest rotation (3, 3) from one direction to another; none where one of them has no length."""
+    first, last = direction(start), direction(end)
+    if not first.any() or not last.any():
+        return np.eye(3)
+    axis, cosine = np.cross(first, last), float(first @ last)
+    sine = float(np.linalg.norm(axis))
+    if sine < 1e-9 and cosine < 0:  # opposite: any axis across
+        axis, sine = np.cross(first, np.eye(3)[int(np.abs(first).argmin())]), 0.0
+    return rotations.matrices_of(direction(axis) * math.atan2(sine, cosine))
+
+
+def direction(vectors: Array) -> Array:
+    """Vectors (..., 3) at length 1; those of no length stay so."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,139 @@
+"""People that networks see in a photograph, as values of human_poses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.pretrained import PretrainedConfig
+from zoo_geometry import body, pose_files
+from zoo_geometry.inverse_kinematics import rotations_of
+from zoo_geometry.placing import half_sizes, looking_at, offset_of
+from zoo_geometry.pose_landmarks import Landmarks, head_of_landmarks, joints_of_landmarks
+from zoo_geometry.pose_networks import PoseNetworks, builder
+
+Array = NDArray[Any]
+Person = dict[str, Any]
+FARTHEST = 100.0  # metres
+WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
+"""Landmarks that say where a person is: nose, ears, shoulders, elbows, wrists, hips, knees, ankles."""
+SEEN = 0.5
+"""How likely a landmark must be in sight to belong to the box of what is seen."""
+DUPLICATE = 0.1
+"""Mean distance of two people's landmarks, over the side of their region, below which they are one person."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoseLabeller(PretrainedConfig):
+    """The pose networks of MediaPipe (Apache-2.0), from its wheel or a folder of their .tflite files, on the CPU.
+
+    Sizes and distances in metres are estimates: the landmark network supposes people of usual size, and the distance
+    follows from how large they are seen and from `camera_fov`.
+    """
+
+    landmarks: Literal["lite", "full", "heavy"] = "full"
+    """Size of the landmark network; the wheel carries full."""
+    camera_fov: float | tuple[float, float] | None = None
+    """The camera's field of view, degrees: the vertical one, of pictures with square pixels, or [vertical, horizontal].
+    Absent supposes a focal length of the picture's diagonal."""
+    threshold: float = 0.5
+    """Least score of the detector, in (0, 1)."""
+    presence: float = 0.5
+    """Least score of the landmark network, in [0, 1]: whether there is somebody where the detector said so."""
+
+    def __post_init__(self) -> None:
+        PretrainedConfig.__post_init__(self)
+        if self.revision is not None or self.device == "cuda":
+            raise ValueError("revision and device: are for networks of the hub; these are in files, and run on the CPU")
+        given = self.camera_fov if isinstance(self.camera_fov, tuple) else (self.camera_fov,)
+        if not all(fov is None or 0 < fov < 180 for fov in given):
+            raise ValueError(f"camera_fov: expected degrees in (0, 180), got {self.camera_fov}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold: expected a score in (0, 1), got {self.threshold:g}")
+        if not 0 <= self.presence <= 1:
+            raise ValueError(f"presence: expected a score in [0, 1], got {self.presence:g}")
+
+    def locate(self, *, download: bool = True) -> Path:
+        """The folder or wheel. Raises PretrainedError where there is none, or it lacks the networks."""
+        place = pose_files.place_of(self.model)
+        pose_files.contents(place, self.landmarks)
+        return place
+
+    def record(self, *, download: bool = True) -> dict[str, Any]:
+        """Model, version of the wheel, these settings, and the sha256 of both networks."""
+        place = pose_files.place_of(self.model)
+        files = pose_files.contents(place, self.landmarks)
+        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
+        own = [field.name for field in dataclasses.fields(self) if field.name not in kinds]
+        return {
+            "model": self.model,
+            "revision": pose_files.version_of(self.model, place),
+            **{name: getattr(self, name) for name in own},
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+
+    @property
+    def networks(self) -> PoseNetworks:
+        """Both networks, made once per process. Raises PretrainedError."""
+        return self.load(builder(self.landmarks))
+
+    def people(self, picture: Array) -> list[Person]:
+        """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
+        found = distinct(self.networks.people(picture, self.threshold, self.presence))
+        people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
+        return [person for person in people if person is not None]
+
+
+def distinct(people: list[Landmarks]) -> list[Landmarks]:
+    """Without those who are somebody before them: two detections of which the landmark network sees the same person."""
+    kept: list[Landmarks] = []
+    for person in people:
+        nearest = (np.linalg.norm((person.image - other.image)[:, :2], axis=1).mean() for other in kept)
+        if all(distance > DUPLICATE * person.region.side for distance in nearest):
+            kept.append(person)
+    return kept
+
+
+def person_of(
+    landmarks: Landmarks, size: tuple[int, int], fov: float | tuple[float, float] | None = None
+) -> Person | None:
+    """The entries of one person in a picture of `size` (height, width); None where nothing of them is in the picture,
+    or where they cannot be put before the camera."""
+    height, width = size
+    scale = np.array([1 / width, -1 / height])
+    half = half_sizes(fov, height, width)
+    # The network sees a person as a camera would that looks at their region; this one looks ahead (CLIFF, sec. 3).
+    centre = np.array([landmarks.region.x / width, landmarks.region.y / height])
+    world = landmarks.world @ looking_at(centre, half).T
+    chosen = list(WEIGHED)
+    offset = offset_of(world[chosen], (landmarks.image[:, :2] * scale)[chosen], landmarks.visible[chosen], half)
+    joints = joints_of_landmarks(world) + offset
+    box = box_of(landmarks, size)
+    if box is None or not body.NEAREST < -joints[0, 2] <= FARTHEST:
+        return None
+    turns = rotations_of(joints, body.ADULT, head_of_landmarks(world))
+    image = joints_of_landmarks(landmarks.image)[:, :2] * scale
+    return {
+        "joint_rotations": turns.tolist(),
+        "joints_camera": joints.tolist(),
+        "joints_image": image.tolist(),
+        "box": box,
+    }
+
+
+def box_of(landmarks: Landmarks, size: tuple[int, int]) -> list[float] | None:
+    """The box, fractions in [0, 1], of the pixels that show the person, with the landmarks in sight; None if none is in
+    the picture."""
+    places = landmarks.image[landmarks.visible >= SEEN][:, :2] * np.array([1.0, -1.0])
+    shares = np.concatenate([landmarks.outline, places]) / np.array([size[1], size[0]])
+    inside = shares[((shares >= 0) & (shares <= 1)).all(axis=1)]
+    if len(inside) == 0:
+        return None
+    box = [*inside.min(axis=0).tolist(), *inside.max(axis=0).tolist()]
+    return box if box[0] < box[2] and box[1] < box[3] else None

@@ -1,0 +1,382 @@
+"""People in photographs: detector, regions, landmarks, the camera, files, and the road of `zoo data derive`.
+
+The networks answer by hand here. Those of MediaPipe are tried where ZOO_POSE_NETWORKS names its wheel, or a folder of
+its .tflite files, and ai-edge-litert is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from pose_people import METRES, answer_by_hand, landmarks_around, seen, standing, wheel
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pretrained import PretrainedError
+from zoo_geometry import body
+from zoo_geometry.people import matched
+from zoo_geometry.person_detection import Detection, anchors, detections, merged
+from zoo_geometry.picture_regions import Region, sampled
+from zoo_geometry.placing import half_sizes, looking_at, offset_of
+from zoo_geometry.pose_labeller import PoseLabeller, distinct, person_of
+from zoo_geometry.pose_landmarks import landmarks_of, refined
+
+NAME = "human_poses"
+DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float32)
+LIGHT[:, 28:32, 48:52] = 1  # hips at (50, 30)
+
+
+def handle(model: Path | str, **own: Any) -> Any:
+    return Zoo.from_tables({"modalities": {NAME: {"labeller": {"model": str(model), **own}}}})[NAME]
+
+
+# ---- regions of a picture
+
+regions = strategies.builds(
+    Region, x=strategies.floats(-50, 50), y=strategies.floats(-50, 50), side=strategies.floats(1, 500),
+    angle=strategies.floats(-4, 4),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(regions, strategies.floats(-1, 2), strategies.floats(-1, 2))
+def test_regions_there_and_back(region: Region, x: float, y: float) -> None:
+    place = np.array([[x, y]])
+    np.testing.assert_allclose(region.from_picture(region.to_picture(place)), place, atol=1e-9)
+    np.testing.assert_allclose(region.to_picture(np.array([0.5, 0.5])), (region.x, region.y), atol=1e-9)
+
+
+def test_regions_by_hand() -> None:
+    region = Region(x=10, y=20, side=4, angle=math.pi / 2)  # its top looks to the right
+    np.testing.assert_allclose(region.to_picture(np.array([[0.5, 0], [1, 0.5]])), [[12, 20], [10, 22]], atol=1e-12)
+    assert Region.whole(np.zeros((3, 30, 50))) == Region(x=25, y=15, side=50)
+
+
+def test_what_a_region_shows() -> None:
+    picture = np.random.default_rng(0).random((3, 6, 6))
+    upright = Region(x=3, y=3, side=6)
+    np.testing.assert_allclose(upright.shown(picture, 6, "black"), picture.transpose(1, 2, 0))
+    turned = dataclasses.replace(upright, angle=math.pi / 2).shown(picture, 6, "edge")
+    np.testing.assert_allclose(turned, np.rot90(picture.transpose(1, 2, 0)), atol=1e-12)
+    halves = upright.shown(picture, 3, "black")
+    np.testing.assert_allclose(halves, picture.reshape(3, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0))
+
+
+def test_beyond_the_picture_and_between_its_pixels() -> None:
+    picture = np.array([[[1.0, 3.0]]])
+    places = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
+    np.testing.assert_allclose(sampled(picture, places, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
+    np.testing.assert_allclose(sampled(picture, places, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
+
+
+# ---- the detector
+
+
+def test_anchors_are_those_of_the_network() -> None:
+    places = anchors()
+    assert places.shape == (2 * 28 * 28 + 2 * 14 * 14 + 6 * 7 * 7, 2) == (2254, 2)
+    np.testing.assert_allclose(places[[0, 1, 2]] * 28, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5]])
+    np.testing.assert_allclose(places[2 * 28 : 2 * 28 + 1] * 28, [[0.5, 1.5]])
+    np.testing.assert_allclose(places[1568] * 14, [0.5, 0.5])
+    np.testing.assert_allclose(places[[1960, 1965, 1966, -1]] * 7, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [6.5, 6.5]])
+
+
+def test_answers_become_boxes_and_points() -> None:
+    numbers, logits = np.zeros((2254, 12)), np.full(2254, -200.0)
+    numbers[1568] = [8, -8, 20, 40, 0, 10, 20, 30, 40, 50, 60, 70]  # the anchor at (8, 8) pixels
+    logits[1568] = math.log(3)
+    (found,) = detections(numbers, logits, 0.7)
+    assert found.score == pytest.approx(0.75)
+    np.testing.assert_allclose(found.box * 224, [6, -20, 26, 20])
+    np.testing.assert_allclose(found.points * 224, [[8, 18], [28, 38], [48, 58], [68, 78]])
+    assert detections(numbers, logits, 0.8) == []
+
+
+def test_overlapping_boxes_are_averaged_by_score() -> None:
+    boxes = np.array([[0.1, 0, 1.1, 1], [5, 5, 6, 6], [0, 0, 1, 1], [0.8, 0, 1.8, 1]])
+    points = boxes[:, None, :2].repeat(4, axis=1)
+    first, second, third = merged(np.array([0.3, 0.7, 0.9, 0.5]), boxes, points)  # overlaps: 0.82, 0, 1, 0.11
+    assert (first.score, second.score, third.score) == (0.9, 0.7, 0.5)
+    np.testing.assert_allclose(first.box, [0.025, 0, 1.025, 1])
+    np.testing.assert_allclose(first.points, np.tile([0.025, 0], (4, 1)))
+    np.testing.assert_allclose(second.box, boxes[1])
+    assert merged(np.zeros(0), np.zeros((0, 4)), np.zeros((0, 4, 2))) == []
+
+
+@pytest.mark.parametrize(("rim", "angle"), [((0, -8), 0), ((8, 0), 90), ((-8, 0), -90), ((0, 8), 180)])
+def test_the_region_of_a_body_is_upright_for_it(rim: tuple[int, int], angle: float) -> None:
+    whole = Region(x=50, y=50, side=100)
+    points = np.array([(0.4, 0.6), (0.4 + rim[0] / 100, 0.6 + rim[1] / 100), (0, 0), (0, 0)])
+    region = Detection(0.9, np.zeros(4), points).region(whole)
+    assert (region.x, region.y, region.side) == pytest.approx((40, 60, 2 * 8 * 1.25))
+    head = region.to_picture(np.array([0.5, 0.1])) - (40, 60)
+    np.testing.assert_allclose(head, np.array(rim), atol=1e-9)
+    assert math.degrees(region.angle) == pytest.approx(angle)
+
+
+# ---- landmarks
+
+
+def test_heat_maps_move_landmarks_that_they_are_sure_of() -> None:
+    heat = np.full((64, 64, 3), -30.0)
+    heat[20, 30:32, :] = [[0.0, -1, 9], [0.0, -1, 9]]
+    places = np.array([[30.5, 20.5], [30.5, 20.5], [40, 20.5]]) / 64
+    moved = refined(places, heat) * 64
+    np.testing.assert_allclose(moved[0], [30.5, 20], atol=1e-6)
+    np.testing.assert_allclose(moved[1:], places[1:] * 64)  # not sure; too far away
+    outside = np.array([[1.2, 0.5], [-0.1, 2.0], [0.0, 0.0]])
+    np.testing.assert_allclose(refined(outside, np.full((64, 64, 3), -30.0)), outside)
+
+
+def test_landmarks_are_in_the_picture_and_in_camera_axes() -> None:
+    raw, world = np.zeros((39, 5)), np.zeros((39, 3))
+    raw[0], world[0] = [128, 64, -32, 0, 9], [0.1, -0.3, -0.2]
+    mask = np.full((256, 256), -1.0)
+    mask[63, 127] = 1
+    region = Region(x=100, y=200, side=512, angle=math.pi / 2)
+    found = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), 0.7, mask, np.full((64, 64, 39), -9.0), region)
+    np.testing.assert_allclose(found.image[0], [228, -200, 64], atol=1e-9)  # up of the region is right in the picture
+    np.testing.assert_allclose(found.world[0], [0.3, -0.1, 0.2], atol=1e-9)
+    np.testing.assert_allclose(found.outline, [[229, 199]], atol=1e-9)
+    assert found.image.shape == found.world.shape == (33, 3)
+    assert (found.presence, found.visible[0]) == (0.7, 0.5)
+
+
+# ---- the camera
+
+
+def test_fields_of_view_by_hand() -> None:
+    np.testing.assert_allclose(half_sizes(90.0, 100, 200), [2, 1])
+    np.testing.assert_allclose(half_sizes((90.0, 53.13010235), 100, 200), [0.5, 1])
+    np.testing.assert_allclose(half_sizes(None, 300, 400), [0.4, 0.3])
+    turn = looking_at(np.array([1.0, 0.5]), np.array([1.0, 1.0]))  # 45 degrees to the right
+    np.testing.assert_allclose(turn @ (0, 0, -1), np.array([1, 0, -1]) / math.sqrt(2), atol=1e-12)
+    np.testing.assert_allclose(turn @ (0, 1, 0), (0, 1, 0), atol=1e-12)
+
+
+@settings(deadline=None)
+@given(strategies.floats(-2, 2), strategies.floats(-2, 2), strategies.floats(1.5, 30))
+def test_a_body_is_put_where_it_is_seen(x: float, y: float, depth: float) -> None:
+    half, points = np.array([0.7, 0.4]), standing() - standing().mean(axis=0)
+    placed = points + np.array([x, y, -depth])
+    image = 0.5 + 0.5 * body.directions(placed) * (1, -1) / half
+    np.testing.assert_allclose(offset_of(points, image, np.ones(24), half), (x, y, -depth), atol=1e-6)
+    image[3] += 0.3  # hidden, and guessed wrong
+    weights = np.ones(24)
+    weights[3] = 0
+    np.testing.assert_allclose(offset_of(points, image, weights, half), (x, y, -depth), atol=1e-6)
+
+
+@pytest.mark.parametrize("fov", [None, 50.0, (40.0, 70.0)])
+@pytest.mark.parametrize("at", [(0.0, 0.0, -4.0), (1.2, 0.2, -3.0), (-0.5, -0.3, -2.0)])
+def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float, float, float]) -> None:
+    size, rng = (300, 400), np.random.default_rng(1)
+    turns = rng.normal(0, 0.2, (24, 3))
+    turns[[3, 6, 9, 12, 13, 14, 15]] = 0  # the spine is not seen
+    points = landmarks_around(standing(turns)) + np.array(at)
+    half = half_sizes(fov, *size)
+    hips = points[[23, 24]].mean(axis=0)[None]
+    centre = 0.5 + 0.5 * body.directions(hips)[0] * (1, -1) / half
+    region = Region(x=centre[0] * size[1], y=centre[1] * size[0], side=300)
+    told = seen(points, region, size, half, looking_at(centre, half))
+    person = person_of(told, size, fov)
+    assert person is not None
+    truth, joints = standing(turns) + at, np.array(person["joints_camera"])
+    ends = [
+        body.JOINTS.index(name) for name in ("left_hip", "left_ankle", "right_wrist", "left_shoulder", "right_knee")
+    ]
+    np.testing.assert_allclose(joints[ends], truth[ends], atol=1e-6)
+    assert np.linalg.norm(joints - truth, axis=1).max() < 0.05
+    image = 0.5 + 0.5 * body.directions(joints) * (1, -1) / half
+    np.testing.assert_allclose(np.array(person["joints_image"])[ends], image[ends], atol=1e-6)
+    assert np.abs(np.array(person["joints_image"]) - image).max() < 0.03
+    again = body.joints_of(np.array(person["joint_rotations"])[None], body.ADULT[None], truth[:1])
+    assert np.linalg.norm(again[0] - joints, axis=1).max() < 0.06
+    assert person["box"] == pytest.approx([*np.clip(image, 0, 1).min(0), *np.clip(image, 0, 1).max(0)], abs=0.12)
+
+
+def test_nobody_who_is_outside_of_the_picture_or_behind_the_camera() -> None:
+    points = landmarks_around(standing()) + np.array([0, 0, -4.0])
+    half, region = half_sizes(60.0, 100, 100), Region(x=50, y=50, side=80)
+    told = seen(points, region, (100, 100), half, np.eye(3))
+    assert person_of(told, (100, 100), 60.0) is not None
+    assert (
+        person_of(dataclasses.replace(told, outline=told.outline + 500, visible=np.zeros(33) + 0.4), (100, 100)) is None
+    )
+    mirrored = dataclasses.replace(told, image=told.image * (-1, -1, 1) + (100, -100, 0))
+    assert person_of(mirrored, (100, 100), 60.0) is None
+    nearly = dataclasses.replace(told, image=told.image + np.array([3, 2, 0]))
+    far = dataclasses.replace(told, image=told.image + np.array([30, 0, 0]))
+    assert [person is told for person in distinct([told, nearly, far])] == [True, False]
+
+
+# ---- files
+
+
+def test_networks_are_found_in_wheels_and_folders_and_recorded(tmp_path: Path) -> None:
+    package = wheel(tmp_path / "mediapipe.whl")
+    digests = {
+        "pose_detection.tflite": hashlib.sha256(b"detector").hexdigest(),
+        "pose_landmark_full.tflite": hashlib.sha256(b"landmarks").hexdigest(),
+    }
+    record = PoseLabeller(model=str(package), camera_fov=50.0).record()
+    assert record == {
+        "model": str(package), "revision": "0.10.21", "landmarks": "full", "camera_fov": 50.0, "threshold": 0.5,
+        "presence": 0.5, "sha256": digests,
+    }  # fmt: skip
+    flat, unpacked = tmp_path / "flat", tmp_path / "unpacked/mediapipe/modules"
+    for folder in (flat, unpacked / "pose_detection", unpacked / "pose_landmark"):
+        folder.mkdir(parents=True)
+    for name, content in (("pose_detection", b"detector"), ("pose_landmark", b"landmarks")):
+        file = "pose_detection.tflite" if name == "pose_detection" else "pose_landmark_full.tflite"
+        (flat / file).write_bytes(content)
+        (unpacked / name / file).write_bytes(content)
+    for folder in (flat, tmp_path / "unpacked", unpacked.parent):
+        found = PoseLabeller(model=str(folder)).record()
+        assert found["sha256"] == digests and found["revision"] is None
+    (flat / "pose_landmark_heavy.tflite").write_bytes(b"heavy")
+    heavy = PoseLabeller(model=str(flat), landmarks="heavy").record()["sha256"]
+    assert heavy["pose_landmark_heavy.tflite"] == hashlib.sha256(b"heavy").hexdigest() and len(heavy) == 2
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = r"pip download mediapipe==0.10.21 --no-deps"
+
+    def refused(message: str, model: Path | str, **own: Any) -> None:
+        with pytest.raises(PretrainedError, match=message) as caught:
+            handle(model, **own).derive({"rgb": DARK})
+        assert "\n" not in str(caught.value)
+
+    refused(rf"absent: no such folder or wheel; {get}", tmp_path / "absent")
+    refused(rf"there is no pose_detection.tflite and no pose_landmark_full.tflite in it; {get}", tmp_path)
+    refused(rf"zoo-no-such-wheel: is not installed; {get}", "pip:zoo-no-such-wheel")
+    (tmp_path / "text").write_text("no wheel")
+    refused(rf"text: is neither a folder nor a wheel; {get}", tmp_path / "text")
+    package = wheel(tmp_path / "mediapipe.whl")
+    refused(rf"mediapipe.whl: there is no pose_landmark_heavy.tflite in it; {get}", package, landmarks="heavy")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', package)
+    answer_by_hand(monkeypatch)
+    broken = wheel(tmp_path / "broken.whl", detector=b"text")
+    refused("pose_detection.tflite: cannot be read as a network of LiteRT: Could not open model", broken)
+    swapped = wheel(tmp_path / "swapped.whl", detector=b"landmarks")
+    expected = r"expected a network of \(1, 224, 224, 3\) to \(1, 2254, 12\), \(1, 2254, 1\)"
+    refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take the file of mediapipe 0.10.21", swapped)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({}, "model: required"),
+        ({"model": ""}, "model: expected a local folder"),
+        ({"model": "a", "threshold": 0}, r"threshold: expected a score in \(0, 1\), got 0"),
+        ({"model": "a", "presence": 1.5}, r"presence: expected a score in \[0, 1\], got 1.5"),
+        ({"model": "a", "camera_fov": 180}, r"camera_fov: expected degrees in \(0, 180\), got 180"),
+        ({"model": "a", "camera_fov": [50, 0]}, r"camera_fov: expected degrees in \(0, 180\)"),
+        ({"model": "a", "landmarks": "huge"}, r"landmarks: expected one of \['lite', 'full', 'heavy'\], got 'huge'"),
+        ({"model": "a", "device": "cuda"}, "revision and device: are for networks of the hub"),
+        ({"model": "a", "revision": "main"}, "revision and device: are for networks of the hub"),
+    ],
+)
+def test_settings_that_make_no_sense(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Zoo.from_tables({"modalities": {NAME: {"labeller": table}}})[NAME].known_settings()
+
+
+# ---- values
+
+
+def test_only_a_labeller_makes_poses_derived() -> None:
+    plain = Zoo.from_tables({"modalities": {NAME: {}}})[NAME]
+    assert plain.spec.derived_from == () and plain.spec.derive_setting == "labeller"
+    with pytest.raises(DataError, match=r"human_poses: is not derived .* without the setting labeller in"):
+        plain.derive({"rgb": DARK})
+    spec = handle("some.whl").spec
+    assert spec.derived_from == ("rgb",) and "labels by some.whl" in spec.licence
+
+
+def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_by_hand(monkeypatch)
+    package = wheel(tmp_path / "mediapipe.whl")
+    poses = handle(package)
+    assert poses.derive({"rgb": DARK}) == []
+    assert handle(package, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector says 0.95
+    assert handle(package, presence=0.95).derive({"rgb": LIGHT}) == []  # and the landmark network 0.9
+    (person,) = poses.derive({"rgb": LIGHT})
+    # 40 of the detector's 224 pixels are 40 * 80 / 224 of the picture: the region is 2.5 times as large.
+    pixels = 2.5 * 40 * 80 / 224 / 256 * METRES  # per metre
+    joints = standing() + np.array([0, 0.09, 0.01])  # from the middle of the hips
+    expected = np.stack([50 + joints[:, 0] * pixels, 30 - joints[:, 1] * pixels], axis=1) / (80, 60)
+    np.testing.assert_allclose(person["joints_image"], expected, atol=0.005)
+    depth = math.hypot(80, 60) / pixels  # the focal length is the picture's diagonal
+    assert -person["joints_camera"][0][2] == pytest.approx(depth, rel=0.05)
+    side = 2.5 * 40 * 80 / 224
+    inner = np.array([50 - side / 8, 30 - side / 4, 50 + side / 8, 30 + side / 4]) / (80, 60, 80, 60)  # of the mask
+    assert person["box"][0] < inner[0] and person["box"][2] > inner[2] and person["box"][1] <= inner[1]
+    turns = np.degrees(np.linalg.norm(np.array(person["joint_rotations"]), axis=1))
+    assert turns[1:].max() < 1 and turns[0] == pytest.approx(math.degrees(math.atan(10 / 100)), abs=1)
+
+
+def test_derived_by_the_road_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from tokenizers_zoo.pipeline.make import make_data
+
+    answer_by_hand(monkeypatch)
+    own = tmp_path / "own/train/rgb"
+    own.mkdir(parents=True)
+    for name, picture in (("dark", DARK), ("light", LIGHT)):
+        Image.fromarray((255 * picture).astype(np.uint8).transpose(1, 2, 0)).save(own / f"{name}.png")
+    package = wheel(tmp_path / "mediapipe.whl")
+    known = {name: {"enabled": False} for name in Zoo.installed().names() if name not in ("rgb", NAME)}
+    tables = {**known, NAME: {"labeller": {"model": str(package)}}}
+    zoo = Zoo.from_tables({"modalities": tables}, tmp_path / "registry.toml")
+    make_data(zoo, "folder", tmp_path / "data", train=2, test=0, workers=1, options={"path": str(own.parent.parent)})
+    result = derive_data(zoo, tmp_path / "data", modalities=[NAME], workers=1)
+    assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [(NAME, 2)]
+    store = ValueStore.of(tmp_path / "data", zoo)
+    assert [len(store.read(zoo[NAME], "train", key)) for key in sorted(store.keys("train", NAME))] == [0, 1]
+    entry = json.loads((tmp_path / "data/dataset.json").read_text())["splits"]["train"][NAME]
+    record = entry["networks"]["labeller"]
+    assert record["revision"] == "0.10.21" and {len(digest) for digest in record["sha256"].values()} == {64}
+
+
+# ---- MediaPipe's networks themselves
+
+PLACE = os.environ.get("ZOO_POSE_NETWORKS", "")
+
+
+@pytest.mark.skipif(not PLACE or not importlib.util.find_spec("ai_edge_litert"), reason="needs ZOO_POSE_NETWORKS")
+def test_the_networks_of_mediapipe_find_people_in_photographs() -> None:
+    import skimage
+    from PIL import Image
+
+    def people(name: str) -> tuple[Any, list[dict[str, Any]]]:
+        with Image.open(Path(skimage.__file__).parent / f"data/{name}.png") as image:
+            pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+        return pixels, handle(PLACE).derive({"rgb": pixels})
+
+    pixels, (person,) = people("astronaut")
+    places = dict(zip(body.JOINTS, np.array(person["joints_image"]) * 512, strict=True))
+    for name, place in {"left_shoulder": (300, 250), "right_shoulder": (100, 240), "head": (215, 160)}.items():
+        assert np.linalg.norm(places[name] - place) < 40, (name, places[name])
+    assert 0.5 < -person["joints_camera"][0][2] < 3 and person["joints_camera"][16][0] > person["joints_camera"][17][0]
+    (other,) = handle(PLACE).derive({"rgb": np.ascontiguousarray(pixels[..., ::-1])})
+    flipped = [[1 - box for box in (other["box"][2], other["box"][0])]]
+    np.testing.assert_allclose(flipped[0], [person["box"][0], person["box"][2]], atol=0.05)
+    assert len(people("camera")[1]) == 1
+    assert people("coffee")[1] == [] and people("chelsea")[1] == []
+    assert matched([person], [person]) == [0.0]
