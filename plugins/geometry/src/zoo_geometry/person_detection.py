@@ -74,7 +74,8 @@ def detections(numbers: Array, logits: Array, threshold: float) -> list[Detectio
 def merged(scores: Array, boxes: Array, points: Array) -> list[Detection]:
     """One detection of each group of boxes (n, 4) that overlap its best one: their mean, weighted by score.
 
-    The weighted non-maximum suppression of BlazeFace (arXiv 1907.05047, post-processing); points (n, 4, 2) go with the boxes.
+    The weighted non-maximum suppression of BlazeFace (arXiv 1907.05047, post-processing); points (n, 4, 2) go with the
+    boxes.
     """
     people = []
     left = np.argsort(-scores, kind="stable")
