@@ -191,7 +191,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
     result = tokenize(zoo, data, out)
     (outcome,) = result.outcomes
     assert (outcome.written, set(outcome.dropped)) == (21, {"odd", "broken"})
-    assert "odd words" in outcome.dropped["odd"] and "damaged .txt" in outcome.dropped["broken"]
+    assert "odd words" in outcome.dropped["odd"] and "not UTF-8" in outcome.dropped["broken"]
     column = TokenStore(out).open("train", "words")
     assert len(column) == 21 and set(column.dropped) == {"odd", "broken"}
     assert set(tokenize(zoo, data, out).outcomes[0].dropped) == {"odd", "broken"}
