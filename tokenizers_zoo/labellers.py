@@ -69,7 +69,7 @@ def as_image(picture: NDArray[Any]) -> PIL.Image.Image:
     return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
-def labelled(spec: ModalitySpec, labeller: LabellerConfig | None, *inputs: str) -> ModalitySpec:
+def labelled(spec: ModalitySpec, labeller: PretrainedConfig | None, *inputs: str) -> ModalitySpec:
     """The spec of a modality that is derived from `inputs` where the setting `labeller` names a network, else not."""
     if labeller is None:
         return dataclasses.replace(spec, derive_setting=SETTING)

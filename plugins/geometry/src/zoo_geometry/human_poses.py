@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from tokenizers_zoo.families.objects import (
     box_seen_through,
 )
 from tokenizers_zoo.families.text import read_json
-from tokenizers_zoo.labellers import SETTING
+from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from zoo_geometry import body, rotations
@@ -169,12 +168,7 @@ class HumanPoses(ObjectModality):
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
-        spec = dataclasses.replace(super().modality_spec(settings), derive_setting=SETTING)
-        labeller = self.options(settings).labeller
-        if labeller is None:
-            return spec
-        licence = f"{spec.licence}; labels by {labeller.model}, under Apache-2.0"
-        return dataclasses.replace(spec, derived_from=("rgb",), licence=licence)
+        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Person]:
