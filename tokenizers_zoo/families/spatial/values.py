@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+EXACT_EXTENSIONS = ("png", "tif", "tiff")
+"""Pictures whose numbers come back as they were, of more than 8 bits, too."""
 CONSTANT_SAMPLES = 512
 """Values that a constant answer is computed from, evenly spread over those given."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
@@ -196,12 +198,15 @@ def array_bytes(value: Array) -> bytes:
     return buffer.getvalue()
 
 
-def open_image(data: bytes, extension: str) -> PIL.Image.Image:
-    """A picture file, turned as its EXIF says. Raises ValueError where it is not one, or another kind of file."""
+def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTENSIONS) -> PIL.Image.Image:
+    """A picture file, turned as its EXIF says. Raises ValueError where it is not one, or another kind of file.
+
+    `expected` are the kinds that are advised then.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if extension not in IMAGE_EXTENSIONS:
-        raise ValueError(f"expected .npy or a picture (.{', .'.join(IMAGE_EXTENSIONS)})")
+        raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

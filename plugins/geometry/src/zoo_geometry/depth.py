@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import array_bytes, open_image, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, array_bytes, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
 from zoo_geometry.monocular import DepthLabeller
@@ -113,7 +113,7 @@ class Depth(SpatialModality):
             if metres.dtype.kind != "f":
                 raise ValueError(f"expected floats in metres, got {metres.dtype}; save metres, or a 16-bit PNG")
         else:
-            image = open_image(data, extension)
+            image = open_image(data, extension, EXACT_EXTENSIONS)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(
                     f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import open_image, read_array
+from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, open_image, read_array
 from tokenizers_zoo.modality import Metric
 from zoo_raster.tiff import read_tiff, tiff_bytes
 
@@ -74,7 +74,7 @@ class Heightmap(SpatialModality):
         elif extension in ("tif", "tiff"):
             value = read_tiff(data)
         else:
-            image = open_image(data, extension)
+            image = open_image(data, extension, EXACT_EXTENSIONS)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
             value = np.asarray(image).astype(np.float64) * options.png_scale + options.png_offset
