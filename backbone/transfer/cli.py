@@ -92,8 +92,8 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
         click.echo(text)
     counts = metrics["labels"]
     how = f"{metrics['task']['kind']} from {' + '.join(metrics['given'])} by {metrics['head']}, {metrics['tuning']}"
-    labels_used = counts["train"] + counts["validation"]
-    click.echo(f"probe: {how}, {labels_used} labels, {counts['test']} held-out samples, in {place}")
+    used = counts["train"] + counts.get("validation", 0)  # none in probes from before it was a setting
+    click.echo(f"probe: {how}, {used} labels, {counts['test']} held-out samples, in {place}")
 
 
 @transfer.command("eval")

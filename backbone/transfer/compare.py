@@ -73,7 +73,10 @@ def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
     settings = dict(metrics["settings"])
     settings.setdefault("validation", 0.0)  # of probes that were trained before it was a setting
     alike = set(NOT_APART)
-    alike |= {"validation", *LOOKED} if head == "knn" else set() if settings["validation"] else set(LOOKED)
+    if head == "knn":  # nothing is chosen
+        alike |= {"validation", *LOOKED}
+    elif not settings["validation"]:
+        alike |= set(LOOKED)
     others = [
         f"{name}={value}"
         for name, value in settings.items()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from zoo_geometry import rotations
 from zoo_geometry.body import JOINTS, PARENTS
+from zoo_geometry.rotations import direction
 
 Array = NDArray[Any]
 STRAIGHT, BENT = math.radians(10), math.radians(30)
@@ -79,9 +80,7 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
 
 def fitted(rest: Array, seen: Array) -> Array:
     """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `seen` (n, 3) (Kabsch)."""
-    left, _, right = np.linalg.svd(direction(seen).T @ direction(rest))
-    left[:, 2] *= np.linalg.det(left @ right)
-    return left @ right
+    return rotations.nearest(direction(seen).T @ direction(rest))
 
 
 def between(first: Array, last: Array, share: float) -> Array:
@@ -152,8 +151,3 @@ def shortest(start: Array, end: Array) -> Array:
     if sine < 1e-9 and cosine < 0:  # opposite: any axis across
         axis, sine = np.cross(first, np.eye(3)[int(np.abs(first).argmin())]), 0.0
     return rotations.matrices_of(direction(axis) * math.atan2(sine, cosine))
-
-
-def direction(vectors: Array) -> Array:
-    """Vectors (..., 3) at length 1; those of no length stay so."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zoo_geometry.people import overlaps
 from zoo_geometry.picture_regions import Region
+from zoo_geometry.pose_landmarks import sigmoid
 
 Array = NDArray[Any]
 SIZE = 224
@@ -62,7 +63,7 @@ def detections(numbers: Array, logits: Array, threshold: float) -> list[Detectio
 
     `threshold` is the least score, in (0, 1).
     """
-    scores = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100)))
+    scores = sigmoid(logits.astype(np.float64))
     used = scores >= threshold
     places, found = anchors()[used], numbers[used].astype(np.float64) / SIZE
     centre, half = places + found[:, :2], found[:, 2:4] / 2

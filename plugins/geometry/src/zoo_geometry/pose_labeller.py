@@ -108,7 +108,7 @@ def person_of(
     height, width = size
     scale = np.array([1 / width, -1 / height])
     half = half_sizes(fov, height, width)
-    # The network sees a person as a camera would that looks at their region; this one looks ahead (CLIFF, sec. 3).
+    # The network sees a person as a camera would that looks at their region; this one looks ahead (CLIFF).
     centre = np.array([landmarks.region.x / width, landmarks.region.y / height])
     world = landmarks.world @ looking_at(centre, half).T
     chosen = list(WEIGHED)

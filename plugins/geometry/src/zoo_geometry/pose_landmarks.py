@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zoo_geometry import body
 from zoo_geometry.picture_regions import Region
+from zoo_geometry.rotations import direction
 
 Array = NDArray[Any]
 SIZE = 256
@@ -138,7 +139,7 @@ def torso_of(corners: Array) -> Array:
     own = rest[[body.JOINTS.index(name) for name in names]]
     own_hips = own[2:].mean(axis=0)
     own_up, up = own[:2].mean(axis=0) - own_hips, shoulders - hips
-    lines = unit(np.stack([corners[2] - corners[3], corners[0] - corners[1]]))
+    lines = direction(np.stack([corners[2] - corners[3], corners[0] - corners[1]]))
     scale = np.linalg.norm(up) / np.linalg.norm(own_up)
     wide = np.linalg.norm(corners[0] - corners[1]) / np.linalg.norm(own[0] - own[1])
     side = np.array([1.0, 0.0, 0.0])
@@ -147,25 +148,20 @@ def torso_of(corners: Array) -> Array:
         place = rest[body.JOINTS.index(name)] - own_hips
         share = float(place @ own_up / (own_up @ own_up))
         across = float(place @ side)
-        front = float((place - share * own_up) @ unit(np.cross(side, own_up)))
+        front = float((place - share * own_up) @ direction(np.cross(side, own_up)))
         turned = float(np.clip(share, 0, 1))
-        left = unit((1 - turned) * lines[0] + turned * lines[1])
-        joints.append(hips + share * up + across * wide * left + front * scale * unit(np.cross(left, up)))
+        left = direction((1 - turned) * lines[0] + turned * lines[1])
+        joints.append(hips + share * up + across * wide * left + front * scale * direction(np.cross(left, up)))
     return np.array(joints)
 
 
 def head_of_landmarks(points: Array) -> Array:
     """How the head is turned: the rotation (3, 3) from the rest pose's axes, of the line between the ears and of the
     direction from their middle to that of eyes and nose, which is level in the rest pose."""
-    left = unit(points[LEFT_EAR] - points[RIGHT_EAR])
+    left = direction(points[LEFT_EAR] - points[RIGHT_EAR])
     ahead = points[[NOSE, LEFT_EYE, RIGHT_EYE]].mean(axis=0) - points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0)
-    up = unit(np.cross(ahead, left))
+    up = direction(np.cross(ahead, left))
     return np.stack([left, up, np.cross(left, up)], axis=1)
-
-
-def unit(vectors: Array) -> Array:
-    """Vectors (..., 3) at length 1; those of no length stay so."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
 def sigmoid(logits: Array) -> Array:

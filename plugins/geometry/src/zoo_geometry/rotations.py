@@ -20,13 +20,23 @@ def matrices_of(vectors: Array) -> Array:
 def vectors_of(matrices: Array) -> Array:
     """The axis-angle vectors (..., 3), angle in [0, pi], of the rotations nearest to any matrices (..., 3, 3).
 
-    Nearest in the Frobenius norm (Arun et al., IEEE TPAMI 9(5), 1987); a matrix of zeros becomes some rotation.
+    A matrix of zeros becomes some rotation.
     """
     from scipy.spatial.transform import Rotation
 
-    left, _, right = np.linalg.svd(matrices.reshape(-1, 3, 3))
-    left[:, :, 2] *= np.linalg.det(left @ right)[:, None]
-    return Rotation.from_matrix(left @ right).as_rotvec().reshape(matrices.shape[:-1])
+    return Rotation.from_matrix(nearest(matrices).reshape(-1, 3, 3)).as_rotvec().reshape(matrices.shape[:-1])
+
+
+def nearest(matrices: Array) -> Array:
+    """The rotations nearest to any matrices (..., 3, 3) in the Frobenius norm (Arun et al., IEEE TPAMI 9(5), 1987)."""
+    left, _, right = np.linalg.svd(matrices)
+    left[..., :, 2] *= np.linalg.det(left @ right)[..., None]
+    return left @ right
+
+
+def direction(vectors: Array) -> Array:
+    """Vectors (..., 3) at length 1; those of no length stay so."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def six_numbers_of(vectors: Array) -> Array:
