@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tokenizers_zoo import defaults
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -24,7 +26,9 @@ from tokenizers_zoo.values import (
     describe,
     expected_tokens,
     expected_value,
+    in_declared_width,
     is_batched,
+    text_of,
     value_problem,
 )
 
@@ -198,3 +202,28 @@ def test_what_tokens_are_expected() -> None:
     assert expected_tokens(PATCHES) == "float32 (batch, 4 tokens, 5)"
     assert expected_tokens(EMBEDDINGS) == "float32 (batch, up to 3 tokens, 2)"
     assert expected_tokens(SEQUENCE).startswith("a list of 1-D int64 arrays of up to 3 ids in [0, 10) without end (1)")
+
+
+def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
+    bytes_of = ValueSpec(shape=(2,), dtype="uint8")
+    fitting, too_large, below = (np.array(numbers) for numbers in ([0, 255], [0, 256], [-1, 0]))
+    assert in_declared_width(bytes_of, fitting).dtype == np.uint8
+    for number in (too_large, below, np.array([0.0, 1.0])):
+        assert in_declared_width(bytes_of, number) is number
+    metres = in_declared_width(FLOAT, np.array([[[1.5, 1e300]]]))
+    assert metres.dtype == np.float32 and metres[0, 0].tolist() == [1.5, np.inf]
+    assert in_declared_width(FLOAT, fitting) is fitting
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
+    assert text_of("\ufeffé".encode()) == text_of("é".encode()) == "é"
+    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 1; save the text as UTF-8"):
+        text_of(b"a\xff")
+
+
+@pytest.mark.parametrize("text", ["", "é", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
+def test_a_text_comes_back_from_its_file(text: str) -> None:
+    """Also one that begins as a byte order mark does."""
+    spec = ValueSpec(kind="text")
+    data, extension = defaults.write_value(spec, text)
+    assert defaults.read_value(spec, data, extension) == text
