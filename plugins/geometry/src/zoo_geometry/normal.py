@@ -151,8 +151,9 @@ def unit(value: np.ndarray) -> np.ndarray:
 
 def angle_degrees(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Angle between vectors along the first axis, degrees in [0, 180]; exact also near 0, where arccos is not."""
-    a, b = predicted.astype(np.float64), target.astype(np.float64)
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b, axis=0), axis=0), (a * b).sum(axis=0)))
+    (x, y, z), (u, v, w) = predicted.astype(np.float64), target.astype(np.float64)
+    across = np.sqrt((y * w - z * v) ** 2 + (z * u - x * w) ** 2 + (x * v - y * u) ** 2)
+    return np.degrees(np.arctan2(across, x * u + y * v + z * w))
 
 
 plugin = Normal()

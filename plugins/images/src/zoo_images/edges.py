@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,13 @@ class EdgeMap(SpatialModality):
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
         pairs = [(p[0] > 0.5, t[0] > 0.5) for p, t in zip(predicted, target, strict=True)]
         exact = sum(int((p & t).sum()) for p, t in pairs)
+        return {"f1": self.measure_main(predicted, target, options), "f1_exact": f1(exact, exact, *counts(pairs))}
+
+    def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
         # Pixels beside a line are within one pixel of it: unless lines are thin, whoever draws them broad hits more.
-        lines = [(thinned(p), thinned(t)) for p, t in pairs]
-        near = sum(int((p & widened(t)).sum()) for p, t in lines), sum(int((t & widened(p)).sum()) for p, t in lines)
-        return {"f1": f1(*near, *counts(lines)), "f1_exact": f1(exact, exact, *counts(pairs))}
+        lines = [(thinned(p[0] > 0.5), thinned(t[0] > 0.5)) for p, t in zip(predicted, target, strict=True)]
+        hits = sum(int((p & widened(t)).sum()) for p, t in lines), sum(int((t & widened(p)).sum()) for p, t in lines)
+        return f1(*hits, *counts(lines))
 
 
 def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
@@ -83,26 +86,42 @@ def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
     return sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
 
 
+def remembered(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Let a function of a bool map remember its last results, which are to be read only.
+
+    A search for the best constant answer sees the same maps again and again.
+    """
+
+    @lru_cache(maxsize=128)
+    def of_bytes(shape: tuple[int, ...], edges: bytes) -> np.ndarray:
+        result = function(np.frombuffer(bytearray(edges), bool).reshape(shape))
+        result.flags.writeable = False
+        return result
+
+    @wraps(function)
+    def of_map(edges: np.ndarray) -> np.ndarray:
+        return of_bytes(edges.shape, edges.tobytes())
+
+    return of_map
+
+
+@remembered
 def thinned(edges: np.ndarray) -> np.ndarray:
-    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984); to be read only."""
-    return _thinned(edges.shape, edges.tobytes())
-
-
-@lru_cache(maxsize=64)  # a search for the best constant answer sees the same maps again and again
-def _thinned(shape: tuple[int, ...], edges: bytes) -> np.ndarray:
+    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
     from skimage.morphology import skeletonize
 
-    lines: np.ndarray = skeletonize(np.frombuffer(bytearray(edges), bool).reshape(shape))
-    lines.flags.writeable = False
+    lines: np.ndarray = skeletonize(edges)
     return lines
 
 
+@remembered
 def widened(edges: np.ndarray) -> np.ndarray:
     """True within one pixel (8 neighbours) of a True."""
     padded = np.pad(edges, 1)
     height, width = edges.shape
     shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.logical_or.reduce(shifts)
+    result: np.ndarray = np.logical_or.reduce(shifts)
+    return result
 
 
 def f1(predicted_hits: int, target_hits: int, predicted: int, target: int) -> float:
