@@ -225,6 +225,9 @@ class TrainConfig:
     """What is made of what in pictures; empty: two pairs that show most."""
     freeze: bool = False
     """Move only the rows of the tables, and the projections, that the backbone the run starts from has not."""
+    known_rate: float = 1.0
+    """Factor of the learning rate for what the backbone that the run starts from has; what is new moves at the whole
+    rate. 1: all alike."""
     datasets: tuple[Dataset, ...] = ()
     """Further token stores; a step's samples are shared out among all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -235,6 +238,8 @@ class TrainConfig:
             raise ValueError("steps, batch_size, parts, eval_every, eval_samples and save_every: expected at least 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
+        if not 0 < self.known_rate <= 1:
+            raise ValueError(f"known_rate: expected above 0 (which is freeze) to 1, got {self.known_rate}")
         if not 0 <= self.decay_share <= 1:
             raise ValueError(f"decay_share: expected a share from 0 to 1, got {self.decay_share}")
         if not 0 <= self.average < 1:

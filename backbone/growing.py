@@ -113,7 +113,7 @@ def growing_config(
     """
     if not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
-    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False))
+    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=1.0))
     config = from_mapping(TrainConfig, merged(base, table), origin)
     if "mixtures" not in table.get("masking", {}):
         there = TokenStore(tokens).modalities(TRAIN)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,8 +33,9 @@ from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training import distributed
+from backbone.training.identity import IDENTITY
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
-from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.modality import GridLayout
 
@@ -173,6 +175,16 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
     save_model(FourM(SMALL, all_layouts()), tmp_path)
     with pytest.raises(ConfigError, match="not trained here"):
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+
+
+def test_a_run_of_a_version_with_fewer_settings_is_the_same_run(finished: Path, store: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    stored = read_table(folder / IDENTITY)
+    del stored["train"]["known_rate"], stored["train"]["masking"]["span_length"], stored["model"]["registers"]
+    write_json(folder / IDENTITY, stored)
+    assert train(folder, store, all_layouts(), SMALL, TRAINING) == folder
+    with pytest.raises(ConfigError, match=r"train\.known_rate was 1\.0, is 0\.5"):
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, known_rate=0.5))
 
 
 def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from backbone.config import ModelConfig, TrainConfig
 from tokenizers_zoo.checkpoint import CONFIG, read_table, write_json
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
 
@@ -39,15 +40,27 @@ def run_identity(
         "model": dataclasses.asdict(model_config), "train": dataclasses.asdict(train_config),
         "modalities": modalities, "samples": samples, "start": start,
     }  # fmt: skip
-    result: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return as_json(identity)
+
+
+def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in JSON types, as it is read from a file."""
+    result: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return result
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that an earlier version wrote, with the defaults of settings that it did not know yet."""
+    kinds = {"model": ModelConfig, "train": TrainConfig}
+    return {**stored, **{key: as_json(dataclasses.asdict(from_mapping(kind, stored[key])))
+                         for key, kind in kinds.items()}}  # fmt: skip
 
 
 def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Take a new folder, or one of the same run. Raises ConfigError where it holds another."""
     path = folder / IDENTITY
     if path.is_file():
-        stored = read_table(path)
+        stored = completed(read_table(path, "model", "train"))
         if problem := difference(stored, identity):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -48,9 +49,11 @@ class RowAdam:
     row is touched at every step this is plain Adam. Rows whose gradient is zero were read as padding only.
     """
 
-    def __init__(self, table: Tensor, betas: tuple[float, float]) -> None:
+    def __init__(self, table: Tensor, betas: tuple[float, float], factors: Tensor | None = None) -> None:
         self.table = table
         self.betas = betas
+        self.factors = factors
+        """Of the rate, `rows 1`; None for 1 everywhere."""
         with torch.no_grad():
             self.first, self.second = torch.zeros_like(table), torch.zeros_like(table)
             self.ticks = torch.zeros_like(table[:, :1])
@@ -73,7 +76,8 @@ class RowAdam:
         square = second[rows].mul_(high).addcmul_(values, values, value=1 - high)
         ticks[rows], first[rows], second[rows] = count, mean, square
         scale = square.sqrt_().div_((1 - high**count).sqrt_()).add_(EPSILON)
-        table[rows] = table[rows].sub_(mean.mul_(rate / (1 - low**count)).div_(scale))
+        rates = rate if self.factors is None else rate * self.factors[rows]
+        table[rows] = table[rows].sub_(mean.mul_(rates / (1 - low**count)).div_(scale))
 
 
 class Optimizer:
@@ -81,31 +85,60 @@ class Optimizer:
 
     With `config.optimizer` "muon", Muon moves the matrices of the blocks instead. Output rows of a vocabulary without
     targets have no gradient and are left as they are, and so are parameters that want none and, of parameters with
-    bool `rows` in `frozen`, the rows that are True. `sparse` says whether the token table's gradient is sparse too,
-    which sharded parameters cannot have; the updates are the same.
+    bool `rows` in `frozen`, the rows that are True. Those that are True in `known` move by `config.known_rate` of what
+    others would. `sparse` says whether the token table's gradient is sparse too, which sharded parameters cannot have;
+    the updates are the same.
     """
 
     def __init__(
-        self, model: FourM, config: TrainConfig, *, sparse: bool = True, frozen: Mapping[str, Tensor] | None = None
+        self,
+        model: FourM,
+        config: TrainConfig,
+        *,
+        sparse: bool = True,
+        frozen: Mapping[str, Tensor] | None = None,
+        known: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
                        for name, rows in (frozen or {}).items()}  # fmt: skip
+        slow, self.slow_rows = self._slow(known or {})
         model.token_embedding.sparse = sparse
-        self.rows = RowAdam(model.token_embedding.weight, config.betas)
+        table = model.token_embedding.weight
+        slow_rows = self.slow_rows.pop(table, None)
+        factors = None if slow_rows is None else torch.where(slow_rows, config.known_rate, 1.0).unsqueeze(1)
+        self.rows = RowAdam(table, config.betas, factors)
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
+        # Of a backbone that a run starts from, blocks are there as a whole or not at all.
         self.muon = Muon(matrices, config.weight_decay)
+        self.muon_factor = config.known_rate if slow.issuperset(matrices) else 1.0
         others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         # A table of which some rows stay decays not at all: AdamW shrinks a parameter as a whole.
         decayed = {name for name, p in others.items() if decays(name, p) and p not in self.frozen}
         groups = [
-            {"params": [p for name, p in others.items() if name in decayed], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in others.items() if name not in decayed], "weight_decay": 0.0},
+            {
+                "params": [p for name, p in others.items() if (name in decayed, p in slow) == (decay, slower)],
+                "weight_decay": config.weight_decay if decay else 0.0,
+                "factor": config.known_rate if slower else 1.0,
+            }
+            for decay in (True, False)
+            for slower in ((False, True) if slow else (False,))
         ]
         self.dense = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=EPSILON, fused=True)
+
+    def _slow(self, known: Mapping[str, Tensor]) -> tuple[set[Tensor], dict[Tensor, Tensor]]:
+        """Parameters that are known as a whole, and the known rows of the others and of the token table."""
+        all_known, parts = set[Tensor](), dict[Tensor, Tensor]()
+        for name, parameter in self.parameters.items() if self.config.known_rate != 1 else ():
+            rows = known.get(name)
+            if rows is not None and bool(rows.all()) and name != TOKEN_TABLE:
+                all_known.add(parameter)
+            elif rows is not None and bool(rows.any()):
+                parts[parameter] = rows_like(parameter, rows)
+        return all_known, parts
 
     def step(self, rate: float) -> float:
         """Clip the gradients, update with learning rate `rate`, drop the gradients; gives the norm before clipping.
@@ -124,15 +157,26 @@ class Optimizer:
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         if math.isfinite(norm):
-            self.muon.step(rate)
-            self.dense.step()
+            self.muon.step(rate * self.muon_factor)
+            with self._slowed():
+                self.dense.step()
             if table.grad is not None:
                 self.rows.step(table.grad, rate)
         for parameter in self.parameters.values():
             parameter.grad = None
         return norm
+
+    @contextlib.contextmanager
+    def _slowed(self) -> Iterator[None]:
+        """Let rows that are known move by their share of what the block moves them."""
+        moved = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
+        with torch.no_grad():
+            before = {p: local(p)[rows] for p, rows in moved.items()}
+            yield
+            for p, rows in moved.items():
+                local(p)[rows] = before[p].lerp(local(p)[rows], self.config.known_rate)
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on, by `<parameter>.first`, `.second` and `.ticks`."""

@@ -134,7 +134,8 @@ class Training:
         for block in (*self.model.encoder, *self.model.decoder):
             block.recompute = config.recompute
         ranks.shard(self.model)
-        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen)
+        known = beginning.known
+        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=known)
         self.mix = Mix(sources, self.model.tables, config)
         self.held_out = Mix(held_out, self.model.tables, config)
         together = ranks.size == 1 and ranks.device.type == "cpu"
