@@ -125,8 +125,8 @@ def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
 
 
 def test_the_joints_are_those_of_the_scenes() -> None:
-    people = pytest.importorskip("zoo_scenes.people")
-    assert people.JOINTS == body.JOINTS and people.PARENTS == body.PARENTS
+    skeleton = pytest.importorskip("zoo_scenes.skeleton")
+    assert skeleton.JOINTS == body.JOINTS and skeleton.PARENTS == body.PARENTS
 
 
 def test_a_raised_arm_by_hand() -> None:

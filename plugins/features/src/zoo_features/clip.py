@@ -52,13 +52,12 @@ class Clip(FeatureMapModality):
         """What the network sees in the sample's rgb picture."""
         import torch
 
-        from zoo_features.pictures import CLIP_MEAN, CLIP_STD, as_map, normalised
+        from zoo_features.pictures import CLIP, as_map, normalised
 
         options = self.options(settings)
         network = options.network.transformers("CLIPVisionModelWithProjection")
-        rows, columns = options.size
         side = network.config.patch_size
-        pixels = normalised(sample["rgb"], (rows * side, columns * side), CLIP_MEAN, CLIP_STD, network.device.type)
+        pixels = normalised(sample["rgb"], options.size, side, CLIP, network.device.type)
         with torch.inference_mode():
             trunk = network.vision_model
             hidden = trunk(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:]

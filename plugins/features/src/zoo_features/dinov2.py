@@ -53,12 +53,11 @@ def last_layer(network: Dinov2Network, rgb: np.ndarray, patches: tuple[int, int]
     """The class vector and the patch vectors of the last layer after its norm: (1, 1 + patches, dim)."""
     import torch
 
-    from zoo_features.pictures import IMAGENET_MEAN, IMAGENET_STD, normalised
+    from zoo_features.pictures import IMAGENET, normalised
 
     loaded = network.transformers("Dinov2Model")
-    size = patches[0] * loaded.config.patch_size, patches[1] * loaded.config.patch_size
     with torch.inference_mode():
-        pixels = normalised(rgb, size, IMAGENET_MEAN, IMAGENET_STD, loaded.device.type)
+        pixels = normalised(rgb, patches, loaded.config.patch_size, IMAGENET, loaded.device.type)
         hidden: torch.Tensor = loaded(pixel_values=pixels).last_hidden_state
     return hidden
 

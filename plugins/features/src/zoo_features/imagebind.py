@@ -66,12 +66,11 @@ def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int]) -
     import torch
 
     from zoo_features.imagebind_network import load_vision_trunk
-    from zoo_features.pictures import CLIP_MEAN, CLIP_STD, normalised
+    from zoo_features.pictures import CLIP, normalised
 
     trunk = network.load(load_vision_trunk)
-    size = patches[0] * trunk.side, patches[1] * trunk.side
     with torch.inference_mode():
-        result: Seen = trunk(normalised(rgb, size, CLIP_MEAN, CLIP_STD, trunk.cls_token.device.type))
+        result: Seen = trunk(normalised(rgb, patches, trunk.side, CLIP, trunk.cls_token.device.type))
     return result
 
 

@@ -15,27 +15,27 @@ from tokenizers_zoo.pretrained import PretrainedError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training pictures (arXiv 2103.00020; in its preprocessor_config.json); ImageBind takes them, too."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, as DINOv2 was trained."""
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of a network's training pictures: red, green, blue."""
+CLIP: Colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""As CLIP was trained (arXiv 2103.00020; in its preprocessor_config.json), and ImageBind, too."""
+IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""As DINOv2 was trained."""
 
 
 def normalised(
-    rgb: np.ndarray[Any, Any],
-    size: tuple[int, int],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    device: str,
+    rgb: np.ndarray[Any, Any], patches: tuple[int, int], side: int, colours: Colours, device: str
 ) -> Float[Tensor, "1 3 height width"]:
-    """The whole picture (3, height, width) in [0, 1] resized to `size` (bicubic), less `mean`, over `std`.
+    """The whole picture (3, height, width) in [0, 1] resized (bicubic) to rows and columns of patches of `side` pixels,
+    less the colours' mean, over their deviation.
 
     Nothing is cut off, so that the vectors of a map lie where the picture's pixels lie.
     """
+    size = patches[0] * side, patches[1] * side
     pixels = torch.from_numpy(np.ascontiguousarray(rgb, dtype=np.float32))[None].to(device)
     if tuple(pixels.shape[-2:]) != size:
         pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    shift, scale = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (mean, std))
+    shift, scale = (torch.tensor(numbers, device=device)[:, None, None] for numbers in colours)
     return (pixels - shift) / scale
 
 

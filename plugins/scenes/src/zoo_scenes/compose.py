@@ -9,6 +9,7 @@ from zoo_scenes import furniture, people, room
 from zoo_scenes.camera import Camera
 from zoo_scenes.palette import Colour
 from zoo_scenes.settings import SceneSettings
+from zoo_scenes.skeleton import UPRIGHT_POSES
 from zoo_scenes.things import Quaternion, Scene, Surface, Thing
 
 Rectangle = tuple[float, float, float, float]
@@ -181,7 +182,7 @@ class _Placer:
             if seats and rng.random() < 0.45:
                 self._sit(seats.pop(rng.randrange(len(seats))))
                 continue
-            body = people.person(rng, rng.choice(people.UPRIGHT_POSES))
+            body = people.person(rng, rng.choice(UPRIGHT_POSES))
             spot = self.spot(0.3, 0.3, nearest=1.5)
             if spot:
                 to_camera = math.atan2(self.scene.camera.position[1] - spot[1], self.scene.camera.position[0] - spot[0])

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.palette import CLASS_IDS, CLASSES, COLOURS
-from zoo_scenes.people import TO_THING, axis_angle
 from zoo_scenes.render import View
 from zoo_scenes.settings import SceneSettings
+from zoo_scenes.skeleton import TO_THING, axis_angle
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage
 from zoo_scenes.things import Scene, Thing
 

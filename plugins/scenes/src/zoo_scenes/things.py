@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zoo_scenes.camera import Camera
 from zoo_scenes.palette import Colour
-
-if TYPE_CHECKING:
-    from zoo_scenes.people import Pose
+from zoo_scenes.skeleton import Pose
 
 PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX = "plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"
 
