@@ -7,7 +7,8 @@ Inputs are chosen first, targets from what is left:
 - Sequences: spans are masked until the kept tokens and one sentinel per span are the share; a share of the whole length
   keeps all, and nothing is left to predict. Of the masked spans as many are targets as fit, whole ones in random
   order; the others stay behind their sentinels, so `end` is never lost. A sequence that is not in the input is one
-  span, of which the targets are a prefix where `end` does not fit.
+  span, of which the targets are a prefix where `end` does not fit; so they are of all spans where a sample has nothing
+  else to predict and none of them fits.
 
 Budgets are full whenever the sample has the tokens: a share that a modality cannot use goes to the others. Where a
 sample has fewer tokens than both budgets ask for, both get less in proportion, so that there is always something to
@@ -201,7 +202,8 @@ class Masker:
         capacity[whole] = raw.lengths[whole] + 1
         capacity[~allowed] = 0
         budget = np.full(len(raw), self.config.target_budget)
-        counts = fill(log_shares, capacity, budget, draws.rounding[:, 1])
+        shares = fill(log_shares, capacity, budget, draws.rounding[:, 1])
+        counts = shares.copy()
         # Whole sequences may be cut anywhere: all of them is asked for, and a prefix taken.
         may_be_cut = whole[of_sequences].ravel()
         room = np.where(may_be_cut, LARGEST, counts[of_sequences].ravel())
@@ -209,7 +211,11 @@ class Masker:
         used = np.bincount(np.repeat(spans.row[asked], spans.length[asked] + 1), minlength=len(may_be_cut))
         counts[of_sequences] = np.where(whole[of_sequences], counts[of_sequences], used.reshape(shape))
         rest = np.where(self._is_sequence & ~whole, 0, capacity - counts)
-        return counts + fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2]), asked
+        counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
+        # A sample may have nothing but spans that are too long: a prefix of them is better than no target.
+        bare = np.repeat(~counts.any(axis=1), shape[1]) & (spans.cost() > 0)
+        counts[of_sequences] = np.where(bare.reshape(shape), shares[of_sequences], counts[of_sequences])
+        return counts, asked | bare[spans.row]
 
 
 class _Side:

@@ -79,6 +79,18 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     assert (world.folder / "file/files/0/caption.txt").is_file()
 
 
+def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World) -> None:
+    plan = 'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
+    (world.folder / "own.toml").write_text(plan)
+    went(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")
+    went(world, f"{MAKE} --given rgb_patches --make depth --samples 4 --set steps=2 --guide -6 --set top_p=1")
+    assert "scale = 2.0" not in (world.folder / "own/plan.toml").read_text()
+    for key in ("test00", "test01", "test02", "test03"):
+        assert tokens(world, f"own/{key}/0") == tokens(world, f"new/{key}/0")
+    went(world, "backbone generate run --out plain --plan own.toml --samples 4")
+    assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
+
+
 def test_a_draw_is_no_other_samples(world: World) -> None:
     """With nothing given all that tells draws apart is their number."""
     went(world, f"{MAKE} --make depth --samples 0-1 --draws 2 --set temperature=3")

@@ -16,9 +16,11 @@ from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, f
 from backbone.generation.regions import kept_part, region_mask
 from backbone.generation.sampling import IDS, Noise, draw
 from backbone.model import FourM
+from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
+TABLES = Tables(SPECS)
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +100,33 @@ def test_kept_parts_are_inputs_of_all_targets_from_the_start(model: FourM, monke
 
 def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="right: all of sample 1 is kept"):
-        checked_partial(RIGHT, torch.stack([torch.full((3, 3), -1), torch.zeros(3, 3, dtype=torch.int64)]), 2)
+        checked_partial(TABLES, "right", torch.stack([torch.full((3, 3), -1), torch.zeros(3, 3, dtype=torch.int64)]), 2)
     with pytest.raises(InvalidValueError, match="right: expected int64"):
-        checked_partial(RIGHT, torch.full((1, 3, 3), -2), 1)
+        checked_partial(TABLES, "right", torch.full((1, 3, 3), -2), 1)
     with pytest.raises(InvalidValueError, match="words: all of sample 0 is kept"):
-        checked_partial(TEXT, [np.array([9, 8])], 1)
+        checked_partial(TABLES, "words", [np.array([9, 8])], 1)
     with pytest.raises(InvalidValueError, match="words: sample 0 has 5 gaps, and the modality has sentinels for 4"):
-        checked_partial(TEXT, [np.array([-1, 9, -1, 9, -1, 9, -1, 9, -1])], 1)
+        checked_partial(TABLES, "words", [np.array([-1, 9, -1, 9, -1, 9, -1, 9, -1])], 1)
     with pytest.raises(InvalidValueError, match=r"words: .*sentinel"):
-        checked_partial(TEXT, [np.array([3, -1])], 1)
+        checked_partial(TABLES, "words", [np.array([3, -1])], 1)
+
+
+def test_kept_tokens_with_their_gaps_fit_the_positions_that_a_model_stores() -> None:
+    least = TEXT.layout.max_length + 1
+    tables = Tables([TEXT, RIGHT], stored_positions={"words": least})
+    kept = [np.array([-1, *[9] * (least - 3), -1, 8])]
+    assert len(checked_partial(tables, "words", kept, 1)[0]) == least
+    kept = [np.array([-1, *[9] * (least - 3), -1, 8, -1])]
+    with pytest.raises(InvalidValueError, match=f"keeps {least - 2} tokens with 3 gaps, and the model has {least}"):
+        checked_partial(tables, "words", kept, 1)
+    checked_partial(TABLES, "words", kept, 1)  # positions that are computed are enough
 
 
 # --- sequences
 
 
 def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
-    rows = checked_partial(TEXT, [np.array([-1, -1, 9, 8, -1, -1, 7, -1]), np.array([-1, -1])], 2)
+    rows = checked_partial(TABLES, "words", [np.array([-1, -1, 9, 8, -1, -1, 7, -1]), np.array([-1, -1])], 2)
     assert [row.tolist() for row in rows] == [[-1, 9, 8, -1, 7, -1], [-1]]
     inputs = whole_inputs(model, {"left": given_tokens(2)["left"]})
     inputs.hide("left")

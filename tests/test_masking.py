@@ -179,8 +179,12 @@ def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_bud
     assert place == length
     assert all(spans.values())
     assert len(spans) <= item.layout.num_sentinels
-    if wanted:
-        assert ids[-1] == END
+    if wanted and ids[-1] != END:
+        # Cut: there is nothing else to predict, and none of the spans fits.
+        stream = [token for sentinel in sorted(spans) for token in (sentinel, *spans[sentinel])]
+        assert reads == stream[: len(reads)] and list(sample.targets) == [item.name]
+        assert len(reads) == target_budget < 1 + min(map(len, spans.values()))
+    elif wanted:
         asked = [read for read in reads if read < FIRST_WORD]
         assert asked == sorted(asked)
         assert reads == [token for sentinel in asked for token in (sentinel, *spans[sentinel])]
@@ -283,6 +287,20 @@ def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> 
         full = [70, 71, 72, 73, 74, 75, END]
         assert targets.ids[0][targets.mask[0]].tolist() == full[:budget]
         assert targets.read[0][targets.mask[0]].tolist() == [SENTINEL, *full[:-1]][:budget]
+
+
+def test_where_no_span_fits_a_prefix_of_them_is_asked_for() -> None:
+    specs = [spec("picture", GridLayout(shape=(14, 14))), spec("words", sequence(256, 200), 600)]
+    raw = raw_batch(specs, 400)
+    raw.lengths[:, 1] = 256
+    mixtures = (Mixture(targets=("words",), input_alpha=0.5),)
+    config = MaskingConfig(input_budget=64, target_budget=64, mixtures=mixtures)
+    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    check_batch(specs, raw, batch, config)
+    given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
+    few = (given > 0) & (given <= 2)
+    assert few.sum() >= 20 and batch.targets.mask.any(dim=1).all()
+    assert (batch.targets.mask[few].sum(dim=1) == 64).all()
 
 
 def test_an_empty_sequence_predicts_its_end() -> None:

@@ -77,6 +77,8 @@ def generate_command(
     table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep)}
     if guide is not None:
         table["guidance"] = _guidance(guide)
+        for target in table["target"]:
+            target.pop("guidance", None)
     if keys is not None:
         table["keys"] = split_names(keys)
     table |= {key: value for key, value in options.items() if value is not None}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backbone.generation.inputs import GrowingInputs, generated
 from backbone.packing import accepted
+from backbone.tables import Tables
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 
@@ -24,12 +25,14 @@ UNKNOWN = -1
 Ids = np.ndarray[Any, Any]
 
 
-def checked_partial(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
+def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
     """Partial tokens: an int64 tensor `(batch, length)`, or for sequences a list of 1-D int64 arrays.
 
     Neighbouring gaps of a sequence become one. Raises InvalidValueError where the kept tokens do not fit the modality,
-    nothing is left to make of a sample, or a sequence has more gaps than the modality has sentinels.
+    nothing is left to make of a sample, a sequence has more gaps than the modality has sentinels, or what is kept and
+    the gaps are more than the model has positions for.
     """
+    spec = tables.spec(name)
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens)
         accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated(batch))
@@ -49,6 +52,11 @@ def checked_partial(spec: ModalitySpec, tokens: Any, batch: int) -> Any:
             raise InvalidValueError(
                 f"{spec.name}: sample {number} has {gaps} gaps, and the modality has sentinels for "
                 f"{spec.layout.num_sentinels}; keep fewer, longer parts"
+            )
+        if gaps < len(row) > (room := tables.positions[name].count):
+            raise InvalidValueError(
+                f"{spec.name}: sample {number} keeps {len(row) - gaps} tokens with {gaps} gaps, and the model has "
+                f"{room} positions for both; keep less, or with fewer gaps"
             )
     return rows
 

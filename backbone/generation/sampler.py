@@ -51,7 +51,7 @@ def generate(
     count = len(numbers) // draws
     for name, tokens in given.items():
         accepted(model.tables.spec(name), tokens, count, generated(count))
-    parts = {name: checked_partial(model.tables.spec(name), part, count) for name, part in kept.items()}
+    parts = {name: checked_partial(model.tables, name, part, count) for name, part in kept.items()}
     groups = alike(parts, count)
     if len(groups) == 1:
         return _generate(model, given, parts, resolved, seed, numbers, draws, advance)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 IDS, CONFIDENCE, ORDER = range(3)
 """What noise is for: drawing ids, disturbing confidences, ordering cells."""
+COLDEST = 1e-6
+"""Temperatures below leave the likeliest alone; logits over still lower ones would not be finite."""
 
 
 class Noise:
@@ -61,12 +63,12 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw(
     logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
 ) -> Tensor:
-    """Ids `...` from logits `... ids`, one uniform number `...` each; temperature 0 takes the likeliest.
+    """Ids `...` from logits `... ids`, one uniform number `...` each; temperature 0, or all but, takes the likeliest.
 
     The temperature divides the logits first; top-k and top-p then look at the probabilities that it makes. With
     `filter_first` they look at those before it.
     """
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(dim=-1)
     if filter_first:
         shares = (filtered(logits, top_k, top_p) / temperature).softmax(dim=-1)
