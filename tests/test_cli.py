@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -235,3 +237,29 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     assert len(list((workplace / "made").rglob("depth.npy"))) == 2
     refused(zoo(*generate, "--given", "depth"), "depth")
     refused(zoo("backbone", "generate", "run", "--make", "rgb_patches", "--out", "made"), "rgb_patches", "input")
+
+
+@pytest.mark.parametrize(
+    ("load", "told", "spins"),
+    [
+        ("0.00 0.00 0.00 1/80 4711", {}, None),  # this command alone
+        ("1.20 0.70 0.30 3/80 4711", {}, cores.SPINS),
+        ("1.20 0.70 0.30 3/80 4711", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("1.20 0.70 0.30 3/80 4711", {"OMP_WAIT_POLICY": "active"}, None),
+        ("not as expected", {}, None),
+        (None, {}, None),  # where there is no such file
+    ],
+)
+def test_a_command_gives_way_where_others_run(
+    load: str | None, told: dict[str, str], spins: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that what the call sets is put back
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    if load is not None:
+        (tmp_path / "loadavg").write_text(load)
+    cores.give_way()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -13,6 +13,7 @@ import click
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import disk_problem
+from tokenizers_zoo.cli.cores import give_way
 from tokenizers_zoo.errors import UnknownNameError, ZooError
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that
@@ -88,6 +89,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
 
 def main() -> None:
     """Run `zoo`; an error meant for the user is one line and exit code 1, its traceback only with --debug."""
+    give_way()
     debug = "--debug" in sys.argv[1:]
     if not debug:
         threading.excepthook = _told_by_the_command
