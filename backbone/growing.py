@@ -24,6 +24,8 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec
 
 REPORT = "growth.json"
+KNOWN_RATE = 0.1
+"""`known_rate` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +111,14 @@ def growing_config(
 ) -> TrainConfig:
     """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
 
+    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise.
+
     Raises ConfigError.
     """
     if not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
-    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=1.0))
+    known_rate = 1.0 if table.get("freeze") else KNOWN_RATE
+    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=known_rate))
     config = from_mapping(TrainConfig, merged(base, table), origin)
     if "mixtures" not in table.get("masking", {}):
         there = TokenStore(tokens).modalities(TRAIN)
