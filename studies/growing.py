@@ -3,7 +3,8 @@
     python studies/growing.py --add depth --steps 3000 --seeds 3
 
 A is trained for S steps on all modalities but the new one. B is A grown by it for S / 5 steps, old samples replayed in
-the default share and old weights moved at the default one; C the same with all but the new rows frozen. D has all modalities from the start, and S steps.
+the default share and old weights moved at the default one; C the same with all but the new rows frozen. D has all
+modalities from the start, and S steps.
 Old modalities are compared before and after by `zoo backbone grow`'s own report, masked as in A's training, and by the
 gap closed given the picture. B is measured every S / 25 steps for when it is where D ends: its rate falls until S / 5,
 so what it is on the way is less than a run as short as that could be.
