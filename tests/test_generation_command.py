@@ -121,6 +121,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--plan late.toml", ("guidance weights: caption is neither given nor made before depth",)),
         ("--given caption --given caption=text.txt --make depth", ("caption is given twice",)),
         ("--given caption,caption --make depth", ("caption is given twice",)),
+        ("--given caption=text.txt --make depth --samples 3", ("samples 3: values are given", "--draws")),
         ("--given caption=absent.txt --make depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
         ("--given caption='red --make depth", ("caption='red", "the quote")),
         ("--given depth=made/test00/0/caption.tokens.json --make caption", ("holds tokens of caption, not of depth",)),

@@ -76,6 +76,7 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
         ('"light",', '"=x",', "expected NAME, NAME=FILE"),
         ("draws = 3", "draws = 0", "draws: expected a number from 1 on"),
         ("draws = 3", 'samples = "0"', "samples: expected"),
+        ("draws = 3", 'samples = "00"', "samples: expected"),
         ("draws = 3", "draws = [", "not valid TOML"),
     ],
 )
@@ -91,6 +92,7 @@ def test_samples_are_a_number_or_numbers() -> None:
     target = (TargetPlan(name="x"),)
     assert Recipe(target=target).numbers() == [0, 1, 2, 3]
     assert Recipe(target=target, samples="0-2,7").numbers() == [0, 1, 2, 7]
+    assert Recipe(target=target).numbers() == [0, 1, 2, 3]
     for samples, message in (("2-1", "expected numbers"), ("a", "expected numbers"), ("1,0-2", "twice")):
         with pytest.raises(ConfigError, match=message):
             Recipe(target=target, samples=samples).numbers()

@@ -31,6 +31,7 @@ from tokenizers_zoo.config import Origin, from_mapping, load_toml
 from tokenizers_zoo.errors import ConfigError
 
 MASK = "mask:"
+DEFAULT_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +46,8 @@ class Recipe:
     """Targets of which a part of what is given is kept, and which part: see docs/generation.md."""
     guidance: Guidance = field(default_factory=Guidance)
     """Of all targets that have none of their own."""
-    samples: str = "4"
-    """How many samples, or which: "4" the first four, "0-7,12" these numbers."""
+    samples: str = ""
+    """How many samples, or which: "4" the first four, "0-7,12" these numbers; "": four, or the one that values make."""
     keys: tuple[str, ...] = ()
     """Keys of stored samples; none: as `samples` says."""
     split: str = "test"
@@ -63,7 +64,7 @@ class Recipe:
             raise ValueError(f"draws: expected a number from 1 on, got {self.draws}")
         if self.seed < 0:
             raise ValueError(f"seed: expected a number from 0 on, got {self.seed}")
-        if self.samples in ("", "0"):
+        if self.samples.isdecimal() and not int(self.samples):
             raise ValueError(f"samples: expected a number from 1 on or numbers such as 0-7, got {self.samples!r}")
 
     def plan(self) -> list[TargetPlan]:
@@ -72,6 +73,8 @@ class Recipe:
 
     def numbers(self) -> list[int]:
         """The numbers of the samples. Raises ConfigError."""
+        if not self.samples:
+            return list(range(DEFAULT_SAMPLES))
         if self.samples.isdecimal():
             return list(range(int(self.samples)))
         found = [

@@ -55,7 +55,7 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         shared = stored_keys(run, [handles[name] for name in stored], recipe.split)
         if recipe.keys:
             numbers = numbers_of_keys(recipe.keys, shared, run.tokens / recipe.split)
-        elif recipe.samples.isdecimal():  # as many as there are
+        elif not recipe.samples or recipe.samples.isdecimal():  # as many as there are
             numbers = recipe.numbers()[: len(shared)]
         else:
             numbers = recipe.numbers()
@@ -69,6 +69,10 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
     else:
         if recipe.keys:
             raise ConfigError(f"keys {', '.join(recipe.keys)}: no modality of stored samples is given")
+        if recipe.samples and values:
+            raise ConfigError(
+                f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"
+            )
         numbers, tokens = ([0], {}) if values else (recipe.numbers(), {})
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
     tokens |= {name: rows_of(value, [0] * len(names)) for name, value in values.items()}
