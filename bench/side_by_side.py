@@ -1,6 +1,6 @@
 """Two trainings at once on all cores over the same training alone: 2 is fair, more is lost in waiting.
 
-python bench/side_by_side.py [--steps 60]
+python bench/side_by_side.py [--steps 100]
 
 Three ways for threads to wait for one another: as the OpenMP library does by itself, as `zoo` has it where other work
 runs already (see tokenizers_zoo/cli/cores.py), and asleep at once.
@@ -52,7 +52,7 @@ def seconds(folder: Path, steps: int, count: int, environment: dict[str, str]) -
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     steps = parser.parse_args().steps
     figures = {}
     with tempfile.TemporaryDirectory() as name:
