@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def make_world(root: Path) -> World:
             write(root, zoo, split, name, values)
     train(zoo, root)
     return World(root=root, zoo=zoo, run=root / "run", keys=[f"test-{i:03}" for i in range(TEST)])
+
+
+def copied(world: World, root: Path) -> World:
+    """The same tokens, tokenizers and run in another folder, to be changed there; without values."""
+    for name in ("tokens", "tokenizers", "run"):
+        shutil.copytree(world.root / name, root / name)
+    shutil.copy(world.root / "registry.toml", root)
+    Run(tokens=root / "tokens", registry=root / "registry.toml").save(root / "run")
+    return World(root=root, zoo=Zoo.from_toml(root / "registry.toml"), run=root / "run", keys=world.keys)
 
 
 def all_five(generator: np.random.Generator) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from retrieval_world import NAMES, SOURCES, World, make_world
-from small_modalities import installed
+from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
+from small_modalities import installed, write
 
 from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
@@ -24,7 +24,7 @@ from backbone.generation import TargetPlan, generate
 from backbone.retrieval import index as indexes
 from backbone.retrieval.cli import retrieve
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from backbone.retrieval.embedding import Embedder
+from backbone.retrieval.embedding import Embedder, check_via
 from backbone.retrieval.evaluate import evaluate_retrieval
 from backbone.retrieval.index import TOGETHER, Index, build
 from backbone.retrieval.pictures import RIGHT, framed, write_hits
@@ -32,9 +32,11 @@ from backbone.retrieval.query import combined, query_keys
 from backbone.retrieval.recall import chance
 from backbone.retrieval.spaces import unit
 from backbone.saving import load_model, save_model
-from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.data.tokens import TokenStore
+from backbone.tables import Tables
+from tokenizers_zoo.checkpoint import load_config, save_checkpoint, write_json
+from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.modality import ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.report.pictures import cells_of
 
 
@@ -110,6 +112,44 @@ def test_the_space_is_fitted_to_training_samples_only(world: World) -> None:
     assert np.array_equal(spaces[0], whole.spaces["dark"].mean)
 
 
+def test_a_modality_that_is_never_beside_another_is_refused_where_the_space_is_shared(
+    world: World, tmp_path: Path
+) -> None:
+    other, generator = copied(world, tmp_path / "world"), np.random.default_rng(1)
+    write(other.root, other.zoo, "train", "letters", {f"else-{i}": all_five(generator)["letters"] for i in range(9)})
+    words = (other.run, "--out", tmp_path / "out", "--modalities", "light,letters,dark")
+    for command in ("build", "eval"):
+        text = refused(world, command, *words)
+        assert text.startswith(
+            "letters: --space shared expected training samples that have it beside another of light,"
+        )
+        assert "none of the 169 has; use --space whitened, or leave it out" in text and not (tmp_path / "out").exists()
+    assert zoo(world, "build", *words, "--space", "whitened").exception is None
+
+
+@pytest.mark.parametrize("command", ["build", "eval"])
+def test_predicted_vectors_need_the_tokenizer_of_the_training(world: World, tmp_path: Path, command: str) -> None:
+    other = copied(world, tmp_path / "world")
+    save_checkpoint(other.zoo["gist"].checkpoint, {"x": torch.ones(1)}, {"class": "Numbers"}, "Numbers.")
+    words = ("--out", tmp_path / "out", "--modalities", "light,dark", "--embedding", "predicted", "--via", "gist")
+    text = refused(world, command, other.run, *words)
+    assert text.startswith("gist: the model was trained on codec") and not (tmp_path / "out").exists()
+
+
+def test_a_class_is_no_vector_of_numbers() -> None:
+    mood = ModalitySpec(name="mood", summary="a mood", value=ValueSpec(kind="text", classes=("calm", "wild")),
+                        layout=VectorLayout(length=1), vocab_size=2)  # fmt: skip
+    gist = ModalitySpec(name="gist", summary="numbers", value=ValueSpec(shape=(4,)), layout=VectorLayout(length=4),
+                        vocab_size=6)  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"--via mood: expected .* and mood has values of kind text; this run has gist$"
+    ):
+        check_via(Tables([mood, gist]), "mood")
+    with pytest.raises(ConfigError, match="this run has none: use --embedding encoder"):
+        check_via(Tables([mood]), "mood")
+    check_via(Tables([mood, gist]), "gist")
+
+
 # ---------------------------------------------------------------- the index
 
 
@@ -156,6 +196,53 @@ def test_an_index_that_is_there_is_kept_or_replaced_as_asked(world: World, index
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
 
 
+Rows = tuple[list[str], list[Any]]
+"""Keys, and tokens of each."""
+
+
+def rewrite(world: World, name: str, rows: Rows, part: int = 0) -> None:
+    """Store other tokens of the test split."""
+    path = world.root / "tokens" / "test" / name / f"part-{part:05}.arrow"
+    write_part(path, TokenMetadata.of(world.zoo[name], {}), rows[0], [np.asarray(row) for row in rows[1]], {})
+
+
+def test_an_index_of_other_samples_is_not_kept(world: World, tmp_path: Path) -> None:
+    other, place = copied(world, tmp_path / "world"), tmp_path / "index"
+    words = ("build", other.run, "--out", place, "--modalities")
+    (keys, maps), (lettered, texts) = stored(other, "light", 30), stored(other, "letters", 28)
+    first, second = texts[0], texts[1]
+    texts = [first[:2], second[:3], *texts[2:]]
+    rewrite(other, "letters", (lettered, texts))
+    assert zoo(world, *words, "light,letters").exception is None
+    before = (place / "config.json").stat().st_ino
+    # The same in another order, in two parts and asked for the other way round.
+    rewrite(other, "light", (keys[20:], maps[20:]))
+    rewrite(other, "light", (keys[:20], maps[:20]), part=1)
+    assert zoo(world, *words, "letters,light").exception is None
+    assert (place / "config.json").stat().st_ino == before
+    (other.root / "tokens" / "test" / "light" / "part-00001.arrow").unlink()
+    changes: list[tuple[Rows, Rows]] = [
+        ((keys[:-1], maps[:-1]), (lettered, texts)),
+        (([f"new-{key}" for key in keys], maps), ([f"new-{key}" for key in lettered], texts)),
+        ((keys, [*maps[1:], maps[0]]), (lettered, texts)),
+        ((keys, maps), (lettered, [np.append(first[:2], second[0]), second[1:3], *texts[2:]])),
+    ]
+    for light, letters in changes:
+        rewrite(other, "light", light)
+        rewrite(other, "letters", letters)
+        text = refused(world, *words, "light,letters")
+        assert f"{place}: holds an index of other samples than {other.root / 'tokens' / 'test'} has now" in text
+        assert "replace it with --overwrite" in text
+    # An earlier version wrote no digest: the number of samples decides.
+    config = load_config(place)
+    write_json(place / "config.json", {key: value for key, value in config.items() if key != "samples"})
+    assert zoo(world, *words, "light,letters").exception is None
+    rewrite(other, "light", changes[0][0])
+    assert "of other samples" in refused(world, *words, "light,letters")
+    assert zoo(world, *words, "light,letters", "--overwrite").exception is None
+    assert Index(place).size("light") == 29
+
+
 def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +287,13 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
     monkeypatch.setattr(indexes, "LARGE", 20)
     large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
     assert large.search_kind == "approximate" and large.names == ["light"]
+
+
+def test_an_index_of_one_modality_finds_its_samples(world: World, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    assert zoo(world, "build", world.run, "--out", place, "--modalities", "light").exception is None
+    result = zoo(world, "query", place, "--keys", "test-005", "-k", 1)
+    assert result.output.splitlines()[2].split() == ["1", "test-005", "1.000"], result.exception
 
 
 # ---------------------------------------------------------------- queries
@@ -325,6 +419,19 @@ def test_a_folder_that_is_no_run_and_one_that_is_no_index(world: World, tmp_path
     assert "no checkpoint here" in refused(world, "query", tmp_path, "--keys", "a")
     assert "holds a FourM, expected a RetrievalIndex" in refused(world, "query", world.run, "--keys", "a")
     assert "at least two modalities" in refused(world, "eval", world.run, "--modalities", "light")
+
+
+def test_modalities_asked_for_twice_count_once(world: World, tmp_path: Path) -> None:
+    text = refused(world, "eval", world.run, "--out", tmp_path / "eval", "--modalities", "light,light")
+    assert text.endswith("expected at least two modalities, got light")
+    words = ("--out", tmp_path / "out", "--modalities", "light,light,dark")
+    assert zoo(world, "build", world.run, *words).exception is None and Index(tmp_path / "out").names == [
+        "light",
+        "dark",
+    ]
+    assert zoo(world, "eval", world.run, *words, "--galleries", 0).exception is None
+    measured = json.loads((tmp_path / "out" / "retrieval.json").read_text())["pairs"]
+    assert [(pair["query"], pair["found"]) for pair in measured] == [("light", "dark"), ("dark", "light")]
 
 
 def test_an_index_of_another_backbone_or_codec_is_refused(world: World, index: Index, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backbone.retrieval.recall import chance, recall
-from backbone.retrieval.spaces import RIDGE, Affine, Vectors, fit, unit
+from backbone.retrieval.spaces import RIDGE, Affine, Vectors, alone, fit, unit
 
 
 def test_unit_vectors_and_zero() -> None:
@@ -81,7 +81,28 @@ def test_modalities_of_other_sizes_and_without_any_variance_share_nothing_and_br
     for name, rows in vectors.items():
         assert np.isfinite(space[name](rows)).all() and space[name](rows).shape == (300, 3)
     assert not space["still"](vectors["still"]).any()
-    assert np.isfinite(fit("shared", {"a": vectors["a"]})["a"](vectors["a"])).all()  # one alone shares nothing
+
+
+def test_one_modality_has_nothing_to_share_and_is_whitened() -> None:
+    rows = views(300, 1)["a"]
+    shared, whitened = fit("shared", {"a": rows})["a"], fit("whitened", {"a": rows})["a"]
+    assert shared.projection is not None and whitened.projection is not None
+    assert np.array_equal(shared.mean, whitened.mean) and np.array_equal(shared.projection, whitened.projection)
+    assert np.allclose(np.linalg.norm(shared(rows), axis=1), 1, atol=1e-6)
+
+
+def test_nothing_is_left_of_what_is_never_beside_another() -> None:
+    vectors = views(600, 1)
+    vectors["c"][:400] = vectors["a"][400:] = vectors["b"][400:] = np.nan
+    space = fit("shared", {name: vectors[name] for name in "acb"})  # in this order, rounding leaves a trace of it
+    assert space["c"].projection is not None and not space["c"].projection.any()
+    held_out = views(50, 2)
+    assert recall(space["a"](held_out["a"]), space["b"](held_out["b"])).at[1] > 0.5
+
+
+def test_who_is_alone() -> None:
+    present = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]], bool)
+    assert alone("abcd", present) == ["c", "d"] and alone("a", present[:, :1]) == ["a"]
 
 
 def test_recall_by_hand() -> None:

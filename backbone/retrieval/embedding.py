@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from backbone.codecs import check_codec, stored_samples
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.retrieval.config import EmbeddingConfig
-from backbone.retrieval.spaces import Affine, Vectors, fit
+from backbone.retrieval.spaces import Affine, Vectors, alone, fit
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from backbone.tables import Tables
 from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import Crop, VectorLayout
+from tokenizers_zoo.modality import Crop, ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import Zoo
 
 TRAIN = "train"
@@ -34,7 +35,8 @@ Advance = Callable[[int], None]
 class Embedder:
     """Gives the vectors of a trained run, one modality of a sample each.
 
-    Raises CheckpointError where `run` is no trained run, ConfigError for a `via` that has no vector.
+    Raises CheckpointError where `folder` is no trained run, ConfigError for a `via` that has no vector, DataError where
+    the tokenizer of `via` is not the one of the run's training.
     """
 
     def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
@@ -48,13 +50,14 @@ class Embedder:
         if config.via:
             check_via(self.tables, config.via)
             self.codec = zoo[config.via]
+            check_codec(self.codec, self.trained_on.get(config.via))
             self.model = model
         else:
             self.encoder = FourMEncoder(model)
 
     def names(self, wanted: Sequence[str] | None) -> list[str]:
-        """The modalities to embed: those wanted, or all of the run. Raises UnknownNameError."""
-        return [self.tables.spec(name).name for name in wanted or self.tables.names]
+        """The modalities to embed, each once: those wanted, or all of the run. Raises UnknownNameError."""
+        return list(dict.fromkeys(self.tables.spec(name).name for name in wanted or self.tables.names))
 
     def stored(self, split: str, names: Sequence[str]) -> TokenData:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
@@ -94,7 +97,8 @@ class Embedder:
     def fit(self, names: Sequence[str], progress: Callable[[int], Any]) -> None:
         """Fit the space to training samples; `progress(total)` is a context that gives what counts them.
 
-        The samples are spread evenly over the split.
+        The samples are spread evenly over the split. Raises ConfigError for a modality that none of them has, or, where
+        the space is of what several share, none has beside another.
         """
         if self.config.space == "plain":
             self.spaces = {name: Affine(mean=np.zeros(1, np.float32)) for name in names}
@@ -102,14 +106,11 @@ class Embedder:
         data = self.stored(TRAIN, names)
         count = min(len(data), self.config.fit_samples)
         table = data.rows[np.linspace(0, len(data) - 1, count).astype(np.int64)]
+        check_fit(self.config, names, table >= 0)
         vectors: dict[str, Vectors] = {}
         with progress(int((table >= 0).sum())) as advance:
             for column, name in enumerate(names):
                 has = np.flatnonzero(table[:, column] >= 0)
-                if not len(has):
-                    raise ConfigError(
-                        f"{name}: no training sample has it, so that no space can be fitted; leave it out"
-                    )
                 found = self.embed_stored(data, name, table[has, column].tolist(), advance, raw=True)
                 vectors[name] = np.full((count, found.shape[1]), np.nan, np.float32)
                 vectors[name][has] = found
@@ -127,13 +128,32 @@ class Embedder:
         return handle.encode([value])
 
 
-def check_via(tables: Tables, via: str) -> None:
-    """Raise ConfigError where the modality `via` is not one vector that the backbone can predict."""
-    spec = tables.spec(via)
-    if spec.continuous or not isinstance(spec.layout, VectorLayout):
-        vectors = [other.name for other in tables.specs if isinstance(other.layout, VectorLayout)]
-        problem = "is an input only" if spec.continuous else f"is a {spec.layout.kind}"
+def check_fit(config: EmbeddingConfig, names: Sequence[str], present: npt.NDArray[np.bool_]) -> None:
+    """Raise ConfigError where the training samples, `samples names`, say nothing about the place of a modality."""
+    for name, has in zip(names, present.T, strict=True):
+        if not has.any():
+            raise ConfigError(f"{name}: no training sample has it, so that no space can be fitted; leave it out")
+    if config.space == "shared" and len(names) > 1 and (nothing := alone(names, present)):
         raise ConfigError(
-            f"--via {via}: expected a modality with one vector a sample, which the backbone can predict, and {via} "
-            f"{problem}; this run has {', '.join(vectors) or 'none: use --embedding encoder'}"
+            f"{', '.join(nothing)}: --space shared expected training samples that have it beside another of "
+            f"{', '.join(names)}, and none of the {len(present)} has; use --space whitened, or leave it out"
         )
+
+
+def check_via(tables: Tables, via: str) -> None:
+    """Raise ConfigError where the modality `via` is not one vector of numbers that the backbone can predict."""
+    spec = tables.spec(via)
+    if not _is_vector(spec):
+        vectors = [other.name for other in tables.specs if _is_vector(other)]
+        problem = "is an input only" if spec.continuous else f"is a {spec.layout.kind}"
+        if isinstance(spec.layout, VectorLayout):
+            problem = f"has values of kind {spec.value.kind}"
+        raise ConfigError(
+            f"--via {via}: expected a modality with one vector of numbers a sample, which the backbone can predict, "
+            f"and {via} {problem}; this run has {', '.join(vectors) or 'none: use --embedding encoder'}"
+        )
+
+
+def _is_vector(spec: ModalitySpec) -> bool:
+    """True where the tokens, all of which are predicted, decode to numbers."""
+    return isinstance(spec.layout, VectorLayout) and spec.value.kind == "array"

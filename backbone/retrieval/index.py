@@ -1,7 +1,8 @@
 """Indexes on disk: vectors in FAISS, the keys of their samples, and what they were made with.
 
     INDEX/config.json         "class", "run" and "fingerprint" of the backbone, "split", "embedding" (how vectors are
-                              made), "modalities" {name: vectors}, "together": samples, "search": exact or approximate
+                              made), "codecs", "modalities" {name: vectors}, "together": samples, "search": exact or
+                              approximate, "samples": sha256 of the samples' keys and tokens
     INDEX/model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
     INDEX/keys.json           {name: [keys]}, in the order of the vectors; "" is all modalities together
     INDEX/together.faiss      a vector a sample: the mean of those of its modalities, at length 1
@@ -14,6 +15,8 @@ same command begins again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +30,7 @@ import torch
 from backbone.retrieval.config import EmbeddingConfig, Search
 from backbone.retrieval.embedding import Embedder
 from backbone.retrieval.spaces import Affine, Vectors, unit
+from backbone.training.data import TokenData
 from tokenizers_zoo import checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
@@ -37,6 +41,10 @@ CLASS = "RetrievalIndex"
 KEYS = "keys.json"
 TOGETHER = ""
 """Names the vectors of all modalities together."""
+SAMPLES = "samples"
+"""Where config.json says which samples it is of; indexes of earlier versions do not."""
+HASHED = 4096
+"""Samples whose tokens are in memory at a time while they are hashed."""
 LARGE = 100_000
 """Vectors from which on an index is approximate where nothing else is asked for."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
@@ -179,11 +187,11 @@ def build(
         "class": CLASS, "run": str(Path(run).resolve()), "fingerprint": embedder.fingerprint, "split": split,
         "embedding": dataclasses.asdict(config), "codecs": data.fingerprints | embedder.via_codec(), "search": kind,
         "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
-        "together": len(data),
+        "together": len(data), SAMPLES: samples_digest(data),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
         if not overwrite:
-            return _same(out, described)
+            return _same(out, described, embedder.run.tokens / split)
         checkpoint.load_config(out, CLASS)  # nothing but an index is replaced
     embedder.fit(names, lambda total: progress_bar("fit the space", total))
     vectors, keys = _embedded(embedder, data, names)
@@ -191,22 +199,40 @@ def build(
     return Index(out)
 
 
-def _same(out: Path, described: Mapping[str, Any]) -> Index:
-    """The index that is there. Raises ConfigError where it is another one."""
+def samples_digest(data: TokenData) -> str:
+    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts they are stored."""
+    digest = hashlib.sha256(json.dumps(data.keys).encode())
+    columns = {spec.name: column for column, spec in enumerate(data.specs)}
+    for name in sorted(data.columns):  # in whatever order they were asked for
+        rows = data.rows[:, columns[name]]
+        digest.update(np.packbits(rows >= 0).tobytes())
+        rows = rows[rows >= 0]
+        for start in range(0, len(rows), HASHED):
+            here = rows[start : start + HASHED]
+            digest.update(data.columns[name].lengths[here].tobytes())
+            digest.update(np.concatenate(list(data.columns[name].take(here))).tobytes())
+    return digest.hexdigest()
+
+
+def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
+    """The index that is there. Raises ConfigError where it is another one, or of other samples than `tokens` has."""
     try:
         index = Index(out)
     except CheckpointError as error:
         raise ConfigError(f"{out}: is there, and is no index ({error}); give another folder") from None
     for key, value in described.items():
-        if index.config.get(key) != value:
-            raise ConfigError(
-                f"{out}: holds an index with {key} = {index.config.get(key)}, not {value}; replace it with "
-                "--overwrite, or give another folder"
-            )
+        if index.config.get(key) == value or (key == SAMPLES and key not in index.config):
+            continue
+        held = f"with {key} = {index.config.get(key)}, not {value}"
+        if key in ("together", SAMPLES) or (key == "modalities" and set(value) == set(index.names)):
+            held = f"of other samples than {tokens} has now (their number, keys or tokens)"
+        raise ConfigError(f"{out}: holds an index {held}; replace it with --overwrite, or give another folder")
     return index
 
 
-def _embedded(embedder: Embedder, data: Any, names: Sequence[str]) -> tuple[dict[str, Vectors], dict[str, list[str]]]:
+def _embedded(
+    embedder: Embedder, data: TokenData, names: Sequence[str]
+) -> tuple[dict[str, Vectors], dict[str, list[str]]]:
     """Vectors and keys of each modality, and of all together."""
     vectors: dict[str, Vectors] = {}
     keys: dict[str, list[str]] = {TOGETHER: data.keys}

@@ -8,12 +8,13 @@ training samples, one affine map a modality:
     centred   the modality's mean is taken off
     whitened  and its directions are stretched until all vary alike, so that the few that vary most do not decide all
     shared    and turned towards what it has in common with the other modalities: canonical correlations of several
-              sets (MAXVAR, Kettenring 1971, doi 10.1093/biomet/58.3.433), each direction as strong as it correlates
+              sets (MAXVAR, Kettenring 1971, doi 10.1093/biomet/58.3.433), each direction as strong as it correlates;
+              one modality alone is whitened
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,11 @@ def unit(vectors: npt.NDArray[Any]) -> Vectors:
 def fit(kind: SpaceKind, vectors: Mapping[str, Vectors]) -> dict[str, Affine]:
     """The space of some training samples: `vectors` has for each modality `samples dim`, NaN where a sample lacks it.
 
-    Rows of one number are one sample. A modality that no sample has is left as it is.
+    Rows of one number are one sample. A modality that no sample has is left as it is; in a `shared` space of several,
+    nothing is left of one that is `alone`.
     """
+    if kind == "shared" and len(vectors) == 1:
+        kind = "whitened"
     exact = {name: np.asarray(rows, np.float64) for name, rows in vectors.items()}
     present: dict[str, npt.NDArray[np.bool_]] = {
         name: np.asarray(np.isfinite(rows[:, 0])) for name, rows in exact.items()
@@ -73,6 +77,12 @@ def fit(kind: SpaceKind, vectors: Mapping[str, Vectors]) -> dict[str, Affine]:
         name: Affine(mean=mean.astype(np.float32), projection=turned[name].astype(np.float32) if turned else None)
         for name, mean in means.items()
     }
+
+
+def alone(names: Sequence[str], present: npt.NDArray[np.bool_]) -> list[str]:
+    """Of the modalities in the columns of `present`, `samples names`, those that no sample has beside another."""
+    several = present[present.sum(1) > 1].any(0)
+    return [name for name, beside in zip(names, several, strict=True) if not beside]
 
 
 def _axes(
@@ -108,7 +118,9 @@ def _shared(
     # An eigenvalue is 1 where nothing is shared, and the number of modalities where all say the same.
     weights = np.clip(strengths[::-1][:kept] - 1, 0, None) / max(1, len(names) - 1)
     directions = _signed(directions[:, ::-1][:, :kept]) * weights
-    return {name: maps[name] @ directions[ends[i] : ends[i + 1]] for i, name in enumerate(names)}
+    found = {name: maps[name] @ directions[ends[i] : ends[i + 1]] for i, name in enumerate(names)}
+    nothing = alone(names, np.stack([present[name] for name in names], 1))  # zero but for rounding
+    return {name: np.zeros_like(turned) if name in nothing else turned for name, turned in found.items()}
 
 
 def _signed(directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
