@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
@@ -291,6 +292,18 @@ def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --only depth --overwrite").refused("sha256")
     assert (world.folder / "tokens/train/depth/part-00000.arrow").exists()
+
+
+@pytest.mark.parametrize("name", ["depth", "rgb_patches"])
+def test_a_tokenizer_is_replaced_only_by_another(world: World, name: str) -> None:
+    before, train = world.files(), f"tokenizer train {name} --data data"
+    shutil.rmtree(world.folder / "data/test")
+    world(f"{train} --overwrite").refused(f"{name}: ", "held-out samples")
+    world(f"{train} --out new").refused(f"{name}: ", "held-out samples")
+    world.put_back(world.files() | {path: data for path, data in before.items() if path.startswith("data/test/")})
+    assert world.files() == before
+    done = world(f"{train} --out new")
+    assert done.code == 0, done.complaint
 
 
 def test_a_setting_for_all_goes_to_those_that_have_it(world: World) -> None:

@@ -35,6 +35,9 @@ def test_statistics_are_those_of_numpy_over_all_pixels() -> None:
     np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, values.std(axis=(0, 2, 3)), rtol=1e-4)
     assert channel_statistics(np.ones((2, 1, 4, 4), np.float32))[1] == np.float32(1e-6)
+    values[:, 1] = 0.5  # a channel that says nothing in training counts little where it does say something
+    std = channel_statistics(values)[1]
+    assert std[1] == pytest.approx(0.01 * (std[0] + std[2]) / 3, rel=1e-3)
 
 
 def test_patches_are_normalised_and_in_order(folder: Path) -> None:
@@ -77,6 +80,7 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
         plugin.decode(tokenizer, torch.zeros(1, 5, 48))
     with pytest.raises(DataError, match="held-out"):
         plugin.train_tokenizer(SETTINGS, TrainingSamples(train=list(pictures(1)), test=[]), tmp_path / "x", 0)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(ConfigError, match="unknown key; did you mean samples"):
         plugin.modality_spec(Settings("rgb_patches", {"tokenizer": {"sample": 3}}))
 

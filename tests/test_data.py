@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> Non
     assert list(index.members) == ["a"]
     assert [item.key for item in index.dropped] == ["a", ".z", "l"]
     assert "second member" in index.dropped[0].reason
+
+
+def test_a_name_that_is_not_utf8_costs_its_member(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a.\xff"):
+            tar.addfile(tarfile.TarInfo(os.fsdecode(name)))
+    index = scan_shard(tmp_path / "s.tar")
+    assert list(index.members) == ["caf\xe9"]
+    assert [item.key for item in index.dropped] == [r"caf\xe9", r".\xff", "a"]
+    assert "not UTF-8" in index.dropped[0].reason and "not UTF-8" in index.dropped[2].reason
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
@@ -303,6 +314,14 @@ def test_folder_errors(tmp_path: Path) -> None:
     for name in ("a.txt", "a.b.txt"):
         (tmp_path / "one" / name).write_text("")
     with pytest.raises(DataError, match="second file with the key 'a'"):
+        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
+    (tmp_path / "one/a.b.txt").unlink()
+    samples = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
+    (tmp_path / "one/a.txt").unlink()
+    (key, files) = samples[0]
+    assert key == "a" and isinstance(files["one"], DataError) and "cannot be read" in str(files["one"])
+    (tmp_path / "one" / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    with pytest.raises(DataError, match=r"one: the name of caf\\xe9.txt is not UTF-8; rename it"):
         open_folder(FolderSettings(path=str(tmp_path)), "train", None)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)

@@ -51,6 +51,27 @@ def test_a_stage_killed_at_each_of_its_files_ends_as_if_it_had_not_been(world: W
             check_kill(world, stage, when, number)
 
 
+@pytest.mark.parametrize("stage", ["train", "statistics", "vocabulary"])
+def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str) -> None:
+    words = f"{ROAD[stage]} --overwrite --seed 1"
+    world.put_back(world.after[stage])
+    folder = next(name for name in world.after[stage].keys() - world.before[stage] if name.endswith("/config.json"))
+    old, place = world.after[stage][folder], folder.removesuffix("/config.json")
+    replaced = world(words)
+    assert replaced.code == 0, replaced.complaint
+    after, count = results(world.files()), len(replaced.renames)
+    assert not any(".replaced" in name for name in after)
+    for number in sorted({0, 1, 2, count // 2, count - 1}):
+        world.put_back(world.after[stage])
+        assert world(words, kill_after=number).code == -signal.SIGKILL
+        left = world.files()
+        aside = f"{place.rpartition('/')[0]}/.{place.rpartition('/')[2]}.replaced/config.json"
+        assert old in (left.get(folder), left.get(aside)), f"lost at {replaced.renames[number]}"
+        again = world(words)
+        assert again.code == 0, again.complaint
+        assert results(world.files()) == after
+
+
 @pytest.mark.parametrize("stage", ["train", "backbone"])
 def test_killed_again_and_again_it_gets_there(world: World, stage: str) -> None:
     world.put_back(world.before[stage])

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -228,21 +228,30 @@ def test_a_modality_of_which_every_sample_fails_is_an_error_and_tried_again(
     with pytest.raises(DataError, match="train/field: all 25 samples failed; the first one: no"):
         make_toy(broken, tmp_path / "data")
     handle.transform = transform  # type: ignore[method-assign]
+    info = describe_data(broken, tmp_path / "data")
+    assert {row.modality: (row.samples, row.dropped) for row in info.rows if row.split == "train"} == {
+        "field": (0, 25), "words": (21, 0),
+    }  # fmt: skip
+    assert any(line.startswith("train/field/shard-00001.tar: train-0010: no") for line in info.reasons)
     result = make_toy(broken, tmp_path / "data")
     assert {o.modality: (o.written, o.kept_shards) for o in result.outcomes if o.split == "train"} == {
         "field": (23, 0), "words": (0, 3),
     }  # fmt: skip
 
 
-def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[..., Zoo], tmp_path: Path) -> None:
-    for i in range(30):
+def own_files(folder: Path, numbers: Iterable[int]) -> None:
+    for i in numbers:
         for name, data in (("field", np.full((1, 48, 64), i / 30, np.float32)), ("words", f"file {i}")):
-            path = tmp_path / "mine" / name / f"f{i:02}"
+            path = folder / name / f"f{i:02}"
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, str):
                 path.with_suffix(".txt").write_text(data)
             else:
                 np.save(path.with_suffix(".npy"), data)
+
+
+def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    own_files(tmp_path / "mine", range(30))
     (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
     zoo = toy()
     options = {"path": str(tmp_path / "mine"), "test_fraction": 0.2}
@@ -254,6 +263,50 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
     assert value.shape == (1, 16, 16)
     assert value[0, 0, 0] == np.float32(int(key[1:]) / 30)
     assert store.read(zoo["words"], "train", key) == f"file {int(key[1:])}"
+
+
+def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
+    toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
+    (mine / "field/f02.npy").write_bytes(b"broken")
+    (mine / "words/f05.txt").unlink()
+
+    def make(out: Path) -> dict[str, tuple[int, int]]:
+        options = {"path": str(mine), "test_fraction": 0}
+        result = make_data(zoo, "folder", out, train=None, test=0, options=options, workers=1, shard_size=4)
+        return {o.modality: (o.written, o.kept_shards) for o in result.outcomes}
+
+    make(data)
+    assert make(data) == {"field": (0, 3), "words": (0, 3)}
+    old = snapshot(data)
+    own_files(mine, [7, 9, 17])
+    handle = zoo["field"]
+    write, calls = handle.write, iter(range(100))
+
+    def killed(value: Any) -> Any:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return write(value)
+
+    handle.write = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make(data)
+    handle.write = write  # type: ignore[method-assign]
+    assert old.keys() <= snapshot(data).keys(), "no shard is missing at any time"
+    assert make(data) == {"field": (7, 2), "words": (7, 2)}, "the second shard was made before the kill"
+    store = ValueStore.of(data, zoo)
+    keys = [f"f{i:02}" for i in (*range(11), 12, 14, 16, 17)]
+    assert store.keys("train", "field") == [key for key in keys if key != "f02"]
+    assert store.keys("train", "words") == [key for key in keys if key != "f05"]
+    assert not store.dropped("train", "field") and not store.dropped("train", "words")
+    make(tmp_path / "fresh")
+    assert snapshot(data) == snapshot(tmp_path / "fresh")
+    for name in ("field/f12.npy", "words/f12.txt"):
+        (mine / name).rename(mine / name.replace("f12", "f13"))
+    assert make(data) == {"field": (4, 3), "words": (4, 3)}, "as many samples, but others"
+    assert "f13" in ValueStore.of(data, zoo).keys("train", "field")
 
 
 # ---------------------------------------------------------------------- derive
@@ -278,6 +331,12 @@ def test_derive_computes_what_is_absent_and_lists_what_fails(toy: Callable[..., 
     assert [o.written for o in result.outcomes if o.split == "train"] == [len(dark)]
     again = derive_data(zoo, out, workers=1)
     assert [(o.written, o.failed) for o in again.outcomes] == [(0, 0), (0, 0)]
+    (out / "train/dark/shard-00009.failed.jsonl").write_text('{"key": "k", "reason": "all failed"}\n')
+    info = describe_data(zoo, out)
+    row = {(row.split, row.modality): row for row in info.rows}["train", "dark"]
+    assert (row.samples, row.dropped) == (len(dark), len(bright) + 1)
+    derive_data(zoo, out, workers=1)
+    assert not (out / "train/dark/shard-00009.failed.jsonl").exists(), "of a shard that there is no more"
 
 
 def test_derive_goes_on_after_a_kill_and_follows_what_changes(

@@ -91,6 +91,9 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
     with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here"):
         evaluate_tokenizer(zoo, "field", tmp_path)
+    handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
+    assert np.isnan(evaluate_tokenizer(zoo, "field", data, limit=3).metrics["psnr"])
+    assert json.loads((handle.checkpoint / "evaluation.json").read_text())["metrics"] == {"psnr": None, "mse": 1.0}
     few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
     assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
     assert few.tokens_per_sample == len("sample 1 of test")
@@ -200,6 +203,73 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
     with pytest.raises(DataError, match="words: none of 23 samples could be encoded"):
         tokenize(zoo, data, tmp_path / "none")
     assert not list((tmp_path / "none").rglob("*.arrow"))
+
+
+def foreign(folder: Path, keys: str) -> Path:
+    """Words that are not of this program's making."""
+    with writing_shard(folder / "train/words/0.tar") as writer:
+        for key in keys:
+            writer.add(key, f"{key} of train".encode(), "txt")
+    return folder
+
+
+def test_a_refusal_costs_no_tokens(toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
+    data = foreign(tmp_path / "data", "abcdefgh")
+    trained(zoo, data, "words")
+    monkeypatch.setattr(tokenize_module, "PART_SAMPLES", 4)
+    tokenize(zoo, data, out)
+    before = snapshot(out)
+    foreign(data, "abc")
+    with pytest.raises(DataError, match=r"part-00001\.arrow: holds samples that the data lack now"):
+        tokenize(zoo, data, out)
+    assert snapshot(out) == before
+    foreign(data, "abcxdefgh")
+    tokenize(zoo, data, out)
+    assert TokenStore(out).open("train", "words").keys == list("abcxdefgh")
+
+
+def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
+    one, two = foreign(tmp_path / "one", "abc"), foreign(tmp_path / "two", "abc")
+    trained(zoo, one, "words")
+    tokenize(zoo, one, out)
+    before = snapshot(out)
+    with pytest.raises(DataError, match=f"words: holds tokens of {one}, and whether those of {two} are the same"):
+        tokenize(zoo, two, out)
+    assert snapshot(out) == before
+    assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "two/../one", out).outcomes] == [3]
+    assert [outcome.written for outcome in tokenize(zoo, two, out, overwrite=True).outcomes] == [3]
+    assert TokenStore(out).data == two
+    make_toy(zoo, tmp_path / "made", test=0)
+    tokenize(zoo, tmp_path / "made", tmp_path / "of_made")
+    (tmp_path / "made").rename(tmp_path / "moved")
+    assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "moved", tmp_path / "of_made").outcomes] == [21]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo], tmp_path: Path, alone: bool) -> None:
+    pytest.importorskip("zoo_images.rgb_patches")
+    zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
+    handle, rng = zoo["rgb_patches"], np.random.default_rng(0)
+    for split in ("train", "test"):
+        with writing_shard(data / split / "rgb_patches/0.tar") as writer:
+            for key in "abcd":
+                writer.add(key, *handle.write(rng.uniform(0, 0.9, (3, 16, 16)).astype(np.float32)))
+    trained(zoo, data, "rgb_patches")
+    with writing_shard(data / "train/rgb_patches/1.tar") as writer:
+        writer.add("white", *handle.write(np.ones((3, 16, 16), np.float32)))
+    encode = handle.encode
+
+    def huge(values: Any) -> Any:
+        if alone and len(values) > 1:
+            raise DataError("one by one")
+        return [row * (1e6 if value.min() == 1 else 1) for row, value in zip(encode(values), values, strict=True)]
+
+    handle.encode = huge  # type: ignore[method-assign]
+    (outcome,) = tokenize(zoo, data, tmp_path / "tokens", splits=["train"]).outcomes
+    assert outcome.written == 4 and set(outcome.dropped) == {"white"}
+    assert 'exceed float16; set dtype = "float32"' in outcome.dropped["white"]
 
 
 def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:

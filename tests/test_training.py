@@ -24,7 +24,7 @@ from tokenizers_zoo.training.batches import batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train
 from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import STATE
+from tokenizers_zoo.training.state import STATE, replacing_run
 
 DIM = 6
 
@@ -287,6 +287,87 @@ def test_a_collapse_is_told_while_it_runs(tmp_path: Path, capsys: pytest.Capture
 def test_without_samples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no held-out samples"):
         train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
+    assert not list(tmp_path.iterdir()), "nothing stands in the way of the run with samples"
+
+
+def test_a_model_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
+    class Unbuilt(VectorTask):
+        def build(self, train: Any, rng: np.random.Generator) -> nn.Module:
+            raise ConfigError("no such base")
+
+    with pytest.raises(ConfigError, match="no such base"):
+        train(Unbuilt(), SAMPLES, CONFIG, tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- replacing a run
+
+
+def old_run(folder: Path) -> Path:
+    """A folder that holds a finished checkpoint."""
+    folder.mkdir()
+    for name in ("run.json", "config.json", "model.safetensors"):
+        (folder / name).write_text("old")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_replaced_stays_until_there_is_something_else(tmp_path: Path) -> None:
+    folder = old_run(tmp_path / "run")
+    with pytest.raises(ConfigError), replacing_run(folder, overwrite=True):
+        assert names(folder) == [] and names(tmp_path) == [".run.replaced", "run"]
+        (folder / "run.json").write_text("new")
+        raise ConfigError("refused")
+    assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
+    with replacing_run(folder, overwrite=False):
+        assert len(names(folder)) == 3
+    with replacing_run(folder, overwrite=True):
+        (folder / "config.json").write_text("new")
+    assert names(tmp_path) == ["run"] and names(folder) == ["config.json"]
+    with replacing_run(tmp_path / "absent", overwrite=True):
+        pass
+
+
+def test_a_replacement_that_has_a_state_is_finished_first(tmp_path: Path) -> None:
+    folder = old_run(tmp_path / "run")
+    with pytest.raises(Killed), replacing_run(folder, overwrite=True):
+        (folder / STATE).write_text("half")
+        raise Killed
+    with pytest.raises(Killed), replacing_run(folder, overwrite=False):
+        assert names(folder) == [STATE] and names(tmp_path) == [".run.replaced", "run"]
+        raise Killed
+    with pytest.raises(ConfigError), replacing_run(folder, overwrite=True):
+        assert names(folder) == []
+        raise ConfigError("refused")
+    assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_kill_left_aside_comes_back_or_goes(tmp_path: Path, overwrite: bool) -> None:
+    aside = old_run(tmp_path / ".run.replaced")
+    with pytest.raises(Killed), replacing_run(tmp_path / "run", overwrite):
+        raise Killed
+    assert names(tmp_path) == ["run"] and (tmp_path / "run/run.json").read_text() == "old"
+    (old_run(aside) / "run.json").write_text("older")
+    with pytest.raises(Killed), replacing_run(tmp_path / "run", overwrite):
+        raise Killed
+    assert names(tmp_path) == ["run"] and (tmp_path / "run/run.json").read_text() == "old"
+
+
+def test_one_run_at_a_time_replaces_a_folder_and_none_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = old_run(tmp_path / "run")
+    for overwrite in (False, True):
+        with replacing_run(folder, overwrite=True):
+            with pytest.raises(CheckpointError, match="another run"), replacing_run(folder, overwrite):
+                pass
+            (folder / "config.json").write_text("new")
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match="where the command runs"), replacing_run(Path(), overwrite=True):
+        pass
+    assert names(tmp_path) == ["run"]
 
 
 # ---------------------------------------------------------------- stopping early

@@ -264,6 +264,7 @@ class TransferTask:
             return out
         with seeded(self.seed):
             self.build(samples.train, np.random.default_rng(0))
+        run.begin()
         bank = torch.stack([self.kept[id(self.part), place] for place in range(len(self.part))])
         answers = self.kind.encode(list(self.targets))
         answers = F.one_hot(answers, self.kind.outputs).float() if isinstance(self.kind, Classes) else answers

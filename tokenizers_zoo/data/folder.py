@@ -10,14 +10,14 @@ It gives bytes, not values: `zoo data make` decodes them with each modality's ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import Member, read_member, split_name
+from tokenizers_zoo.data.tar import Member, read_member, shown_name, split_name
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
@@ -45,8 +45,11 @@ class FileBytes:
     extension: str
 
 
-class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes]]]):
-    """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem."""
+class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
+    """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem.
+
+    A file that cannot be read is its error.
+    """
 
     def __init__(self, files: Mapping[str, Mapping[str, Member]], count: int | None) -> None:
         self.modalities = tuple(sorted({modality for members in files.values() for modality in members}))
@@ -58,16 +61,26 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes]]]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def keys(self, names: Container[str], start: int, stop: int) -> set[str]:
+        """The keys of those of the samples [start, stop) that have one of these modalities."""
+        return {key for key, files in self._samples[start:stop] if any(name in names for name in files)}
+
     @overload
-    def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes]]: ...
+    def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes | DataError]]: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, FileBytes]]]: ...
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         key, members = self._samples[index]
-        values = {name: FileBytes(data=read_member(m), extension=m.extension) for name, m in members.items()}
-        return key, values
+        return key, {name: _read(member) for name, member in members.items()}
+
+
+def _read(member: Member) -> FileBytes | DataError:
+    try:
+        return FileBytes(data=read_member(member), extension=member.extension)
+    except DataError as error:
+        return error
 
 
 class FolderSource:
@@ -126,6 +139,9 @@ def _files(folder: Path) -> dict[str, Member]:
         key, extension = split_name(path.relative_to(folder).as_posix())
         if not path.is_file() or not key or not extension:
             continue
+        name = path.relative_to(folder.parent).as_posix()
+        if name != shown_name(name):
+            raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
         if key in found:
             raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
         found[key] = Member(path, 0, path.stat().st_size, extension)

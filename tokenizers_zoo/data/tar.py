@@ -56,6 +56,11 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{stem}" if stem else ""), suffixes.rpartition(".")[2].lower()
 
 
+def shown_name(name: str) -> str:
+    r"""A file's name as it can be printed: with `\xe9` for a byte that is not UTF-8, and the same where none is."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def scan_shard(path: Path) -> ShardIndex:
     """Index a shard by its headers alone.
 
@@ -115,12 +120,14 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> Non
         reason = "a link, device or sparse file; a plain file was expected"
     elif not key:
         reason = f"the name {info.name!r} has no key before its first dot"
+    elif info.name != shown_name(info.name):
+        reason = "its name is not UTF-8"
     elif info.offset_data + info.size > size:
         reason = f"{CUT_OFF}: the shard ends inside it"
     elif key in index.members:
         reason = f"a second member with this key ({info.name!r}); the first is used"
     if reason:
-        index.dropped.append(Dropped(shard=path.name, key=key or info.name, reason=reason))
+        index.dropped.append(Dropped(shard=path.name, key=shown_name(key or info.name), reason=reason))
     else:
         index.members[key] = Member(path, info.offset_data, info.size, extension)
 

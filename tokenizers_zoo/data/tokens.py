@@ -60,6 +60,16 @@ class TokenMetadata:
             fingerprint=handle.fingerprint, distribution=handle.distribution, run=dict(run),
         )  # fmt: skip
 
+    def number_problem(self, row: npt.NDArray[Any]) -> str | None:
+        """Why the numbers of a continuous layout cannot be stored; None where they can."""
+        if not isinstance(self.layout, PatchesLayout | EmbeddingsLayout):
+            return None
+        if _finite(row, np.dtype(self.layout.dtype)):
+            return None
+        if self.layout.dtype == "float16" and _finite(row, np.float32):
+            return f'numbers up to {np.abs(row).max():g} exceed float16; set dtype = "float32"'
+        return f"some numbers are not finite as {self.layout.dtype}"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         fields = {name: getattr(self, name) for name in self.__slots__}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.training.report import Evaluation
 
 Array = NDArray[Any]
+LEAST_DEVIATION = 0.01
+"""Share of the mean deviation below which no number's deviation is taken to be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,16 +60,17 @@ def fit_statistics(
     train, test = samples.train, samples.test
     data = {"train": len(train), "test": len(test), "provenance": dict(samples.provenance)}
     identity = {"model": dict(description), "training": {"samples": config.samples}, "seed": seed, "data": data}
+    if not len(train) or not len(test):
+        raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
     run = TrainingRun.open(out_dir, identity)
     if run.finished:
         return out_dir
-    if not len(train) or not len(test):
-        raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
     start = time.perf_counter()
     chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
     mean, std = compute(train[int(index)] for index in chosen)
     evaluation = evaluate(mean, std, [test[index] for index in range(len(test))])
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+    run.begin()
     finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
     return out_dir
 
@@ -90,7 +93,11 @@ def import_statistics(
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
-    """Mean and deviation (at least 1e-6) of each number over all rows of values `(rows, numbers)`, float32."""
+    """Mean and deviation of each number over all rows of values `(rows, numbers)`, float32.
+
+    A deviation is at least 1e-6, and LEAST_DEVIATION of their mean: a number that hardly varies in training must not be
+    all that is seen of a value where it does.
+    """
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for value in values:
         rows = value.astype(np.float64)
@@ -99,4 +106,5 @@ def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
         squares = squares + (rows**2).sum(axis=0)
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(deviation, 1e-6).astype(np.float32)
+    least = max(1e-6, LEAST_DEVIATION * float(deviation.mean()))
+    return mean.astype(np.float32), np.maximum(deviation, least).astype(np.float32)

@@ -18,6 +18,7 @@ from tokenizers_zoo.pipeline.results import (
     RunResult,
     read_failures,
     remove_shards,
+    shards_in,
     write_failures,
 )
 from tokenizers_zoo.pretrained import PretrainedError, networks_of
@@ -155,12 +156,12 @@ def _derive_modality(
     folder = store.root / split / handle.name
     entry = _entry(store, split, handle, networks)
     if read_entry(store.root, split, handle.name) != entry:
-        remove_shards(folder.glob("*.tar"))
+        remove_shards(shards_in(folder))
         record_entry(store.root, split, handle.name, entry)
     outcome = Outcome(split=split, modality=handle.name)
     jobs = []
     planned = _plan(store, split, handle, folder)
-    remove_shards(set(folder.glob("*.tar")) - {job.path for job in planned})
+    remove_shards(shards_in(folder) - {job.path for job in planned})
     for job in planned:
         if _is_complete(job):
             outcome.kept_shards += 1

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.provenance import read_entries
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.pipeline.results import read_failures
+from tokenizers_zoo.pipeline.results import FAILED, read_failures, shards_in
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -57,10 +57,12 @@ def describe_data(zoo: Zoo, data: Path) -> DataDescription:
     result = DataDescription()
     for split in store.splits():
         modalities = store.modalities(split)
-        for name in modalities:
-            index = store.index(split, name)
+        holding = {store.folder(split, name).name for name in modalities}
+        failed = {path.parent.name for path in (store.root / split).glob(f"*/*{FAILED}")} - holding
+        for name in sorted({*modalities, *failed}):
+            index = ModalityIndex(()) if name in failed else store.index(split, name)
             reasons = [f"{item.shard}: {item.key or 'unknown member'}: {item.reason}" for item in index.dropped]
-            for shard in index.shards:
+            for shard in sorted(shards_in(store.folder(split, name))):
                 reasons += [f"{shard.name}: {key}: {reason}" for key, reason in read_failures(shard).items()]
             result.rows.append(
                 DataRow(

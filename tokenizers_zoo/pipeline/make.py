@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
+from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
 from tokenizers_zoo.data.provenance import (
     as_json,
     check_same_source,
@@ -24,11 +24,11 @@ from tokenizers_zoo.data.provenance import (
     value_identity,
 )
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
-from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, writing_shard
+from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, scan_shard, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
-from tokenizers_zoo.pipeline.results import Outcome, RunResult, remove_shards, write_failures
+from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
@@ -81,6 +81,7 @@ def make_data(
     options = dict(options or {})
     out = Path(out)
     result = RunResult()
+    _samples.cache_clear()  # a folder's files may be others than at the last call in this process
     with disk_errors(out):
         jobs = []
         splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
@@ -89,7 +90,7 @@ def make_data(
             given = _given(zoo, source, samples, result)
             count = len(samples)
             plan = _Plan(
-                zoo=zoo, source=source, out=out, split=split, count=count, seed=seed, options=options,
+                zoo=zoo, source=source, samples=samples, out=out, split=split, count=count, seed=seed, options=options,
                 shard_size=shard_size,
             )  # fmt: skip
             jobs += plan.jobs(given, result)
@@ -144,6 +145,7 @@ class _Plan:
 
     zoo: Zoo
     source: SourceHandle
+    samples: Any
     out: Path
     split: str
     count: int
@@ -185,13 +187,29 @@ class _Plan:
                 stop=min(start + self.shard_size, self.count), modalities=tuple(outcomes),
                 pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
             )  # fmt: skip
-            missing = tuple(name for name in outcomes if not _is_whole(job.path(name)))
+            missing = tuple(handle.name for handle in handles if not self._is_made(job, handle))
             for name in set(outcomes) - set(missing):
                 outcomes[name].kept_shards += 1
             if missing:
                 jobs.append(dataclasses.replace(job, modalities=missing))
         result.outcomes += outcomes.values()
         return jobs
+
+    def _is_made(self, job: Shard, handle: ModalityHandle) -> bool:
+        """True for a whole shard, of files with just these samples: files that were added or removed move the others.
+
+        A shard that is cut off is made again.
+        """
+        path = job.path(handle.name)
+        if not path.exists() or not looks_whole(path):
+            return False
+        if not isinstance(self.samples, FolderSamples):
+            return True
+        try:
+            made = {*scan_shard(path).members, *read_failures(path)}
+        except DataError:  # damaged: it is ours, so it is made again
+            return False
+        return made == self.samples.keys((handle.name, handle.plugin_name), job.start, job.stop)
 
     def _check_foreign(self, handle: ModalityHandle) -> None:
         folder = self.out / self.split / handle.name
@@ -209,16 +227,16 @@ class _Plan:
             )
 
     def _drop_partial_shard(self, handle: ModalityHandle) -> None:
-        """Where more samples are asked for than before, the last shard is made again with all that belong in it."""
+        """Where more samples are asked for than before, the last shard is made again with all that belong in it.
+
+        That of files stays until then: `_is_made` sees what it lacks.
+        """
+        if isinstance(self.samples, FolderSamples):
+            return
         entry = read_entry(self.out, self.split, handle.name)
         if entry and entry["count"] < self.count and entry["count"] % self.shard_size:
             last = SHARD_NAME.format(entry["count"] // self.shard_size)
             remove_shards([self.out / self.split / handle.name / last])
-
-
-def _is_whole(path: Path) -> bool:
-    """True for a shard that is there from its start to its end; one that was cut off since is made again."""
-    return path.exists() and looks_whole(path)
 
 
 def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:

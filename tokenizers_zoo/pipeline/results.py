@@ -10,6 +10,8 @@ from pathlib import Path
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.errors import DataError
 
+FAILED = ".failed.jsonl"
+
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
@@ -60,7 +62,7 @@ class RunResult:
 
 def failures_path(shard: Path) -> Path:
     """Where the samples that a shard lacks are listed, beside the shard."""
-    return shard.with_name(f"{shard.stem}.failed.jsonl")
+    return shard.with_name(f"{shard.stem}{FAILED}")
 
 
 def write_failures(shard: Path, failures: Mapping[str, str]) -> None:
@@ -84,6 +86,12 @@ def read_failures(shard: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it") from None
+
+
+def shards_in(folder: Path) -> set[Path]:
+    """The shards of a folder; those that were not written, as every sample failed, by their lists of failures."""
+    lists = folder.glob(f"*{FAILED}")
+    return {*folder.glob("*.tar"), *(path.with_name(f"{path.name.removesuffix(FAILED)}.tar") for path in lists)}
 
 
 def remove_shards(shards: Iterable[Path]) -> None:

@@ -112,6 +112,8 @@ def tokenize(
                 "flips": flips and views > 1, "seed": seed if views > 1 else 0,
             }  # fmt: skip
             metadata = TokenMetadata.of(handle, run)
+            if not overwrite:
+                _check_place(store, split, handle.name, Path(out))
             writer = _ModalityRun(
                 handle=handle, metadata=metadata, folder=Path(out) / split / handle.name, batch_size=batch_size,
                 threads=threads, outcome=TokenizeOutcome(split=split, modality=handle.name),
@@ -122,6 +124,19 @@ def tokenize(
     with disk_errors(Path(out)):
         TokenStore.record_data(out, store.root)
     return result
+
+
+def _check_place(store: ValueStore, split: str, modality: str, out: Path) -> None:
+    """Raise DataError where tokens in `out` are of other data than these, of which nothing but their place is known."""
+    folder = out / split / modality
+    if read_entry(store.root, split, modality) is not None or not any(folder.glob("*.arrow")):
+        return  # what is known of data is in the metadata of their tokens
+    before = TokenStore(out).data
+    if before is not None and before != store.root.resolve():
+        raise DataError(
+            f"{folder}: holds tokens of {before}, and whether those of {store.root} are the same is not known; give "
+            "another folder, or --overwrite"
+        )
 
 
 def _chosen(
@@ -188,12 +203,15 @@ class _ModalityRun:
             self.folder / PART_NAME.format(number): rows[start : start + part_rows]
             for number, start in enumerate(range(0, len(rows), part_rows))
         }
-        older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts)]
-        todo = {path: part for path, part in parts.items() if not path.exists()}
+        stale: list[Path] = []
+        older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts, stale)]
+        todo = {path: part for path, part in parts.items() if path in stale or not path.exists()}
         if older and todo:
             raise DataError(
                 f"{older[0]}: written before the vocabulary grew, and samples were added since; --overwrite"
             )
+        for path in stale:  # only now that nothing is refused any more; a key has to be in one part alone
+            path.unlink()
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
         start = time.perf_counter()
         with progress_bar(description, sum(len(part) for part in todo.values())) as advance:
@@ -213,8 +231,8 @@ class _ModalityRun:
         self._check_all_dropped(parts)
         return self.outcome
 
-    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]]) -> bool:
-        """Keep a part that is what would be written, remove one whose data have grown, refuse any other.
+    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]], stale: list[Path]) -> bool:
+        """Count a part that is what would be written, list one whose samples are others now, refuse any other.
 
         Returns True for a part that was written before the vocabulary grew: its ids are still right.
         """
@@ -236,7 +254,7 @@ class _ModalityRun:
             self.outcome.kept += len(keys)
             self.outcome.dropped.update(part.dropped)
         else:
-            path.unlink()
+            stale.append(path)
         return bool(names)
 
     def _batches(self, todo: dict[Path, Sequence[Row]]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
@@ -270,11 +288,18 @@ class _ModalityRun:
                 return
             for key, value in sound:
                 try:
-                    encoded[key] = self._forward([value])[0]
+                    self._keep(key, self._forward([value])[0], encoded, dropped)
                 except ZooError as reason:
                     dropped[key] = str(reason)
             return
-        encoded.update({key: item for (key, _), item in zip(sound, tokens, strict=True)})
+        for (key, _), item in zip(sound, tokens, strict=True):
+            self._keep(key, item, encoded, dropped)
+
+    def _keep(self, key: str, tokens: npt.NDArray[Any], encoded: dict[str, Any], dropped: dict[str, str]) -> None:
+        if problem := self.metadata.number_problem(tokens):
+            dropped[key] = f"{self.handle.name}: {problem}"
+        else:
+            encoded[key] = tokens
 
     def _forward(self, values: list[Any]) -> list[npt.NDArray[Any]]:
         start = time.perf_counter()

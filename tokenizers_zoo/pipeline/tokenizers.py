@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import remove_folder, write_json
+from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -17,6 +18,7 @@ from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import DataError, UnknownKeyError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.training.state import replacing_run
 from tokenizers_zoo.values import has_fixed_length
 
 if TYPE_CHECKING:
@@ -42,16 +44,14 @@ def train_tokenizer(
     """Train the tokenizer of modality `name` on `data`; returns its checkpoint folder.
 
     That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
-    `overwrite` what is at `out` is deleted first, else a run that was killed goes on. Raises DataError where `data`
-    lack the modality, or no value of it can be read.
+    `overwrite` the tokenizer that is there is replaced, and stays where nothing is trained; else a run that was killed
+    goes on. Raises DataError where `data` lack the modality, or no value of it can be read.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
-    if overwrite:
-        remove_folder(folder)
-    with disk_errors(folder):
+    with disk_errors(folder), replacing_run(folder, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
 
 
@@ -175,9 +175,13 @@ class TokenizerEvaluation:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
+        """As JSON types; None for a figure that is no finite number."""
         figures = {key: number for key, number, _, _ in self.codebook_rows()}
-        return {"samples": self.samples, "metrics": self.metrics, **figures}
+        return {"samples": self.samples, "metrics": _finite(self.metrics), **_finite(figures)}
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: number if math.isfinite(number) else None for name, number in figures.items()}
 
 
 def evaluate_tokenizer(

@@ -115,7 +115,7 @@ def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
         if other.plugin_name == handle.plugin_name and other.has_tokenizer:
             found.setdefault(other.name, other.checkpoint)
     taken = {path.resolve() for path in found.values()}
-    for path in sorted(handle.checkpoint.parent.glob(f"*/{CONFIG}")):
+    for path in sorted(handle.checkpoint.parent.glob(f"[!.]*/{CONFIG}")):
         folder = path.parent
         if folder.resolve() not in taken and (folder / WEIGHTS).is_file() and modality_of(path) == handle.name:
             found.setdefault(folder.name, folder)

@@ -66,17 +66,18 @@ def train(
     """
     if config.patience is not None and not task.spec.metrics:
         raise ConfigError(f"{task.spec.name}: patience watches the main metric, and its spec has none; leave it out")
+    name = task.spec.name
+    for split, values in (("training", samples.train), ("held-out", samples.test)):
+        if not len(values):
+            raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
     other = task if isinstance(task, SupervisedTask) else None
     kind = {"what": other.what, "result": other.result} if other else {}
     run = TrainingRun.open(out_dir, identity(task, samples, config, seed), **kind)
     if run.finished:
         run.forget_state()  # a kill may have left it
         return out_dir
-    name = task.spec.name
-    for split, values in (("training", samples.train), ("held-out", samples.test)):
-        if not len(values):
-            raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
     loop = _Loop(task, samples, config, run, seed)
+    run.begin()
     title = other.title if other else f"tokenizer {name}"
     judged = "validation" if other and other.validates else "held_out"
     with TrainingReport(task, config, out_dir, loop.done, title, judged) as report, loop.batches:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from tokenizers_zoo.checkpoint import (
     check_weights,
     load_config,
     read_table,
+    remove_folder,
     replacing_file,
     write_json,
 )
@@ -52,7 +56,10 @@ class TrainingRun:
     def open(
         cls, folder: Path, identity: Mapping[str, Any], what: str = "tokenizer", result: str = EVALUATION
     ) -> TrainingRun:
-        """Take an empty folder, or one of the same run. Raises CheckpointError where it holds another."""
+        """Take an empty folder, or one of the same run. Raises CheckpointError where it holds another.
+
+        Nothing is written yet: see `begin`.
+        """
         identity = json.loads(json.dumps(identity, allow_nan=False))
         advice = "give another --out, or --overwrite to train it anew"
         if (folder / RUN).is_file():
@@ -61,9 +68,12 @@ class TrainingRun:
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({difference}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
-        else:
-            write_json(folder / RUN, identity)
         return cls(folder=folder, identity=identity, result=result)
+
+    def begin(self) -> None:
+        """Write down whose folder it is, once nothing refuses the run any more: another is refused from now on."""
+        if not (self.folder / RUN).is_file():
+            write_json(self.folder / RUN, self.identity)
 
     @property
     def finished(self) -> bool:
@@ -122,6 +132,65 @@ class TrainingRun:
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
+    """With `overwrite`, set `folder` aside while the block trains in its place; remove it when that is done.
+
+    It waits beside it as `.NAME.replaced`, and comes back where the block fails before it has saved a state. What a
+    killed run left there comes back now, also without `overwrite`; with a state to go on from it waits until the block
+    is done. Raises CheckpointError where a process that is alive replaces the folder.
+    """
+    place = folder.resolve()
+    aside = place.with_name(f".{place.name}.replaced")
+    if aside.is_dir():
+        with _held(aside, folder):
+            if _has_checkpoint(place):
+                remove_folder(aside)
+            elif overwrite or not (place / STATE).is_file():
+                _put_back(aside, place)
+    old = place if overwrite else aside
+    if not old.is_dir():
+        yield
+        return
+    if overwrite and Path.cwd().is_relative_to(place):
+        raise CheckpointError(f"{folder}: is where the command runs, and cannot be replaced; run it somewhere else")
+    with _held(old, folder):
+        if overwrite:
+            os.replace(place, aside)
+        try:
+            place.mkdir(exist_ok=True)
+            yield
+        except BaseException:
+            if not (place / STATE).is_file() and not _has_checkpoint(place):
+                _put_back(aside, place)
+            raise
+        remove_folder(aside)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _put_back(aside: Path, place: Path) -> None:
+    remove_folder(place)
+    os.replace(aside, place)
+
+
+@contextlib.contextmanager
+def _held(old: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends."""
+    handle = os.open(old, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(f"{folder}: another run replaces it right now; wait for its end") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

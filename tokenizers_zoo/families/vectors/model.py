@@ -16,6 +16,7 @@ from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.statistics import LEAST_DEVIATION
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 STATISTICS_SAMPLES = 4096
 """Training values from which mean, deviation and length are computed."""
-LEAST_DEVIATION = 0.01
-"""Share of the mean deviation below which no number's deviation is taken to be."""
 CHUNK = 64
 """Vectors that go through the model at once; see `VectorTokenizer`."""
 
