@@ -171,11 +171,20 @@ def test_a_killed_training_goes_on_to_the_same_weights(world: World, tmp_path: P
     assert (killed / "metrics.json").stat().st_mtime_ns == stamp
 
 
+def die_at_once(step: int) -> None:
+    """As a kill before any state is saved."""
+    raise KeyboardInterrupt
+
+
 def test_another_setting_is_refused_unless_it_is_to_replace(world: World, tmp_path: Path) -> None:
     out = tmp_path / "probe"
     train(world, out, "facts.total", steps=2)
     with pytest.raises(CheckpointError, match=r"holds a probe trained otherwise \(model.settings.steps was 2, is 3\)"):
         train(world, out, "facts.total", steps=3)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train(world, out, "facts.total", steps=3, overwrite=True, on_step=die_at_once)
+    assert (out / "model.safetensors").read_bytes() == before and (out / "metrics.json").is_file()
     assert train(world, out, "facts.total", steps=3, overwrite=True)["steps"] == 3
     with pytest.raises(CheckpointError, match="holds something else than a probe"):
         train(world, world.run, "facts.total", steps=3, overwrite=True)

@@ -29,7 +29,7 @@ from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Labelled, 
 from backbone.transfer.saving import CLASS, described, tensors_of
 from backbone.transfer.scores import METRICS, constant_of, probe_card, scored
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import file_digest, read_table, remove_folder, save_checkpoint, write_json
+from tokenizers_zoo.checkpoint import file_digest, read_table, save_checkpoint, write_json
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
@@ -37,7 +37,7 @@ from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
-from tokenizers_zoo.training.state import RUN, TrainingRun
+from tokenizers_zoo.training.state import RUN, TrainingRun, replacing_run
 from tokenizers_zoo.training.task import Kept
 
 FOLDER = "transfer"
@@ -62,7 +62,8 @@ def transfer(
     """Train a probe on the run's stored tokens of `given` and write its folder `out`, which is returned.
 
     Labels are values in `data` (default: the run's), or a table's. Killed and called again it goes on, to the same
-    weights; a finished folder is left alone; with `overwrite` a probe that is there is replaced. Raises ZooErrors for
+    weights; a finished folder is left alone; with `overwrite` a probe that is there is replaced, but stays where
+    nothing is trained. Raises ZooErrors for
     what does not fit together, before anything is written.
     """
     started = time.perf_counter()
@@ -103,20 +104,20 @@ def transfer(
     judges = Examples(used.part, used.validation) if used.validation else Examples(test)
     samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
     if overwrite:
-        remove_probe(out)
-    if head == "knn":
-        return trainee.without_steps(samples, out)
-    return train(trainee, samples, config, out, seed, on_step)
+        check_probe(out)
+    with replacing_run(out, overwrite):
+        if head == "knn":
+            return trainee.without_steps(samples, out)
+        return train(trainee, samples, config, out, seed, on_step)
 
 
-def remove_probe(folder: Path) -> None:
-    """Remove a probe, finished or not. Raises CheckpointError for a folder that holds anything else."""
+def check_probe(folder: Path) -> None:
+    """Raise CheckpointError for a folder that holds anything else than a probe, finished or not."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     identity = read_table(folder / RUN) if (folder / RUN).is_file() else {}
     if identity.get("model", {}).get("class") != CLASS:
         raise CheckpointError(f"--overwrite: {folder} holds something else than a probe; give another --out")
-    remove_folder(folder)
 
 
 @dataclass(kw_only=True)
