@@ -213,7 +213,7 @@ class Masker:
         rest = np.where(self._is_sequence & ~whole, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
         # A sample may have nothing but spans that are too long: a prefix of them is better than no target.
-        bare = np.repeat(~counts.any(axis=1), shape[1]) & (spans.cost() > 0)
+        bare = np.repeat(~counts.any(axis=1), shape[1])
         counts[of_sequences] = np.where(bare.reshape(shape), shares[of_sequences], counts[of_sequences])
         return counts, asked | bare[spans.row]
 

@@ -263,3 +263,15 @@ def test_a_command_gives_way_where_others_run(
         (tmp_path / "loadavg").write_text(load)
     cores.give_way()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_every_command_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (tmp_path / "loadavg").write_text("1.20 0.70 0.30 3/80 4711")
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    assert call(["--version"], capsys, monkeypatch)[0] == 0
+    assert os.environ["GOMP_SPINCOUNT"] == cores.SPINS

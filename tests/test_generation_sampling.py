@@ -60,7 +60,8 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = log(0.25, 0.5, 0.25).expand(5, 3)
     uniform = torch.tensor([0.0, 0.2, 0.3, 0.7, 0.99])
     assert draw(logits, uniform, 1.0, 0, 1.0).tolist() == [0, 0, 1, 1, 2]
-    assert draw(logits, uniform, 0.0, 0, 1.0).tolist() == [1] * 5
+    for cold in (0.0, 1e-45, 1e-12):
+        assert draw(logits, uniform, cold, 0, 1.0).tolist() == [1] * 5
     # At temperature 1/2 the shares are 1/6, 4/6, 1/6.
     assert draw(logits, torch.tensor([0.1, 0.18, 0.5, 0.82, 0.85]), 0.5, 0, 1.0).tolist() == [0, 1, 1, 1, 2]
 

@@ -156,6 +156,20 @@ def test_what_is_known_moves_by_its_share_of_a_step(
     assert all(steps[1.0][name].any() for name in ("token_embedding.weight", "output.text", "output.height"))
 
 
+def test_growing_moves_what_is_known_at_a_tenth_of_the_rate(old_run: Path, new_tokens: Path) -> None:
+    trained = Trained.load(old_run)
+    assert trained.train.known_rate == 1
+    rates = {}
+    for how in ({}, {"known_rate": 0.5}, {"freeze": True}):
+        rates[str(how)] = growing_config(trained, grown(), new_tokens, how, 0.0).known_rate
+    assert list(rates.values()) == [0.1, 0.5, 1.0]
+    again = dataclasses.replace(trained, train=dataclasses.replace(trained.train, known_rate=0.7))
+    assert growing_config(again, grown(), new_tokens, {}, 0.0).known_rate == 0.1, "how it was trained last says nothing"
+    for wrong in (0.0, 1.5, -0.1):
+        with pytest.raises(ConfigError, match=r"known_rate: expected above 0 \(which is freeze\) to 1"):
+            growing_config(trained, grown(), new_tokens, {"known_rate": wrong}, 0.0)
+
+
 def test_what_is_frozen_needs_a_start_with_less(old_run: Path) -> None:
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
         freeze(begin(all_layouts(), SMALL, 0, None))

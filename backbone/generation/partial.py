@@ -53,7 +53,7 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
                 f"{spec.name}: sample {number} has {gaps} gaps, and the modality has sentinels for "
                 f"{spec.layout.num_sentinels}; keep fewer, longer parts"
             )
-        if gaps < len(row) > (room := tables.positions[name].count):
+        if len(row) > (room := tables.positions[name].count):
             raise InvalidValueError(
                 f"{spec.name}: sample {number} keeps {len(row) - gaps} tokens with {gaps} gaps, and the model has "
                 f"{room} positions for both; keep less, or with fewer gaps"
