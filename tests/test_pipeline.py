@@ -307,6 +307,9 @@ def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
         (mine / name).rename(mine / name.replace("f12", "f13"))
     assert make(data) == {"field": (4, 3), "words": (4, 3)}, "as many samples, but others"
     assert "f13" in ValueStore.of(data, zoo).keys("train", "field")
+    own_files(mine, [20])
+    assert make(data) == {"field": (4, 3), "words": (4, 3)}, "the last shard has room for one more"
+    assert "f20" in ValueStore.of(data, zoo).keys("train", "field")
 
 
 # ---------------------------------------------------------------------- derive

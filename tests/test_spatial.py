@@ -200,6 +200,10 @@ def test_canny_metrics_by_hand() -> None:
     lines[..., ::4] = 1
     assert scored("canny", np.ones_like(lines), lines)["f1"] < 0.3  # all of it is within two pixels of a line
     assert scored("canny", np.maximum(lines, np.roll(lines, 1, axis=-1)), lines)["f1"] > 0.9
+    wide = np.zeros((1, 6, 20), np.float32)
+    wide[..., 9] = 1
+    assert scored("canny", np.roll(wide, 1, axis=-1), wide) == {"f1": 1, "f1_exact": 0}
+    assert scored("canny", np.roll(wide, 2, axis=-1), wide) == {"f1": 0, "f1_exact": 0}
 
 
 def test_rgb_metrics_against_scikit_image() -> None:
