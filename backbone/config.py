@@ -18,7 +18,7 @@ three of the MLP, layer norms."""
 class ModelConfig:
     """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
 
-    The defaults are what trains best here. The fields from `tables` on say how the published models differ from it.
+    The fields from `tables` to `stored_positions` say how the published models differ from what trains best here.
     """
 
     dim: int = 512
@@ -39,6 +39,9 @@ class ModelConfig:
     """Biases in linear layers and layer norms: in all, in none, or in those named."""
     qk_norm: bool = False
     """Layer norm over the head size on queries and keys."""
+    rotary: bool = False
+    """Beside added positions, turn queries and keys of grids by their place in the picture (arXiv 2104.09864). The
+    presets do; False is what models were that do not say."""
     tables: Literal["shared", "separate"] = "shared"
     """Token tables. shared: one of each vocabulary, which all its modalities and the decoder read too; separate: each
     modality has its own, and its own output rows, and the decoder reads a second one."""
@@ -59,6 +62,8 @@ class ModelConfig:
             raise ValueError("dim, heads and depths: expected at least 1")
         if self.dim % 4 or self.dim % self.heads:
             raise ValueError(f"dim: expected a multiple of 4 and of heads ({self.heads}), got {self.dim}")
+        if self.rotary and self.dim // self.heads % 2:
+            raise ValueError(f"rotary: expected an even head size, dim over heads; got {self.dim // self.heads}")
         if self.registers < 0 or min(self.stored_positions.values(), default=1) < 1:
             raise ValueError("registers, stored_positions: expected 0 or more registers, and at least one row each")
 
@@ -73,12 +78,12 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "nano": ModelConfig(dim=128, encoder_depth=3, decoder_depth=1, heads=4, mlp_ratio=2.0),
-    "tiny": ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, heads=6),
-    "small": ModelConfig(dim=512, encoder_depth=8, decoder_depth=8, heads=8),
-    "base": ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, heads=12),
-    "large": ModelConfig(dim=1024, encoder_depth=24, decoder_depth=24, heads=16),
-    "xlarge": ModelConfig(dim=2048, encoder_depth=24, decoder_depth=24, heads=32),
+    "nano": ModelConfig(dim=128, encoder_depth=3, decoder_depth=1, heads=4, mlp_ratio=2.0, rotary=True),
+    "tiny": ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, heads=6, rotary=True),
+    "small": ModelConfig(dim=512, encoder_depth=8, decoder_depth=8, heads=8, rotary=True),
+    "base": ModelConfig(dim=768, encoder_depth=12, decoder_depth=12, heads=12, rotary=True),
+    "large": ModelConfig(dim=1024, encoder_depth=24, decoder_depth=24, heads=16, rotary=True),
+    "xlarge": ModelConfig(dim=2048, encoder_depth=24, decoder_depth=24, heads=32, rotary=True),
 }
 
 

@@ -118,13 +118,13 @@ class FourMEncoder(nn.Module):
         All are normed as the last ones are. True in the mask marks what the sample has.
         """
         inputs = packed(self.tables, tokens, used or {})
-        content, place, mask = self.model.encoder_inputs(inputs)
+        content, place, turns, mask = self.model.encoder_inputs(inputs)
         # Where nothing is given a sample sees its empty slots: a row without any key would give NaN.
         seen = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
         x = content + place
         taken: dict[int, Tensor] = {}
         for number, block in enumerate(self.model.encoder):
-            x = block(x, seen)
+            x = block(x, turns, seen)
             if number in self.out_indices:
                 taken[number] = x
         registers = self.model.config.registers

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import ModelConfig
+from backbone.positions import learned_rows, position_table, turn_table, unturned
 from backbone.tables import Tables
 from backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
@@ -22,9 +23,6 @@ OUTPUT_STD = 0.02
 EMBEDDING_STD = 0.3
 """Of tokens, modalities and mask tokens. They are added to sin-cos positions of root mean square 1.4: at 0.02, the
 usual choice, they are drowned at first, and a small model spends much of a short training on raising them."""
-POSITION_SIZE = 2.0
-"""Amplitude of the sin-cos positions. A target finds the inputs of its own position by them: at the usual 1.0 a small
-model learns to do so much later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +67,7 @@ class FourM(nn.Module):
 
     fixed_positions: Tensor
     target_positions: Tensor
+    turn_rows: Tensor
     learned_rows: Tensor
 
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
@@ -87,6 +86,8 @@ class FourM(nn.Module):
         self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=stored)
         if stored:
             self.register_buffer("target_positions", self.fixed_positions.clone())
+        if config.rotary:
+            self.register_buffer("turn_rows", turn_table(self.tables, dim // config.heads), persistent=False)
         self.register_buffer("learned_rows", learned_rows(self.tables), persistent=False)
         self.learned_positions = nn.ParameterDict(
             {str(key[1]): nn.Parameter(torch.empty(rows.count, dim))
@@ -155,6 +156,10 @@ class FourM(nn.Module):
         table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *learned])
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
+    def turns(self, positions: Tensor) -> Tensor | None:
+        """How far attention turns the tokens at position rows, `batch tokens head_size`; None where it does not."""
+        return F.embedding(positions, self.turn_rows) if self.config.rotary else None
+
     def embed_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
         """The content of the selected tokens, and where and what they are: each `batch inputs dim`."""
         content = self.token_embedding(inputs.ids)
@@ -170,33 +175,33 @@ class FourM(nn.Module):
 
     def encode(self, inputs: PackedInputs) -> Tensor:
         """The encoder's normed output, `batch inputs dim`; what it holds at unused inputs has no meaning."""
-        content, place, mask = self.encoder_inputs(inputs)
-        return self._encode(content, place, _key_mask(mask))[:, self.config.registers :]
+        content, place, turns, mask = self.encoder_inputs(inputs)
+        return self._encode(content + place, turns, _key_mask(mask))[:, self.config.registers :]
 
-    def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """The embedded inputs and their mask (see `embed_inputs`), after the registers, which have no place."""
+    def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The embedded inputs, their turns and their mask, after the registers, which have no place."""
         content, place = self.embed_inputs(inputs)
-        mask = inputs.mask
-        if not self.config.registers:
-            return content, place, mask
+        turns, mask = self.turns(inputs.positions), inputs.mask
         count = self.config.registers
+        if not count:
+            return content, place, turns, mask
         registers = self.registers.to(content.dtype).expand(len(content), -1, -1)
-        return torch.cat([registers, content], 1), F.pad(place, (0, 0, count, 0)), F.pad(mask, (count, 0), value=True)
+        content, place = torch.cat([registers, content], 1), F.pad(place, (0, 0, count, 0))
+        return content, place, None if turns is None else unturned(turns, count), F.pad(mask, (count, 0), value=True)
 
-    def _encode(self, content: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
-        x = content + place
+    def _encode(self, x: Tensor, turns: Tensor | None, mask: Tensor | None) -> Tensor:
         for block in self.encoder:
-            x = block(x, mask)
+            x = block(x, turns, mask)
         result: Tensor = self.encoder_norm(x)
         return result
 
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs and keep what each decoder block needs of them."""
-        content, place, used = self.encoder_inputs(inputs)
+        content, place, turns, used = self.encoder_inputs(inputs)
         mask = _key_mask(used)
-        x = self.context_projection(self._encode(content, place, mask)) + place
+        x = self.context_projection(self._encode(content + place, turns, mask)) + place
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        return Context(keys_and_values=tuple(block.keys_and_values(x) for block in blocks), mask=mask)
+        return Context(keys_and_values=tuple(block.keys_and_values(x, turns) for block in blocks), mask=mask)
 
     def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
         """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""
@@ -211,18 +216,19 @@ class FourM(nn.Module):
     def decode(
         self,
         x: Tensor,
+        turns: Tensor | None,
         context: Context,
         mask: Tensor | None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Embedded targets to the decoder's normed output, `batch targets dim`.
+        """Embedded targets, and the turns of their positions, to the decoder's normed output, `batch targets dim`.
 
         `mask` is bool, broadcast to `batch heads targets keys` (see `target_mask`); with `caches`, one a block, `x`
         holds the new tokens only and keys are all tokens so far.
         """
         for i, block in enumerate(self.decoder):
             cache = None if caches is None else caches[i]
-            x = block(x, context.keys_and_values[i], mask, context.mask, cache)
+            x = block(x, turns, context.keys_and_values[i], mask, context.mask, cache)
         result: Tensor = self.decoder_norm(x)
         return result
 
@@ -249,7 +255,8 @@ class FourM(nn.Module):
         """The decoder's output for a packed batch, `batch targets dim`."""
         targets = batch.targets
         x = self.embed_targets(targets.read, targets.positions, targets.modalities)
-        return self.decode(x, self.context(batch.inputs), self.target_mask(targets))
+        turns = self.turns(targets.positions)
+        return self.decode(x, turns, self.context(batch.inputs), self.target_mask(targets))
 
     def forward(
         self,
@@ -306,46 +313,6 @@ def _key_mask(mask: Tensor) -> Tensor | None:
     empty = ~mask.any(dim=1, keepdim=True)
     first = torch.arange(mask.shape[1], device=mask.device) == 0
     return rearrange(mask | (empty & first), "b n -> b 1 1 n")
-
-
-def position_table(tables: Tables, dim: int) -> Tensor:
-    """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at rows of learned and stored ones."""
-    table = torch.zeros(tables.num_positions, dim)
-    for key, rows in tables.position_keys.items():
-        if key[0] == "grid":
-            table[rows.slice] = sincos_grid(key[1], dim)  # type: ignore[arg-type]
-        elif key[0] == "line":
-            table[rows.slice] = sincos_grid((rows.count,), dim)
-    return POSITION_SIZE * table
-
-
-def learned_rows(tables: Tables) -> Tensor:
-    """int64 `positions`: for learned ones their row, from 1, in all learned tables one after the other; else 0."""
-    result = torch.zeros(tables.num_positions, dtype=torch.int64)
-    count = 1
-    for key, rows in tables.position_keys.items():
-        if key[0] == "learned":
-            result[rows.slice] = torch.arange(count, count + rows.count)
-            count += rows.count
-    return result
-
-
-def sincos_grid(shape: tuple[int, ...], dim: int) -> Tensor:
-    """Sin-cos positions of a grid, `prod(shape) dim`, row-major: each axis has an equal share of the channels.
-
-    Per axis of n steps: sines, then cosines, of the index times frequencies that fall geometrically from pi/2 to
-    pi/(4n), periods of 4 to 8n steps. (arXiv 1706.03762, section 3.5, has periods up to 60,000, which leaves most
-    channels of an axis of 8 or 14 steps all but constant, and attention by position hard to learn.) Channels that do
-    not divide are left zero.
-    """
-    share = dim // len(shape) // 2
-    fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
-    angles = [
-        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall) for axis, n in zip(axes, shape, strict=True)
-    ]
-    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-    return F.pad(table, (0, dim - table.shape[1])).float()
 
 
 def uniform_loss(vocab_size: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbone.config import ModelConfig
+from backbone.positions import turned
 
 NORM_EPSILON = 1e-6
 ALIGNED = 1.5
@@ -69,10 +70,15 @@ class SelfAttention(nn.Module):
         self.query_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None = None) -> Tensor:
-        """`batch tokens dim` to the same; `mask` is bool, broadcast to `batch heads tokens keys`, None for all."""
+    def forward(
+        self, x: Tensor, turns: Tensor | None, mask: Tensor | None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """`batch tokens dim` to the same; `mask` is bool, broadcast to `batch heads tokens keys`, None for all.
+
+        `turns`, `batch tokens head_size`, are those of the tokens' positions (see `positions.turned`).
+        """
         query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        query, key = self.query_norm(query), self.key_norm(key)
+        query, key = turned(self.query_norm(query), turns), turned(self.key_norm(key), turns)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -102,14 +108,17 @@ class CrossAttention(nn.Module):
         with torch.no_grad():
             self.kv.weight[: self.q.out_features] = ALIGNED * self.q.weight
 
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, context: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor]:
         """What attention needs of a (normed) context, to be kept while the context is fixed."""
         key, value = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        return self.key_norm(key), value
+        return turned(self.key_norm(key), turns), value
 
-    def forward(self, x: Tensor, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, turns: Tensor | None, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Tensor:
         """`batch targets dim` to the same; `mask` is bool, broadcast to `batch heads targets inputs`."""
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
+        query = turned(query, turns)
         key, value = keys_and_values
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         result: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
@@ -165,9 +174,9 @@ class EncoderBlock(Block):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
+    def compute(self, x: Tensor, turns: Tensor | None, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         """`batch inputs dim` to the same."""
-        x = x + self.attention(self.attention_norm(x), mask)
+        x = x + self.attention(self.attention_norm(x), turns, mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
@@ -185,21 +194,22 @@ class DecoderBlock(Block):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, context: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor]:
         """What this block keeps of a fixed context."""
-        return self.cross_attention.keys_and_values(self.context_norm(context))
+        return self.cross_attention.keys_and_values(self.context_norm(context), turns)
 
     def compute(  # type: ignore[override]
         self,
         x: Tensor,
+        turns: Tensor | None,
         context: tuple[Tensor, Tensor],
         self_mask: Tensor | None,
         context_mask: Tensor | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """`batch targets dim` to the same; `context` is this block's `keys_and_values`."""
-        x = x + self.self_attention(self.self_norm(x), self_mask, cache)
-        x = x + self.cross_attention(self.query_norm(x), context, context_mask)
+        x = x + self.self_attention(self.self_norm(x), turns, self_mask, cache)
+        x = x + self.cross_attention(self.query_norm(x), turns, context, context_mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 

@@ -32,7 +32,31 @@ class SlowTwin:
         bias = self.state.get(f"{name}.bias")
         return x @ weight.T + (0 if bias is None else bias.chunk(parts)[part])
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, name: str) -> Tensor:
+    def angles(self, name: str, position: int) -> Tensor:
+        """By how much each pair of a head's channels turns at a position: three quarters of them, an axis each."""
+        layout, pairs = self.tables.spec(name).layout, self.config.dim // self.config.heads // 2
+        angles = [0.0] * pairs
+        turns = isinstance(layout, GridLayout | PatchesLayout) and name not in self.config.stored_positions
+        if self.config.rotary and turns:
+            assert isinstance(layout, GridLayout | PatchesLayout)
+            share = 3 * pairs // 4 // len(layout.shape)
+            for axis, (index, count) in enumerate(
+                zip(np.unravel_index(position, layout.shape), layout.shape, strict=True)
+            ):
+                for number in range(share):
+                    cycles = 0.25 * 32 ** (number / max(share - 1, 1))
+                    angles[axis * share + number] = 2 * math.pi * cycles * (int(index) + 0.5) / count
+        return torch.tensor(angles, dtype=torch.float32).double()
+
+    def turn(self, x: Tensor, angles: Tensor) -> Tensor:
+        """One head's queries or keys as complex numbers, turned."""
+        first, second = x.chunk(2, dim=1)
+        result = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([result.real, result.imag], dim=1)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor], allowed: Tensor, name: str
+    ) -> Tensor:
         size = self.config.dim // self.config.heads
         outputs = []
         for head in range(self.config.heads):
@@ -40,6 +64,7 @@ class SlowTwin:
             q, k, v = query[:, columns], key[:, columns], value[:, columns]
             if self.config.qk_norm:
                 q, k = self.norm(q, f"{name}.query_norm"), self.norm(k, f"{name}.key_norm")
+            q, k = self.turn(q, angles[0]), self.turn(k, angles[1])
             scores = (q @ k.T / math.sqrt(size)).masked_fill(~allowed, -math.inf)
             outputs.append(scores.softmax(dim=-1).nan_to_num(0.0) @ v)
         return self.linear(torch.cat(outputs, dim=1), f"{name}.out")
@@ -81,17 +106,18 @@ class SlowTwin:
 
     def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
         """Cross-entropy of each target of a sample, by modality."""
-        content, places, used = self.all_inputs(batch.inputs, sample)
+        content, places, used, angles = self.all_inputs(batch.inputs, sample)
         registers = self.state.get("registers", content[:0])
         content = torch.cat([registers, content])
         places = torch.cat([0 * registers, places])
+        angles = F.pad(angles, (0, 0, len(registers), 0))
         used = torch.cat([torch.ones(len(registers), dtype=torch.bool), used])
         x = content + places
         for layer in range(self.config.encoder_depth):
             name = f"encoder.{layer}"
             y = self.norm(x, f"{name}.attention_norm")
             q, k, v = (self.linear(y, f"{name}.attention.qkv", part, 3) for part in range(3))
-            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{name}.attention")
+            x = x + self.attend(q, k, v, (angles, angles), used.expand(len(x), -1), f"{name}.attention")
             x = x + self.mlp(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp")
         context = self.linear(self.norm(x, "encoder_norm"), "context_projection") + places
         targets = batch.targets
@@ -100,11 +126,11 @@ class SlowTwin:
         for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
             name = self.tables.names[kind]
             here = targets.mask[sample] & (targets.modalities[sample] == kind)
-            losses[name] = self.modality(name, targets, sample, here, context, used)
+            losses[name] = self.modality(name, targets, sample, here, context, used, angles)
         return losses
 
-    def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor]:
-        content, places, used = [], [], []
+    def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        content, places, used, angles = [], [], [], []
         for item in self.tables.specs:
             first = self.tables.positions[item.name].start
             slots = {}
@@ -115,6 +141,7 @@ class SlowTwin:
                 slot = slots.get(position)
                 used.append(slot is not None)
                 places.append(self.place(item.name, position))
+                angles.append(self.angles(item.name, position))
                 if item.continuous:
                     content.append(self.vector(inputs, item.name, sample, slot))
                 else:
@@ -122,7 +149,7 @@ class SlowTwin:
                     content.append(
                         self.token(item.name, 0 if slot is None else int(inputs.ids[sample, slot]) - rows.start)
                     )
-        return torch.stack(content), torch.stack(places), torch.tensor(used)
+        return torch.stack(content), torch.stack(places), torch.tensor(used), torch.stack(angles)
 
     def vector(self, inputs: PackedInputs, name: str, sample: int, slot: int | None) -> Tensor:
         layout = self.tables.spec(name).layout
@@ -134,8 +161,9 @@ class SlowTwin:
         return self.linear(value, f"projections.{name}")
 
     def modality(
-        self, name: str, targets: PackedTargets, sample: int, here: Tensor, context: Tensor, used: Tensor
-    ) -> list[Tensor]:
+        self, name: str, targets: PackedTargets, sample: int, here: Tensor, context: Tensor, used: Tensor,
+        angles: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
         start = self.tables.token_rows(name).start
         reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
         positions = (targets.positions[sample][here] - self.tables.positions[name].start).tolist()
@@ -143,6 +171,7 @@ class SlowTwin:
         mask_token = mask_tokens[self.tables.index(name) if self.config.mask_tokens == "modality" else 0]
         content = [mask_token if read < 0 else self.token(name, read - start, target=True) for read in reads]
         x = torch.stack([c + self.place(name, p, target=True) for c, p in zip(content, positions, strict=True)])
+        own = torch.stack([self.angles(name, p) for p in positions])
         allowed = torch.ones(len(x), len(x), dtype=torch.bool)
         if isinstance(self.tables.spec(name).layout, SequenceLayout):
             allowed = allowed.tril()
@@ -150,11 +179,11 @@ class SlowTwin:
             block = f"decoder.{layer}"
             y = self.norm(x, f"{block}.self_norm")
             q, k, v = (self.linear(y, f"{block}.self_attention.qkv", part, 3) for part in range(3))
-            x = x + self.attend(q, k, v, allowed, f"{block}.self_attention")
+            x = x + self.attend(q, k, v, (own, own), allowed, f"{block}.self_attention")
             q = self.linear(self.norm(x, f"{block}.query_norm"), f"{block}.cross_attention.q")
             y = self.norm(context, f"{block}.context_norm")
             k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
-            x = x + self.attend(q, k, v, used.expand(len(x), -1), f"{block}.cross_attention")
+            x = x + self.attend(q, k, v, (own, angles), used.expand(len(x), -1), f"{block}.cross_attention")
             x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
         output = self.state[f"output.{self.tables.table_of(self.tables.spec(name))}"]
         log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)

@@ -23,7 +23,7 @@ from tokenizers_zoo.modality import (
     VectorLayout,
 )
 
-CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
+CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2, rotary=True)
 WORDS = SequenceLayout(max_length=6, end=1, sentinel_start=2, num_sentinels=4)
 
 

@@ -59,7 +59,7 @@ def backbone_results(
             positions=ranks + model.tables.positions[name].start, modalities=kind, mask=used,
         )  # fmt: skip
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
-        decoded = model.decode(x, context, model.target_mask(targets))
+        decoded = model.decode(x, model.turns(targets.positions), context, model.target_mask(targets))
         logits = model.logits(decoded, model.tables.table_of(model.tables.spec(name)))[used]
         flat = wanted[used]
         log_probabilities = logits.log_softmax(-1)

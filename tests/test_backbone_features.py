@@ -64,7 +64,8 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, {"registers": 2, "tables": "separate", "bias": True, "qk_norm": True}])
+@pytest.mark.parametrize("changes", [{}, {"registers": 2, "tables": "separate", "bias": True, "qk_norm": True},
+                                     {"rotary": True, "registers": 1}])  # fmt: skip
 def test_features_are_those_of_the_models_encoder(changes: dict[str, Any]) -> None:
     backbone = model(**changes)
     encoder = FourMEncoder(copy.deepcopy(backbone))
@@ -110,7 +111,7 @@ def test_a_sample_without_anything_is_finite_and_others_do_not_change() -> None:
     full = given("words")["words"]
     empty = [full[0], np.zeros(0, np.int64), full[2]]
     masks: list[Tensor] = []
-    encoder.model.encoder[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[1]))
+    encoder.model.encoder[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[2]))
     pooled = encoder(*encoder.prepare({"words": empty}))
     assert masks[0].any(-1).all()  # a row without any key is NaN on some devices
     assert torch.isfinite(encoder.forward_features(*encoder.prepare({"words": empty}))[0]).all()

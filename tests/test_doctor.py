@@ -247,6 +247,17 @@ def test_a_known_shift_is_found_between_unlike_modalities(down: int, right: int)
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
 
 
+def test_edges_that_are_densest_elsewhere_are_not_apart() -> None:
+    generator = np.random.default_rng(0)
+
+    def sparse(top: int) -> list[np.ndarray]:  # dots in a band of the picture, different ones in each sample
+        pictures = np.zeros((24, 1, 40, 40))
+        pictures[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
+        return list(pictures)
+
+    assert not shift_between(sparse(10), sparse(18)).told
+
+
 def test_noise_tells_nothing() -> None:
     first, second = (np.random.default_rng(seed).random((16, 1, 32, 32)) for seed in (0, 1))
     shift = shift_between(list(first), list(second))

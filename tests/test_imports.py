@@ -25,8 +25,8 @@ ORDER = {
         "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
-        "config", "tables", "batch", "budgets", "spans", "masking", "transformer", "model", "saving", "run",
-        "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim",
+        "config", "tables", "batch", "budgets", "spans", "masking", "positions", "transformer", "model", "saving",
+        "run", "training", "training.data", "training.mixing", "training.held_out", "training.muon", "training.optim",
         "training.average", "training.balance", "training.compiling", "training.distributed", "training.identity",
         "training.starting", "training.log", "training.parts", "training.train", "packing", "codecs", "features",
         "generation", "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.evaluate",

@@ -16,7 +16,7 @@ from torch import Tensor
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from backbone.masking import Masker
-from backbone.model import EMBEDDING_STD, FourM, sincos_grid, uniform_loss
+from backbone.model import EMBEDDING_STD, FourM, uniform_loss
 from backbone.tables import Tables
 from backbone.training.optim import decays
 from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
@@ -28,6 +28,7 @@ CONFIGS = {
     "other": ModelConfig(
         dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True
     ),
+    "rotary": ModelConfig(dim=48, encoder_depth=2, decoder_depth=2, heads=2, rotary=True, registers=2, qk_norm=True),
     "published": ModelConfig(
         dim=16, encoder_depth=1, decoder_depth=1, heads=2, bias=("qkv", "norm"), tables="separate",
         modality_embeddings="separate", mask_tokens="shared", patch_bias=False, registers=2,
@@ -235,7 +236,7 @@ def test_targets_of_a_grid_see_each_other_and_no_true_token() -> None:
 
 def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     specs = [spec("picture", GridLayout(shape=(4, 4))), spec("words", sequence(20), 100)]
-    model = double_model(specs).eval()
+    model = double_model(specs, CONFIGS["rotary"]).eval()
     batch = packed_batch(specs, size=3, budget=12)
     context = model.context(batch.inputs)
     start, length = model.tables.positions["words"].start, 9
@@ -243,32 +244,19 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     positions = torch.arange(start, start + length).expand(3, -1)
     kinds = torch.full((3, length), model.tables.index("words"))
     x = model.embed_targets(read, positions, kinds)
-    full = model.decode(x, context, torch.ones(length, length, dtype=torch.bool).tril())
+    turns = model.turns(positions)
+    assert turns is not None
+    full = model.decode(x, turns, context, torch.ones(length, length, dtype=torch.bool).tril())
     caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
-    first = model.decode(x[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
-    steps = [model.decode(x[:, place : place + 1], context, None, caches) for place in range(4, length)]
+    first = model.decode(x[:, :4], turns[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
+    steps = [
+        model.decode(x[:, place : place + 1], turns[:, place : place + 1], context, None, caches)
+        for place in range(4, length)
+    ]
     torch.testing.assert_close(torch.cat([first, *steps], dim=1), full, rtol=1e-10, atol=1e-10)
-    chosen = model.decode(x[[2, 0]], context.select(torch.tensor([2, 0])), torch.ones(9, 9, dtype=torch.bool).tril())
+    rows = torch.tensor([2, 0])
+    chosen = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
     torch.testing.assert_close(chosen, full[[2, 0]], rtol=1e-10, atol=1e-10)
-
-
-def test_positions_by_hand() -> None:
-    # Periods of 4 and of 8 x 3 steps.
-    line = sincos_grid((3,), 4)
-    assert line[0].tolist() == [0, 0, 1, 1]
-    expected = [math.sin(math.pi), math.sin(math.pi / 6), math.cos(math.pi), math.cos(math.pi / 6)]
-    assert line[2].tolist() == pytest.approx(expected, abs=1e-6)
-    grid = sincos_grid((2, 3), 8)
-    row, column = (
-        [1, math.sin(math.pi / 8), 0, math.cos(math.pi / 8)],
-        [1, math.sin(math.pi / 12), 0, math.cos(math.pi / 12)],
-    )
-    assert grid[3].tolist() == pytest.approx([*row, 0, 0, 1, 1], abs=1e-6)
-    assert grid[1].tolist() == pytest.approx([0, 0, 1, 1, *column], abs=1e-6)
-    # Three axes have a third each; channels that do not divide are zero.
-    cube = sincos_grid((2, 2, 2), 8)
-    assert cube.shape == (8, 8) and cube[7, :6].tolist() == pytest.approx([1, 0] * 3, abs=1e-6)
-    assert not cube[:, 6:].any()
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base", 198), ("large", 705), ("xlarge", 2819)])

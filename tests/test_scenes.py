@@ -267,6 +267,8 @@ def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
         ({"people": 9}, "people: expected 0 to 4, got 9"),
         ({"min_visible": 2.0}, "min_visible: expected 0"),
         ({"clutter": "many"}, "clutter"),
+        ({"min_fov": 10.0}, "min_fov: expected 20.0 to 120.0, got 10.0"),
+        ({"min_fov": 70.0, "max_fov": 60.0}, "max_fov: expected 70.0 to 120.0, got 60.0"),
     ],
 )
 def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:
@@ -292,5 +294,8 @@ def test_settings_do_what_they_say() -> None:
         assert (flat["rgb"] >= shaded["rgb"] - 1e-6).all()
         darker.append(flat["rgb"].mean() - shaded["rgb"].mean())
     assert min(darker) > 0 and np.mean(darker) > 0.005
+    for own, low, high in (({}, 62, 68), ({"min_fov": 40.0, "max_fov": 41.0}, 40, 41)):
+        lenses = [sample["metadata"]["camera_fov"] for _, sample in samples(count=6, **own)]
+        assert low <= min(lenses) < max(lenses) <= high
     few, many = samples(count=4, min_visible=0.05)[1][1], samples(count=4, min_visible=0.0, max_boxes=64)[1][1]
     assert len(few["boxes"]) < len(many["boxes"]) == many["sam_instance"].max()

@@ -138,6 +138,11 @@ def test_normals_are_those_of_the_back_projected_depth_where_it_is_flat(made: li
     assert checked > 10_000
 
 
+def test_components_of_normals_are_within_one() -> None:
+    _, sample = samples(count=5208)[5207]  # a wall that faces the camera: 1.0000001 as it was turned
+    assert sample["normal"].max() <= 1 <= sample["normal"].max() + 1e-6
+
+
 @pytest.mark.parametrize("size", [32, 37, 50])
 def test_low_and_high_resolution_meet_at_shared_pixel_centres(size: int) -> None:
     low, high = samples(count=2, image_size=size)[1][1], samples(count=2, image_size=3 * size)[1][1]
@@ -375,7 +380,7 @@ def test_poses_agree_with_each_other_and_with_the_picture() -> None:
             if 0 <= column < 48 and 0 <= row < 48:
                 heads += 1
                 hits += CLASSES[sample["semseg"][row, column]] == "person"
-    assert posed > 15 and hits > 0.75 * heads
+    assert posed > 12 and hits > 0.75 * heads
 
 
 def test_standing_people_have_their_feet_on_the_floor() -> None:

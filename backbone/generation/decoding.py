@@ -39,9 +39,10 @@ def target_logits(
     """
     tables = model.tables
     read, ranks = read.repeat(len(passes), 1), ranks.repeat(len(passes), 1)
-    x = model.embed_targets(read, ranks + tables.positions[name].start, torch.full_like(read, tables.index(name)))
+    positions = ranks + tables.positions[name].start
+    x = model.embed_targets(read, positions, torch.full_like(read, tables.index(name)))
     # No mask: all targets are of one modality, and a sequence's next token sees all before it.
-    hidden = model.decode(x, context, None, caches)
+    hidden = model.decode(x, model.turns(positions), context, None, caches)
     return passes.combined(model.logits(hidden, tables.table_of(tables.spec(name))).float())
 
 

@@ -34,7 +34,7 @@ class TokenDecoder(Head):
         nn.init.normal_(self.out.weight, std=0.02)
 
     def _context(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [cast(DecoderBlock, block).keys_and_values(features) for block in self.blocks]
+        return [cast(DecoderBlock, block).keys_and_values(features, None) for block in self.blocks]
 
     def taught(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
         """Logits `batch tokens vocabulary` of each target, which sees the true ones before it."""
@@ -43,7 +43,7 @@ class TokenDecoder(Head):
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         seen = None if mask is None else rearrange(mask, "b n -> b 1 1 n")
         for block, context in zip(self.blocks, self._context(features), strict=True):
-            x = block(x, context, causal, seen)
+            x = block(x, None, context, causal, seen)
         result: Tensor = self.out(self.norm(x))
         return result
 
@@ -57,7 +57,7 @@ class TokenDecoder(Head):
         for position in range(self.kind.length - (self.kind.end is not None)):
             x = x + self.positions[position]
             for block, context, cache in zip(self.blocks, contexts, caches, strict=True):
-                x = block(x, context, None, seen, cache)
+                x = block(x, None, context, None, seen, cache)
             ids = self._allowed(self.out(self.norm(x[:, 0]))).argmax(1)
             written.append(ids)
             if self.kind.end is not None:

@@ -58,7 +58,7 @@ class Attentive(Head):
         """`batch tokens dim` to `batch outputs`."""
         query = self.query.expand(len(features), -1, -1)
         seen = None if mask is None else rearrange(mask, "b n -> b 1 1 n")
-        found = self.attention(query, self.attention.keys_and_values(features), seen)
+        found = self.attention(query, None, self.attention.keys_and_values(features, None), seen)
         result: Tensor = self.out(self.norm(found[:, 0]))
         return result
 

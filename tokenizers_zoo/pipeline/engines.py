@@ -122,16 +122,19 @@ def read_ahead(
 ) -> Iterator[tuple[Sequence[Job], list[Result]]]:
     """Batches with what `read` gives for each of their items, in order, up to `depth` batches read ahead by threads."""
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
-        waiting: deque[tuple[Sequence[Job], list[Future[Result]]]] = deque()
+        waiting: deque[tuple[Sequence[Job], list[Future[list[Result]]]]] = deque()
         remaining = iter(batches)
         try:
             while True:
                 while len(waiting) < depth and (batch := next(remaining, None)) is not None:
-                    waiting.append((batch, [pool.submit(read, item) for item in batch]))
+                    # One piece for each thread: a future costs more than many a value.
+                    size = max(1, -(-len(batch) // threads))
+                    pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+                    waiting.append((batch, [pool.submit(lambda piece: list(map(read, piece)), p) for p in pieces]))
                 if not waiting:
                     return
                 batch, futures = waiting.popleft()
-                yield batch, [future.result() for future in futures]
+                yield batch, [result for future in futures for result in future.result()]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -24,7 +24,7 @@ def about_z(yaw: float) -> Quaternion:
 
 def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     """A furnished scene before physics: loose things hang where they will be dropped."""
-    scene = _empty_room(rng)
+    scene = _empty_room(rng, settings)
     placer = _Placer(rng, scene)
     sides = room.walls(scene)
     placer.furnish_walls(sides)
@@ -41,7 +41,7 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     return scene
 
 
-def _empty_room(rng: random.Random) -> Scene:
+def _empty_room(rng: random.Random, settings: SceneSettings) -> Scene:
     width, depth, height = rng.uniform(3.2, 6.0), rng.uniform(3.6, 6.5), rng.uniform(2.4, 3.0)
     wall_kind, wall_colour, wall = room.wall_surface(rng)
     floor_kind, floor = room.floor_surface(rng)
@@ -51,7 +51,7 @@ def _empty_room(rng: random.Random) -> Scene:
         position=(x, y, rng.uniform(1.0, 1.75)),
         yaw=math.atan2(target_y - y, target_x - x),
         pitch=math.radians(rng.uniform(-22.0, -2.0)),
-        fov=math.radians(rng.uniform(56.0, 74.0)),
+        fov=math.radians(rng.uniform(settings.min_fov, settings.max_fov)),
     )
     lamp = (
         width * rng.uniform(0.35, 0.65),

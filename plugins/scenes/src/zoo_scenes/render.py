@@ -107,10 +107,12 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
         geoms=geoms,
         pixel=2 * camera.scale / size,
     )
+    # Turned in single precision, one that faces an axis can come out a unit in the last place too long.
+    facing = np.clip(camera.axes.astype(np.float32) @ hits.normals, -1, 1)
     return View(
         rgb=tiling.picture(shade(stage, hits, lit)),
         depth=tiling.picture(hits.depth),
-        normals=tiling.picture(camera.axes.astype(np.float32) @ hits.normals),
+        normals=tiling.picture(facing),
         geoms=tiling.picture(hits.geoms),
     )
 
