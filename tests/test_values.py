@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokenizers_zoo.modality import (
     VectorLayout,
 )
 from tokenizers_zoo.values import (
+    array_of,
     batch_problem,
     checked_tokens,
     describe,
@@ -213,6 +215,49 @@ def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
     metres = in_declared_width(FLOAT, np.array([[[1.5, 1e300]]]))
     assert metres.dtype == np.float32 and metres[0, 0].tolist() == [1.5, np.inf]
     assert in_declared_width(FLOAT, fitting) is fitting
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", ">u4", "int64", "float16", "float32", ">f8"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 1, 3)])
+def test_arrays_of_numbers_are_read_without_pythons_parser(
+    dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    files = [npy(order(array)) for order in (np.ascontiguousarray, np.asfortranarray)]
+    expected = [np.load(io.BytesIO(data)) for data in files]
+
+    def busy(*_: Any) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr("ast.literal_eval", busy)
+    with pytest.raises(SystemError):
+        np.load(io.BytesIO(files[0]))
+    for data, numpys in zip(files, expected, strict=True):
+        for file in (data, data + b"more"):
+            read = array_of(file)
+            np.testing.assert_array_equal(read, numpys)
+            assert read.dtype == numpys.dtype and read.shape == numpys.shape and read.flags.writeable
+            assert read.flags.f_contiguous == numpys.flags.f_contiguous
+
+
+def test_other_arrays_are_read_as_numpy_does() -> None:
+    pairs = np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])
+    for array in (np.array(["ab", "c"]), pairs, np.array([1 + 2j])):
+        np.testing.assert_array_equal(array_of(npy(array)), array)
+    whole = npy(np.arange(6.0))
+    for damaged in (b"", b"no", whole[:-1], whole[:20], whole.replace(b"<f8", b"<f3"), npy(np.array([None]))):
+        problems = []
+        for read in (array_of, lambda data: np.load(io.BytesIO(data), allow_pickle=False)):
+            with pytest.raises((ValueError, EOFError)) as found:
+                read(damaged)
+            problems.append(str(found.value))
+        assert problems[0] == problems[1]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.values import describe, text_of
+from tokenizers_zoo.values import array_of, describe, text_of
 
 EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
 EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
@@ -26,7 +26,7 @@ def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
         raise InvalidValueError(f"expected a .{expected} file, got .{extension}")
     try:
         if spec.kind == "array":
-            return np.load(io.BytesIO(data), allow_pickle=False)
+            return array_of(data)
         text = text_of(data)
         return text if spec.kind == "text" else json.loads(text)
     except (ValueError, OSError, EOFError) as error:

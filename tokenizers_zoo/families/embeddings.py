@@ -21,6 +21,7 @@ from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.values import array_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
@@ -174,7 +175,7 @@ class EmbeddingsModality(Generic[S]):
             raise InvalidValueError(f"expected a .npy file, got .{extension}")
         dim = settings.take(self.settings_type).dim
         try:
-            vectors = np.load(io.BytesIO(data), allow_pickle=False)
+            vectors = array_of(data)
         except (ValueError, OSError, EOFError) as error:
             raise InvalidValueError(f"damaged .npy file: {error}") from error
         if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != dim:

@@ -14,6 +14,7 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
+from tokenizers_zoo.values import array_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -185,7 +186,7 @@ def read_array(data: bytes, extension: str) -> Array:
     """An .npy file's array, which is not empty. Raises ValueError."""
     if extension != "npy":
         raise ValueError("expected .npy")
-    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    array = array_of(data)
     if not array.size:
         raise ValueError(f"the array {array.shape} is empty")
     return array
