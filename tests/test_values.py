@@ -251,6 +251,9 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     for array in (np.array(["ab", "c"]), pairs, np.array([1 + 2j])):
         np.testing.assert_array_equal(array_of(npy(array)), array)
     whole = npy(np.arange(6.0))
+    short = whole[:8] + b"\x10\x00" + whole[10:]  # says that its header ends within it
+    with pytest.raises(ValueError, match="its header cannot be read"):
+        array_of(short)
     for damaged in (b"", b"no", whole[:-1], whole[:20], whole.replace(b"<f8", b"<f3"), npy(np.array([None]))):
         problems = []
         for read in (array_of, lambda data: np.load(io.BytesIO(data), allow_pickle=False)):

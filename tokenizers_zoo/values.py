@@ -6,6 +6,7 @@ import io
 import math
 import re
 import threading
+import tokenize
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,7 @@ def text_of(data: bytes) -> str:
 
 
 def array_of(data: bytes) -> np.ndarray[Any, Any]:
-    """The array of an .npy file. Raises ValueError or EOFError, as numpy does.
+    """The array of an .npy file. Raises ValueError or EOFError.
 
     numpy has Python parse the header, and the parser of Python 3.11 fails now and then while another thread parses
     ("AST constructor recursion depth mismatch"): a sound sample would be lost. A header as numpy writes it for numbers
@@ -192,7 +193,10 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             flat = np.frombuffer(data, dtype, count, len(found[0]))
             return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
     with _NPY_LOCK:
-        array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (SyntaxError, tokenize.TokenError):
+            raise ValueError("its header cannot be read") from None
     return array
 
 

@@ -29,7 +29,7 @@ import torch
 from backbone.generation.partial import UNKNOWN
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
-from tokenizers_zoo.values import fixed_shape
+from tokenizers_zoo.values import array_of, fixed_shape
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -77,7 +77,7 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     try:
         data = path.read_bytes()
         if path.suffix == ".npy":
-            pixels = np.load(io.BytesIO(data), allow_pickle=False)
+            pixels = array_of(data)
         else:
             from PIL import Image
 
