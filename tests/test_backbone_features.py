@@ -196,7 +196,7 @@ def test_layers_learn_slower_towards_the_input_and_all_parameters_are_in_one_gro
 
 
 def test_it_is_exported_and_compiled() -> None:
-    encoder = FourMEncoder(model())
+    encoder = FourMEncoder(model(rotary=True))
     tokens, used = encoder.prepare(given("picture", "words", "pixels"))
     expected = encoder(tokens, used)
     exported = torch.export.export(encoder, (tokens, used))
