@@ -147,6 +147,25 @@ def test_a_kill_while_the_state_is_written_does_no_harm(
     assert files(tmp_path) == files(finished)
 
 
+def test_a_run_that_trains_is_not_trained_by_another(
+    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Training.run
+
+    def meanwhile(self: Training) -> float:
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(CheckpointError, match="another process trains it right now"),
+        ):
+            patch.setattr(Training, "run", run)
+            train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+        return run(self)
+
+    monkeypatch.setattr(Training, "run", meanwhile)
+    train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+    assert files(tmp_path)["model.safetensors"] == files(finished)["model.safetensors"]
+
+
 def test_a_damaged_state_is_named(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.TrainingState, "forget", lambda self: None)
     config = dataclasses.replace(TRAINING, steps=4)

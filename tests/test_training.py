@@ -182,6 +182,21 @@ def test_the_loop_is_adamw_with_averaged_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], old * decay - rate * step, atol=2e-5, rtol=0)
 
 
+def test_a_run_that_trains_is_not_trained_by_another(uninterrupted: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile(step: int) -> None:
+        if step in (2, 7):
+            with pytest.raises(CheckpointError) as problem:
+                train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+            refused.append(str(problem.value))
+
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=meanwhile)
+    assert refused == 2 * [f"{tmp_path}: another process trains it right now; wait for its end, or stop it"]
+    assert same(weights(tmp_path), weights(uninterrupted))
+    assert train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=lambda _: pytest.fail("again")) == tmp_path
+
+
 @pytest.mark.parametrize("step", [3, 5, 11, 12])
 def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(Killed):

@@ -76,6 +76,28 @@ def replacing_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+BUSY = "{}: another process trains it right now; wait for its end, or stop it"
+
+
+@contextlib.contextmanager
+def held(folder: Path, told: str) -> Iterator[None]:
+    """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends.
+
+    Raises CheckpointError, which says what is `told`, where another holds it. Where a file system has no locks, nothing
+    is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(told) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as readable JSON, atomically."""
     with replacing_file(path) as temporary:

@@ -33,7 +33,7 @@ from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_
 from backbone.training.optim import Optimizer, learning_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config, remove_folder
+from tokenizers_zoo.checkpoint import BUSY, CONFIG, check_weights, held, load_config, remove_folder
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
 
@@ -70,7 +70,7 @@ def train(
     altered since, and DivergedError, with the last state kept, where the loss stops being finite.
     """
     keep_freed_memory()
-    with distributed.ranks() as ranks:
+    with distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
         beginning = begin(specs, model_config, train_config.seed, start)
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
@@ -82,6 +82,7 @@ def train(
         training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
         if ranks.first:
             open_run(folder, identity)
+            until_done.enter_context(held(folder, BUSY.format(folder)))
             dataclasses.replace(run or Run(tokens=tokens), start=start).save(folder)
         ranks.wait()
         if (folder / CONFIG).is_file():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import save_checkpoint, write_json
+from tokenizers_zoo.checkpoint import BUSY, held, save_checkpoint, write_json
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded, to_device
@@ -80,14 +80,15 @@ def train(
     run.begin()
     title = other.title if other else f"tokenizer {name}"
     judged = "validation" if other and other.validates else "held_out"
-    with TrainingReport(task, config, out_dir, loop.done, title, judged) as report, loop.batches:
-        loop.run_steps(report, on_step)
-    loop.take_best()
-    if other:
-        other.save(run, loop.average, loop.done, loop.seconds, loop.best.kept)
-        run.forget_state()
-    else:
-        loop.finish()
+    with held(out_dir, BUSY.format(out_dir)):
+        with TrainingReport(task, config, out_dir, loop.done, title, judged) as report, loop.batches:
+            loop.run_steps(report, on_step)
+        loop.take_best()
+        if other:
+            other.save(run, loop.average, loop.done, loop.seconds, loop.best.kept)
+            run.forget_state()
+        else:
+            loop.finish()
     return out_dir
 
 

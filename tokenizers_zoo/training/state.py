@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from tokenizers_zoo.checkpoint import (
     CONFIG,
     WEIGHTS,
     check_weights,
+    held,
     load_config,
     read_table,
     remove_folder,
@@ -142,10 +142,11 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
     killed run left there comes back now, also without `overwrite`; with a state to go on from it waits until the block
     is done. Raises CheckpointError where a process that is alive replaces the folder.
     """
+    busy = f"{folder}: another run replaces it right now; wait for its end"
     place = folder.resolve()
     aside = place.with_name(f".{place.name}.replaced")
     if aside.is_dir():
-        with _held(aside, folder):
+        with held(aside, busy):
             if _has_checkpoint(place):
                 remove_folder(aside)
             elif overwrite or not (place / STATE).is_file():
@@ -156,7 +157,7 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
         return
     if overwrite and Path.cwd().is_relative_to(place):
         raise CheckpointError(f"{folder}: is where the command runs, and cannot be replaced; run it somewhere else")
-    with _held(old, folder):
+    with held(old, busy):
         if overwrite:
             os.replace(place, aside)
         try:
@@ -176,21 +177,6 @@ def _has_checkpoint(folder: Path) -> bool:
 def _put_back(aside: Path, place: Path) -> None:
     remove_folder(place)
     os.replace(aside, place)
-
-
-@contextlib.contextmanager
-def _held(old: Path, folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends."""
-    handle = os.open(old, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(f"{folder}: another run replaces it right now; wait for its end") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:
