@@ -245,6 +245,8 @@ def test_a_known_shift_is_found_between_unlike_modalities(down: int, right: int)
     shift = shift_between(ids, levels)
     assert (shift.down, shift.right) == (down, right) and shift.told
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
+    one = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
+    assert one.told and (one.down, one.right) == (down, right)
 
 
 def test_edges_that_are_densest_elsewhere_are_not_apart() -> None:
