@@ -179,11 +179,11 @@ class TrainConfig:
     parts: int = 1
     """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
     cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """How weights move. adamw: all by AdamW, as 4M was trained; muon: the matrices of the blocks by Muon, which takes
-    fewer steps, and all else by AdamW."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, after warm-up."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """How weights move. muon: the matrices of the blocks by Muon, which takes fewer steps, and all else by AdamW;
+    adamw: all by AdamW, as 4M was trained."""
+    learning_rate: float | None = None
+    """Peak learning rate, after warm-up; absent: the optimizer's own (see `optim.peak_rate`)."""
     min_learning_rate: float = 0.0
     """Learning rate that the schedule ends at."""
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -241,7 +241,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.parts, self.eval_every, self.eval_samples, self.save_every) < 1:
             raise ValueError("steps, batch_size, parts, eval_every, eval_samples and save_every: expected at least 1")
-        if self.learning_rate <= 0:
+        if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.known_rate <= 1:
             raise ValueError(f"known_rate: expected above 0 (which is freeze) to 1, got {self.known_rate}")

@@ -27,8 +27,8 @@ from tokenizers_zoo.modality import (
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(
-    steps=12, batch_size=8, eval_every=5, eval_samples=10, save_every=4, warmup_steps=3, learning_rate=3e-3,
-    masking=MaskingConfig(input_budget=24, target_budget=24),
+    steps=12, batch_size=8, eval_every=5, eval_samples=10, save_every=4, warmup_steps=3,
+    optimizer="adamw", learning_rate=3e-3, masking=MaskingConfig(input_budget=24, target_budget=24),
 )  # fmt: skip
 END, SENTINEL, FIRST_WORD = 0, 1, 70
 

@@ -25,7 +25,7 @@ from backbone.batch import PackedBatch
 from backbone.config import TrainConfig
 from backbone.model import FourM
 from backbone.training.data import Loader, Order, TokenData
-from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate
+from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, VectorLayout
 
@@ -119,12 +119,18 @@ def test_the_loader_keeps_order_and_passes_errors_on() -> None:
 
 
 def test_learning_rate_by_hand() -> None:
-    config = TrainConfig(steps=12, warmup_steps=4, learning_rate=1.0, min_learning_rate=0.2)
-    rates = [learning_rate(config, step) for step in range(12)]
+    config = TrainConfig(steps=12, warmup_steps=4, min_learning_rate=0.2)
+    rates = [learning_rate(config, step, 1.0) for step in range(12)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4] == pytest.approx(1.0) and rates[8] == pytest.approx(0.6)
     assert rates[11] == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi * 7 / 8)))
-    assert learning_rate(TrainConfig(steps=5, warmup_steps=0), 0) == pytest.approx(1e-3)
+    assert learning_rate(TrainConfig(steps=5, warmup_steps=0), 0, 1e-3) == pytest.approx(1e-3)
+
+
+def test_a_rate_that_is_not_given_is_the_optimizers_and_muons_falls_with_the_width() -> None:
+    assert peak_rate(TrainConfig(learning_rate=0.5), 512) == 0.5
+    assert peak_rate(TrainConfig(optimizer="adamw"), 128) == peak_rate(TrainConfig(optimizer="adamw"), 512) == 1e-3
+    assert (peak_rate(TrainConfig(), 128), peak_rate(TrainConfig(), 512)) == (5e-3, 2.5e-3)
 
 
 @pytest.mark.parametrize("sparse", [True, False])

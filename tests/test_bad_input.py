@@ -288,7 +288,7 @@ def test_a_pinned_checkpoint_has_to_be_that_one(world: World) -> None:
 def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")
-    world(f"{train} steps=0").refused("steps must be at least 1")
+    world(f"{train} steps=0").refused("steps: expected at least 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --only depth --overwrite").refused("sha256")
     assert (world.folder / "tokens/train/depth/part-00000.arrow").exists()

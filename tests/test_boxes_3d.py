@@ -140,7 +140,7 @@ def test_the_published_levels() -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"max_boxes": 0}, "max_boxes must be at least 1"), ({"max_length": 0}, "max_length must be at least 1"),
+        ({"max_boxes": 0}, "max_boxes: expected at least 1"), ({"max_length": 0}, "max_length: expected at least 1"),
         ({"x": [1, 1]}, r"x: expected \[from, to\] in metres, finite, from below to; got \[1.0, 1.0\]"),
         ({"z": [0, -8]}, "z: expected"), ({"y": [0, float("inf")]}, "y: expected"),
         ({"size": [0, 4]}, "size: expected .* above 0"), ({"x": [1, 2, 3]}, "expected 2 items"),

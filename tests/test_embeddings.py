@@ -148,7 +148,7 @@ def test_the_published_size_is_a_preset() -> None:
     assert spec.layout == EmbeddingsLayout(max_length=77, dim=4096) and spec.derived_from == ("caption",)
     with pytest.raises(ConfigError, match='preset: expected "4m"'):
         t5_caption.modality_spec(Settings(NAME, {"preset": "5m"}))
-    with pytest.raises(ConfigError, match="dim must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="dim: expected at least 1, got 0"):
         t5_caption.modality_spec(Settings(NAME, {"dim": 0}))
 
 

@@ -317,8 +317,8 @@ def test_bad_values_are_refused_in_one_line(instances: ModalityHandle, value: An
         ({"mask_size": 40}, "patch_size: 16 does not divide the 40 x 40 pixels"),
         ({"mask_size": 0}, "mask_size: expected at least 1 pixel, got 0"),
         ({"image_size": [0, 3]}, "image_size: expected at least 1 pixel, got 0"),
-        ({"max_instances": 0}, "max_instances must be at least 1, got 0"),
-        ({"sentinels": 0}, "sentinels must be at least 1, got 0"),
+        ({"max_instances": 0}, "max_instances: expected at least 1, got 0"),
+        ({"sentinels": 0}, "sentinels: expected at least 1, got 0"),
         ({"tokenizer": {"patch_size": 0}}, "patch_size: expected at least 1, got 0"),
     ],
 )

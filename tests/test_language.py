@@ -123,7 +123,7 @@ def test_where_a_word_starts(text: str, place: int, start: int) -> None:
 def test_settings_out_of_range_are_refused_and_the_published_length_is_a_preset() -> None:
     assert caption.modality_spec(settings_of("caption", preset="4m")).layout.length == 256
     for own in ({"max_length": 0}, {"max_characters": -1}):
-        with pytest.raises(ConfigError, match="must be at least 1"):
+        with pytest.raises(ConfigError, match="expected at least 1"):
             web_text.modality_spec(settings_of("web_text", **own))
 
 

@@ -113,12 +113,12 @@ def test_wrong_metadata_is_refused(value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"fields": {"x": {"low": 2}}}, r"\[?.*high must be a number greater than low"),
+        ({"fields": {"x": {"low": 2}}}, r"\[?.*high: expected a number greater than low"),
         ({"fields": {"x": {"kind": "choice"}}}, "choices: expected for kind 'choice'"),
         ({"fields": {"x": {"kind": "int", "low": 0.5}}}, "whole numbers"),
         ({"fields": {"x": {"bins": 1}}}, "bins: expected 2 or more"),
         ({"fields": {"x": {"unit": "m s"}}}, "unit: expected one word"),
-        ({"fields": {"x": {"kind": "log"}}}, "low of a log field must be above 0, got 0"),
+        ({"fields": {"x": {"kind": "log"}}}, "low: expected a number above 0 for a log field, got 0"),
         ({"fields": {"x": {"kind": "word"}}}, "expected one of"),
         ({"fields": {"x": {"hihg": 2}}}, "did you mean high"),
         ({"fields": {"X y": {}}}, "lower-case"),
@@ -296,7 +296,7 @@ def test_inputs_and_classes_that_do_not_fit_are_refused() -> None:
     assert semantic_metadata.derive({"semseg": np.array([[0, 1], [1, 1]])}, at)["object_share"] == 0.75
     with pytest.raises(InvalidValueError, match=r"class ids up to 2, and 2 classes are named; set classes in \[zoo\]"):
         semantic_metadata.derive({"semseg": np.array([[2]])}, at)
-    with pytest.raises(ConfigError, match="occlusion_threshold must be between 0 and 1, got 2"):
+    with pytest.raises(ConfigError, match="occlusion_threshold: expected a number between 0 and 1, got 2"):
         geometric_metadata.modality_spec(settings_of("geometric_metadata", occlusion_threshold=2.0))
 
 

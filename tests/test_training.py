@@ -452,7 +452,7 @@ def test_patience_needs_a_metric(tmp_path: Path) -> None:
     task.spec = dataclasses.replace(task.spec, metrics=())
     with pytest.raises(ConfigError, match="vector: patience watches the main metric, and its spec has none"):
         train(task, SAMPLES, TrainConfig(patience=1), tmp_path, 0)
-    with pytest.raises(ConfigError, match="patience must be at least 1"):
+    with pytest.raises(ConfigError, match="patience: expected at least 1"):
         from_mapping(TrainConfig, {"patience": 0})
 
 
@@ -495,12 +495,15 @@ def test_config_is_checked() -> None:
     origin = Origin(table="modalities.x.tokenizer")
     with pytest.raises(ConfigError, match=r"learning_rat: unknown key; did you mean learning_rate"):
         from_mapping(TrainConfig, {"learning_rat": 1.0}, origin)
-    with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="steps: expected at least 1, got 0"):
         from_mapping(TrainConfig, {"steps": 0}, origin)
     with pytest.raises(ConfigError, match="expected one of"):
         from_mapping(TrainConfig, {"precision": "int8"}, origin)
-    with pytest.raises(ConfigError, match="ema_decay must be in"):
+    with pytest.raises(ConfigError, match="ema_decay: expected a number in"):
         from_mapping(TrainConfig, {"ema_decay": 1.0}, origin)
+    with pytest.raises(ConfigError) as told:
+        from_mapping(TrainConfig, {"steps": -2}, origin)
+    assert str(told.value) == "[modalities.x.tokenizer] steps: expected at least 1, got -2"  # the key once
 
 
 def test_bfloat16_trains_and_saves_float32(tmp_path: Path) -> None:

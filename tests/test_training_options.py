@@ -79,14 +79,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
 
 def test_the_rate_of_wsd_stays_and_then_falls() -> None:
-    config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_share=0.2, learning_rate=2.0,
-                         min_learning_rate=0.5)  # fmt: skip
-    assert learning_rate(config, 4) == 1.0
-    assert {learning_rate(config, step) for step in range(10, 81)} == {2.0}
-    assert learning_rate(config, 85) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(5 / 20)))
-    assert learning_rate(config, 99) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(19 / 20)))
+    config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_share=0.2, min_learning_rate=0.5)
+    assert learning_rate(config, 4, 2.0) == 1.0
+    assert {learning_rate(config, step, 2.0) for step in range(10, 81)} == {2.0}
+    assert learning_rate(config, 85, 2.0) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(5 / 20)))
+    assert learning_rate(config, 99, 2.0) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(19 / 20)))
     constant = dataclasses.replace(config, decay_share=0.0)
-    assert {learning_rate(constant, step) for step in range(10, 100)} == {2.0}
+    assert {learning_rate(constant, step, 2.0) for step in range(10, 100)} == {2.0}
 
 
 def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:

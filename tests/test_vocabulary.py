@@ -297,9 +297,9 @@ def test_training_leaves_the_reserve_free() -> None:
 
 
 def test_config_is_checked_with_the_key() -> None:
-    with pytest.raises(ConfigError, match="size must be at least 1602"):
+    with pytest.raises(ConfigError, match="size: expected at least 1602"):
         from_mapping(VocabularyConfig, {"size": 1000})
-    with pytest.raises(ConfigError, match="coordinate_bins must be at least 2"):
+    with pytest.raises(ConfigError, match="coordinate_bins: expected at least 2"):
         from_mapping(VocabularyConfig, {"coordinate_bins": 1})
     with pytest.raises(ConfigError, match="did you mean sentinels"):
         from_mapping(VocabularyConfig, {"sentinel": 1})
@@ -340,7 +340,7 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
         ({"special_tokens": [3]}, "distinct, non-empty"),
         ({"grown_tokens": ["<a>"]}, "distinct, non-empty"),
         ({"lineage": [{"fingerprint": "x"}]}, "damaged vocabulary: KeyError 'length'"),
-        ({"vocabulary": {"size": 600}}, "size must be at least"),
+        ({"vocabulary": {"size": 600}}, "size: expected at least"),
         ({"weights_sha256": "0" * 64}, "not the file that config.json was written with"),
     ],
 )

@@ -97,7 +97,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     except ValueError as error:
         key = next((k for k in given if re.match(rf"{re.escape(k)}\b", str(error))), None)
         where = origin.at(key) if key else (f"[{origin.table}]" if origin.table else cls.__name__)
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{key}: ')}") from None
 
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:

@@ -52,9 +52,9 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         for name, low in (("end", 1), ("sentinels", 1), ("coordinate_axes", 0), ("coordinate_bins", 2), ("reserve", 0)):
             if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
         if self.size < (least := self.special_start + len(ALPHABET)):
-            raise ValueError(f"size must be at least {least} to hold sentinels, coordinates and bytes, got {self.size}")
+            raise ValueError(f"size: expected at least {least} for sentinels, coordinates and bytes, got {self.size}")
 
     @property
     def sentinel_start(self) -> int:

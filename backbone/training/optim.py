@@ -19,21 +19,31 @@ EPSILON = 1e-8
 TOKEN_TABLE = "token_embedding.weight"
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step `step`, counted from 0: linear warm-up, then what the schedule says.
+def peak_rate(config: TrainConfig, width: int) -> float:
+    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer.
+
+    An update by Muon grows with the root of the width, and its rate falls with it (docs/training.md, Width).
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return 5e-3 * math.sqrt(128 / width) if config.optimizer == "muon" else 1e-3
+
+
+def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
+    """The rate of step `step`, counted from 0: linear warm-up to `peak`, then what the schedule says.
 
     A cosine to the least (arXiv 1608.03983, eq. 5), or the peak until, over the last steps, it falls with 1 minus the
     square root of the share of them that is done (arXiv 2405.18392, section 4).
     """
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    low, high = config.min_learning_rate, config.learning_rate
+        return peak * (step + 1) / config.warmup_steps
+    low = config.min_learning_rate
     if config.schedule == "wsd":
         length = config.decay_share * config.steps
         done = (step - (config.steps - length)) / max(length, 1.0)
-        return low + (high - low) * (1 - math.sqrt(max(done, 0.0)))
+        return low + (peak - low) * (1 - math.sqrt(max(done, 0.0)))
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -127,7 +137,8 @@ class Optimizer:
             for decay in (True, False)
             for slower in ((False, True) if slow else (False,))
         ]
-        self.dense = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=EPSILON, fused=True)
+        # The rate is that of each step.
+        self.dense = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
 
     def _slow(self, known: Mapping[str, Tensor]) -> tuple[set[Tensor], dict[Tensor, Tensor]]:
         """Parameters that are known as a whole, and the known rows of the others and of the token table."""

@@ -30,7 +30,7 @@ from backbone.training.held_out import held_out_losses
 from backbone.training.identity import open_run, run_identity
 from backbone.training.log import NoLog, TrainingLog
 from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
-from backbone.training.optim import Optimizer, learning_rate
+from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
 from tokenizers_zoo.checkpoint import BUSY, CONFIG, check_weights, held, load_config, remove_folder
@@ -151,13 +151,14 @@ class Training:
         """Take the steps that are left; gives the seconds that all steps took."""
         config = self.config
         start, seconds = self.state.load()
+        peak = peak_rate(config, self.model.config.dim)
         title = f"backbone, {len(self.model.tables)} modalities"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:
             if config.compile:
                 self.compile(start, log)
             for done, batch in enumerate(loader, start + 1):
-                rate = learning_rate(config, done - 1)
+                rate = learning_rate(config, done - 1, peak)
                 loss, norm, by_modality = self.step(batch, rate)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise DivergedError(self._diverged(done, rate))

@@ -34,7 +34,7 @@ class StatisticsConfig:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+            raise ValueError(f"samples: expected at least 1, got {self.samples}")
 
 
 def fit_statistics(

@@ -43,16 +43,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "gradient_clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1 (absent never stops), got {self.patience}")
+            raise ValueError(f"patience: expected at least 1 (absent never stops), got {self.patience}")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step` (0 is the first): linear warm-up, then a half cosine that ends at 0."""

@@ -71,7 +71,7 @@ class ObjectSettings:
     def __post_init__(self) -> None:
         for name, least in (("sentinels", 1), ("bins", 2)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,11 +116,11 @@ class PoseSettings(ObjectSettings):
     def __post_init__(self) -> None:
         ObjectSettings.__post_init__(self)
         if self.max_people < 1:
-            raise ValueError(f"max_people must be at least 1, got {self.max_people}")
+            raise ValueError(f"max_people: expected at least 1, got {self.max_people}")
         if not 0 <= self.shape_size <= LONGEST_SHAPE:
-            raise ValueError(f"shape_size must be 0 to {LONGEST_SHAPE}, got {self.shape_size}")
+            raise ValueError(f"shape_size: expected 0 to {LONGEST_SHAPE}, got {self.shape_size}")
         if not 0 < self.min_visible <= 1:
-            raise ValueError(f"min_visible must be in (0, 1], got {self.min_visible:g}")
+            raise ValueError(f"min_visible: expected a number in (0, 1], got {self.min_visible:g}")
 
 
 class HumanPoses(ObjectModality):

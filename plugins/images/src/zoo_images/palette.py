@@ -44,7 +44,7 @@ class PaletteSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.colours <= 16:
-            raise ValueError(f"colours must be 1 to 16, got {self.colours}")
+            raise ValueError(f"colours: expected 1 to 16, got {self.colours}")
 
 
 class Palette(TextModality[PaletteSettings]):
@@ -197,7 +197,7 @@ def central_palette(values: Sequence[Colours]) -> Colours:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
             candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
-    means = [np.mean([paired(lab(candidate), colours)[1] for colours in labs]) for candidate in candidates]
+    means = [np.mean([paired(colours, other)[1] for other in labs]) for colours in map(lab, candidates)]
     return candidates[int(np.argmin(means))]
 
 

@@ -35,7 +35,7 @@ class PlainTextSettings:
     def __post_init__(self) -> None:
         for name in ("max_length", "max_characters"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
 S = TypeVar("S", bound=PlainTextSettings)

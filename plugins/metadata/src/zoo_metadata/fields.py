@@ -45,9 +45,9 @@ class MetadataField:
         if self.kind == "choice" and (len(self.choices) < 2 or len(set(self.choices)) < len(self.choices)):
             raise ValueError(f"choices: expected two or more different words, got {self.choices!r}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"high must be a number greater than low, got {self.low:g} to {self.high:g}")
+            raise ValueError(f"high: expected a number greater than low, got {self.low:g} to {self.high:g}")
         if self.kind == "log" and self.low <= 0:
-            raise ValueError(f"low of a log field must be above 0, got {self.low:g}")
+            raise ValueError(f"low: expected a number above 0 for a log field, got {self.low:g}")
         if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"low and high of an int field are whole numbers, got {self.low:g} and {self.high:g}")
         if self.bins is not None and (self.kind not in ("float", "log") or self.bins < 2):

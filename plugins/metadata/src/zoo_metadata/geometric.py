@@ -36,7 +36,7 @@ class GeometricMetadataSettings(DerivedSettings):
     def __post_init__(self) -> None:
         DerivedSettings.__post_init__(self)
         if not 0 < self.occlusion_threshold < 1:
-            raise ValueError(f"occlusion_threshold must be between 0 and 1, got {self.occlusion_threshold}")
+            raise ValueError(f"occlusion_threshold: expected a number between 0 and 1, got {self.occlusion_threshold}")
 
 
 def of_normals(normal: npt.NDArray[Any], options: GeometricMetadataSettings) -> Mapping[str, float]:

@@ -50,9 +50,9 @@ class BoxesSettings:
     def __post_init__(self) -> None:
         for name in ("max_length", "max_boxes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.min_visible <= 1:
-            raise ValueError(f"min_visible must be in (0, 1], got {self.min_visible:g}")
+            raise ValueError(f"min_visible: expected a number in (0, 1], got {self.min_visible:g}")
 
 
 class Boxes(LabelledBoxes[BoxesSettings]):

@@ -58,7 +58,7 @@ class Boxes3dSettings:
     def __post_init__(self) -> None:
         for name in ("max_length", "max_boxes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("x", "y", "z", "size"):
             low, high = getattr(self, name)
             if not -FARTHEST <= low < high <= FARTHEST or (name == "size" and low <= 0):

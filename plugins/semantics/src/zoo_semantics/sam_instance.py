@@ -83,7 +83,7 @@ class InstanceSettings(ObjectSettings):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1 pixel, got {number}")
         if self.max_instances < 1:
-            raise ValueError(f"max_instances must be at least 1, got {self.max_instances}")
+            raise ValueError(f"max_instances: expected at least 1, got {self.max_instances}")
 
     @property
     def size(self) -> tuple[int, int]:
