@@ -21,6 +21,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.discovery import MODALITIES, Claim, Plugins, check_hooks
 from tokenizers_zoo.families.features import FeatureMapModality
+from tokenizers_zoo.families.objects import SpelledSettings
 from tokenizers_zoo.families.published import NotThisKind
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.vectors import VectorModality
@@ -117,8 +118,13 @@ def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, .
 
 
 def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = None) -> Iterator[ModalityHandle]:
-    """The installed modalities that can import, that of the domain first; last the neutral one."""
+    """The installed modalities that can import, that of the domain first; last the neutral one.
+
+    Those that spell tokens as text have them as ids here, which needs no vocabulary.
+    """
     zoo = Zoo.installed()
+    spelled = [h.name for h in zoo.handles() if any(isinstance(c, SpelledSettings) for c in h.taken_settings())]
+    zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in spelled}})
     hints = str(published.config.get("domain", "")), Path(published.place).name.replace("-", "_")
     handles = [zoo[name] for name in (zoo.names() if names is None else names)]
     able = [handle for handle in handles if handle.implements("import_published")]

@@ -340,11 +340,16 @@ def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 4 and (shown[ROOM == 0] == 0).all()
 
 
+PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
+
+
 def test_the_published_size() -> None:
-    own = Settings(NAME, {"preset": "4m"})
+    own = PUBLISHED
     spec, model = plugin.modality_spec(own), plugin.model_config(own)
     assert model.item_shape == (1, 64, 64) and model.positions == 16
     assert (model.quantizer.kind, model.quantizer.codebook_size) == ("vq", 1024)
+    assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
+    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_instances": 16}))
     assert spec.vocab_size == 1 + 200 + 4000 + 1024 and spec.layout.length == 16 * 20
 
 
@@ -354,7 +359,7 @@ def test_the_published_size_runs_forward_and_back() -> None:
 
     from tokenizers_zoo.families.objects.model import ObjectTask
 
-    task = ObjectTask(plugin, Settings(NAME, {"preset": "4m"}))
+    task = ObjectTask(plugin, PUBLISHED)
     values = [np.kron(ROOM, np.ones((2, 2), np.int32))]
     rng = np.random.default_rng(0)
     module = task.build(values, rng).train()

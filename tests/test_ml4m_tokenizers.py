@@ -294,7 +294,9 @@ def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
     assert np.allclose(decoded, torch.nn.functional.normalize(found["decoded"][:, :, 0, 0]), atol=1e-6)
 
 
-def test_masks_and_poses_go_in_as_items(zoo: Zoo, tmp_path: Path) -> None:
+def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
+    """With ids of their own; test_published_sequences.py has them as text."""
+    zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in ("sam_instance", "human_poses")}})
     masks = published(**{**VIT, "n_channels": 1, "image_size": 16, "out_conv": True})
     handle = registered("sam_instance", zoo["sam_instance"].import_published(masks, tmp_path / "m"), tmp_path / "m")
     value = np.zeros((64, 64), np.int32)

@@ -416,10 +416,14 @@ def test_another_id_space_is_another_tokenizer(poses: ModalityHandle) -> None:
         other.encode([[person()]])
 
 
+PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
+
+
 def test_the_published_size() -> None:
-    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m"}))
-    model = plugin.model_config(Settings(NAME, {"preset": "4m"}))
+    spec, model = plugin.modality_spec(PUBLISHED), plugin.model_config(PUBLISHED)
     assert (model.item_shape, model.quantizer.codebook_size, model.quantizer.codes_per_position) == ((207,), 1024, 8)
+    assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
+    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_people": 4}))
     assert spec.vocab_size == 1 + 200 + (4 + 7 + 6 + 1 + 10) * 1000 + 8 * 1024
     assert spec.layout.length == 4 * (28 + 8)
 
@@ -429,7 +433,7 @@ def test_the_published_size_runs_forward_and_back() -> None:
 
     from tokenizers_zoo.families.objects.model import ObjectTask
 
-    task = ObjectTask(plugin, Settings(NAME, {"preset": "4m"}))
+    task = ObjectTask(plugin, PUBLISHED)
     values = crowd(6)
     rng = np.random.default_rng(0)
     module = task.build(values, rng).train()

@@ -215,10 +215,20 @@ def load_config(folder: Path, expected_class: str | None = None) -> dict[str, An
 
 def fingerprint(folder: Path) -> str:
     """sha256 (hex) over the configuration and the weights of a checkpoint folder: the codec's identity."""
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not is_complete(folder):
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
     config = json.dumps(read_json(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(file_digest(folder / WEIGHTS))).hexdigest()
+
+
+def joint_fingerprint(*parts: str) -> str:
+    """sha256 (hex) of several fingerprints: the identity of a codec that is in several folders."""
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def is_complete(folder: Path) -> bool:
+    """True for a folder with the files of a checkpoint."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
 def file_digest(path: Path) -> str:

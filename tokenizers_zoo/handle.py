@@ -26,6 +26,7 @@ from tokenizers_zoo.values import (
     is_batched,
     value_problem,
 )
+from tokenizers_zoo.vocabulary import first_fingerprint
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -55,6 +56,7 @@ class ModalityHandle:
         hub_id: str | None = None,
         sha256: str | None = None,
         trained: Callable[[Path], None] | None = None,
+        locate_vocabulary: Callable[[ModalitySpec], Path] | None = None,
     ) -> None:
         self.name = settings.name
         self.plugin_name = claim.name
@@ -64,6 +66,7 @@ class ModalityHandle:
         self._plugins, self._plugin, self._claim = plugins, plugin, claim
         self._hub_id, self._sha256 = hub_id, sha256
         self._trained = trained
+        self._locate_vocabulary = locate_vocabulary
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -124,8 +127,11 @@ class ModalityHandle:
 
     # ------------------------------------------------------------------ the tokenizer
 
-    def at(self, checkpoint: Path) -> ModalityHandle:
-        """The same modality with the tokenizer in another folder, whatever fingerprint it has."""
+    def at(self, checkpoint: Path, vocabulary: Path | None = None) -> ModalityHandle:
+        """The same modality with the tokenizer in another folder, whatever fingerprint it has.
+
+        So with the shared vocabulary of one that has a tokenizer of its own beside it, where its folder is given.
+        """
         return ModalityHandle(
             plugins=self._plugins,
             plugin=self._plugin,
@@ -133,7 +139,20 @@ class ModalityHandle:
             hooks=self.hooks,
             settings=self.settings,
             locate=lambda _: checkpoint,
+            locate_vocabulary=self._locate_vocabulary if vocabulary is None else lambda _: vocabulary,
         )
+
+    @property
+    def vocabulary_folder(self) -> Path:
+        """The checkpoint of the vocabulary: the modality's own, unless it has a tokenizer beside a shared one."""
+        if self.spec.own_tokenizer and self._locate_vocabulary is not None:
+            return self._locate_vocabulary(self.spec)
+        return self.checkpoint
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """True where the folder of the vocabulary is a checkpoint."""
+        return checkpoints.is_complete(self.vocabulary_folder)
 
     @property
     def device(self) -> str:
@@ -147,9 +166,12 @@ class ModalityHandle:
 
     @property
     def has_tokenizer(self) -> bool:
-        """True where the checkpoint is a folder with a tokenizer, or names one on the hub; never looks outside."""
-        complete = all((self.checkpoint / name).is_file() for name in (checkpoints.WEIGHTS, checkpoints.CONFIG))
-        return complete or self._hub_id is not None
+        """True where the checkpoint is a folder with a tokenizer, or names one on the hub; never looks outside.
+
+        A modality that has it beside a shared vocabulary needs that, too.
+        """
+        present = checkpoints.is_complete(self.checkpoint) or self._hub_id is not None
+        return present and (self.has_vocabulary or not self.spec.own_tokenizer)
 
     def forget_tokenizer(self) -> None:
         """Drop the loaded tokenizer, so that the next use loads what lies at `checkpoint` then."""
@@ -158,7 +180,7 @@ class ModalityHandle:
     def _folder(self) -> Path:
         if not self.checkpoint.is_dir() and self._hub_id is not None:
             return checkpoints.resolve_folder(self._hub_id)
-        if not self.has_tokenizer:
+        if not checkpoints.is_complete(self.checkpoint) and self._hub_id is None:
             table = f"[modalities.{self.name}] of registry.toml"
             where = f"train one there (zoo tokenizer train), or set checkpoint in {table}"
             raise CheckpointError(f"{self.name}: no tokenizer at {self.checkpoint}; {where}")
@@ -166,7 +188,10 @@ class ModalityHandle:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the tokenizer's weights and config. Raises CheckpointError where it is not the pinned one."""
+        """sha256 of the tokenizer's weights and config. Raises CheckpointError where it is not the pinned one.
+
+        Of a tokenizer beside a shared vocabulary it is that of both, and the pinned one is the tokenizer's.
+        """
         if self._fingerprint is None:
             folder = self._folder()
             found = checkpoints.fingerprint(folder)
@@ -176,8 +201,19 @@ class ModalityHandle:
                     f"{self.name}: the tokenizer at {folder} has the fingerprint {found}, but {where} says"
                     f" {self._sha256}; put that tokenizer there, or update sha256"
                 )
-            self._fingerprint = found
+            self._fingerprint = self._with_vocabulary(found)
         return self._fingerprint
+
+    def _with_vocabulary(self, own: str) -> str:
+        """The fingerprint of tokenizer and vocabulary together, where they are two; growing the latter leaves it."""
+        if not self.spec.own_tokenizer:
+            return own
+        if not self.has_vocabulary:
+            raise CheckpointError(
+                f"{self.name}: writes in the vocabulary {self.spec.vocabulary}, and there is none at "
+                f"{self.vocabulary_folder}; train it there (zoo tokenizer train), or import the published one"
+            )
+        return checkpoints.joint_fingerprint(own, first_fingerprint(self.vocabulary_folder))
 
     @property
     def tokenizer(self) -> Any:
@@ -187,7 +223,14 @@ class ModalityHandle:
             _ = self.fingerprint  # refuses another codec than the pinned one before anything of it is loaded
             import torch
 
-            tokenizer = self._call("load_tokenizer", checkpoint=folder, device=self._device, settings=self.settings)
+            vocabulary = self.vocabulary_folder if self.spec.own_tokenizer else folder
+            tokenizer = self._call(
+                "load_tokenizer",
+                checkpoint=folder,
+                device=self._device,
+                settings=self.settings,
+                vocabulary=vocabulary,
+            )
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
         return self._tokenizer
 

@@ -60,10 +60,11 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> Any:
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path) -> Any:
         """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError.
 
         Several modalities may share the checkpoint of one vocabulary; `settings` say which of them this is.
+        `vocabulary` is the vocabulary's folder: `checkpoint` itself, but where the spec says `own_tokenizer`.
         """
         raise NotImplementedError
 

@@ -165,6 +165,9 @@ class ModalitySpec:
     """What is tokenized where it is not the value itself, such as "log metres"; shown by `zoo info`."""
     num_codebooks: int = 1
     """Codebooks whose tokens take turns along the last axis of the layout; all have `vocab_size` codes."""
+    own_tokenizer: bool = False
+    """Of a modality that writes in a shared vocabulary: it has weights of its own, too, so that its checkpoint is not
+    the vocabulary's. `load_tokenizer` is given the folders of both."""
 
     def __post_init__(self) -> None:
         if not self.vocabulary:
@@ -181,6 +184,11 @@ class ModalitySpec:
     def shared_vocabulary(self) -> bool:
         """True where the vocabulary is not the modality's own."""
         return self.vocabulary != self.name
+
+    @property
+    def shares_checkpoint(self) -> bool:
+        """True where the checkpoint is that of a shared vocabulary."""
+        return self.shared_vocabulary and not self.own_tokenizer
 
 
 def spec_problems(spec: ModalitySpec) -> list[str]:

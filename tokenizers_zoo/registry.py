@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -184,6 +185,7 @@ class Zoo:
             hub_id=self._hub_id(instance),
             sha256=instance.sha256 or None,
             trained=self._trained,
+            locate_vocabulary=self._locate_vocabulary,
         )
 
     def _settings(self, name: str, own: Mapping[str, Any], table: str) -> Settings:
@@ -196,7 +198,21 @@ class Zoo:
         )
 
     def _locate(self, instance: InstanceConfig, spec: ModalitySpec) -> Path:
-        return self.folder / (instance.checkpoint or Path(self.config.checkpoints) / spec.vocabulary)
+        own = spec.name if spec.own_tokenizer else spec.vocabulary
+        return self.folder / (instance.checkpoint or Path(self.config.checkpoints) / own)
+
+    def _locate_vocabulary(self, spec: ModalitySpec) -> Path:
+        """The folder of a shared vocabulary, for a modality whose checkpoint it is not: where the others have it.
+
+        Only modalities whose tables say where their checkpoints are have to be loaded to know.
+        """
+        for name in self.names():
+            if name != spec.name and self._instances[name].checkpoint:
+                with contextlib.suppress(ZooError):  # told by whoever asks for it by name
+                    handle = self[name]
+                    if handle.spec.vocabulary == spec.vocabulary and not handle.spec.own_tokenizer:
+                        return handle.checkpoint
+        return self.folder / self.config.checkpoints / spec.vocabulary
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
         """A checkpoint that reads `owner/name` is on the hub, unless `owner` is, or will be, a folder here."""
@@ -206,9 +222,11 @@ class Zoo:
 
     def _trained(self, path: Path) -> None:
         """Modalities that share a vocabulary share the checkpoint: none keeps the tokenizer that lay there before."""
-        for handle in self._handles.values():
-            if isinstance(handle, ModalityHandle) and handle.checkpoint.resolve() == path.resolve():
-                handle.forget_tokenizer()
+        for handle in list(self._handles.values()):
+            if isinstance(handle, ModalityHandle):
+                places = {handle.checkpoint.resolve(), handle.vocabulary_folder.resolve()}
+                if path.resolve() in places:
+                    handle.forget_tokenizer()
 
     def handles(self) -> list[ModalityHandle]:
         """The enabled modalities that can be used, sorted by name; loads them all."""
@@ -343,4 +361,4 @@ def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterat
 def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
     layout = handle.spec.layout
     special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
-    return handle.spec.vocab_size, special, handle.checkpoint
+    return handle.spec.vocab_size, special, handle.vocabulary_folder

@@ -8,7 +8,7 @@ configuration alone, and growing keeps every old id.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
@@ -326,6 +326,24 @@ class TextVocabulary:
         return self.fingerprint
 
     @classmethod
+    def train_folder(
+        cls,
+        folder: Path,
+        config: VocabularyConfig,
+        texts: Callable[[], Iterable[str]],
+        special_tokens: Iterable[str],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Train the vocabulary of a folder, or grow the one that is there, which does not look at the texts.
+
+        Raises as `train` and `grow_folder`.
+        """
+        if (folder / CONFIG).is_file():
+            cls.grow_folder(folder, config, special_tokens)
+        else:
+            cls.train(config, texts(), special_tokens, dict(provenance)).save(folder)
+
+    @classmethod
     def grow_folder(
         cls, folder: Path, config: VocabularyConfig, special_tokens: Iterable[str]
     ) -> tuple[TextVocabulary, TextVocabulary]:
@@ -363,6 +381,14 @@ class TextVocabulary:
             raise CheckpointError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
+
+
+def first_fingerprint(folder: Path) -> str:
+    """The fingerprint that the vocabulary in a folder had before it ever grew. Raises CheckpointError."""
+    try:
+        return next((str(past["fingerprint"]) for past in load_config(folder, CLASS)["lineage"]), fingerprint(folder))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
 
 
 def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:

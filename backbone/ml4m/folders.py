@@ -132,6 +132,9 @@ def import_tokenizer(folder: Path, name: str, out: Path, tables: dict[str, Any])
     table = handle.import_published(read_published(folder), target)
     own = {**table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
     tables.setdefault("modalities", {})[name] = own
+    words = {"zoo": {**tables["zoo"], "modalities": [name]}, "vocabularies": {TEXT: {"preset": PRESET}}}
+    if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
+        tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     return Told(folder.name, name)
 
 
@@ -143,15 +146,17 @@ def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
-    discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
-    here = {spec.name: out / TOKENIZERS / spec.vocabulary for spec in discrete}
-    codecs = {name: fingerprint(place) for name, place in here.items() if (place / CONFIG).is_file()}
-    import_backbone(checkpoint, specs, target, codecs)
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
     tables["modalities"] = found["modalities"] | tables.get("modalities", {})
     enable(tables)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
+    discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
+    here = {spec.name: out / TOKENIZERS / spec.vocabulary for spec in discrete if not spec.own_tokenizer}
+    codecs = {name: fingerprint(place) for name, place in here.items() if (place / CONFIG).is_file()}
+    beside = [zoo[spec.name] for spec in discrete if spec.own_tokenizer]
+    codecs |= {handle.name: handle.fingerprint for handle in beside if handle.has_tokenizer}
+    import_backbone(checkpoint, specs, target, codecs)
     for item in (item for item in modalities if item.kind != "tokens"):
         name = specs[item.published].name
         place = out / TOKENIZERS / name

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
@@ -107,11 +106,7 @@ class TextModality(Generic[S]):
         config.take(self.settings_type)
         wanted = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
-        if (out_dir / CONFIG).is_file():
-            TextVocabulary.grow_folder(out_dir, wanted, special_tokens)
-            return out_dir
-        provenance = dict(samples.provenance)
-        TextVocabulary.train(wanted, samples.texts(), special_tokens, provenance).save(out_dir)
+        TextVocabulary.train_folder(out_dir, wanted, samples.texts, special_tokens, samples.provenance)
         return out_dir
 
     @hookimpl

@@ -20,6 +20,7 @@ from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, writ
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.training.state import replacing_run
 from tokenizers_zoo.values import has_fixed_length
+from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -45,14 +46,24 @@ def train_tokenizer(
 
     That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
     `overwrite` the tokenizer that is there is replaced, and stays where nothing is trained; else a run that was killed
-    goes on. Raises DataError where `data` lack the modality, or no value of it can be read.
+    goes on. The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
+    is none yet. Raises DataError where `data` lack the modality, or no value of it can be read.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
+    if handle.spec.own_tokenizer and out is None and not handle.has_vocabulary:
+        with disk_errors(handle.vocabulary_folder):
+            train_vocabulary(handle, samples, handle.vocabulary_folder)
     with disk_errors(folder), replacing_run(folder, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+
+
+def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: Path) -> None:
+    """Train the shared vocabulary of a modality on the texts of all who share it, into `folder`."""
+    config = handle.settings.vocabulary(handle.spec.vocabulary, VocabularyConfig)
+    TextVocabulary.train_folder(folder, config, samples.texts, samples.special_tokens, samples.provenance)
 
 
 def trainable(zoo: Zoo, data: Path) -> list[str]:
@@ -209,7 +220,7 @@ def evaluate_tokenizer(
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
-    folder = handle.checkpoint / name if handle.spec.shared_vocabulary else handle.checkpoint
+    folder = handle.checkpoint / name if handle.spec.shares_checkpoint else handle.checkpoint
     with disk_errors(folder):
         pictures = _write_samples(folder, handle, run) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []

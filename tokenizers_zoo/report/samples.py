@@ -148,7 +148,7 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
 
     Empty where there is neither.
     """
-    if handle.spec.shared_vocabulary and data:
+    if handle.spec.shares_checkpoint and data:
         try:
             return _computed(handle, ValueStore.of(data, zoo), pictures)
         except ZooError:
@@ -161,7 +161,7 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
 
     Modalities that share a checkpoint leave theirs in a folder of their name in it.
     """
-    folder = checkpoint / handle.name if handle.spec.shared_vocabulary else checkpoint
+    folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
     figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     codebook = figures.get("codebook") or {}
     usage, perplexity = (codebook.get(key, figures.get(key)) for key in ("usage", "perplexity"))

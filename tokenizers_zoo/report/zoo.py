@@ -109,7 +109,7 @@ def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
     Beside it means a folder whose config.json names the modality: what `zoo tokenizer train NAME --out FOLDER` wrote.
     """
     found = {handle.name: handle.checkpoint} if handle.has_tokenizer else {}
-    if handle.spec.shared_vocabulary:
+    if handle.spec.shares_checkpoint:
         return found
     for other in zoo.handles():
         if other.plugin_name == handle.plugin_name and other.has_tokenizer:

@@ -16,6 +16,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.values import bounds
@@ -40,6 +41,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.handle: ModalityHandle = self.zoo[self.name]
+        if self.handle.spec.own_tokenizer and not self.handle.has_vocabulary:
+            self.handle = self.handle.at(self.handle.checkpoint, self.workdir / "vocabulary")
 
     @property
     def rng(self) -> np.random.Generator:
@@ -116,7 +119,9 @@ class Subject:
         return self.handle if self.handle.has_tokenizer else self.handle.at(self.train(self.workdir / "tokenizer"))
 
     def train(self, folder: Path) -> Path:
-        """Train a small tokenizer into `folder`."""
+        """Train a small tokenizer into `folder`; before it the vocabulary that it writes in, where none is there."""
+        if self.handle.spec.own_tokenizer and not self.handle.has_vocabulary:
+            train_vocabulary(self.handle, self.training_samples, self.handle.vocabulary_folder)
         overrides = {}
         table = self.handle.known_settings().get("tokenizer")
         if dataclasses.is_dataclass(table):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tokenizers_zoo.families.objects.grammar import Axis, ObjectGrammar
 from tokenizers_zoo.families.objects.modality import ObjectModality
-from tokenizers_zoo.families.objects.settings import ObjectSettings, ObjectTokenizerConfig
+from tokenizers_zoo.families.objects.settings import ObjectSettings, ObjectTokenizerConfig, SpelledSettings
+from tokenizers_zoo.families.objects.spelling import Part, Spelling
 from tokenizers_zoo.families.objects.visible import box_seen_through
 
 __all__ = [
@@ -13,5 +14,8 @@ __all__ = [
     "ObjectModality",
     "ObjectSettings",
     "ObjectTokenizerConfig",
+    "Part",
+    "SpelledSettings",
+    "Spelling",
     "box_seen_through",
 ]

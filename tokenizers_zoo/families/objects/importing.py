@@ -25,7 +25,8 @@ def import_tokenizer(
 ) -> Mapping[str, Any]:
     """Write a VQVAE as a checkpoint of `modality`, and give the settings that take it. Raises CheckpointError.
 
-    Items go in as they are, and what training would have fitted to them is `published_fitted`.
+    Items go in as they are, and what training would have fitted to them is `published_fitted`. A `layout` that the
+    settings say stays; else it is the published one.
     """
     architecture = read_architecture(published)
     encoder, decoder = architecture.encoder, architecture.decoder
@@ -36,7 +37,8 @@ def import_tokenizer(
     tokenizer = {**architecture.quantizer_table, "blocks": "vit" if picture else "mlp", **architecture.block_table}
     if picture:
         tokenizer["patch_size"] = architecture.patch_size
-    table = {**modality.published_settings(architecture), "tokenizer": tokenizer}
+    chosen = {key: settings[key] for key in ("layout",) if key in settings}
+    table = {**modality.published_settings(architecture), **chosen, "tokenizer": tokenizer}
     fresh = settings_of(published, settings, modality.settings_class, table)
     options = modality.options(fresh)
     if shape != modality.item_shape(options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings, recorded
-from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import Axis, ObjectGrammar
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig, ObjectSettings
+from tokenizers_zoo.families.objects.spelling import BINS, SpelledGrammar, Spelling
 from tokenizers_zoo.families.published import PublishedTokenizers
+from tokenizers_zoo.families.text import TextModality
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, SequenceLayout
+from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Fitted = Mapping[str, Array]
+VOCABULARY = TextModality.vocabulary_name
 
 
 class ObjectModality(PublishedTokenizers, TrainedModality):
@@ -58,6 +62,13 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
     def max_objects(self, options: Any) -> int:
         """The most objects of one value that become tokens."""
         raise NotImplementedError
+
+    def spelling(self, options: Any) -> Spelling | None:
+        """How objects are spelled as text of a shared vocabulary; None where they are ids of a vocabulary of their own.
+
+        The settings are `SpelledSettings` where it is not None.
+        """
+        return None
 
     def split(self, value: Any, options: Any) -> list[Any]:
         """The objects of a value, most important first. Raises InvalidValueError where it is not a value."""
@@ -139,12 +150,13 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
         )
 
     def grammar(self, settings: Settings) -> ObjectGrammar:
-        """The ids and what they mean."""
+        """The ids and what they mean; of objects that are spelled as text, levels and codes of one object only."""
         options, model = self.options(settings), self.model_config(settings)
+        spelled = self.spelling(options) is not None
         return ObjectGrammar(
-            sentinels=options.sentinels,
+            sentinels=0 if spelled else options.sentinels,
             axes=len(self.axes(options)),
-            bins=options.bins,
+            bins=BINS if spelled else options.bins,
             positions=model.positions,
             codebooks=model.quantizer.codes_per_position,
             codebook_size=model.quantizer.codebook_size,
@@ -167,6 +179,8 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         options, grammar = self.options(settings), self.grammar(settings)
+        if (spelling := self.spelling(options)) is not None:
+            return self._spelled_spec(settings, spelling)
         layout = SequenceLayout(
             max_length=self.max_objects(options) * grammar.object_length,
             end=grammar.end,
@@ -177,6 +191,55 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
         return self.spec_of(
             settings, layout=layout, vocab_size=grammar.vocab_size, family="objects", token_space=token_space
         )
+
+    def _spelled_spec(self, settings: Settings, spelling: Spelling) -> ModalitySpec:
+        """The spec where objects are spelled. Raises ConfigError where the vocabulary cannot spell them."""
+        config, grammar = self.vocabulary_config(settings), self.grammar(settings)
+        spelling.check(config, grammar.codebook_size, settings.name, VOCABULARY)
+        layout = SequenceLayout(
+            max_length=self.options(settings).max_length,
+            end=config.end,
+            sentinel_start=config.sentinel_start,
+            num_sentinels=config.sentinels,
+        )
+        told = f"per object {grammar.axes} coordinates and {grammar.codes} codes, spelled as text"
+        spec = self.spec_of(settings, layout=layout, vocab_size=config.size, family="objects", token_space=told)
+        return replace(spec, vocabulary=VOCABULARY, own_tokenizer=True)
+
+    def vocabulary_config(self, settings: Settings) -> VocabularyConfig:
+        """The settings of the shared vocabulary that objects are spelled in."""
+        return settings.vocabulary(VOCABULARY, VocabularyConfig)
+
+    @hookimpl
+    def load_tokenizer(  # type: ignore[override]  # hooks are called by name, with the arguments that they ask for
+        self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path
+    ) -> ObjectTokenizer:
+        """The trained autoencoder, checked against the settings, with the vocabulary that objects are spelled in.
+
+        Raises CheckpointError.
+        """
+        from tokenizers_zoo.families.objects.model import ObjectTokenizer
+
+        options = self.options(settings)
+        tokenizer = ObjectTokenizer.load(self, settings, checkpoint, device)
+        if (spelling := self.spelling(options)) is not None:
+            words = TextVocabulary.load(vocabulary, self.vocabulary_config(settings))
+            try:
+                tokenizer.grammar = SpelledGrammar(
+                    spelling=spelling, vocabulary=words, plain=self.grammar(settings), max_length=options.max_length
+                )
+            except CheckpointError as error:
+                raise CheckpointError(f"{settings.name}: {vocabulary}: {error}") from None
+        return tokenizer
+
+    @hookimpl
+    def vocabulary_texts(self, values: Sequence[Any], settings: Settings) -> Sequence[str]:
+        """The words that objects are spelled with, once for each value."""
+        spelling = self.spelling(self.options(settings))
+        if spelling is None:
+            return ()
+        words = (*(part.word for part in (spelling.head, *spelling.parts)), *spelling.nothing)
+        return [" ".join(word.strip() for word in words if isinstance(word, str))] * len(values)
 
     def task(self, settings: Settings) -> ObjectTask:
         """The autoencoder of the objects' items."""

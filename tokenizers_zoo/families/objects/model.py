@@ -21,6 +21,7 @@ from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.families.objects.grammar import ObjectGrammar, levels_of, numbers_of
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig
+from tokenizers_zoo.families.objects.spelling import SpelledGrammar
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
 from tokenizers_zoo.quantizers.quantizer import TRAINING_ONLY
@@ -118,7 +119,7 @@ class ObjectTokenizer:
         self.modality, self.name, self.device = modality, settings.name, device
         self.options = modality.options(settings)
         self.axes = modality.axes(self.options)
-        self.grammar = modality.grammar(settings)
+        self.grammar: ObjectGrammar | SpelledGrammar = modality.grammar(settings)
         self.module = module.to(device).eval()
         self.fitted = module.fitted
 
@@ -151,7 +152,8 @@ class ObjectTokenizer:
         groups = self.modality.split_all(list(values), self.options, self.name)
         objects = [thing for group in groups for thing in group]
         if not objects:
-            return [np.zeros(0, np.int64) for _ in groups]
+            none = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.grammar.codes), np.int64)
+            return [self.grammar.write(*none) for _ in groups]
         items = torch.from_numpy(self.modality.items(objects, self.options))
         codes = self._chunks(items, self.module.encode).numpy()
         numbers = self.modality.coordinates(objects, self.fitted, self.options)

@@ -75,6 +75,23 @@ class ObjectSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpelledSettings(ObjectSettings):
+    """Settings of lists of objects that can be spelled as text, too."""
+
+    layout: Literal["codes", "4m"] = "codes"
+    """codes: an id for each code and each level, in a vocabulary of its own. 4m: words and coordinates of the shared
+    vocabulary `text`, as 4M-21 has them (its `[vocabularies.text]` has to be as large); `bins` and `sentinels` are
+    those of the vocabulary then."""
+    max_length: int = 256
+    """Most tokens of one value with the layout 4m; the least important objects that do not fit are left out."""
+
+    def __post_init__(self) -> None:
+        ObjectSettings.__post_init__(self)
+        if self.max_length < 1:
+            raise ValueError(f"max_length: expected at least 1, got {self.max_length}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectModelConfig:
     """What an object tokenizer's weights are of; saved beside them, and checked when they are loaded."""
 

@@ -17,21 +17,25 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import (
     Axis,
     ObjectModality,
-    ObjectSettings,
     ObjectTokenizerConfig,
+    SpelledSettings,
+    Spelling,
     box_seen_through,
 )
+from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from zoo_geometry import body, rotations
+from zoo_geometry import body, published_people, rotations
 from zoo_geometry.examples import person_files
 from zoo_geometry.people import MISSED, drawn, matched
 from zoo_geometry.pose_labeller import PoseLabeller
 
 if TYPE_CHECKING:
     import PIL.Image
+
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 Array = NDArray[Any]
 Person = dict[str, Any]
@@ -74,14 +78,16 @@ class PoseTokenizer(ObjectTokenizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoseSettings(ObjectSettings):
+class PoseSettings(SpelledSettings):
     """Settings of human_poses."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "4m": {
+            "layout": "4m",
             "bins": 1000,
             "sentinels": 200,
             "shape_size": 10,
+            "max_people": published_people.MOST,
             "tokenizer": {
                 "quantizer": "memcodes",
                 "codebook_size": 1024,
@@ -102,11 +108,13 @@ class PoseSettings(ObjectSettings):
     }
 
     preset: Literal["4m"] | None = None
-    """4m: the sizes of 4M-21 (arXiv 2406.09406): 8 product codes of 1024 for the pose, 1000 levels, 10 betas."""
+    """4m: the sizes and sequences of 4M-21 (arXiv 2406.09406): 8 product codes of 1024 for the pose, 1000 levels,
+    10 betas, spelled in the vocabulary `text`."""
     max_people: int = 4
     """Most people of one picture; those with the smallest boxes are dropped."""
     shape_size: int = 0
-    """Shape numbers (SMPL's betas) that become tokens: the first ones of those given, 0 for those that are not."""
+    """Shape numbers (SMPL's betas) that become tokens: the first ones of those given, 0 for those that are not. With
+    the layout 4m it is always 10."""
     min_visible: float = 0.25
     """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
     labeller: PoseLabeller | None = None
@@ -114,7 +122,7 @@ class PoseSettings(ObjectSettings):
     tokenizer: PoseTokenizer = PoseTokenizer()
 
     def __post_init__(self) -> None:
-        ObjectSettings.__post_init__(self)
+        SpelledSettings.__post_init__(self)
         if self.max_people < 1:
             raise ValueError(f"max_people: expected at least 1, got {self.max_people}")
         if not 0 <= self.shape_size <= LONGEST_SHAPE:
@@ -136,6 +144,7 @@ class HumanPoses(ObjectModality):
 
     The codes tell the 23 rotations below the first as 207 numbers, 9 of each matrix. The rest is 18 coordinates and the
     shape. Joints are computed again from rotations, the mean skeleton of the training values, and the person's size.
+    With `layout = "4m"` they are spelled as in 4M-21, whose camera `published_people` turns into ours.
 
     Derived from photographs (the setting `labeller`), joints are what networks say and distances are estimates.
     """
@@ -186,8 +195,13 @@ class HumanPoses(ObjectModality):
         )
 
     def axes(self, options: PoseSettings) -> tuple[Axis, ...]:
+        if options.layout == "4m":
+            return published_people.AXES
         shape = (Axis(name=f"shape {k}", low=-SHAPE_SPAN, high=SHAPE_SPAN) for k in range(options.shape_size))
         return (*BOX, *CAMERA, *ORIENTATION, *SIZE, *shape)
+
+    def spelling(self, options: PoseSettings) -> Spelling | None:
+        return published_people.SPELLING if options.layout == "4m" else None
 
     def item_shape(self, options: PoseSettings) -> tuple[int, ...]:
         return ((JOINTS - 1) * 9,)
@@ -205,24 +219,24 @@ class HumanPoses(ObjectModality):
 
     def coordinates(self, objects: Sequence[Person], fitted: Mapping[str, Array], options: PoseSettings) -> Array:
         turns, joints, image = (column(objects, name) for name in ROWS)
+        boxes = column(objects, "box")
+        if options.layout == "4m":
+            shapes = shapes_of(objects, published_people.SHAPE_SIZE)
+            return published_people.numbers_of(boxes, turns, joints, image, shapes, fitted["skeleton"])
         sizes = body.total_length(body.bones_of(turns, joints)) / body.total_length(fitted["skeleton"])
         pelvis = joints[:, 0]
         depth = np.maximum(-pelvis[:, 2:], body.NEAREST)
         focal = body.focal_lengths(joints, image)
-        shapes = np.zeros((len(objects), options.shape_size))
-        for row, person in zip(shapes, objects, strict=True):
-            numbers = person.get("shape", [])[: options.shape_size]
-            row[: len(numbers)] = numbers
         return np.concatenate(
             [
-                column(objects, "box"),
+                boxes,
                 body.directions(pelvis),
                 np.log(depth),
                 image[:, 0],
                 np.log(np.maximum(focal, 1e-3)),
                 rotations.six_numbers_of(turns[:, 0]),
                 np.log(np.maximum(sizes, 1e-3))[:, None],
-                shapes,
+                shapes_of(objects, options.shape_size),
             ],
             axis=1,
         )
@@ -230,24 +244,18 @@ class HumanPoses(ObjectModality):
     def join(
         self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: PoseSettings
     ) -> list[Person]:
+        below = rotations.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))
+        if options.layout == "4m":
+            boxes = opened_boxes(coordinates[:, :4], 1 / (BINS - 1))
+            turns, joints, image, shapes = published_people.joined(boxes, coordinates[:, 4:], below, fitted["skeleton"])
+            return people_of(boxes, turns, joints, np.clip(image, -MOST_PICTURES, MOST_PICTURES), shapes)
         ends = np.cumsum([4, 2, 1, 2, 2, 6, 1])
-        boxes, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
-        first = rotations.vectors_of_six(orientation)[:, None]
-        turns = np.concatenate([first, rotations.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))], axis=1)
+        edges, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
+        turns = np.concatenate([rotations.vectors_of_six(orientation)[:, None], below], axis=1)
         pelvis = np.exp(depth) * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
         image = body.image_of(joints, seen, np.exp(focal))
-        step = 1 / (options.bins - 1)
-        people = []
-        for k in range(len(coordinates)):
-            person = {
-                "joint_rotations": turns[k].tolist(),
-                "joints_camera": joints[k].tolist(),
-                "joints_image": image[k].tolist(),
-                "box": opened(boxes[k].tolist(), step),
-            }
-            people.append(person | ({"shape": shapes[k].tolist()} if options.shape_size else {}))
-        return people
+        return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image, shapes)
 
     def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:
         return {"skeleton": (JOINTS, 3)}
@@ -256,6 +264,10 @@ class HumanPoses(ObjectModality):
         """The mean skeleton, metres."""
         turns, joints = column(objects, "joint_rotations"), column(objects, "joints_camera")
         return {"skeleton": body.mean_skeleton(body.bones_of(turns, joints))}
+
+    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+        """The published sequences."""
+        return {"layout": "4m", "max_people": published_people.MOST}
 
     def published_fitted(self, options: PoseSettings) -> dict[str, Array]:
         """An adult's skeleton."""
@@ -358,9 +370,30 @@ def column(people: Sequence[Person], name: str) -> Array:
     return np.array([person[name] for person in people], dtype=np.float64)
 
 
+def shapes_of(people: Sequence[Person], size: int) -> Array:
+    """The first shape numbers of all people, (people, size); 0 for those that are not given."""
+    shapes = np.zeros((len(people), size))
+    for row, person in zip(shapes, people, strict=True):
+        given = person.get("shape", [])[:size]
+        row[: len(given)] = given
+    return shapes
+
+
+def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: Array) -> list[Person]:
+    """The people of rows; without shape numbers they have no `shape`."""
+    rows = {"joint_rotations": turns, "joints_camera": joints, "joints_image": image, "box": boxes}
+    rows |= {"shape": shapes} if shapes.shape[1] else {}
+    return [{name: row[k].tolist() for name, row in rows.items()} for k in range(len(boxes))]
+
+
 def area(box: Sequence[float]) -> float:
     """Of [xmin, ymin, xmax, ymax], a share of the picture."""
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def opened_boxes(boxes: Array, step: float) -> Array:
+    """Boxes (people, 4), each as `opened` makes it."""
+    return np.array([opened(box, step) for box in boxes.tolist()]).reshape(-1, 4)
 
 
 def opened(box: list[float], step: float) -> list[float]:

@@ -39,6 +39,13 @@ def instances_of(value: Array) -> list[Instance]:
     return sorted(found, key=lambda instance: (-instance.pixels, *instance[:4]))
 
 
+def point_within(instance: Instance) -> tuple[int, int]:
+    """The pixel (row, column) of an instance that is nearest to its middle; of equal ones the first by rows."""
+    rows, columns = np.nonzero(instance.mask)
+    nearest = int(((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin())
+    return instance.top + int(rows[nearest]), instance.left + int(columns[nearest])
+
+
 def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
     """Masks, bool (height, width), that may overlap, as one map int32 of ids 1, 2, ... from the largest.
 

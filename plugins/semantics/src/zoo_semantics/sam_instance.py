@@ -13,11 +13,20 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.objects import Axis, ObjectModality, ObjectSettings, ObjectTokenizerConfig
+from tokenizers_zoo.families.objects import (
+    Axis,
+    ObjectModality,
+    ObjectTokenizerConfig,
+    Part,
+    SpelledSettings,
+    Spelling,
+)
+from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.spatial.settings import published
 from tokenizers_zoo.families.spatial.values import array_bytes, crop_and_resize, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.vocabulary import Coordinate
 from zoo_semantics.instance_maps import (
     MOST_IDS,
     Instance,
@@ -26,6 +35,7 @@ from zoo_semantics.instance_maps import (
     instances_of,
     map_of_annotations,
     map_of_masks,
+    point_within,
     resized_mask,
 )
 from zoo_semantics.labellers import InstanceLabeller
@@ -37,6 +47,20 @@ if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
 
 Array = NDArray[Any]
+
+FRAME = 224
+"""Pixels, height and width, that published sequences count in, whatever the size of the map."""
+MOST_POINTS = 7
+"""Points that a published sequence asks about."""
+BOX = ("xmin", "ymin", "xmax", "ymax")
+SPELLING = Spelling(
+    head=Part(word="point", axes=(0, 1)),
+    parts=(Part(word="polygon", axes=(0, 1, 2, 3), codes=True),),
+    nothing=(" point", Coordinate(0, FRAME // 2), Coordinate(1, FRAME // 2), " none"),
+    several=True,
+)
+"""That of ml-4m (`fourm/data/modality_transforms.py`, SAMInstanceTokTransform): a point, y then x, and the instances
+that it is in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,20 +77,23 @@ class InstanceTokenizer(ObjectTokenizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InstanceSettings(ObjectSettings):
+class InstanceSettings(SpelledSettings):
     """Settings of sam_instance."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "4m": {
+            "layout": "4m",
             "bins": 1000,
             "sentinels": 200,
             "mask_size": 64,
+            "max_instances": MOST_POINTS,
             "tokenizer": {**published(codebook_size=1024)["tokenizer"], "patch_size": 16},
         }
     }
 
     preset: Literal["4m"] | None = None
-    """4m: the sizes of 4M-21 (arXiv 2406.09406): masks of 64 x 64 by ViT-B, 16 codes of 1024 each, 1000 levels."""
+    """4m: the sizes and sequences of 4M-21 (arXiv 2406.09406): masks of 64 x 64 by ViT-B, 16 codes of 1024 each, 1000
+    levels, spelled in the vocabulary `text`."""
     image_size: int | tuple[int, int] = 64
     """Pixels of the map: one number for squares, or [height, width]."""
     mask_size: int = 32
@@ -78,7 +105,7 @@ class InstanceSettings(ObjectSettings):
     """A SAM that derives instances from rgb where no source gives them; absent, they are not derived."""
 
     def __post_init__(self) -> None:
-        ObjectSettings.__post_init__(self)
+        SpelledSettings.__post_init__(self)
         for name, number in (("image_size", min(self.size)), ("mask_size", self.mask_size)):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1 pixel, got {number}")
@@ -97,6 +124,10 @@ class SamInstances(ObjectModality):
     Tokens are those of the instances, largest first. Overlapping masks, which such a map cannot hold, are made into one
     by `instance_maps.map_of_masks`; files may be 16-bit or palette PNGs of ids, .npy of a map or of masks, bool
     (masks, height, width), and SAM's JSON.
+
+    With `layout = "4m"` they are spelled as in 4M-21, which asks about points, at random in training. Here each
+    instance is asked about once, at a point of its own: no instance is missed or told twice, the largest come first,
+    and the same map always has the same tokens. A map without any asks about its middle.
     """
 
     settings_class = InstanceSettings
@@ -138,7 +169,12 @@ class SamInstances(ObjectModality):
         )
 
     def axes(self, options: InstanceSettings) -> tuple[Axis, ...]:
-        return tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
+        if options.layout == "4m":
+            return tuple(Axis(name=name, high=(BINS - 1) / FRAME) for name in ("point y", "point x", *BOX))
+        return tuple(Axis(name=name) for name in BOX)
+
+    def spelling(self, options: InstanceSettings) -> Spelling | None:
+        return SPELLING if options.layout == "4m" else None
 
     def item_shape(self, options: InstanceSettings) -> tuple[int, ...]:
         return (1, options.mask_size, options.mask_size)
@@ -159,12 +195,17 @@ class SamInstances(ObjectModality):
 
     def coordinates(self, objects: Sequence[Instance], fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
         height, width = options.size
-        return np.array([(o.left / width, o.top / height, o.right / width, o.bottom / height) for o in objects])
+        boxes = np.array([(o.left / width, o.top / height, o.right / width, o.bottom / height) for o in objects])
+        if options.layout != "4m":
+            return boxes
+        places = (np.array([point_within(o) for o in objects]) + 0.5) / (height, width)
+        return np.concatenate([np.floor(places * FRAME) / FRAME, boxes], axis=1)
 
     def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
         """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out."""
         height, width = options.size
-        edges = np.rint(coordinates * (width, height, width, height)).astype(int)
+        boxes = coordinates[:, -len(BOX) :].clip(0, 1)
+        edges = np.rint(boxes * (width, height, width, height)).astype(int)
         masks = []
         for (left, top, right, bottom), logits in zip(edges.tolist(), items[:, 0], strict=True):
             if right > left and bottom > top:
@@ -174,8 +215,8 @@ class SamInstances(ObjectModality):
         return map_of_masks(masks, options.size)
 
     def published_settings(self, architecture: Architecture) -> dict[str, Any]:
-        """The size of a mask."""
-        return {"mask_size": architecture.size[0]}
+        """The published sequences, and the size of a mask."""
+        return {"layout": "4m", "mask_size": architecture.size[0], "max_instances": MOST_POINTS}
 
     def seen(self, value: Array, crop: Crop, options: InstanceSettings) -> Array:
         """The crop of the map, by nearest pixels; ids stay."""

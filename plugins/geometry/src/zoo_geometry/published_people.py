@@ -1,0 +1,101 @@
+"""People as 4M-21 spells them: what is told of one, and its camera, a weak perspective of a crop, to and from ours.
+
+The format is that of ml-4m (`fourm/data/modality_transforms.py`, HumanPoseTransform): people that HMR 2.0 estimated
+(4D-Humans, arXiv 2305.20091). `global` is a rotation to axes x right, y down, z forward. `camera` is (s, tx, ty): a
+point (x, y) of the body, metres, is seen at s (x + tx) and s (y + ty) in the square crop around the person, -1 to 1
+from edge to edge (`cam_crop_to_full` of that project). The crop has the centre of the box, and the height of a box of
+3 to 4 around it.
+
+What is assumed, as the format does not say it:
+
+- the picture is square, as published ones are, and the box is the one that the crop was made around (the box of a
+  person who is partly outside of the picture is smaller);
+- the lens: depth comes back as that of a picture taken with a focal length of FOCAL sides of it;
+- how large a person is: s is that of somebody of the size of the skeleton, so that a person comes back with its place
+  and its size in the picture, a child as an adult further away. Betas are told, and do not change the bones here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.families.objects import Axis, Part, Spelling
+from zoo_geometry import body, rotations
+
+Array = NDArray[Any]
+
+SHAPE_SIZE = 10
+MOST = 6
+"""People of one value: 39 tokens each, in sequences of up to 256."""
+FOCAL = 1.2
+"""Focal length in sides of the picture: 45 degrees from edge to edge."""
+NEAREST, FARTHEST = 0.2, 100.0  # metres
+OUTSIDE = 1.0
+"""Sides of the picture that the pelvis may be outside of it."""
+PELVIS = np.array([0.0, -0.22])
+"""Where SMPL's pelvis lies in the body's own axes, metres: orientation turns the body around it."""
+ASPECT = 4 / 3
+"""Height to width of what HMR 2.0 makes boxes into before it takes a square around them."""
+Y_AND_Z_TURNED = np.diag([1.0, -1.0, -1.0])
+"""Between axes x right, y up, z towards the viewer, and x right, y down, z forward."""
+
+AXES = (
+    *(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax")),
+    *(Axis(name=f"orientation {row} {column}", low=-1, high=1) for row in range(3) for column in range(3)),
+    *(Axis(name=f"crop camera {name}", low=-1, high=19) for name in ("scale", "x", "y")),
+    *(Axis(name=f"shape {k}", low=-3, high=3) for k in range(SHAPE_SIZE)),
+)
+SPELLING = Spelling(
+    head=Part(word="human", axes=(0, 1, 2, 3)),
+    parts=(
+        Part(word="pose", codes=True),
+        Part(word="global", axes=(0,) * 9),
+        Part(word="camera", axes=(0,) * 3),
+        Part(word="shape", axes=(0,) * SHAPE_SIZE),
+    ),
+    nothing=(" none",),
+)
+
+
+def numbers_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: Array, skeleton: Array) -> Array:
+    """The numbers (people, 26) of AXES.
+
+    Boxes are (people, 4), turns (people, 24, 3) axis-angle vectors, joints (people, 24, 3) metres, image
+    (people, 24, 2), shapes (people, 10), and the skeleton (24, 3).
+    """
+    orientation = Y_AND_Z_TURNED @ rotations.matrices_of(turns[:, 0])
+    centre, side = crops(boxes)
+    sizes = body.total_length(body.bones_of(turns, joints)) / body.total_length(skeleton)
+    focal = np.sqrt(np.maximum(body.focal_lengths(joints, image), 1e-3).prod(axis=1))
+    scale = focal / np.maximum(-joints[:, 0, 2], body.NEAREST) * sizes  # sides of the picture per metre
+    moved = (image[:, 0] - centre) / scale[:, None] - PELVIS
+    parts = (boxes, orientation.reshape(-1, 9), (2 * scale / side)[:, None], moved, shapes)
+    return np.concatenate(parts, axis=1)
+
+
+def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple[Array, Array, Array, Array]:
+    """Rotations, joints in metres and in the picture, and shapes, as `numbers_of` takes them.
+
+    `numbers` (people, 22) are those of AXES after the box, `below` (people, 23, 3) the rotations below the first.
+    """
+    orientation, camera, shapes = np.split(numbers, [9, 12], axis=1)
+    first = rotations.vectors_of(Y_AND_Z_TURNED @ orientation.reshape(-1, 3, 3))
+    turns = np.concatenate([first[:, None], below], axis=1)
+    centre, side = crops(boxes)
+    scale = np.maximum(camera[:, 0], 0.01) * side / 2
+    seen = np.clip(centre + scale[:, None] * (camera[:, 1:] + PELVIS), -OUTSIDE, 1 + OUTSIDE)
+    depth = np.clip(FOCAL / scale, NEAREST, FARTHEST)
+    focal = (scale * depth)[:, None]
+    ahead = np.concatenate([(seen - 0.5) * (1, -1) / focal, -np.ones_like(focal)], axis=1)
+    joints = body.joints_of(turns, np.broadcast_to(skeleton, turns.shape), depth[:, None] * ahead)
+    return turns, joints, body.image_of(joints, seen, np.broadcast_to(focal, seen.shape)), shapes
+
+
+def crops(boxes: Array) -> tuple[Array, Array]:
+    """The centres (people, 2) and sides (people,) of the squares that people in boxes were estimated from."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    width, height = (high - low).T
+    return (low + high) / 2, np.maximum(height, ASPECT * width)

@@ -1,0 +1,482 @@
+"""Sequences that 4M-21 published for lists of objects: by hand, there and back, in any order, damaged, and imported."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from published_tokenizers import TINY_VIT, twin
+from published_tokenizers import published as published_tokenizer
+from test_ml4m_backbone import VARIANTS, published
+from test_ml4m_folders import WORDS, run, text_file
+from test_ml4m_tokenizers import body_at_rest
+from tokenizers import Tokenizer
+
+from backbone.ml4m.commands import export_command, import_command
+from backbone.saving import load_model
+from tokenizers_zoo import ModalityHandle, Zoo
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.cli.main import zoo as command
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
+from tokenizers_zoo.ml4m.architecture import VITS
+from tokenizers_zoo.modality import Crop, SequenceLayout
+from tokenizers_zoo.testing import conformance_results
+from tokenizers_zoo.vocabulary import TextVocabulary
+from zoo_geometry import body, rotations
+from zoo_geometry.human_poses import plugin as poses
+from zoo_geometry.published_people import crops
+from zoo_semantics.instance_maps import Instance, point_within
+from zoo_semantics.sam_instance import plugin as instances
+
+POSES, MASKS = "human_poses", "sam_instance"
+TEXT = {"text": {"preset": "4m"}}
+SPOKEN = ("human", "pose", "global", "camera", "shape", "none", "point", "polygon")
+FIRST_WORD = 4204 + 1 + len(WORDS)
+POSE_TOKENIZER: dict[str, Any] = {
+    "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+    "patch_size": 1, "n_channels": 207, "latent_dim": 32, "codebook_size": 1024, "quant_type": "memcodes",
+    "num_codebooks": 8,
+}  # fmt: skip
+MASK_TOKENIZER: dict[str, Any] = {
+    "class": "VQVAE", "enc_type": "vit_t_enc", "dec_type": "vit_t_dec", "image_size": 64, "patch_size": 16,
+    "n_channels": 1, "latent_dim": 8, "codebook_size": 1024,
+}  # fmt: skip
+DOMAINS = {
+    **VARIANTS["gated"], "image_size": 224, "patch_size": 16, "domains_in": ["caption", POSES, MASKS],
+    "domains_out": ["caption", POSES, MASKS],
+}  # fmt: skip
+
+
+def words_file(path: Path) -> Path:
+    """A published vocabulary that has the words of all sequences."""
+    return text_file(path, **{word: FIRST_WORD + k for k, word in enumerate(SPOKEN)})
+
+
+class World:
+    """A folder of published checkpoints, imported by the command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pose_tokenizer = published_tokenizer(**POSE_TOKENIZER)
+        self.mask_tokenizer = published_tokenizer(**MASK_TOKENIZER)
+        self.backbone = published(DOMAINS, human_poses=(263, 30_000), sam_instance=(290, 30_000))
+        write_published(self.pose_tokenizer, folder / "in" / "4M_tokenizers_human-poses_1k_8")
+        write_published(self.mask_tokenizer, folder / "in" / "4M_tokenizers_sam-instance_1k_64")
+        write_published(self.backbone, folder / "in" / "4M-21_B")
+        self.words = Tokenizer.from_file(str(words_file(folder / "in" / "words.json")))
+        self.output = run(import_command, folder / "in", folder / "out")
+        self.zoo = Zoo.from_toml(folder / "out" / "registry.toml")
+
+    def ids(self, text: str) -> list[int]:
+        """What the published text tokenizer makes of a sequence."""
+        ids: list[int] = self.words.encode(text).ids
+        return ids
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VITS, "vit_t", TINY_VIT)
+        return World(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
+
+
+def codes_as_text(checkpoint: PublishedCheckpoint, item: torch.Tensor) -> str:
+    """The published codes of one item, spelled."""
+    codes = twin(checkpoint, {"x": item[None]})["tokens"].flatten().tolist()
+    return " ".join(f"v0={code}" if code < 512 else f"v1={code - 512}" for code in codes)
+
+
+AT_REST = body_at_rest(body.ADULT)
+"""3 m away, pelvis in the middle, a focal length of one side of the picture."""
+REST_BLOCKS = {
+    "global": "global v0=999 v0=500 v0=500 v0=500 v0=0 v0=500 v0=500 v0=500 v0=0",  # y and z turned around
+    # a crop of 4/3 x 0.6 = 0.8 sides: scale 2 / 3 / 0.8 = 0.833; the pelvis is 0.22 m below the body's origin
+    "camera": "camera v0=92 v0=50 v0=61",
+    "shape": "shape" + " v0=500" * 10,
+}
+REST_BOX = "human v0=200 v1=200 v2=799 v3=799"
+
+
+@pytest.fixture(scope="module")
+def rest(world: World) -> dict[str, str]:
+    """The four blocks of AT_REST."""
+    still = torch.eye(3).repeat(23, 1, 1).flatten()[:, None, None]
+    return {"pose": f"pose {codes_as_text(world.pose_tokenizer, still)}", **REST_BLOCKS}
+
+
+def rectangles(*boxes: tuple[int, int, int, int], size: int = 224) -> np.ndarray:
+    """A map of rectangles (top, left, bottom, right) with the ids 1, 2, ..."""
+    value = np.zeros((size, size), np.int32)
+    for index, (top, left, bottom, right) in enumerate(boxes, 1):
+        value[top:bottom, left:right] = index
+    return value
+
+
+# ---------------------------------------------------------------------- written by hand
+
+
+def test_people_are_spelled_as_published(world: World, rest: dict[str, str]) -> None:
+    handle = world.zoo[POSES]
+    text = " ".join((REST_BOX, *rest.values()))
+    (ids,) = handle.encode([[AT_REST]])
+    assert ids.tolist() == world.ids(text) and len(ids) == 39
+    smaller = {**AT_REST, "box": [0.2, 0.2, 0.8, 0.75], "shape": [1.0, -3.0, 9.0, *[0.0] * 9]}
+    # the box ends higher, its middle by 0.025 of the picture: the pelvis is seen 0.025 / (1 / 3) = 0.075 m below it
+    spelled = rest | {"camera": "camera v0=92 v0=50 v0=65", "shape": "shape v0=666 v0=0 v0=999" + " v0=500" * 7}
+    second = " ".join(("human v0=200 v1=200 v2=799 v3=749", *spelled.values()))
+    (both,) = handle.encode([[smaller, AT_REST]])
+    assert both.tolist() == world.ids(f"{text} {second}")  # the larger box first
+    assert handle.encode([[]])[0].tolist() == world.ids("none") and handle.decode([world.ids("none")]) == [[]]
+
+
+def test_instances_are_spelled_as_published(world: World) -> None:
+    handle = world.zoo[MASKS]
+    value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
+    codes = codes_as_text(world.mask_tokenizer, torch.ones(1, 64, 64))
+    text = f"point v0=83 v1=139 polygon v0=112 v1=56 v2=168 v3=112 {codes}"
+    text += f" point v0=204 v1=19 polygon v0=10 v1=200 v2=30 v3=210 {codes}"
+    (ids,) = handle.encode([value])
+    assert ids.tolist() == world.ids(text) and len(ids) == 2 * 24
+    nothing = rectangles()
+    assert handle.encode([nothing])[0].tolist() == world.ids("point v0=112 v1=112 none")
+    assert handle.decode(handle.encode([nothing]))[0].max() == 0
+
+
+def test_pixels_are_those_of_224_whatever_the_size_of_the_map(world: World) -> None:
+    table = world.zoo.tables["modalities"][MASKS]
+    tables = {**world.zoo.tables, "modalities": {MASKS: {**table, "image_size": 56}}}
+    small = Zoo.from_tables({**tables, "zoo": {"checkpoints": "tokenizers"}}, world.folder / "out" / "registry.toml")
+    (ids,) = small[MASKS].encode([rectangles((14, 28, 28, 42), size=56)])
+    pieces = TextVocabulary.load(world.folder / "out" / "tokenizers" / "text").decode(ids)
+    assert [str(piece) for piece in pieces[:8]] == [
+        "point", "v0=82", "v1=138", "polygon", "v0=112", "v1=56", "v2=168", "v3=112",
+    ]  # fmt: skip
+
+
+def test_a_point_is_within_its_instance() -> None:
+    ring = np.ones((5, 5), bool)
+    ring[1:4, 1:4] = False
+    assert point_within(Instance(10, 20, 15, 25, ring)) == (10, 22)
+    assert point_within(Instance(0, 0, 2, 2, np.ones((2, 2), bool))) == (0, 0)
+
+
+# ---------------------------------------------------------------------- there and back
+
+
+def test_people_come_back(world: World) -> None:
+    rng = np.random.default_rng(0)
+    handle = world.zoo[POSES]
+    people = []
+    for size, at, focal in ((1.0, (0.4, 0.1, -4.0), 1.2), (0.6, (-0.5, -0.2, -3.0), 0.8)):  # a grown-up and a child
+        turns = rng.normal(0, 0.3, (1, 24, 3))
+        joints = body.joints_of(turns, size * body.ADULT[None], np.array([at]))
+        seen = 0.5 + focal * body.directions(joints[:, 0]) * (1, -1)
+        image = body.image_of(joints, seen, np.full((1, 2), focal))[0]
+        low, high = image.min(axis=0), image.max(axis=0)
+        assert low.min() > 0 and high.max() < 1
+        people.append({
+            "joint_rotations": turns[0].tolist(), "joints_camera": joints[0].tolist(), "joints_image": image.tolist(),
+            "box": [*low.tolist(), *high.tolist()], "shape": [0.5] * 10,
+        })  # fmt: skip
+    people.sort(key=lambda one: (one["box"][0] - one["box"][2]) * (one["box"][3] - one["box"][1]))
+    (back,) = handle.decode(handle.encode([people]))
+    for found, one in zip(back, people, strict=True):
+        assert np.allclose(found["box"], one["box"], atol=0.0006) and np.allclose(found["shape"], 0.5, atol=0.004)
+        first, second = (rotations.matrices_of(np.array(p["joint_rotations"][0])) for p in (found, one))
+        assert np.allclose(first, second, atol=0.003)
+        assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
+        scales = [p["joints_image"][0][0] - p["joints_image"][15][0] for p in (found, one)]
+        assert abs(scales[0] - scales[1]) < 0.5  # the body's pose is what an untrained tokenizer makes of it
+    # joints as one sees them, from the coordinates alone: with the true rotations below the first
+    options, fitted = poses.options(handle.settings), {"skeleton": body.ADULT}
+    numbers = poses.coordinates(people, fitted, options)
+    again = poses.join(numbers, poses.items(people, options), fitted, options)
+    for found, one in zip(again, people, strict=True):
+        errors = np.linalg.norm(np.subtract(found["joints_image"], one["joints_image"]), axis=1)
+        assert errors.max() < 0.03 and errors[0] < 1e-9  # another focal length bends a body a little
+    assert again[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # taken with the assumed focal length
+    assert poses.measure([again], [people], options)["found_joint_error"] < 150  # the child came back as an adult
+    assert np.allclose(poses.coordinates(again, fitted, options)[:, :16], numbers[:, :16], atol=1e-6)
+
+
+def test_of_a_person_who_is_cut_off_box_and_place_agree(world: World) -> None:
+    (seen,) = poses.seen(
+        [AT_REST], Crop(top=0, left=0.4, height=0.6, width=0.6), poses.options(world.zoo[POSES].settings)
+    )
+    (back,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[seen]]))[0]
+    assert np.allclose(back["box"], seen["box"], atol=0.0006)
+    assert np.allclose(back["joints_image"][0], seen["joints_image"][0], atol=0.02)
+
+
+def test_a_crop_is_as_high_as_a_box_of_three_to_four() -> None:
+    centre, side = crops(np.array([[0.0, 0.0, 0.3, 0.8], [0.1, 0.2, 0.7, 0.4]]))
+    assert np.allclose(centre, [[0.15, 0.4], [0.4, 0.3]]) and np.allclose(side, [0.8, 0.8])
+
+
+def test_rectangles_come_back_where_codes_do(world: World) -> None:
+    """Boxes and points are exact at 224 pixels; what is inside of a box is the tokenizer's."""
+    handle = world.zoo[MASKS]
+    value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
+    levels, codes = handle.tokenizer.grammar.read(handle.encode([value])[0])
+    assert levels.tolist() == [[83, 139, 112, 56, 168, 112], [204, 19, 10, 200, 30, 210]]
+    options = instances.options(handle.settings)
+    objects = instances.split(value, options)
+    numbers = instances.coordinates(objects, {}, options)
+    back = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
+    assert np.array_equal(back, value) and codes.shape == (2, 16)
+
+
+def test_only_whole_objects_that_fit_are_written(world: World) -> None:
+    people = [{**AT_REST, "box": [0.2, 0.2, 0.8, 0.8 - 0.02 * k]} for k in range(9)]
+    (ids,) = world.zoo[POSES].encode([people])
+    assert len(ids) == 6 * 39 and len(world.zoo[POSES].decode([ids])[0]) == 6
+    tables = json.loads(json.dumps(world.zoo.tables))
+    tables["modalities"][POSES]["max_length"] = 80
+    short = Zoo.from_tables(tables, world.folder / "out" / "registry.toml")[POSES]
+    assert np.array_equal(short.encode([people])[0], ids[:78])
+
+
+# ---------------------------------------------------------------------- read in any order, and damaged
+
+
+def read(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+    levels, codes = world.zoo[name].tokenizer.grammar.read(world.ids(text))
+    return levels, codes
+
+
+def test_blocks_may_come_in_any_order(world: World, rest: dict[str, str]) -> None:
+    wanted = read(world, POSES, " ".join((REST_BOX, *rest.values())))
+    assert wanted[0].shape == (1, 26) and wanted[1].shape == (1, 8)
+    for order in itertools.permutations(rest.values()):
+        for mine, theirs in zip(read(world, POSES, " ".join((REST_BOX, *order))), wanted, strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def test_of_damaged_people_the_whole_ones_are_read(world: World, rest: dict[str, str]) -> None:
+    blocks = list(rest.values())
+    whole = " ".join((REST_BOX, *blocks))
+
+    def people(text: str) -> int:
+        levels, _ = read(world, POSES, text)
+        decoded = world.zoo[POSES].decode([world.ids(text)])[0]
+        assert len(decoded) == len(levels)
+        return len(levels)
+
+    assert people(f"{whole} {whole}") == 2
+    assert people(" ".join(whole.split()[:-1])) == 0  # cut off
+    assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first one lacks most
+    assert people(f"{whole} {' '.join(blocks)}") == 1  # blocks without a person
+    assert people(f"v0=3 dog {whole} none") == 1
+    assert people(whole.replace("human v0=200", "human v1=200")) == 0
+    assert people(whole.replace("global v0=999", "global v2=999")) == 0
+    assert people(whole.replace("camera", "camera v0=3")) == 0  # a number too many
+    first = rest["pose"].split()[1]
+    assert people(whole.replace(f"pose {first}", "pose v0=512", 1)) == 0  # no code: those go on with v1=0
+    assert people(whole.replace(f"pose {first}", "pose v3=0", 1)) == 0  # code 1536
+    assert people(whole.replace(f"pose {first}", "pose v1=511", 1)) == 1
+    assert people("dog") == people("none none") == 0
+
+
+def test_of_damaged_instances_the_whole_ones_are_read(world: World) -> None:
+    codes = "v0=5 v1=511 " * 8
+
+    def polygon(left: int) -> str:
+        return f"polygon v0={left} v1=20 v2=100 v3=120 {codes}"
+
+    def boxes(text: str) -> list[list[int]]:
+        levels, found = read(world, MASKS, text)
+        assert (found == [5, 1023] * 8).all()
+        world.zoo[MASKS].check(world.zoo[MASKS].decode([world.ids(text)])[0])
+        return levels[:, [0, 1, 2]].tolist()
+
+    assert boxes(f"point v0=30 v1=40 {polygon(1)} {polygon(2)} point v0=9 v1=9 none") == [[30, 40, 1], [30, 40, 2]]
+    assert boxes(f"point v0=3 v1=4 {polygon(1)} point v0=5 v1=6 {polygon(1)}") == [
+        [3, 4, 1]
+    ]  # the same one, asked twice
+    assert boxes(f"point v0=3 v1=4 polygon v0=1 v0=5 {polygon(2)}") == [[3, 4, 2]]
+    assert boxes(f"{polygon(1)} point v0=3 {polygon(2)} point v0=3 v1=4 {polygon(3)}") == [[3, 4, 3]]
+    assert boxes(f"point v0=3 v1=4 {polygon(1)[:-7]}") == []
+    assert boxes("point v0=3 v1=4 none") == []
+
+
+def test_boxes_outside_of_the_picture_and_inside_out_hold_nothing(world: World) -> None:
+    codes = "v0=5 v1=511 " * 8
+    for box in ("v0=500 v1=20 v2=900 v3=120", "v0=100 v1=20 v2=50 v3=120"):
+        text = f"point v0=3 v1=4 polygon {box} {codes}"
+        assert world.zoo[MASKS].decode([world.ids(text)])[0].max() == 0
+
+
+def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
+    rng = np.random.default_rng(0)
+    words = [FIRST_WORD + k for k in range(len(SPOKEN))]
+    for name in (POSES, MASKS):
+        handle = world.zoo[name]
+        for _ in range(20):
+            ids = np.where(rng.random(200) < 0.2, rng.choice(words, 200), rng.integers(204, 4204, 200))
+            handle.write(handle.decode([ids])[0])
+
+
+def extremes(rest: dict[str, str]) -> Sequence[str]:
+    """People of which each number is as low or as high as it can be."""
+    found = []
+    for box, level in itertools.product(("0 0 999 999", "500 500 500 500", "999 999 0 0"), (0, 999)):
+        edges = " ".join(f"v{axis}={edge}" for axis, edge in enumerate(box.split()))
+        blocks = (f"global{f' v0={level}' * 9}", f"camera{f' v0={level}' * 3}", f"shape{f' v0={level}' * 10}")
+        found.append(" ".join((f"human {edges}", rest["pose"], *blocks)))
+    return found
+
+
+def test_extreme_people_are_still_people(world: World, rest: dict[str, str]) -> None:
+    handle = world.zoo[POSES]
+    for text in extremes(rest):
+        (value,) = handle.decode([world.ids(text)])
+        handle.write(value)
+        handle.encode([value])
+        assert len(value) == 1 and np.isfinite(value[0]["joints_camera"]).all()
+
+
+# ---------------------------------------------------------------------- imported, trained, checked
+
+
+def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest: dict[str, str]) -> None:
+    assert "_4m" not in world.output and "other tokens" not in world.output
+    assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
+    model = load_model(world.folder / "out" / "backbone", [world.zoo[name].spec for name in world.zoo.names()])
+    assert {spec.name for spec in model.tables.specs} == {"caption", POSES, MASKS}
+    stored = load_config(world.folder / "out" / "backbone")["fingerprints"]
+    assert stored == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
+    (tmp_path / "people.json").write_text(json.dumps([AT_REST]))
+    generate = ("--registry", world.zoo.path, "backbone", "generate", world.folder / "out" / "backbone")
+    arguments = ("--given", f"{POSES}={tmp_path / 'people.json'}", "--make", MASKS, "--set", "max_length=30")
+    run(command, *generate, *arguments, "--out", tmp_path / "masks")
+    assert len(list((tmp_path / "masks").rglob(f"{MASKS}.png"))) == 1
+    run(command, *generate, "--make", POSES, "--samples", 1, "--set", "max_length=45", "--out", tmp_path / "people")
+    assert len(list((tmp_path / "people").rglob(f"{POSES}.json"))) == 1
+    run(export_command, world.folder / "out" / "backbone", tmp_path / "back")
+    theirs = world.folder / "in" / "4M-21_B" / "model.safetensors"
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == theirs.read_bytes()
+    run(export_command, world.folder / "out" / "tokenizers" / POSES, tmp_path / "tokenizer")
+    theirs = world.folder / "in" / "4M_tokenizers_human-poses_1k_8" / "model.safetensors"
+    assert (tmp_path / "tokenizer" / "model.safetensors").read_bytes() == theirs.read_bytes()
+
+
+def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: Path) -> None:
+    """The backbone first: without tokenizer and words it is told what lacks, and with them all is as in one go."""
+    out = tmp_path / "out"
+
+    def handle() -> ModalityHandle:
+        return Zoo.from_toml(out / "registry.toml")[POSES]
+
+    run(import_command, world.folder / "in" / "4M-21_B", out)
+    assert handle().spec.own_tokenizer and not handle().has_tokenizer
+    with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*tokenizers/human_poses"):
+        handle().encode([[AT_REST]])
+    run(import_command, world.folder / "in" / "4M_tokenizers_human-poses_1k_8", out)
+    assert not handle().has_tokenizer
+    with pytest.raises(
+        CheckpointError, match=r"human_poses: writes in the vocabulary text, and there is none at .*text"
+    ):
+        handle().encode([[AT_REST]])
+    run(import_command, world.folder / "in" / "words.json", out)
+    assert handle().fingerprint == world.zoo[POSES].fingerprint
+    assert np.array_equal(handle().encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
+    assert load_model(out / "backbone", [handle().spec])
+
+
+def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World, tmp_path: Path) -> None:
+    mine = world.zoo[POSES]
+    source = world.folder / "out" / "tokenizers" / "text"
+    words = TextVocabulary.load(source)
+    words.grow(["<more>"]).save(tmp_path / "grown")
+    assert mine.at(mine.checkpoint, tmp_path / "grown").fingerprint == mine.fingerprint
+    text = text_file(tmp_path / "other.json", **{word: FIRST_WORD + k for k, word in enumerate(reversed(SPOKEN))})
+    TextVocabulary(words.config, published=text.read_text()).save(tmp_path / "other")
+    assert mine.at(mine.checkpoint, tmp_path / "other").fingerprint != mine.fingerprint
+    TextVocabulary(words.config, published=text_file(tmp_path / "few.json").read_text()).save(tmp_path / "few")
+    with pytest.raises(CheckpointError, match=r"human_poses: .*few: the vocabulary has no word 'human', it reads"):
+        mine.at(mine.checkpoint, tmp_path / "few").encode([[]])
+
+
+@pytest.mark.parametrize("name", [POSES, MASKS])
+def test_a_vocabulary_that_is_too_small_is_told(name: str) -> None:
+    plugin = {POSES: poses, MASKS: instances}[name]
+    few_axes = {"preset": "4m", "coordinate_axes": 2}
+    for table, words in (
+        ({}, "coordinate_bins has to be 1000 .*, and is 256"),
+        (few_axes, "coordinate_axes has to be"),
+    ):
+        with pytest.raises(ConfigError, match=rf'{name}: with layout = "4m" \[vocabularies.text\] {words}'):
+            plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": table}))
+    with pytest.raises(ConfigError, match="max_length: expected at least 1, got 0"):
+        plugin.modality_spec(Settings(name, {"layout": "4m", "max_length": 0}, vocabularies=TEXT))
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    POSES: {"layout": "4m"},
+    MASKS: {"layout": "4m", "mask_size": 16, "tokenizer": {"patch_size": 8, "width": 16}},
+}
+
+
+def small(folder: Path, *names: str) -> Zoo:
+    tables = {"zoo": {"checkpoints": "tokenizers", "image_size": 32}, "vocabularies": TEXT, "modalities": SMALL}
+    return Zoo.from_tables({**tables, "zoo": {**tables["zoo"], "modalities": list(names)}}, folder / "registry.toml")
+
+
+@pytest.mark.parametrize("name", [POSES, MASKS])
+def test_one_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    results = conformance_results(small(tmp_path, name), name)
+    assert [f"{result.name}: {result.message}" for result in results if not result.passed] == []
+    assert not (tmp_path / "tokenizers").exists()  # a vocabulary for the checks is not left behind
+
+
+def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
+    """Training makes the vocabulary, too; tokens are stored, and still its own after the vocabulary has grown."""
+    from tokenizers_zoo.data.shards import ValueStore
+    from tokenizers_zoo.data.tar import writing_shard
+    from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer
+    from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
+
+    zoo = small(tmp_path, MASKS, "caption")
+    value = rectangles((4, 4, 20, 20), size=32)
+    for split in ("train", "test"):
+        with writing_shard(tmp_path / "data" / split / MASKS / "shard-00000.tar") as shard:
+            for key in "abc":
+                data, extension = zoo[MASKS].write(value)
+                shard.add(key, data, extension)
+    folder = train_tokenizer(zoo, MASKS, tmp_path / "data", overrides={"steps": 2, "batch_size": 2, "eval_every": 2})
+    assert folder == tmp_path / "tokenizers" / MASKS
+    assert (tmp_path / "tokenizers" / "text" / "config.json").is_file()
+    found = text_vocabularies(zoo)
+    assert [handle.name for handle in found["text"]] == ["caption", MASKS]
+    assert describe_vocabulary(zoo, "text").folder == tmp_path / "tokenizers" / "text"
+    handle = zoo[MASKS]
+    (ids,) = handle.encode([value])
+    layout = handle.spec.layout
+    assert isinstance(layout, SequenceLayout) and 0 < len(ids) <= layout.max_length
+    handle.check(handle.decode([ids])[0])
+    assert evaluate_tokenizer(zoo, MASKS, tmp_path / "data", write=True).samples == 3
+    assert (folder / "evaluation.json").is_file() and ValueStore.of(tmp_path / "data", zoo)
+    assert zoo.problems() == {}
+
+
+def test_training_needs_no_vocabulary(tmp_path: Path) -> None:
+    values = [[AT_REST], [], [AT_REST, AT_REST]] * 3
+    handle = small(tmp_path, POSES)[POSES]
+    overrides = {"steps": 2, "batch_size": 4, "eval_every": 2}
+    folder = handle.train_tokenizer(TrainingSamples(train=values, test=values), tmp_path / "own", seed=0, **overrides)
+    assert load_config(folder)["grammar"]["bins"] == 1000
+    assert len(load_config(folder)["axes"]) == 26

@@ -1,0 +1,153 @@
+"""Objects spelled as text: words with coordinates after them, over the shared vocabulary, as 4M-21 has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.objects.grammar import Ids, ObjectGrammar
+from tokenizers_zoo.families.text import whole_groups
+from tokenizers_zoo.vocabulary import Coordinate, Piece, TextVocabulary, VocabularyConfig
+
+BINS = 1000
+"""Levels of each coordinate in published sequences."""
+CODES_PER_AXIS = 512
+"""A code is a coordinate, too: v0=0 to v0=511, then v1=0 and so on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A word with what is told after it: levels of the object on these axes v0, v1, ..., then maybe its codes."""
+
+    word: str
+    axes: tuple[int, ...] = ()
+    codes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spelling:
+    """How an object is spelled: its head, then its other parts, in this order when written and in any when read.
+
+    The levels of an object are those of the head and the parts, one part after the other as they stand here.
+    """
+
+    head: Part
+    parts: tuple[Part, ...]
+    nothing: tuple[Piece, ...]
+    """What stands for a value without an object."""
+    several: bool = False
+    """Whether the parts may come again after one head, for another object that has the same one."""
+
+    def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
+        """Raise ConfigError where the vocabulary `name` lacks coordinates to spell with."""
+        axes = max(*self.head.axes, *(axis for part in self.parts for axis in part.axes)) + 1
+        axes = max(axes, -(-codebook_size // CODES_PER_AXIS))
+        for key, least in (("coordinate_bins", BINS), ("coordinate_axes", axes)):
+            if getattr(config, key) < least:
+                raise ConfigError(
+                    f'{owner}: with layout = "4m" [vocabularies.{name}] {key} has to be {least} or more, and is'
+                    f' {getattr(config, key)}; set its preset to "4m", or layout to "codes"'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpelledGrammar:
+    """Ids of a spelling over a vocabulary; `plain` says how many levels and codes an object has."""
+
+    spelling: Spelling
+    vocabulary: TextVocabulary
+    plain: ObjectGrammar
+    max_length: int
+
+    def __post_init__(self) -> None:
+        words = [part.word for part in (self.spelling.head, *self.spelling.parts)]
+        words += [piece.strip() for piece in self.spelling.nothing if isinstance(piece, str)]
+        for word in words:
+            if (read := self.vocabulary.decode_text(self.vocabulary.encode_text(f" {word}")).strip()) != word:
+                raise CheckpointError(f"the vocabulary has no word {word!r}, it reads {read!r}; give it another one")
+
+    @property
+    def bins(self) -> int:
+        """Levels of each coordinate."""
+        return self.plain.bins
+
+    @property
+    def codes(self) -> int:
+        """Codes of one object."""
+        return self.plain.codes
+
+    def write(self, levels: Ids, codes: Ids) -> Ids:
+        """The ids of levels (objects, axes) and codes (objects, codes of one object): of the first ones that fit."""
+        rows = zip(levels.tolist(), codes.tolist(), strict=True)
+        groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
+        ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.nothing)], self.max_length)
+        return np.array(ids, dtype=np.int64)
+
+    def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
+        """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
+
+        A part that has other coordinates than it should is left out, and so is an object that lacks a part. Where one
+        head may be of several objects, so is what was said before after another head. Exact for what `write` wrote.
+        """
+        spelling, found, begun = self.spelling, list[list[int]](), dict[str, list[int]]()
+        parts = {part.word: part for part in (spelling.head, *spelling.parts)}
+        for word, coordinates in _runs(self.vocabulary.decode(ids)):
+            if word == spelling.head.word:
+                begun = {}
+            if word not in parts or (word != spelling.head.word and spelling.head.word not in begun):
+                continue
+            numbers = self._numbers(parts[word], coordinates)
+            if numbers is not None:
+                begun[word] = numbers
+            if len(begun) == len(parts):
+                found.append(self._row(begun))
+                begun = {spelling.head.word: begun[spelling.head.word]} if spelling.several else {}
+        if spelling.several:
+            found = list({tuple(row[len(spelling.head.axes) :]): row for row in reversed(found)}.values())[::-1]
+        table = np.array(found, dtype=np.int64).reshape(-1, self.plain.object_length)
+        return table[:, : self.plain.axes], table[:, self.plain.axes :]
+
+    def _pieces(self, levels: Sequence[int], codes: Sequence[int]) -> Iterator[Piece]:
+        """One object. Words have a space before them, so that they are the pieces that they are in a sentence."""
+        start = 0
+        for part in (self.spelling.head, *self.spelling.parts):
+            yield f" {part.word}"
+            for axis, level in zip(part.axes, levels[start : start + len(part.axes)], strict=True):
+                yield Coordinate(axis, level)
+            start += len(part.axes)
+            for code in codes if part.codes else ():
+                yield Coordinate(*divmod(code, CODES_PER_AXIS))
+
+    def _numbers(self, part: Part, coordinates: Sequence[Coordinate]) -> list[int] | None:
+        """The levels of a part and then its codes; None where its coordinates are not those of such a part."""
+        told, coded = coordinates[: len(part.axes)], coordinates[len(part.axes) :]
+        if tuple(piece.axis for piece in told) != part.axes or len(coded) != (self.plain.codes if part.codes else 0):
+            return None
+        codes = [piece.axis * CODES_PER_AXIS + piece.level for piece in coded]
+        if any(piece.level >= CODES_PER_AXIS for piece in coded) or any(c >= self.plain.codebook_size for c in codes):
+            return None
+        levels = [piece.level for piece in told]
+        return [*levels, *codes] if all(level < self.plain.bins for level in levels) else None
+
+    def _row(self, begun: dict[str, list[int]]) -> list[int]:
+        """All levels of an object, then its codes."""
+        parts = (self.spelling.head, *self.spelling.parts)
+        levels = [number for part in parts for number in begun[part.word][: len(part.axes)]]
+        codes = [number for part in parts for number in begun[part.word][len(part.axes) :]]
+        return [*levels, *codes]
+
+
+def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
+    """Each word with the coordinates that follow it; what no word is before is skipped, and so are special tokens."""
+    word, run = "", list[Coordinate]()
+    for piece in pieces:
+        if isinstance(piece, Coordinate):
+            run.append(piece)
+            continue
+        for following in piece.split() if isinstance(piece, str) else [""]:
+            yield word, run
+            word, run = following, []
+    yield word, run
