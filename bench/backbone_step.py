@@ -37,7 +37,7 @@ class Case:
     def __init__(self, name: str, count: int, budget: int, batch: int, vocab_size: int, how: str = "adamw") -> None:
         specs = modalities(count, vocab_size=vocab_size)
         self.model = FourM.seeded(preset(name), specs, 0)
-        masking = MaskingConfig(input_budget=budget, target_budget=budget)
+        masking = MaskingConfig(input_budget=budget, min_input=0, target_budget=budget)
         self.batch = Masker(self.model.tables, masking)(samples(specs, batch), seed=0, step=0)
         config = TrainConfig(optimizer="muon" if how == "muon" else "adamw")
         self.dense = torch.optim.AdamW(

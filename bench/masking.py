@@ -27,7 +27,9 @@ MIXTURE = tuple(Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in (0.0
 
 def measure(count: int, budget: int, batch: int, repeats: int) -> dict[str, Any]:
     specs = modalities(count)
-    masker = Masker(Tables(specs), MaskingConfig(input_budget=budget, target_budget=budget, mixtures=MIXTURE))
+    masker = Masker(
+        Tables(specs), MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=MIXTURE)
+    )
     raw = samples(specs, batch)
     singles = [
         RawBatch(

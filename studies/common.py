@@ -69,7 +69,7 @@ class Study:
         """How the demo trains, for `steps` steps."""
         arguments = self.arguments
         steps = steps or arguments.steps
-        masking = MaskingConfig(input_budget=64, target_budget=160, mixtures=tuple(mixtures))
+        masking = MaskingConfig(input_budget=64, min_input=0, target_budget=160, mixtures=tuple(mixtures))
         config = TrainConfig(
             steps=steps, batch_size=arguments.batch, parts=arguments.parts, optimizer="muon", masking=masking,
             learning_rate=arguments.rate, warmup_steps=max(1, steps // 20), loss="token", eval_every=steps,

@@ -28,7 +28,8 @@ from tokenizers_zoo.modality import (
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(
     steps=12, batch_size=8, eval_every=5, eval_samples=10, save_every=4, warmup_steps=3,
-    optimizer="adamw", learning_rate=3e-3, masking=MaskingConfig(input_budget=24, target_budget=24),
+    optimizer="adamw", learning_rate=3e-3, loss="modality",
+    masking=MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=(Mixture(),)),
 )  # fmt: skip
 END, SENTINEL, FIRST_WORD = 0, 1, 70
 
@@ -85,7 +86,7 @@ def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float
 def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, seed: int = 0, alpha: float = 1.0,
                  absent: float = 0.0, tables: Tables | None = None) -> PackedBatch:  # fmt: skip
     mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha),)
-    config = MaskingConfig(input_budget=budget, target_budget=budget, mixtures=mixtures)
+    config = MaskingConfig(input_budget=budget, target_budget=budget, min_input=0, mixtures=mixtures)
     return Masker(tables or Tables(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
 
 

@@ -75,7 +75,7 @@ def train(zoo: Zoo, root: Path) -> None:
     with torch.no_grad():
         model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
     mixtures = tuple(Mixture(inputs=(name,), targets=("gist",)) for name in ("light", "dark", "letters", "raw"))
-    masking = MaskingConfig(input_budget=4, target_budget=4, mixtures=mixtures)
+    masking = MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures)
     data = TokenData(root / "tokens", "train", specs)
     masker, order = Masker(model.tables, masking), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

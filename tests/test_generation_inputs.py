@@ -66,7 +66,7 @@ def test_whole_inputs_read_as_in_training() -> None:
         if not item.continuous:
             tokens[item.name] = tokens[item.name][..., 0]
     mixture = Mixture(inputs=tuple(given), targets=("right",))
-    masker = Masker(model.tables, MaskingConfig(input_budget=40, target_budget=9, mixtures=(mixture,)))
+    masker = Masker(model.tables, MaskingConfig(input_budget=40, target_budget=9, min_input=0, mixtures=(mixture,)))
     trained = masker(RawBatch(tokens=tokens, lengths=lengths, present=present), 0, 0).inputs
     generated = whole_inputs(model, given).packed()
     assert contents(trained) == contents(generated)

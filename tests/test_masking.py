@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -233,7 +235,9 @@ def test_every_sample_can_be_read_back(
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
     mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha), Mixture(inputs=("words", "code")))
-    config = MaskingConfig(input_budget=inputs, target_budget=targets, span_length=span_length, mixtures=mixtures)
+    config = MaskingConfig(
+        input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
+    )
     batch = Masker(Tables(specs), config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
     check_batch(specs, raw, batch, config)
@@ -244,9 +248,8 @@ def test_budgets_fill_where_the_data_allow(alpha: float) -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(6, 6))) for n in range(3)]
     specs += [spec(f"line_{n}", sequence(30, 12), 100, "text") for n in range(4)]
     raw = raw_batch(specs, 200, seed=1, absent=0.2)
-    config = MaskingConfig(
-        input_budget=40, target_budget=40, mixtures=(Mixture(input_alpha=alpha, target_alpha=alpha),)
-    )
+    mixture = Mixture(input_alpha=alpha, target_alpha=alpha)
+    config = MaskingConfig(input_budget=40, target_budget=40, min_input=0, mixtures=(mixture,))
     batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
     rich = torch.from_numpy(raw.lengths.sum(axis=1) >= 80)
     assert rich.sum() > 80
@@ -257,7 +260,7 @@ def test_budgets_fill_where_the_data_allow(alpha: float) -> None:
 def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
     specs = [spec("words", sequence(200, 60), 300)]
     raw = raw_batch(specs, 100, seed=2)
-    config = MaskingConfig(input_budget=50, target_budget=30)
+    config = MaskingConfig(input_budget=50, target_budget=30, min_input=0, mixtures=(Mixture(),))
     batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config)
     rich = torch.from_numpy(raw.lengths[:, 0] >= 120)
@@ -270,7 +273,7 @@ def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
 
 def test_few_tokens_are_shared_by_both_sides() -> None:
     specs = [spec("picture", GridLayout(shape=(4, 5)))]
-    config = MaskingConfig(input_budget=60, target_budget=20)
+    config = MaskingConfig(input_budget=60, target_budget=20, min_input=0, mixtures=(Mixture(),))
     batch = Masker(Tables(specs), config)(raw_batch(specs, 6), seed=0, step=0)
     assert batch.inputs.mask.sum(dim=1).tolist() == [15] * 6
     assert batch.targets.mask.sum(dim=1).tolist() == [5] * 6
@@ -282,7 +285,7 @@ def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> 
     raw.lengths[:, 1] = 6
     mixtures = (Mixture(inputs=("pixels",), targets=("words",)),)
     for budget in (3, 7, 20):
-        config = MaskingConfig(input_budget=4, target_budget=budget, mixtures=mixtures)
+        config = MaskingConfig(input_budget=4, target_budget=budget, min_input=0, mixtures=mixtures)
         targets = Masker(Tables(specs), config)(raw, seed=0, step=0).targets
         full = [70, 71, 72, 73, 74, 75, END]
         assert targets.ids[0][targets.mask[0]].tolist() == full[:budget]
@@ -294,7 +297,7 @@ def test_where_no_span_fits_a_prefix_of_them_is_asked_for() -> None:
     raw = raw_batch(specs, 400)
     raw.lengths[:, 1] = 256
     mixtures = (Mixture(targets=("words",), input_alpha=0.5),)
-    config = MaskingConfig(input_budget=64, target_budget=64, mixtures=mixtures)
+    config = MaskingConfig(input_budget=64, target_budget=64, min_input=0, mixtures=mixtures)
     batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config)
     given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
@@ -322,7 +325,7 @@ def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
 def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
     specs = all_layouts()
     mixtures = (Mixture(), Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)))
-    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24, mixtures=mixtures))
+    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=mixtures))
     raw = raw_batch(specs, 8, seed=3, absent=0.2)
     whole = flat_tensors(masker(raw, seed=5, step=7))
     assert all(torch.equal(a, b) for a, b in zip(whole, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
@@ -342,7 +345,7 @@ def test_shares_are_a_dirichlet(alpha: float) -> None:
     count, budget, samples = 4, 200, 3000
     specs = [spec(f"grid_{n}", GridLayout(shape=(20, 20))) for n in range(count)]
     mixtures = (Mixture(input_alpha=alpha, target_alpha=2 * alpha),)
-    config = MaskingConfig(input_budget=budget, target_budget=budget, mixtures=mixtures)
+    config = MaskingConfig(input_budget=budget, target_budget=budget, min_input=0, mixtures=mixtures)
     batch = Masker(Tables(specs), config)(raw_batch(specs, samples), seed=0, step=0)
     for kinds, value in ((batch.inputs.modalities, alpha), (batch.targets.modalities, 2 * alpha)):
         shares = torch.nn.functional.one_hot(kinds, count).sum(dim=1) / budget
@@ -356,7 +359,7 @@ def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
     specs = all_layouts()
     mixtures = (Mixture(weight=3, inputs=("picture",), targets=("clip",)), Mixture(inputs=("clip",), targets=("code",)))
     tables = Tables(specs)
-    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, mixtures=mixtures))
+    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures))
     batch = masker(raw_batch(specs, 2000), seed=0, step=0)
     first = (batch.targets.modalities == tables.index("clip")).all(dim=1)
     assert abs(first.float().mean().item() - 0.75) < 0.04
@@ -373,6 +376,20 @@ def test_input_budgets_are_drawn_from_the_least_on() -> None:
     counts = Masker(Tables(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
     found = torch.bincount(counts, minlength=13)
     assert found[:5].sum() == 0 and (found[5:] - 250).abs().max() < 60
+    assert [MaskingConfig(input_budget=n).least_input for n in (4, 128)] == [1, 16]  # an eighth, and not nothing
+    assert MaskingConfig(input_budget=12, min_input=0).least_input == 12
+
+
+def test_by_default_most_samples_have_most_of_their_input_of_one_modality() -> None:
+    specs = [spec(f"grid_{n}", GridLayout(shape=(8, 8))) for n in range(6)]
+
+    def share(config: MaskingConfig) -> float:
+        inputs = Masker(Tables(specs), config)(raw_batch(specs, 400), seed=0, step=0).inputs
+        counts = torch.stack([(inputs.modalities == n).sum(dim=1) for n in range(6)])
+        return float((counts.amax(dim=0) > 32).float().mean())
+
+    plain = MaskingConfig(input_budget=64, min_input=0, target_budget=32, mixtures=(Mixture(),))
+    assert share(plain) < 0.3 < 0.6 < share(dataclasses.replace(plain, mixtures=MaskingConfig().mixtures))
 
 
 def test_mixtures_that_cannot_be_are_errors() -> None:
