@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from loguru import logger
 from torch import nn
 
 from tokenizers_zoo.quantizers import (
@@ -246,3 +247,14 @@ def test_usage_of_several_codebooks_is_their_mean() -> None:
 def test_usage_rejects_unknown_ids() -> None:
     with pytest.raises(ValueError, match=r"expected ids in \[0, 4\), got 0 to 4"):
         CodebookUsage(4).update(np.array([0, 4]))
+
+
+def test_a_first_batch_of_fewer_latents_than_codes_is_not_warned_of() -> None:
+    told = list[str]()
+    sink = logger.add(told.append)
+    try:
+        quantizer = build_quantizer(QuantizerConfig(kind="vq", codebook_size=64), DIM).train()
+        quantizer(torch.randn(1, 8, DIM))
+    finally:
+        logger.remove(sink)
+    assert not told

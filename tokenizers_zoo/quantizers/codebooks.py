@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import vector_quantize_pytorch as vqp
 from einops import rearrange
+from loguru import logger
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +15,9 @@ from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.quantizers.adapter import DIVERSITY, Adapter, best_scores, entropy, nearest, straight_through
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.sync import add_up, mean_with_gradient, sample_over_processes, world_size
+
+# It warns of a first batch of fewer latents than codes; what then is double is revived a few steps later.
+logger.disable(vqp.__name__)
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -26,6 +26,8 @@ LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 NOT_LOGGED = ("size", "reachable")
 """Figures of a codebook that stay as they are through a run."""
+ENOUGH = 0.98
+"""Usage that evenly spread tokens have to reach for the usage to tell something by itself."""
 COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
 
 
@@ -91,7 +93,7 @@ class TrainingReport(StepLog):
         found = [
             ("" if self.judged == "held_out" else f"{self.judged} ") + _main_metric(self.spec, evaluation.metrics),
             f"best {best.score:.4g} at step {best.step}" if best else "",
-            f"codebook {codebook['usage']:.0%}" if codebook else "",
+            _used(codebook) if codebook else "",
         ]
         self.note = ", ".join(part for part in found if part)
         if evaluation.collapsed:
@@ -142,6 +144,12 @@ def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]]) -> None:
                 picture.save(temporary, format="PNG")
 
 
+def _used(codebook: Mapping[str, float]) -> str:
+    """How much of a codebook is used; beside it what so few tokens would use evenly spread, where that is not all."""
+    reachable = codebook["reachable"]
+    return f"codebook {codebook['usage']:.0%}" + ("" if reachable >= ENOUGH else f" (even: {reachable:.0%})")
+
+
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """The README.md of a tokenizer: what it is, how to load it, how good it is, and what it was trained on."""
     rows = [
@@ -151,6 +159,8 @@ def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[
     ]
     if codebook := result["codebook"]:
         meaning = f"codes of {codebook['size']} used on the held-out samples; perplexity {codebook['perplexity']:.0f}"
+        if codebook["reachable"] < ENOUGH:
+            meaning += f"; as many evenly spread tokens would use {codebook['reachable']:.0%}"
         rows.append(f"| codebook usage | {100 * codebook['usage']:.1f} | % | higher | {meaning} |")
     data = identity["data"]
     return f"""---
