@@ -169,11 +169,20 @@ def test_the_map_names_what_is_there() -> None:
                 assert re.search(rf"\b{stem}(\.py|\*)", named), f"{package}/{module.name}"
 
 
-def test_the_settings_files_are_read_whole() -> None:
+@pytest.mark.parametrize(
+    "path", [ROOT / "registry.toml", *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem
+)
+def test_the_settings_files_are_read_whole(path: Path) -> None:
     from backbone.cli.main import read_tables
 
-    for path in (ROOT / "registry.toml", ROOT / "configs" / "photos.toml", ROOT / "configs" / "long.toml"):
-        assert Zoo.from_toml(path).problems() == {}, path
-    for name in ("demo", "demo-long", "photos-backbone"):
-        path = ROOT / "configs" / f"{name}.toml"
-        assert load_toml(path) and read_tables(path)["train"]
+    if "zoo" in load_toml(path):
+        zoo = Zoo.from_toml(path)
+        assert zoo.problems() == {} and zoo.names() == sorted(load_toml(path)["zoo"]["modalities"])
+        return
+    tables = read_tables(path)
+    names = set(Zoo.installed().names())
+    config = from_mapping(BackboneTrainConfig, tables["train"])
+    given = tables["eval"].pop("given")
+    assert from_mapping(EvaluationConfig, tables["eval"])
+    named = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
+    assert named and names.issuperset([*named, *(name for group in given for name in group)])
