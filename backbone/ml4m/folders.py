@@ -152,10 +152,8 @@ def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo
     enable(tables)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
-    here = {spec.name: out / TOKENIZERS / spec.vocabulary for spec in discrete if not spec.own_tokenizer}
-    codecs = {name: fingerprint(place) for name, place in here.items() if (place / CONFIG).is_file()}
-    beside = [zoo[spec.name] for spec in discrete if spec.own_tokenizer]
-    codecs |= {handle.name: handle.fingerprint for handle in beside if handle.has_tokenizer}
+    handles = [zoo[spec.name] for spec in discrete]
+    codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
     import_backbone(checkpoint, specs, target, codecs)
     for item in (item for item in modalities if item.kind != "tokens"):
         name = specs[item.published].name

@@ -17,16 +17,23 @@ from tokenizers_zoo.errors import CheckpointError
 
 EPSILON = 1e-8
 TOKEN_TABLE = "token_embedding.weight"
+RATE_AT = 128
+"""The width that rates of Muon are tuned at."""
+
+
+def for_width(rate: float, width: int) -> float:
+    """A rate of Muon that suits a model of width RATE_AT, for one of another: an update grows with the width's root.
+
+    docs/training.md, Width.
+    """
+    return rate * math.sqrt(RATE_AT / width)
 
 
 def peak_rate(config: TrainConfig, width: int) -> float:
-    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer.
-
-    An update by Muon grows with the root of the width, and its rate falls with it (docs/training.md, Width).
-    """
+    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return 5e-3 * math.sqrt(128 / width) if config.optimizer == "muon" else 1e-3
+    return for_width(5e-3, width) if config.optimizer == "muon" else 1e-3
 
 
 def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
