@@ -15,12 +15,13 @@ from typing import Literal
 
 import pytest
 
-from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview
+from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluation.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
+from backbone.training.optim import peak_rate
 from backbone.transfer.config import TransferConfig
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
@@ -144,6 +145,17 @@ def test_every_option_of_training_has_an_example_that_is_valid() -> None:
         from_mapping(BackboneTrainConfig, table)
         shown |= table.keys()
     assert shown == {field.name for field in dataclasses.fields(BackboneTrainConfig)}
+
+
+def test_the_plain_settings_are_the_defaults() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## The plain settings")[2]
+    match = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert match is not None
+    shown, default = from_mapping(BackboneTrainConfig, tomllib.loads(match[1])["train"]), BackboneTrainConfig()
+    assert shown.learning_rate == peak_rate(default, PRESETS["nano"].dim)
+    assert shown.masking.min_input == default.masking.least_input
+    masking = dataclasses.replace(shown.masking, min_input=None)
+    assert dataclasses.replace(shown, learning_rate=None, masking=masking) == default
 
 
 def test_the_map_names_what_is_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ def test_a_hub_id_is_no_folder_that_is_missing(install_example: Install, tmp_pat
     assert hub.has_tokenizer
     for local in ("runs/a", "some/where/a", "./a", str(tmp_path / "a")):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
+    made = dataclasses.replace(hub.codec, checkpoint=tmp_path / "made")
+    trained(only(), "a_map", tmp_path / "made")
+    assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
 
 
 def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ ORDER = {
         "errors", "config", "checkpoint", "intervals", "pretrained", "modality", "labellers", "source", "values",
         "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks", "step_log",
         "training", "training.config", "training.state", "training.task", "training.batches", "training.report",
-        "training.loop", "ml4m", "families", "data", "defaults", "discovery", "handle", "source_handle", "registry",
-        "pipeline", "report", "report.pictures", "report.samples", "report.retrieval", "report.transfer",
+        "training.loop", "ml4m", "families", "data", "defaults", "discovery", "codec", "handle", "source_handle",
+        "registry", "pipeline", "report", "report.pictures", "report.samples", "report.retrieval", "report.transfer",
         "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (

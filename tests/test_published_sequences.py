@@ -280,6 +280,8 @@ def test_of_damaged_people_the_whole_ones_are_read(world: World, rest: dict[str,
     assert people(" ".join(whole.split()[:-1])) == 0  # cut off
     assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first one lacks most
     assert people(f"{whole} {' '.join(blocks)}") == 1  # blocks without a person
+    halves = " ".join((REST_BOX, *blocks[:2])), " ".join((REST_BOX, *blocks[2:]))
+    assert people(" ".join(halves)) == 0  # of two people, not of one
     assert people(f"v0=3 dog {whole} none") == 1
     assert people(whole.replace("human v0=200", "human v1=200")) == 0
     assert people(whole.replace("global v0=999", "global v2=999")) == 0
@@ -468,6 +470,11 @@ def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
     layout = handle.spec.layout
     assert isinstance(layout, SequenceLayout) and 0 < len(ids) <= layout.max_length
     handle.check(handle.decode([ids])[0])
+    old, identity = handle.tokenizer, handle.fingerprint
+    words = TrainingSamples(train=["a dog"], test=[], special_tokens=("<more>",))
+    zoo["caption"].train_tokenizer(words, tmp_path / "tokenizers" / "text", seed=0)
+    assert handle.tokenizer is not old and handle.tokenizer.grammar.vocabulary.used > old.grammar.vocabulary.used
+    assert handle.fingerprint == identity and np.array_equal(handle.encode([value])[0], ids)
     assert evaluate_tokenizer(zoo, MASKS, tmp_path / "data", write=True).samples == 3
     assert (folder / "evaluation.json").is_file() and ValueStore.of(tmp_path / "data", zoo)
     assert zoo.problems() == {}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.checkpoint import difference, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
@@ -489,6 +489,13 @@ def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
     codebook = result_of(folder)["codebook"]
     assert codebook["usage"] == pytest.approx(expected)
     assert codebook["reachable"] == pytest.approx(1 - math.exp(-20 / 15))
+
+
+def test_the_first_place_where_settings_differ_is_named() -> None:
+    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 2}}) == ""
+    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2, is 3"
+    assert difference({"a": 1}, {"a": 1, "b": "x"}) == 'b was null, is "x"'
+    assert difference({"a": 1, "b": "x"}, {"a": 1}) == 'b was "x", is null'
 
 
 def test_config_is_checked() -> None:

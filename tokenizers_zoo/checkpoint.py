@@ -260,3 +260,13 @@ def resolve_folder(name_or_path: str | Path, revision: str | None = None) -> Pat
 def remove_folder(folder: Path) -> None:
     """Remove a folder that may not be there."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
+                return inner
+        return ""
+    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo import defaults
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.discovery import Claim, Plugins, reason
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
@@ -26,7 +27,6 @@ from tokenizers_zoo.values import (
     is_batched,
     value_problem,
 )
-from tokenizers_zoo.vocabulary import first_fingerprint
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -64,14 +64,15 @@ class ModalityHandle:
         self.settings = settings
         self.hooks = hooks
         self._plugins, self._plugin, self._claim = plugins, plugin, claim
-        self._hub_id, self._sha256 = hub_id, sha256
         self._trained = trained
-        self._locate_vocabulary = locate_vocabulary
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
         self.spec = self._checked_spec()
-        self.checkpoint = locate(self.spec)
+        self.codec = CodecFiles(
+            spec=self.spec, checkpoint=locate(self.spec), locate_vocabulary=locate_vocabulary, hub_id=hub_id,
+            sha256=sha256, origin=settings.origin,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"ModalityHandle({self.name!r}, plugin {self.plugin_name!r} of {self.distribution})"
@@ -139,20 +140,13 @@ class ModalityHandle:
             hooks=self.hooks,
             settings=self.settings,
             locate=lambda _: checkpoint,
-            locate_vocabulary=self._locate_vocabulary if vocabulary is None else lambda _: vocabulary,
+            locate_vocabulary=self.codec.locate_vocabulary if vocabulary is None else lambda _: vocabulary,
         )
 
     @property
-    def vocabulary_folder(self) -> Path:
-        """The checkpoint of the vocabulary: the modality's own, unless it has a tokenizer beside a shared one."""
-        if self.spec.own_tokenizer and self._locate_vocabulary is not None:
-            return self._locate_vocabulary(self.spec)
-        return self.checkpoint
-
-    @property
-    def has_vocabulary(self) -> bool:
-        """True where the folder of the vocabulary is a checkpoint."""
-        return checkpoints.is_complete(self.vocabulary_folder)
+    def checkpoint(self) -> Path:
+        """The folder of the tokenizer, or of the vocabulary that the modality shares; it need not be there yet."""
+        return self.codec.checkpoint
 
     @property
     def device(self) -> str:
@@ -166,64 +160,29 @@ class ModalityHandle:
 
     @property
     def has_tokenizer(self) -> bool:
-        """True where the checkpoint is a folder with a tokenizer, or names one on the hub; never looks outside.
-
-        A modality that has it beside a shared vocabulary needs that, too.
-        """
-        present = checkpoints.is_complete(self.checkpoint) or self._hub_id is not None
-        return present and (self.has_vocabulary or not self.spec.own_tokenizer)
+        """True where the tokenizer, and all that it needs beside, is there or on the hub; never looks outside."""
+        return self.codec.complete
 
     def forget_tokenizer(self) -> None:
         """Drop the loaded tokenizer, so that the next use loads what lies at `checkpoint` then."""
         self._tokenizer = self._fingerprint = None
 
-    def _folder(self) -> Path:
-        if not self.checkpoint.is_dir() and self._hub_id is not None:
-            return checkpoints.resolve_folder(self._hub_id)
-        if not checkpoints.is_complete(self.checkpoint) and self._hub_id is None:
-            table = f"[modalities.{self.name}] of registry.toml"
-            where = f"train one there (zoo tokenizer train), or set checkpoint in {table}"
-            raise CheckpointError(f"{self.name}: no tokenizer at {self.checkpoint}; {where}")
-        return self.checkpoint
-
     @property
     def fingerprint(self) -> str:
-        """sha256 of the tokenizer's weights and config. Raises CheckpointError where it is not the pinned one.
-
-        Of a tokenizer beside a shared vocabulary it is that of both, and the pinned one is the tokenizer's.
-        """
+        """The codec's identity, see `CodecFiles.fingerprint`; read once. Raises CheckpointError."""
         if self._fingerprint is None:
-            folder = self._folder()
-            found = checkpoints.fingerprint(folder)
-            if self._sha256 is not None and found != self._sha256:
-                where = self.settings.origin.at("sha256")
-                raise CheckpointError(
-                    f"{self.name}: the tokenizer at {folder} has the fingerprint {found}, but {where} says"
-                    f" {self._sha256}; put that tokenizer there, or update sha256"
-                )
-            self._fingerprint = self._with_vocabulary(found)
+            self._fingerprint = self.codec.fingerprint()
         return self._fingerprint
-
-    def _with_vocabulary(self, own: str) -> str:
-        """The fingerprint of tokenizer and vocabulary together, where they are two; growing the latter leaves it."""
-        if not self.spec.own_tokenizer:
-            return own
-        if not self.has_vocabulary:
-            raise CheckpointError(
-                f"{self.name}: writes in the vocabulary {self.spec.vocabulary}, and there is none at "
-                f"{self.vocabulary_folder}; train it there (zoo tokenizer train), or import the published one"
-            )
-        return checkpoints.joint_fingerprint(own, first_fingerprint(self.vocabulary_folder))
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer object, loaded on `device` at the first use, in eval mode. Raises CheckpointError."""
         if self._tokenizer is None:
-            folder = self._folder()
+            folder = self.codec.folder()
             _ = self.fingerprint  # refuses another codec than the pinned one before anything of it is loaded
             import torch
 
-            vocabulary = self.vocabulary_folder if self.spec.own_tokenizer else folder
+            vocabulary = self.codec.vocabulary if self.spec.own_tokenizer else folder
             tokenizer = self._call(
                 "load_tokenizer",
                 checkpoint=folder,
@@ -241,9 +200,8 @@ class ModalityHandle:
         """
         config = self._overridden(tokenizer_overrides)
         path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
-        files = (checkpoints.WEIGHTS, checkpoints.CONFIG)
-        if not isinstance(path, Path) or not all((path / name).is_file() for name in files):
-            wanted = f"the Path of a folder of {' and '.join(files)}"
+        if not isinstance(path, Path) or not is_complete(path):
+            wanted = f"the Path of a folder of {WEIGHTS} and {CONFIG}"
             raise self._wrong("train_tokenizer", f"gave {describe(path)}, expected {wanted}")
         self.forget_tokenizer()
         if self._trained is not None:
@@ -269,7 +227,7 @@ class ModalityHandle:
         Raises CheckpointError where it was trained here.
         """
         self._has_published("export_published")
-        folder = self._folder() if checkpoint is None else Path(checkpoint)
+        folder = self.codec.folder() if checkpoint is None else Path(checkpoint)
         published: PublishedCheckpoint = self._call("export_published", checkpoint=folder, settings=self.settings)
         return published
 

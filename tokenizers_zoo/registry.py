@@ -224,7 +224,7 @@ class Zoo:
         """Modalities that share a vocabulary share the checkpoint: none keeps the tokenizer that lay there before."""
         for handle in list(self._handles.values()):
             if isinstance(handle, ModalityHandle):
-                places = {handle.checkpoint.resolve(), handle.vocabulary_folder.resolve()}
+                places = {handle.checkpoint.resolve(), handle.codec.vocabulary.resolve()}
                 if path.resolve() in places:
                     handle.forget_tokenizer()
 
@@ -361,4 +361,4 @@ def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterat
 def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
     layout = handle.spec.layout
     special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
-    return handle.spec.vocab_size, special, handle.vocabulary_folder
+    return handle.spec.vocab_size, special, handle.codec.vocabulary

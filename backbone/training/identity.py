@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.config import ModelConfig, TrainConfig
-from tokenizers_zoo.checkpoint import CONFIG, read_table, write_json
+from tokenizers_zoo.checkpoint import CONFIG, difference, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
@@ -69,13 +69,3 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
         raise ConfigError(f"{folder}: holds a model that was not trained here; give another folder")
     else:
         write_json(path, identity)
-
-
-def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys((*old, *new)):
-            if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
-                return inner
-        return ""
-    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"

@@ -15,9 +15,8 @@ from torch import Tensor
 from backbone.config import ModelConfig
 from backbone.model import FourM
 from backbone.saving import CLASS, GROWING, load_model, model_tensors
-from backbone.training.identity import difference
 from backbone.training.optim import TOKEN_TABLE
-from tokenizers_zoo.checkpoint import WEIGHTS, load_config
+from tokenizers_zoo.checkpoint import WEIGHTS, difference, load_config
 from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import ModalitySpec

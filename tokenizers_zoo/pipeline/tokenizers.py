@@ -53,9 +53,9 @@ def train_tokenizer(
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
-    if handle.spec.own_tokenizer and out is None and not handle.has_vocabulary:
-        with disk_errors(handle.vocabulary_folder):
-            train_vocabulary(handle, samples, handle.vocabulary_folder)
+    if out is None and handle.codec.lacks_vocabulary:
+        with disk_errors(handle.codec.vocabulary):
+            train_vocabulary(handle, samples, handle.codec.vocabulary)
     with disk_errors(folder), replacing_run(folder, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
 

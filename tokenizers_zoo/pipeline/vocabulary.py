@@ -59,7 +59,7 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
     for name, sharing in zoo.vocabularies().items():
         handles = [zoo[other] for other in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
-        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].vocabulary_folder)):
+        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].codec.vocabulary)):
             found[name] = handles
     return found
 
@@ -107,7 +107,7 @@ def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
 
 def _folder(name: str, handles: list[ModalityHandle]) -> Path:
     """Where the vocabulary is. Raises CheckpointError where it was not trained yet, or is not one of text."""
-    folder = handles[0].vocabulary_folder
+    folder = handles[0].codec.vocabulary
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "

@@ -41,7 +41,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.handle: ModalityHandle = self.zoo[self.name]
-        if self.handle.spec.own_tokenizer and not self.handle.has_vocabulary:
+        if self.handle.codec.lacks_vocabulary:
             self.handle = self.handle.at(self.handle.checkpoint, self.workdir / "vocabulary")
 
     @property
@@ -120,8 +120,8 @@ class Subject:
 
     def train(self, folder: Path) -> Path:
         """Train a small tokenizer into `folder`; before it the vocabulary that it writes in, where none is there."""
-        if self.handle.spec.own_tokenizer and not self.handle.has_vocabulary:
-            train_vocabulary(self.handle, self.training_samples, self.handle.vocabulary_folder)
+        if self.handle.codec.lacks_vocabulary:
+            train_vocabulary(self.handle, self.training_samples, self.handle.codec.vocabulary)
         overrides = {}
         table = self.handle.known_settings().get("tokenizer")
         if dataclasses.is_dataclass(table):

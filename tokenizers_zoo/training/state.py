@@ -15,7 +15,9 @@ from tokenizers_zoo.checkpoint import (
     CONFIG,
     WEIGHTS,
     check_weights,
+    difference,
     held,
+    is_complete,
     load_config,
     read_table,
     remove_folder,
@@ -63,9 +65,8 @@ class TrainingRun:
         identity = json.loads(json.dumps(identity, allow_nan=False))
         advice = "give another --out, or --overwrite to train it anew"
         if (folder / RUN).is_file():
-            difference = _difference(read_table(folder / RUN), identity)
-            if difference:
-                raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({difference}); {advice}")
+            if problem := difference(read_table(folder / RUN), identity):
+                raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
         return cls(folder=folder, identity=identity, result=result)
@@ -81,7 +82,7 @@ class TrainingRun:
 
         Raises CheckpointError where the checkpoint has been damaged or altered since.
         """
-        if not all((self.folder / name).is_file() for name in (self.result, CONFIG, WEIGHTS)):
+        if not ((self.folder / self.result).is_file() and is_complete(self.folder)):
             return False
         check_weights(self.folder, load_config(self.folder))
         return True
@@ -147,7 +148,7 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
     aside = place.with_name(f".{place.name}.replaced")
     if aside.is_dir():
         with held(aside, busy):
-            if _has_checkpoint(place):
+            if is_complete(place):
                 remove_folder(aside)
             elif overwrite or not (place / STATE).is_file():
                 _put_back(aside, place)
@@ -164,27 +165,12 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
             place.mkdir(exist_ok=True)
             yield
         except BaseException:
-            if not (place / STATE).is_file() and not _has_checkpoint(place):
+            if not (place / STATE).is_file() and not is_complete(place):
                 _put_back(aside, place)
             raise
         remove_folder(aside)
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
 def _put_back(aside: Path, place: Path) -> None:
     remove_folder(place)
     os.replace(aside, place)
-
-
-def _difference(old: Any, new: Any, path: str = "") -> str:
-    """The first place where two JSON values differ, as 'training.steps was 400, is 800'; empty where they agree."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            inner = _difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if inner:
-                return inner
-        return ""
-    return "" if old == new else f"{path} was {json.dumps(old)}, is {json.dumps(new)}"

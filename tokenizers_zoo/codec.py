@@ -1,0 +1,79 @@
+"""Where the codec of a modality is: its checkpoint, the vocabulary that it writes in, and the fingerprint of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers_zoo import checkpoint as checkpoints
+from tokenizers_zoo.config import Origin
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.vocabulary import first_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecFiles:
+    """The folders of one modality's codec; they need not be there yet."""
+
+    spec: ModalitySpec
+    checkpoint: Path
+    """The tokenizer; of a modality that only writes in a shared vocabulary, that vocabulary."""
+    locate_vocabulary: Callable[[ModalitySpec], Path] | None = None
+    """Where a shared vocabulary is, for a spec with `own_tokenizer`."""
+    hub_id: str | None = None
+    """Where the checkpoint comes from as long as it is no folder here."""
+    sha256: str | None = None
+    """The fingerprint that the checkpoint has to have."""
+    origin: Origin
+    """The modality's table in the registry, for errors."""
+
+    @property
+    def vocabulary(self) -> Path:
+        """The checkpoint of the vocabulary: the modality's own, unless it has a tokenizer beside a shared one."""
+        if self.spec.own_tokenizer and self.locate_vocabulary is not None:
+            return self.locate_vocabulary(self.spec)
+        return self.checkpoint
+
+    @property
+    def lacks_vocabulary(self) -> bool:
+        """True where a shared vocabulary is needed beside the tokenizer, and not there."""
+        return self.spec.own_tokenizer and not checkpoints.is_complete(self.vocabulary)
+
+    @property
+    def complete(self) -> bool:
+        """True where all is there, or the checkpoint is named on the hub; never looks outside."""
+        return (self.hub_id is not None or checkpoints.is_complete(self.checkpoint)) and not self.lacks_vocabulary
+
+    def folder(self) -> Path:
+        """The checkpoint's folder, fetched from the hub where it is there. Raises CheckpointError for none."""
+        if not self.checkpoint.is_dir() and self.hub_id is not None:
+            return checkpoints.resolve_folder(self.hub_id)
+        if not checkpoints.is_complete(self.checkpoint) and self.hub_id is None:
+            table = f"[modalities.{self.spec.name}] of registry.toml"
+            where = f"train one there (zoo tokenizer train), or set checkpoint in {table}"
+            raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
+        return self.checkpoint
+
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer's weights and config, and of the vocabulary's where they are two.
+
+        Growing a vocabulary leaves it. Raises CheckpointError where the tokenizer is not the pinned one, or one of
+        them is not there.
+        """
+        folder = self.folder()
+        found = checkpoints.fingerprint(folder)
+        if self.sha256 is not None and found != self.sha256:
+            raise CheckpointError(
+                f"{self.spec.name}: the tokenizer at {folder} has the fingerprint {found}, but"
+                f" {self.origin.at('sha256')} says {self.sha256}; put that tokenizer there, or update sha256"
+            )
+        if not self.spec.own_tokenizer:
+            return found
+        if self.lacks_vocabulary:
+            raise CheckpointError(
+                f"{self.spec.name}: writes in the vocabulary {self.spec.vocabulary}, and there is none at "
+                f"{self.vocabulary}; train it there (zoo tokenizer train), or import the published one"
+            )
+        return checkpoints.joint_fingerprint(found, first_fingerprint(self.vocabulary))
