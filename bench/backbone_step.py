@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["nano", "tiny"], choices=sorted(PRESETS))
     parser.add_argument("--modalities", type=int, nargs="+", default=[7, 21, 42])
     parser.add_argument("--budget", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=TrainConfig().batch_size, help="as a training has by default")
     parser.add_argument("--ids", type=int, nargs="*", default=[1000, 8192], help="vocabulary sizes for the optimizer")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
