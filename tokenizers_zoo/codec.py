@@ -52,7 +52,8 @@ class CodecFiles:
             return checkpoints.resolve_folder(self.hub_id)
         if not checkpoints.is_complete(self.checkpoint) and self.hub_id is None:
             table = f"[modalities.{self.spec.name}] of registry.toml"
-            where = f"train one there (zoo tokenizer train), or set checkpoint in {table}"
+            published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
+            where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
         return self.checkpoint
 

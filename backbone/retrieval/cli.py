@@ -91,7 +91,7 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     Examples:
       zoo retrieve query INDEX --given caption=red.txt -k 5
       zoo retrieve query INDEX --given rgb=a.png --given semseg=b.png --weights semseg=-1
-      zoo retrieve query INDEX --keys test-00001 --given depth --find rgb --out found
+      zoo retrieve query INDEX --keys test-0-000001 --given depth --find rgb --out found
     """
     from backbone.retrieval.answers import write_answers
     from backbone.retrieval.index import Index
