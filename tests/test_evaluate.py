@@ -272,6 +272,39 @@ def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_pa
     assert [pair["given"] for pair in other["pairs"]] == [["dark"], ["dark"]]
 
 
+def test_figures_are_those_of_the_data_and_tokens_asked_for(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
+    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    first = evaluate(run, world.zoo, world.tokens, world.data, **asked)
+    shutil.copytree(world.data, tmp_path / "data")
+    with writing_shard(tmp_path / "data" / "test" / "dark" / "shard-00000.tar") as shard:
+        for number in range(TEST):
+            shard.add(f"test-{number:03}", *world.zoo["dark"].write(np.full((1, 8, 8), 0.5, np.float32)))
+    other = evaluate(run, world.zoo, world.tokens, tmp_path / "data", **asked)
+    assert other["pairs"][0]["score"] != first["pairs"][0]["score"]
+    assert other["identity"]["data"] == str(tmp_path / "data")
+    # The same tokens elsewhere, then others of the same codec in their place.
+    shutil.copytree(world.tokens, tmp_path / "tokens")
+    elsewhere = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
+    assert elsewhere["identity"] == {**first["identity"], "tokens": str(tmp_path / "tokens")}
+    assert elsewhere["pairs"][0]["score"] == first["pairs"][0]["score"]
+    column = TokenStore(tmp_path / "tokens").open("test", "light")
+    part, metadata = tmp_path / "tokens" / "test" / "light" / "part-00000.arrow", column.metadata
+    write_part(part, metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
+    changed = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
+    assert changed["pairs"][0]["score"] != first["pairs"][0]["score"]
+
+
+def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    first = world.evaluate(run, config, given=[("light",)], targets=["dark"])
+    path = run / "evaluation" / "evaluation.json"
+    identity = {key: first["identity"][key] for key in ("weights", "settings", "codecs")}
+    pairs = [{**first["pairs"][0], "gap_closed": 0.125}]
+    path.write_text(json.dumps({**first, "identity": identity, "pairs": pairs}))
+    assert timeless(world.evaluate(run, config, given=[("light",)], targets=["dark"])) == timeless(first)
+
+
 # --- errors
 
 

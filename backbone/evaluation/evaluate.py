@@ -3,7 +3,8 @@
 RUN/evaluation/evaluation.json, written anew after every pair, so that an interrupted evaluation goes on where it was:
 
     identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig,
-                   "codecs": {name: fingerprint}}
+                   "codecs": {name: fingerprint}, "data" and "tokens": their folders, "samples": sha256 of the test
+                   samples' keys and tokens}. Earlier versions did not note the last three: such figures are made anew
     complete       true once every pair asked for is there
     modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
@@ -52,6 +53,7 @@ from backbone.saving import CLASS, load_model
 from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
 from tokenizers_zoo.registry import Zoo
@@ -114,8 +116,8 @@ def evaluate(
     """Evaluate the backbone in `run` and write RUN/evaluation; gives what evaluation.json holds.
 
     Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
-    alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation with the same settings,
-    weights and codecs has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another
+    alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
+    above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another
     codec than that of the training) are left out with the reason; raises DataError where one of them was named.
     """
     run, config = Path(run), config or EvaluationConfig()
@@ -127,6 +129,9 @@ def evaluate(
         "weights": card["weights_sha256"],
         "settings": dataclasses.asdict(config),
         "codecs": {name: column.fingerprint for name, column in data.columns.items()},
+        "data": str(Path(data_root).resolve()),
+        "tokens": str(Path(tokens_root).resolve()),
+        "samples": samples_digest(data.columns),
     }
     evaluation = _Evaluation(run / FOLDER, model, data, config, identity)
     evaluation.describe()

@@ -15,8 +15,6 @@ same command begins again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +31,7 @@ from backbone.retrieval.spaces import Affine, Vectors, unit
 from backbone.training.data import TokenData
 from tokenizers_zoo import checkpoint
 from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import Zoo
@@ -43,8 +42,6 @@ TOGETHER = ""
 """Names the vectors of all modalities together."""
 SAMPLES = "samples"
 """Where config.json says which samples it is of; indexes of earlier versions do not."""
-HASHED = 4096
-"""Samples whose tokens are in memory at a time while they are hashed."""
 LARGE = 100_000
 """Vectors from which on an index is approximate where nothing else is asked for."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
@@ -187,7 +184,7 @@ def build(
         "class": CLASS, "run": str(Path(run).resolve()), "fingerprint": embedder.fingerprint, "split": split,
         "embedding": dataclasses.asdict(config), "codecs": data.fingerprints | embedder.via_codec(), "search": kind,
         "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
-        "together": len(data), SAMPLES: samples_digest(data),
+        "together": len(data), SAMPLES: samples_digest(data.columns),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
         if not overwrite:
@@ -197,21 +194,6 @@ def build(
     vectors, keys = _embedded(embedder, data, names)
     _write(library, out, described, embedder.spaces, vectors, keys, kind)
     return Index(out)
-
-
-def samples_digest(data: TokenData) -> str:
-    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts they are stored."""
-    digest = hashlib.sha256(json.dumps(data.keys).encode())
-    columns = {spec.name: column for column, spec in enumerate(data.specs)}
-    for name in sorted(data.columns):  # in whatever order they were asked for
-        rows = data.rows[:, columns[name]]
-        digest.update(np.packbits(rows >= 0).tobytes())
-        rows = rows[rows >= 0]
-        for start in range(0, len(rows), HASHED):
-            here = rows[start : start + HASHED]
-            digest.update(data.columns[name].lengths[here].tobytes())
-            digest.update(np.concatenate(list(data.columns[name].take(here))).tobytes())
-    return digest.hexdigest()
 
 
 def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:

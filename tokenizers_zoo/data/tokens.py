@@ -6,6 +6,7 @@ or float32 for continuous layouts. Each part is one record batch, so that a colu
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 PART_NAME = "part-{:05d}.arrow"
 RECORD = "store.json"
 METADATA_KEY = b"tokenizers_zoo"
+HASHED = 4096
+"""Samples whose tokens are in memory at a time while they are hashed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,6 +338,22 @@ def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) 
     except (CheckpointError, KeyError, TypeError, ValueError):
         return False
     return needed_vocab_size <= lengths.get(fingerprint, -1)
+
+
+def samples_digest(columns: Mapping[str, TokenColumn]) -> str:
+    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts and order they lie."""
+    keys = sorted({key for column in columns.values() for key in column.rows})
+    digest = hashlib.sha256(json.dumps(keys).encode())
+    for name in sorted(columns):
+        column = columns[name]
+        rows = np.array([column.rows.get(key, -1) for key in keys], np.int64)
+        digest.update(np.packbits(rows >= 0).tobytes())
+        rows = rows[rows >= 0]
+        for start in range(0, len(rows), HASHED):
+            here = rows[start : start + HASHED]
+            digest.update(column.lengths[here].tobytes())
+            digest.update(np.concatenate(list(column.take(here))).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
