@@ -305,6 +305,15 @@ def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(wo
     assert timeless(world.evaluate(run, config, given=[("light",)], targets=["dark"])) == timeless(first)
 
 
+def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    card = json.loads((run / "config.json").read_text())
+    del card["train"]
+    (run / "config.json").write_text(json.dumps(card))
+    found = world.evaluate(run, config, given=[("light",)], targets=["dark"])
+    assert found["complete"] and set(found["cross_entropy"]["modalities"]) == set(NAMES)
+
+
 # --- errors
 
 

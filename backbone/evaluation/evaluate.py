@@ -10,7 +10,8 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
     skipped        {name: reason} for modalities of the backbone that could not be evaluated
     cross_entropy  {"samples", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
-                   training: mean per target token, and log(vocab_size), which is knowing nothing; or {"problem"}
+                   training (an imported one: by the default settings): mean per target token, and log(vocab_size),
+                   which is knowing nothing; or {"problem"}
     pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
                    "seconds": {"generate", "decode", "answer"}}] in the order in which they were asked for. score, floor
                    and ceiling map metric names to numbers (null: not finite). The floor is the best constant answer
@@ -135,7 +136,8 @@ def evaluate(
     }
     evaluation = _Evaluation(run / FOLDER, model, data, config, identity)
     evaluation.describe()
-    evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, card["train"]["masking"]))
+    trained = card.get("train", {})  # how it was, which an imported one does not say
+    evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
     evaluation.measure_pairs(pairs)
     return read_table(run / FOLDER / FILE)
 
