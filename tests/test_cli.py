@@ -239,6 +239,19 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     refused(zoo("backbone", "generate", "run", "--make", "rgb_patches", "--out", "made"), "rgb_patches", "input")
 
 
+def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: BaseException) -> Callable[..., None]:
+        def stop(**_: object) -> None:
+            raise error
+
+        return stop
+
+    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", raising(EOFError("No data left in file")))
+    refused(zoo("list"), "unexpected EOFError: No data left in file")
+    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", raising(KeyboardInterrupt()))
+    assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on where it stopped\n")
+
+
 @pytest.mark.parametrize(
     ("load", "told", "spins"),
     [

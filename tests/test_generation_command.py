@@ -130,6 +130,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given depth --make caption --keep depth=box:0,0,1,0.5", ("depth: a part is kept", "not asked for")),
         ("--given depth --make depth --keep depth=box:0,0,1,1", ("depth: all of sample 0 is kept",)),
         ("--given depth --make depth --keep depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
+        ("--given depth --make depth --keep depth=mask:empty.npy", ("mask:empty.npy: cannot be read", "No data")),
         ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
         ("--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1", ("rgb_patches", "input only")),
         ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
@@ -149,6 +150,7 @@ def test_draws_are_written_best_first(world: World) -> None:
 def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, parts: tuple[str, ...]) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
+    (world.folder / "empty.npy").write_bytes(b"")
     (world.folder / "bad.toml").write_text('[[target]]\nname = "depth"\nstepz = 3\n')
     (world.folder / "late.toml").write_text(
         'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nguidance.weights.caption = 2\n'

@@ -29,7 +29,7 @@ def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
             return array_of(data)
         text = text_of(data)
         return text if spec.kind == "text" else json.loads(text)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise InvalidValueError(f"damaged .{extension} file: {error}") from error
 
 

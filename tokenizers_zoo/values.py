@@ -179,7 +179,7 @@ def text_of(data: bytes) -> str:
 
 
 def array_of(data: bytes) -> np.ndarray[Any, Any]:
-    """The array of an .npy file. Raises ValueError or EOFError.
+    """The array of an .npy file. Raises ValueError.
 
     numpy has Python parse the header, and the parser of Python 3.11 fails now and then while another thread parses
     ("AST constructor recursion depth mismatch"): a sound sample would be lost. A header as numpy writes it for numbers
@@ -197,6 +197,8 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
         except (SyntaxError, tokenize.TokenError):
             raise ValueError("its header cannot be read") from None
+        except EOFError as error:  # of an empty file; the command line would take it for the end of the user's input
+            raise ValueError(str(error)) from None
     return array
 
 

@@ -95,8 +95,12 @@ def main() -> None:
         threading.excepthook = _told_by_the_command
     try:
         zoo.main(standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _stop("interrupted; the same command goes on where it stopped", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if not isinstance(error.__cause__, EOFError):  # of a file that ends too soon, which click takes for a ^D
+            _stop("interrupted; the same command goes on where it stopped", 130)
+        if debug:
+            raise
+        _stop(_line(error.__cause__), 1)
     except NO_ARGUMENTS as error:
         error.show()
         sys.exit(error.exit_code)
@@ -110,13 +114,18 @@ def main() -> None:
     except BaseException as error:  # torch has errors that are no Exception
         if debug:
             raise
-        _stop(f"error: {' '.join(_in_words(error).split())}", 1)
+        _stop(_line(error), 1)
 
 
 def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
     """No traceback where a thread that writes meets a full disk: whoever waits for it raises the same error."""
     if thread.exc_value is None or not disk_problem(thread.exc_value):
         threading.__excepthook__(thread)
+
+
+def _line(error: BaseException) -> str:
+    """An error as the one line that is shown of it."""
+    return f"error: {' '.join(_in_words(error).split())}"
 
 
 def _in_words(error: BaseException) -> str:

@@ -176,7 +176,7 @@ class EmbeddingsModality(Generic[S]):
         dim = settings.take(self.settings_type).dim
         try:
             vectors = array_of(data)
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError) as error:
             raise InvalidValueError(f"damaged .npy file: {error}") from error
         if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != dim:
             got = f"{vectors.dtype} {vectors.shape}"
