@@ -214,6 +214,12 @@ def test_backbone_options_that_cannot_be(zoo: Run) -> None:
     refused(zoo(*train, "--set", "stepz=3"), "stepz", "steps")
     refused(zoo(*train, "--set", "steps=0"), "steps")
     refused(zoo(*train, "--set", "masking.input_budgit=3"), "input_budget")
+    twice = ("--set", "masking=3", "--set", "masking.input_budget=4")
+    refused(zoo(*train, *twice), "--set masking.input_budget: masking is set to 3, which has no keys")
+    Path("wrong.toml").write_text("[train]\nsteps = 4\n")
+    refused(zoo(*train, "--config", "wrong.toml", "--set", "steps.x=1"), "--set steps.x: steps is set to 4")
+    Path("wrong.toml").write_text("train = 3\n")
+    refused(zoo(*train, "--config", "wrong.toml"), "wrong.toml:1 train: expected a table [train], got 3")
     refused(zoo(*train, "--only", "rgb_patches"), "discrete")
     assert not Path("refused/model.safetensors").exists()
 

@@ -66,7 +66,7 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("draws = 3", "drawz = 3", r"one.toml:3 \[\] drawz: unknown key; did you mean draws"),
+        ("draws = 3", "drawz = 3", r"one.toml:3 drawz: unknown key; did you mean draws"),
         ("steps = 4", "stepz = 4", r"one.toml \[target\] stepz: unknown key; did you mean steps"),
         ("steps = 4", "top_p = 1.5", r"one.toml \[target\] top_p: .*expected a number in \(0, 1\]"),
         ("scale = 2", "scalr = 2", r"one.toml:8 \[guidance\] scalr: unknown key"),

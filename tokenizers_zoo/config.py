@@ -29,7 +29,7 @@ class Origin:
         if self.path is None:
             return f"[{self.table}] {key}" if self.table else key
         line = find_line(self.path, self.table, key)
-        return f"{self.path}{f':{line}' if line else ''} [{self.table}] {key}"
+        return f"{self.path}{f':{line}' if line else ''} {f'[{self.table}] ' if self.table else ''}{key}"
 
     def inner(self, key: str) -> Origin:
         """The origin of the table that `key` holds."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tokenizers_zoo.config import Origin, load_toml, reject_unknown
+from tokenizers_zoo.errors import ConfigError
 
 CONFIG_OPTION = click.option(
     "--config",
@@ -21,14 +23,26 @@ TABLES = ("model", "train", "eval")
 def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
     """The tables of a configuration file. Raises ConfigError."""
     tables = load_toml(config_file) if config_file else {}
-    reject_unknown(tables, TABLES, Origin(path=config_file))
+    origin = Origin(path=config_file)
+    reject_unknown(tables, TABLES, origin)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
     return {name: dict(tables.get(name, {})) for name in TABLES}
 
 
 def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`table` with `changes`, whose keys may be dotted: `masking.input_budget`."""
+    """`table` with `changes`, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
     result = dict(table)
     for key, value in changes.items():
-        first, dot, rest = key.partition(".")
-        result[first] = merged(dict(result.get(first, {})), {rest: value}) if dot else value
+        *parents, last = key.split(".")
+        inner = result
+        for depth, parent in enumerate(parents, 1):
+            within = inner.get(parent, {})
+            if not isinstance(within, Mapping):
+                above = ".".join(parents[:depth])
+                raise ConfigError(f"--set {key}: {above} is set to {within!r}, which has no keys; leave one out")
+            inner[parent] = dict(within)
+            inner = inner[parent]
+        inner[last] = value
     return result
