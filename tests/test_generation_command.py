@@ -91,6 +91,16 @@ def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World)
     assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
 
 
+def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
+    (world.folder / "keys.toml").write_text(
+        'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'
+    )
+    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 samples in new\n"
+    assert {name.split("/")[0] for name in made(world, "new")} == {"test00", "plan.toml"}
+    went(world, "backbone generate run --plan new/plan.toml --keys test03,test04 --out again")
+    assert {name.split("/")[0] for name in made(world, "again")} == {"test03", "test04", "plan.toml"}
+
+
 def test_a_draw_is_no_other_samples(world: World) -> None:
     """With nothing given all that tells draws apart is their number."""
     went(world, f"{MAKE} --make depth --samples 0-1 --draws 2 --set temperature=3")
@@ -142,6 +152,9 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption --make depth --samples 3-99", ("samples 3-99", "numbers 0 to 7")),
         ("--given caption --make depth --samples none", ("samples none: expected numbers",)),
         ("--make depth --keys test00", ("keys test00: no modality of stored samples is given",)),
+        ("--given depth --make caption --keys test00 --samples 1", ("samples: '1', and keys say which, too",)),
+        ("--make depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is given",)),
+        ("--given caption=text.txt --make depth --split train", ("split train: no modality of stored samples",)),
         ("--given depth --make caption --rank caption", ("rank caption: draws are compared",)),
         ("--given caption --make depth --rank depth", ("rank depth: it is made itself",)),
         ("--given caption --make depth --rank rgb_patches", ("rgb_patches", "input only")),

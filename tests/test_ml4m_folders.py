@@ -323,3 +323,14 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     fails(ConfigError, "its name does not say which modality it is a tokenizer of; add --as NAME", tmp_path / "strange")
     (tmp_path / "bad.json").write_text("{}")
     fails(CheckpointError, r"bad\.json: not a file of the tokenizers library", tmp_path / "bad.json")
+    # --as says of which modality one tokenizer is.
+    for name in ("first", "second"):
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "several" / name / "config.json").write_text("{}")
+    text_file(tmp_path / "text.json")
+    for place, held in (
+        ("several", "2 tokenizers, 0 b"),
+        ("two/one", "1 backbones"),
+        ("text.json", "1 text tokenizers"),
+    ):
+        fails(ConfigError, f"--as depth: is for one tokenizer, .* holds .*{held}", "--as", "depth", tmp_path / place)

@@ -79,9 +79,11 @@ def generate_command(
         table["guidance"] = _guidance(guide)
         for target in table["target"]:
             target.pop("guidance", None)
-    if keys is not None:
-        table["keys"] = split_names(keys)
-    table |= {key: value for key, value in options.items() if value is not None}
+    chosen = {"keys": split_names(keys), **options}
+    for one, other in (("keys", "samples"), ("samples", "keys")):
+        if chosen[one] is not None:
+            table.pop(other, None)  # the plan's
+    table |= {key: value for key, value in chosen.items() if value is not None}
     recipe = from_mapping(Recipe, table, Origin())
     _, zoo = open_run(folder)
     with disk_errors(out):

@@ -31,7 +31,7 @@ from tokenizers_zoo.config import Origin, from_mapping, load_toml
 from tokenizers_zoo.errors import ConfigError
 
 MASK = "mask:"
-DEFAULT_SAMPLES = 4
+DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, "test"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Recipe:
     """How many samples, or which: "4" the first four, "0-7,12" these numbers; "": four, or the one that values make."""
     keys: tuple[str, ...] = ()
     """Keys of stored samples; none: as `samples` says."""
-    split: str = "test"
+    split: str = DEFAULT_SPLIT
     """Of the stored samples."""
     draws: int = 1
     """Draws per sample."""
@@ -66,6 +66,8 @@ class Recipe:
             raise ValueError(f"seed: expected a number from 0 on, got {self.seed}")
         if self.samples.isdecimal() and not int(self.samples):
             raise ValueError(f"samples: expected a number from 1 on or numbers such as 0-7, got {self.samples!r}")
+        if self.keys and self.samples:
+            raise ValueError(f"samples: {self.samples!r}, and keys say which, too; leave one of them out")
 
     def plan(self) -> list[TargetPlan]:
         """The targets, each with its guidance."""

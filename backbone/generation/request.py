@@ -10,7 +10,7 @@ from backbone.codecs import check_codec
 from backbone.generation.giving import numbers_of_keys, sources_of, stored_keys, stored_tokens, tokens_of_source
 from backbone.generation.inputs import rows_of
 from backbone.generation.partial import checked_partial
-from backbone.generation.recipe import Recipe
+from backbone.generation.recipe import DEFAULT_SPLIT, Recipe
 from backbone.generation.regions import kept_part
 from backbone.model import FourM
 from backbone.run import Run
@@ -67,8 +67,10 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         names = [shared[number] for number in numbers]
         tokens = dict(stored_tokens(run, stored, recipe.split, names))
     else:
-        if recipe.keys:
-            raise ConfigError(f"keys {', '.join(recipe.keys)}: no modality of stored samples is given")
+        split = recipe.split if recipe.split != DEFAULT_SPLIT else ""
+        for key, wanted in (("keys", ", ".join(recipe.keys)), ("split", split)):
+            if wanted:
+                raise ConfigError(f"{key} {wanted}: no modality of stored samples is given; leave it out")
         if recipe.samples and values:
             raise ConfigError(
                 f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"

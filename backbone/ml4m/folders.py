@@ -80,6 +80,9 @@ def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[To
     if len(backbones) > 1:
         shown = ", ".join(folder.name for folder in backbones)
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
+    if name is not None and (files or backbones or len(folders) > 1):
+        held = f"{len(folders) - len(backbones)} tokenizers, {len(backbones)} backbones, {len(files)} text tokenizers"
+        raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds {held}; give that tokenizer's folder")
     for path in files:
         tell(import_text(path, out, tables))
         write_registry(registry, tables)
