@@ -91,6 +91,37 @@ def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World)
     assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
 
 
+def test_a_used_folder_holds_what_was_made_last(world: World) -> None:
+    ranked = f"{MAKE} --given rgb_patches --make caption --rank depth --draws 3 --samples 2"
+    went(world, ranked)
+    other = "new/test00/0/notes.txt", "new/test00/2/mine.json", "new/test00/own/0/depth.npy", "new/mine.txt"
+    for name in other:
+        (world.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (world.folder / name).write_text("mine")
+    files = ("depth.npy", "depth.png", "depth.tokens.json")
+    words = f"{MAKE} --given caption --make depth --samples 1"
+    assert world(words, kill_after=1).code < 0
+    assert "new/plan.toml" not in world.files(), "it makes a caption, and one was not made"
+    went(world, words)
+    there = {f"new/{name}" for name in made(world, "new")}
+    test01 = {name for name in there if name.startswith("new/test01/")}
+    assert there - test01 == {*(f"new/test00/0/{name}" for name in files), "new/plan.toml", *other}
+    assert len(test01) == 1 + 3 * 2, "of a sample that was not asked for"
+    assert not (world.folder / "new/test00/1").exists()
+
+
+def test_what_is_given_from_a_used_folder_stays(world: World) -> None:
+    went(world, f"{MAKE} --given caption='red' --make depth")
+    went(world, f"{MAKE} --given depth=new/files/0/depth.npy --make caption")
+    assert {name.split("/")[-1] for name in made(world, "new")} == {
+        "depth.npy", "caption.txt", "caption.tokens.json", "plan.toml"
+    }  # fmt: skip
+    # So does a plan that says the same: it may be the one that is asked for.
+    words = "backbone generate run --plan new/plan.toml --out new"
+    assert world(words, kill_after=0).code < 0
+    went(world, words)
+
+
 def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
     (world.folder / "keys.toml").write_text(
         'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'

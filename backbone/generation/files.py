@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 
 from backbone.generation.plan import TargetPlan, resolved_plan
 from backbone.generation.ranking import Agreement, Scorer, best_first
-from backbone.generation.recipe import Recipe, written_recipe
+from backbone.generation.recipe import Recipe, read_recipe, written_recipe
 from backbone.generation.request import Request, handles_of, requested
 from backbone.generation.sampler import generate, plan_steps
 from backbone.model import FourM
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import replacing_file, write_json
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.token_file import token_text
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-PLAN, RANKING = "plan.toml", "ranking.json"
+PLAN, RANKING, TOKENS = "plan.toml", "ranking.json", ".tokens.json"
 BATCH = 32
 """Samples generated at a time; what is made does not depend on it."""
 DRAW = 1 << 32
@@ -31,8 +34,9 @@ def generate_to_folder(folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer
     """Generate with the backbone in `folder`; writes OUT/<key>/<draw>/<modality>.<ext>, .png and .tokens.json.
 
     With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
-    is written last, makes the same again. Gives the sample folders. Raises ZooErrors for what does not fit together,
-    before anything is written.
+    is written last, makes the same again. What an earlier generation made of these samples is replaced, and its plan
+    removed before. Gives the sample folders. Raises ZooErrors for what does not fit together, before anything is
+    written.
     """
     run, config = Run.load(folder), model_config(folder)
     model = load_model(folder).eval()
@@ -50,18 +54,22 @@ def generate_to_folder(folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer
     with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
+            _withdraw_plan(out / PLAN, recipe)
             ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             for row in rows:
                 of_row = [draw for draw in draws if draw.row == row]
+                place, written = out / request.names[row], recipe.files()
                 if ranking:
                     order, scores = ranking[row]
                     of_row = [of_row[number] for number in order]
                     table = {"by": recipe.rank or "scorer", "draws": order, "scores": scores}
-                    write_json(out / request.names[row] / RANKING, table)
+                    write_json(place / RANKING, table)
+                    written.add((place / RANKING).resolve())
                 for rank, draw in enumerate(of_row):
-                    places.append(out / request.names[row] / str(rank))
+                    places.append(place / str(rank))
                     for name, value in draw.values.items():
-                        _write_value(places[-1], handles[name], value, draw.tokens[name])
+                        written |= _write_value(places[-1], handles[name], value, draw.tokens[name])
+                _clear(place, written)
     notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
     _write_text(out / PLAN, written_recipe(recipe, notes))
     return sorted(places)
@@ -126,15 +134,46 @@ def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> None:
+def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> set[Path]:
+    """Write one value, its tokens, and its picture; gives the files."""
     data, extension = handle.write(value)
-    with replacing_file(place / f"{handle.name}.{extension}") as temporary:
+    files = [place / f"{handle.name}{TOKENS}", place / f"{handle.name}.{extension}"]
+    _write_text(files[0], token_text(handle, ids) + "\n")  # first: it says whose the others are, see `_clear`
+    with replacing_file(files[1]) as temporary:
         temporary.write_bytes(data)
-    _write_text(place / f"{handle.name}.tokens.json", token_text(handle, ids) + "\n")
     drawn = handle.render(value)
     if not isinstance(drawn, str) and extension != "png":
-        with replacing_file(place / f"{handle.name}.png") as temporary:
+        files.append(place / f"{handle.name}.png")
+        with replacing_file(files[2]) as temporary:
             drawn.save(temporary, format="PNG")
+    return {path.resolve() for path in files}
+
+
+def _withdraw_plan(path: Path, recipe: Recipe) -> None:
+    """Remove an earlier generation's plan, unless it says the same: killed from here on, no plan tells of its files."""
+    with contextlib.suppress(ConfigError):
+        if written_recipe(from_mapping(Recipe, read_recipe(path)), {}) == written_recipe(recipe, {}):
+            return
+    path.unlink(missing_ok=True)
+
+
+def _clear(place: Path, kept: set[Path]) -> None:
+    """Remove what generations wrote of one sample, but for the files `kept`.
+
+    That is its ranking, and in the folder of each draw, where tokens of a modality are, the files of its name.
+    """
+    stale = [place / RANKING]
+    for tokens in place.glob(f"*/*{TOKENS}"):
+        if tokens.parent.name.isdecimal():
+            name = tokens.name.removesuffix(TOKENS)
+            stale += [path for path in tokens.parent.iterdir() if path.stem == name and path.is_file()]
+            stale.append(tokens)  # last: without it the others are nobody's
+    for path in stale:
+        if path.resolve() not in kept:
+            path.unlink(missing_ok=True)
+    for draw in {path.parent for path in stale} - {place}:
+        with contextlib.suppress(OSError):  # it holds something
+            draw.rmdir()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -73,6 +73,12 @@ class Recipe:
         """The targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.target]
 
+    def files(self) -> set[Path]:
+        """The files that it reads."""
+        given = [source for source in sources_of(self.given).values() if not is_written_out(source)]
+        masks = [region.partition(MASK)[2] for region in self.keep.values()]
+        return {Path(file).resolve() for file in (*given, *masks) if file}
+
     def numbers(self) -> list[int]:
         """The numbers of the samples. Raises ConfigError."""
         if not self.samples:
