@@ -80,6 +80,8 @@ def unchanged(world: World) -> bool:
         ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
         ("encode depth absent.npy", ("absent.npy",)),
         ("tokenize data --out new --only ,", ("expected names", "leave the option out")),
+        ("backbone grow run --add , --tokens tokens --out new", ("expected names", "--add takes at least one")),
+        ("backbone generate run --make , --out new", ("expected names", "--make takes at least one")),
         ("tokenizer train depth --data data --seed -1", ("--seed",)),
     ],
 )  # fmt: skip

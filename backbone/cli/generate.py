@@ -71,7 +71,7 @@ def generate_command(
     if (targets is None) == (plan_file is None):
         raise ConfigError("zoo backbone generate: expected either --make NAMES or --plan FILE")
     table = read_recipe(plan_file) if plan_file else {}
-    names = split_names(targets)
+    names = split_names(targets, "--make takes at least one")
     table["target"] = _targets(names, table.get("target", []), parse_assignments(assignments))
     table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
     table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep)}

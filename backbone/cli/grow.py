@@ -74,7 +74,7 @@ def grow_command(
     root = click.get_current_context().find_root().obj or {}
     zoo = open_zoo(root.get("registry") or (trained.run.registry if trained.run else None))
     store = TokenStore(tokens)
-    new = split_names(added) or []
+    new = split_names(added, "--add takes at least one that is new") or []
     stored = [name for name in trained.names if name in store.modalities("train")]
     handles = {name: zoo[name] for name in [*stored, *new]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)

@@ -40,13 +40,13 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     return zoo
 
 
-def split_names(names: str | None) -> list[str] | None:
-    """`a,b` to a list; None where nothing was given. Raises ConfigError where no name is in it."""
+def split_names(names: str | None, advice: str = "leave the option out for all") -> list[str] | None:
+    """`a,b` to a list; None where nothing was given. Raises ConfigError, with `advice`, where no name is in it."""
     if names is None:
         return None
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
-        raise ConfigError(f"expected names with commas between them, got {names!r}; leave the option out for all")
+        raise ConfigError(f"expected names with commas between them, got {names!r}; {advice}")
     return found
 
 
