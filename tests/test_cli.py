@@ -224,6 +224,17 @@ def test_backbone_options_that_cannot_be(zoo: Run) -> None:
     assert not Path("refused/model.safetensors").exists()
 
 
+def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words in (
+        "tokenize data --out new", "backbone generate run --make depth --out new", "backbone eval run",
+        "retrieve build run --out new", "retrieve query new --keys test-0-000001", "retrieve eval run",
+    ):  # fmt: skip
+        command = "zoo " + re.split(" (data|run|new)", words)[0]
+        expected = f'{command}: device "cuda" is asked for, and there is none; leave --device out'
+        refused(zoo(*words.split(), "--device", "cuda"), expected)
+
+
 def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     train = ("backbone", "train", "--tokens", "tokens", "--out", "run", "--set", "steps=3", "--set", "batch_size=4")
     assert zoo(*train)[0] == 0

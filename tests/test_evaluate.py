@@ -467,6 +467,28 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
 # --- generation to a folder
 
 
+def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is the CPU by another name."""
+    asked: list[str] = []
+
+    def loaded(folder: Path, device: str) -> FourM:
+        asked.append(device)
+        return load_model(folder, device=device)
+
+    for module in (evaluation, files):
+        monkeypatch.setattr(module, "load_model", loaded)
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    Run(tokens=world.tokens, data=world.data).save(run)
+    zoo, other = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
+    pair: dict[str, Any] = {"given": [("light",)], "targets": ["dark"]}
+    evaluate(run, zoo, world.tokens, world.data, config=config, device="cpu:0", **pair)
+    recipe = Recipe(given=("light",), target=(TargetPlan(name="dark"),), samples="1")
+    files.generate_to_folder(run, other, recipe, tmp_path / "out", device="cpu:0")
+    assert asked == ["cpu:0", "cpu:0"]
+    assert [zoo[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu:0"]
+    assert [other[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu"]
+
+
 def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "BATCH", 4)  # cuts between the draws of a sample
     run, plan = world.copy(tmp_path / "run"), [TargetPlan(name="dark", temperature=0)]

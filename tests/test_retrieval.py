@@ -21,6 +21,7 @@ from small_modalities import installed, write
 from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
+from backbone.model import FourM
 from backbone.retrieval import index as indexes
 from backbone.retrieval.cli import retrieve
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
@@ -28,7 +29,7 @@ from backbone.retrieval.embedding import Embedder, check_via
 from backbone.retrieval.evaluate import evaluate_retrieval
 from backbone.retrieval.index import TOGETHER, Index, build
 from backbone.retrieval.pictures import RIGHT, framed, write_hits
-from backbone.retrieval.query import combined, query_keys
+from backbone.retrieval.query import combined, query_files, query_keys
 from backbone.retrieval.recall import chance
 from backbone.retrieval.spaces import unit
 from backbone.saving import load_model, save_model
@@ -287,6 +288,26 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
     monkeypatch.setattr(indexes, "LARGE", 20)
     large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
     assert large.search_kind == "approximate" and large.names == ["light"]
+
+
+def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is the CPU by another name."""
+    asked: list[str] = []
+
+    def loaded(folder: Path, device: str) -> FourM:
+        asked.append(device)
+        return load_model(folder, device=device)
+
+    monkeypatch.setattr("backbone.retrieval.embedding.load_model", loaded)
+    other, place = copied(world, tmp_path / "world"), tmp_path / "index"
+    config = EmbeddingConfig(embedding="predicted", via="gist", space="plain")
+    found = build(other.run, other.zoo, place, config=config, modalities=["light", "gist"], device="cpu:0")
+    data, extension = other.zoo["light"].write(np.full((1, 8, 8), 0.5, np.float32))
+    (tmp_path / f"light.{extension}").write_bytes(data)
+    query_files(found, other.zoo, {"light": tmp_path / f"light.{extension}"}, {}, 1, device="cpu:0")
+    query_keys(found, other.zoo, world.keys[:1], ["light"], {}, 1, device="cpu:0")
+    assert asked == ["cpu:0"] * 3
+    assert [other.zoo[name].device for name in ("light", "gist", "dark")] == ["cpu:0", "cpu:0", "cpu"]
 
 
 def test_an_index_of_one_modality_finds_its_samples(world: World, tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_tokens_are_those_of_the_tokenizer_by_key(toy: Callable[..., Zoo], tmp_p
     assert all(outcome.written == 0 and outcome.kept for outcome in again.outcomes)
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
+    tokenize(zoo, data, tmp_path / "elsewhere", modalities=["field"], device="cpu:0")  # the CPU by another name
+    assert (zoo["field"].device, zoo["words"].device) == ("cpu:0", "cpu")
 
 
 def test_tokenize_goes_on_after_a_kill_with_the_same_bytes(

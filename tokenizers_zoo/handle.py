@@ -248,7 +248,7 @@ class ModalityHandle:
     # ------------------------------------------------------------------ values <-> tokens
 
     def encode(self, values: Any) -> torch.Tensor | list[np.ndarray[Any, Any]]:
-        """Tokens of a list of values, or of a tensor `(batch, *value.shape)`.
+        """Tokens of a list of values, or of a tensor `(batch, *value.shape)`, on the CPU whatever `device` is.
 
         Grids and vectors: an int64 tensor `(batch, *tokens)`. Patches: a float32 tensor `(batch, tokens, dim)`.
         Sequences: a list of 1-D int64 numpy arrays. Embeddings: a list of float32 numpy arrays `(tokens, dim)`.
@@ -266,7 +266,7 @@ class ModalityHandle:
             declared = expected_tokens(self.spec)
             raise self._wrong("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
         # A copy made outside inference mode may be used in training, too.
-        return tokens.clone() if isinstance(tokens, torch.Tensor) else tokens
+        return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else tokens
 
     def decode(self, tokens: Any) -> list[Any]:
         """The values of a batch of tokens, one per sample, each as `spec.value` declares. Takes what `encode` gives."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo.checkpoint import file_digest
+from tokenizers_zoo.device import device_problem
 from tokenizers_zoo.errors import ZooError
 
 T = TypeVar("T")
@@ -60,8 +61,8 @@ class PretrainedConfig:
         """`device` with auto resolved. Raises PretrainedError where there is no cuda and it is asked for."""
         import torch
 
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise PretrainedError(f'{self.model}: device "cuda" is asked for, and there is none; set device = "cpu"')
+        if problem := device_problem(self.device):
+            raise PretrainedError(f'{self.model}: {problem}; set device = "cpu"')
         return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
     def locate(self, *, download: bool = True) -> Path:

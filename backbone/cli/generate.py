@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from backbone.cli.run import open_run
-from tokenizers_zoo.cli.options import PATH, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
@@ -37,6 +37,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--draws", type=click.IntRange(min=1), help="Draws per sample.  [default: 1]")
 @click.option("--rank", metavar="NAME", help="Write the draws first that agree best with what is given, by NAME.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the draws.  [default: 0]")
+@DEVICE
 @settings_option("steps, scheme, schedule, temperature, top_k, top_p, ... for all targets, or NAME.steps for one.")
 def generate_command(
     folder: Path,
@@ -48,6 +49,7 @@ def generate_command(
     guide: str | None,
     out: Path,
     keys: str | None,
+    device: str,
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -87,7 +89,7 @@ def generate_command(
     recipe = from_mapping(Recipe, table, Origin())
     _, zoo = open_run(folder)
     with disk_errors(out):
-        places = generate_to_folder(folder, zoo, recipe, out)
+        places = generate_to_folder(folder, zoo, recipe, out, device=device)
     click.echo(f"{len(places)} samples in {out}")
 
 

@@ -11,7 +11,7 @@ from backbone.cli.config import CONFIG_OPTION, merged, read_tables
 from backbone.cli.generate import generate_command
 from backbone.cli.grow import grow_command
 from backbone.cli.run import open_run
-from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
@@ -110,6 +110,7 @@ def train(
 @click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
 @click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
+@DEVICE
 @settings_option("A key of [eval], such as steps=4.")
 def evaluate_command(
     folder: Path,
@@ -119,6 +120,7 @@ def evaluate_command(
     samples: int | None,
     data_dir: Path | None,
     seed: int | None,
+    device: str,
     assignments: tuple[str, ...],
 ) -> None:
     """Score what the backbone makes of held-out samples.
@@ -147,8 +149,9 @@ def evaluate_command(
     run, zoo = open_run(folder)
     with disk_errors(folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets, targets=wanted, config=config
-        )
+            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets, targets=wanted, config=config,
+            device=device,
+        )  # fmt: skip
     console = Console()
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):

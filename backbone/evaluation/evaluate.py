@@ -118,13 +118,16 @@ def evaluate(
 
     Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
     alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
-    above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another
-    codec than that of the training) are left out with the reason; raises DataError where one of them was named.
+    above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another codec than that
+    of the training) are left out with the reason; raises DataError where one of them was named. Model and tokenizers
+    run on `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
     card = load_config(run, CLASS)
     data = EvaluationData(zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed)
+    for handle in data.handles.values():
+        handle.device = device
     pairs = chosen_pairs(model, data, given, targets)
     identity = {
         "weights": card["weights_sha256"],

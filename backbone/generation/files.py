@@ -30,17 +30,21 @@ DRAW = 1 << 32
 """The number of a draw is that of its sample plus so much for each draw before it."""
 
 
-def generate_to_folder(folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer: Scorer | None = None) -> list[Path]:
+def generate_to_folder(
+    folder: Path, zoo: Zoo, recipe: Recipe, out: Path, scorer: Scorer | None = None, device: str = "cpu"
+) -> list[Path]:
     """Generate with the backbone in `folder`; writes OUT/<key>/<draw>/<modality>.<ext>, .png and .tokens.json.
 
     With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
     is written last, makes the same again. What an earlier generation made of these samples is replaced, and its plan
-    removed before. Gives the sample folders. Raises ZooErrors for what does not fit together, before anything is
-    written.
+    removed before. Model and tokenizers run on `device`. Gives the sample folders. Raises ZooErrors for what does not
+    fit together, before anything is written.
     """
     run, config = Run.load(folder), model_config(folder)
-    model = load_model(folder).eval()
+    model = load_model(folder, device=device).eval()
     handles = handles_of(zoo, model, recipe, config["fingerprints"])
+    for handle in handles.values():
+        handle.device = device
     request = requested(run, model, handles, recipe)
     plan = recipe.plan()
     resolved_plan(model.tables, plan, request.given, request.kept)

@@ -11,7 +11,7 @@ import click
 
 from backbone.cli.run import open_run
 from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
-from tokenizers_zoo.cli.options import PATH, plain_table, show_table, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
@@ -46,9 +46,10 @@ def retrieve() -> None:
 @embedding_options
 @click.option("--exact/--approximate", "exact", default=None, help="Compare with all vectors, or walk a graph (HNSW). "
               "Default: exact up to 100,000 samples.")  # fmt: skip
+@DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index.")
 def build_command(folder: Path, out: Path, split: str, modalities: str | None, embedding: str, via: str, space: str,
-                  exact: bool | None, overwrite: bool) -> None:  # fmt: skip
+                  exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index of them.
 
     Killed, the same command begins again, and nothing half-written is left.
@@ -66,7 +67,7 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
     with disk_errors(out):
         index = build(
             folder, zoo, out, config=config, split=split, modalities=split_names(modalities), search=search,
-            overwrite=overwrite,
+            overwrite=overwrite, device=device,
         )  # fmt: skip
     click.echo(f"index: {index.size()} samples by {len(index.names)} modalities, {index.search_kind}, in {out}")
 
@@ -82,9 +83,10 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
 @click.option("--find", metavar="NAME", default="", help="The modality to search. Default: all of the index together.")
 @click.option("-k", "count", type=click.IntRange(min=1), default=10, show_default=True, help="Samples to find.")
 @click.option("--exclude-self", is_flag=True, help="Leave out the sample that was asked with.")
+@DEVICE
 @click.option("--out", type=PATH, help="Folder for hits.json and a picture of what was found.")
 def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split: str | None, weights: str | None,
-                  find: str, count: int, exclude_self: bool, out: Path | None) -> None:  # fmt: skip
+                  find: str, count: int, exclude_self: bool, device: str, out: Path | None) -> None:  # fmt: skip
     """Find the stored samples that are closest to what is given.
 
     \b
@@ -105,11 +107,11 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     index = Index(folder)
     _, zoo = open_run(index.run)
     if asked is None:
-        answers = query_files(index, zoo, files, scale, count, find)
+        answers = query_files(index, zoo, files, scale, count, find, device)
     else:
         names = names or list(scale) or index.names
         answers = query_keys(
-            index, zoo, asked, names, scale, count, find=find, split=split, exclude_self=exclude_self
+            index, zoo, asked, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
         )  # fmt: skip
     if count > index.size(find):
         click.echo(f"-k {count}: the index has {index.size(find)} samples; these are all", err=True)
@@ -133,8 +135,9 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
 @embedding_options
 @click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Held-out, at most.")
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs that are shown.")
+@DEVICE
 def eval_command(folder: Path, out: Path | None, split: str, modalities: str | None, embedding: str, via: str,
-                 space: str, samples: int, galleries: int) -> None:  # fmt: skip
+                 space: str, samples: int, galleries: int, device: str) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
     A sample is looked for by one modality among all by another. R@k is how many percent
@@ -153,7 +156,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
     with disk_errors(place):
         result = evaluate_retrieval(
             folder, zoo, place, embedding=config, config=RecallConfig(samples=samples, gallery_pairs=galleries),
-            split=split, modalities=split_names(modalities),
+            split=split, modalities=split_names(modalities), device=device,
         )  # fmt: skip
     show_table(recall_table(result))
     click.echo(f"all of it: {place / FILE}")

@@ -22,7 +22,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import Crop, ModalitySpec, VectorLayout
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN = "train"
 BATCH = 32
@@ -33,14 +33,14 @@ Advance = Callable[[int], None]
 
 
 class Embedder:
-    """Gives the vectors of a trained run, one modality of a sample each.
+    """Gives the vectors of a trained run, one modality of a sample each; model and tokenizers run on `device`.
 
     Raises CheckpointError where `folder` is no trained run, ConfigError for a `via` that has no vector, DataError where
     the tokenizer of `via` is not the one of the run's training.
     """
 
     def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
-        self.folder, self.zoo, self.config = Path(folder), zoo, config
+        self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
         self.run = Run.load(self.folder)
         self.trained_on: Mapping[str, str] = model_config(self.folder)["fingerprints"]
         self.fingerprint = fingerprint(self.folder)
@@ -49,11 +49,17 @@ class Embedder:
         self.tables: Tables = model.tables
         if config.via:
             check_via(self.tables, config.via)
-            self.codec = zoo[config.via]
+            self.codec = self._handle(config.via)
             check_codec(self.codec, self.trained_on.get(config.via))
             self.model = model
         else:
             self.encoder = FourMEncoder(model)
+
+    def _handle(self, name: str) -> ModalityHandle:
+        """A modality whose tokenizer is used. Raises UnknownNameError."""
+        handle = self.zoo[name]
+        handle.device = self.device
+        return handle
 
     def names(self, wanted: Sequence[str] | None) -> list[str]:
         """The modalities to embed, each once: those wanted, or all of the run. Raises UnknownNameError."""
@@ -122,7 +128,7 @@ class Embedder:
 
     def encode_file(self, name: str, path: Path) -> Any:
         """Tokens of one sample's modality from a file. Raises InvalidValueError, DataError, UnknownNameError."""
-        handle = self.zoo[self.tables.spec(name).name]
+        handle = self._handle(self.tables.spec(name).name)
         check_codec(handle, self.trained_on.get(name))
         value = handle.transform(handle.read(path.read_bytes(), path.suffix), Crop())
         return handle.encode([value])

@@ -46,11 +46,17 @@ def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Ve
 
 
 def query_files(
-    index: Index, zoo: Zoo, files: Mapping[str, Path], weights: Mapping[str, float], k: int, find: str = TOGETHER
+    index: Index,
+    zoo: Zoo,
+    files: Mapping[str, Path],
+    weights: Mapping[str, float],
+    k: int,
+    find: str = TOGETHER,
+    device: str = "cpu",
 ) -> list[Answer]:
     """What is closest to one sample whose modalities are files. Raises ZooErrors for what does not fit together."""
     index.check([*files, *([find] if find else [])])
-    embedder = index.embedder(zoo)
+    embedder = index.embedder(zoo, device)
     vectors = {name: embedder.embed(name, embedder.encode_file(name, path)) for name, path in files.items()}
     (hits,) = index.search(combined(vectors, weights), k, find)
     return [Answer(key=None, given=tuple(files), hits=hits)]
@@ -67,13 +73,14 @@ def query_keys(
     find: str = TOGETHER,
     split: str | None = None,
     exclude_self: bool = False,
+    device: str = "cpu",
 ) -> list[Answer]:
     """What is closest to each of the stored samples `keys` of a split, by default the index's.
 
     `exclude_self` leaves out the sample that was asked with. Raises ZooErrors for what does not fit together.
     """
     index.check([*given, *([find] if find else [])])
-    embedder = index.embedder(zoo)
+    embedder = index.embedder(zoo, device)
     queries = combined(_stored(embedder, split or index.split, keys, given), weights)
     found = index.search(queries, k, find, list(keys) if exclude_self else None)
     return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]

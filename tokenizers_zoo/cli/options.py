@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokenizers_zoo.device import DEVICES, device_problem
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 DATA = click.argument("data_dir", metavar="DATA", type=PATH)
+
+
+def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
+    """The device. Raises ConfigError where this machine has none."""
+    if problem := device_problem(device):
+        raise ConfigError(f"{context.command_path}: {problem}; leave --device out")
+    return device
+
+
+DEVICE = click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
+                      callback=_that_is_there, help="Where the networks run.")  # fmt: skip
 
 
 def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo.checkpoint import replacing_file
-from tokenizers_zoo.cli.options import DATA, PATH, open_zoo, split_names
+from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, open_zoo, split_names
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.modality import Crop
 
@@ -20,9 +20,10 @@ from tokenizers_zoo.modality import Crop
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
+@DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace tokens that another codec wrote.")
 def tokenize_command(
-    data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, overwrite: bool
+    data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, device: str, overwrite: bool
 ) -> None:
     """Encode DATA into a token store with the trained tokenizers.
 
@@ -34,7 +35,7 @@ def tokenize_command(
 
     result = tokenize(
         open_zoo(), data_dir, out, modalities=split_names(only), batch_size=batch_size, crops=crops, seed=seed,
-        overwrite=overwrite,
+        overwrite=overwrite, device=device,
     )  # fmt: skip
     click.echo(result.summary())
     click.echo(f"tokens in {out}")

@@ -92,12 +92,13 @@ def tokenize(
     seed: int = 0,
     threads: int = 2,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> TokenizeResult:
     """Encode the values in `data` into the token store `out`.
 
     With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops
     (mirrored half of the time with `flips`), the same for all its modalities, under the keys `<key>#<number>`. Parts
-    that are there are kept.
+    that are there are kept. The tokenizers run on `device`.
     Raises DataError where `out` holds tokens of another codec or of other data, unless `overwrite`.
     """
     if crops < 1 or batch_size < 1:
@@ -112,6 +113,7 @@ def tokenize(
                 "flips": flips and views > 1, "seed": seed if views > 1 else 0,
             }  # fmt: skip
             metadata = TokenMetadata.of(handle, run)
+            handle.device = device
             if not overwrite:
                 _check_place(store, split, handle.name, Path(out))
             writer = _ModalityRun(
