@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,24 @@ def test_filled_sequences_are_their_slow_twin(model: FourM, temperature: float) 
         assert all(token in kept for token in row[row >= 0])  # in order
         assert len(filling) <= 6
     assert made[4].tolist() == [9] * 6  # no room
+
+
+@pytest.mark.parametrize("sentinels", [1, 2, 4])
+def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels: int) -> None:
+    layout = dataclasses.replace(WORDS, num_sentinels=sentinels)
+    model = sharp_model([dataclasses.replace(TEXT, layout=layout)])
+    row = np.array([-1] + [9, -1] * (sentinels - 1))
+    plan, room, after = [TargetPlan(name="words", temperature=50.0)], 6 - (sentinels - 1), 2 + sentinels
+    rows = generate(model, {}, plan, seed=0, samples=range(64), kept={"words": [row] * 64})["words"]
+    assert max(map(len, rows)) == room + sentinels - 1 and any(after in made for made in rows)
+    assert not any(set(made.tolist()) & {1, *range(2, after)} for made in rows)
+    with torch.no_grad():  # what is likeliest is that id, and the way on from the gaps before
+        model.output["text"].zero_()
+        model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
+        model.output["text"][after] = 1.0
+        model.output["text"][2:after] = 2.0
+    made = generate(model, {}, [TargetPlan(name="words", temperature=0.0)], 0, [0], kept={"words": [row]})["words"][0]
+    assert made.tolist() == [9] * (sentinels - 1) + [after] * room
 
 
 def test_what_may_come_next_by_hand() -> None:

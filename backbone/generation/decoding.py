@@ -147,7 +147,8 @@ def decode_sequence(
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
         last = torch.where(going[alive], last, layout.end)
         tokens[alive, done] = last
-        onward = last == layout.sentinel_start + gap[alive] + 1
+        # No sentinel follows the last gap: where it has the last one, the next id is content.
+        onward = (last == layout.sentinel_start + gap[alive] + 1) & (gap[alive] + 1 < gaps[alive])
         gap[alive] += onward.long()
         count[alive] += (~onward & (last != layout.end)).long()
         going[alive] = (last != layout.end) & (count[alive] < room[alive])
