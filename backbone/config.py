@@ -56,6 +56,9 @@ class ModelConfig:
     stored_positions: Mapping[str, int] = field(default_factory=dict)
     """Modalities whose positions are weights, which training leaves as they are, and how many rows they have: apart for
     inputs and for targets. Those of all others are computed, or learned (vectors)."""
+    position_lengths: Mapping[str, int] = field(default_factory=dict)
+    """Sequences whose positions are computed for another length than theirs, and that length: the one that they were
+    first trained with. Set when a trained model is loaded for sequences of another length."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
@@ -66,6 +69,8 @@ class ModelConfig:
             raise ValueError(f"rotary: expected an even head size, dim over heads; got {self.dim // self.heads}")
         if self.registers < 0 or min(self.stored_positions.values(), default=1) < 1:
             raise ValueError("registers, stored_positions: expected 0 or more registers, and at least one row each")
+        if min(self.position_lengths.values(), default=1) < 1:
+            raise ValueError(f"position_lengths: expected at least 1 each, got {dict(self.position_lengths)}")
 
     def biased(self, part: Biased) -> bool:
         """Whether this part of a block has biases."""

@@ -73,7 +73,10 @@ class FourM(nn.Module):
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.config = config
-        self.tables = Tables(specs, separate=config.tables == "separate", stored_positions=config.stored_positions)
+        self.tables = Tables(
+            specs, separate=config.tables == "separate", stored_positions=config.stored_positions,
+            position_lengths=config.position_lengths,
+        )  # fmt: skip
         dim = config.dim
         self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
         self.modality_embedding = nn.Embedding(len(self.tables), dim)

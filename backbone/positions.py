@@ -26,7 +26,7 @@ def position_table(tables: Tables, dim: int) -> Tensor:
         if key[0] == "grid":
             table[rows.slice] = sincos_grid(key[1], dim)  # type: ignore[arg-type]
         elif key[0] == "line":
-            table[rows.slice] = sincos_grid((rows.count,), dim)
+            table[rows.slice] = sincos_grid((rows.count,), dim, (key[2],))  # type: ignore[arg-type]
     return POSITION_SIZE * table
 
 
@@ -41,19 +41,21 @@ def learned_rows(tables: Tables) -> Tensor:
     return result
 
 
-def sincos_grid(shape: tuple[int, ...], dim: int) -> Tensor:
+def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None = None) -> Tensor:
     """Sin-cos positions of a grid, `prod(shape) dim`, row-major: each axis has an equal share of the channels.
 
     Per axis of n steps: sines, then cosines, of the index times frequencies that fall geometrically from pi/2 to
     pi/(4n), periods of 4 to 8n steps. (arXiv 1706.03762, section 3.5, has periods up to 60,000, which leaves most
     channels of an axis of 8 or 14 steps all but constant, and attention by position hard to learn.) Channels that do
-    not divide are left zero.
+    not divide are left zero. With `steps` each n is from there: at one n, a shorter axis has the first rows of a
+    longer one.
     """
     share = dim // len(shape) // 2
     fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
     angles = [
-        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall) for axis, n in zip(axes, shape, strict=True)
+        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall)
+        for axis, n in zip(axes, steps or shape, strict=True)
     ]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return F.pad(table, (0, dim - table.shape[1])).float()

@@ -110,7 +110,9 @@ def load_model(
 
     Modalities and vocabularies are found by name: rows that the checkpoint has keep their values, so outputs of its
     modalities are the same to the bit; rows that it has not are initialised from `seed`; modalities that are not among
-    `specs` are left out. Raises CheckpointError where a modality's tokens now mean something else.
+    `specs` are left out. A sequence that is longer or shorter now keeps the positions that it was trained with, and
+    has further ones; a grid of another shape has the positions of that shape, as its cells lie elsewhere. Raises
+    CheckpointError where a modality's tokens now mean something else.
     """
     tensors, config = load_checkpoint(Path(folder), CLASS)
     try:
@@ -122,6 +124,8 @@ def load_model(
     for spec in specs or ():
         if spec.name in old:
             _check_same_tokens(folder, old[spec.name], spec)
+    if specs is not None:
+        model_config = dataclasses.replace(model_config, position_lengths=_trained_lengths(model_config, old, specs))
     model = FourM.seeded(model_config, stored if specs is None else specs, seed)
     _copy(folder, tensors, model, complete=specs is None)
     return model.to(device)
@@ -150,6 +154,18 @@ def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> No
             f"{folder}: {old.name} is not the modality that this backbone knows: {problem}; "
             "give it another name, or use the registry of its training"
         )
+
+
+def _trained_lengths(
+    config: ModelConfig, old: Mapping[str, ModalitySpec], specs: Sequence[ModalitySpec]
+) -> dict[str, int]:
+    """The `position_lengths` of the model for `specs`."""
+    lengths = {name: spec.layout.length for name, spec in old.items()} | dict(config.position_lengths)
+    return {
+        spec.name: lengths[spec.name] for spec in specs
+        if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout) and spec.name not in config.stored_positions
+        and lengths.get(spec.name, spec.layout.length) != spec.layout.length
+    }  # fmt: skip
 
 
 @torch.no_grad()

@@ -35,8 +35,9 @@ class Tables:
     """The layout of the flat tables for a list of specs, in the order given.
 
     With `separate`, modalities of one vocabulary have token rows of their own each. `stored_positions` are modalities
-    whose position rows are weights, and how many they have. A modality added at the end leaves all earlier rows where
-    they were; on disk each table and modality is stored under its own name, so any other order loads too.
+    whose position rows are weights, and how many they have; `position_lengths` sequences whose rows are computed for
+    another length than theirs, and that one. A modality added at the end leaves all earlier rows where they were; on
+    disk each table and modality is stored under its own name, so any other order loads too.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Tables:
         *,
         separate: bool = False,
         stored_positions: Mapping[str, int] | None = None,
+        position_lengths: Mapping[str, int] | None = None,
     ) -> None:
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
@@ -77,7 +79,8 @@ class Tables:
                     f"backbone: {spec.name} needs {least} positions, and the model stores {stored[spec.name]}; give it "
                     "a shorter maximum length or a smaller grid"
                 )
-            key = ("stored", spec.name) if spec.name in stored else position_key(spec)
+            length = (position_lengths or {}).get(spec.name)
+            key = ("stored", spec.name) if spec.name in stored else position_key(spec, length)
             if key not in shared:
                 shared[key] = Rows(start, stored.get(spec.name) or num_positions(spec))
                 start += shared[key].count
@@ -137,18 +140,24 @@ def least_positions(spec: ModalitySpec) -> int:
     return spec.layout.length + isinstance(spec.layout, SequenceLayout)
 
 
-def num_positions(spec: ModalitySpec) -> int:
-    """Position rows of a modality whose positions are computed or learned; more than enough for sequences."""
-    layout = spec.layout
-    return 2 * layout.max_length + 2 if isinstance(layout, SequenceLayout) else layout.length
+def num_positions(spec: ModalitySpec, length: int | None = None) -> int:
+    """Position rows of a modality whose positions are computed or learned; more than enough for sequences.
+
+    With `length`, those that it would have at that length.
+    """
+    length = length or spec.layout.length
+    return 2 * length + 2 if isinstance(spec.layout, SequenceLayout) else length
 
 
-def position_key(spec: ModalitySpec) -> tuple[object, ...]:
-    """Modalities with equal keys share fixed position rows; vectors have learned rows of their own."""
+def position_key(spec: ModalitySpec, length: int | None = None) -> tuple[object, ...]:
+    """Modalities with equal keys share fixed position rows; vectors have learned rows of their own.
+
+    `length` is that which a sequence's rows are computed for, where that is not its own.
+    """
     layout = spec.layout
     if isinstance(layout, GridLayout | PatchesLayout):
         return ("grid", layout.shape)
     if isinstance(layout, SequenceLayout | EmbeddingsLayout):
-        return ("line", num_positions(spec))
+        return ("line", num_positions(spec), num_positions(spec, length))
     assert isinstance(layout, VectorLayout)
     return ("learned", spec.name, layout.length)

@@ -88,7 +88,9 @@ class SlowTwin:
         else:
             shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
             where = np.unravel_index(position, shape) if len(shape) > 1 or shape != (1,) else (position,)
-            steps = shape if isinstance(layout, GridLayout | PatchesLayout) else (self.tables.positions[name].count,)
+            length = self.config.position_lengths.get(name, layout.length)
+            line = 2 * length + 2 if isinstance(layout, SequenceLayout) else length
+            steps = shape if isinstance(layout, GridLayout | PatchesLayout) else (line,)
             share = dim // len(shape) // 2
             parts: list[float] = []
             for index, count in zip(where, steps, strict=True):

@@ -23,7 +23,7 @@ from backbone.saving import load_model, save_model, spec_from_json, spec_to_json
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import GridLayout, VectorLayout
+from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, VectorLayout
 
 
 def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:
@@ -85,6 +85,33 @@ def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[
     assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), again.parameters(), strict=True))
     new_rows = larger.output["text"][100:]
     assert new_rows.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def of_length(words: int, vectors: int) -> list[ModalitySpec]:
+    layouts = {"words": sequence(words), "vectors": EmbeddingsLayout(max_length=vectors, dim=9)}
+    return [dataclasses.replace(item, layout=layouts.get(item.name, item.layout)) for item in all_layouts()]
+
+
+@pytest.mark.parametrize(("words", "vectors"), [(33, 16), (41, 7), (12, 3)])
+def test_sequences_of_another_length_keep_their_positions(
+    saved: tuple[FourM, Path], tmp_path: Path, words: int, vectors: int
+) -> None:
+    model, folder = saved
+    other = load_model(folder, of_length(words, vectors)).eval()
+    shorter = min((model, other), key=lambda one: one.tables.spec("words").layout.length)
+    batch = packed_batch(list(shorter.tables.specs), size=4, seed=9)
+
+    def made(by: FourM) -> torch.Tensor:
+        return by.decode_targets(remapped(batch, shorter.tables, by.tables))
+
+    assert torch.equal(made(model), made(other))
+    save_model(other, tmp_path / "other")
+    again = load_model(tmp_path / "other").eval()
+    longer = load_model(tmp_path / "other", of_length(50, 20)).eval()
+    assert torch.equal(made(model), made(again)) and torch.equal(made(model), made(longer))
+    assert longer.config.position_lengths == {"words": 20, "vectors": 7}
+    back = load_model(tmp_path / "other", all_layouts())
+    assert back.config == model.config and torch.equal(back.fixed_positions, model.fixed_positions)
 
 
 def test_fewer_modalities_load_too(saved: tuple[FourM, Path]) -> None:

@@ -136,6 +136,27 @@ def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_pat
     assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
 
 
+def test_what_is_frozen_stays_where_sequences_are_longer_by_now(
+    old_run: Path, new_tokens: Path, tmp_path: Path
+) -> None:
+    trained = Trained.load(old_run)
+    specs = [dataclasses.replace(item, layout=sequence(31)) if item.name == "words" else item for item in grown()]
+    config = growing_config(trained, specs, new_tokens, {"steps": 2, "freeze": True}, 0.0)
+    folder = train(tmp_path / "run", new_tokens, specs, SMALL, config, start=old_run)
+    assert_same(load_model(old_run), load_model(folder))
+    assert Trained.load(folder).model.position_lengths == {"words": 20}
+    assert begin(specs, SMALL, 0, folder).model.config.position_lengths == {"words": 20}, "trained on, it stays"
+
+
+def test_a_grid_of_another_shape_is_not_frozen(old_run: Path) -> None:
+    larger = {"picture": GridLayout(shape=(8, 8)), "pixels": PatchesLayout(shape=(8, 8), dim=12)}
+    for name, layout in larger.items():
+        specs = [dataclasses.replace(item, layout=layout) if item.name == name else item for item in grown()]
+        beginning = begin(specs, SMALL, 0, old_run)
+        with pytest.raises(ConfigError, match=f"freeze: expected {name} to be a grid of the shape that it was trained"):
+            freeze(beginning)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_is_known_moves_by_its_share_of_a_step(
     optimizer: str, old_run: Path, new_tokens: Path, tmp_path: Path

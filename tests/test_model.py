@@ -26,7 +26,8 @@ from tokenizers_zoo.modality import GridLayout, ModalitySpec
 CONFIGS = {
     "default": SMALL,
     "other": ModelConfig(
-        dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True
+        dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True,
+        position_lengths={"words": 12, "vectors": 9},
     ),
     "rotary": ModelConfig(dim=48, encoder_depth=2, decoder_depth=2, heads=2, rotary=True, registers=2, qk_norm=True),
     "published": ModelConfig(

@@ -37,6 +37,8 @@ class Beginning:
     """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
     record: Mapping[str, Any] | None = None
     """Which backbone that was, for config.json; None for a new model."""
+    reshaped: tuple[str, ...] = ()
+    """Known grids that have another shape than there, and so other positions."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,6 +52,7 @@ def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: 
         return Beginning(model=FourM.seeded(config, specs, seed))
     stored = load_config(start, CLASS)
     model = load_model(start, specs, seed=seed)
+    config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
     known = known_rows(start, model)
@@ -60,7 +63,11 @@ def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: 
         "knows": [spec.name for spec in specs if spec.name in old],
         "added": [spec.name for spec in specs if spec.name not in old],
     }  # fmt: skip
-    return Beginning(model=model, known=known, record=record)
+    shapes = {spec["name"]: tuple(spec["layout"].get("shape", ())) for spec in stored["specs"]}
+    reshaped = tuple(
+        spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))
+    )
+    return Beginning(model=model, known=known, record=record, reshaped=reshaped)
 
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
@@ -97,8 +104,14 @@ def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
 def freeze(beginning: Beginning) -> dict[str, Tensor]:
     """Take the gradients from parameters that are known as a whole; gives the known rows of those known in part.
 
-    Raises ConfigError where nothing is known, or all is.
+    Raises ConfigError where nothing is known, or all is, and where a known grid has other positions now.
     """
+    if beginning.reshaped:
+        name = beginning.reshaped[0]
+        raise ConfigError(
+            f"freeze: expected {name} to be a grid of the shape that it was trained with, as the positions of another "
+            "shape are others; set that shape, give the modality another name, or leave freeze out"
+        )
     partly, moves = {}, False
     for name, parameter in beginning.model.named_parameters():
         known = beginning.known.get(name, torch.zeros(1, dtype=torch.bool))
