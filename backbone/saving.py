@@ -5,7 +5,8 @@ Tensors are `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<nam
 `read.<table>` (token rows of the decoder), `target_modalities.<name>`, `input_positions.<name>` and
 `target_positions.<name>` (stored ones), `mask` (one for all modalities), `registers`. A table is a vocabulary's, or a
 modality's where tables are separate. config.json holds "class",
-"model" (its ModelConfig), "specs" (the ModalitySpecs, in order) and what the caller adds.
+"model" (its ModelConfig), "specs" (the ModalitySpecs, in order) and what the caller adds. Of a backbone that was
+imported, "ml4m" in config.json and tensors `ml4m.*` are what it takes to write it as it was published.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from tokenizers_zoo.modality import (
 )
 
 CLASS = "FourM"
+PUBLISHED = "ml4m"
+"""The key in config.json, and with a dot what names of tensors begin with, of what a model has no place for and goes
+back to a published file."""
 BY_TABLE = {"token_embedding.weight": "tokens", "read_embedding.weight": "read"}
 BY_MODALITY = {
     "modality_embedding.weight": "modalities", "target_modality_embedding.weight": "target_modalities",
@@ -91,16 +95,22 @@ def save_model(model: FourM, folder: Path, extra: Mapping[str, Any] | None = Non
 
 
 def save_state(
-    model: FourM, state: Mapping[str, Tensor], folder: Path, extra: Mapping[str, Any] | None = None, card: str = ""
+    model: FourM,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    extra: Mapping[str, Any] | None = None,
+    card: str = "",
+    beside: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """As `save_model`, with the tensors of `state`: those of a sharded model, gathered."""
+    """As `save_model`, with the tensors of `state`: those of a sharded model, gathered; `beside` are no part of it."""
     config = {
         "class": CLASS,
         "model": dataclasses.asdict(model.config),
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
         **(extra or {}),
     }
-    return save_checkpoint(folder, model_tensors(model, state), config, card or model_card(model))
+    tensors = {**model_tensors(model, state), **(beside or {})}
+    return save_checkpoint(folder, tensors, config, card or model_card(model))
 
 
 def load_model(

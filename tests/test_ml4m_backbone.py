@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_samples import TRAINING, spec, write_store
 from parity import drawn
 from parity_backbone import backbone_results
+from safetensors.torch import load_file
 from torch import Tensor
 
 from backbone.ml4m.convert import export_backbone, import_backbone
 from backbone.ml4m.modalities import published_modalities, specs_of
 from backbone.saving import load_model
+from backbone.training.train import train
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.modality import GridLayout, ModalitySpec
 from tokenizers_zoo.registry import Zoo
 
 DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
@@ -291,12 +298,53 @@ def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None
     assert torch.equal(export_backbone(tmp_path / "two" / "backbone").tensors[name], other.tensors[name])
 
 
+def trained_on(folder: Path, specs: Sequence[ModalitySpec], **changes: Any) -> Path:
+    """The backbone that was imported into `folder`, after a step over `specs`."""
+    write_store(folder / "tokens", list(specs), 8)
+    config = dataclasses.replace(TRAINING, steps=1, batch_size=4, warmup_steps=0, **changes)
+    start = folder / "backbone"
+    return train(folder / "run", folder / "tokens", specs, load_model(start).config, config, start=start)
+
+
 def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     imported(checkpoint, tmp_path)
-    model = load_model(tmp_path / "backbone")
-    assert not model.fixed_positions.requires_grad
-    assert {spec.name for spec in model.tables.specs} >= {"tok_thing_32", "tok_other_32"}
+    before = load_model(tmp_path / "backbone")
+    assert {spec.name for spec in before.tables.specs} >= {"tok_thing_32", "tok_other_32"}
+    run = trained_on(tmp_path, before.tables.specs, average=0.5)
+    for folder in (run, run / "last"):
+        again = export_backbone(folder)
+        assert again.config == checkpoint.config
+        shapes = {name: tensor.shape for name, tensor in again.tensors.items()}
+        assert shapes == {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        moved = {name for name, tensor in again.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])}
+        assert moved >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
+        assert not any(name.endswith("pos_emb") for name in moved)
+        markers = [f"{side}_embeddings.tok_thing@32.mod_emb" for side in ("encoder", "decoder")]
+        assert moved >= set(markers) and torch.equal(*map(again.tensors.get, markers))  # type: ignore[arg-type]
+        back = tmp_path / "again" / folder.name
+        imported(again, back)
+        loaded, whole = (load_file(path / "model.safetensors") for path in (back / "backbone", folder))
+        assert loaded.keys() == whole.keys()
+        different = {name for name, tensor in whole.items() if not torch.equal(loaded[name], tensor)}
+        # Second copies of markers, and the encoder's rows of what the published model only makes.
+        copies = {name for name in whole if name.startswith("ml4m.")}
+        assert different == copies | {"tokens.tok_other_32"}
+
+
+def test_one_that_was_trained_with_other_modalities_does_not_go_back(tmp_path: Path) -> None:
+    imported(published(VARIANTS["gated"]), tmp_path)
+    specs = load_model(tmp_path / "backbone").tables.specs
+    (tmp_path / "less").mkdir()
+    shutil.copytree(tmp_path / "backbone", tmp_path / "less" / "backbone")
+    with pytest.raises(CheckpointError, match=f"run: was trained without the modality {specs[-1].name}, which the pub"):
+        export_backbone(trained_on(tmp_path / "less", specs[:-1]))
+    with pytest.raises(CheckpointError, match="run: has the modality height, which the published model has not"):
+        export_backbone(trained_on(tmp_path, [*specs, spec("height", GridLayout(shape=(4, 4)), 21)]))
+    shutil.rmtree(tmp_path / "run")
+    longer = [dataclasses.replace(item, vocab_size=51) if item.name == "tok_thing_32" else item for item in specs]
+    with pytest.raises(CheckpointError, match="tok_thing_32 does not go back as tok_thing@32: it has 51 ids, and"):
+        export_backbone(trained_on(tmp_path, longer))
 
 
 def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:

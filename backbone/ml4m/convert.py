@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from backbone.config import Biased, ModelConfig
-from backbone.ml4m.modalities import PublishedModality, published_modalities
+from backbone.ml4m.modalities import PublishedModality, misfit, published_modalities
 from backbone.ml4m.names import Pair, block_pairs, modality_pairs, norm_biases
 from backbone.model import FourM
-from backbone.saving import CLASS, model_card, model_tensors, spec_from_json, spec_to_json
+from backbone.saving import CLASS, PUBLISHED, model_card, model_tensors, spec_from_json, spec_to_json
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
@@ -32,9 +32,8 @@ DEFAULTS: dict[str, Any] = {
 """What a published configuration means where it lacks a key."""
 IGNORED = ("shared_drop_path", "drop_path_rate_encoder", "drop_path_rate_decoder", "use_act_checkpoint")
 """Keys that say how to train, and nothing about what the model computes."""
-EXTRA = "ml4m."
+EXTRA = f"{PUBLISHED}."
 """How the names of tensors begin that a published file has and our model has no place for; they are kept to go back."""
-EXTRA_KEY = "ml4m"
 
 
 def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[PublishedModality],
@@ -130,7 +129,7 @@ def import_backbone(
         "model": dataclasses.asdict(config),
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
         "fingerprints": dict(codecs or {}),
-        EXTRA_KEY: {
+        PUBLISHED: {
             "config": dict(checkpoint.config),
             "modalities": [dataclasses.asdict(item) for item in modalities],
             "names": names,
@@ -165,26 +164,37 @@ def _check_extra(checkpoint: PublishedCheckpoint, config: ModelConfig, extra: Ma
 def export_backbone(folder: Path) -> PublishedCheckpoint:
     """A backbone that was imported, trained on or not, as it was published.
 
-    Raises CheckpointError for one that was not imported, or that has modalities which the published one lacks.
+    Raises CheckpointError for one that was not imported, or that was trained with other modalities or other tokens of
+    them than the published one.
     """
     tensors, stored = load_checkpoint(folder, CLASS)
-    if EXTRA_KEY not in stored:
+    if PUBLISHED not in stored:
         raise CheckpointError(
             f"{folder}: was not imported from a published checkpoint; only those go back, trained on or not"
         )
-    origin = stored[EXTRA_KEY]
+    origin = stored[PUBLISHED]
     config = from_mapping(ModelConfig, stored["model"])
-    specs = [spec_from_json(spec) for spec in stored["specs"]]
+    specs = {spec["name"]: spec_from_json(spec) for spec in stored["specs"]}
     names: dict[str, str] = origin["names"]
-    if added := sorted({spec.name for spec in specs} - set(names.values())):
+    if added := sorted(set(specs) - set(names.values())):
         raise CheckpointError(f"{folder}: has the modality {added[0]}, which the published model has not")
     published: dict[str, Tensor] = {}
     modalities = [from_mapping(PublishedModality, item) for item in origin["modalities"]]
+    for item in modalities:
+        name = names[item.published]
+        if name not in specs:
+            raise CheckpointError(f"{folder}: was trained without the modality {name}, which the published model has")
+        if problem := misfit(specs[name], item):
+            raise CheckpointError(f"{folder}: {name} does not go back as {item.published}: it has {problem}")
     for pair in pairs_of(config, modalities, names):
         published |= dict(pair.split(tensors[pair.ours]))
     widths = {"q_norm": config.dim // config.heads, "k_norm": config.dim // config.heads}
     published |= {name: torch.zeros(widths.get(name.split(".")[-2], config.dim)) for name in norm_biases_of(config)}
-    published |= {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
+    extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
+    if "start" in stored and config.modality_embeddings == "shared":
+        # A second copy of a marker that both sides share: in training the decoder's moved.
+        extra = {name: published.get(name.replace("encoder_", "decoder_", 1), extra[name]) for name in extra}
+    published |= extra
     published |= {name: published[kept] for name, kept in origin["same_as"].items()}
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbone.config import ModelConfig
 from backbone.model import FourM
-from backbone.saving import CLASS, GROWING, load_model, model_tensors
+from backbone.saving import CLASS, GROWING, PUBLISHED, load_model, model_tensors
 from backbone.training.optim import TOKEN_TABLE
 from tokenizers_zoo.checkpoint import WEIGHTS, difference, load_config
 from tokenizers_zoo.data.tokens import grew_from
@@ -37,6 +37,10 @@ class Beginning:
     """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
     record: Mapping[str, Any] | None = None
     """Which backbone that was, for config.json; None for a new model."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What config.json says of a backbone that was imported, under its key; empty for others."""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of such a one that are no part of the model."""
     reshaped: tuple[str, ...] = ()
     """Known grids that have another shape than there, and so other positions."""
 
@@ -67,7 +71,13 @@ def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: 
     reshaped = tuple(
         spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))
     )
-    return Beginning(model=model, known=known, record=record, reshaped=reshaped)
+    published = {PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {}
+    with safe_open(start / WEIGHTS, "pt") as file:
+        beside = {
+            name: file.get_tensor(name)
+            for name in file.keys() if name.startswith(f"{PUBLISHED}.")  # noqa: SIM118
+        }  # fmt: skip
+    return Beginning(model=model, known=known, record=record, published=published, beside=beside, reshaped=reshaped)
 
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:

@@ -92,24 +92,24 @@ def train(
             return folder
         seconds = training.run()
         extra = {"train": identity["train"], "fingerprints": fingerprints, "training_seconds": seconds}
-        extra |= {"start": record} if record else {}
+        extra |= {"start": record, **beginning.published} if record else {}
         if training.average is not None:
-            save_last(training, folder, extra)
+            save_last(training, folder, extra, beginning.beside)
         with training.averaged():
             state = ranks.whole_state(training.model)
             if ranks.first:
-                save_state(training.model, state, folder, extra)
+                save_state(training.model, state, folder, extra, beside=beginning.beside)
         ranks.wait()
         training.state.forget()
     return folder
 
 
-def save_last(training: Training, folder: Path, extra: Mapping[str, Any]) -> None:
+def save_last(training: Training, folder: Path, extra: Mapping[str, Any], beside: Mapping[str, Tensor]) -> None:
     """Write the last weights into a run folder of their own, where their average is what the run gives."""
     state = training.ranks.whole_state(training.model)
     if training.ranks.first:
         Run.load(folder).save(folder / LAST)
-        save_state(training.model, state, folder / LAST, extra)
+        save_state(training.model, state, folder / LAST, extra, beside=beside)
 
 
 class Training:
