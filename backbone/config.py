@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.training.config import check_amounts, check_counts
 
 Biased = Literal["qkv", "out", "mlp", "norm"]
 """Parts of a block that may have biases: projections to queries, keys and values, those after attention, the two or
@@ -115,8 +117,9 @@ class Mixture:
     """Modalities that may be targets; empty means all that are discrete."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0 or self.input_alpha <= 0 or self.target_alpha <= 0:
-            raise ValueError("weight and alphas: expected numbers above 0")
+        for name in ("weight", "input_alpha", "target_alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
 
 
 MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1), Mixture()
@@ -146,7 +149,7 @@ class MaskingConfig:
             raise ValueError(f"min_input: expected 0 to input_budget, got {self.min_input}")
         if not self.mixtures:
             raise ValueError("mixtures: expected at least one")
-        if self.span_length < 1:
+        if not 1 <= self.span_length < math.inf:
             raise ValueError(f"span_length: expected at least 1 token, got {self.span_length}")
 
     @property
@@ -171,7 +174,7 @@ class Dataset:
     """How its samples are masked; empty means as those of the run's own store."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
+        if not 0 < self.weight < math.inf:
             raise ValueError(f"weight: expected a number above 0, got {self.weight}")
 
 
@@ -183,6 +186,11 @@ class Preview:
     """Modalities that are given."""
     make: str
     """The modality that is made."""
+
+
+def least_rate_problem(least: float, peak: float) -> str:
+    """What is wrong with a rate that a schedule cannot fall to."""
+    return f"min_learning_rate: expected at most the peak, {peak:.3g}, got {least:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,17 +264,23 @@ class TrainConfig:
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.parts, self.eval_every, self.eval_samples, self.save_every) < 1:
-            raise ValueError("steps, batch_size, parts, eval_every, eval_samples and save_every: expected at least 1")
-        if self.learning_rate is not None and self.learning_rate <= 0:
+        check_counts(
+            self, "steps", "batch_size", "parts", "eval_every", "eval_samples", "save_every", "preview_samples"
+        )
+        check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
+        if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:
+            raise ValueError(least_rate_problem(self.min_learning_rate, self.learning_rate))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
         if not 0 < self.known_rate <= 1:
             raise ValueError(f"known_rate: expected above 0 (which is freeze) to 1, got {self.known_rate}")
         if not 0 <= self.decay_share <= 1:
             raise ValueError(f"decay_share: expected a share from 0 to 1, got {self.decay_share}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected a decay from 0 to below 1, such as 0.999, got {self.average}")
-        if min(self.loss_weights.values(), default=1.0) <= 0:
+        if not all(0 < weight < math.inf for weight in self.loss_weights.values()):
             raise ValueError(f"loss_weights: expected numbers above 0, got {dict(self.loss_weights)}")
-        if self.preview_every < 0 or self.preview_samples < 1:
-            raise ValueError("preview_every, preview_samples: expected at least 0 and 1")

@@ -28,7 +28,7 @@ from backbone_samples import (
 )
 
 from backbone.batch import PackedBatch
-from backbone.config import MaskingConfig
+from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model, save_model
@@ -36,6 +36,7 @@ from backbone.training import distributed
 from backbone.training.identity import IDENTITY
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
+from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.modality import GridLayout
 
@@ -224,6 +225,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
     with pytest.raises(DivergedError, match=r"not finite at step 2, with learning rate .*after step 1 is kept in"):
         train(tmp_path, store, all_layouts(), SMALL, config)
     assert [path.name for path in (tmp_path / distributed.STATE).iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("steps", 0, "expected at least 1, got 0"),
+        ("gradient_clip", -1.0, r"expected 0 or more, got -1\.0"),
+        ("weight_decay", -0.1, r"expected 0 or more, got -0\.1"),
+        ("warmup_steps", -5, "expected 0 or more, got -5"),
+        ("preview_every", -1, "expected 0 or more, got -1"),
+        ("learning_rate", math.nan, "expected a number above 0, got nan"),
+        ("learning_rate", math.inf, "expected a number above 0, got inf"),
+        ("min_learning_rate", math.nan, "expected 0 or more, got nan"),
+        ("min_learning_rate", 1.0, r"expected at most the peak, 0\.003, got 1"),
+        ("betas", [1.5, 0.9], r"expected two numbers in \[0, 1\), got \[1\.5, 0\.9\]"),
+        ("betas", [0.9, math.nan], r"expected two numbers in \[0, 1\), got \[0\.9, nan\]"),
+        ("seed", -1, r"expected 0 or more, below 2\*\*63, got -1"),
+        ("seed", 2**63, r"expected 0 or more, below 2\*\*63, got 9"),
+        ("loss_weights", {"words": math.nan}, "expected numbers above 0, got {'words': nan}"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[train\] {key}: {message}"):
+        from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(Dataset, "weight"), (Mixture, "weight"), (Mixture, "input_alpha"), (MaskingConfig, "span_length")],
+)
+def test_shares_are_finite(kind: type, key: str) -> None:
+    tokens = {"tokens": "more"} if kind is Dataset else {}
+    for value in (0.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=f"^{key}: expected .*got {value}"):
+            from_mapping(kind, {**tokens, key: value})
+
+
+def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAINING, learning_rate=None, min_learning_rate=0.002)
+    with pytest.raises(ConfigError, match=r"min_learning_rate: expected at most the peak, 0\.001, got 0\.002"):
+        train(tmp_path / "run", store, all_layouts(), SMALL, config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_trains(store: Path, tmp_path: Path, finished: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from backbone.config import TrainConfig
+from backbone.config import TrainConfig, least_rate_problem
 from backbone.model import FourM
 from backbone.training.muon import Muon, block_matrices
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 
 EPSILON = 1e-8
 TOKEN_TABLE = "token_embedding.weight"
@@ -30,10 +30,16 @@ def for_width(rate: float, width: int) -> float:
 
 
 def peak_rate(config: TrainConfig, width: int) -> float:
-    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer."""
+    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer.
+
+    Raises ConfigError where the schedule would have to end above that.
+    """
     if config.learning_rate is not None:
         return config.learning_rate
-    return for_width(5e-3, width) if config.optimizer == "muon" else 1e-3
+    peak = for_width(5e-3, width) if config.optimizer == "muon" else 1e-3
+    if config.min_learning_rate > peak:
+        raise ConfigError(least_rate_problem(config.min_learning_rate, peak))
+    return peak
 
 
 def learning_rate(config: TrainConfig, step: int, peak: float) -> float:

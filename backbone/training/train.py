@@ -130,6 +130,7 @@ class Training:
         if config.preview_every and (show is None or ranks.size > 1):
             raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; leave it out here")
         self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
+        self.peak = peak_rate(config, beginning.model.config.dim)
         frozen = freeze(beginning) if config.freeze else {}
         self.model = beginning.model.to(ranks.device)
         for block in (*self.model.encoder, *self.model.decoder):
@@ -151,14 +152,13 @@ class Training:
         """Take the steps that are left; gives the seconds that all steps took."""
         config = self.config
         start, seconds = self.state.load()
-        peak = peak_rate(config, self.model.config.dim)
         title = f"backbone, {len(self.model.tables)} modalities"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:
             if config.compile:
                 self.compile(start, log)
             for done, batch in enumerate(loader, start + 1):
-                rate = learning_rate(config, done - 1, peak)
+                rate = learning_rate(config, done - 1, self.peak)
                 loss, norm, by_modality = self.step(batch, rate)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise DivergedError(self._diverged(done, rate))

@@ -7,6 +7,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def check_counts(config: object, *names: str) -> None:
+    """Raise ValueError for the first of these fields that is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+
+
+def check_amounts(config: object, *names: str) -> None:
+    """Raise ValueError for the first of these fields that is below 0 or not finite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """How a tokenizer is trained."""
@@ -41,12 +55,8 @@ class TrainConfig:
     """Number format of the forward pass; weights, quantizer and saved model are float32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        check_counts(self, "steps", "batch_size", "accumulate", "eval_every", "eval_samples")
+        check_amounts(self, "warmup_steps", "weight_decay", "gradient_clip")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience: expected at least 1 (absent never stops), got {self.patience}")
         if not 0 < self.learning_rate < math.inf:
