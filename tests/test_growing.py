@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts, packed_batch, sequence, spec, write_store
 from command_world import World, the_world
 from test_backbone_saving import remapped
@@ -23,6 +24,7 @@ from backbone.growing import Trained, growing_config, growing_mixtures, grown_sp
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model
+from backbone.training.distributed import ManyRanks
 from backbone.training.starting import begin, freeze
 from backbone.training.train import Training, train
 from tokenizers_zoo.checkpoint import load_config
@@ -288,6 +290,19 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match="the others have height: no modality is shared"):
         train(tmp_path / "run", tmp_path / "apart", [*all_layouts(), NEW[0]], SMALL, config, start=old_run)
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_have_nothing_to_drop_where_all_that_is_used_at_times_is_frozen(
+    old_run: Path, tmp_path: Path
+) -> None:
+    beginning = begin([*all_layouts(), spec("title", sequence(12), 100, "text")], SMALL, 0, old_run)
+    freeze(beginning)
+    assert beginning.model.sometimes_used() == []
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/together", rank=0, world_size=1)
+    try:
+        ManyRanks().drop_unused(beginning.model)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -97,6 +97,8 @@ class ManyRanks(Ranks):
     def drop_unused(self, model: FourM) -> None:
         """Drop the gradients of parameters that no process's part of the batch used."""
         parameters = model.sometimes_used()
+        if not parameters:  # all of them are frozen
+            return
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         used = self.total(torch.stack([gradient.any() for gradient in gradients]).float())
         for parameter, count in zip(parameters, used.tolist(), strict=True):
