@@ -200,11 +200,11 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
 def test_a_run_of_a_version_with_fewer_settings_is_the_same_run(finished: Path, store: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     stored = read_table(folder / IDENTITY)
-    del stored["train"]["known_rate"], stored["train"]["masking"]["span_length"], stored["model"]["registers"]
+    del stored["train"]["average"], stored["train"]["masking"]["span_length"], stored["model"]["registers"]
     write_json(folder / IDENTITY, stored)
     assert train(folder, store, all_layouts(), SMALL, TRAINING) == folder
-    with pytest.raises(ConfigError, match=r"train\.known_rate was 1\.0, is 0\.5"):
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, known_rate=0.5))
+    with pytest.raises(ConfigError, match=r"train\.average was 0\.0, is 0\.5"):
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, average=0.5))
 
 
 def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store: Path, tmp_path: Path) -> None:

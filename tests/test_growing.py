@@ -193,6 +193,13 @@ def test_growing_moves_what_is_known_at_a_tenth_of_the_rate(old_run: Path, new_t
             growing_config(trained, grown(), new_tokens, {"known_rate": wrong}, 0.0)
 
 
+def test_a_rate_of_what_is_known_needs_a_start(new_tokens: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAINING, steps=1, known_rate=0.1)
+    with pytest.raises(ConfigError, match=r"known_rate 0\.1: expected a backbone to start from"):
+        train(tmp_path / "run", new_tokens, NEW, SMALL, config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_frozen_needs_a_start_with_less(old_run: Path) -> None:
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
         freeze(begin(all_layouts(), SMALL, 0, None))

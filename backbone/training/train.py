@@ -129,6 +129,8 @@ class Training:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
         if config.preview_every and (show is None or ranks.size > 1):
             raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; leave it out here")
+        if config.known_rate != 1 and beginning.record is None:
+            raise ConfigError(f"known_rate {config.known_rate}: expected a backbone to start from; leave it out here")
         self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
         self.peak = peak_rate(config, beginning.model.config.dim)
         frozen = freeze(beginning) if config.freeze else {}
