@@ -232,7 +232,7 @@ class TrainConfig:
     eval_every: int = 200
     """Steps between held-out losses."""
     eval_samples: int = 128
-    """Held-out samples, at most, that they are taken over."""
+    """Held-out samples of each token store, at most, that they are taken over."""
     save_every: int = 200
     """Steps between training states, from which a killed run goes on."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -83,7 +83,7 @@ def mask_spans(
 
 @dataclass(frozen=True)
 class Spans:
-    """The masked spans of some rows, and which of them are asked for."""
+    """The masked spans of some rows."""
 
     masked: Bools
     """`rows width`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -15,9 +15,6 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, sp
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:

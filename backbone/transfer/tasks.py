@@ -28,11 +28,10 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The labels of a split, by key; `lacking` samples have a value without the field that is asked for."""
+    """The labels of a split, by key; values without the field that is asked for have none."""
 
     keys: Sequence[str]
     read: Callable[[str], Any]
-    lacking: int = 0
 
     def of(self, keys: Sequence[str]) -> LazyValues:
         """The labels of these keys, read when asked for."""
@@ -112,7 +111,7 @@ class Task:
             raise UnknownNameError.of(f"field of {name}", self.part, there)
         if self.wanted == "classes":
             found = {key: str(label) for key, label in found.items()}
-        return Labels(keys=list(found), read=found.__getitem__, lacking=len(keys) - len(found))
+        return Labels(keys=list(found), read=found.__getitem__)
 
     # ------------------------------------------------------------------ kinds
 
