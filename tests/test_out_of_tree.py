@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
+
+from page_shell import Shell, page_files, page_steps
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"
-FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```", re.M | re.S)
 NAME = "elevation"
-
-
-def tutorial_files() -> dict[str, str]:
-    return dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
-
-
-def tutorial_steps() -> list[tuple[str, str]]:
-    """Files, as (path, text), and commands, as ("", command), in the order of the page."""
-    steps = []
-    for block in re.finditer(r"^```\w+(?: file=(\S+))?\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S):
-        path, text = block.groups()
-        if path:
-            steps.append((path, text))
-        elif block.group().startswith("```console"):
-            steps += [("", line.removeprefix("$ ")) for line in text.splitlines() if line.startswith("$ ")]
-    return steps
 
 
 def core_digest() -> str:
@@ -44,43 +23,8 @@ def core_digest() -> str:
     return digest.hexdigest()
 
 
-class Shell:
-    """A new virtual environment that sees the installed project and, beside it, what is installed into it alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
-        packages = sysconfig.get_path("purelib", vars={"base": str(folder / "env")})
-        below = sysconfig.get_path("purelib")
-        (Path(packages) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
-        binaries = folder / "env" / "bin"
-        for name, module in (("zoo", "tokenizers_zoo.cli.main"), ("pytest", "pytest")):
-            main = "main" if name == "zoo" else "console_main"
-            script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\n"
-            script += f"if __name__ == '__main__':\n    sys.exit({main}())\n"
-            (binaries / name).write_text(script)
-            (binaries / name).chmod(0o755)
-        self.environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
-        self.environment.pop("PYTHONWARNINGS", None)
-
-    def run(self, command: str, *expect: int) -> str:
-        """Run a command line of the tutorial, which ends with 0 or one of `expect`; gives all that it printed."""
-        words = shlex.split(command)
-        if words[0] == "pip":
-            words = [str(self.folder / "env" / "bin" / "python"), "-m", *words]
-            # The build backend is among the project's development packages, so that nothing has to be downloaded.
-            words += ["--no-build-isolation"] if "install" in words else []
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        output = done.stdout + done.stderr
-        assert done.returncode in (expect or (0,)), f"{command}: exit code {done.returncode}\n{output[-3000:]}"
-        assert "Traceback" not in output, output[-3000:]
-        return output
-
-
 def test_the_plugin_is_short() -> None:
-    module = next(text for path, text in tutorial_files().items() if path.endswith(".py"))
+    module = next(text for path, text in page_files(PAGE).items() if path.endswith(".py"))
     assert len(module.splitlines()) < 60
 
 
@@ -101,7 +45,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     old_tokens = {path: path.read_bytes() for path in (tmp_path / "old_tokens").rglob("*.arrow")}
 
     printed = {}
-    for path, text in tutorial_steps():
+    for path, text in page_steps(PAGE):
         if path:
             assert (tmp_path / path).is_file(), "the page changes files that zoo new-plugin wrote"
             (tmp_path / path).write_text(text, encoding="utf-8")

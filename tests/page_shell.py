@@ -1,0 +1,65 @@
+"""Runs the files and commands of a page of docs/ in a folder, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+BLOCK = re.compile(r"^```\w+(?: file=(\S+))?\n(.*?)^```", re.M | re.S)
+
+
+def page_files(page: Path) -> dict[str, str]:
+    """The files of a page, by path."""
+    return {path: text for path, text in BLOCK.findall(page.read_text(encoding="utf-8")) if path}
+
+
+def page_steps(page: Path) -> list[tuple[str, str]]:
+    """Files, as (path, text), and commands, as ("", command), in the order of the page."""
+    steps = []
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        path, text = block.groups()
+        if path:
+            steps.append((path, text))
+        elif block.group().startswith("```console"):
+            steps += [("", line.removeprefix("$ ")) for line in text.splitlines() if line.startswith("$ ")]
+    return steps
+
+
+class Shell:
+    """A new virtual environment that sees the installed project and, beside it, what is installed into it alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+        packages = sysconfig.get_path("purelib", vars={"base": str(folder / "env")})
+        below = sysconfig.get_path("purelib")
+        (Path(packages) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
+        binaries = folder / "env" / "bin"
+        for name, module in (("zoo", "tokenizers_zoo.cli.main"), ("pytest", "pytest")):
+            main = "main" if name == "zoo" else "console_main"
+            script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\n"
+            script += f"if __name__ == '__main__':\n    sys.exit({main}())\n"
+            (binaries / name).write_text(script)
+            (binaries / name).chmod(0o755)
+        self.environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+        self.environment.pop("PYTHONWARNINGS", None)
+
+    def run(self, command: str, *expect: int) -> str:
+        """Run a command line of a page, which ends with 0 or one of `expect`; gives all that it printed."""
+        words = shlex.split(command)
+        if words[0] == "pip":
+            words = [str(self.folder / "env" / "bin" / "python"), "-m", *words]
+            # The build backend is among the project's development packages, so that nothing has to be downloaded.
+            words += ["--no-build-isolation"] if "install" in words else []
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode in (expect or (0,)), f"{command}: exit code {done.returncode}\n{output[-3000:]}"
+        assert "Traceback" not in output, output[-3000:]
+        return output
