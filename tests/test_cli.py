@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.cli.main import zoo as group
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]
@@ -87,25 +91,48 @@ def test_list_and_info(zoo: Run) -> None:
     assert code == 0 and "scenes" in shown and "photos" in shown
 
 
+def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, click.Command]]:
+    """Every command with the words that call it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from commands(inner, f"{path} {name}")
+
+
+def examples(text: str) -> list[list[str]]:
+    """The commands that a help text shows, as words; a backslash goes on in the next line."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"\s+zoo ", line)]
+
+
 def test_every_help_fits_a_screen_and_shows_an_example() -> None:
-    import click
-
-    from tokenizers_zoo.cli.main import zoo as group
-
-    def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-        yield path, command
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                inner = command.get_command(context, name)
-                assert inner is not None
-                yield from commands(inner, f"{path} {name}")
-
-    for path, command in commands(group, "zoo"):
+    for path, command in commands(group):
         text = command.get_help(click.Context(command, info_name=path, terminal_width=80))
         assert len(text.splitlines()) <= 45, path
         if not isinstance(command, click.Group):
             assert re.search(rf"Examples?:\n\s+{path}", text), path
+
+
+def test_every_example_has_the_options_that_are_there_and_needed() -> None:
+    known = dict(commands(group))
+    for path, command in known.items():
+        for words in examples(command.help or ""):
+            start = 3 if words[1] == "--registry" else 1
+            depth = next(n for n in (2, 1) if " ".join(["zoo", *words[start : start + n]]) in known)
+            called = known[" ".join(["zoo", *words[start : start + depth]])]
+            given, _, _ = called.make_parser(click.Context(called)).parse_args(words[start + depth :])
+            missing = [option.name for option in called.params if option.required and not given.get(option.name or "")]
+            assert not missing, (path, words, missing)
+
+
+def test_the_road_in_the_help_says_how_many_samples_to_make() -> None:
+    (make,) = [words for words in examples(group.help or "") if words[1:3] == ["data", "make"]]
+    source = Zoo.installed().source(make[3])
+    for split in ("train", "test"):
+        assert len(source.samples(split, int(make[make.index(f"--{split}") + 1]), 0)) > 0
 
 
 def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:

@@ -277,8 +277,9 @@ def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> N
 
 
 def test_counts_must_be_given() -> None:
-    with pytest.raises(ConfigError, match="say how many"):
-        zoo_scenes.scenes.samples("train", None, 0, Settings("scenes"))
+    for few in ("'train', such as --train 4000", "'test', such as --test 400"):
+        with pytest.raises(ConfigError, match=f"scenes: has no end; say how many samples to make for {few}"):
+            zoo_scenes.scenes.samples(few.split("'")[1], None, 0, Settings("scenes"))
     with pytest.raises(ConfigError, match="0 or more"):
         zoo_scenes.scenes.samples("train", -1, 0, Settings("scenes"))
 

@@ -47,8 +47,9 @@ def test_a_sample_depends_on_split_seed_and_index_alone(source: Any, own: dict[s
 
 @pytest.mark.parametrize("source", [bouncing.source, terrain.source])
 def test_bad_counts_and_settings_are_refused(source: Any) -> None:
-    with pytest.raises(ConfigError, match="has no end; say how many"):
-        source.samples("train", None, 0, Settings("world", {}))
+    for few in ("'train', such as --train 1000", "'test', such as --test 100"):
+        with pytest.raises(ConfigError, match=f"has no end; say how many samples to make for {few}"):
+            source.samples(few.split("'")[1], None, 0, Settings("world", {}))
     with pytest.raises(ConfigError, match="image_size: expected 8 to 1024, got 4"):
         source.samples("train", 1, 0, Settings("world", {"image_size": 4}))
 

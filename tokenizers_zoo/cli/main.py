@@ -74,9 +74,9 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
     \b
     The road, a command each:
       zoo list                                     what is installed
-      zoo data make scenes data/scenes             make data
+      zoo data make scenes data/scenes --train 4000 --test 400
       zoo data derive data/scenes                  compute what others give
-      zoo tokenizer train NAME --data data/scenes  train a tokenizer
+      zoo tokenizer train --all --data data/scenes
       zoo tokenize data/scenes --out tokens        values to tokens
       zoo backbone train --tokens tokens --out run
       zoo backbone eval run                        gap closed, held-out pictures

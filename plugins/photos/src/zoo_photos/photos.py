@@ -131,7 +131,7 @@ class PhotosSource:
         if split not in PHOTOS:
             raise ConfigError(f"photos: no split {split!r}; splits: {', '.join(sorted(PHOTOS))}")
         if count is None:
-            raise ConfigError(f"photos: crops have no end; say how many for {split!r} (--{split} N)")
+            raise ConfigError(f"photos: crops have no end; say how many for {split!r}, such as --{split} 200")
         return PhotoCrops(split, count, seed, settings.take(PhotosSettings))
 
 

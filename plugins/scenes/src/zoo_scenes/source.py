@@ -101,7 +101,8 @@ class ScenesSource:
     @hookimpl
     def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> SceneSamples:
         if count is None:
-            raise ConfigError("scenes: has no end; say how many samples to make, such as --count 1000")
+            few = f"--{split} {4000 if split == 'train' else 400}"
+            raise ConfigError(f"scenes: has no end; say how many samples to make for {split!r}, such as {few}")
         if count < 0:
             raise ConfigError(f"scenes: count: expected 0 or more, got {count}")
         return SceneSamples(split, seed, range(count), settings.take(SceneSettings))

@@ -40,7 +40,8 @@ class MadeSamples(Sequence[Sample]):
 def made(name: str, make: Maker, split: str, count: int | None, seed: int, settings: Any) -> MadeSamples:
     """`count` samples of a world without an end. Raises ConfigError."""
     if count is None:
-        raise ConfigError(f"{name}: has no end; say how many samples to make, such as --train 1000")
+        few = f"--{split} {1000 if split == 'train' else 100}"
+        raise ConfigError(f"{name}: has no end; say how many samples to make for {split!r}, such as {few}")
     if count < 0:
         raise ConfigError(f"{name}: count: expected 0 or more, got {count}")
     return MadeSamples(name, make, split, seed, range(count), settings)
