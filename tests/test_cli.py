@@ -91,6 +91,28 @@ def test_list_and_info(zoo: Run) -> None:
     assert code == 0 and "scenes" in shown and "photos" in shown
 
 
+def test_list_counts_what_is_installed_but_not_enabled(zoo: Run, workplace: Path) -> None:
+    installed = len(Zoo.installed())
+    text = (
+        '[zoo]\nmodalities = ["depth", "rgb"]\n[modalities.caption]\nenabled = false\n[modalities.b]\nplugin = "gone"\n'
+    )
+    (workplace / "few.toml").write_text(text)
+    code, shown, complaint = zoo("--registry", "few.toml", "list")
+    assert code == 0 and not complaint and len(shown.splitlines()) == 5
+    assert f"{installed - 3} more are installed but not enabled (few.toml: [zoo] modalities)\n" in shown
+    assert "1 more is switched off (few.toml: [modalities.NAME] enabled)\n" in shown
+    assert "more" not in zoo("list")[1]
+    code, shown, _ = zoo("--registry", "few.toml", "list", "--json")
+    assert code == 0 and {entry["name"] for entry in json.loads(shown)["modalities"]} == {"depth", "rgb"}
+
+
+def test_list_and_info_do_without_torch() -> None:
+    program = "import sys; sys.argv = ['zoo', *sys.argv[1:]]\nfrom tokenizers_zoo.cli.main import main\nmain()\n"
+    program += "assert 'torch' not in sys.modules"
+    for words in ("list", "info rgb", "source list"):
+        subprocess.run([sys.executable, "-c", program, *words.split()], cwd=ROOT, check=True)
+
+
 def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, click.Command]]:
     """Every command with the words that call it."""
     yield path, command

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from examples import only, trained, values, write_registry
+from examples import EVERYTHING_ELSE, only, trained, values, write_registry
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import (
@@ -204,6 +204,7 @@ def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install,
     text = "[zoo]\nmodalities = ['small', 'large', 'off']\n[modalities.large]\nplugin = 'small'\n"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", f"{text}[modalities.off]\nenabled = false\n"))
     assert zoo.names() == ["large", "small"] and "other" not in zoo and not zoo.problems()
+    assert zoo.disabled() == {"modalities": ["other"], "enabled": sorted([*EVERYTHING_ELSE, "off"])}
     with pytest.raises(UnknownNameError, match=r"'other' is disabled: .*registry.toml:2 \[zoo\] modalities lacks it"):
         zoo["other"]
     with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):

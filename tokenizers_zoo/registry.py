@@ -156,6 +156,17 @@ class Zoo:
             raise type(handle)(str(handle)) from handle.__cause__
         return handle
 
+    def disabled(self) -> dict[str, list[str]]:
+        """What is installed and not enabled, sorted, by the key that says so. Imports nothing.
+
+        The keys are `modalities`, the list in `[zoo]` that lacks a name, and `enabled`, false in a modality's table.
+        """
+        found: dict[str, list[str]] = {"modalities": [], "enabled": []}
+        for name, instance in sorted(self._instances.items()):
+            if name not in self and (instance.plugin or name) in self._plugins.claims[MODALITIES]:
+                found["modalities" if instance.enabled else "enabled"].append(name)
+        return found
+
     def _unknown(self, name: str) -> UnknownNameError:
         if name in self._instances:
             off = self._origin(f"modalities.{name}").at("enabled")

@@ -14,7 +14,7 @@ from tokenizers_zoo.modality import TokenLayout, layout_to_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 
 def describe_layout(layout: TokenLayout) -> str:
@@ -86,8 +86,25 @@ def list_modalities(as_json_text: bool) -> None:
     show_table(table)
     for problem in problems.values():
         click.echo(f"problem: {problem}", err=True)
-    if not handles:
+    off = disabled_lines(zoo)
+    for line in off:
+        click.echo(click.style(line, dim=True))
+    if not handles and not off:
         click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
+
+
+def disabled_lines(zoo: Zoo) -> list[str]:
+    """What is installed and not enabled, a line for each key of the registry that says so."""
+    keys = {
+        "modalities": ("installed but not enabled", "[zoo] modalities"),
+        "enabled": ("switched off", "[modalities.NAME] enabled"),
+    }
+    lines = []
+    for key, names in zoo.disabled().items():
+        what, where = keys[key]
+        if names:
+            lines.append(f"{len(names)} more {'is' if len(names) == 1 else 'are'} {what} ({zoo.path}: {where})")
+    return lines
 
 
 @click.command()
