@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
-import json
 import sys
-import textwrap
 import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from files_and_values import files_section
+from markdown_tables import preset_sections, settings_tables, table
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
@@ -57,7 +48,7 @@ def index(handles: list[ModalityHandle]) -> str:
     lines = [f"# Modalities\n\n{NOTE} Sizes are those of the default settings.\n"]
     lines += table(("name", "what", "family", "tokens", "ids", "derived from"), rows)
     lines.append("\n## Shared vocabularies\n\n`[vocabularies.NAME]` of registry.toml, for all that name it:\n")
-    lines += settings_table(VocabularyConfig())
+    lines += settings_tables(VocabularyConfig, "vocabularies.NAME")
     return "\n".join(lines) + "\n"
 
 
@@ -97,91 +88,10 @@ def page(handle: ModalityHandle) -> str:
     lines += table(("metric", "unit", "better", "bound", "meaning"), rows)
     lines.append(f"\n## Settings\n\nKeys of `[modalities.{handle.name}]` in registry.toml.")
     for config in handle.taken_settings():
-        lines.append("")
-        lines += settings_table(config)
-        for name, inner in nested(config):
-            lines.append(f"\n### The table `{name}`\n")
-            lines += settings_table(inner)
-        for name, keys in getattr(config, "presets", {}).items():
-            lines.append(
-                f'\n### `preset = "{name}"`\n\nStands for these keys; those given beside it go before.\n\n```toml'
-            )
-            lines += [*toml_lines(keys), "```"]
+        lines += ["", *settings_tables(type(config), f"modalities.{handle.name}"), *preset_sections(type(config))]
     return "\n".join(lines) + "\n"
 
 
 def sentence(text: str) -> str:
     """A summary as a sentence."""
     return f"{text[0].upper()}{text[1:].removesuffix('.')}."
-
-
-def nested(config: Any) -> Iterator[tuple[str, Any]]:
-    """The fields of a dataclass that are dataclasses themselves, with their dotted names."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield field.name, value
-            yield from ((f"{field.name}.{name}", inner) for name, inner in nested(value))
-
-
-def settings_table(config: Any) -> list[str]:
-    """Each field of a dataclass: its type, its default, and its docstring."""
-    hints, meanings = typing.get_type_hints(type(config)), field_docstrings(type(config))
-    rows = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        inner = dataclasses.is_dataclass(value)
-        default = "-" if value is None else "its table" if inner else f"`{plain(value)}`"
-        meaning = meanings.get(field.name) or ("See below." if inner else "")
-        rows.append((f"`{field.name}`", "table" if inner else in_words(hints[field.name]), default, meaning))
-    return table(("key", "type", "default", "meaning"), rows)
-
-
-def field_docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, its own or inherited, on one line."""
-    found: dict[str, str] = {}
-    for owner in cls.__mro__:
-        if not dataclasses.is_dataclass(owner):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, text in itertools.pairwise(definition.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                words = ast.literal_eval(text.value) if isinstance(text.value, ast.Constant) else ""
-                found.setdefault(field.target.id, " ".join(str(words).split()))
-    return found
-
-
-def in_words(hint: Any) -> str:
-    """A type as it is written in TOML: `int`, `list of int`, `"a" or "b"`."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(json.dumps(value) for value in arguments)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(in_words(option) for option in arguments if option is not type(None)))
-    if typing.get_origin(hint) is tuple:
-        kinds = dict.fromkeys(in_words(kind) for kind in arguments if kind is not Ellipsis)
-        return f"list of {'' if Ellipsis in arguments else f'{len(arguments)} '}{' or '.join(kinds)}"
-    if typing.get_origin(hint) in (dict, Mapping):
-        return "table"
-    return str(getattr(hint, "__name__", hint))
-
-
-def plain(value: Any) -> str:
-    """A default as TOML would have it."""
-    return json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False, default=str)
-
-
-def toml_lines(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Keys and values, those of tables with dotted keys."""
-    lines = []
-    for key, value in keys.items():
-        name = f"{prefix}{key}"
-        lines += toml_lines(value, f"{name}.") if isinstance(value, Mapping) else [f"{name} = {plain(value)}"]
-    return lines
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]

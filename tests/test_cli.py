@@ -20,6 +20,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.main import zoo as group
+from tokenizers_zoo.keys import tables_of
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]
@@ -69,6 +70,14 @@ def zoo(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     yield lambda *words: call(list(words), capsys, monkeypatch)
 
 
+@pytest.fixture
+def bare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same in a folder that has the registry alone."""
+    (tmp_path / "registry.toml").write_text(REGISTRY)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: call(list(words), capsys, monkeypatch)
+
+
 def refused(result: tuple[int, str, str], *parts: str) -> None:
     """Exit code 1, one line, no traceback, and each of `parts` in it."""
     code, _, complaint = result
@@ -91,25 +100,68 @@ def test_list_and_info(zoo: Run) -> None:
     assert code == 0 and "scenes" in shown and "photos" in shown
 
 
-def test_list_counts_what_is_installed_but_not_enabled(zoo: Run, workplace: Path) -> None:
+def test_info_shows_every_setting_with_its_default(bare: Run) -> None:
+    """And the value in use where it is another: by the modality's table, by [zoo], by a preset."""
+    text = REGISTRY + '[modalities.depth]\ntokenizer = { steps = 7 }\n[modalities.semseg]\npreset = "4m"\n'
+    Path("own.toml").write_text(text)
+    for name, described in (("depth", True), ("depth", False), ("boxes", False), ("semseg", False), ("rgb", False)):
+        code, shown, _ = bare("--registry", "own.toml", "info", name, *["--settings"] * described)
+        lines = shown.splitlines()
+        assert code == 0 and max(map(len, lines)) <= 80
+        handle = Zoo.from_toml(Path("own.toml"))[name]
+        tables = [(f"modalities.{name}", config) for config in handle.taken_settings()]
+        for table in [table for key, config in tables for table in tables_of(config, key)]:
+            start = next(number for number, line in enumerate(lines) if line.startswith(table.header))
+            end = next((start + n for n, line in enumerate(lines[start:]) if not line), len(lines))
+            block = " ".join(" ".join(lines[start:end]).split())
+            for key in table.keys:
+                if described:
+                    assert f"{key.name} {key.type}; default {key.default}" in block or key.default == "required", key
+                    assert key.meaning in block
+                elif not key.elsewhere and len(key.used) <= 60:
+                    assert f"{key.name} {key.used}" in block, key
+    shown = " ".join(bare("--registry", "own.toml", "info", "depth")[1].split())
+    assert "image_size 32 (default 64)" in shown and "steps 7 (default 800)" in shown and "batch_size 16 " in shown
+    assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in shown
+    assert "other names tok_depth@224, tok_depth@448" in shown
+    shown = " ".join(bare("--registry", "own.toml", "info", "semseg")[1].split())
+    assert "image_size 224 (default 64)" in shown and "codebook_size 4096 (default 0)" in shown
+    shown = " ".join(bare("--registry", "own.toml", "info", "caption")[1].split())
+    assert "[vocabularies.text]" in shown and "size 1024 (default 4096)" in shown
+
+
+def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
+    code, shown, _ = bare("source", "info", "scenes")
+    assert code == 0 and max(map(len, shown.splitlines())) <= 80 and "person" in shown
+    for key in next(tables_of(Zoo.installed().source("scenes").spec.settings, "")).keys:
+        assert f"  {key.name}  {key.type}; default {key.default}" in shown
+        assert key.meaning in " ".join(shown.split())
+    assert "image_size  int; default 64; here 32\n" in shown  # by [zoo]
+    assert "path  str; required\n" in bare("source", "info", "folder")[1]
+    refused(bare("info", "scenes"), "scenes is a source", "zoo source info scenes")
+    refused(bare("source", "info", "rgb"), "rgb is a modality", "zoo info rgb")
+    refused(bare("source", "info", "scnes"), "scenes")
+
+
+def test_list_counts_what_is_installed_but_not_enabled(bare: Run) -> None:
     installed = len(Zoo.installed())
     text = (
         '[zoo]\nmodalities = ["depth", "rgb"]\n[modalities.caption]\nenabled = false\n[modalities.b]\nplugin = "gone"\n'
     )
-    (workplace / "few.toml").write_text(text)
-    code, shown, complaint = zoo("--registry", "few.toml", "list")
+    Path("few.toml").write_text(text)
+    code, shown, complaint = bare("--registry", "few.toml", "list")
     assert code == 0 and not complaint and len(shown.splitlines()) == 5
     assert f"{installed - 3} more are installed but not enabled (few.toml: [zoo] modalities)\n" in shown
     assert "1 more is switched off (few.toml: [modalities.NAME] enabled)\n" in shown
-    assert "more" not in zoo("list")[1]
-    code, shown, _ = zoo("--registry", "few.toml", "list", "--json")
+    assert "more" not in bare("list")[1]
+    code, shown, _ = bare("--registry", "few.toml", "list", "--json")
     assert code == 0 and {entry["name"] for entry in json.loads(shown)["modalities"]} == {"depth", "rgb"}
 
 
 def test_list_and_info_do_without_torch() -> None:
     program = "import sys; sys.argv = ['zoo', *sys.argv[1:]]\nfrom tokenizers_zoo.cli.main import main\nmain()\n"
     program += "assert 'torch' not in sys.modules"
-    for words in ("list", "info rgb", "source list"):
+    for words in ("list", "info rgb --settings", "source list", "source info scenes"):
         subprocess.run([sys.executable, "-c", program, *words.split()], cwd=ROOT, check=True)
 
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
+from tokenizers_zoo.keys import tables_of
 from tokenizers_zoo.quantizers import QuantizerConfig
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.vocabulary import VocabularyConfig
@@ -77,23 +79,59 @@ class Example(Base):
     """Which."""
     levels: tuple[int, ...] = (8, 5)
     """Levels of each."""
-    inner: Inner = Inner()
+    inner: Inner = Inner(depth=3)
+    spare: Inner | None = None
+    parts: tuple[Inner, ...] = (Inner(depth=5), Inner())
+    named: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needed:
+    """Settings of which one has to be given."""
+
+    path: Path
+    """Where."""
+    words: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"a b": "c"})
 
 
 def test_the_table_of_settings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import modality_pages
+    import markdown_tables as markdown
 
-    assert modality_pages.settings_table(Example()) == [
-        "| key | type | default | meaning |",
-        "| --- | --- | --- | --- |",
+    head, depth = (
+        ["| key | type | default | meaning |", "| --- | --- | --- | --- |"],
+        "| `depth` | int | `{}` | How deep. |",
+    )
+    assert markdown.settings_tables(Example, "t") == [
+        *head,
         "| `size` | int or list of 2 int | `64` | Pixels: one number, or two. |",
         '| `mode` | "a" or "b\\|c" | - | Which. |',
         "| `levels` | list of int | `[8, 5]` | Levels of each. |",
         "| `inner` | table | its table | See below. |",
+        "| `spare` | table | - | See below. |",
+        "| `parts` | list of tables | `[{ depth = 5 }, {}]` | See below. |",
+        "| `named` | table of tables | - | See below. |",
+        "\n### `[t.inner]`\n", *head, depth.format(3),
+        "\n### `[t.spare]`\n", "Absent unless it is given.\n", *head, depth.format(2),
+        "\n### `[[t.parts]]`\n", *head, depth.format(2),
+        "\n### `[t.named.NAME]`\n", *head, depth.format(2),
+    ]  # fmt: skip
+    assert markdown.settings_tables(Needed, "")[2:] == [
+        "| `path` | path | required | Where. |",
+        '| `words` | table | `{ "a b" = "c" }` |  |',
     ]
-    assert list(modality_pages.nested(Example())) == [("inner", Inner())]
-    assert modality_pages.toml_lines({"a": 1, "t": {"b": "x", "c": [1, 2]}}) == ["a = 1", 't.b = "x"', "t.c = [1, 2]"]
+    assert markdown.toml_lines({"a": 1, "t": {"b": "x", "c": [1, 2]}}) == ["a = 1", 't.b = "x"', "t.c = [1, 2]"]
+
+
+def test_the_keys_of_settings_in_use() -> None:
+    used = Example(size=(3, 4), inner=Inner(depth=2), spare=Inner(depth=7))
+    top, inner, spare, *_ = tables_of(used, "")
+    assert [key.used for key in top.keys[:3]] == ["[3, 4]", "-", "[8, 5]"] and top.keys[0].default == "64"
+    assert [(key.name, key.elsewhere) for key in top.keys[3:]] == [
+        ("inner", True), ("spare", True), ("parts", False), ("named", True)
+    ]  # fmt: skip
+    assert (inner.header, inner.keys[0].default, inner.keys[0].used) == ("[inner]", "3", "2")
+    assert (spare.absent, spare.keys[0].default, spare.keys[0].used) == (True, "2", "7")
 
 
 def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
@@ -175,6 +213,9 @@ def test_the_map_names_what_is_there() -> None:
         assert top in readme, top
     named = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for package in ("tokenizers_zoo", "backbone"):
+        for folder in (ROOT / package).iterdir():
+            if folder.is_dir() and folder.name != "__pycache__":
+                assert re.search(rf"\b{folder.name}/", named), f"{package}/{folder.name}"
         for module in (ROOT / package).glob("*.py"):
             if module.name not in ("__init__.py",):
                 stem = "training" if module.stem.startswith("training") else module.stem

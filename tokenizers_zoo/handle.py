@@ -92,6 +92,10 @@ class ModalityHandle:
         """The dataclasses that the plugin has taken its settings as, each with the values in use."""
         return [config for cls, config in self.settings._taken.items() if isinstance(cls, type)]
 
+    def taken_vocabularies(self) -> dict[str, Any]:
+        """The tables of shared vocabularies that the plugin has taken, by name, each with the values in use."""
+        return {key[0]: config for key, config in self.settings._taken.items() if isinstance(key, tuple)}
+
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             result = self._plugins.call(self._plugin, hook, arguments)

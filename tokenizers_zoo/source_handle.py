@@ -39,6 +39,15 @@ class SourceHandle:
         except Exception as error:
             raise PluginError(f"{self.name}: {hook} of {self._claim} failed: {reason(error)}") from error
 
+    def settings_in_use(self) -> Any:
+        """The source's settings with what `[zoo]` shares; the class itself where a key has to be given; None: none."""
+        if self.spec.settings is None:
+            return None
+        try:
+            return Settings(self.name, shared=self._shared).take(self.spec.settings)
+        except ConfigError:
+            return self.spec.settings
+
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
     ) -> Sequence[Sample]:

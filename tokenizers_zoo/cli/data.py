@@ -15,6 +15,8 @@ from tokenizers_zoo.cli.options import (
     show_table,
     split_names,
 )
+from tokenizers_zoo.cli.settings import settings_lines
+from tokenizers_zoo.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,35 @@ def list_sources() -> None:
         spec = zoo.source(name).spec
         table.add_row(name, ", ".join(spec.modalities) or "what it finds", spec.summary, spec.licence)
     show_table(table)
+    click.echo(click.style("zoo source info NAME shows the settings of one", dim=True))
+
+
+@source.command("info")
+@click.argument("name")
+def source_info(name: str) -> None:
+    """Show all that is known of one source, and each of its settings.
+
+    \b
+    Example:
+      zoo source info scenes
+    """
+    zoo = open_zoo()
+    if name not in zoo.source_names() and name in zoo:
+        raise UnknownNameError(f"{name} is a modality, no source: zoo info {name}")
+    handle = zoo.source(name)
+    table = plain_table("", "")
+    table.show_header = False
+    table.add_row(name, handle.spec.summary)
+    table.add_row("gives", ", ".join(handle.spec.modalities) or "what it finds")
+    for modality, names in handle.spec.classes.items():
+        table.add_row(f"{modality} classes", ", ".join(f"{number} {each}" for number, each in enumerate(names)))
+    table.add_row("plugin", f"{name} of {handle.distribution}")
+    table.add_row("licence", handle.spec.licence)
+    show_table(table)
+    config = handle.settings_in_use()
+    click.echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
+    for line in settings_lines([("", config)] if config else [], explained=True):
+        click.echo(line)
 
 
 @click.group()
@@ -54,7 +85,7 @@ def data() -> None:
 @click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: as for --train.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
-@settings_option("A setting of the source, such as image_size=128.")
+@settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
 def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
     assignments: tuple[str, ...],

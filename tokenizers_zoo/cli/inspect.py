@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenizers_zoo.cli.options import PATH, open_zoo, plain_table, show_table
+from tokenizers_zoo.cli.settings import settings_lines
+from tokenizers_zoo.errors import UnknownNameError
 from tokenizers_zoo.modality import TokenLayout, layout_to_json
 
 if TYPE_CHECKING:
@@ -109,14 +111,33 @@ def disabled_lines(zoo: Zoo) -> list[str]:
 
 @click.command()
 @click.argument("name")
-def info(name: str) -> None:
-    """Show all that is known of one modality.
+@click.option("--settings", "only_settings", is_flag=True, help="Say what each setting means, and no more.")
+def info(name: str, only_settings: bool) -> None:
+    """Show all that is known of one modality, and its settings.
+
+    Each setting with its value, and the default where that is another.
 
     \b
-    Example:
+    Examples:
       zoo info depth
+      zoo info depth --settings
     """
-    handle = open_zoo()[name]
+    zoo = open_zoo()
+    if name not in zoo and name in zoo.source_names():
+        raise UnknownNameError(f"{name} is a source, no modality: zoo source info {name}")
+    handle = zoo[name]
+    configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
+    configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
+    if not only_settings:
+        show_facts(handle)
+        if configs:
+            click.echo(f"\nsettings, as tables of registry.toml; zoo info {name} --settings explains each")
+    for line in settings_lines(configs, explained=only_settings):
+        click.echo(line)
+
+
+def show_facts(handle: ModalityHandle) -> None:
+    """All but the settings."""
     spec = handle.spec
     table = plain_table("", "")
     table.show_header = False
@@ -132,10 +153,10 @@ def info(name: str) -> None:
         "derived from": ", ".join(spec.derived_from) or (f"nothing{handle.derive_hint}" if handle.derive_hint else ""),
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",
-        "settings": json.dumps(dict(handle.settings)) if handle.settings else "",
+        "settings": json.dumps(dict(handle.settings)) if handle.settings and not handle.taken_settings() else "",
         "checkpoint": f"{handle.checkpoint} ({'trained' if handle.has_tokenizer else 'not trained yet'})",
         "licence": spec.licence,
-        "aliases": ", ".join(spec.aliases),
+        "other names": ", ".join(spec.aliases),
     }
     rows |= {f"field {name}": meaning for name, meaning in spec.value.fields}
     for metric in spec.metrics:

@@ -107,7 +107,7 @@ class TokenizerConfig(LossConfig):
     flip: bool = True
     """Mirror half of the training samples left to right."""
     diffusion: DiffusionConfig | None = None
-    """A second decoder that draws fine detail; absent for none. See `DiffusionConfig`."""
+    """A second decoder that draws fine detail; absent for none."""
 
     def __post_init__(self) -> None:
         LossConfig.__post_init__(self)

@@ -29,7 +29,7 @@ class MetadataField:
     unit: str = ""
     """Such as "m" or "deg"; empty for a plain number."""
     bins: int | None = None
-    """Levels of a float or log field, 2 or more; None for as many as the vocabulary has per coordinate axis."""
+    """Levels of a float or log field, 2 or more; absent, as many as the vocabulary has per coordinate axis."""
     choices: tuple[str, ...] = ()
     """The words of a choice field, at least two."""
     meaning: str = ""
