@@ -43,7 +43,7 @@ class ModelConfig:
     """Layer norm over the head size on queries and keys."""
     rotary: bool = False
     """Beside added positions, turn queries and keys of grids by their place in the picture (arXiv 2104.09864). The
-    presets do; False is what models were that do not say."""
+    presets do; false is what models were that do not say."""
     tables: Literal["shared", "separate"] = "shared"
     """Token tables. shared: one of each vocabulary, which all its modalities and the decoder read too; separate: each
     modality has its own, and its own output rows, and the decoder reads a second one."""
@@ -120,6 +120,16 @@ class Mixture:
         for name in ("weight", "input_alpha", "target_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What `zoo backbone eval` asks, in the table [eval] beside how much."""
+
+    given: tuple[tuple[str, ...], ...] | None = None
+    """Sets of modalities that are given, each set for itself; absent: each modality alone. `--given` goes before it."""
+    make: tuple[str, ...] | None = None
+    """Modalities that are made of each set; absent: all that are discrete. `--make` goes before it."""
 
 
 MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1), Mixture()
@@ -208,7 +218,7 @@ class TrainConfig:
     """How weights move. muon: the matrices of the blocks by Muon, which takes fewer steps, and all else by AdamW;
     adamw: all by AdamW, as 4M was trained."""
     learning_rate: float | None = None
-    """Peak learning rate, after warm-up; absent: the optimizer's own (see `optim.peak_rate`)."""
+    """Peak learning rate, after warm-up; absent: 5e-3 times the root of 128 / dim with muon, 1e-3 with adamw."""
     min_learning_rate: float = 0.0
     """Learning rate that the schedule ends at."""
     schedule: Literal["cosine", "wsd"] = "cosine"

@@ -1,4 +1,4 @@
-"""Write the pages that say what the code says: commands.md, hooks.md, and a page per modality in modalities/.
+"""Write the pages that say what the code says: commands.md, hooks.md, settings.md, and a page per modality.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from modality_pages import modality_pages
+from settings_page import settings_page
 
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
@@ -59,7 +60,8 @@ def hooks_page() -> str:
 
 def main() -> None:
     """Write or check the pages; a page of a modality that is gone goes, too."""
-    pages = {"commands.md": commands_page(), "hooks.md": hooks_page()} | modality_pages()
+    pages = {"commands.md": commands_page(), "hooks.md": hooks_page(), "settings.md": settings_page()}
+    pages |= modality_pages()
     gone = [path for path in (HERE / "modalities").glob("*.md") if f"modalities/{path.name}" not in pages]
     if "--check" in sys.argv[1:]:
         stale = [name for name, text in pages.items() if not _says(HERE / name, text)]

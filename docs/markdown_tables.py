@@ -14,16 +14,26 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
 
 
-def settings_tables(cls: type, name: str, level: int = 3) -> list[str]:
+def settings_tables(cls: type, name: str) -> list[str]:
     """The keys of the table `name` that a settings dataclass stands for, then each table in it under a heading."""
     first, *inner = tables_of(cls, name)
     lines = keys_table(first)
     for below in inner:
-        lines.append(f"\n{'#' * level} `{below.header}`\n")
-        if below.absent:
-            lines.append("Absent unless it is given.\n")
-        lines += keys_table(below)
+        lines += [f"\n### `{below.header}`\n", *absence(below), *keys_table(below)]
     return lines
+
+
+def told_tables(cls: type, name: str) -> list[str]:
+    """The same with a heading for each table, and what its class says of itself."""
+    lines = []
+    for one in tables_of(cls, name):
+        lines += [f"\n### `{one.header}`\n", f"{one.about}\n", *absence(one), *keys_table(one)]
+    return lines
+
+
+def absence(one: Table) -> list[str]:
+    """Of a table that is not there by itself."""
+    return ["Absent unless it is given.\n"] if one.absent else []
 
 
 def keys_table(keys: Table) -> list[str]:

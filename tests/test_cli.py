@@ -336,6 +336,15 @@ def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -
         refused(zoo(*words.split(), "--device", "cuda"), expected)
 
 
+def test_what_an_evaluation_asks_is_checked(bare: Run) -> None:
+    for text, parts in {
+        "[eval]\nsamples = 4\ngiven = ['rgb']\n": ("asks.toml:3 [eval] given", "'rgb'"),
+        "[eval]\nmake = 3\n": ("asks.toml:2 [eval] make", "int 3"),
+    }.items():
+        Path("asks.toml").write_text(text)
+        refused(bare("backbone", "eval", "run", "--config", "asks.toml"), *parts)
+
+
 def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     train = ("backbone", "train", "--tokens", "tokens", "--out", "run", "--set", "steps=3", "--set", "batch_size=4")
     assert zoo(*train)[0] == 0

@@ -16,7 +16,8 @@ from typing import Literal
 
 import pytest
 
-from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
+from backbone.cli.config import TABLES
+from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview, Questions
 from backbone.config import TrainConfig as BackboneTrainConfig
 from backbone.evaluation.evaluate import EvaluationConfig
 from backbone.generation import Guidance, TargetPlan
@@ -30,6 +31,7 @@ from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.keys import tables_of
 from tokenizers_zoo.quantizers import QuantizerConfig
+from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.vocabulary import VocabularyConfig
 
@@ -41,9 +43,9 @@ PAGES = [
     ROOT / "studies" / "README.md",
 ]
 CONFIGS = [
-    BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, MaskingConfig, Mixture,
-    ModelConfig, Preview, QuantizerConfig, Recipe, RecallConfig, SpatialSettings, TargetPlan, TokenizerConfig,
-    TrainConfig, TransferConfig, VocabularyConfig,
+    BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
+    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Questions, Recipe, RecallConfig, SpatialSettings,
+    TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip
 
 
@@ -147,6 +149,20 @@ def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
             f"`{key}`" for key in zoo[name].known_settings()
         ]:
             assert f"| {part} |" in text, (name, part)
+
+
+def test_the_page_of_settings_has_every_table() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for name in (*TABLES, "transfer", "zoo", "modalities.NAME", "train.masking", "guidance", "target.guidance"):
+        assert f"\n### `[{name}]`\n" in text, name
+    for name in ("train.masking.mixtures", "train.datasets", "train.previews", "target"):
+        assert f"\n### `[[{name}]]`\n" in text, name
+    sizes = {row[0]: row[-1] for row in re.findall(r"\| `(\w+)` \| (\d+) \| .* \| (\S+ M) \|", text)}
+    assert sizes.keys() == PRESETS.keys() and (sizes["nano"], sizes["base"], sizes["xlarge"]) == (
+        "0.6 M",
+        "198 M",
+        "2,819 M",
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

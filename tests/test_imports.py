@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a line may import from the lines above it, and from itself. The twin of docs/architecture.md.
 ORDER = {
     "tokenizers_zoo": (
-        "errors", "config", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers", "source",
-        "values", "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers", "blocks",
-        "step_log", "training", "training.config", "training.state", "training.task", "training.batches",
+        "errors", "config", "keys", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers",
+        "source", "values", "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers",
+        "blocks", "step_log", "training", "training.config", "training.state", "training.task", "training.batches",
         "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery", "codec", "handle",
         "source_handle", "registry", "pipeline", "report", "report.pictures", "report.samples", "report.retrieval",
         "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",

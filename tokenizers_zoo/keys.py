@@ -47,6 +47,8 @@ class Table:
     """A table with its keys. `kind`: one table, a list of them (`[[NAME]]`), or any number by names of the user's."""
 
     name: str
+    about: str
+    """What the class says of itself."""
     kind: Kind = "one"
     absent: bool = False
     """Whether there is no such table unless it is given."""
@@ -90,7 +92,9 @@ def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent
                     absent=how == "one" and first is None,
                 )
             )
-    yield Table(name=name, kind=kind, absent=absent, keys=tuple(keys))
+    yield Table(
+        name=name, about=" ".join((inspect.getdoc(cls) or "").split()), kind=kind, absent=absent, keys=tuple(keys)
+    )
     yield from itertools.chain.from_iterable(inner)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,7 +13,6 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import ConfigError
 
 
 @click.group()
@@ -136,40 +134,24 @@ def evaluate_command(
     """
     from rich.console import Console
 
+    from backbone.config import Questions
     from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate, gap_tables
 
-    table = read_tables(config_file)["eval"]
-    given_sets = [tuple(split_names(names) or ()) for names in given] or _name_sets(table.pop("given", None), "given")
-    wanted = split_names(targets) or _names(table.pop("make", None), "make")
-    table.pop("given", None)
-    table.pop("make", None)
+    table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
+    asked = {key: table.pop(key) for key in ("given", "make") if key in table}
+    questions = from_mapping(Questions, asked, origin)
+    given_sets = [tuple(split_names(names) or ()) for names in given] or questions.given
     options = {"samples": samples, "seed": seed}
     changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
-    config = from_mapping(EvaluationConfig, merged(table, changes), Origin(path=config_file, table="eval"))
+    config = from_mapping(EvaluationConfig, merged(table, changes), origin)
     run, zoo = open_run(folder)
     with disk_errors(folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets, targets=wanted, config=config,
-            device=device,
+            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets,
+            targets=split_names(targets) or questions.make, config=config, device=device,
         )  # fmt: skip
     console = Console()
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)
     click.echo(f"every score: {folder / FOLDER / FILE}")
-
-
-def _names(value: Any, key: str) -> list[str] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"[eval] {key}: expected a list of names, got {value!r}")
-    return value
-
-
-def _name_sets(value: Any, key: str) -> list[tuple[str, ...]] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise ConfigError(f"[eval] {key}: expected a list of lists of names, got {value!r}")
-    return [tuple(_names(names, key) or ()) for names in value]

@@ -67,8 +67,8 @@ class TransferConfig(TrainConfig):
     """Steps between evaluations, each of which also saves the training state."""
     validation: float = 0.2
     """Share of the labels that is not learned from: the weights of the step that does best on these samples are kept.
-    0: all labels are learned from, and the last weights are kept; so it is, too, where fewer than VALIDATION_LEAST
-    samples would be set apart."""
+    0: all labels are learned from, and the last weights are kept; so it is, too, where fewer than 8 samples
+    would be set apart."""
     eval_samples: int = 512
     """Validation samples at most, the rest of the share is learned from; without validation, test samples that are
     looked at on the way."""

@@ -44,7 +44,7 @@ class TrainConfig:
     eval_every: int = 100
     """Steps between evaluations, each of which also saves the training state."""
     eval_samples: int = 64
-    """Held-out samples used during training; the final evaluation uses up to FINAL_SAMPLES."""
+    """Held-out samples used during training; the final evaluation uses up to 2,000."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better main metric; absent does all steps.
 

@@ -1,0 +1,85 @@
+"""settings.md: every key of registry.toml, of a backbone's and of a transfer's configuration, and of plans."""
+
+from __future__ import annotations
+
+import torch
+from markdown_tables import keys_table, settings_tables, table, told_tables
+
+from backbone.cli.generate import SAMPLING
+from backbone.config import PRESETS, ModelConfig, Questions, TrainConfig
+from backbone.evaluation.evaluate import EvaluationConfig
+from backbone.generation.recipe import Recipe
+from backbone.model import FourM
+from backbone.transfer.config import TUNING, TransferConfig
+from tokenizers_zoo.keys import plain, tables_of
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, ValueSpec
+from tokenizers_zoo.registry import InstanceConfig, ZooConfig
+
+ANY = ModalitySpec(name="any", summary="any", value=ValueSpec(), layout=GridLayout(shape=(1, 1)), vocab_size=2)
+"""A model has to have a modality; the blocks do not depend on which."""
+INTRODUCTION = """# Settings
+
+Generated from the code by `make docs`: every key that a file of settings may have. Those of modalities are on
+[their pages](modalities/README.md), those of sources in `zoo source info NAME`. `--set key=value` takes the keys of the
+table that the command's help names. A key that is not known is an error that names file, line and key. `-` stands for
+an absent one.
+
+| file | read by | tables |
+| --- | --- | --- |
+| [registry.toml](#registrytoml) | every command | `[zoo]`, `[vocabularies.NAME]`, `[modalities.NAME]` |
+| [`--config` of a backbone](#a-backbone) | `zoo backbone train`, `grow` and `eval` | `[model]`, `[train]`, `[eval]` |
+| [`--config` of a transfer](#a-transfer) | `zoo transfer train` | `[transfer]` |
+| [a plan](#a-plan) | `zoo backbone generate --plan` | `[[target]]`, `[guidance]`, `[keep]`, and keys above them |
+
+## registry.toml"""
+VOCABULARIES = "\n### `[vocabularies.NAME]`\n\nSee [shared vocabularies](modalities/README.md#shared-vocabularies)."
+BACKBONE = """
+## A backbone
+
+[Training](training.md) says what the keys do, with figures. `zoo backbone train --preset NAME` is one of these sizes,
+and what `[model]` says goes before it; parameters are those of the blocks, without embeddings:
+"""
+TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) says what the keys do."
+TUNINGS = "\nDefaults that go with `tuning`, in place of those above:\n"
+PLAN = "\n## A plan\n\n[Generation](generation.md) says what the keys do. Without a plan, {} go with every target.\n"
+
+
+def settings_page() -> str:
+    """The page."""
+    lines = [
+        INTRODUCTION,
+        *told_tables(ZooConfig, "zoo"),
+        VOCABULARIES,
+        *told_tables(InstanceConfig, "modalities.NAME"),
+    ]
+    lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
+    lines += [*told_tables(EvaluationConfig, "eval"), *keys_table(next(tables_of(Questions, "eval")))[2:]]
+    lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
+    lines += [PLAN.format(" and ".join(f"`{key} = {plain(value)}`" for key, value in SAMPLING.items()))]
+    lines += settings_tables(Recipe, "")
+    return "\n".join(lines) + "\n"
+
+
+def presets() -> list[str]:
+    """A row for each size."""
+    rows = []
+    for name, config in PRESETS.items():
+        depths = f"{config.encoder_depth} + {config.decoder_depth}"
+        rows.append((f"`{name}`", str(config.dim), depths, str(config.heads), f"{millions(config)} M"))
+    return table(("preset", "dim", "encoder + decoder blocks", "heads", "parameters"), rows)
+
+
+def millions(config: ModelConfig) -> str:
+    """Parameters of the blocks; no memory is taken for them."""
+    with torch.device("meta"):
+        count = FourM(config, [ANY]).transformer_parameters() / 1e6
+    return f"{count:,.{0 if count > 100 else 1}f}"
+
+
+def tunings() -> list[str]:
+    """A row for each tuning with the keys that it sets."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{key} = {plain(value)}`" for key, value in keys.items()))
+        for name, keys in TUNING.items()
+    ]
+    return table(("tuning", "defaults"), rows)
