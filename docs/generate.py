@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
     """Every command below `command` with its help text."""
-    context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+    context = command.make_context(path, [], resilient_parsing=True, terminal_width=100, **zoo.context_settings)
     yield path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

@@ -184,10 +184,20 @@ def examples(text: str) -> list[list[str]]:
 
 def test_every_help_fits_a_screen_and_shows_an_example() -> None:
     for path, command in commands(group):
-        text = command.get_help(click.Context(command, info_name=path, terminal_width=80))
-        assert len(text.splitlines()) <= 45, path
-        if not isinstance(command, click.Group):
-            assert re.search(rf"Examples?:\n\s+{path}", text), path
+        settings = group.context_settings | {"terminal_width": 80}
+        lines = command.get_help(click.Context(command, info_name=path, **settings)).splitlines()
+        assert len(lines) <= 42 and max(map(len, lines)) <= 80, path
+        assert "-h, --help" in lines[-1] or isinstance(command, click.Group), path
+        if command is not group:
+            assert re.search(rf"Examples?:\n\s+{path}\b", "\n".join(lines)), path
+
+
+def test_what_need_not_be_named_is_in_brackets() -> None:
+    for path, command in commands(group):
+        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        for argument in command.params:
+            if isinstance(argument, click.Argument) and not argument.required:
+                assert f"[{(argument.name or '').upper()}]" in usage, path
 
 
 def test_every_example_has_the_options_that_are_there_and_needed() -> None:

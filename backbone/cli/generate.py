@@ -21,24 +21,25 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.command("generate")
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--given", multiple=True, metavar="NAMES",
-              help='Comma-separated modalities of stored samples, NAME=FILE or NAME="TEXT". Repeatable.')  # fmt: skip
+              help='Stored modalities, NAME=FILE or NAME="TEXT". Repeatable.')  # fmt: skip
 @click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --given NAME=FILE. Repeatable.")
 @click.option("--make", "targets", metavar="NAMES", help="Modalities to make, in this order.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="TOML file that says what to make and how.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="TOML file that says what to make and how.")  # fmt: skip
 @click.option("--keep", multiple=True, metavar="NAME=PART",
-              help="Keep a part of what is given of a target and make the rest: box:TOP,LEFT,BOTTOM,RIGHT, "
-              "cells:..., mask:FILE, not:...; of sequences start, tokens:0-3, gaps:N. Repeatable.")  # fmt: skip
+              help="Part of a given target to keep: box:T,L,B,R, cells:..., mask:FILE, start, tokens:0-3, gaps:N, "
+              "not:PART. Repeatable.")  # fmt: skip
 @click.option("--guide", metavar="WEIGHTS",
-              help="Guidance: 3 for all that is given, or NAME=WEIGHT,... for each condition.")  # fmt: skip
-@click.option("--out", type=PATH, required=True, help="Folder for values, pictures, tokens and the plan.")
+              help="Guidance: 3 for all that is given, or NAME=WEIGHT,...")  # fmt: skip
+@click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
-@click.option("--keys", metavar="KEYS", help="Comma-separated keys of stored samples. Default: the first ones.")
-@click.option("--split", help="Of the stored samples.  [default: test]")
-@click.option("--draws", type=click.IntRange(min=1), help="Draws per sample.  [default: 1]")
-@click.option("--rank", metavar="NAME", help="Write the draws first that agree best with what is given, by NAME.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draws.  [default: 0]")
+@click.option("--keys", metavar="KEYS", help="Keys of stored samples instead.")
+@click.option("--split", metavar="NAME", help="Of the stored samples.  [default: test]")
+@click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
+@click.option("--rank", metavar="NAME", help="Write the draws first that NAME judges best.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
 @DEVICE
-@settings_option("steps, scheme, schedule, temperature, top_k, top_p, ... for all targets, or NAME.steps for one.")
+@settings_option("Of all targets: steps=8, top_p=0.9, ...; NAME.steps=8 of one. All keys: docs/generation.md.")
 def generate_command(
     folder: Path,
     given: tuple[str, ...],
@@ -55,17 +56,18 @@ def generate_command(
 ) -> None:
     """Make modalities from others.
 
-    Each one made is an input of the next. What is set here takes precedence over
-    the plan, and OUT/plan.toml makes the same again.
+    Each one made is an input of the next. What is set here goes before the plan,
+    and OUT/plan.toml makes the same again.
 
     \b
     Examples:
-      zoo backbone generate RUN --given rgb,caption --make depth,semseg --out made
-      zoo backbone generate RUN --given 'caption="a red ball"' --make depth,rgb --out made
-      zoo backbone generate RUN --given rgb=room.png --make depth --guide 2 --out made
-      zoo backbone generate RUN --given depth --make depth --keep depth=box:0,0,1,0.5 --out made
-      zoo backbone generate RUN --make caption,rgb --samples 0-7 --out made
-      zoo backbone generate RUN --plan configs/plans/caption-to-rgb.toml --out made
+      zoo backbone generate RUN --given rgb,caption --make depth --out made
+      zoo backbone generate RUN --given rgb=a.png --make depth,semseg --out made
+      zoo backbone generate RUN --given 'caption="a red ball"' --make rgb \\
+          --guide 2 --draws 4 --out made
+      zoo backbone generate RUN --given depth --make depth \\
+          --keep depth=box:0,0,1,0.5 --out made
+      zoo backbone generate RUN --plan plan.toml --given caption=a.txt --out made
     """
     from backbone.generation.files import generate_to_folder
     from backbone.generation.recipe import Recipe, read_recipe

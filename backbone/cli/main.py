@@ -17,7 +17,14 @@ from tokenizers_zoo.data.tar import disk_errors
 
 @click.group()
 def backbone() -> None:
-    """The any-to-any model over the registered modalities."""
+    """The any-to-any model over the registered modalities.
+
+    \b
+    Examples:
+      zoo backbone train --tokens tokens --out RUN
+      zoo backbone eval RUN
+      zoo backbone generate RUN --given rgb,caption --make depth --out made
+    """
 
 
 backbone.add_command(generate_command)

@@ -34,7 +34,13 @@ def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def retrieve() -> None:
-    """Find samples: any modality by any other."""
+    """Find samples: any modality by any other.
+
+    \b
+    Examples:
+      zoo retrieve build RUN --out INDEX
+      zoo retrieve query INDEX --given caption=red.txt --find rgb --out found
+    """
 
 
 @retrieve.command("build")
@@ -89,8 +95,10 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     \b
     Examples:
       zoo retrieve query INDEX --given caption=red.txt -k 5
-      zoo retrieve query INDEX --given rgb=a.png --given semseg=b.png --weights semseg=-1
-      zoo retrieve query INDEX --keys test-0-000001 --given depth --find rgb --out found
+      zoo retrieve query INDEX --given rgb=a.png --given semseg=b.png \\
+          --weights semseg=-1
+      zoo retrieve query INDEX --keys test-0-000001 --given depth --find rgb \\
+          --out found
     """
     from backbone.retrieval.answers import write_answers
     from backbone.retrieval.index import Index
@@ -137,13 +145,14 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
                  space: str, samples: int, galleries: int, device: str) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
-    A sample is looked for by one modality among all by another. R@k is how many percent
-    are among the first k; after the slash stands what guessing gives.
+    A sample is looked for by one modality among all by another. R@k is how many
+    percent are among the first k; after the slash stands what guessing gives.
 
     \b
     Examples:
       zoo retrieve eval runs/backbone
-      zoo retrieve eval RUN --modalities rgb,depth,caption --space centred --out here
+      zoo retrieve eval RUN --modalities rgb,depth,caption --space centred \\
+          --out here
     """
     from backbone.retrieval.evaluate import FILE, FOLDER, evaluate_retrieval, recall_table
 

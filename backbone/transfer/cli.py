@@ -30,7 +30,13 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 @click.group()
 def transfer() -> None:
-    """A trained encoder, put to a task that has labels."""
+    """A trained encoder, put to a task that has labels.
+
+    \b
+    Examples:
+      zoo transfer train RUN --task semseg --given rgb_patches --labels 0.1
+      zoo transfer compare RUN/transfer/*
+    """
 
 
 @transfer.command("train")
@@ -41,7 +47,9 @@ def transfer() -> None:
 @click.option("--tuning", type=click.Choice(get_args(Tuning)), help="What of the encoder moves. Default: frozen.")
 @click.option("--head", type=click.Choice(get_args(Head)), help="Default: what goes with the kind of label.")
 @click.option(
-    "--labels", metavar="SHARE|COUNT", help="Training labels used: a share (0.1, 1.0) or a number of samples."
+    "--labels",
+    metavar="SHARE|COUNT",
+    help="Training labels used: a share (0.1, 1.0) or a number of samples. Default: 1.0, all.",
 )
 @click.option("--as", "wanted", type=click.Choice(get_args(As)), help="How labels are taken where more than one way is "
               "open. Default: numbers are numbers.")  # fmt: skip

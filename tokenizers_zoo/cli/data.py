@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def source() -> None:
-    """The installed sources of samples."""
+    """The installed sources of samples.
+
+    \b
+    Example:
+      zoo source list
+    """
 
 
 @source.command("list")
@@ -74,7 +79,13 @@ def source_info(name: str) -> None:
 
 @click.group()
 def data() -> None:
-    """Make, derive and inspect values. They lie in DATA/<split>/<modality>/shard-00000.tar."""
+    """Make, derive and inspect values. They lie in DATA/<split>/<modality>/shard-00000.tar.
+
+    \b
+    Examples:
+      zoo data make scenes data --train 4000 --test 400
+      zoo data derive data
+    """
 
 
 @data.command()

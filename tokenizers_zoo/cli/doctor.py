@@ -22,7 +22,7 @@ WIDTH = 80
 
 
 @click.command("doctor")
-@click.argument("names", nargs=-1, metavar="NAMES")
+@click.argument("names", nargs=-1)
 @click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 @click.option("--tokens", type=PATH, help="A token store that has to fit the tokenizers.")
 @click.option("--split", default="test", show_default=True, help="Of the values and tokens that are examined.")

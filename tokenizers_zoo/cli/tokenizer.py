@@ -17,11 +17,17 @@ DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help=
 
 @click.group()
 def tokenizer() -> None:
-    """Train and score the tokenizer of one modality."""
+    """Train and score the tokenizer of one modality.
+
+    \b
+    Examples:
+      zoo tokenizer train depth --data data
+      zoo tokenizer eval depth --data data
+    """
 
 
 @tokenizer.command()
-@click.argument("names", nargs=-1, metavar="NAMES")
+@click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every enabled modality that DATA holds.")
 @DATA_OPTION
 @click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")

@@ -19,7 +19,12 @@ NAME = click.argument("name", required=False)
 
 @click.group()
 def vocabulary() -> None:
-    """The text vocabularies that modalities share."""
+    """The text vocabularies that modalities share.
+
+    \b
+    Example:
+      zoo vocabulary show text
+    """
 
 
 @vocabulary.command()
