@@ -1,4 +1,5 @@
-"""Write the pages that say what the code says: commands.md, hooks.md, settings.md, and a page per modality.
+"""Write the pages that say what the code says: commands.md, hooks.md, settings.md, a page per modality, and
+the README of each plugin.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import click
 from modality_pages import modality_pages
+from plugin_readmes import plugin_readmes
 from settings_page import settings_page
 
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
@@ -61,20 +63,20 @@ def hooks_page() -> str:
 def main() -> None:
     """Write or check the pages; a page of a modality that is gone goes, too."""
     pages = {"commands.md": commands_page(), "hooks.md": hooks_page(), "settings.md": settings_page()}
-    pages |= modality_pages()
-    gone = [path for path in (HERE / "modalities").glob("*.md") if f"modalities/{path.name}" not in pages]
+    pages = {f"docs/{name}": text for name, text in (pages | modality_pages()).items()} | plugin_readmes()
+    gone = [path for path in (ROOT / "docs" / "modalities").glob("*.md") if f"docs/modalities/{path.name}" not in pages]
     if "--check" in sys.argv[1:]:
-        stale = [name for name, text in pages.items() if not _says(HERE / name, text)]
-        stale += [f"modalities/{path.name} (no such modality)" for path in gone]
+        stale = [name for name, text in pages.items() if not _says(ROOT / name, text)]
+        stale += [f"docs/modalities/{path.name} (no such modality)" for path in gone]
         if stale:
             sys.exit(f"out of date: {', '.join(stale)}; run make docs")
         return
-    (HERE / "modalities").mkdir(exist_ok=True)
+    (ROOT / "docs" / "modalities").mkdir(exist_ok=True)
     for path in gone:
         path.unlink()
     for name, text in pages.items():
-        if not _says(HERE / name, text):
-            (HERE / name).write_text(text, encoding="utf-8")
+        if not _says(ROOT / name, text):
+            (ROOT / name).write_text(text, encoding="utf-8")
 
 
 def _says(path: Path, text: str) -> bool:

@@ -41,6 +41,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "bench" / "README.md",
     ROOT / "studies" / "README.md",
+    *sorted(ROOT.glob("plugins/*/README.md")),
 ]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
@@ -163,6 +164,17 @@ def test_the_page_of_settings_has_every_table() -> None:
         "198 M",
         "2,819 M",
     )
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("plugins/*/pyproject.toml")), ids=lambda path: path.parent.name)
+def test_every_plugin_has_a_readme_that_names_all_it_gives(path: Path) -> None:
+    project = load_toml(path)["project"]
+    text = (path.parent / project["readme"]).read_text(encoding="utf-8")
+    assert text.startswith(f"# {project['name']}\n") and project["license"] in text
+    assert f"pip install -e . -e plugins/{path.parent.name}\n" in text
+    given = [name for group in project["entry-points"].values() for name in group]
+    for name in [*given, *project.get("optional-dependencies", {})]:
+        assert f"| `{name}` |" in text, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
