@@ -135,6 +135,8 @@ def test_the_keys_of_settings_in_use() -> None:
     ]  # fmt: skip
     assert (inner.header, inner.keys[0].default, inner.keys[0].used) == ("[inner]", "3", "2")
     assert (spare.absent, spare.keys[0].default, spare.keys[0].used) == (True, "2", "7")
+    (made,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")  # of no source
+    assert [(key.name, key.default, key.meaning) for key in made.keys] == [("size", "3", "")]
 
 
 def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:

@@ -130,7 +130,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
             continue
         try:
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        except (OSError, SyntaxError):
+        except (OSError, TypeError, SyntaxError):
             continue
         assert isinstance(definition, ast.ClassDef)
         for field, text in itertools.pairwise(definition.body):

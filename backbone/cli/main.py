@@ -145,7 +145,7 @@ def evaluate_command(
     from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate, gap_tables
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
-    asked = {key: table.pop(key) for key in ("given", "make") if key in table}
+    asked: dict[str, Any] = {key: table.pop(key) for key in ("given", "make") if key in table}
     questions = from_mapping(Questions, asked, origin)
     given_sets = [tuple(split_names(names) or ()) for names in given] or questions.given
     options = {"samples": samples, "seed": seed}
