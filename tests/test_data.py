@@ -305,6 +305,15 @@ def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Pat
     assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
 
 
+def test_what_lies_beside_the_files_is_passed_over(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.tif.aux.xml", "a.TFW", "b.tif", ".b.tif", ".ipynb_checkpoints/a-checkpoint.tif", "README"):
+        path = tmp_path / "one" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    samples = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
+    assert [key for key, _ in samples[:]] == ["a", "b"]
+
+
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         open_folder(FolderSettings(path=str(tmp_path / "absent")), "train", None)

@@ -16,6 +16,7 @@ from tokenizers_zoo.errors import InvalidValueError
 multispectral = pytest.importorskip("zoo_raster.multispectral")
 heightmap = pytest.importorskip("zoo_raster.heightmap")
 tifffile = pytest.importorskip("tifffile")
+read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes
 
 
 def settings(name: str, **own: Any) -> Settings:
@@ -59,12 +60,18 @@ def test_integers_become_reflectance(write: Any) -> None:
         (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
         (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
         (b"garbage", "tif", "cannot be read as TIFF"),
+        (b"II*\0garbage", "tif", "cannot be read as TIFF: there is no picture in it"),
         (b"", "png", "expected .tif or .npy"),
     ],
 )
 def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         multispectral.plugin.read_value(data, extension, settings("multispectral"))
+
+
+def test_bands_are_not_taken_for_colours() -> None:
+    bands = np.arange(64, dtype=np.float32).reshape(2, 8, 4)
+    np.testing.assert_array_equal(read_tiff(tiff_bytes(bands)), bands)  # a warning of tifffile would be an error
 
 
 def test_spectral_angle_by_hand() -> None:

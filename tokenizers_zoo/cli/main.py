@@ -96,11 +96,13 @@ def main() -> None:
     try:
         zoo.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
-        if not isinstance(error.__cause__, EOFError):  # of a file that ends too soon, which click takes for a ^D
+        cause = error.__cause__
+        if not isinstance(cause, EOFError):  # of a file that ends too soon, which click takes for a ^D
             _stop("interrupted; the same command goes on where it stopped", 130)
-        if debug:
+        elif debug:
             raise
-        _stop(_line(error.__cause__), 1)
+        else:
+            _stop(_line(cause), 1)
     except NO_ARGUMENTS as error:
         error.show()
         sys.exit(error.exit_code)

@@ -22,6 +22,9 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
 
+SIDECARS = ("aux.xml", "ovr", "tfw", "jgw", "pgw", "wld", "prj", "xmp")
+"""How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderSettings:
@@ -136,8 +139,10 @@ def _files(folder: Path) -> dict[str, Member]:
     """The files below a modality's folder by key: the path up to the first dot of the file's name."""
     found: dict[str, Member] = {}
     for path in sorted(folder.rglob("*")):
-        key, extension = split_name(path.relative_to(folder).as_posix())
-        if not path.is_file() or not key or not extension:
+        below = path.relative_to(folder)
+        key, extension = split_name(below.as_posix())
+        hidden = any(part.startswith(".") for part in below.parts)
+        if hidden or not key or not extension or extension.lower().endswith(SIDECARS) or not path.is_file():
             continue
         name = path.relative_to(folder.parent).as_posix()
         if name != shown_name(name):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by the error
 
 
 def read_tiff(data: bytes) -> NDArray[Any]:
@@ -14,9 +17,14 @@ def read_tiff(data: bytes) -> NDArray[Any]:
     import tifffile
 
     try:
-        return np.asarray(tifffile.imread(io.BytesIO(data)))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            pages = len(file.pages)
+            array = np.asarray(file.asarray()) if pages else np.empty(0)
     except Exception as error:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
+    if not pages:
+        raise ValueError("cannot be read as TIFF: there is no picture in it; the file may be cut off")
+    return array
 
 
 def tiff_bytes(array: NDArray[Any]) -> bytes:
@@ -24,7 +32,7 @@ def tiff_bytes(array: NDArray[Any]) -> bytes:
     import tifffile
 
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array)
+    tifffile.imwrite(buffer, array, photometric="minisblack")  # else some shapes would be taken for colours
     return buffer.getvalue()
 
 
