@@ -22,7 +22,7 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
 
-SIDECARS = ("aux.xml", "ovr", "tfw", "jgw", "pgw", "wld", "prj", "xmp")
+SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""
 
 
@@ -141,8 +141,8 @@ def _files(folder: Path) -> dict[str, Member]:
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
-        hidden = any(part.startswith(".") for part in below.parts)
-        if hidden or not key or not extension or extension.lower().endswith(SIDECARS) or not path.is_file():
+        aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
+        if aside or not key or not extension or not path.is_file():
             continue
         name = path.relative_to(folder.parent).as_posix()
         if name != shown_name(name):
