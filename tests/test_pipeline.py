@@ -22,7 +22,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import read_entries, read_entry
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import ShardWriter, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError, DataError, PluginError, ReadError
 from tokenizers_zoo.pipeline import derive as derive_module
 from tokenizers_zoo.pipeline import make as make_module
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -446,3 +446,62 @@ def test_values_are_read_once_for_all_commands_until_they_or_the_settings_change
     (out / ".audit/train-field.json").write_text("[]")
     assert dropped(zoo) == (23, {"train": 1})
     assert dropped(toy({"modalities": {"field": {"levels": 3}}}))[0] == 28
+
+
+def test_what_is_left_out_of_training_is_said(
+    toy: Callable[..., Zoo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo, out = toy(), tmp_path / "data"
+    make_toy(zoo, out)
+    with writing_shard(out / "train/field/zz.tar") as writer:
+        writer.add("broken", b"no", "npy")
+        writer.add("none", b"", "npy")
+    for _ in range(2):  # found, and remembered
+        training_samples(zoo, zoo["field"], ValueStore.of(out, zoo))
+        said = capsys.readouterr().err
+        assert "field: 2 train values left out, first: broken: field: damaged .npy file" in said
+        assert said.count("left out") == 1
+
+
+def test_only_what_is_wrong_with_a_value_itself_is_remembered(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, out = toy(), tmp_path / "data"
+    make_toy(zoo, out)
+    handle, pread = zoo["field"], os.pread
+
+    def count() -> int:
+        return len(training_samples(zoo, handle, ValueStore.of(out, zoo)).train)
+
+    def failing(file: int, size: int, offset: int) -> bytes:
+        if offset > 5000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    for command in (count, lambda: derive_data(zoo, out, workers=1)):
+        with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read: Input/output error; run the same"):
+            command()
+    assert not list(out.rglob("dark/*")), "no sample is to blame"
+    monkeypatch.undo()
+    transform = handle.transform
+    handle.transform = lambda value, crop: (  # type: ignore[method-assign]
+        transform(value, crop) if value[0, 0, 0] > 0.1 else (_ for _ in ()).throw(PluginError("no memory"))
+    )
+    assert 0 < count() < 23
+    handle.transform = transform  # type: ignore[method-assign]
+    assert count() == 23
+
+
+def test_a_shard_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, out = toy(), tmp_path / "data"
+    make_toy(zoo, out)
+
+    def failing(self: Any) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("tarfile.TarFile.next", failing)
+    with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read: Stale file handle"):
+        ValueStore.of(out, zoo).keys("train", "field")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -205,6 +207,26 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
     with pytest.raises(DataError, match="words: none of 23 samples could be encoded"):
         tokenize(zoo, data, tmp_path / "none")
     assert not list((tmp_path / "none").rglob("*.arrow"))
+
+
+def test_a_file_that_is_not_read_now_costs_no_sample(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    pread = os.pread
+
+    def failing(file: int, size: int, offset: int) -> bytes:
+        if offset > 5000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read: Input/output error"):
+        tokenize(zoo, data, out)
+    monkeypatch.undo()
+    assert [(o.written, o.dropped) for o in tokenize(zoo, data, out).outcomes] == [(5, {}), (23, {})]
 
 
 def foreign(folder: Path, keys: str) -> Path:

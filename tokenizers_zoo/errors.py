@@ -49,3 +49,7 @@ class CheckpointError(ZooError):
 
 class DataError(ZooError):
     """Stored values or tokens are missing, damaged, or were written by another codec."""
+
+
+class ReadError(DataError):
+    """Stored values cannot be read now, for a reason that may pass (disk, network, rights): they are not to blame."""

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import LazyValues, ValueStore
@@ -21,33 +23,49 @@ FOLDER = ".audit"
 
 
 def remembered(store: ValueStore, handle: ModalityHandle, split: str) -> dict[str, str] | None:
-    """The keys of a split that cannot be read, with reasons, as `audit` found them; None where that is not known.
+    """The keys of a split that cannot be read, with reasons, as `audit` found and said; None where that is not known.
 
     What it found stands as long as the shards (names, sizes, times), the settings and the plugin's version do.
     """
     with contextlib.suppress(CheckpointError, KeyError, TypeError, AttributeError):
         known = read_json(_path(store, handle, split))
         if known["signature"] == _signature(store, handle, split):
-            return {str(key): str(reason) for key, reason in known["unreadable"].items()}
+            return _said(handle, split, {str(key): str(reason) for key, reason in known["unreadable"].items()})
     return None
 
 
 def audit(
     store: ValueStore, handle: ModalityHandle, split: str, values: LazyValues, on_read: Callable[[], None]
 ) -> dict[str, str]:
-    """Read all `values` of a split once, calling `on_read` after each; gives and keeps those that cannot be read.
+    """Read all `values` of a split once, calling `on_read` after each; gives, says and keeps those that cannot be read.
 
-    Where the data's folder cannot be written, they are not kept.
+    They are not kept where a plugin failed, not the value, nor where the data's folder cannot be written. Raises
+    ReadError for a file that the system does not read now.
     """
     found = {}
+    to_keep = {"signature": _signature(store, handle, split), "unreadable": found}  # of the shards that are read now
+    of_values = True
     for position, key in enumerate(values.keys):
         try:
             values[position]
+        except ReadError:
+            raise
         except ZooError as error:
             found[key] = str(error)
+            of_values &= isinstance(error, InvalidValueError | DataError)
         on_read()
-    with contextlib.suppress(OSError):
-        write_json(_path(store, handle, split), {"signature": _signature(store, handle, split), "unreadable": found})
+    if of_values:
+        with contextlib.suppress(OSError):
+            write_json(_path(store, handle, split), to_keep)
+    return _said(handle, split, found)
+
+
+def _said(handle: ModalityHandle, split: str, found: dict[str, str]) -> dict[str, str]:
+    """These values, after a line on stderr that they are left out."""
+    if found:
+        key, reason = next(iter(found.items()))
+        line = f"{handle.name}: {len(found)} {split} values left out, first: {key}: {reason}"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     return found
 
 

@@ -7,6 +7,7 @@ basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tarfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tokenizers_zoo.checkpoint import disk_problem, replacing_file
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, ReadError
 
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
@@ -65,7 +66,8 @@ def scan_shard(path: Path) -> ShardIndex:
     """Index a shard by its headers alone.
 
     Damage inside (a bad header, an end that is cut off) costs the members that it hits: the others are used, and what
-    is lost is listed in `dropped`. Raises DataError where nothing of the file is a tar.
+    is lost is listed in `dropped`. Raises DataError where nothing of the file is a tar, ReadError where the system does
+    not read it.
     """
     index = ShardIndex()
     size = path.stat().st_size
@@ -100,6 +102,8 @@ def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIn
                 _add(index, path, info, size)
             damaged = _damage_at(file, end, size)
     except (tarfile.TarError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place outside it
+            raise _not_read(path, error) from None
         damaged = f"not a tar: {error}" if end == 0 else f"damaged: {error}"
     if damaged is None:
         return None
@@ -154,7 +158,7 @@ def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
 
 
 def read_member(member: Member) -> bytes:
-    """One value's bytes. Raises DataError where the shard has changed or cannot be read."""
+    """One value's bytes. Raises ReadError where the shard cannot be read, or was replaced since it was indexed."""
     try:
         file = os.open(member.shard, os.O_RDONLY)
         try:
@@ -162,10 +166,14 @@ def read_member(member: Member) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        raise DataError(f"{member.shard}: cannot be read: {error.strerror}") from None
+        raise _not_read(member.shard, error) from None
     if len(data) != member.size:
-        raise DataError(f"{member.shard}: shorter than when it was opened; was it replaced meanwhile?")
+        raise ReadError(f"{member.shard}: shorter than when it was opened; was it replaced? run the same command again")
     return data
+
+
+def _not_read(path: Path, error: OSError) -> ReadError:
+    return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
 
 class ShardWriter:

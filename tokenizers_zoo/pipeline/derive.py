@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.provenance import as_json, digest, read_entry, record_entry, value_identity
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
@@ -211,7 +211,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, dict[str, str]]:
                 sample = {name: read_value(inputs[name], member) for name, member in members.items()}
                 value = handle.transform(handle.derive(sample), WHOLE)
                 writer.add(key, *handle.write(value))
-            except PretrainedError:
+            except (PretrainedError, ReadError):
                 raise  # no sample is to blame
             except ZooError as error:
                 failures[key] = str(error)

@@ -16,7 +16,7 @@ from tokenizers_zoo.data.provenance import digest, read_entry
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors
 from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, TokenStore, grew_from, read_part, write_part
-from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
 
@@ -271,6 +271,8 @@ class _ModalityRun:
     def _read(self, row: Row) -> Any:
         try:
             return read_value(self.handle, row.member, row.crop)
+        except ReadError:
+            raise  # no sample is to blame
         except ZooError as error:
             return error
 
