@@ -43,7 +43,7 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counted_fsync(file: int) -> None:
-        if next(files) == mishap.get("full_at"):
+        if next(files) >= mishap.get("full_at", 1 << 20):
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 

@@ -98,8 +98,8 @@ class World:
     def __call__(self, words: str, **mishap: Any) -> Ended:
         """Run `zoo WORDS`.
 
-        `kill_before` and `kill_after` number the rename (0 is the first) at which it is killed, `full_at` the file at
-        whose end the disk is full, `largest` is the bytes that a file can have, `path` holds folders for sys.path.
+        `kill_before` and `kill_after` number the rename (0 is the first) at which it is killed, `full_at` the file from
+        whose end on the disk is full, `largest` is the bytes that a file can have, `path` holds folders for sys.path.
         """
         self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
         self.server.stdin.flush()

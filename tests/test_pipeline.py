@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from toy_plugins import derived, install_toy, make_toy, snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import read_entries, read_entry
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import ShardWriter, writing_shard
+from tokenizers_zoo.data.tar import ShardWriter, scan_shard, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, PluginError, ReadError
 from tokenizers_zoo.pipeline import derive as derive_module
 from tokenizers_zoo.pipeline import make as make_module
@@ -312,6 +313,69 @@ def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
     assert "f20" in ValueStore.of(data, zoo).keys("train", "field")
 
 
+def test_a_file_that_is_replaced_by_another_is_made_again(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, range(12))
+
+    def make() -> dict[str, tuple[int, int]]:
+        options = {"path": str(mine), "test_fraction": 0}
+        result = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
+        return {o.modality: (o.written, o.kept_shards) for o in result.outcomes}
+
+    def replace(number: int) -> None:
+        np.save(mine / f"field/f{number:02}.npy", np.full((1, 48, 64), 0.75, np.float32))  # of the same size
+
+    make()
+    replace(5)
+    write, calls = zoo["field"].write, iter(range(100))
+
+    def killed(value: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return write(value)
+
+    monkeypatch.setattr(zoo["field"], "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    monkeypatch.undo()
+    assert make() == {"field": (4, 2), "words": (0, 3)}
+    assert ValueStore.of(data, zoo).read(zoo["field"], "train", "f05").max() == 0.75
+    assert make() == {"field": (0, 3), "words": (0, 3)}
+    shutil.rmtree(data / ".audit")  # as data of an older version, of which nothing is known
+    assert make() == {"field": (0, 3), "words": (0, 3)}
+    replace(6)
+    assert make() == {"field": (4, 2), "words": (0, 3)}
+
+
+def test_a_file_that_is_not_read_now_is_read_the_next_time(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, range(8))
+    opened = os.open
+
+    def failing(path: Any, *flags: int) -> int:
+        if str(path).endswith("f05.npy"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *flags)
+
+    def make() -> dict[str, tuple[int, int, int]]:
+        options = {"path": str(mine), "test_fraction": 0}
+        result = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
+        return {o.modality: (o.written, o.failed, o.kept_shards) for o in result.outcomes}
+
+    monkeypatch.setattr(os, "open", failing)
+    assert make() == {"field": (7, 1, 0), "words": (8, 0, 0)}
+    assert "f05: " in str(describe_data(zoo, data).reasons) and "Too many open files" in str(
+        describe_data(zoo, data).reasons
+    )
+    monkeypatch.undo()
+    assert make() == {"field": (4, 0, 1), "words": (0, 0, 2)}
+    assert make() == {"field": (0, 0, 2), "words": (0, 0, 2)}
+
+
 # ---------------------------------------------------------------------- derive
 
 
@@ -377,6 +441,41 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     other = toy({"modalities": {"dark": {"levels": 8}}})
     rewritten = derive_data(other, tmp_path / "data", workers=1)
     assert all(outcome.written and not outcome.kept_shards for outcome in rewritten.outcomes)
+
+
+def rewrite(shard: Path, handle: Any, change: Callable[[Any], Any]) -> None:
+    """Other values under the same keys, in a file of the same size."""
+    store, stat = ValueStore(shard.parents[2]), shard.stat()
+    keys = scan_shard(shard).members
+    values = {key: change(store.read(handle, shard.parents[1].name, key)) for key in keys}
+    with writing_shard(shard) as writer:
+        for key, value in values.items():
+            writer.add(key, *handle.write(value))
+    assert shard.stat().st_size == stat.st_size
+
+
+def test_what_is_derived_of_values_that_have_changed_is_derived_again(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    derive_data(zoo, data, workers=1)
+    rewrite(data / "train/field/shard-00001.tar", zoo["field"], lambda value: value * np.float32(0.5))
+
+    def derive() -> list[tuple[bool, int]]:
+        return [(o.written > 0, o.kept_shards) for o in derive_data(zoo, data, workers=1).outcomes]
+
+    assert derive() == [(True, 2)]
+    store = ValueStore.of(data, zoo)
+    for key in store.keys("train", "dark"):
+        expected = 1 - store.read(zoo["field"], "train", key)
+        np.testing.assert_array_equal(store.read(zoo["dark"], "train", key), expected)
+    assert derive() == [(False, 3)]
+    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new times
+    data = tmp_path / "copied"
+    assert derive() == [(False, 3)]
+    shutil.rmtree(data / ".audit")  # as data of an older version, of which nothing is known
+    assert derive() == [(False, 3)]
+    rewrite(data / "train/field/shard-00002.tar", zoo["field"], lambda value: value * np.float32(0.5))
+    assert derive() == [(True, 2)]
 
 
 def test_derive_takes_inputs_first_and_says_what_is_missing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ from toy_plugins import install_toy, make_toy, snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tar import scan_shard, writing_shard
+from tokenizers_zoo.data.tokens import TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
@@ -227,6 +228,39 @@ def test_a_file_that_is_not_read_now_costs_no_sample(
         tokenize(zoo, data, out)
     monkeypatch.undo()
     assert [(o.written, o.dropped) for o in tokenize(zoo, data, out).outcomes] == [(5, {}), (23, {})]
+
+
+def test_tokens_of_values_that_have_changed_are_encoded_again(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data, test=0)
+    trained(zoo, data, "field")
+    monkeypatch.setattr(tokenize_module, "PART_SAMPLES", 9)  # those of a shard
+    tokenize(zoo, data, out)
+    handle, shard = zoo["field"], data / "train/field/shard-00001.tar"
+    keys = list(scan_shard(shard).members)
+
+    def change() -> None:
+        with writing_shard(shard) as writer:
+            for key in keys:
+                writer.add(key, *handle.write(np.random.default_rng(len(key)).random((1, 16, 16), np.float32)))
+
+    change()
+    assert [(o.written, o.kept) for o in tokenize(zoo, data, out).outcomes] == [(9, 14)]
+    column = TokenStore(out).open("train", "field")
+    values = ValueStore.of(data, zoo)
+    now = handle.encode([values.read(handle, "train", key) for key in column.keys])
+    np.testing.assert_array_equal(column.take(range(len(column))), np.asarray(now))
+    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new times
+    assert [(o.written, o.kept) for o in tokenize(zoo, tmp_path / "copied", out).outcomes] == [(0, 23)]
+    for path in (out / "train/field").glob("*.arrow"):  # as an older version wrote it
+        part, batch = read_part(path)
+        tokens = [np.asarray(row) for row in batch.column("tokens").to_pylist()]
+        write_part(path, part.metadata, batch.column("key").to_pylist(), tokens, part.dropped)
+    shard.unlink()
+    change()
+    assert [(o.written, o.kept) for o in tokenize(zoo, data, out).outcomes] == [(0, 23)]
 
 
 def foreign(folder: Path, keys: str) -> Path:

@@ -145,8 +145,9 @@ def install_toy(install: Callable[..., Path], install_example: Callable[..., Pat
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """All files below a folder, by their relative path."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """All files below a folder, by their relative path, but for what is only remembered of others."""
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file() and path.parent.name != ".audit")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 
 def make_toy(zoo: Zoo, out: Path, **changes: Any) -> Any:

@@ -9,7 +9,9 @@ It gives bytes, not values: `zoo data make` decodes them with each modality's ow
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,16 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         """The keys of those of the samples [start, stop) that have one of these modalities."""
         return {key for key, files in self._samples[start:stop] if any(name in names for name in files)}
 
+    def signature(self, names: Container[str], start: int, stop: int) -> str:
+        """sha256 of the names, sizes and times of these modalities' files of the samples [start, stop)."""
+        files = [
+            (key, name, member.extension, member.offset, member.size, _changed(member.shard))
+            for key, files in self._samples[start:stop]
+            for name, member in files.items()
+            if name in names
+        ]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
     @overload
     def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes | DataError]]: ...
     @overload
@@ -77,6 +89,13 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         key, members = self._samples[index]
         return key, {name: _read(member) for name, member in members.items()}
+
+
+def _changed(path: Path) -> int:
+    """When a file was last changed, in ns; 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _read(member: Member) -> FileBytes | DataError:

@@ -103,7 +103,7 @@ def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIn
             damaged = _damage_at(file, end, size)
     except (tarfile.TarError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place outside it
-            raise _not_read(path, error) from None
+            raise not_read(path, error) from None
         damaged = f"not a tar: {error}" if end == 0 else f"damaged: {error}"
     if damaged is None:
         return None
@@ -166,13 +166,14 @@ def read_member(member: Member) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        raise _not_read(member.shard, error) from None
+        raise not_read(member.shard, error) from None
     if len(data) != member.size:
         raise ReadError(f"{member.shard}: shorter than when it was opened; was it replaced? run the same command again")
     return data
 
 
-def _not_read(path: Path, error: OSError) -> ReadError:
+def not_read(path: Path, error: OSError) -> ReadError:
+    """The error that says so of a file or folder."""
     return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
 

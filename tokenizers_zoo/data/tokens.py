@@ -97,11 +97,13 @@ class Part:
     metadata: TokenMetadata
     needed_vocab_size: int
     dropped: Mapping[str, str]
+    made_of: str | None = None
+    """What values the tokens are of, by the contents of their shards; None where that was not recorded."""
 
 
 def write_part(path: Path, metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDArray[Any]],
-               dropped: Mapping[str, str]) -> None:  # fmt: skip
-    """Write one part whole or not at all: a row per key, and the dropped keys with their reasons.
+               dropped: Mapping[str, str], made_of: str | None = None) -> None:  # fmt: skip
+    """Write one part whole or not at all: a row per key, the dropped keys with their reasons, and what it is made of.
 
     `rows` hold int ids of any shape with the layout's number of tokens, 1-D ids for sequences, and floats
     `(tokens, dim)` for continuous layouts. Raises DataError where a row does not fit the layout or vocabulary.
@@ -110,6 +112,8 @@ def write_part(path: Path, metadata: TokenMetadata, keys: Sequence[str], rows: S
 
     column, needed = _column(metadata, keys, rows)
     extra = {**metadata.to_json(), "needed_vocab_size": needed, "dropped": dict(dropped)}
+    if made_of is not None:
+        extra["made_of"] = made_of
     schema = pa.schema(
         [("key", pa.string()), ("tokens", column.type)],
         metadata={METADATA_KEY: json.dumps(extra, ensure_ascii=False).encode()},
@@ -167,12 +171,13 @@ def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
             reader = pa.ipc.open_file(source)
             data = json.loads(reader.schema.metadata[METADATA_KEY])
             needed, dropped = data.pop("needed_vocab_size"), data.pop("dropped")
+            made_of = data.pop("made_of", None)
             metadata = TokenMetadata.from_json(data)
             batch = reader.get_batch(0)
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a sound part of a token store ({reason}); delete it and tokenize again") from None
-    return Part(path=path, metadata=metadata, needed_vocab_size=needed, dropped=dropped), batch
+    return Part(path=path, metadata=metadata, needed_vocab_size=needed, dropped=dropped, made_of=made_of), batch
 
 
 class TokenColumn:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.data.made_of import contents, made_of, note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import as_json, digest, read_entry, record_entry, value_identity
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
@@ -35,6 +36,7 @@ class DeriveShard:
 
     modality: str
     path: Path
+    made_of: str
     samples: tuple[tuple[str, dict[str, Member]], ...]
 
 
@@ -162,15 +164,20 @@ def _derive_modality(
     jobs = []
     planned = _plan(store, split, handle, folder)
     remove_shards(shards_in(folder) - {job.path for job in planned})
+    known = read_made_of(store.root, split, handle.name)
+    kept = {}
     for job in planned:
-        if _is_complete(job):
+        if _is_complete(job) and (known is None or known.get(job.path.name) == job.made_of):
             outcome.kept_shards += 1
+            kept[job.path.name] = job.made_of
         else:
             jobs.append(job)
+    note_made_of(store.root, split, handle.name, kept)
     result.outcomes.append(outcome)
     with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:
-        for written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance):
+        for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance):
             outcome.add(written, failures)
+            note_made_of(store.root, split, handle.name, {job.path.name: job.made_of})
     store.forget(split, handle.name)
 
 
@@ -178,12 +185,18 @@ def _plan(store: ValueStore, split: str, handle: ModalityHandle, folder: Path) -
     """One job per shard of the first input, over the samples that have all inputs, found by key."""
     inputs = handle.spec.derived_from
     members = {name: store.index(split, name).members for name in inputs}
+    found_in = {shard: digest for name in inputs for shard, digest in contents(store, split, name).items()}
     by_shard: dict[str, list[tuple[str, dict[str, Member]]]] = {}
     for key in store.aligned_keys(split, inputs):
         found = {name: members[name][key] for name in inputs}
         by_shard.setdefault(found[inputs[0]].shard.name, []).append((key, found))
     return [
-        DeriveShard(modality=handle.name, path=folder / name, samples=tuple(samples))
+        DeriveShard(
+            modality=handle.name,
+            path=folder / name,
+            made_of=made_of(found_in, (member for _, found in samples for member in found.values())),
+            samples=tuple(samples),
+        )
         for name, samples in by_shard.items()
     ]
 
@@ -199,8 +212,8 @@ def _is_complete(job: DeriveShard) -> bool:
     return done == {key for key, _ in job.samples}
 
 
-def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, dict[str, str]]:
-    """Derive and write one shard; returns the number of samples written, and the failures (key to reason)."""
+def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str, str]]:
+    """Derive and write one shard; returns with the job how many samples were written, and failures (key to reason)."""
     handle = zoo[job.modality]
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     failures: dict[str, str] = {}
@@ -218,4 +231,4 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, dict[str, str]]:
         write_failures(job.path, failures)
         if failures and not writer.count:
             writer.discard()
-    return writer.count, failures
+    return job, writer.count, failures

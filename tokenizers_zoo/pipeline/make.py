@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
+from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     as_json,
     check_same_source,
@@ -25,7 +26,7 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, scan_shard, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
@@ -52,6 +53,8 @@ class Shard:
     modalities: tuple[str, ...]
     pictures: tuple[str, ...]
     """All modalities of the data, written now or before, that show the sample as a picture."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """By modality what files its shard is made of; empty for sources that have none."""
 
     def path(self, modality: str) -> Path:
         """Where the modality's shard goes."""
@@ -99,6 +102,9 @@ def make_data(
             for job, counts in run_jobs(zoo, make_shard, jobs, workers, advance):
                 for modality, (written, failures) in counts.items():
                     outcomes[job.split, modality].add(written, failures)
+                    if job.made_of:
+                        shard = job.path(modality).name
+                        note_made_of(out, job.split, modality, {shard: job.made_of[modality]})
     return result.check()
 
 
@@ -180,36 +186,57 @@ class _Plan:
             record_entry(self.out, self.split, handle.name, self.entry(handle))
         jobs = []
         outcomes = {handle.name: Outcome(split=self.split, modality=handle.name) for handle in handles}
+        known = {handle.name: read_made_of(self.out, self.split, handle.name) for handle in handles}
+        kept: dict[str, dict[str, str]] = {handle.name: {} for handle in handles}
         for number, start in enumerate(range(0, self.count, self.shard_size)):
+            stop = min(start + self.shard_size, self.count)
             job = Shard(
                 root=self.out, source=self.source.name, options=json.dumps(self.options, sort_keys=True, default=str),
                 seed=self.seed, split=self.split, count=self.count, number=number, start=start,
-                stop=min(start + self.shard_size, self.count), modalities=tuple(outcomes),
+                stop=stop, modalities=tuple(outcomes),
                 pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
+                made_of=self._made_of(handles, start, stop),
             )  # fmt: skip
-            missing = tuple(handle.name for handle in handles if not self._is_made(job, handle))
+            missing = tuple(handle.name for handle in handles if not self._is_made(job, handle, known[handle.name]))
             for name in set(outcomes) - set(missing):
                 outcomes[name].kept_shards += 1
+                kept[name][job.path(name).name] = job.made_of.get(name, "")
             if missing:
                 jobs.append(dataclasses.replace(job, modalities=missing))
+        for handle in handles:
+            if self.files is not None:
+                note_made_of(self.out, self.split, handle.name, kept[handle.name])
         result.outcomes += outcomes.values()
         return jobs
 
-    def _is_made(self, job: Shard, handle: ModalityHandle) -> bool:
-        """True for a whole shard, of files with just these samples: files that were added or removed move the others.
+    @property
+    def files(self) -> FolderSamples | None:
+        """The samples, where they are files in folders."""
+        return self.samples if isinstance(self.samples, FolderSamples) else None
 
-        A shard that is cut off is made again.
+    def _made_of(self, handles: Sequence[ModalityHandle], start: int, stop: int) -> dict[str, str]:
+        files = self.files
+        if files is None:
+            return {}
+        return {handle.name: files.signature((handle.name, handle.plugin_name), start, stop) for handle in handles}
+
+    def _is_made(self, job: Shard, handle: ModalityHandle, known: Mapping[str, str] | None) -> bool:
+        """True for a whole shard, of files with just these samples, none replaced since.
+
+        Files that were added or removed move the others. A shard that is cut off is made again.
         """
         path = job.path(handle.name)
         if not path.exists() or not looks_whole(path):
             return False
-        if not isinstance(self.samples, FolderSamples):
+        if self.files is None:
             return True
+        if known is not None and known.get(path.name) != job.made_of[handle.name]:
+            return False
         try:
             made = {*scan_shard(path).members, *read_failures(path)}
         except DataError:  # damaged: it is ours, so it is made again
             return False
-        return made == self.samples.keys((handle.name, handle.plugin_name), job.start, job.stop)
+        return made == self.files.keys((handle.name, handle.plugin_name), job.start, job.stop)
 
     def _check_foreign(self, handle: ModalityHandle) -> None:
         folder = self.out / self.split / handle.name
@@ -231,7 +258,7 @@ class _Plan:
 
         That of files stays until then: `_is_made` sees what it lacks.
         """
-        if isinstance(self.samples, FolderSamples):
+        if self.files is not None:
             return
         entry = read_entry(self.out, self.split, handle.name)
         if entry and entry["count"] < self.count and entry["count"] % self.shard_size:
@@ -242,12 +269,14 @@ class _Plan:
 def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:
     """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
 
-    A shard in which every sample failed is not written, so that it is tried again.
+    A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
+    be read: the job that is returned does not know what it is made of.
     """
     samples = _samples(zoo, job.source, job.split, job.count, job.seed, job.options)
     handles = {name: zoo[name] for name in job.modalities}
     failures: dict[str, dict[str, str]] = {name: {} for name in handles}
     counts = dict.fromkeys(handles, 0)
+    made_of = dict(job.made_of)
     with disk_errors(job.root), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.path(name))) for name in handles}
         for index in range(job.start, job.stop):
@@ -263,12 +292,14 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
             for name, handle in handles.items():
                 if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
                     failures[name][key] = reason
+                    if made_of and isinstance(found[name], ReadError):
+                        made_of[name] = ""
         for name, writer in writers.items():
             counts[name] = writer.count
             write_failures(job.path(name), failures[name])
             if failures[name] and not writer.count:
                 writer.discard()
-    return job, {name: (counts[name], failures[name]) for name in handles}
+    return dataclasses.replace(job, made_of=made_of), {name: (counts[name], failures[name]) for name in handles}
 
 
 def _read_files(zoo: Zoo, names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:

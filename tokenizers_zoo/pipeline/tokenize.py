@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tokenizers_zoo.data.made_of import contents, made_of
 from tokenizers_zoo.data.provenance import digest, read_entry
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors
@@ -117,8 +118,9 @@ def tokenize(
             if not overwrite:
                 _check_place(store, split, handle.name, Path(out))
             writer = _ModalityRun(
-                handle=handle, metadata=metadata, folder=Path(out) / split / handle.name, batch_size=batch_size,
-                threads=threads, outcome=TokenizeOutcome(split=split, modality=handle.name),
+                handle=handle, metadata=metadata, contents=contents(store, split, handle.name),
+                folder=Path(out) / split / handle.name, batch_size=batch_size, threads=threads,
+                outcome=TokenizeOutcome(split=split, modality=handle.name),
             )  # fmt: skip
             rows = _rows(store, split, handle, views, flips, seed)
             with disk_errors(Path(out)):
@@ -190,6 +192,8 @@ class _ModalityRun:
 
     handle: ModalityHandle
     metadata: TokenMetadata
+    contents: Mapping[Path, str]
+    """A digest of each shard of the values."""
     folder: Path
     batch_size: int
     threads: int
@@ -210,7 +214,7 @@ class _ModalityRun:
         todo = {path: part for path, part in parts.items() if path in stale or not path.exists()}
         if older and todo:
             raise DataError(
-                f"{older[0]}: written before the vocabulary grew, and samples were added since; --overwrite"
+                f"{older[0]}: written before the vocabulary grew, and samples were added or changed since; --overwrite"
             )
         for path in stale:  # only now that nothing is refused any more; a key has to be in one part alone
             path.unlink()
@@ -226,7 +230,8 @@ class _ModalityRun:
                     self._encode(batch, values, encoded, dropped)
                     advance(len(batch))
                 keys = [row.key for row in part if row.key in encoded]
-                write_part(path, self.metadata, keys, [encoded.pop(key) for key in keys], dropped)
+                tokens = [encoded.pop(key) for key in keys]
+                write_part(path, self.metadata, keys, tokens, dropped, self._made_of(part))
                 self.outcome.written += len(keys)
                 self.outcome.dropped.update(dropped)
         self.outcome.seconds = time.perf_counter() - start
@@ -234,7 +239,7 @@ class _ModalityRun:
         return self.outcome
 
     def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]], stale: list[Path]) -> bool:
-        """Count a part that is what would be written, list one whose samples are others now, refuse any other.
+        """Count a part that is what would be written, list one whose samples or values are others, refuse any other.
 
         Returns True for a part that was written before the vocabulary grew: its ids are still right.
         """
@@ -252,12 +257,16 @@ class _ModalityRun:
             raise DataError(f"{path}: holds samples that the data lack now; give another folder, or --overwrite")
         expected = {row.key for row in parts[path]}
         keys = batch.column("key").to_pylist()
-        if {*keys, *part.dropped} == expected:
+        same_values = part.made_of in (None, self._made_of(parts[path]))
+        if {*keys, *part.dropped} == expected and same_values:
             self.outcome.kept += len(keys)
             self.outcome.dropped.update(part.dropped)
         else:
             stale.append(path)
         return bool(names)
+
+    def _made_of(self, part: Sequence[Row]) -> str:
+        return made_of(self.contents, (row.member for row in part))
 
     def _batches(self, todo: dict[Path, Sequence[Row]]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
         """All batches of all parts, read ahead across the parts' borders; a value that cannot be read is its error."""
