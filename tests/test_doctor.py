@@ -97,8 +97,26 @@ def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_pa
     failing(zoo, small, "values", "0.50", "less than 1% of the range")
     with writing_shard(tmp_path / "four" / "test" / "field" / "shard-00000.tar"):
         pass
-    with pytest.raises(DataError, match="test/field: holds no values"):
+    failing(zoo, tmp_path / "four", "values", "test/field: holds no values")
+    (tmp_path / "four" / "test" / "field").rename(tmp_path / "four" / "test" / "other")
+    with pytest.raises(DataError, match=r"unknown modality .*'field'; known: other"):
         findings(zoo, tmp_path / "four")
+
+
+def test_what_is_broken_in_one_modality_is_a_finding_of_its_own(install_example: Install, tmp_path: Path) -> None:
+    for name in ("broken", "cut", "field"):
+        install_example(name, {MARKS: "raise ValueError('no luck')"} if name == "broken" else {})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    for name in ("broken", "cut", "field"):
+        data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)], name)
+    (data / "test/cut/shard-00000.tar").write_bytes(b"not a tar" * 99)
+    found = {name: findings(zoo, data, name, steps=4) for name in examinable(zoo, data, "test")}
+    assert all(list(gates) == list(GATES) for gates in found.values())
+    assert all(finding.passed for finding in found["field"].values())
+    failed = {name: [gate for gate, f in gates.items() if not f.passed] for name, gates in found.items()}
+    assert failed == {"broken": ["floor", "bound"], "cut": ["values", "trained"], "field": []}
+    assert "score of plugin 'broken'" in found["broken"]["floor"].figure and found["broken"]["floor"].advice
+    assert "test/cut/shard-00000.tar: not a tar file" in found["cut"]["values"].figure
 
 
 def test_a_tokenizer_that_cannot_be_trained(install_example: Install, tmp_path: Path) -> None:

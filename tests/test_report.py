@@ -224,6 +224,15 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     assert "The tokenizers" in text and "gap closed, in %" not in text and "How training went" not in text
 
 
+def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tokenizers/depth").mkdir(parents=True)
+    (tmp_path / "tokenizers/depth/evaluation.json").write_text("{")
+    page = write_report(Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}), run[0])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: cannot be read as JSON" in text
+    assert "<b>depth</b>" in text and '<h3>caption <span class="soft">' in text
+
+
 def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     data = tmp_path / "data"

@@ -83,6 +83,22 @@ def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Pat
     assert 'src="pictures' not in text + light  # the pages hold their pictures
 
 
+def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_example: Install, tmp_path: Path) -> None:
+    names = ("light", "odd", "pinned")
+    for name in names:
+        install_example(name)
+    zoo = only({"pinned": {"sha256": "0" * 64}}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    for name in names:
+        trained(zoo, name, zoo[name].checkpoint)
+    (zoo["odd"].checkpoint / "evaluation.json").write_text("{")
+    page = write_zoo_report(zoo)
+    assert {path.name for path in page.parent.glob("*.html")} == {"index.html", "light.html"}
+    text = page.read_text(encoding="utf-8")
+    assert 'href="light.html"' in text and text.count("<p>Problem: ") == 2
+    assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
+    assert "<p>Problem: pinned: the tokenizer at " in text
+
+
 def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     handle = zoo["caption"]

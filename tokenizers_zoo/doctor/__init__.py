@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.doctor import gates
 from tokenizers_zoo.doctor.patient import GATES, Failed, Finding, NotApplicable, Patient
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, ZooError
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -29,12 +29,11 @@ def examine(
 
     Held-out values are up to `samples` of `split`. With `steps` a tokenizer is trained for so long and thrown away;
     without, the modality's own is taken, or one trained for 100 steps where it has none. `tokens` is a token store to
-    compare with. Raises ZooError where the plugin does not load or the data lack the modality.
+    compare with. Raises ZooError where the plugin does not load or the data lack the modality; what fails beyond that
+    is a finding.
     """
     patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore.of(data, zoo), split=split, token_store=tokens)
     patient.read(samples)
-    if not patient.values and not patient.refused:
-        raise DataError(f"{patient.store.root / split / name}: holds no values")
     with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
         patient.encode(data, steps, Path(workdir))
         for gate_name, function in GATES.items():
@@ -44,6 +43,9 @@ def examine(
                 yield Finding(gate=gate_name, passed=True, figure=str(reason), skipped=True)
             except Failed as failure:
                 yield Finding(gate=gate_name, passed=False, figure=failure.figure, advice=failure.advice)
+            except ZooError as error:
+                advice = f"`zoo check {name}` says more about the plugin"
+                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=advice)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:

@@ -39,6 +39,8 @@ REREAD = 8
 def values(patient: Patient) -> str:
     """Held-out values are as declared, differ, and span more than a hundredth of the declared range."""
     found, spec = patient.values, patient.handle.spec.value
+    if patient.unread:
+        raise Failed(patient.unread, "make, derive or copy these data again")
     if patient.refused:
         key, reason = next(iter(patient.refused.items()))
         raise Failed(
@@ -242,7 +244,10 @@ def partners(patient: Patient) -> list[str]:
 def edge_shift(patient: Patient, other: str) -> Shift | None:
     """The shift of whole values, or of cropped ones if only those are apart; None where few edges are common."""
     handles = patient.handle, patient.zoo[other]
-    keys = patient.store.aligned_keys(patient.split, [handle.name for handle in handles])[:SHIFTED]
+    try:
+        keys = patient.store.aligned_keys(patient.split, [handle.name for handle in handles])[:SHIFTED]
+    except ZooError:
+        return None  # told where that modality is examined
     shifts = []
     for crop in (Crop(), CROPS[2]):
         pairs = []
@@ -264,6 +269,8 @@ def store(patient: Patient) -> str:
 
     if patient.token_store is None:
         raise NotApplicable("no token store given (--tokens)")
+    if not patient.values:
+        raise NotApplicable("no values")
     handle = patient.handle
     try:
         column = TokenStore(patient.token_store).open(patient.split, handle.name)

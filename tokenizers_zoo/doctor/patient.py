@@ -57,6 +57,8 @@ class Patient:
     values: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    unread: str = ""
+    """Why none of the values can be read."""
     trained: ModalityHandle | None = None
     how_trained: str = ""
     trained_fully: bool = True
@@ -69,8 +71,19 @@ class Patient:
     token_store: Path | None = None
 
     def read(self, limit: int) -> None:
-        """Read up to `limit` held-out values; those that are refused are noted with the reason."""
-        keys = sorted(self.store.keys(self.split, self.handle.name))[:limit]
+        """Read up to `limit` held-out values; those that are refused are noted with the reason.
+
+        Raises DataError where the data lack the modality.
+        """
+        try:
+            keys = sorted(self.store.keys(self.split, self.handle.name))[:limit]
+        except ZooError as error:
+            if self.handle.name not in self.store.modalities(self.split):
+                raise
+            self.unread = str(error)
+            return
+        if not keys:
+            self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
         with progress_bar(f"read {self.split}/{self.handle.name}", len(keys)) as advance:
             for key in keys:
                 try:

@@ -67,10 +67,17 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     pictures = Pictures(folder=page.parent / "pictures")
     config, where = read_table(run / CONFIG, "specs", "fingerprints"), read_table(run / RUN)
     names = [spec["name"] for spec in config["specs"]]
-    handles = {name: zoo[name] for name in names if name in zoo}
     scores = run / EVALUATION
     evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
     data = Path(where["data"]) if where.get("data") else None
+    handles, tokenizers, problems = {}, [], []
+    for name in names:
+        try:
+            if name in zoo:
+                handles[name] = zoo[name]
+                tokenizers.append(_tokenizer(zoo, handles[name], data, pictures))
+        except ZooError as error:
+            problems.append(about(name, error))
     pairs = evaluation.get("pairs", [])
     gaps = {(" + ".join(pair["given"]), pair["target"]): pair["gap_closed"] for pair in pairs}
     galleries = read_galleries(run, evaluation, pictures)
@@ -87,7 +94,8 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
-        "tokenizers": [_tokenizer(zoo, handle, data, pictures) for handle in handles.values()],
+        "tokenizers": tokenizers,
+        "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
         "data": _data(zoo, data),
@@ -101,6 +109,11 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "run": str(run),
         "pictures_folder": pictures.folder.name,
     }
+
+
+def about(name: str, error: ZooError) -> str:
+    """What is wrong with a modality, after its name."""
+    return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
 def _gap_closed(pair: Mapping[str, Any]) -> float:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_lines, read_table, replacing_file
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.report.pictures import Pictures, curve_chart
-from tokenizers_zoo.report.run import environment, layout_in_words, legend_card, metric_rows, token_facts
+from tokenizers_zoo.report.run import about, environment, layout_in_words, legend_card, metric_rows, token_facts
 from tokenizers_zoo.report.samples import SHOWN, left_behind
 from tokenizers_zoo.step_log import METRICS
 
@@ -26,29 +26,34 @@ SAMPLES = 8
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     """Write the page of all enabled modalities, and beside it NAME.html for each; gives the first one's path.
 
-    Reads the checkpoint folders only. Default: `report/index.html` beside the folder of the tokenizers. Pictures go to
-    a folder `pictures` beside the page.
+    Reads the checkpoint folders only; a modality whose files are damaged has a problem in place of its page. Default:
+    `report/index.html` beside the folder of the tokenizers. Pictures go to a folder `pictures` beside the page.
     """
     page = out or (zoo.folder / zoo.config.checkpoints).parent / "report" / "index.html"
     pictures = Pictures(folder=page.parent / "pictures")
-    handles = zoo.handles()
-    shown = [card(handle, pictures) for handle in handles]
+    problems = list(zoo.problems().values())
+    contents: dict[str, dict[str, Any]] = {}
+    for handle in zoo.handles():
+        try:
+            contents[handle.name] = card(handle, pictures) | tokenizer_content(zoo, handle, pictures)
+        except ZooError as error:
+            problems.append(about(handle.name, error))
+    shown = list(contents.values())
     families: dict[str, list[dict[str, Any]]] = {}
     for item in shown:
         families.setdefault(item["family"], []).append(item)
     common = {"version": __version__, "index": page.name, "pictures_folder": pictures.folder.name}
-    for handle, item in zip(handles, shown, strict=True):
-        content = {**common, **item, **tokenizer_content(zoo, handle, pictures)}
-        _write(page.parent / f"{handle.name}.html", TOKENIZER_TEMPLATE, content)
+    for name, item in contents.items():
+        _write(page.parent / f"{name}.html", TOKENIZER_TEMPLATE, {**common, **item})
     tiles = [
-        {"value": str(len(handles)), "label": "modalities"},
+        {"value": str(len(shown)), "label": "modalities"},
         {"value": str(sum(item["trained"] for item in shown)), "label": "with a tokenizer"},
         {"value": str(len(families)), "label": "families"},
-        {"value": str(len({handle.distribution for handle in handles})), "label": "distributions"},
+        {"value": str(len({item["distribution"] for item in shown})), "label": "distributions"},
     ]
     where = str(zoo.path) if zoo.path else "none: every installed modality with its default settings"
     content = {**common, "families": dict(sorted(families.items())), "rows": shown, "tiles": tiles, "registry": where,
-               "problems": list(zoo.problems().values())}  # fmt: skip
+               "problems": problems}  # fmt: skip
     _write(page, ZOO_TEMPLATE, content)
     return page
 
