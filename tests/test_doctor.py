@@ -230,6 +230,20 @@ def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -
     failing(zoo, data, "store", "written by codec", tokens=tmp_path / "tokens")
 
 
+def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_path: Path) -> None:
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
+    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
+    tokenize(zoo, data, tmp_path / "views", crops=3)
+    figure = findings(zoo, data, tokens=tmp_path / "views", split="train")["store"].figure
+    assert figure.startswith("9 samples of codec") and figure.endswith("; 3 encoded again, all equal")
+    other = tmp_path / "other" / "test" / "field" / "shard-00000.tar"
+    with writing_shard(other) as shard:
+        shard.add("elsewhere", *zoo["field"].write(blocks(0)))
+    tokenize(zoo, tmp_path / "other", tmp_path / "tokens")
+    told = "has 1 samples, and none of the 3 examined, such as test-000"
+    failing(zoo, data, "store", told, tokens=tmp_path / "tokens")
+
+
 def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}, "vocabularies": {"text": {"size": 2048}}}
     zoo = Zoo.from_tables(tables)

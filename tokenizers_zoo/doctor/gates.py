@@ -276,14 +276,23 @@ def store(patient: Patient) -> str:
         column = TokenStore(patient.token_store).open(patient.split, handle.name)
         column.check_codec(handle)
         rows = column.rows
-        kept = [(key, value) for key, value in zip(patient.keys, patient.values, strict=True) if key in rows][:REREAD]
-        now = handle.encode([value for _, value in kept]) if kept else []
-        stored = column.take([rows[key] for key, _ in kept]) if kept else []
+        kept = [
+            (key, value, row)
+            for key, value in zip(patient.keys, patient.values, strict=True)
+            if (row := rows.get(key, rows.get(f"{key}#0"))) is not None  # of several views the whole
+        ][:REREAD]
+        now = handle.encode([value for _, value, _ in kept]) if kept else []
+        stored = column.take([row for _, _, row in kept])
     except ZooError as error:
         raise Failed(
             str(error), "point checkpoint to the tokenizer that wrote them, or tokenize with --overwrite"
         ) from None
-    other = [key for (key, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
+    if not kept:
+        raise Failed(
+            f"has {len(column)} samples, and none of the {len(patient.keys)} examined, such as {patient.keys[0]}",
+            "give the token store of these data, or tokenize them",
+        )
+    other = [key for (key, _, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
     if other:
         raise Failed(
             f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
