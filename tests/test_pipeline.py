@@ -349,6 +349,33 @@ def test_a_file_that_is_replaced_by_another_is_made_again(
     assert make() == {"field": (4, 2), "words": (0, 3)}
 
 
+def test_a_folder_that_cannot_be_read_is_named(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, scandir = tmp_path / "mine", os.scandir
+    own_files(mine, range(3))
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == "field":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ReadError, match=f"^{mine}/field: cannot be read: Permission denied"):
+        make_data(toy(), "folder", tmp_path / "data", train=None, test=0, options={"path": str(mine)}, workers=1)
+
+
+def test_a_source_that_may_not_read_is_not_blamed_on_the_output(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shut(*_: Any) -> None:
+        raise PluginError("toy: samples failed") from PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/in")
+
+    monkeypatch.setattr(make_module, "open_samples", shut)
+    with pytest.raises(PluginError, match="toy: samples failed"):
+        make_toy(toy(), tmp_path / "data")
+
+
 def test_a_file_that_is_not_read_now_is_read_the_next_time(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

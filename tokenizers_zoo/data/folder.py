@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import Member, read_member, shown_name, split_name
+from tokenizers_zoo.data.tar import Member, not_read, read_member, shown_name, split_name
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
@@ -123,11 +124,17 @@ class FolderSource:
 
 
 def open_folder(config: FolderSettings, split: str, count: int | None) -> FolderSamples:
-    """The samples of a split. Raises ConfigError without the folder, DataError without the split or `count` samples."""
+    """The samples of a split. Raises ConfigError without the folder, DataError without the split or `count` samples.
+
+    Raises ReadError for a folder in it that cannot be read.
+    """
     root = Path(config.path)
-    if not root.is_dir():
-        raise ConfigError(f"path: {config.path}: no such folder")
-    return FolderSamples(_find(root, split, config.test_fraction), count)
+    try:
+        if not root.is_dir():
+            raise ConfigError(f"path: {config.path}: no such folder")
+        return FolderSamples(_find(root, split, config.test_fraction), count)
+    except OSError as error:
+        raise not_read(Path(error.filename or root), error) from None
 
 
 def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, Member]]:
@@ -156,8 +163,13 @@ def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, M
 
 def _files(folder: Path) -> dict[str, Member]:
     """The files below a modality's folder by key: the path up to the first dot of the file's name."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found: dict[str, Member] = {}
-    for path in sorted(folder.rglob("*")):
+    walk = os.walk(folder, onerror=refuse)  # where glob would leave out a folder that cannot be read
+    for path in sorted(Path(base, name) for base, _, names in walk for name in names):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
         aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)

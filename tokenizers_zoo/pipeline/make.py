@@ -85,10 +85,10 @@ def make_data(
     out = Path(out)
     result = RunResult()
     _samples.cache_clear()  # a folder's files may be others than at the last call in this process
+    splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
+    opened = {split: open_samples(source, split, wanted, seed, options) for split, wanted in splits}
     with disk_errors(out):
         jobs = []
-        splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
-        opened = {split: open_samples(source, split, wanted, seed, options) for split, wanted in splits}
         for split, samples in opened.items():
             given = _given(zoo, source, samples, result)
             count = len(samples)
