@@ -180,7 +180,7 @@ def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[st
     if "preset" not in table or not presets:
         return {}
     chosen = table["preset"]
-    if chosen not in presets:
+    if not isinstance(chosen, str) or chosen not in presets:
         known = " or ".join(f'"{name}"' for name in presets)
         raise ConfigError(f"{origin.at('preset')}: expected {known}, or no such key; got {chosen!r}")
     return presets[chosen]
