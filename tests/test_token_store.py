@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.data.token_file import read_tokens
 from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import (
@@ -186,3 +187,41 @@ def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
     assert part.metadata == metadata(LAYOUTS["grid"])
     column = TokenColumn([part.path])
     assert not column._columns[0][0].flags.owndata and not column._columns[0][0].flags.writeable
+
+
+# ---------------------------------------------------------------------- the file of one value
+
+
+def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
+    path.write_text(json.dumps({"modality": "m", "fingerprint": fingerprint, "tokens": tokens}))
+    return path
+
+
+def handle_of(*, continuous: bool) -> Any:
+    spec = SimpleNamespace(continuous=continuous)
+    return SimpleNamespace(name="m", fingerprint="f" * 64, checkpoint=Path("tokenizers/m"), spec=spec)
+
+
+NO_NUMBERS = ("abc", None, 3, {"a": 1}, ["1", "2"], [True, 1], [[1, 2], [3]], [1, [2]], [None])
+
+
+@pytest.mark.parametrize("tokens", [*NO_NUMBERS, [1.5, 2], [10**30], [float("nan")]])
+def test_a_token_file_holds_whole_numbers(tmp_path: Path, tokens: Any) -> None:
+    with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids, got .*; encode again$"):
+        read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", tokens))
+
+
+@pytest.mark.parametrize("tokens", [*NO_NUMBERS, [10**400]])
+def test_a_token_file_of_a_continuous_layout_holds_numbers(tmp_path: Path, tokens: Any) -> None:
+    with pytest.raises(DataError, match=r"a.json: tokens: expected lists of numbers, got .*; encode again$"):
+        read_tokens(handle_of(continuous=True), token_file(tmp_path / "a.json", tokens))
+
+
+def test_a_token_file_comes_back(tmp_path: Path) -> None:
+    ids = read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
+    assert ids.dtype == np.int64 and ids.tolist() == [[1, 2], [3, 4]]
+    numbers = read_tokens(handle_of(continuous=True), token_file(tmp_path / "a.json", [[1, 2.5]]))
+    assert numbers.dtype == np.float32 and numbers.tolist() == [[1, 2.5]]
+    assert read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [])).size == 0
+    with pytest.raises(DataError, match=r"a.json: fingerprint: expected text, got int 12; encode again"):
+        read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [1], 12))

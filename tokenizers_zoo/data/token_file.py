@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.values import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -41,9 +43,21 @@ def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     stored = json.loads(data)
     if stored["modality"] != handle.name:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
+    if not isinstance(stored["fingerprint"], str):
+        raise DataError(f"{file}: fingerprint: expected text, got {describe(stored['fingerprint'])}; encode again")
     if stored["fingerprint"] != handle.fingerprint and not grew_from(handle, stored["fingerprint"], 0):
         raise DataError(
             f"{file}: tokens were written by codec {stored['fingerprint'][:12]}, the tokenizer of {handle.name} is "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"
         )
-    return np.asarray(stored["tokens"], dtype=np.float32 if handle.spec.continuous else np.int64)
+    kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
+    with contextlib.suppress(ValueError, OverflowError), np.errstate(over="ignore"):
+        if isinstance(stored["tokens"], list) and _consists_of(kinds, stored["tokens"]):
+            return np.asarray(stored["tokens"], dtype)
+    expected = "numbers" if handle.spec.continuous else "ids"
+    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(stored['tokens'])}; encode again")
+
+
+def _consists_of(kinds: tuple[type, ...], tokens: Any) -> bool:
+    """True for lists, or lists of lists, of these types alone; True and False are no ids."""
+    return all(_consists_of(kinds, item) for item in tokens) if isinstance(tokens, list) else type(tokens) in kinds
