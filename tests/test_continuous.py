@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
     assert (folder / "samples" / "00.png").is_file()
     with pytest.raises(CheckpointError, match="seed was 0, is 1"):
         plugin.train_tokenizer(SETTINGS, samples, folder, 1)
+
+
+def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers_zoo.training.loop.FINAL_SAMPLES", 3)
+    samples = TrainingSamples(train=list(pictures(2)), test=list(pictures(5, 1)))
+    folder = plugin.train_tokenizer(SETTINGS, samples, tmp_path / "rgb_patches", 0)
+    assert json.loads((folder / "evaluation.json").read_text())["samples"] == 3
+    assert "2 training and 5 held-out samples" in (folder / "README.md").read_text()
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:

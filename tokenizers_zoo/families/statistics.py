@@ -49,12 +49,13 @@ def fit_statistics(
 ) -> Path:
     """Write the checkpoint of `compute(training values)`, mean and deviation, into `out_dir`, which is returned.
 
-    `description` says which model this is; `evaluate(mean, deviation, held-out values)` scores it. `seed` is recorded,
-    and changes nothing. Raises CheckpointError where `out_dir` holds another run, DataError without samples.
+    `description` says which model this is; `evaluate(mean, deviation, held-out values)` scores it, on FINAL_SAMPLES at
+    most. `seed` is recorded, and changes nothing. Raises CheckpointError where `out_dir` holds another run, DataError
+    without samples.
     """
     import torch
 
-    from tokenizers_zoo.training.loop import finish_run
+    from tokenizers_zoo.training.loop import FINAL_SAMPLES, finish_run
     from tokenizers_zoo.training.state import TrainingRun
 
     train, test = samples.train, samples.test
@@ -68,7 +69,7 @@ def fit_statistics(
     start = time.perf_counter()
     chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
     mean, std = compute(train[int(index)] for index in chosen)
-    evaluation = evaluate(mean, std, [test[index] for index in range(len(test))])
+    evaluation = evaluate(mean, std, [test[index] for index in range(min(len(test), FINAL_SAMPLES))])
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
     run.begin()
     finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
