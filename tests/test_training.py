@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
-from tokenizers_zoo.training.batches import batch_indices, seeded
+from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train
 from tokenizers_zoo.training.report import picture_rows
@@ -147,6 +148,21 @@ def test_batches_go_through_all_samples_in_each_epoch_and_depend_on_the_number_o
     assert batch_indices(3, 4, 4, 10) == seen[16:]
     assert batch_indices(4, 0, 4, 10) != seen[:4]
     assert sorted(batch_indices(0, 0, 7, 3)[:3]) == [0, 1, 2]  # more than there are samples
+
+
+def test_values_are_kept_by_the_samples_alone() -> None:
+    read = []
+
+    class Values(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    task: Any = SimpleNamespace(batch=lambda values, rng: values)
+    with BatchReader(task, Values(range(4)), 2, 0) as reader:
+        batches = [reader.read(number) for number in range(4)]
+    assert sorted(batches[0] + batches[1]) == sorted(batches[2] + batches[3]) == list(range(4))
+    assert all(read.count(index) >= 2 for index in range(4))
 
 
 def test_seeded_restores_the_callers_generator() -> None:

@@ -13,9 +13,6 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenizers_zoo.training.task import TokenizerTask
 
-CACHED_BYTES = 1 << 30
-"""Training values are kept in memory up to this many bytes; beyond it they are read again."""
-
 
 @contextlib.contextmanager
 def seeded(*seed: int) -> Iterator[None]:
@@ -44,12 +41,10 @@ def batch_indices(seed: int, batch: int, size: int, count: int) -> list[int]:
 
 
 class BatchReader:
-    """Batches by number, read one ahead in a thread, with values kept in memory while they fit."""
+    """Batches by number, read one ahead in a thread."""
 
     def __init__(self, task: TokenizerTask, train: Sequence[Any], size: int, seed: int) -> None:
         self.task, self.train, self.size, self.seed = task, train, size, seed
-        self.cache: dict[int, Any] = {}
-        self.cached_bytes = 0
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-batches")
         self.ahead: dict[int, Any] = {}
 
@@ -66,18 +61,8 @@ class BatchReader:
         return future.result()
 
     def _make(self, number: int) -> Any:
-        values = [self._value(index) for index in batch_indices(self.seed, number, self.size, len(self.train))]
+        values = [self.train[index] for index in batch_indices(self.seed, number, self.size, len(self.train))]
         return self.task.batch(values, np.random.default_rng([self.seed, 1, number]))
-
-    def _value(self, index: int) -> Any:
-        if index in self.cache:
-            return self.cache[index]
-        value = self.train[index]
-        size = int(getattr(value, "nbytes", 1024))
-        if self.cached_bytes + size <= CACHED_BYTES:
-            self.cache[index] = value
-            self.cached_bytes += size
-        return value
 
 
 def to_device(batch: Any, device: str) -> Any:
