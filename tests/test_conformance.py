@@ -61,6 +61,15 @@ def test_installed_modality(name: str, check: str, subjects: Callable[[str], Sub
         pytest.skip(str(reason))
 
 
+def test_no_value_is_both_trained_on_and_held_out() -> None:
+    for count, expected in ((8, (6, 2)), (3, (1, 2)), (2, (1, 1))):
+        subject = Subject(zoo=SMALL, name="depth", workdir=Path(), given=[])
+        subject.values = list(range(count))
+        samples = subject.training_samples
+        assert (len(samples.train), len(samples.test)) == expected
+        assert [*samples.train, *samples.test] == subject.values
+
+
 # ---------------------------------------------------------------- the kit itself
 
 

@@ -131,13 +131,14 @@ class Subject:
 
     @property
     def training_samples(self) -> TrainingSamples:
-        """The sample values as a tokenizer is given them, two of them held out."""
+        """The sample values as a tokenizer is given them, two of them held out; of two values one."""
         vocabulary = self.handle.spec.vocabulary
         sharers = [handle for handle in self.zoo.handles() if handle.spec.vocabulary == vocabulary]
+        held_out = min(2, len(self.values) - 1)
         special = [token for handle in sharers for token in handle.vocabulary_tokens()]
         return TrainingSamples(
-            train=self.values[:-1],
-            test=self.values[-2:],
+            train=self.values[:-held_out],
+            test=self.values[-held_out:],
             texts=lambda: self.handle.vocabulary_texts(self.values),
             special_tokens=tuple(dict.fromkeys(special)),
             provenance={"source": "conformance checks"},
