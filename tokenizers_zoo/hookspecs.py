@@ -191,8 +191,4 @@ class SourceHooks:
 
 
 REQUIRED = ("modality_spec", "train_tokenizer", "load_tokenizer", "encode", "decode")
-OPTIONAL = (
-    "read_value", "write_value", "example_files", "transform", "derive", "render", "score", "constant_answer",
-    "vocabulary_tokens", "vocabulary_texts", "import_published", "export_published",
-)  # fmt: skip
 SOURCE_REQUIRED = ("source_spec", "samples")

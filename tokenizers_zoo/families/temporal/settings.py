@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers_zoo.blocks.config import BlockConfig
 from tokenizers_zoo.families.spatial import ImageSettings, TokenizerConfig
@@ -31,20 +31,6 @@ class TemporalTokenizer(TokenizerConfig):
         for key in self.extra_losses():
             if key.removesuffix("_weight") not in LOSSES:
                 raise ValueError(f"{key}: fits pictures and classes only; weights here: {', '.join(LOSSES)}")
-
-
-class GridSettings(Protocol):
-    """What the family asks of a modality's settings."""
-
-    tokenizer: TemporalTokenizer
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Lengths of the axes of what the tokenizer works on."""
-
-    @property
-    def patch(self) -> tuple[int, ...]:
-        """Cells per token along each of these axes."""
 
 
 def checked_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
