@@ -89,7 +89,6 @@ def tokenize(
     splits: Sequence[str] | None = None,
     batch_size: int = 64,
     crops: int = 1,
-    flips: bool = False,
     seed: int = 0,
     threads: int = 2,
     overwrite: bool = False,
@@ -97,9 +96,9 @@ def tokenize(
 ) -> TokenizeResult:
     """Encode the values in `data` into the token store `out`.
 
-    With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops
-    (mirrored half of the time with `flips`), the same for all its modalities, under the keys `<key>#<number>`. Parts
-    that are there are kept. The tokenizers run on `device`.
+    With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops, the
+    same for all its modalities, under the keys `<key>#<number>`. Parts that are there are kept. The tokenizers run on
+    `device`.
     Raises DataError where `out` holds tokens of another codec or of other data, unless `overwrite`.
     """
     if crops < 1 or batch_size < 1:
@@ -110,9 +109,11 @@ def tokenize(
         views = crops if split == TRAIN else 1
         for handle in _chosen(zoo, store, split, modalities, result):
             run = {
-                "data": digest(read_entry(store.root, split, handle.name)), "crops": views,
-                "flips": flips and views > 1, "seed": seed if views > 1 else 0,
-            }  # fmt: skip
+                "data": digest(read_entry(store.root, split, handle.name)),
+                "crops": views,
+                "flips": False,  # as tokens say that older versions wrote
+                "seed": seed if views > 1 else 0,
+            }
             metadata = TokenMetadata.of(handle, run)
             handle.device = device
             if not overwrite:
@@ -122,7 +123,7 @@ def tokenize(
                 folder=Path(out) / split / handle.name, batch_size=batch_size, threads=threads,
                 outcome=TokenizeOutcome(split=split, modality=handle.name),
             )  # fmt: skip
-            rows = _rows(store, split, handle, views, flips, seed)
+            rows = _rows(store, split, handle, views, seed)
             with disk_errors(Path(out)):
                 result.outcomes.append(writer.run(rows, PART_SAMPLES * views, overwrite))
     with disk_errors(Path(out)):
@@ -160,19 +161,19 @@ def _chosen(
     return [handle for handle in handles if handle.has_tokenizer]
 
 
-def _rows(store: ValueStore, split: str, handle: ModalityHandle, crops: int, flips: bool, seed: int) -> list[Row]:
+def _rows(store: ValueStore, split: str, handle: ModalityHandle, crops: int, seed: int) -> list[Row]:
     """All rows of a modality, the crops of one sample side by side."""
     members = store.index(split, handle.name).members
     if crops == 1:
         return [Row(key, member, Crop()) for key, member in members.items()]
     return [
-        Row(f"{key}#{number}", member, random_crop(seed, key, number, flips))
+        Row(f"{key}#{number}", member, random_crop(seed, key, number))
         for key, member in members.items()
         for number in range(crops)
     ]
 
 
-def random_crop(seed: int, key: str, number: int, flips: bool = False) -> Crop:
+def random_crop(seed: int, key: str, number: int) -> Crop:
     """The crop `number` of a sample, from the seed and the key alone: all its modalities share it. 0 is the whole.
 
     Sides keep the picture's proportions and are uniform in [0.5, 1] of it, the place is uniform.
@@ -183,7 +184,7 @@ def random_crop(seed: int, key: str, number: int, flips: bool = False) -> Crop:
     rng = np.random.default_rng(int.from_bytes(name[:16], "big"))
     side = float(rng.uniform(*CROP_SIDE))
     top, left = (float(place) for place in rng.uniform(0, 1 - side, 2))
-    return Crop(top=top, left=left, height=side, width=side, flip=flips and bool(rng.random() < 0.5))
+    return Crop(top=top, left=left, height=side, width=side)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
