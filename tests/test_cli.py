@@ -20,6 +20,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.main import zoo as group
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.keys import tables_of
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,16 @@ def bare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     (tmp_path / "registry.toml").write_text(REGISTRY)
     monkeypatch.chdir(tmp_path)
     return lambda *words: call(list(words), capsys, monkeypatch)
+
+
+def test_info_of_tokens(zoo: Run) -> None:
+    code, shown, _ = zoo("data", "info", "tokens")
+    assert code == 0
+    rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in shown.splitlines()[1:]) if row}
+    assert set(rows) == {(split, name) for split in ("test", "train") for name in ("caption", "depth", "rgb_patches")}
+    samples, tokens, _, dropped, vocabulary, codec = rows["train", "depth"]
+    assert (samples, tokens, dropped, vocabulary) == ("24", "384", "0", "depth")
+    assert codec == TokenStore(Path("tokens")).open("train", "depth").fingerprint[:12]
 
 
 def refused(result: tuple[int, str, str], *parts: str) -> None:

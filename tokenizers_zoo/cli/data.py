@@ -142,14 +142,25 @@ def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
 @data.command("info")
 @DATA
 def data_info(data_dir: Path) -> None:
-    """Count what DATA holds, and what was dropped and why.
+    """Count what DATA, or a token store, holds, and what was dropped and why.
 
     \b
-    Example:
+    Examples:
       zoo data info data/scenes
+      zoo data info runs/tokens
     """
-    from tokenizers_zoo.pipeline.info import describe_data
+    from tokenizers_zoo.pipeline.info import describe_data, describe_tokens
 
+    if tokens := describe_tokens(data_dir) if data_dir.is_dir() else []:
+        table = plain_table("split", "modality", ">samples", ">tokens", ">MB", ">dropped", "vocabulary", "codec")
+        for part in tokens:
+            counts = str(part.samples), str(part.tokens), f"{part.bytes / 1e6:.1f}", str(len(part.dropped))
+            table.add_row(part.split, part.modality, *counts, part.vocabulary, part.fingerprint[:12])
+        show_table(table)
+        for part in tokens:
+            for key, reason in part.dropped.items():
+                click.echo(f"dropped: {part.split}/{part.modality}/{key}: {reason}")
+        return
     description = describe_data(open_zoo(), data_dir)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
     for row in description.rows:

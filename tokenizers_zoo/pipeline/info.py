@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ class TokenRow:
     samples: int
     tokens: int
     bytes: int
-    dropped: int
+    dropped: Mapping[str, str]
+    """The samples without tokens, with reasons."""
     vocabulary: str
     fingerprint: str
 
@@ -88,7 +90,7 @@ def _made_by(entry: dict[str, Any] | None) -> str:
 
 
 def describe_tokens(tokens: Path) -> list[TokenRow]:
-    """Count what a token store holds. Raises DataError where there is none."""
+    """Count what a token store holds; a folder without tokens nothing. Raises DataError where there is no folder."""
     store = TokenStore(tokens)
     rows = []
     for split in store.splits():
@@ -101,7 +103,7 @@ def describe_tokens(tokens: Path) -> list[TokenRow]:
                     samples=len(column),
                     tokens=int(column.lengths.sum()),
                     bytes=sum(path.stat().st_size for path in column.paths),
-                    dropped=len(column.dropped),
+                    dropped=column.dropped,
                     vocabulary=column.vocabulary,
                     fingerprint=column.fingerprint,
                 )
