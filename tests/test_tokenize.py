@@ -70,9 +70,9 @@ def test_overwrite_starts_anew_and_out_is_another_place(toy: Callable[..., Zoo],
     make_toy(zoo, data)
     folder = train_tokenizer(zoo, "field", data, out=tmp_path / "elsewhere", overrides={})
     assert folder == tmp_path / "elsewhere" and not zoo["field"].has_tokenizer
-    (folder / "old.txt").write_text("")
+    (folder / "samples").mkdir()
     train_tokenizer(zoo, "field", data, out=folder, overwrite=True)
-    assert not (folder / "old.txt").exists() and (folder / "config.json").exists()
+    assert not (folder / "samples").exists() and (folder / "config.json").exists()
 
 
 def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., Zoo], tmp_path: Path) -> None:

@@ -376,6 +376,49 @@ def test_a_replacement_that_has_a_state_is_finished_first(tmp_path: Path) -> Non
     assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("foreign", ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.json"])
+def test_what_is_no_run_is_not_replaced(tmp_path: Path, foreign: str) -> None:
+    other = tmp_path / "mix" / foreign
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    for refused in (f"holds {foreign.partition('/')[0]}, which is no part of a run", "is no part of a run"):
+        with pytest.raises(CheckpointError, match=refused), replacing_run(tmp_path / "mix", overwrite=True):
+            pass
+        assert other.read_text() == "mine" and names(tmp_path) == ["mix"]
+        for name in ("run.json", "config.json"):
+            (tmp_path / "mix" / name).write_text("a run beside it")
+
+
+def test_a_card_alone_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match="neither a run"), replacing_run(tmp_path / "mine", overwrite=True):
+        pass
+    assert names(tmp_path / "mine") == ["README.md"]
+
+
+def test_what_training_and_evaluation_left_is_replaced(tmp_path: Path) -> None:
+    folder = train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
+    for file in (".config.json.x.tmp", "caption/evaluation.json", "caption/samples/00.txt"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("of an evaluation")
+    with replacing_run(folder, overwrite=True):
+        assert names(folder) == []
+    (old_run(tmp_path / "probe") / "metrics.json").write_text("a probe's")
+    with replacing_run(tmp_path / "probe", True, "metrics.json"):
+        pass
+    assert names(tmp_path) == ["probe", "run"]
+
+
+def test_what_was_put_beside_a_replaced_run_is_not_lost(tmp_path: Path) -> None:
+    old_run(tmp_path / ".run.replaced")
+    (tmp_path / "run/notes").mkdir(parents=True)
+    (tmp_path / "run/notes/plan.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds notes"), replacing_run(tmp_path / "run", overwrite=False):
+        pass
+    assert names(tmp_path) == [".run.replaced", "run"] and names(tmp_path / "run") == ["notes"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_a_kill_left_aside_comes_back_or_goes(tmp_path: Path, overwrite: bool) -> None:
     aside = old_run(tmp_path / ".run.replaced")

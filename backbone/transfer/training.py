@@ -105,7 +105,7 @@ def transfer(
     samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
     if overwrite:
         check_probe(out)
-    with replacing_run(out, overwrite):
+    with replacing_run(out, overwrite, METRICS):
         if head == "knn":
             return trainee.without_steps(samples, out)
         return train(trainee, samples, config, out, seed, on_step)

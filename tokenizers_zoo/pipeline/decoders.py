@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.families.spatial.sharpness import figures
-from tokenizers_zoo.training.report import PICTURES, picture_rows
+from tokenizers_zoo.training.report import picture_rows
+from tokenizers_zoo.training.state import PICTURES
 
 if TYPE_CHECKING:
     import PIL.Image

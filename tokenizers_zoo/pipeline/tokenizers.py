@@ -18,7 +18,7 @@ from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import DataError, UnknownKeyError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar
-from tokenizers_zoo.training.state import replacing_run
+from tokenizers_zoo.training.state import PICTURES, replacing_run
 from tokenizers_zoo.values import has_fixed_length
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
@@ -29,7 +29,7 @@ TRAIN, TEST = "train", "test"
 EVALUATION = "evaluation.json"
 BATCH = 64
 TEXT_BATCH = 256
-PICTURES = 8
+SHOWN = 8
 
 
 def train_tokenizer(
@@ -284,11 +284,10 @@ class _Reconstruction:
 
 def _write_samples(folder: Path, handle: ModalityHandle, run: _Reconstruction) -> Path:
     """Draw some values beside their reconstructions; gives the folder of the pictures."""
-    from tokenizers_zoo.training.report import PICTURES as FOLDER
     from tokenizers_zoo.training.report import write_pictures
 
-    pairs = zip(run.target[:PICTURES], run.predicted[:PICTURES], strict=True)
+    pairs = zip(run.target[:SHOWN], run.predicted[:SHOWN], strict=True)
     write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs])
     if run.plain:
-        write_sheet(folder, handle, *(side[:PICTURES] for side in (run.plain, run.predicted, run.target)))
-    return folder / FOLDER
+        write_sheet(folder, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
+    return folder / PICTURES

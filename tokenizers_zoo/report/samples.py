@@ -13,7 +13,8 @@ from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.report.pictures import Pictures, cells_of
-from tokenizers_zoo.training.report import PICTURES, picture_rows
+from tokenizers_zoo.training.report import picture_rows
+from tokenizers_zoo.training.state import PICTURES
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -14,6 +14,7 @@ from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.step_log import StepLog
+from tokenizers_zoo.training.state import PICTURES
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.training.config import TrainConfig
     from tokenizers_zoo.training.task import Kept, TokenizerTask
 
-PICTURES = "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 NOT_LOGGED = ("size", "reachable")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import (
+    CARD,
     CONFIG,
     WEIGHTS,
     check_weights,
@@ -25,11 +26,14 @@ from tokenizers_zoo.checkpoint import (
     write_json,
 )
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.step_log import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:
     import torch
 
-RUN, STATE, EVALUATION = "run.json", "training_state.safetensors", "evaluation.json"
+RUN, STATE, EVALUATION, PICTURES = "run.json", "training_state.safetensors", "evaluation.json", "samples"
+OWN = frozenset({RUN, STATE, EVALUATION, PICTURES, WEIGHTS, CONFIG, CARD, METRICS, TENSORBOARD})
+"""What training and evaluation write into a folder; where modalities share it, an evaluation in a folder of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +139,30 @@ class TrainingRun:
         (self.folder / STATE).unlink(missing_ok=True)
 
 
+def check_replaceable(folder: Path, result: str = EVALUATION) -> None:
+    """Raise CheckpointError for a folder that holds anything else than a run or a checkpoint: it would be lost."""
+    found = sorted(set(folder.glob("*")) - set(folder.glob(".*.tmp")))
+    for path in found:
+        inner = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
+        if path.name not in OWN | {result} and not inner <= {EVALUATION, PICTURES}:
+            raise CheckpointError(
+                f"{folder}: holds {path.name}, which is no part of a run and would be removed; move it away, or give "
+                "another folder"
+            )
+    if found and not {RUN, STATE, CONFIG, WEIGHTS} & {path.name for path in found}:
+        raise CheckpointError(
+            f"{folder}: holds neither a run nor a checkpoint, and cannot be replaced; give another folder"
+        )
+
+
 @contextlib.contextmanager
-def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
+def replacing_run(folder: Path, overwrite: bool, result: str = EVALUATION) -> Iterator[None]:
     """With `overwrite`, set `folder` aside while the block trains in its place; remove it when that is done.
 
     It waits beside it as `.NAME.replaced`, and comes back where the block fails before it has saved a state. What a
     killed run left there comes back now, also without `overwrite`; with a state to go on from it waits until the block
-    is done. Raises CheckpointError where a process that is alive replaces the folder.
+    is done. Raises CheckpointError where a process that is alive replaces the folder, or anything would be removed that
+    is not of a run with this `result`.
     """
     busy = f"{folder}: another run replaces it right now; wait for its end"
     place = folder.resolve()
@@ -151,6 +172,7 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
             if is_complete(place):
                 remove_folder(aside)
             elif overwrite or not (place / STATE).is_file():
+                check_replaceable(place, result)
                 _put_back(aside, place)
     old = place if overwrite else aside
     if not old.is_dir():
@@ -160,6 +182,7 @@ def replacing_run(folder: Path, overwrite: bool) -> Iterator[None]:
         raise CheckpointError(f"{folder}: is where the command runs, and cannot be replaced; run it somewhere else")
     with held(old, busy):
         if overwrite:
+            check_replaceable(place, result)
             os.replace(place, aside)
         try:
             place.mkdir(exist_ok=True)
