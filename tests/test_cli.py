@@ -244,6 +244,19 @@ def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
     ).strip() == "A red ball — naïve 木 \U0001f3e0 on the floor."
 
 
+def test_a_decoded_value_replaces_nothing_unasked(zoo: Run, workplace: Path) -> None:
+    (workplace / "cat.txt").write_text("A cat.\n")
+    assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
+    code, shown, _ = zoo("decode", "caption", "cat.json")
+    assert code == 0 and "cat_decoded.txt" in shown and (workplace / "cat_decoded.txt").read_text().strip() == "A cat."
+    for name in ("cat.txt", "cat_decoded.txt"):
+        (workplace / name).write_text("mine")
+    refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
+    assert zoo("decode", "caption", "cat.json", "--out", "cat")[0] == 0, "asked for by name"
+    assert (workplace / "cat.txt").read_text().strip() == "A cat."
+    assert (workplace / "cat_decoded.txt").read_text() == "mine"
+
+
 def test_unknown_names_offer_close_ones(zoo: Run) -> None:
     refused(zoo("info", "dept"), "dept", "depth")
     refused(zoo("lits"), "list")

@@ -9,6 +9,7 @@ import click
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, open_zoo, split_names
 from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import Crop
 
 
@@ -69,7 +70,7 @@ def encode_command(name: str, file: Path, out: Path | None) -> None:
 @click.command("decode")
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: beside FILE.")
+@click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: FILE_decoded.")
 @click.option("--picture", type=PATH, help="Also draw the value as PNG (text modalities: as text).")
 def decode_command(name: str, file: Path, out: Path | None, picture: Path | None) -> None:
     """Decode the tokens that `zoo encode` wrote.
@@ -83,7 +84,9 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     handle = open_zoo()[name]
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
-    target = Path(f"{out or file.with_suffix('')}.{extension}")
+    target = Path(f"{out or file.with_name(f'{file.stem}_decoded')}.{extension}")
+    if out is None and target.exists():
+        raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
     with disk_errors(target), replacing_file(target) as temporary:
         temporary.write_bytes(data)
     click.echo(f"{name}: value in {target}")
