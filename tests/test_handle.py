@@ -88,13 +88,19 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
 
 
-def test_a_hub_id_is_no_folder_that_is_missing(install_example: Install, tmp_path: Path) -> None:
+def test_a_hub_id_is_no_folder_that_is_missing(
+    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_example("a_map")
     hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
     assert hub.has_tokenizer
-    for local in ("runs/a", "some/where/a", "./a", str(tmp_path / "a")):
+    assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
+    for local in ("runs/a", "some/where/a", "./a", "./some/a", str(tmp_path / "a")):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
     made = dataclasses.replace(hub.codec, checkpoint=tmp_path / "made")
+    (tmp_path / "made/samples").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, revision: f"/cache/{hub_id}")
+    assert made.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
     assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
 

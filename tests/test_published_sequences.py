@@ -413,6 +413,17 @@ def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World
         mine.at(mine.checkpoint, tmp_path / "few").encode([[]])
 
 
+def test_a_vocabulary_on_the_hub_is_read_from_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = world.folder / "out" / "tokenizers" / "text"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, revision: str(source))
+    tables = world.zoo.tables
+    caption = {**tables["modalities"].get("caption", {}), "checkpoint": "somebody/text"}
+    zoo = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], "caption": caption}}, world.zoo.path)
+    assert zoo[POSES].has_tokenizer and zoo[POSES].codec.vocabulary != source
+    assert zoo[POSES].fingerprint == world.zoo[POSES].fingerprint
+    assert np.array_equal(zoo[POSES].encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
+
+
 @pytest.mark.parametrize("name", [POSES, MASKS])
 def test_a_vocabulary_that_is_too_small_is_told(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]

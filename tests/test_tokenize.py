@@ -104,6 +104,30 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
 
+def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, hub = tmp_path / "data", tmp_path / "hub"
+    local = toy()
+    make_toy(local, data)
+    for name in ("field", "words"):
+        train_tokenizer(local, name, data, out=hub / name)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, revision=None: str(hub / id.split("/")[1]))
+    (tmp_path / "somebody/field").mkdir(parents=True)  # holds no checkpoint
+    table = {name: {"checkpoint": f"somebody/{name}"} for name in ("field", "words")}
+    before = snapshot(hub)
+    for _ in range(2):
+        zoo = toy({"modalities": table})
+        assert evaluate_tokenizer(zoo, "field", data, limit=3).samples == 3
+        evaluate_tokenizer(zoo, "words", data, limit=3)
+    assert snapshot(hub) == before and not (tmp_path / "somebody/words").exists()
+    kept = tmp_path / "runs/tokenizers/somebody"
+    assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
+    assert tokenize(zoo, data, tmp_path / "tokens").outcomes
+    trained(zoo, data, "field")
+    assert toy({"modalities": table})["field"].codec.folder() == tmp_path / "somebody/field", "a checkpoint is here now"
+
+
 # ---------------------------------------------------------------------- tokenize
 
 

@@ -247,14 +247,19 @@ def resolve_folder(name_or_path: str | Path, revision: str | None = None) -> Pat
         return path
     if str(name_or_path).count("/") != 1 or path.is_absolute() or str(name_or_path).startswith("."):
         raise CheckpointError(f"{name_or_path}: no such folder, and not a hub id (owner/name)")
+    return hub_folder(str(name_or_path), revision)
+
+
+def hub_folder(hub_id: str, revision: str | None = None) -> Path:
+    """The snapshot of a hub id, downloaded through huggingface_hub. Raises CheckpointError where there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name_or_path), revision=revision))
+        return Path(snapshot_download(hub_id, revision=revision))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{name_or_path}: no such folder, and the hub does not give it: {reason}") from None
+        raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 
 def remove_folder(folder: Path) -> None:

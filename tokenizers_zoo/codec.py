@@ -20,10 +20,12 @@ class CodecFiles:
     spec: ModalitySpec
     checkpoint: Path
     """The tokenizer; of a modality that only writes in a shared vocabulary, that vocabulary."""
-    locate_vocabulary: Callable[[ModalitySpec], Path] | None = None
-    """Where a shared vocabulary is, for a spec with `own_tokenizer`."""
+    locate_vocabulary: Callable[[ModalitySpec], tuple[Path, str | None]] | None = None
+    """Where a shared vocabulary is, for a spec with `own_tokenizer`: its folder and its hub id."""
     hub_id: str | None = None
-    """Where the checkpoint comes from as long as it is no folder here."""
+    """Where the checkpoint comes from as long as none is at that place."""
+    hub_evaluations: Path = Path()
+    """Where evaluations of a checkpoint on the hub leave figures and pictures."""
     sha256: str | None = None
     """The fingerprint that the checkpoint has to have."""
     origin: Origin
@@ -32,30 +34,42 @@ class CodecFiles:
     @property
     def vocabulary(self) -> Path:
         """The checkpoint of the vocabulary: the modality's own, unless it has a tokenizer beside a shared one."""
+        return self._vocabulary[0]
+
+    @property
+    def _vocabulary(self) -> tuple[Path, str | None]:
         if self.spec.own_tokenizer and self.locate_vocabulary is not None:
             return self.locate_vocabulary(self.spec)
-        return self.checkpoint
+        return self.checkpoint, self.hub_id
 
     @property
     def lacks_vocabulary(self) -> bool:
         """True where a shared vocabulary is needed beside the tokenizer, and not there."""
-        return self.spec.own_tokenizer and not checkpoints.is_complete(self.vocabulary)
+        return self.spec.own_tokenizer and not _is_there(*self._vocabulary)
 
     @property
     def complete(self) -> bool:
-        """True where all is there, or the checkpoint is named on the hub; never looks outside."""
-        return (self.hub_id is not None or checkpoints.is_complete(self.checkpoint)) and not self.lacks_vocabulary
+        """True where all is there, or named on the hub; never looks outside."""
+        return _is_there(self.checkpoint, self.hub_id) and not self.lacks_vocabulary
+
+    @property
+    def evaluations(self) -> Path:
+        """Where evaluations leave figures and pictures: the checkpoint, where that is not on the hub."""
+        on_hub = self.hub_id is not None and not checkpoints.is_complete(self.checkpoint)
+        return self.hub_evaluations if on_hub else self.checkpoint
+
+    def vocabulary_folder(self) -> Path:
+        """The vocabulary's folder, fetched from the hub where it is there. It need not be there yet."""
+        return _fetched(*self._vocabulary)
 
     def folder(self) -> Path:
         """The checkpoint's folder, fetched from the hub where it is there. Raises CheckpointError for none."""
-        if not self.checkpoint.is_dir() and self.hub_id is not None:
-            return checkpoints.resolve_folder(self.hub_id)
-        if not checkpoints.is_complete(self.checkpoint) and self.hub_id is None:
+        if not _is_there(self.checkpoint, self.hub_id):
             table = f"[modalities.{self.spec.name}] of registry.toml"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
             where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
-        return self.checkpoint
+        return _fetched(self.checkpoint, self.hub_id)
 
     def fingerprint(self) -> str:
         """sha256 of the tokenizer's weights and config, and of the vocabulary's where they are two.
@@ -77,4 +91,13 @@ class CodecFiles:
                 f"{self.spec.name}: writes in the vocabulary {self.spec.vocabulary}, and there is none at "
                 f"{self.vocabulary}; train it there (zoo tokenizer train), or import the published one"
             )
-        return checkpoints.joint_fingerprint(found, first_fingerprint(self.vocabulary))
+        return checkpoints.joint_fingerprint(found, first_fingerprint(self.vocabulary_folder()))
+
+
+def _is_there(folder: Path, hub_id: str | None) -> bool:
+    return hub_id is not None or checkpoints.is_complete(folder)
+
+
+def _fetched(folder: Path, hub_id: str | None) -> Path:
+    """A checkpoint here goes before the one on the hub; a folder that holds none does not."""
+    return folder if hub_id is None or checkpoints.is_complete(folder) else checkpoints.hub_folder(hub_id)

@@ -54,9 +54,10 @@ class ModalityHandle:
         settings: Settings,
         locate: Callable[[ModalitySpec], Path],
         hub_id: str | None = None,
+        hub_evaluations: Path = Path(),
         sha256: str | None = None,
         trained: Callable[[Path], None] | None = None,
-        locate_vocabulary: Callable[[ModalitySpec], Path] | None = None,
+        locate_vocabulary: Callable[[ModalitySpec], tuple[Path, str | None]] | None = None,
     ) -> None:
         self.name = settings.name
         self.plugin_name = claim.name
@@ -71,7 +72,7 @@ class ModalityHandle:
         self.spec = self._checked_spec()
         self.codec = CodecFiles(
             spec=self.spec, checkpoint=locate(self.spec), locate_vocabulary=locate_vocabulary, hub_id=hub_id,
-            sha256=sha256, origin=settings.origin,
+            hub_evaluations=hub_evaluations, sha256=sha256, origin=settings.origin,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -144,7 +145,7 @@ class ModalityHandle:
             hooks=self.hooks,
             settings=self.settings,
             locate=lambda _: checkpoint,
-            locate_vocabulary=self.codec.locate_vocabulary if vocabulary is None else lambda _: vocabulary,
+            locate_vocabulary=self.codec.locate_vocabulary if vocabulary is None else lambda _: (vocabulary, None),
         )
 
     @property
@@ -186,7 +187,7 @@ class ModalityHandle:
             _ = self.fingerprint  # refuses another codec than the pinned one before anything of it is loaded
             import torch
 
-            vocabulary = self.codec.vocabulary if self.spec.own_tokenizer else folder
+            vocabulary = self.codec.vocabulary_folder() if self.spec.own_tokenizer else folder
             tokenizer = self._call(
                 "load_tokenizer",
                 checkpoint=folder,

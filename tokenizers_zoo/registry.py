@@ -36,7 +36,10 @@ class InstanceConfig:
     enabled: bool = True
     """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
     checkpoint: str = ""
-    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder."""
+    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
+
+    `owner/name` is a folder where a checkpoint is in it, and `./owner/name` always is.
+    """
     sha256: str = ""
     """The fingerprint that the tokenizer has to have; empty means any."""
 
@@ -194,6 +197,7 @@ class Zoo:
             settings=self._settings(name, own, f"modalities.{name}"),
             locate=lambda spec: self._locate(instance, spec),
             hub_id=self._hub_id(instance),
+            hub_evaluations=self.folder / self.config.checkpoints / instance.checkpoint,
             sha256=instance.sha256 or None,
             trained=self._trained,
             locate_vocabulary=self._locate_vocabulary,
@@ -212,8 +216,8 @@ class Zoo:
         own = spec.name if spec.own_tokenizer else spec.vocabulary
         return self.folder / (instance.checkpoint or Path(self.config.checkpoints) / own)
 
-    def _locate_vocabulary(self, spec: ModalitySpec) -> Path:
-        """The folder of a shared vocabulary, for a modality whose checkpoint it is not: where the others have it.
+    def _locate_vocabulary(self, spec: ModalitySpec) -> tuple[Path, str | None]:
+        """Folder and hub id of a shared vocabulary, for a modality whose checkpoint it is not: where others have it.
 
         Only modalities whose tables say where their checkpoints are have to be loaded to know.
         """
@@ -222,13 +226,12 @@ class Zoo:
                 with contextlib.suppress(ZooError):  # told by whoever asks for it by name
                     handle = self[name]
                     if handle.spec.vocabulary == spec.vocabulary and not handle.spec.own_tokenizer:
-                        return handle.checkpoint
-        return self.folder / self.config.checkpoints / spec.vocabulary
+                        return handle.checkpoint, handle.codec.hub_id
+        return self.folder / self.config.checkpoints / spec.vocabulary, None
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
-        """A checkpoint that reads `owner/name` is on the hub, unless `owner` is, or will be, a folder here."""
-        owner = instance.checkpoint.split("/")[0]
-        local = (self.folder / owner).is_dir() or owner == Path(self.config.checkpoints).parts[0]
+        """A checkpoint that reads `owner/name` may be on the hub, unless `owner` is where the tokenizers are here."""
+        local = Path(instance.checkpoint).parts[:1] == Path(self.config.checkpoints).parts[:1]
         return instance.checkpoint if re.fullmatch(HUB_ID, instance.checkpoint) and not local else None
 
     def _trained(self, path: Path) -> None:

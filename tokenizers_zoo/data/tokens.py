@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import CONFIG, load_config, read_json, replacing_file, write_json
+from tokenizers_zoo.checkpoint import load_config, read_json, replacing_file, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -335,10 +335,8 @@ def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) 
 
     A text vocabulary gets more ids; a tokenizer of a base that was frozen gets another decoder.
     """
-    if not (handle.checkpoint / CONFIG).is_file():
-        return False
     try:
-        lineage = load_config(handle.checkpoint).get("lineage", [])
+        lineage = load_config(handle.codec.folder()).get("lineage", [])
         lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
     except (CheckpointError, KeyError, TypeError, ValueError):
         return False

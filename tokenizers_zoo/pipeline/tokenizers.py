@@ -201,7 +201,8 @@ def evaluate_tokenizer(
     """Encode and decode a split's values (up to `limit`, in the order of their keys) and score what comes back.
 
     With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
-    modalities share that, in a folder of the modality's name in it.
+    modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
+    its id under `[zoo] checkpoints`.
     Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
     """
     from tokenizers_zoo.quantizers.usage import CodebookUsage
@@ -220,7 +221,7 @@ def evaluate_tokenizer(
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
-    folder = handle.checkpoint / name if handle.spec.shares_checkpoint else handle.checkpoint
+    folder = handle.codec.evaluations / name if handle.spec.shares_checkpoint else handle.codec.evaluations
     with disk_errors(folder):
         pictures = _write_samples(folder, handle, run) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []

@@ -59,7 +59,7 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
     for name, sharing in zoo.vocabularies().items():
         handles = [zoo[other] for other in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
-        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].codec.vocabulary)):
+        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].codec.vocabulary_folder())):
             found[name] = handles
     return found
 
@@ -88,6 +88,11 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
     """
     handles = _sharing(zoo, name)
     folder = _folder(name, handles)
+    if folder != handles[0].codec.vocabulary:
+        raise CheckpointError(
+            f"vocabulary {name}: is on the hub, and cannot grow there; copy {folder} to a folder of yours, and set "
+            "checkpoint to that in registry.toml"
+        )
     tokens = [token for handle in handles for token in handle.vocabulary_tokens()]
     with disk_errors(folder):
         old, new = TextVocabulary.grow_folder(folder, _config(name, handles), tokens)
@@ -107,7 +112,7 @@ def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
 
 def _folder(name: str, handles: list[ModalityHandle]) -> Path:
     """Where the vocabulary is. Raises CheckpointError where it was not trained yet, or is not one of text."""
-    folder = handles[0].codec.vocabulary
+    folder = handles[0].codec.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "
