@@ -20,6 +20,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     ZooError,
 )
+from tokenizers_zoo.pipeline.tokenizers import overrides_of_each
 
 Install = Callable[..., Path]
 # ---------------------------------------------------------------- discovery
@@ -187,6 +188,35 @@ def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, 
     problems = zoo.problems()
     assert "registry.toml:4 [zoo] leveles" in problems["[zoo] leveles"] and "levels" in problems["[zoo] leveles"]
     assert "[vocabularies] txet" in problems and "[zoo] levels" not in problems
+
+
+def test_another_quantizer_leaves_out_what_was_for_the_first() -> None:
+    zoo = Zoo.from_toml(Path(__file__).parent.parent / "registry.toml")
+    assert "levels" in zoo["depth"].settings["tokenizer"]
+    zoo["depth"].check_overrides({"quantizer": "vq"})
+    given = {"quantizer": "vq", "codebook_size": 512}
+    taken = overrides_of_each(zoo, ["caption", "depth", "rgb"], given)
+    assert taken == {"caption": {}, "depth": given, "rgb": given}
+    with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] levels: used by .*, and kind is vq"):
+        zoo["depth"].check_overrides({"quantizer": "vq", "levels": [8, 8]})
+    with pytest.raises(ConfigError, match=r"^\[modalities.\*.tokenizer\] codebok_size: .*did you mean codebook_size"):
+        overrides_of_each(zoo, ["caption", "depth"], {"steps": 3, "codebok_size": 512})
+
+
+def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 3 }\n")
+    depth = Zoo.from_toml(path)["depth"]
+    for given, message in (
+        ({"codebook_size": 500}, r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"),
+        ({"diffusion": {"sampling_steps": 0}}, r"^\[modalities.depth.tokenizer.diffusion\] sampling_steps: expected"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            depth.check_overrides(given)
+    path.write_text("[modalities.depth.tokenizer]\nquantizer = 'vq'\ndecay = 0.9\ncodebook_size = 500\n")
+    depth = Zoo.from_toml(path)["depth"]
+    with pytest.raises(ConfigError, match=r"registry.toml:4 \[modalities.depth.tokenizer\] codebook_size: lfq needs"):
+        depth.check_overrides({"quantizer": "lfq"})
 
 
 def test_a_second_instance_of_one_plugin(install_example: Install) -> None:

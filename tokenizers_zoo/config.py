@@ -23,17 +23,27 @@ class Origin:
 
     path: Path | None = None
     table: str = ""
+    given: frozenset[str] = frozenset()
+    """Keys, after their tables' names, that do not stand in the file but on the command line; see `keys_of`."""
 
     def at(self, key: str) -> str:
         """`registry.toml:12 [modalities.x] key`, with the line where it can be found."""
-        if self.path is None:
+        if self.path is None or f"{self.table}.{key}" in self.given:
             return f"[{self.table}] {key}" if self.table else key
         line = find_line(self.path, self.table, key)
         return f"{self.path}{f':{line}' if line else ''} {f'[{self.table}] ' if self.table else ''}{key}"
 
     def inner(self, key: str) -> Origin:
         """The origin of the table that `key` holds."""
-        return Origin(path=self.path, table=f"{self.table}.{key}" if self.table else key)
+        return dataclasses.replace(self, table=f"{self.table}.{key}" if self.table else key)
+
+
+def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
+    """The keys of the table of this name, and those of the tables in it, each after its table's name."""
+    for key, value in table.items():
+        yield f"{name}.{key}"
+        if isinstance(value, Mapping):
+            yield from keys_of(value, f"{name}.{key}")
 
 
 def find_line(path: Path, table: str, key: str) -> int | None:

@@ -13,10 +13,12 @@ import numpy as np
 from tokenizers_zoo import defaults
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.codec import CodecFiles
-from tokenizers_zoo.config import Origin, Settings
+from tokenizers_zoo.config import Settings, keys_of
 from tokenizers_zoo.discovery import Claim, Plugins, reason
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
+from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.modality import Crop, ModalitySpec
+from tokenizers_zoo.quantizers.config import unused_fields
 from tokenizers_zoo.values import (
     batch_problem,
     checked_tokens,
@@ -245,9 +247,18 @@ class ModalityHandle:
         self._call("modality_spec", settings=self._overridden(tokenizer_overrides))
 
     def _overridden(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
-        """The settings with other keys of the `tokenizer` table; mistakes in those are not in registry.toml."""
-        config = self.settings.changed(tokenizer=tokenizer_overrides) if tokenizer_overrides else self.settings
-        config.origin = Origin(table=config.origin.table) if tokenizer_overrides else config.origin
+        """The settings with other keys of the `tokenizer` table; mistakes in those are not in registry.toml.
+
+        Another quantizer leaves out what the table says for the kind that it had.
+        """
+        if not tokenizer_overrides:
+            return self.settings
+        table = dict(tokenizer_overrides)
+        if "quantizer" in table and isinstance(self.known_settings().get("tokenizer"), QuantizedTrainConfig):
+            table = dict.fromkeys(unused_fields(str(table["quantizer"]))) | table
+        config = self.settings.changed(tokenizer=table)
+        given = keys_of({"tokenizer": table}, config.origin.table)
+        config.origin = dataclasses.replace(config.origin, given=frozenset(given))
         return config
 
     # ------------------------------------------------------------------ values <-> tokens

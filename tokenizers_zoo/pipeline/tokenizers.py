@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import DataError, UnknownKeyError, ZooError
+from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.training.state import PICTURES, replacing_run
@@ -79,21 +81,16 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
 def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By modality, those of `overrides` that its tokenizer table has a key for.
 
-    Raises UnknownKeyError for a key that no table has, ConfigError for a value that one of them rejects.
+    Raises UnknownKeyError for a key that no table has, ConfigError where those of a modality do not go together.
     """
-    taken: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in overrides.items():
-        unknown = []
-        for name in names:
-            try:
-                zoo[name].check_overrides({key: value})
-            except UnknownKeyError as error:
-                unknown.append(error)
-            else:
-                taken[name][key] = value
-        if len(unknown) == len(names):
-            closest = next((error for error in unknown if "did you mean" in str(error)), unknown[0])
-            raise closest
+    known: dict[str, set[str]] = {}
+    for name in names:
+        table = zoo[name].known_settings().get("tokenizer")
+        known[name] = {item.name for item in dataclasses.fields(table)} if dataclasses.is_dataclass(table) else set()
+    reject_unknown(overrides, set().union(*known.values()), Origin(table="modalities.*.tokenizer"))
+    taken = {name: {key: value for key, value in overrides.items() if key in known[name]} for name in names}
+    for name, own in taken.items():
+        zoo[name].check_overrides(own)
     return taken
 
 

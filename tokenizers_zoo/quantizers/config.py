@@ -65,6 +65,11 @@ to do, which few dimensions of many levels do not.
 _OPTIONAL = sorted({name for defaults in KIND_DEFAULTS.values() for name in defaults})
 
 
+def unused_fields(kind: str) -> list[str]:
+    """The optional fields that a kind rejects."""
+    return [name for name in _OPTIONAL if name not in KIND_DEFAULTS.get(kind, _OPTIONAL)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig:
     """How latents become tokens.
@@ -113,8 +118,8 @@ class QuantizerConfig:
         if self.kind not in KIND_DEFAULTS:
             raise ValueError(f"kind: expected one of {', '.join(KIND_DEFAULTS)}, got {self.kind!r}")
         defaults = KIND_DEFAULTS[self.kind]
-        for name in _OPTIONAL:
-            if name not in defaults and getattr(self, name) is not None:
+        for name in unused_fields(self.kind):
+            if getattr(self, name) is not None:
                 users = ", ".join(kind for kind, used in KIND_DEFAULTS.items() if name in used)
                 raise ValueError(f"{name}: used by kind {users} only, and kind is {self.kind}; leave it out")
         self._resolve_size()
