@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import read_entries, read_entry
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import ShardWriter, scan_shard, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError, PluginError, ReadError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ReadError
 from tokenizers_zoo.pipeline import derive as derive_module
 from tokenizers_zoo.pipeline import make as make_module
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -169,6 +169,33 @@ def test_other_data_are_never_mixed_in(
     with pytest.raises(DataError, match=message):
         make_toy(toy(tables), tmp_path / "data", **changes)
     assert snapshot(tmp_path / "data") == before
+
+
+def test_one_command_at_a_time_writes_a_data_folder(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data, train=10)
+    refused = []
+
+    @contextlib.contextmanager
+    def meanwhile(*_: Any) -> Iterator[Callable[[int], None]]:
+        before = snapshot(data)
+        for command in (lambda: make_toy(zoo, data, seed=4), lambda: derive_data(zoo, data, workers=1)):
+            with pytest.raises(
+                CheckpointError, match="data: another zoo data make or derive writes it right now; wait"
+            ):
+                command()
+            refused.append(command)
+        assert snapshot(data) == before
+        yield lambda count: None
+
+    monkeypatch.setattr(make_module, "progress_bar", meanwhile)
+    monkeypatch.setattr(derive_module, "progress_bar", meanwhile)
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=1)
+    assert len(refused) == 6, "once while more is made, and once for each split that is derived"
+    assert read_entry(data, "train", "dark") and read_entries(data)["train"]["field"]["seed"] == 3
 
 
 def test_shards_of_others_are_not_touched(toy: Callable[..., Zoo], tmp_path: Path) -> None:

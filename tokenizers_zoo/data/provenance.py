@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import read_json, write_json
+from tokenizers_zoo.checkpoint import held, read_json, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -44,23 +43,24 @@ def read_entry(root: Path, split: str, modality: str) -> dict[str, Any] | None:
 
 
 def record_entry(root: Path, split: str, modality: str, entry: Mapping[str, Any] | None) -> None:
-    """Write one entry (None removes it), safely beside other commands that work on the same folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
-        entries = read_entries(root)
-        if entry is None:
-            entries.get(split, {}).pop(modality, None)
-        else:
-            entries.setdefault(split, {})[modality] = as_json(entry)
-        ordered = {name: dict(sorted(table.items())) for name, table in sorted(entries.items())}
-        write_json(root / DATASET, {"format": 1, "splits": ordered})
+    """Write one entry (None removes it); see `one_writer`."""
+    entries = read_entries(root)
+    if entry is None:
+        entries.get(split, {}).pop(modality, None)
+    else:
+        entries.setdefault(split, {})[modality] = as_json(entry)
+    ordered = {name: dict(sorted(table.items())) for name, table in sorted(entries.items())}
+    write_json(root / DATASET, {"format": 1, "splits": ordered})
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the folder's lock; it is let go when the file closes, a killed process's too."""
-    with open(root / f".{DATASET}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def one_writer(root: Path) -> Iterator[None]:
+    """Hold a data folder, made where it is not there: what its entries say is then true as long as the block runs.
+
+    Raises CheckpointError where another command writes into it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with held(root, f"{root}: another zoo data make or derive writes it right now; wait for its end, or stop it"):
         yield
 
 

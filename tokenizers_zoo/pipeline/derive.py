@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.made_of import contents, made_of, note_made_of, read_made_of
-from tokenizers_zoo.data.provenance import as_json, digest, read_entry, record_entry, value_identity
+from tokenizers_zoo.data.provenance import as_json, digest, one_writer, read_entry, record_entry, value_identity
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
@@ -53,25 +53,34 @@ def derive_data(
     A sample that fails is listed with its reason in `<shard>.failed.jsonl` and left out; the run goes on. What was
     derived already is kept, unless the plugin, its settings, its pretrained networks or the values that it is derived
     from have changed since. Networks are fetched from the hub for `modalities` only; one that is not to be had is a
-    PretrainedError for those, else a skip. Raises DataError where `modalities` cannot be derived from what is there.
+    PretrainedError for those, else a skip. Raises DataError where `modalities` cannot be derived from what is there,
+    CheckpointError where another command writes the folder.
     """
     store = ValueStore.of(data, zoo)
     result = RunResult()
-    for split in splits or store.splits():
-        store.modalities(split)
-        for handle in _order(zoo, store, split, modalities, result):
-            if lacks := [name for name in handle.spec.derived_from if name in result.skipped]:
-                result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
-                continue
-            try:
-                with disk_errors(store.root):
-                    networks = _networks(handle, download=modalities is not None)
-                    _derive_modality(zoo, store, split, handle, networks, workers, result)
-            except PretrainedError as error:
-                if modalities is not None:
-                    raise PretrainedError(f"{handle.name}: {error}") from error
-                result.skipped[handle.name] = str(error)
+    with one_writer(store.root):
+        for split in splits or store.splits():
+            _derive_split(zoo, store, split, modalities, workers, result)
     return result.check()
+
+
+def _derive_split(
+    zoo: Zoo, store: ValueStore, split: str, modalities: Sequence[str] | None, workers: int | None, result: RunResult
+) -> None:
+    """Derive one split, as `derive_data` says."""
+    store.modalities(split)
+    for handle in _order(zoo, store, split, modalities, result):
+        if lacks := [name for name in handle.spec.derived_from if name in result.skipped]:
+            result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
+            continue
+        try:
+            with disk_errors(store.root):
+                networks = _networks(handle, download=modalities is not None)
+                _derive_modality(zoo, store, split, handle, networks, workers, result)
+        except PretrainedError as error:
+            if modalities is not None:
+                raise PretrainedError(f"{handle.name}: {error}") from error
+            result.skipped[handle.name] = str(error)
 
 
 def _order(

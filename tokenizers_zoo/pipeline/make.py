@@ -20,6 +20,7 @@ from tokenizers_zoo.data.provenance import (
     as_json,
     check_same_source,
     has_shards,
+    one_writer,
     read_entry,
     record_entry,
     value_identity,
@@ -78,7 +79,7 @@ def make_data(
     `train` and `test` count samples; None means all that the source has, 0 none. What is there already is kept: the
     same command goes on after a kill, writes a modality that was installed since, or makes more of the same samples.
     The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes are not the source's,
-    DataError where `out` holds values of another source, seed or size.
+    DataError where `out` holds values of another source, seed or size, CheckpointError where another command writes it.
     """
     source = zoo.source(source_name)
     options = dict(options or {})
@@ -87,16 +88,16 @@ def make_data(
     _samples.cache_clear()  # a folder's files may be others than at the last call in this process
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
     opened = {split: open_samples(source, split, wanted, seed, options) for split, wanted in splits}
-    with disk_errors(out):
+    given = {split: _given(zoo, source, samples, result) for split, samples in opened.items()}
+    with disk_errors(out), one_writer(out):
         jobs = []
         for split, samples in opened.items():
-            given = _given(zoo, source, samples, result)
             count = len(samples)
             plan = _Plan(
                 zoo=zoo, source=source, samples=samples, out=out, split=split, count=count, seed=seed, options=options,
                 shard_size=shard_size,
             )  # fmt: skip
-            jobs += plan.jobs(given, result)
+            jobs += plan.jobs(given[split], result)
         outcomes = {(outcome.split, outcome.modality): outcome for outcome in result.outcomes}
         with progress_bar(f"make {source_name}", sum(job.stop - job.start for job in jobs)) as advance:
             for job, counts in run_jobs(zoo, make_shard, jobs, workers, advance):
