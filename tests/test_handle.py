@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from examples import only, trained, values, write_registry
 
 from tokenizers_zoo import Zoo, defaults
-from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.checkpoint import fingerprint, is_complete, load_checkpoint, replacing_file, save_checkpoint
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -51,11 +54,60 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
     decoded = handle.decode(tokens)
     assert len(decoded) == 3 and decoded[0].shape == (1, 16, 16) and decoded[0].dtype == np.float32
     np.testing.assert_allclose(decoded[1][0, ::4, ::4], tokens[1].numpy() / 15, rtol=1e-6)
-    import torch
-
     assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
     assert torch.equal(handle.encode(np.stack(values())), tokens)
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    def save(number: int) -> None:
+        weights = {"codes": torch.full((3,), 0.0 if same else float(number))}
+        save_checkpoint(tmp_path, weights, {"class": "Example", "number": number}, "An example.\n")
+
+    def found() -> str:
+        if not is_complete(tmp_path):
+            return "none"
+        tensors, config = load_checkpoint(tmp_path)
+        assert same or tensors["codes"][0] == config["number"]
+        return "old" if config["number"] == 1 else "new"
+
+    def replace_until(last: int) -> Callable[..., None]:
+        def replace(*paths: Path) -> None:
+            nonlocal done
+            if done == last:
+                raise KeyboardInterrupt
+            done += 1
+            rename(*paths)
+
+        return replace
+
+    rename, outcomes = os.replace, []
+    for last in range(3):
+        save(1)
+        done = 0
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", replace_until(last))
+            save(2)
+        outcomes.append(found())
+    save(2)
+    assert found() == "new" and outcomes == ["old" if same else "none"] * 3
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for content in ("new", "replaced"):
+            with replacing_file(tmp_path / "file") as temporary:
+                temporary.write_text(content)
+            assert (tmp_path / "file").read_text() == content
+            assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    finally:
+        os.umask(before)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
@@ -158,8 +210,6 @@ def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., A
 
 
 def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
-    import torch
-
     handle = ready()
     for batch in ([], "text", {}, None, torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.zeros(0, 1, 16, 16)):
         with pytest.raises(InvalidValueError, match="a_map: expected"):
@@ -169,8 +219,6 @@ def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
 
 
 def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
-    import torch
-
     handle = ready()
     good = torch.zeros(2, 4, 4, dtype=torch.int64)
     expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 16\), got"
@@ -195,8 +243,6 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
     ],
 )
 def test_what_a_plugin_gives_is_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
-    import torch
-
     handle = ready({old: new})
     with pytest.raises(PluginError, match=message):
         handle.encode(values())

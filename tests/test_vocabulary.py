@@ -253,7 +253,7 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenizers_zoo.checkpoint.write_json", interrupted)
+    monkeypatch.setattr("tokenizers_zoo.checkpoint.json_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TextVocabulary.grow_folder(tmp_path, CONFIG, ["<c>"])
     monkeypatch.undo()

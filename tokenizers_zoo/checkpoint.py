@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +61,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError), open(stale, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # of which the umask takes its part
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         os.close(handle)
@@ -101,7 +100,12 @@ def held(folder: Path, told: str) -> Iterator[None]:
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as readable JSON, atomically."""
     with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(data), encoding="utf-8")
+
+
+def json_text(data: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -153,7 +157,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
-    """Write a checkpoint folder, replacing an older one in one rename; returns its fingerprint.
+    """Write a checkpoint folder, or replace the checkpoint in it; returns its fingerprint.
+
+    config.json comes last: where it is, the checkpoint is whole. Where the weights stay as they are, its rename is all
+    that replaces an older one. Other weights take the older config.json away first: a kill in between leaves no
+    checkpoint, and never the weights of one with the config of the other.
 
     Other files of an older folder (metrics, samples) are kept. `config` needs a "class" key that says what can load it.
     """
@@ -161,13 +169,17 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Weights first: a reader that meets the new weights with the old config is told so by the digest in the config.
-    with replacing_file(folder / WEIGHTS) as temporary:
-        save_file(contiguous, temporary)
-        digest = file_digest(temporary)
-    with replacing_file(folder / CARD) as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    write_json(folder / CONFIG, {**config, "weights_sha256": digest})  # last: where it is, the checkpoint is complete
+    with (  # renamed from the last to the first, once all are written
+        replacing_file(folder / CONFIG) as new_config,
+        replacing_file(folder / CARD) as new_card,
+        replacing_file(folder / WEIGHTS) as new_weights,
+    ):
+        save_file(contiguous, new_weights)
+        digest = file_digest(new_weights)
+        new_card.write_text(card, encoding="utf-8")
+        new_config.write_text(json_text({**config, "weights_sha256": digest}), encoding="utf-8")
+        if not (folder / WEIGHTS).is_file() or file_digest(folder / WEIGHTS) != digest:
+            (folder / CONFIG).unlink(missing_ok=True)
     return fingerprint(folder)
 
 

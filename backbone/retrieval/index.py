@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,7 +240,8 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(f".{out.name}.*.building"):
         checkpoint.remove_folder(stale)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".building", dir=out.parent))
+    folder = out.parent / f".{out.name}.{secrets.token_hex(8)}.building"
+    folder.mkdir()
     try:
         tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
         tensors |= {
@@ -251,7 +252,6 @@ def _write(
             library.write_index(_index_of(library, rows, kind), str(folder / _file(name)))
         checkpoint.write_json(folder / KEYS, dict(keys))
         checkpoint.save_checkpoint(folder, tensors, described, _card(described))
-        os.chmod(folder, 0o755)
         if out.exists():
             old = folder.with_name(f"{folder.name.removesuffix('.building')}.old.building")
             os.replace(out, old)
