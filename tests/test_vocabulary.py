@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -263,6 +264,26 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
     grown = snapshot(tmp_path)
     old, new = TextVocabulary.grow_folder(tmp_path, CONFIG, ["<a>", "<c>"])
     assert new is old and snapshot(tmp_path) == grown
+
+
+def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
+    busy, refused = "another process trains it right now", []
+
+    def meanwhile(names: list[str]) -> Iterator[str]:
+        """Another growth and another training, after what is there was read and before anything is written."""
+        if (tmp_path / "config.json").is_file():
+            with pytest.raises(CheckpointError, match=busy):
+                TextVocabulary.grow_folder(tmp_path, CONFIG, ["<other>"])
+            refused.append("grow")
+        with pytest.raises(CheckpointError, match=busy):
+            TextVocabulary.train_folder(tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {})
+        refused.append("train")
+        yield from names
+
+    TextVocabulary.train_folder(tmp_path, CONFIG, lambda: meanwhile(TEXTS), ["<a>"], {})
+    TextVocabulary.grow_folder(tmp_path, CONFIG, meanwhile(["<b>"]))
+    assert refused == ["train", "grow", "train"]
+    assert TextVocabulary.load(tmp_path).all_special_tokens == ("<a>", "<b>")
 
 
 def test_no_room_says_what_to_raise() -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import BUSY, CONFIG, fingerprint, held, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
@@ -338,10 +338,13 @@ class TextVocabulary:
 
         Raises as `train` and `grow_folder`.
         """
-        if (folder / CONFIG).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(folder, BUSY.format(folder)):
+            is_new = not (folder / CONFIG).is_file()
+            if is_new:
+                cls.train(config, texts(), special_tokens, dict(provenance)).save(folder)
+        if not is_new:
             cls.grow_folder(folder, config, special_tokens)
-        else:
-            cls.train(config, texts(), special_tokens, dict(provenance)).save(folder)
 
     @classmethod
     def grow_folder(
@@ -350,13 +353,15 @@ class TextVocabulary:
         """Grow the vocabulary in a folder, if it lacks anything; gives what it was and what it is now.
 
         The pieces file stays as it is, and config.json is replaced in one rename. Raises CheckpointError for a
-        vocabulary of another id space than that of `config`, ConfigError for want of room.
+        vocabulary of another id space than that of `config`, or that another process trains or grows, ConfigError for
+        want of room.
         """
         cls.load(folder, config)  # refuses another id space
-        old = cls.load(folder)
-        new = old.grow(special_tokens, config.size)
-        if new is not old:
-            new.save(folder)
+        with held(folder, BUSY.format(folder)):
+            old = cls.load(folder)
+            new = old.grow(special_tokens, config.size)
+            if new is not old:
+                new.save(folder)
         return old, new
 
     @classmethod
