@@ -314,6 +314,10 @@ def test_a_setting_for_all_goes_to_those_that_have_it(world: World) -> None:
     done = world(f"{train} steps=6")
     assert done.code == 0 and "depth: tokenizer in" in done.printed
     assert "caption: its tokenizer table has no steps" in done.complaint
+    again = world(f"{train} steps=6")
+    for line in ("depth: tokenizer in tokenizers/depth, as it was", "caption: tokenizer in tokenizers/text, as it was"):
+        assert line in again.printed
+        assert line.removesuffix(", as it was") in done.printed
     world(f"{train} steps=7").refused("tokenizers/depth: holds a tokenizer trained otherwise", "steps was 6, is 7")
 
 

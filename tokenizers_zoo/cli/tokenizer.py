@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
 
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, plain_table, settings_option, show_table
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +74,16 @@ def train(
     for name, own in by_name.items():
         if without := ", ".join(key for key in overrides if key not in own):
             click.echo(f"{name}: its tokenizer table has no {without}; trained with its settings", err=True)
+        before = _fingerprint(out or zoo[name].checkpoint)
         folder = train_tokenizer(zoo, name, data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
-        click.echo(f"{name}: tokenizer in {folder}")
+        click.echo(f"{name}: tokenizer in {folder}{', as it was' if _fingerprint(folder) == before else ''}")
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the checkpoint in a folder, None where there is none."""
+    with contextlib.suppress(CheckpointError):
+        return fingerprint(folder)
+    return None
 
 
 @tokenizer.command("eval")

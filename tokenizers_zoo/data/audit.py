@@ -42,7 +42,7 @@ def audit(
     They are not kept where a plugin failed, not the value, nor where the data's folder cannot be written. Raises
     ReadError for a file that the system does not read now.
     """
-    found = {}
+    found: dict[str, str] = {}
     to_keep = {"signature": _signature(store, handle, split), "unreadable": found}  # of the shards that are read now
     of_values = True
     for position, key in enumerate(values.keys):
