@@ -122,7 +122,8 @@ class World:
     def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
         """Let the folder hold these files and no others; by default those at the road's end."""
         wanted = self.after["score"] if wanted is None else wanted
-        shutil.rmtree(self.folder / "data/.audit", ignore_errors=True)
+        for folder in list(self.folder.rglob(".audit")):
+            shutil.rmtree(folder)
         for name, data in self.files().items():
             if name not in wanted:
                 (self.folder / name).unlink()

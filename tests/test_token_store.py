@@ -137,7 +137,8 @@ def codec(
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))
     spec = SimpleNamespace(layout=layout, vocab_size=vocab_size)
-    return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, spec=spec)
+    files = SimpleNamespace(folder=lambda: folder)
+    return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, codec=files, spec=spec)
 
 
 def test_another_codec_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
 @data.command("info")
 @DATA
 def data_info(data_dir: Path) -> None:
-    """Count what DATA, or a token store, holds, and what was dropped and why.
+    """Count what data or tokens hold, and what was dropped.
 
     \b
     Examples:
