@@ -195,6 +195,10 @@ def test_an_index_that_is_there_is_kept_or_replaced_as_asked(world: World, index
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         build(world.run, world.zoo, tmp_path / "mine", config=EmbeddingConfig(), overwrite=True)
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"index: holds notes\.txt, which is no part of an index"):
+        build(world.run, world.zoo, place, config=EmbeddingConfig(), overwrite=True)
+    assert (place / "notes.txt").read_text() == "mine" and Index(place).embedding.space == "centred"
 
 
 Rows = tuple[list[str], list[Any]]

@@ -54,7 +54,7 @@ def generate_to_folder(
     maker = _Maker(model, handles, request, plan, recipe)
     blocks = _blocks(range(len(request.names)), max(1, BATCH // recipe.draws))
     batches = len(blocks) * -(-recipe.draws // BATCH)
-    places = []
+    places: list[Path] = []
     with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
@@ -62,18 +62,7 @@ def generate_to_folder(
             ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             for row in rows:
                 of_row = [draw for draw in draws if draw.row == row]
-                place, written = out / request.names[row], recipe.files()
-                if ranking:
-                    order, scores = ranking[row]
-                    of_row = [of_row[number] for number in order]
-                    table = {"by": recipe.rank or "scorer", "draws": order, "scores": scores}
-                    write_json(place / RANKING, table)
-                    written.add((place / RANKING).resolve())
-                for rank, draw in enumerate(of_row):
-                    places.append(place / str(rank))
-                    for name, value in draw.values.items():
-                        written |= _write_value(places[-1], handles[name], value, draw.tokens[name])
-                _clear(place, written)
+                places += maker.write(out / request.names[row], of_row, ranking.get(row))
     notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
     _write_text(out / PLAN, written_recipe(recipe, notes))
     return sorted(places)
@@ -118,6 +107,21 @@ class _Maker:
                 for number, (row, _) in enumerate(drawn)
             ]
         return found
+
+    def write(self, place: Path, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> list[Path]:
+        """Write the draws of one sample, the best first, in the place of earlier ones; gives their folders."""
+        written = self.recipe.files()
+        if ranking:
+            order, scores = ranking
+            draws = [draws[number] for number in order]
+            write_json(place / RANKING, {"by": self.recipe.rank or "scorer", "draws": order, "scores": scores})
+            written.add((place / RANKING).resolve())
+        folders = [place / str(rank) for rank in range(len(draws))]
+        for folder, draw in zip(folders, draws, strict=True):
+            for name, value in draw.values.items():
+                written |= _write_value(folder, self.handles[name], value, draw.tokens[name])
+        _clear(place, written)
+        return folders
 
 
 def _ranked(

@@ -173,7 +173,8 @@ def build(
     """Embed the stored samples of a split and write an index of them to `out`, which is whole or not there.
 
     An index that is there already and is the same is left as it is. Raises ConfigError where another one is there and
-    is not to be replaced, and ZooErrors for what does not fit together.
+    is not to be replaced, CheckpointError where more than an index would be, and ZooErrors for what does not fit
+    together.
     """
     library = faiss()
     embedder = Embedder(run, zoo, config, device)
@@ -189,11 +190,22 @@ def build(
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             return _same(out, described, embedder.run.tokens / split)
-        checkpoint.load_config(out, CLASS)  # nothing but an index is replaced
+        _check_replaceable(out)
     embedder.fit(names, lambda total: progress_bar("fit the space", total))
     vectors, keys = _embedded(embedder, data, names)
     _write(library, out, described, embedder.spaces, vectors, keys, kind)
     return Index(out)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise CheckpointError for a folder that is no index, or holds more than one: it would be lost."""
+    names = checkpoint.load_config(out, CLASS)["modalities"]
+    own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.CARD, KEYS, *map(_file, (TOGETHER, *names))}
+    if foreign := sorted({path.name for path in out.iterdir()} - own):
+        raise CheckpointError(
+            f"{out}: holds {foreign[0]}, which is no part of an index and would be removed; move it away, or give "
+            "another folder"
+        )
 
 
 def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:

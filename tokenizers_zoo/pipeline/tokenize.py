@@ -318,7 +318,7 @@ class _ModalityRun:
     def _forward(self, values: list[Any]) -> list[npt.NDArray[Any]]:
         start = time.perf_counter()
         tokens = self.handle.encode(values)
-        arrays = [np.asarray(item) if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
+        arrays = [np.asarray(item) for item in tokens]
         self.outcome.encode_seconds += time.perf_counter() - start
         return arrays
 
