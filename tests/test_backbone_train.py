@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
         ("learning_rate", math.inf, "expected a number above 0, got inf"),
         ("min_learning_rate", math.nan, "expected 0 or more, got nan"),
         ("min_learning_rate", 1.0, r"expected at most the peak, 0\.003, got 1"),
-        ("betas", [1.5, 0.9], r"expected two numbers in \[0, 1\), got \[1\.5, 0\.9\]"),
+        ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \[1\.0, 0\.9\]"),
         ("betas", [0.9, math.nan], r"expected two numbers in \[0, 1\), got \[0\.9, nan\]"),
         ("seed", -1, r"expected 0 or more, below 2\*\*63, got -1"),
         ("seed", 2**63, r"expected 0 or more, below 2\*\*63, got 9"),

@@ -156,6 +156,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _has_weights(folder: Path, digest: str) -> bool:
+    """Whether the config in a folder says that its weights have this sha256."""
+    with contextlib.suppress(CheckpointError):
+        return bool(read_table(folder / CONFIG, "weights_sha256")["weights_sha256"] == digest)
+    return False
+
+
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
     """Write a checkpoint folder, or replace the checkpoint in it; returns its fingerprint.
 
@@ -178,7 +185,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
         digest = file_digest(new_weights)
         new_card.write_text(card, encoding="utf-8")
         new_config.write_text(json_text({**config, "weights_sha256": digest}), encoding="utf-8")
-        if not (folder / WEIGHTS).is_file() or file_digest(folder / WEIGHTS) != digest:
+        if not _has_weights(folder, digest):
             (folder / CONFIG).unlink(missing_ok=True)
     return fingerprint(folder)
 
