@@ -28,7 +28,7 @@ define road
 	$(2) list
 	$(2) data make $(3) runs/$(1)/data $(4) --seed 0
 	$(2) data derive runs/$(1)/data
-	$(2) tokenizer train --all --data runs/$(1)/data
+	$(2) tokenizer train --all --data runs/$(1)/data --workers 2
 	$(2) tokenize runs/$(1)/data --out runs/$(1)/tokens
 	$(2) backbone train --tokens runs/$(1)/tokens --out runs/$(1)/backbone --config $(5)
 	$(2) backbone eval runs/$(1)/backbone --config $(5)

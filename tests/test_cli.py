@@ -166,7 +166,9 @@ def test_list_counts_what_is_installed_but_not_enabled(bare: Run) -> None:
     assert "1 more is switched off (few.toml: [modalities.NAME] enabled)\n" in shown
     assert "more" not in bare("list")[1]
     code, shown, _ = bare("--registry", "few.toml", "list", "--json")
-    assert code == 0 and {entry["name"] for entry in json.loads(shown)["modalities"]} == {"depth", "rgb"}
+    listed = json.loads(shown)
+    assert code == 0 and {entry["name"] for entry in listed["modalities"]} == {"depth", "rgb"}
+    assert listed["disabled"]["enabled"] == ["caption"] and len(listed["disabled"]["modalities"]) == installed - 3
 
 
 def test_list_and_info_do_without_torch() -> None:
@@ -364,8 +366,9 @@ def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -
     for words in (
         "tokenize data --out new", "backbone generate run --make depth --out new", "backbone eval run",
         "retrieve build run --out new", "retrieve query new --keys test-0-000001", "retrieve eval run",
+        "encode depth registry.toml", "decode depth registry.toml",
     ):  # fmt: skip
-        command = "zoo " + re.split(" (data|run|new)", words)[0]
+        command = "zoo " + re.split(" (data|run|new|depth)", words)[0]
         expected = f'{command}: device "cuda" is asked for, and there is none; leave --device out'
         refused(zoo(*words.split(), "--device", "cuda"), expected)
 

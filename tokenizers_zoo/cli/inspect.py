@@ -70,7 +70,8 @@ def list_modalities(as_json_text: bool) -> None:
     zoo = open_zoo(strict=False)
     handles, problems = zoo.handles(), zoo.problems()
     if as_json_text:
-        click.echo(json.dumps({"modalities": [as_json(h) for h in handles], "problems": problems}, indent=2))
+        report = {"modalities": [as_json(h) for h in handles], "disabled": zoo.disabled(), "problems": problems}
+        click.echo(json.dumps(report, indent=2))
         return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:

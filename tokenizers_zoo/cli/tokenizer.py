@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, plain_table, settings_option, show_table
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +33,8 @@ def tokenizer() -> None:
 @click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
 @settings_option("A key of the tokenizer table, such as quantizer=vq; with --all, for those that have it.")
 def train(
@@ -44,6 +44,7 @@ def train(
     out: Path | None,
     steps: int | None,
     seed: int,
+    workers: int,
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
@@ -56,9 +57,9 @@ def train(
     Examples:
       zoo tokenizer train depth --data data/scenes
       zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
-      zoo tokenizer train --all --data data/scenes
+      zoo tokenizer train --all --data data/scenes --workers 2
     """
-    from tokenizers_zoo.pipeline.tokenizers import overrides_of_each, train_tokenizer, trainable
+    from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizers, trainable
 
     zoo = open_zoo()
     if bool(names) == everything:
@@ -74,16 +75,12 @@ def train(
     for name, own in by_name.items():
         if without := ", ".join(key for key in overrides if key not in own):
             click.echo(f"{name}: its tokenizer table has no {without}; trained with its settings", err=True)
-        before = _fingerprint(out or zoo[name].checkpoint)
-        folder = train_tokenizer(zoo, name, data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
-        click.echo(f"{name}: tokenizer in {folder}{', as it was' if _fingerprint(folder) == before else ''}")
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """The fingerprint of the checkpoint in a folder, None where there is none."""
-    with contextlib.suppress(CheckpointError):
-        return fingerprint(folder)
-    return None
+    jobs = [
+        TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
+        for name, own in by_name.items()
+    ]
+    for done in train_tokenizers(zoo, jobs, workers):
+        click.echo(f"{done.name}: tokenizer in {done.folder}{', as it was' if done.as_it_was else ''}")
 
 
 @tokenizer.command("eval")

@@ -46,7 +46,8 @@ def tokenize_command(
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="Where to write the tokens (JSON). Default: the terminal.")
-def encode_command(name: str, file: Path, out: Path | None) -> None:
+@DEVICE
+def encode_command(name: str, file: Path, out: Path | None, device: str) -> None:
     """Encode one FILE with the tokenizer of modality NAME. Prints JSON.
 
     \b
@@ -56,6 +57,7 @@ def encode_command(name: str, file: Path, out: Path | None) -> None:
     from tokenizers_zoo.data.token_file import token_text
 
     handle = open_zoo()[name]
+    handle.device = device
     value = handle.transform(handle.read(file.read_bytes(), file.suffix.removeprefix(".").lower()), Crop())
     handle.check(value)
     text = token_text(handle, handle.encode([value])[0])
@@ -72,7 +74,8 @@ def encode_command(name: str, file: Path, out: Path | None) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: FILE_decoded.")
 @click.option("--picture", type=PATH, help="Also draw the value as PNG (text modalities: as text).")
-def decode_command(name: str, file: Path, out: Path | None, picture: Path | None) -> None:
+@DEVICE
+def decode_command(name: str, file: Path, out: Path | None, picture: Path | None, device: str) -> None:
     """Decode the tokens that `zoo encode` wrote.
 
     \b
@@ -82,6 +85,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     from tokenizers_zoo.data.token_file import read_tokens
 
     handle = open_zoo()[name]
+    handle.device = device
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
     target = Path(f"{out or file.with_name(f'{file.stem}_decoded')}.{extension}")

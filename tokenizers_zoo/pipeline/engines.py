@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+TERMINAL = "TERM"
 
 _worker_zoo: Any = None
 _tick: Callable[[], None] = lambda: None  # noqa: E731  (replaced in workers and by run_jobs)
@@ -59,7 +60,7 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     done = context.Value("Q", 0)
     setup = (zoo.tables, zoo.path, done)
-    with _one_thread_each(), ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
+    with _sharing_cores(workers), ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
         running: set[Future[Result]] = {pool.submit(_run, function, job) for job in jobs}
         shown = 0
         try:
@@ -105,16 +106,22 @@ def _run(function: Callable[[Zoo, Job], Result], job: Job) -> Result:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started meanwhile use one thread each for numerics: there is one process per core already."""
-    old = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update({name: "1" for name, value in old.items() if value is None})
+def _sharing_cores(workers: int) -> Iterator[None]:
+    """Let processes started meanwhile use their share of the cores for numerics, and print lines instead of live bars.
+
+    The bars of several processes would be drawn over one another.
+    """
+    share = str(max(1, (os.cpu_count() or 1) // workers))
+    old = {name: os.environ.get(name) for name in (*THREADS, TERMINAL)}
+    os.environ.update({name: share for name in THREADS if old[name] is None} | {TERMINAL: "dumb"})
     try:
         yield
     finally:
         for name, value in old.items():
             if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def read_ahead(

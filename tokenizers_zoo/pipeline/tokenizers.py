@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.checkpoint import fingerprint, write_json
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
 from tokenizers_zoo.training.state import PICTURES, replacing_run
 from tokenizers_zoo.values import has_fixed_length
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
@@ -32,6 +33,60 @@ EVALUATION = "evaluation.json"
 BATCH = 64
 TEXT_BATCH = 256
 SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerJob:
+    """One tokenizer to train; see `train_tokenizer`."""
+
+    name: str
+    data: Path
+    out: Path | None = None
+    seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def run(self, zoo: Zoo) -> TrainedTokenizer:
+        """Train it, in this process."""
+        before = _fingerprint(self.out or zoo[self.name].checkpoint)
+        folder = train_tokenizer(
+            zoo, self.name, self.data, out=self.out, seed=self.seed, overrides=self.overrides, overwrite=self.overwrite
+        )
+        return TrainedTokenizer(name=self.name, folder=folder, as_it_was=_fingerprint(folder) == before)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedTokenizer:
+    """Where a tokenizer is, and whether it was there, just so, before."""
+
+    name: str
+    folder: Path
+    as_it_was: bool
+
+
+def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
+    """Train tokenizers, up to `workers` at a time, in processes that share the cores; gives each as it is finished.
+
+    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it. The
+    weights are those of one worker with as many threads as a process has here. Raises as `train_tokenizer`, once
+    those that run already have come to their end.
+    """
+    apart = [job for job in jobs if workers > 1 and not zoo[job.name].spec.shared_vocabulary]
+    for job in jobs:
+        if job not in apart:
+            yield job.run(zoo)
+    yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
+
+
+def _train(zoo: Zoo, job: TokenizerJob) -> TrainedTokenizer:
+    return job.run(zoo)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the checkpoint in a folder, None where there is none."""
+    with contextlib.suppress(CheckpointError):
+        return fingerprint(folder)
+    return None
 
 
 def train_tokenizer(

@@ -1,0 +1,88 @@
+"""`zoo tokenizer train --workers 2`: several tokenizers at a time give what one after the other gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.pipeline.engines import run_jobs
+
+REGISTRY = """[zoo]
+image_size = 32
+patch_size = 8
+checkpoints = "{}"
+modalities = ["boxes", "caption", "depth", "normal", "semseg"]
+[vocabularies.text]
+size = 1024
+sentinels = 16
+coordinate_bins = 32
+"""
+TRAIN = "tokenizer train --all --data data --set steps=3 --set batch_size=4 --workers"
+
+
+def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[str], str]:
+    """The lines that `zoo` prints, one thread to a process, and what it complains."""
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "--registry", registry, *words.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("at_once")
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.toml").write_text(REGISTRY.format(name))
+    zoo(folder, "one.toml", "data make scenes data --train 12 --test 4 --workers 1 --set image_size=32")
+    return folder
+
+
+def test_at_once_as_one_by_one(place: Path) -> None:
+    """To the bit; the shared vocabulary is written by one process; and again nothing is trained."""
+    one, _ = zoo(place, "one.toml", f"{TRAIN} 1")
+    two, said = zoo(place, "two.toml", f"{TRAIN} 2")
+    names = {"boxes", "caption", "depth", "normal", "semseg"}
+    assert {line.partition(":")[0] for line in two} == names and len(two) == 5
+    assert [line.partition(":")[0] for line in two[:2]] == ["boxes", "caption"]
+    for name in names - {"boxes", "caption"}:
+        assert f"tokenizer {name}: step 3 of 3, " in said
+        assert fingerprint(place / "two" / name) == fingerprint(place / "one" / name)
+    again, said = zoo(place, "two.toml", f"{TRAIN} 2")
+    assert len(again) == 5 and all(line.endswith(", as it was") for line in again) and " step " not in said
+    assert [line.partition(":")[0] for line in one] == sorted(names)
+
+
+def test_one_that_fails(place: Path) -> None:
+    """One line says why; what others have finished is kept, and the same command goes on once it is mended."""
+    shard = next((place / "data" / "train" / "normal").glob("*.tar"))
+    sound = shard.read_bytes()
+    shard.write_bytes(b"no tar at all")
+    try:
+        _, said = zoo(place, "three.toml", f"{TRAIN} 2", code=1)
+    finally:
+        shard.write_bytes(sound)
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and shard.name in errors[0] and "Traceback" not in said
+    assert (place / "three" / "depth" / "config.json").is_file()
+    lines, _ = zoo(place, "three.toml", f"{TRAIN} 2")
+    kept = {line.partition(":")[0]: line.endswith(", as it was") for line in lines}
+    assert len(kept) == 5 and kept["boxes"] and kept["caption"] and kept["depth"] and not kept["normal"]
+
+
+def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
+    return os.environ["TERM"], os.environ["OMP_NUM_THREADS"]
+
+
+def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2, lambda _: None)) == {("dumb", "4")}
+    assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
