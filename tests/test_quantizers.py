@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.quantizers import FSQ_LEVELS, Quantizer, QuantizerConfig, build_quantizer, restore_quantizer
+from tokenizers_zoo.quantizers import (
+    FSQ_LEVELS,
+    CodebookUsage,
+    Quantizer,
+    QuantizerConfig,
+    build_quantizer,
+    restore_quantizer,
+)
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 from tokenizers_zoo.quantizers.kinds import ADAPTERS
 
@@ -151,6 +158,31 @@ def test_the_loss_reaches_the_latents(name: str) -> None:
     latents = some_latents().requires_grad_()
     quantizer(latents).loss.backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["fsq", "residual_fsq"])
+def test_the_spread_brings_codes_into_use(name: str) -> None:
+    """Small numbers that go together are of few codes; the loss alone parts them, and at weight 0 there is none."""
+    config = CONFIGS[name]
+    assert config.spread_weight
+    torch.manual_seed(0)
+    latents = (torch.randn(4096, 3) * torch.tensor([1.0, 0.2, 0.05])) @ torch.randn(3, DIM)
+    quantizer = Quantizer(config, DIM).train()
+    optimizer = torch.optim.Adam(quantizer.project_in.parameters(), lr=0.1)
+
+    def used() -> float:
+        usage = CodebookUsage(config.codebook_size)
+        tokens = quantizer.encode(latents)
+        usage.update(tokens if tokens.ndim == 1 else tokens[:, 0])
+        return usage.perplexity / config.codebook_size
+
+    before = used()
+    for _ in range(500):
+        optimizer.zero_grad()
+        quantizer(latents).loss.backward()
+        optimizer.step()
+    assert before < 0.3 and used() > 0.8
+    assert Quantizer(dataclasses.replace(config, spread_weight=0.0), DIM).train()(latents).loss == 0
 
 
 def test_saved_state_gives_the_same_tokens(config: QuantizerConfig) -> None:
@@ -329,6 +361,8 @@ def test_the_shape_of_tokens_is_known_without_the_quantizer() -> None:
         ("commitment_weight", {"kind": "fsq", "commitment_weight": 0.0}),
         ("commitment_weight", {"kind": "lfq", "commitment_weight": -0.1}),
         ("entropy_weight", {"kind": "vq", "entropy_weight": 0.1}),
+        ("spread_weight", {"kind": "vq", "spread_weight": 0.1}),
+        ("spread_weight", {"kind": "fsq", "spread_weight": -0.1}),
         ("codebook_size", {"kind": "bsq", "codebook_size": 1000}),
         ("codebook_size", {"kind": "residual_fsq", "codebook_size": 1024}),
         ("levels", {"kind": "residual_vq", "levels": (8, 5)}),

@@ -73,7 +73,7 @@ def test_weights_are_those_of_the_table() -> None:
     assert weights().loss_weights("l2") == {"l2": 1.0}
     assert weights(loss="l1", cosine_weight=0.1).loss_weights("l2") == {"l1": 1.0, "cosine": 0.1}
     assert weights(l2_weight=3.0, perceptual_weight=0.5).loss_weights("l2") == {"l2": 3.0, "perceptual": 0.5}
-    table = {**TINY, "l2_weight": 3.0, "smooth_l1_weight": 0.5}
+    table = {**TINY, "l2_weight": 3.0, "smooth_l1_weight": 0.5, "spread_weight": 0.0}
     task = SpatialTask(rgb.plugin, settings("rgb", tokenizer=table))
     module = task.build(SAMPLES.train, np.random.default_rng(0))
     batch = torch.from_numpy(np.stack(SAMPLES.train))

@@ -39,6 +39,8 @@ class QuantizedTrainConfig(TrainConfig):
     """All but fsq kinds and memcodes: weight of the distance between latents and codes in the loss."""
     entropy_weight: float | None = None
     """lfq, bsq, memcodes: weight of the entropy term in the loss."""
+    spread_weight: float | None = None
+    """fsq kinds: weight in the loss of how far codes are from equal use."""
     latent_dim: int = 32
     """Numbers per latent between encoder, quantizer and decoder."""
 

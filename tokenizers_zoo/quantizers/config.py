@@ -44,7 +44,7 @@ _MOVING_AVERAGE: dict[str, Any] = {
 }
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "fsq": {"levels": (8, 5, 5, 5)},
+    "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.05},
     "vq": {**_MOVING_AVERAGE, "distance": "cosine"},
     "lfq": {"entropy_weight": 0.1, "commitment_weight": 0.25},
     "bsq": {"entropy_weight": 0.1, "commitment_weight": 0.25},
@@ -53,7 +53,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "memcodes": {"codebook_dim": 16, "num_codebooks": 8, "entropy_weight": 0.1},
     "residual_vq": {**_MOVING_AVERAGE, "num_codebooks": 4},
     "grouped_residual_vq": {**_MOVING_AVERAGE, "codebook_dim": 16, "num_codebooks": 4, "groups": 2},
-    "residual_fsq": {"levels": (3,) * 6, "num_codebooks": 4},
+    "residual_fsq": {"levels": (3,) * 6, "num_codebooks": 4, "spread_weight": 0.1},
     "residual_simvq": {"codebook_dim": 32, "commitment_weight": 1.0, "num_codebooks": 4},
 }
 """Per kind, the optional fields that it uses and their defaults; a field of another kind is rejected.
@@ -113,6 +113,8 @@ class QuantizerConfig:
     """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
     entropy_weight: float | None = None
     """lfq, bsq, memcodes: weight of the entropy of each latent minus that of the batch in the loss, nats."""
+    spread_weight: float | None = None
+    """fsq kinds: weight in the loss of how far the numbers are from falling on all levels about equally often."""
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:
@@ -179,7 +181,7 @@ class QuantizerConfig:
             raise ValueError(f"decay: expected a number in (0, 1), got {self.decay}")
         if self.revive_below is not None and not 0 <= self.revive_below < 1:
             raise ValueError(f"revive_below: expected a share in [0, 1), got {self.revive_below}")
-        for name in ("kmeans_iterations", "commitment_weight", "entropy_weight"):
+        for name in ("kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")

@@ -20,7 +20,7 @@ from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
 
-TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight")
+TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
 """Fields of the configuration that say nothing about what ids mean: a saved state may go on with others."""
 CONFIG_KEY = "_extra_state"
 """Torch's name for what `get_extra_state` gives."""
@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
     tokens: Int[Tensor, "batch *grid_codes"]
     """int64 ids in [0, codebook_size): (batch, *grid), with a last axis of the codes where a latent has several."""
     loss: Float[Tensor, ""]
-    """What to add to the reconstruction loss (commitment, entropy, spread), weighted; 0 for fsq and in eval mode."""
+    """What to add to the reconstruction loss (commitment, entropy, spread), weighted; 0 in eval mode."""
 
 
 class Quantizer(nn.Module):
