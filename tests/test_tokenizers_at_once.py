@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob
 
 REGISTRY = """[zoo]
 image_size = 32
@@ -38,7 +41,7 @@ def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[st
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("at_once")
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "four"):
         (folder / f"{name}.toml").write_text(REGISTRY.format(name))
     zoo(folder, "one.toml", "data make scenes data --train 12 --test 4 --workers 1 --set image_size=32")
     return folder
@@ -74,6 +77,25 @@ def test_one_that_fails(place: Path) -> None:
     lines, _ = zoo(place, "three.toml", f"{TRAIN} 2")
     kept = {line.partition(":")[0]: line.endswith(", as it was") for line in lines}
     assert len(kept) == 5 and kept["boxes"] and kept["caption"] and kept["depth"] and not kept["normal"]
+
+
+def test_a_mistake_is_told_before_anything_is_trained(place: Path) -> None:
+    words = "tokenizer train depth normal semseg --data data --workers 2 --set steps=many"
+    lines, said = zoo(place, "four.toml", words, code=1)
+    assert not lines and "steps" in said and "many" in said and not (place / "four").exists()
+
+
+def test_the_longest_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (place / "one.toml").read_text() + "".join(
+        f"[modalities.{name}]\ntokenizer = {{ steps = {steps}, batch_size = 2 }}\n"
+        for name, steps in (("depth", 3), ("normal", 5), ("semseg", 4))
+    )
+    zoo = Zoo.from_tables(tomllib.loads(text))
+    jobs = [TokenizerJob(name=name, data=place / "data") for name in ("semseg", "normal")]
+    jobs.append(TokenizerJob(name="depth", data=place / "data", overrides={"steps": 9, "batch_size": 1}))
+    order: list[str] = []
+    monkeypatch.setattr(tokenizers, "run_jobs", lambda _, __, jobs, *___: order.extend(job.name for job in jobs) or ())
+    assert not list(tokenizers.train_tokenizers(zoo, jobs, 2)) and order == ["normal", "depth", "semseg"]
 
 
 def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:

@@ -46,6 +46,12 @@ class TokenizerJob:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
 
+    def samples(self, zoo: Zoo) -> int:
+        """How many the training takes, as far as its table says; 0 where it says nothing of steps."""
+        table = zoo[self.name].known_settings().get("tokenizer")
+        steps, batch = (self.overrides.get(key, getattr(table, key, 0)) for key in ("steps", "batch_size"))
+        return int(steps) * int(batch)
+
     def run(self, zoo: Zoo) -> TrainedTokenizer:
         """Train it, in this process."""
         before = _fingerprint(self.out or zoo[self.name].checkpoint)
@@ -67,14 +73,17 @@ class TrainedTokenizer:
 def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
     """Train tokenizers, up to `workers` at a time, in processes that share the cores; gives each as it is finished.
 
-    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it. The
-    weights are those of one worker with as many threads as a process has here. Raises as `train_tokenizer`, once
-    those that run already have come to their end.
+    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it; of the
+    others the longest ones first, so that none is left to train alone. The weights are those of one worker with as many
+    threads as a process has here. Raises as `train_tokenizer`, once those that run already have come to their end.
     """
+    for job in jobs:
+        zoo[job.name].check_overrides(job.overrides)
     apart = [job for job in jobs if workers > 1 and not zoo[job.name].spec.shared_vocabulary]
     for job in jobs:
         if job not in apart:
             yield job.run(zoo)
+    apart.sort(key=lambda job: job.samples(zoo), reverse=True)
     yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
 
 
