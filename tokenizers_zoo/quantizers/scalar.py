@@ -24,8 +24,8 @@ SPREAD = 0.9
 class FiniteScalar(Adapter):
     """FSQ (arXiv 2309.15505): each dimension is bounded by tanh and rounded; no codebook.
 
-    The paper has no loss for it. A little of `spread_loss` keeps every code in use, which without it are those that
-    fit the first batches: of patches of pictures a fifth stayed unused.
+    The paper has no loss for it. A little of `spread_loss` keeps codes in use that else stay unused, of patches of
+    pictures a fifth; much of it makes tokens that say no more and are harder to predict.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:

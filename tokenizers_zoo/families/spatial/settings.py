@@ -82,6 +82,8 @@ class TokenizerConfig(LossConfig):
     A plugin derives from it to give other defaults.
     """
 
+    default_spread: ClassVar[float | None] = None
+    """Spread of fsq where the table gives none; None takes that of the kind."""
     default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
     """Levels of fsq where the table gives neither levels nor a codebook size.
 
@@ -114,8 +116,11 @@ class TokenizerConfig(LossConfig):
         self.block_config()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
-        """The levels of fsq where the table does not say how many codes there are."""
-        return {"levels": self.default_levels} if self.quantizer == "fsq" and not self.codebook_size else {}
+        """Of fsq: the levels where the table does not say how many codes there are, and how much they are spread."""
+        if self.quantizer != "fsq":
+            return {}
+        levels = {} if self.codebook_size else {"levels": self.default_levels}
+        return {**levels, **({} if self.spread_weight is not None else {"spread_weight": self.default_spread})}
 
     def block_config(self) -> BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""

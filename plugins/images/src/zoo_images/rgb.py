@@ -20,9 +20,10 @@ PSNR_CEILING = 100.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RgbTokenizer(TokenizerConfig):
-    """Defaults of the rgb tokenizer: colours and textures need more codes than shapes."""
+    """Defaults of the rgb tokenizer: colours and textures need more codes than shapes, and more to spread on them."""
 
     default_levels: ClassVar[tuple[int, ...]] = (8, 5, 5, 5)
+    default_spread: ClassVar[float | None] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
