@@ -44,7 +44,7 @@ _MOVING_AVERAGE: dict[str, Any] = {
 }
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.01},
+    "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.0},
     "vq": {**_MOVING_AVERAGE, "distance": "cosine"},
     "lfq": {"entropy_weight": 0.1, "commitment_weight": 0.25},
     "bsq": {"entropy_weight": 0.1, "commitment_weight": 0.25},

@@ -24,8 +24,8 @@ SPREAD = 0.9
 class FiniteScalar(Adapter):
     """FSQ (arXiv 2309.15505): each dimension is bounded by tanh and rounded; no codebook.
 
-    The paper has no loss for it. A little of `spread_loss` keeps codes in use that else stay unused, of patches of
-    pictures a fifth; much of it makes tokens that say no more and are harder to predict.
+    The paper has no loss for it. A little of `spread_loss` brings codes into use that else stay unused, at the same
+    reconstruction; but a backbone made a little less of such tokens, so that it is a setting (docs/tokenizers.md).
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -36,6 +36,8 @@ class FiniteScalar(Adapter):
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
         codes, tokens = self.fsq(latents)
+        if not self.spread_weight:
+            return codes, tokens.long(), latents.new_zeros(())
         return codes, tokens.long(), self.spread_weight * spread_loss(latents.flatten(0, 1))
 
     def tokens(self, latents: Codes) -> Tokens:
