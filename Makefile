@@ -44,7 +44,7 @@ demo-long: $(READY)
 
 # Real photographs: pictures, their edges, their colours.
 demo-photos: $(READY)
-	$(call road,photos,zoo --registry configs/photos.toml,photos,--train 2000 --test 200,configs/photos-backbone.toml)
+	$(call road,photos,zoo --registry configs/photos.toml,photos,--train 8000 --test 200,configs/photos-backbone.toml)
 
 # Every modality whose values scenes gives or that is computed from them, networks from wheels included: 22 at once.
 demo-all: $(TEST_READY)
