@@ -60,6 +60,13 @@ def test_the_map_of_latents_is_beside_the_latents() -> None:
     assert [getattr(part, "out_features", 0) for part in mlp_decoder(config, 3, 5)] == [8, 8, 0, 5]
 
 
+QUANTIZER = [
+    "kind", "codebook_size", "levels", "num_codebooks", "groups", "codebook_dim", "distance", "decay",
+    "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight",
+]  # fmt: skip
+"""The fields that the first files have of a quantizer."""
+
+
 def test_records_say_nothing_of_what_older_ones_lack() -> None:
     """So older runs go on, and older folders compare as equal."""
     quantizer = QuantizerConfig(kind="vq")
@@ -70,7 +77,7 @@ def test_records_say_nothing_of_what_older_ones_lack() -> None:
     )
     assert recorded(spatial) == {
         "channels": 3, "classes": False, "patch_size": 8, "latent_dim": 4,
-        "quantizer": dataclasses.asdict(quantizer), "blocks": recorded(BlockConfig()),
+        "quantizer": {name: getattr(quantizer, name) for name in QUANTIZER}, "blocks": recorded(BlockConfig()),
     }  # fmt: skip
     vector = VectorModelConfig(dim=6, loss="cosine", latent_dim=4, width=8, depth=2, quantizer=quantizer)
     names = ["dim", "loss", "latent_dim", "width", "depth", "quantizer"]
@@ -86,6 +93,15 @@ def test_records_say_nothing_of_what_older_ones_lack() -> None:
     assert DiffusionConfig(layout="published", noise_levels=9, sampling_steps=3).trained()["noise_levels"] == 9
     for config in (spatial, vector, things):
         assert from_mapping(type(config), recorded(config), Origin()) == config
+
+
+def test_a_record_says_how_codes_are_spread_where_it_is_not_as_it_was() -> None:
+    """Tokenizers of before it was a setting have it in no file: 0 for fsq, 0.1 for residual_fsq."""
+    for kind, was in (("fsq", 0.0), ("residual_fsq", 0.1)):
+        config = QuantizerConfig(kind=kind, spread_weight=was)  # type: ignore[arg-type]
+        assert list(recorded(config)) == QUANTIZER
+        assert from_mapping(QuantizerConfig, recorded(config), Origin()) == config
+        assert recorded(dataclasses.replace(config, spread_weight=0.05))["spread_weight"] == 0.05
 
 
 def test_a_record_keeps_an_added_field_that_is_set() -> None:

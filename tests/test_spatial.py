@@ -310,6 +310,14 @@ def test_other_sizes_than_trained(trained: dict[str, Path]) -> None:
         depth.plugin.encode(tokenizer, torch.ones(1, 1, 20, 16))
 
 
+def test_settings_that_only_train_do_not_decide_what_is_loaded(trained: dict[str, Path]) -> None:
+    """Such as how much codes are spread: ids mean the same."""
+    other = settings("depth", tokenizer={**TINY, "spread_weight": 0.3, "steps": 77})
+    first, second = (depth.plugin.load_tokenizer(trained["depth"], "cpu", how) for how in (settings("depth"), other))
+    batch = torch.rand(2, *depth.plugin.modality_spec(other).value.shape) + 1  # type: ignore[arg-type]
+    assert torch.equal(depth.plugin.encode(first, batch), depth.plugin.encode(second, batch))
+
+
 def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="holds a SpatialTokenizer/Depth, expected a SpatialTokenizer/Normal"):
         normal.plugin.load_tokenizer(trained["depth"], "cpu", settings("normal"))

@@ -158,21 +158,29 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
 
 
 ADDED = {"added": True}
-"""Metadata of a field that came after files were written with its class; see `recorded`."""
+"""Metadata of a field that came after files were written with its class; see `recorded`.
+
+Where files from before mean something else than its default, "was" beside it is a function of the dataclass that says.
+"""
 
 
 def recorded(config: Any) -> Any:
-    """A dataclass as tables and lists, for a file. Fields that were ADDED are left out at their default.
+    """A dataclass as tables and lists, for a file. Fields that were ADDED are left out at what they were.
 
     So what a record says of an older configuration stays the same to the letter, and so does what is compared with it.
     """
     if dataclasses.is_dataclass(config):
         fields = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
-        kept = [(f.name, value) for f, value in fields if not (f.metadata.get("added") and value == f.default)]
+        kept = [(f.name, value) for f, value in fields if not (f.metadata.get("added") and value == _was(f, config))]
         return {name: recorded(value) for name, value in kept}
     if isinstance(config, Mapping):
         return {key: recorded(value) for key, value in config.items()}
     return type(config)(map(recorded, config)) if isinstance(config, (list, tuple)) else config
+
+
+def _was(field: dataclasses.Field[Any], config: Any) -> Any:
+    """What files from before an ADDED field mean."""
+    return field.metadata["was"](config) if "was" in field.metadata else field.default
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

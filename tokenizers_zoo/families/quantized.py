@@ -57,5 +57,6 @@ class QuantizedTrainConfig(TrainConfig):
     def quantizer_config(self) -> QuantizerConfig:
         """The quantizer's part of the table, resolved."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"}
-        filled = {name: default for name, default in self.quantizer_defaults().items() if not given[name]}
+        empty = {f.name: f.default for f in dataclasses.fields(QuantizerConfig)}
+        filled = {name: value for name, value in self.quantizer_defaults().items() if given[name] == empty[name]}
         return QuantizerConfig(kind=self.quantizer, **{**given, **filled})

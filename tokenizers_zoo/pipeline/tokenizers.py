@@ -145,17 +145,14 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
 def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By modality, those of `overrides` that its tokenizer table has a key for.
 
-    Raises UnknownKeyError for a key that no table has, ConfigError where those of a modality do not go together.
+    Raises UnknownKeyError for a key that no table has. Whether they go together `train_tokenizers` finds.
     """
     known: dict[str, set[str]] = {}
     for name in names:
         table = zoo[name].known_settings().get("tokenizer")
         known[name] = {item.name for item in dataclasses.fields(table)} if dataclasses.is_dataclass(table) else set()
     reject_unknown(overrides, set().union(*known.values()), Origin(table="modalities.*.tokenizer"))
-    taken = {name: {key: value for key, value in overrides.items() if key in known[name]} for name in names}
-    for name, own in taken.items():
-        zoo[name].check_overrides(own)
-    return taken
+    return {name: {key: value for key, value in overrides.items() if key in known[name]} for name in names}
 
 
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> TrainingSamples:

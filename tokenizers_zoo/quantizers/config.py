@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tokenizers_zoo.config import ADDED
 
 QuantizerKind = Literal[
     "fsq",
@@ -42,6 +44,12 @@ _MOVING_AVERAGE: dict[str, Any] = {
     "revive_below": 0.1,
     "commitment_weight": 1.0,
 }
+
+TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
+"""Fields that say nothing about what ids mean: what was trained with some may be used, or go on, with others."""
+
+SPREAD_WAS = {"fsq": 0.0, "residual_fsq": 0.1}
+"""By kind, the `spread_weight` of what was trained before it could be set."""
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.0},
@@ -113,7 +121,9 @@ class QuantizerConfig:
     """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
     entropy_weight: float | None = None
     """lfq, bsq, memcodes: weight of the entropy of each latent minus that of the batch in the loss, nats."""
-    spread_weight: float | None = None
+    spread_weight: float | None = field(
+        default=None, metadata={**ADDED, "was": lambda config: SPREAD_WAS.get(config.kind)}
+    )
     """fsq kinds: weight in the loss of how far the numbers are from falling on all levels about equally often."""
 
     def __post_init__(self) -> None:
@@ -134,6 +144,10 @@ class QuantizerConfig:
     def codes_per_position(self) -> int:
         """Tokens that one latent becomes."""
         return self.num_codebooks or 1
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields that say what ids mean, by name: all but TRAINING_ONLY."""
+        return {name: value for name, value in asdict(self).items() if name not in TRAINING_ONLY}
 
     def token_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tokens of one sample whose latents form `grid`: several codes per latent are one more axis."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.config import TRAINING_ONLY, QuantizerConfig
 from tokenizers_zoo.quantizers.kinds import ADAPTERS
 from tokenizers_zoo.quantizers.sync import take_first_process
 from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
@@ -20,8 +20,6 @@ from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
 
-TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
-"""Fields of the configuration that say nothing about what ids mean: a saved state may go on with others."""
 CONFIG_KEY = "_extra_state"
 """Torch's name for what `get_extra_state` gives."""
 

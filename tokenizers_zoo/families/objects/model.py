@@ -24,7 +24,7 @@ from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.families.objects.spelling import SpelledGrammar
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
-from tokenizers_zoo.quantizers.quantizer import TRAINING_ONLY
+from tokenizers_zoo.quantizers.config import TRAINING_ONLY
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +124,11 @@ class SpatialTokenizer:
         except (ConfigError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
-        wanted = modality.describe(settings)
-        model = wanted["model"]
+        wanted = modality.model_config(modality.options(settings))
         for what, here, there in (
-            ("patch_size", found.patch_size, model["patch_size"]),
-            ("classes", config.get("classes"), wanted["classes"]),
-            ("quantizer", asdict(found.quantizer), model["quantizer"]),
+            ("patch_size", found.patch_size, wanted.patch_size),
+            ("classes", config.get("classes"), modality.describe(settings)["classes"]),
+            ("quantizer", found.quantizer.meaning(), wanted.quantizer.meaning()),
         ):
             if here != there:
                 raise CheckpointError(

@@ -119,8 +119,8 @@ class TokenizerConfig(LossConfig):
         """Of fsq: the levels where the table does not say how many codes there are, and how much they are spread."""
         if self.quantizer != "fsq":
             return {}
-        levels = {} if self.codebook_size else {"levels": self.default_levels}
-        return {**levels, **({} if self.spread_weight is not None else {"spread_weight": self.default_spread})}
+        spread = {"spread_weight": self.default_spread}
+        return spread if self.codebook_size else {"levels": self.default_levels, **spread}
 
     def block_config(self) -> BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""

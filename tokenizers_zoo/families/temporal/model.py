@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,22 +103,20 @@ class TemporalCodec:
         except (ConfigError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
-        wanted = modality.describe(settings)
-        here = {
-            "patch": list(found.patch),
-            "quantizer": asdict(found.quantizer),
-            "channels": found.channels,
-            **config["signal"],
-        }
-        there = {**{key: wanted["model"][key] for key in ("quantizer", "channels")}, **wanted["signal"]}
-        there["patch"] = list(wanted["model"]["patch"])
+        options = modality.options(settings)
+        here, there = (
+            {"quantizer": model.quantizer.meaning(), "channels": model.channels, **signal, "patch": list(model.patch)}
+            for model, signal in (
+                (found, config["signal"]), (modality.model_config(options), modality.signal(options))
+            )
+        )  # fmt: skip
         for what, value in there.items():
             if here.get(what) != value:
                 raise CheckpointError(
                     f"{settings.name}: the tokenizer at {folder} has {what} {here.get(what)}, but"
                     f" {settings.origin.at(what)} asks for {value}; change the settings, or train another"
                 )
-        return cls(modality, modality.options(settings), module, device)
+        return cls(modality, options, module, device)
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
         """Tokens on the device of `values`. Raises InvalidValueError for sizes that the patch does not divide."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ class VectorTokenizer:
         wanted = modality.model_config(modality.options(settings))
         for what, here, there in (
             ("dim", found.dim, wanted.dim),
-            ("quantizer", asdict(found.quantizer), asdict(wanted.quantizer)),
+            ("quantizer", found.quantizer.meaning(), wanted.quantizer.meaning()),
         ):
             if here != there:
                 raise CheckpointError(
