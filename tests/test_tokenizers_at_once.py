@@ -12,6 +12,7 @@ import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob
@@ -96,6 +97,19 @@ def test_the_longest_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     order: list[str] = []
     monkeypatch.setattr(tokenizers, "run_jobs", lambda _, __, jobs, *___: order.extend(job.name for job in jobs) or ())
     assert not list(tokenizers.train_tokenizers(zoo, jobs, 2)) and order == ["normal", "depth", "semseg"]
+
+
+def fails_first(zoo: Zoo, job: Path) -> None:
+    job.touch()
+    if job.name == "0":
+        raise ZooError("no more")
+
+
+def test_nothing_is_begun_after_an_error(tmp_path: Path) -> None:
+    """Nor after an interrupt, which is one: a training that waits in a queue would go on for its whole length."""
+    with pytest.raises(ZooError, match="no more"):
+        list(run_jobs(Zoo.installed(), fails_first, [tmp_path / str(n) for n in range(6)], 2, lambda _: None))
+    assert {path.name for path in tmp_path.iterdir()} <= {"0", "1"}
 
 
 def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:

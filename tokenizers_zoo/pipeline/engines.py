@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,8 +48,8 @@ def run_jobs(
     """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
 
     `workers` None means one per core. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
-    threads are never copied. The first error stops the rest; what other jobs have finished is kept. `advance` is called
-    with the number of samples that the jobs have ticked off since.
+    threads are never copied. After the first error, or an interrupt, no job is begun; what others have finished is
+    kept. `advance` is called with the number of samples that the jobs have ticked off since.
     """
     global _tick
     workers = min(workers or os.cpu_count() or 1, len(jobs))
@@ -61,7 +62,9 @@ def run_jobs(
     done = context.Value("Q", 0)
     setup = (zoo.tables, zoo.path, done)
     with _sharing_cores(workers), ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
-        running: set[Future[Result]] = {pool.submit(_run, function, job) for job in jobs}
+        # One for each worker: what is handed over beside them is queued, and would be begun after an error, too.
+        waiting = iter(jobs)
+        running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, workers)}
         shown = 0
         try:
             while running:
@@ -69,8 +72,9 @@ def run_jobs(
                 now = done.value
                 advance(now - shown)
                 shown = now
-                for future in finished:
-                    yield future.result()
+                results = [future.result() for future in finished]
+                running |= {pool.submit(_run, function, job) for job in islice(waiting, len(results))}
+                yield from results
         except BrokenProcessPool:
             raise ZooError(
                 "a worker process died, perhaps for lack of memory; run the same command again to go on, with fewer "
