@@ -83,6 +83,18 @@ def test_weights_are_those_of_the_table() -> None:
     torch.testing.assert_close(task.losses(module, batch)["loss"], expected)
 
 
+def test_codes_of_pictures_are_spread_unless_the_table_says_otherwise() -> None:
+    def spread(plugin: Any, name: str, **table: Any) -> float | None:
+        given: float | None = plugin.options(settings(name, tokenizer=table)).tokenizer.quantizer_config().spread_weight
+        return given
+
+    assert spread(rgb.plugin, "rgb") == spread(rgb.plugin, "rgb", codebook_size=1000) == 0.05
+    assert spread(depth.plugin, "depth") == spread(rgb.plugin, "rgb", spread_weight=0.0) == 0
+    assert (
+        spread(rgb.plugin, "rgb", quantizer="residual_fsq") == 0.1 and spread(rgb.plugin, "rgb", quantizer="vq") is None
+    )
+
+
 def test_what_the_table_says_of_losses_is_part_of_the_run() -> None:
     plain, other = ({**TINY}, {**TINY, "l1_weight": 0.5, "class_balance": 0.0})
     describe = rgb.plugin.describe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def fails_first(zoo: Zoo, job: Path) -> None:
     job.touch()
     if job.name == "0":
         raise ZooError("no more")
+    time.sleep(3)  # so that the error arrives while the others are at work
 
 
 def test_nothing_is_begun_after_an_error(tmp_path: Path) -> None:
