@@ -115,11 +115,15 @@ class Mixture:
     """Modalities that may be inputs; empty means all."""
     targets: tuple[str, ...] = ()
     """Modalities that may be targets; empty means all that are discrete."""
+    alone: float = 0.0
+    """Share of these samples, 0 to 1, whose input is of one modality alone, however few tokens that has."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "input_alpha", "target_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if not 0 <= self.alone <= 1:
+            raise ValueError(f"alone: expected 0 to 1, got {self.alone}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,7 +271,7 @@ class TrainConfig:
     """Move only the rows of the tables, and the projections, that the backbone the run starts from has not."""
     known_rate: float = 1.0
     """Factor of the learning rate for what the backbone that the run starts from has; what is new moves at the whole
-    rate. 1: all alike."""
+    rate. 1: all alike. `zoo backbone grow` has 0.1 where it is not set."""
     datasets: tuple[Dataset, ...] = ()
     """Further token stores; a step's samples are shared out among all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)

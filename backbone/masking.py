@@ -12,7 +12,8 @@ Inputs are chosen first, targets from what is left:
 
 Budgets are full whenever the sample has the tokens: a share that a modality cannot use goes to the others. Where a
 sample has fewer tokens than both budgets ask for, both get less in proportion, so that there is always something to
-predict.
+predict. So a model never sees a short modality alone, unless a part of the mixture asks for that: in its share `alone`
+of the samples, the modality with the largest share is the only input.
 
 Random numbers are Philox's (Salmon et al. 2011), keyed by the seed and counted by step and slot: the mask of a sample
 depends on seed, step, its slot in the batch and the sample itself, not on the batch's size or on other samples.
@@ -60,6 +61,8 @@ class Draws:
     """`batch*sequences width+1`: keys for their places."""
     turns: Keys
     """`batch*sequences width`: keys for the order in which they are asked for."""
+    alone: Floats
+    """`batch`, uniform: whether the input is of one modality alone."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Masker:
         self._may_be_input = np.array([self._allowed(part, "inputs", tables.names) for part in parts])
         self._may_be_target = np.array([self._allowed(part, "targets", tables.discrete) for part in parts])
         self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
+        self._alone = np.array([part.alone for part in parts])
 
     def _allowed(self, part: Mixture, side: str, everything: tuple[str, ...]) -> Bools:
         names = getattr(part, side) or everything
@@ -116,6 +120,8 @@ class Masker:
         inputs_allowed = self._may_be_input[part] & raw.present
         targets_allowed = self._may_be_target[part] & raw.present
         shares = draws.log_shares[rows, part]
+        alone = draws.alone < self._alone[part]
+        inputs_allowed[alone] &= _largest(shares[alone, 0], inputs_allowed[alone] & (raw.lengths[alone] > 0))
         inputs = self._share_inputs(raw, draws, shares[:, 0], inputs_allowed, targets_allowed)
         spans = self._mask_sequences(raw, draws, inputs)
         targets, asked = self._share_targets(raw, draws, shares[:, 1], targets_allowed, inputs, spans)
@@ -132,7 +138,7 @@ class Masker:
         uniform = np.empty((batch, 5 + sequences + 2 * parts * modalities))
         gamma = np.empty((batch, parts, 2, modalities))
         fixed = sum(len(group.indices) * group.length for group in self._groups)
-        keys = np.empty((batch, fixed + sequences * (3 * self._width + 1)), np.uint64)
+        keys = np.empty((batch, fixed + sequences * (3 * self._width + 1) + 1), np.uint64)
         stream = np.random.Philox(key=seed % WORD)
         generator = np.random.Generator(stream)
         state = stream.state
@@ -150,11 +156,12 @@ class Masker:
         power = uniform[:, 5 + sequences :].reshape(gamma.shape)
         log_shares = np.log(gamma) + np.log1p(-power) / self._alphas[:, :, None]
         width = self._width
-        spans = keys[:, fixed:].reshape(batch * sequences, 3 * width + 1)
+        spans = keys[:, fixed:-1].reshape(batch * sequences, 3 * width + 1)
         return Draws(
             part=uniform[:, 0], budget=uniform[:, 1], rounding=uniform[:, 2:5], log_shares=log_shares,
             span_rounding=uniform[:, 5 : 5 + sequences], orders=keys[:, :fixed],
             cuts=spans[:, :width], slots=spans[:, width : 2 * width + 1], turns=spans[:, 2 * width + 1 :],
+            alone=keys[:, -1] / float(WORD),
         )  # fmt: skip
 
     def _part(self, raw: RawBatch, draws: Draws) -> Ints:
@@ -320,6 +327,12 @@ class _Packing:
             inputs=PackedInputs(**tensors(self.inputs), vectors=self.vectors),
             targets=PackedTargets(**tensors(self.targets), read=torch.from_numpy(self.targets.read)),
         )
+
+
+def _largest(log_shares: Floats, possible: Bools) -> Bools:
+    """The modality with the largest share of those that are possible, `rows modalities`."""
+    columns = np.arange(log_shares.shape[1])
+    return columns == np.where(possible, log_shares, -np.inf).argmax(axis=1)[:, None]
 
 
 def _groups(tables: Tables) -> list[Group]:

@@ -37,7 +37,9 @@ BACKBONE = """
 ## A backbone
 
 [Training](training.md) says what the keys do, with figures. `zoo backbone train --preset NAME` is one of these sizes,
-and what `[model]` says goes before it; parameters are those of the blocks, without embeddings:
+and what `[model]` says goes before it; parameters are those of the blocks, without embeddings. What neither says is
+`nano`'s, or with `--from` that run's: the defaults of `[model]` below are those of `ModelConfig` in Python. All sizes
+have `rotary = true`.
 """
 TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) says what the keys do."
 TUNINGS = "\nDefaults that go with `tuning`, in place of those above:\n"
@@ -65,8 +67,9 @@ def presets() -> list[str]:
     rows = []
     for name, config in PRESETS.items():
         depths = f"{config.encoder_depth} + {config.decoder_depth}"
-        rows.append((f"`{name}`", str(config.dim), depths, str(config.heads), f"{millions(config)} M"))
-    return table(("preset", "dim", "encoder + decoder blocks", "heads", "parameters"), rows)
+        ratio = f"{config.mlp_ratio:g}"
+        rows.append((f"`{name}`", str(config.dim), depths, str(config.heads), ratio, f"{millions(config)} M"))
+    return table(("preset", "dim", "encoder + decoder blocks", "heads", "mlp_ratio", "parameters"), rows)
 
 
 def millions(config: ModelConfig) -> str:

@@ -132,6 +132,14 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
     np.testing.assert_allclose(long, tone(300.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_wav_of_a_pipe_does_not_know_its_size(size: int) -> None:
+    data = bytearray(wav_file((tone(300.0) * 32767).astype(np.int16)))
+    data[4:8] = data[40:44] = size.to_bytes(4, "little")
+    assert data[36:40] == b"data"
+    np.testing.assert_allclose(audio.plugin.read_value(bytes(data), "wav", settings()), tone(300.0), atol=1e-4)
+
+
 def test_what_is_written_comes_back() -> None:
     value = np.clip(3 * tone(300.0), -1, 1)
     data, extension = audio.plugin.write_value(value, settings())

@@ -256,8 +256,11 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (npy(masks), "npy"),
         (json.dumps(sam).encode(), "json"),
         (json.dumps(sam["annotations"]).encode(), "json"),
+        (b"\xef\xbb\xbf" + json.dumps(sam).encode(), "json"),
     ):
         np.testing.assert_array_equal(instances.read(data, extension), np.where(value == 8, 2, value > 0))
+    found = instances.read(npy(np.zeros((0, 6, 8), bool)), "npy")  # as SAM says that there is nothing
+    assert found.shape == (6, 8) and not found.any()
 
 
 @pytest.mark.parametrize(
@@ -272,6 +275,8 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (npy(np.full((4, 4), -1)), "npy", "expected ids in [0, 65535], got -1 to -1"),
         (npy(np.full((4, 4), 70000)), "npy", "expected ids in [0, 65535], got 70000 to 70000; number them from 1"),
         (npy(np.zeros((4, 4), bool)), "npy", "got bool"),
+        (npy(np.zeros((0, 4, 4), np.int32)), "npy", "the array (0, 4, 4) is empty"),
+        (npy(np.zeros((2, 0, 4), bool)), "npy", "the array (2, 0, 4) is empty"),
         (b"{}", "json", 'expected {"annotations"'),
         (b"[]", "json", "expected one or more masks of one size, got 0 of 0 sizes"),
         (b'[{"segmentation": {"size": [2, 2], "counts": [1, 1]}}]', "json", "expected 4 pixels (2 x 2), got 2"),

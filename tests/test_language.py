@@ -69,6 +69,29 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
     assert caption.transform(text, Crop(left=0.5, width=0.5)) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("a ball on the far left and a box on the right", "a ball on the far right and a box on the left"),
+        ("A sofa from the left to the far right.", "A sofa from the right to the far left."),
+        ("Trees on the left and right.", "Trees on the right and left."),
+        ("Left and right sides of the road, and the left or the right.",
+         "Right and left sides of the road, and the right or the left."),
+        ("The left chair is in the upper left corner.", "The right chair is in the upper right corner."),
+        ("He left; all right.", "He left; all right."),
+    ],
+)  # fmt: skip
+def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:
+    assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
+
+
+def test_all_sides_that_scenes_names_are_exchanged() -> None:
+    captions = pytest.importorskip("zoo_scenes.captions")
+    sides = captions._SIDES
+    for name, mirror in zip(sides, reversed(sides), strict=True):
+        assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
+
+
 def test_caption_scores_by_hand() -> None:
     assert words("A red-brown Chair!") == ["a", "red", "brown", "chair"]
     pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]

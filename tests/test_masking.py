@@ -18,7 +18,14 @@ from backbone.masking import Masker
 from backbone.spans import Spans, choose, mask_spans, ragged
 from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, SequenceLayout
+from tokenizers_zoo.modality import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    VectorLayout,
+)
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -234,7 +241,7 @@ def test_every_sample_can_be_read_back(
 ) -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
-    mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha), Mixture(inputs=("words", "code")))
+    mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha, alone=0.3), Mixture(inputs=("words", "code"), alone=0.7))
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
@@ -324,7 +331,10 @@ def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
 
 def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
     specs = all_layouts()
-    mixtures = (Mixture(), Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)))
+    mixtures = (
+        Mixture(alone=0.5),
+        Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)),
+    )
     masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=mixtures))
     raw = raw_batch(specs, 8, seed=3, absent=0.2)
     whole = flat_tensors(masker(raw, seed=5, step=7))
@@ -390,6 +400,48 @@ def test_by_default_most_samples_have_most_of_their_input_of_one_modality() -> N
 
     plain = MaskingConfig(input_budget=64, min_input=0, target_budget=32, mixtures=(Mixture(),))
     assert share(plain) < 0.3 < 0.6 < share(dataclasses.replace(plain, mixtures=MaskingConfig().mixtures))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float) -> None:
+    specs = [spec("picture", GridLayout(shape=(8, 8))), spec("other", GridLayout(shape=(8, 8)))]
+    specs += [spec("class", VectorLayout(length=1)), spec("raw", PatchesLayout(shape=(3, 3), dim=2))]
+    raw = raw_batch(specs, 3000, seed=1, absent=0.3)
+    mixture = Mixture(inputs=("picture", "class", "raw"), alone=share)
+    config = MaskingConfig(input_budget=40, target_budget=60, min_input=0, mixtures=(mixture,))
+    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
+    counts = counts.sum(dim=1)
+    # Where nothing else is short of tokens: all of the three are there, and the other picture to be asked for.
+    three = torch.from_numpy(raw.present.all(axis=1))
+    alone = three & ((counts > 0).sum(dim=1) == 1)
+    few = alone & (counts[:, 0] == 0)
+    assert three.sum() > 600 and counts[:, 1].sum() == 0
+    assert abs(few[three].float().mean().item() - share * 2 / 3) < 0.06
+    assert (counts[few][:, [2, 3]].sum(dim=1) == torch.where(counts[few, 2] > 0, 1, 9)).all()
+    if share == 1:
+        each = (counts[three] > 0).float().mean(dim=0)
+        assert alone[three].all() and (each[[0, 2, 3]] - 1 / 3).abs().max() < 0.06
+        assert (counts[three, 0][counts[three, 0] > 0] == 40).all()
+    assert batch.targets.mask[three].all()
+    check_batch(specs, raw, batch, config)
+
+
+def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
+    specs = all_layouts()
+    plain = MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=(Mixture(),))
+    raw = raw_batch(specs, 200, seed=3)
+    before = flat_tensors(Masker(Tables(specs), plain)(raw, seed=5, step=7))
+    mixed = dataclasses.replace(plain, mixtures=(Mixture(alone=0.2),))
+    after = flat_tensors(Masker(Tables(specs), mixed)(raw, seed=5, step=7))
+    same = torch.stack([(a == b).all(dim=1) for a, b in zip(before, after, strict=True)]).all(dim=0)
+    assert 0.7 < same.float().mean().item() < 0.9
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_from_0_to_1(share: float) -> None:
+    with pytest.raises(ValueError, match="alone: expected 0 to 1"):
+        Mixture(alone=share)
 
 
 def test_mixtures_that_cannot_be_are_errors() -> None:

@@ -24,12 +24,15 @@ from text_tokenizers import (
     settings_of,
 )  # fmt: skip
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from zoo_metadata.fields import MetadataField, parse_token
 from zoo_metadata.geometric import occlusion_edges
 from zoo_metadata.metadata import FIELDS
-from zoo_metadata.semantic import CLASSES, COUNTABLE
+from zoo_metadata.semantic import COUNTABLE
+from zoo_semantics.semseg import CLASSES
 
+SPECS = {"semseg": Zoo.installed()["semseg"].spec}
 field_values = {
     name: st.integers(int(declared.low), int(declared.high))
     if declared.kind == "int"
@@ -193,7 +196,7 @@ def test_declared_fields_are_in_the_spec() -> None:
 
 def test_the_look_of_made_pictures() -> None:
     at = settings_of("image_metadata")
-    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at)
+    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at, {})
     assert grey == pytest.approx(
         {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
     )
@@ -204,7 +207,7 @@ def test_the_look_of_made_pictures() -> None:
         "brightness": 0.2126 / 2, "contrast": 0.2126 / 2, "saturation": 0.5,
         "colourfulness": 1.3 * math.hypot(0.5, 0.25), "entropy": 1.0,
     }  # fmt: skip
-    assert image_metadata.derive({"rgb": halves}, at) == pytest.approx(expected)
+    assert image_metadata.derive({"rgb": halves}, at, {}) == pytest.approx(expected)
 
 
 def test_the_look_against_libraries() -> None:
@@ -213,7 +216,7 @@ def test_the_look_against_libraries() -> None:
     from skimage.measure import shannon_entropy
 
     rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
-    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"))
+    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
     assert found["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
     levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
     assert found["entropy"] == pytest.approx(shannon_entropy(levels))
@@ -239,6 +242,7 @@ def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
     found = geometric_metadata.derive(
         {"depth": with_box[None].astype(np.float32), "normal": np.zeros((3, 4, 4), np.float32)},
         settings_of("geometric_metadata"),
+        {},
     )
     assert found["occlusion_score"] == outline.mean()
     assert found["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
@@ -249,9 +253,11 @@ def test_geometric_complexity_by_hand() -> None:
     at = settings_of("geometric_metadata", inputs=["normal"])
     normal = np.zeros((3, 2, 2), np.float32)
     normal[2] = 1
-    assert geometric_metadata.derive({"normal": normal}, at) == {"geometric_complexity": 0.0}
+    assert geometric_metadata.derive({"normal": normal}, at, {}) == {"geometric_complexity": 0.0}
     normal[:, 0] = [[0], [1], [0]]  # half up, half to the viewer: the mean has length sqrt(1/2)
-    assert geometric_metadata.derive({"normal": normal}, at) == {"geometric_complexity": pytest.approx(1 - 0.5**0.5)}
+    assert geometric_metadata.derive({"normal": normal}, at, {}) == {
+        "geometric_complexity": pytest.approx(1 - 0.5**0.5)
+    }
 
 
 def test_what_is_shown_is_counted() -> None:
@@ -263,7 +269,7 @@ def test_what_is_shown_is_counted() -> None:
         "semseg": np.vectorize(CLASSES.index)(semseg),
         "caption": "A person sits. It's late! Is it?",
     }
-    assert semantic_metadata.derive(sample, at) == {
+    assert semantic_metadata.derive(sample, at, SPECS) == {
         "num_people": 1, "num_objects": 4, "num_labels": 3, "object_share": 2 / 5, "walkable_share": 2 / 5,
         "num_classes": 4, "caption_characters": 32, "caption_words": 8, "caption_sentences": 3,
     }  # fmt: skip
@@ -272,30 +278,52 @@ def test_what_is_shown_is_counted() -> None:
 def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
     at = settings_of("semantic_metadata")
     empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
-    assert semantic_metadata.derive(empty, at) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
+    assert semantic_metadata.derive(empty, at, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
     some = settings_of("semantic_metadata", inputs=["caption"])
     assert semantic_metadata.modality_spec(some).derived_from == ("caption",)
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
-    assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments) == {"num_segments": 2}
-    assert semantic_metadata.derive({"caption": "日本語。はい。"}, some)["caption_sentences"] == 2
+    assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments, {}) == {"num_segments": 2}
+    assert semantic_metadata.derive({"caption": "日本語。はい。"}, some, {})["caption_sentences"] == 2
 
 
 def test_what_is_computed_is_clipped_into_its_range() -> None:
     at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
     crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
-    found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at)
+    found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
     assert (found["num_people"], found["num_objects"], found["caption_words"]) == (20, 31, 400)
     assert round_trip(load("semantic_metadata"), found).keys() == found.keys()
+
+
+def test_class_ids_mean_what_semseg_says() -> None:
+    table = {"classes": ["sky", "person", "floor"]}
+    zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
+    found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
+    assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
+
+
+def test_what_cannot_be_read_is_not_written() -> None:
+    at = settings_of("metadata")
+    with pytest.raises(InvalidValueError, match=r"field camera_fov: .*30 to 110"):
+        metadata.write_value({"camera_fov": 27.5}, at)
+
+
+def test_a_score_is_the_same_in_any_order_of_the_fields() -> None:
+    rng = np.random.default_rng(0)
+    names = [name for name, declared in FIELDS.items() if declared.kind != "int"]
+    truth = [{name: float(rng.uniform(FIELDS[name].low, FIELDS[name].high)) for name in names} for _ in range(9)]
+    guess = [{name: value * 0.9 for name, value in table.items()} for table in truth]
+    turned = [dict(reversed(table.items())) for table in truth]
+    at = settings_of("metadata")
+    assert metadata.score(guess, truth, at) == metadata.score(guess, turned, at)
 
 
 def test_inputs_and_classes_that_do_not_fit_are_refused() -> None:
     for inputs in ([], ["rgb"], ["boxes", "boxes"]):
         with pytest.raises(ConfigError, match="inputs: expected some of boxes, sam_instance, semseg, caption"):
             semantic_metadata.modality_spec(settings_of("semantic_metadata", inputs=inputs))
-    at = settings_of("semantic_metadata", inputs=["semseg"], classes=["sky", "person"], countable=["person"])
-    assert semantic_metadata.derive({"semseg": np.array([[0, 1], [1, 1]])}, at)["object_share"] == 0.75
-    with pytest.raises(InvalidValueError, match=r"class ids up to 2, and 2 classes are named; set classes in \[zoo\]"):
-        semantic_metadata.derive({"semseg": np.array([[2]])}, at)
+    at = settings_of("semantic_metadata", inputs=["semseg"], countable=["person"])
+    with pytest.raises(InvalidValueError, match="class ids up to 19, and semseg names 19 classes"):
+        semantic_metadata.derive({"semseg": np.array([[19]])}, at, SPECS)
     with pytest.raises(ConfigError, match="occlusion_threshold: expected a number between 0 and 1, got 2"):
         geometric_metadata.modality_spec(settings_of("geometric_metadata", occlusion_threshold=2.0))
 

@@ -30,7 +30,7 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def animation(greys: list[int], milliseconds: int, kind: str = "GIF") -> bytes:
+def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:
     frames = [Image.new("L", (16, 16), grey).convert("RGB") for grey in greys]
     buffer = io.BytesIO()
     frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:], duration=milliseconds, lossless=True)
@@ -50,6 +50,13 @@ def test_animations_are_read_at_the_rate_of_the_settings(kind: str) -> None:
     found = read_video(animation([0, 51, 102, 153, 204], 100, kind), kind.lower(), frame_rate=8.0)
     assert found.shape == (4, 3, 16, 16) and found.dtype == np.float32
     np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_each_frame_is_shown_as_long_as_the_file_says(kind: str) -> None:
+    """At 0, 125, 250 and 375 ms; the first frame until 300 ms."""
+    found = read_video(animation([0, 51, 102], [300, 60, 400], kind), kind.lower(), frame_rate=8.0)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0, 0, 0.4], atol=0.01)
 
 
 def test_bytes_are_read_as_0_to_255() -> None:
@@ -166,6 +173,16 @@ def test_tables_are_read_with_and_without_names() -> None:
         found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
         assert found.shape == (6, 3) and found.dtype == np.float32
         assert found[:, 0].tolist() == pytest.approx([0.1, 9.8, 0, 0, 0, 0.01])
+
+
+@pytest.mark.parametrize("form", ["%.6e", "%.6E", "%g"])
+def test_a_first_line_of_numbers_is_no_header(form: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 6))
+    rows[:, 1] += 9.81
+    text = "\n".join(",".join(form % number for number in row) for row in rows)
+    for header in ("", "ax,ay,az,gx,gy,gz\n"):
+        found = imu.plugin.read_value((header + text).encode(), "csv", settings("imu"))
+        np.testing.assert_allclose(found, rows.T, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

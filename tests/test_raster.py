@@ -57,6 +57,13 @@ def test_integers_become_reflectance(write: Any) -> None:
             "npy",
             "reflectance up to 2, got 3000; save integers",
         ),
+        (npy(np.full((12, 4, 4), 25454, np.uint16)), "npy", "up to 2, got 2.5454, and 100% above it; set scale and"),
+        (npy(np.full((12, 4, 4), -9999, np.int16)), "npy", "got -0.9999, as where there is no data"),
+        (
+            tiff_bytes(np.eye(4)[None] * np.ones((12, 1, 1)), nodata=0),
+            "tif",
+            "12 of 16 pixels have no data, which is 0",
+        ),
         (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
         (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
         (b"garbage", "tif", "cannot be read as TIFF"),
@@ -71,7 +78,17 @@ def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) ->
 
 def test_bands_are_not_taken_for_colours() -> None:
     bands = np.arange(64, dtype=np.float32).reshape(2, 8, 4)
-    np.testing.assert_array_equal(read_tiff(tiff_bytes(bands)), bands)  # a warning of tifffile would be an error
+    found, nodata = read_tiff(tiff_bytes(bands))  # a warning of tifffile would be an error
+    np.testing.assert_array_equal(found, bands)
+    assert nodata is None and read_tiff(tiff_bytes(bands, nodata=-9999))[1] == -9999
+
+
+def test_noise_below_0_and_glints_of_integers_are_cut_off() -> None:
+    value = np.full((12, 10, 10), 0.5, np.float32)
+    value[0, 0, :3] = -0.02, 2.5, 0.0
+    data = npy(np.round(value * 10000).astype(np.int16))
+    found = multispectral.plugin.read_value(data, "npy", settings("multispectral"))
+    np.testing.assert_allclose(found, np.clip(value, 0, 2), atol=1e-6)
 
 
 def test_spectral_angle_by_hand() -> None:
@@ -130,6 +147,9 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
     [
         (npy(np.array([[1.0, np.nan]])), "npy", "1 of 2 pixels are no height"),
         (npy(np.array([[1.0, -32768.0]])), "npy", "1 of 2 pixels are no height"),
+        (npy(np.array([[1, -9999]], np.int16)), "npy", "1 of 2 pixels have no height, which -9999 stands for"),
+        (tiff_bytes(np.float32([[7, 0, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
+        (tiff_bytes(np.float32([[7, -9999, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
         (npy(np.zeros((3, 2, 2))), "npy", r"expected \(1, height, width\), got \(3, 2, 2\)"),
     ],
 )
@@ -145,3 +165,14 @@ def test_slopes_that_face_the_sun_are_bright() -> None:
         for value in (ramp, np.ascontiguousarray(ramp[..., ::-1]))
     )
     assert west > 1.3 * east  # the sun is in the north-west; a slope that rises to the east faces west
+
+
+def test_what_stands_for_a_missing_height_is_a_setting() -> None:
+    trench = npy(np.array([[-9999.0, 5.0]]))
+    found = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))
+    np.testing.assert_array_equal(found, [[[-9999, 5]]])
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 970]], np.uint16)).save(buffer, format="PNG")
+    own = settings("heightmap", nodata=0.0, png_scale=0.1, png_offset=-100.0)
+    with pytest.raises(InvalidValueError, match="1 of 2 pixels have no height, which -100 stands for"):
+        heightmap.plugin.read_value(buffer.getvalue(), "png", own)

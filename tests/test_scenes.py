@@ -267,8 +267,8 @@ def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
         ({"people": 9}, "people: expected 0 to 4, got 9"),
         ({"min_visible": 2.0}, "min_visible: expected 0"),
         ({"clutter": "many"}, "clutter"),
-        ({"min_fov": 10.0}, "min_fov: expected 20.0 to 120.0, got 10.0"),
-        ({"min_fov": 70.0, "max_fov": 60.0}, "max_fov: expected 70.0 to 120.0, got 60.0"),
+        ({"min_fov": 10.0}, "min_fov: expected 30.0 to 110.0, got 10.0"),
+        ({"min_fov": 70.0, "max_fov": 60.0}, "max_fov: expected 70.0 to 110.0, got 60.0"),
     ],
 )
 def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:

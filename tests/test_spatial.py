@@ -136,6 +136,19 @@ def test_normals_have_unit_length() -> None:
         normal.plugin.read_value(npy(bad), "npy", settings("normal"))
 
 
+def test_edges_are_0_or_1() -> None:
+    for value in (0.3, np.nan):
+        with pytest.raises(InvalidValueError, match=r"expected 1 on an edge, else 0, got (0.3|nan); compare"):
+            canny.plugin.read_value(npy(np.float32([[[0, 1, value]]])), "npy", settings("canny"))
+
+
+def test_pictures_of_32_bits_have_no_range() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 255]], np.int32)).save(buffer, format="TIFF")
+    with pytest.raises(InvalidValueError, match="32-bit integers has no range; save it as 8 or 16 bits"):
+        rgb.plugin.read_value(buffer.getvalue(), "tif", settings("rgb"))
+
+
 def test_class_ids_have_names() -> None:
     with pytest.raises(InvalidValueError, match=r"semseg: .png file: expected class ids 0 to 1, got 0 to 7"):
         semseg.plugin.read_value(png(np.uint8([[0, 7]])), "png", settings("semseg", classes=["a", "b"]))

@@ -223,6 +223,20 @@ def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> Non
     assert not (tmp_path / "probe").exists()
 
 
+def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def loaded(folder: Path, zoo: Any, *, run: Path | None, device: str) -> None:
+        asked.append((folder, device))
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("backbone.transfer.saving.load", loaded)
+    for words in (("eval", frozen), ("predict", frozen, "--out", tmp_path / "made")):
+        assert refused(*words, "--device", "cuda") == "seen"
+    assert asked == [(frozen, "cuda")] * 2
+
+
 def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
     from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 

@@ -60,6 +60,7 @@ class ModalityHandle:
         sha256: str | None = None,
         trained: Callable[[Path], None] | None = None,
         locate_vocabulary: Callable[[ModalitySpec], tuple[Path, str | None]] | None = None,
+        specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
     ) -> None:
         self.name = settings.name
         self.plugin_name = claim.name
@@ -67,7 +68,7 @@ class ModalityHandle:
         self.settings = settings
         self.hooks = hooks
         self._plugins, self._plugin, self._claim = plugins, plugin, claim
-        self._trained = trained
+        self._trained, self._specs_of = trained, specs_of
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -148,6 +149,7 @@ class ModalityHandle:
             settings=self.settings,
             locate=lambda _: checkpoint,
             locate_vocabulary=self.codec.locate_vocabulary if vocabulary is None else lambda _: (vocabulary, None),
+            specs_of=self._specs_of,
         )
 
     @property
@@ -415,7 +417,8 @@ class ModalityHandle:
             raise DataError(f"{self.name}: is not derived from other modalities{self.derive_hint}")
         if missing := [name for name in self.spec.derived_from if name not in sample]:
             raise DataError(f"{self.name}: is derived from {', '.join(missing)}, which the sample lacks")
-        value = self._call("derive", sample=sample, settings=self.settings)
+        specs = self._specs_of(self.spec.derived_from)
+        value = self._call("derive", sample=sample, settings=self.settings, specs=specs)
         self._check_given(value, "derive", any_size=True)
         return value
 

@@ -114,9 +114,10 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Any:
+    def derive(self, sample: Mapping[str, Any], settings: Settings, specs: Mapping[str, ModalitySpec]) -> Any:
         """This modality's value, computed from those of `derived_from`. Raises ZooError to drop the sample.
 
+        `specs` are those of `derived_from`, for whoever has to know, say, the names of their classes.
         Where a setting turns it on, such as one that names a network, the spec says so in `derive_setting`.
         """
         raise NotImplementedError

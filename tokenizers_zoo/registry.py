@@ -201,6 +201,7 @@ class Zoo:
             sha256=instance.sha256 or None,
             trained=self._trained,
             locate_vocabulary=self._locate_vocabulary,
+            specs_of=lambda names: {name: self[name].spec for name in names if name in self},
         )
 
     def _settings(self, name: str, own: Mapping[str, Any], table: str) -> Settings:

@@ -12,6 +12,7 @@ import click
 from backbone.cli.run import open_run
 from backbone.transfer.config import As, Head, TransferConfig, Tuning, transfer_config
 from tokenizers_zoo.cli.options import (
+    DEVICE,
     PATH,
     open_zoo,
     parse_assignments,
@@ -109,8 +110,11 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
 @click.option("--tokens", type=PATH, help="A token store. Default: that of its training.")
 @DATA_OPTION
 @RUN_OPTION
+@DEVICE
 @JSON_OPTION
-def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path | None, as_json: bool) -> None:
+def eval_command(
+    folder: Path, tokens: Path | None, data: Path | None, run: Path | None, device: str, as_json: bool
+) -> None:
     """Score a probe on the whole test split, of its own data or others.
 
     The constant answer is the best for training labels of the same data, chosen as
@@ -124,7 +128,7 @@ def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path
     from backbone.transfer.saving import load, places_of, settings_of_probe
     from backbone.transfer.scores import constant_of, score_table, scored
 
-    probe = load(folder, _zoo(), run=run)
+    probe = load(folder, _zoo(), run=run, device=device)
     places = places_of(folder, probe, tokens, data)
     test, train = places.part(probe.task, "test"), places.part(probe.task, "train")
     used = labelled(probe.task, train, *settings_of_probe(folder))
@@ -144,8 +148,9 @@ def eval_command(folder: Path, tokens: Path | None, data: Path | None, run: Path
 @click.option("--split", default="test", show_default=True, help="Of the run's tokens.")
 @DATA_OPTION
 @RUN_OPTION
+@DEVICE
 def predict_command(folder: Path, out: Path, samples: int, keys: str | None, split: str, data: Path | None,
-                    run: Path | None) -> None:  # fmt: skip
+                    run: Path | None, device: str) -> None:  # fmt: skip
     """Predict stored samples: values in the modality's own files, or a table.
 
     OUT/predictions.png shows what was given, what is predicted, and the truth.
@@ -157,7 +162,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: str | None, spl
     from backbone.transfer.predicting import predict_to_folder
     from backbone.transfer.saving import load, places_of, values_of
 
-    probe = load(folder, _zoo(), run=run)
+    probe = load(folder, _zoo(), run=run, device=device)
     places, values = places_of(folder, probe, data=data), values_of(folder, probe, data)
     with disk_errors(out):
         found = predict_to_folder(probe, places, values, out, split=split, samples=samples, keys=split_names(keys))

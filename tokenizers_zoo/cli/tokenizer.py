@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import PATH, open_zoo, parse_assignments, plain_table, settings_option, show_table
+from tokenizers_zoo.cli.options import (
+    DEVICE,
+    PATH,
+    open_zoo,
+    parse_assignments,
+    plain_table,
+    settings_option,
+    show_table,
+)
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +96,8 @@ def train(
 @DATA_OPTION
 @click.option("--split", default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Samples at most. Default: all.")
-def evaluate(name: str, data_dir: Path, split: str, limit: int | None) -> None:
+@DEVICE
+def evaluate(name: str, data_dir: Path, split: str, limit: int | None, device: str) -> None:
     """Score the reconstruction of held-out values. Gives metrics with units, codebook usage and perplexity.
 
     \b
@@ -98,6 +107,7 @@ def evaluate(name: str, data_dir: Path, split: str, limit: int | None) -> None:
     from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
 
     zoo = open_zoo()
+    zoo[name].device = device
     result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=limit)
     meanings = {metric.name: metric for metric in zoo[name].spec.metrics}
     table = plain_table("metric", ">value", "unit", "meaning")

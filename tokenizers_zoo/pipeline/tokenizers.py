@@ -331,7 +331,10 @@ class _Reconstruction:
         self.predicted += handle.decode(tokens)
         self.decode_seconds += time.perf_counter() - encoded
         if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
-            self.plain += list(handle.tokenizer.decode_plain(tokens).numpy())
+            import torch
+
+            there = torch.as_tensor(tokens).to(handle.device)
+            self.plain += list(handle.tokenizer.decode_plain(there).cpu().numpy())
         self.encode_seconds += encoded - start
         self.target += values
         fixed = has_fixed_length(handle.spec.layout)

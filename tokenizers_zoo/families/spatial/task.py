@@ -40,6 +40,9 @@ class SpatialTask:
         self.loss_weights = self.table.loss_weights(modality.loss)
         adversarial = ["adversarial"] if self.table.adversarial_weight else []
         check_losses([*self.loss_weights, *adversarial], modality.kind, settings)
+        if modality.kind == "continuous" and self.table.class_balance is not None:
+            where = settings.origin.inner("tokenizer").at("class_balance")
+            raise ConfigError(f"{where}: weighs classes, and {settings.name} has none; leave it out")
         self.class_weights: Tensor | None = None
         self.perceptual: PerceptualDistance | None = None
         if "perceptual" in self.loss_weights:

@@ -240,6 +240,8 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
     from PIL import Image
 
     image = open_image(data, extension)
+    if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
+        raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
     if image.mode == "F":

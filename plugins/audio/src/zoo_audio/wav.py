@@ -23,6 +23,8 @@ def read_wav(data: bytes) -> tuple[int, NDArray[np.float32]]:
     declared = int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
     if declared not in UNKNOWN_SIZES and declared + 8 > len(data):
         raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
+    if declared in UNKNOWN_SIZES:
+        data = _up_to_the_end(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that it does not know, such as tags
@@ -32,6 +34,22 @@ def read_wav(data: bytes) -> tuple[int, NDArray[np.float32]]:
     if not samples.size or rate < 1:
         raise ValueError("it holds no sound")
     return rate, to_float(samples).reshape(len(samples), -1)
+
+
+def _up_to_the_end(data: bytes) -> bytes:
+    """The file with 0xFFFFFFFF for a size of 0, its own or that of its samples: scipy then reads what is there."""
+    order = "big" if data[:4] == b"RIFX" else "little"
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], order)
+        if data[place : place + 4] == b"data":
+            whole = bytearray(data)
+            for start in (4, place + 4):
+                if not any(data[start : start + 4]):
+                    whole[start : start + 4] = b"\xff" * 4
+            return bytes(whole)
+        place += 8 + size + size % 2
+    return data
 
 
 def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:

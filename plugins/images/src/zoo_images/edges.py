@@ -52,7 +52,10 @@ class EdgeMap(SpatialModality):
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
-            return read_array(data, extension)
+            value = read_array(data, extension)
+            if (strange := ~np.isin(value, (0, 1))).any():
+                raise ValueError(f"expected 1 on an edge, else 0, got {value[strange][0]:g}; compare with a threshold")
+            return value
         return (read_grey(data, extension) >= 0.5).astype(np.float32)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:

@@ -26,7 +26,8 @@ class CaptionSettings(PlainTextSettings):
 class Caption(PlainText[CaptionSettings]):
     """One text about a picture.
 
-    A mirrored picture's caption says left for right ("to the left of", "the right side"); a crop leaves it as it is.
+    A mirrored picture's caption says left for right ("to the left of", "on the far right", "the right side"); a crop
+    leaves it as it is.
     """
 
     summary = "What the picture shows, in words"
@@ -50,11 +51,22 @@ class Caption(PlainText[CaptionSettings]):
         return mirrored(value) if crop.flip else value
 
 
+_SIDES = r"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:left|right))*"
+_SIDES_OF_A_PICTURE = re.compile(
+    r"(?<=\b[Tt]he )((?:far|extreme|upper|lower|top|bottom|front|rear|back|near) )?" + _SIDES + r"\b"
+    r"|\b" + _SIDES + r"(?=(?: of|[ -]sides?|[ -]hand)\b)"
+)  # fmt: skip
+_OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+
+
 def mirrored(text: str) -> str:
-    """The text with left and right exchanged where they are sides: after "the", or before "of", "side" and "hand"."""
-    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    sides = r"(?<=\bthe )(left|right)\b|\b([Ll]eft|[Rr]ight)(?=(?: of|[ -]side|[ -]hand)\b)"
-    return re.sub(sides, lambda match: other[match.group()], text)
+    """The text with left and right exchanged where they are sides: after "the", "the far" and the like, before "of",
+    "side" and "hand", and where "and" or "or" joins them to such a one."""
+
+    def exchanged(match: re.Match[str]) -> str:
+        return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b", lambda side: _OTHER[side.group()], match.group())
+
+    return _SIDES_OF_A_PICTURE.sub(exchanged, text)
 
 
 plugin = Caption()

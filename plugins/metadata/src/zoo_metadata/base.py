@@ -146,10 +146,14 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> dict[str, Number]:
         """A `.json` file with one table."""
+        return self.fitting(read_json(data, extension), settings)
+
+    def fitting(self, value: Any, settings: Settings) -> dict[str, Number]:
+        """The declared fields of `value`. Raises InvalidValueError, also for a number outside its field's range."""
         options, bins = settings.take(self.settings_type), self.bins(settings)
-        known = self.checked(read_json(data, extension), options)
+        known, table = self.checked(value, options), self.table(options)
         for name, number in known.items():
-            level_of(name, self.table(options)[name], number, bins)
+            level_of(name, table[name], number, bins)
         return known
 
     @hookimpl
@@ -170,7 +174,7 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
         """The table as JSON."""
-        known = self.checked(value, settings.take(self.settings_type))
+        known = self.fitting(value, settings)
         return json.dumps(known, ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
@@ -192,7 +196,7 @@ class MetadataModality(TextModality[S]):
         table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
         errors, right = list[float](), list[bool]()
         for guess, truth in zip(predicted, target, strict=True):
-            for name in truth.keys() & table.keys():
+            for name in (name for name in table if name in truth):
                 error = table[name].error(guess.get(name), truth[name])
                 tolerance = 1 / (table[name].levels(bins) - 1) if table[name].kind in ("float", "log") else 0.0
                 errors.append(error)
@@ -238,8 +242,12 @@ class DerivedMetadata(MetadataModality[D]):
     clipped into the declared range; what it leaves out (nothing to measure) is left out.
     """
 
-    measures: ClassVar[Mapping[str, Callable[[Any, Any], Mapping[str, float]]]]
+    measures: ClassVar[Mapping[str, Callable[..., Mapping[str, float]]]]
     """`measure(value, settings)` gives numbers by field."""
+
+    def measured(self, name: str, value: Any, options: D, spec: ModalitySpec | None) -> Mapping[str, float]:
+        """Numbers by field from the value of an input, whose spec is given where it is known."""
+        return self.measures[name](value, options)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
@@ -252,12 +260,14 @@ class DerivedMetadata(MetadataModality[D]):
         return replace(spec, derived_from=inputs)
 
     @hookimpl
-    def derive(self, sample: Mapping[str, Any], settings: Settings) -> dict[str, Number]:
+    def derive(
+        self, sample: Mapping[str, Any], settings: Settings, specs: Mapping[str, ModalitySpec]
+    ) -> dict[str, Number]:
         """All declared fields that the inputs give, in the order of the table."""
         options = settings.take(self.settings_type)
         measured: dict[str, float] = {}
         for name in options.inputs:
-            measured |= self.measures[name](sample[name], options)
+            measured |= self.measured(name, sample[name], options, specs.get(name))
         fitted = {name: declared.fitted(measured[name]) for name, declared in self.table(options).items()
                   if name in measured}  # fmt: skip
         return {name: value for name, value in fitted.items() if value is not None}

@@ -12,13 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import ModalitySpec
 from zoo_metadata.base import DerivedMetadata, DerivedSettings
 from zoo_metadata.fields import MetadataField
 
-CLASSES = (
-    "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
-    "table", "chair", "sofa", "shelf", "books", "box", "ball", "cylinder", "lamp", "plant", "person",
-)  # fmt: skip
 COUNTABLE = ("table", "chair", "sofa", "shelf", "books", "box", "ball", "cylinder", "lamp", "plant", "person")
 
 FIELDS = MappingProxyType(
@@ -43,10 +40,8 @@ class SemanticMetadataSettings(DerivedSettings):
 
     inputs: tuple[str, ...] = ("boxes", "semseg", "caption")
     """The modalities to compute from: boxes, sam_instance, semseg, caption, or some of them."""
-    classes: tuple[str, ...] = CLASSES
-    """Names of the class ids 0, 1, ... of semseg; given in [zoo], they hold for both."""
     countable: tuple[str, ...] = COUNTABLE
-    """The classes that are things, not stuff; those that `classes` lacks are never seen."""
+    """The classes that are things, not stuff; those that semseg lacks are never seen."""
     walkable: tuple[str, ...] = ("floor", "rug")
     """The classes that one can walk on."""
     void: str = "void"
@@ -70,14 +65,14 @@ def of_instances(instances: npt.NDArray[Any], options: SemanticMetadataSettings)
     return {"num_segments": np.unique(instances[instances > 0]).size}
 
 
-def of_classes(semseg: npt.NDArray[Any], options: SemanticMetadataSettings) -> Mapping[str, float]:
+def of_classes(
+    semseg: npt.NDArray[Any], options: SemanticMetadataSettings, classes: Sequence[str]
+) -> Mapping[str, float]:
     """Shares of class ids (height, width); nothing where every pixel is void. Raises InvalidValueError."""
-    counts = np.bincount(semseg.ravel(), minlength=len(options.classes)).tolist()
-    if len(counts) > len(options.classes):
-        raise InvalidValueError(
-            f"class ids up to {len(counts) - 1}, and {len(options.classes)} classes are named; set classes in [zoo]"
-        )
-    pixels = {name: count for name, count in zip(options.classes, counts, strict=True) if name != options.void}
+    counts = np.bincount(semseg.ravel(), minlength=len(classes)).tolist()
+    if len(counts) > len(classes):
+        raise InvalidValueError(f"class ids up to {len(counts) - 1}, and semseg names {len(classes)} classes")
+    pixels = {name: count for name, count in zip(classes, counts, strict=True) if name != options.void}
     total = sum(pixels.values())
     if not total:
         return {}
@@ -107,6 +102,12 @@ class SemanticMetadata(DerivedMetadata[SemanticMetadataSettings]):
     measures = MappingProxyType(
         {"boxes": of_boxes, "sam_instance": of_instances, "semseg": of_classes, "caption": of_caption}
     )
+
+    def measured(self, name: str, value: Any, options: Any, spec: ModalitySpec | None) -> Mapping[str, float]:
+        """Class ids mean what the modality that they are of says."""
+        if name != "semseg":
+            return super().measured(name, value, options, spec)
+        return of_classes(value, options, spec.value.classes if spec else ())
 
 
 plugin = SemanticMetadata()

@@ -137,10 +137,19 @@ class Imu(SeriesModality):
         }
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_csv(data: bytes) -> NDArray[np.float64]:
     """(columns, lines) of a file of numbers separated by commas. Raises ValueError, naming the line."""
     lines = text_of(data).splitlines()
-    first = 1 if lines and any(character.isalpha() for character in lines[0].replace("e", "")) else 0
+    words = lines[0].split(",") if lines else []
+    first = 1 if any(map(str.isalpha, "".join(words))) and not any(map(_is_number, words)) else 0
     rows: list[list[float]] = []
     for place, line in enumerate(lines[first:], first + 1):
         try:

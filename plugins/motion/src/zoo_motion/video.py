@@ -122,6 +122,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
             for frame in ImageSequence.Iterator(image):
                 if len(shown) == frames:
                     break
+                frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
                 pixels = np.asarray(frame.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
                 while len(shown) < frames and len(shown) * 1000 / frame_rate < until:

@@ -32,6 +32,8 @@ class HeightmapSettings(SpatialSettings):
     """Metres per unit of 16-bit PNG files."""
     png_offset: float = 0.0
     """Metres that are added to them."""
+    nodata: float = -9999.0
+    """The number that stands for a missing height, as the file has it, beside one that a .tif names; nan: none does."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
@@ -69,18 +71,24 @@ class Heightmap(SpatialModality):
 
     def read(self, data: bytes, extension: str, options: HeightmapSettings) -> NDArray[np.float32]:
         """Metres in a .tif or .npy, or a 16-bit PNG with `png_scale`. Raises ValueError, also for missing heights."""
+        missing = [options.nodata]
         if extension == "npy":
             value = read_array(data, extension)
         elif extension in ("tif", "tiff"):
-            value = read_tiff(data)
+            value, named = read_tiff(data)
+            missing += [] if named is None else [named]
         else:
             image = open_image(data, extension, EXACT_EXTENSIONS)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
             value = np.asarray(image).astype(np.float64) * options.png_scale + options.png_offset
+            missing = [number * options.png_scale + options.png_offset for number in missing]
         value = value[None] if value.ndim == 2 else value
         if value.ndim != 3 or len(value) != 1:
             raise ValueError(f"expected (1, height, width), got {value.shape}")
+        if (holes := np.isin(value.astype(np.float64), missing)).any():
+            numbers = " or ".join(f"{number:g}" for number in sorted({*missing}))
+            raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {numbers} stands for")
         bad = ~((value >= self.low) & (value <= self.high))
         if bad.any():
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels are no height in [{self.low:g}, {self.high:g}] m")
@@ -92,9 +100,12 @@ class Heightmap(SpatialModality):
         metres = np.full((8, 8), 1200, np.int16)
         holed = metres.copy()
         holed[0, 0] = -32768
+        named = metres.astype(np.float32)
+        named[0, 0] = 0
         return {
             "16-bit integers": (tiff_bytes(metres), "tif"),
             "a pixel without data, -32768": (tiff_bytes(holed), "tif"),
+            "a pixel of the number that the file names for no data": (tiff_bytes(named, nodata=0), "tif"),
         }
 
     def picture(self, value: NDArray[np.float32], options: HeightmapSettings) -> Any:

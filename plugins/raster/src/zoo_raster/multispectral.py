@@ -23,6 +23,10 @@ BANDS: dict[str, int] = {
 TRUE_COLOUR = ("B04", "B03", "B02")
 LARGEST = 2.0
 """Reflectance; bright clouds and snow exceed 1."""
+GLINTS = 0.01
+"""Share of a raster's numbers that may lie above LARGEST, as where the sun glints or a fire burns."""
+NOISE = 0.1
+"""How far below 0 reflectance may be, by noise and the correction for the air."""
 PSNR_CEILING = 100.0
 
 
@@ -75,14 +79,19 @@ class Multispectral(SpatialModality):
         """A .tif or .npy with bands first or last: reflectance as floats, or integers with `scale` and `offset`."""
         if extension not in ("npy", "tif", "tiff"):
             raise ValueError("expected .tif or .npy")
-        value = bands_first(read_array(data, extension) if extension == "npy" else read_tiff(data), self.channels)
+        array, nodata = (read_array(data, extension), None) if extension == "npy" else read_tiff(data)
+        value = bands_first(array, self.channels)
         if value.dtype.itemsize == 1:
             raise ValueError(
                 f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
                 " the eye; save the product's own numbers"
             )
+        if nodata is not None and (holes := (value == nodata).all(axis=0)).any():
+            raise ValueError(
+                f"{int(holes.sum())} of {holes.size} pixels have no data, which is {nodata:g} in this file"
+            )
         if value.dtype.kind in "iu":
-            value = np.clip(value * options.scale + options.offset, 0, LARGEST)
+            value = reflectance(value, options)
         if not np.isfinite(value).all():
             raise ValueError("every number has to be finite")
         top = float(np.max(value))
@@ -116,6 +125,21 @@ class Multispectral(SpatialModality):
             angles.append(spectral_angle(guess, truth).mean())
         psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
         return {"psnr": float(np.mean(psnr)), "spectral_angle": float(np.mean(angles))}
+
+
+def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float64]:
+    """Reflectance in [0, LARGEST] of a product's integers; noise below 0 and glints above LARGEST are cut off.
+
+    Raises ValueError where more than these can explain lies outside.
+    """
+    value = numbers * options.scale + options.offset
+    advice = f"set scale and offset to those of the product (now {options.scale:g} and {options.offset:g})"
+    low, high = float(np.min(value)), float(np.max(value))
+    if low < min(options.offset, -NOISE) - 1e-6:
+        raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; {advice}")
+    if (share := float(np.mean(value > LARGEST))) > GLINTS:
+        raise ValueError(f"expected reflectance up to {LARGEST:g}, got {high:g}, and {share:.0%} above it; {advice}")
+    return np.clip(value, 0, LARGEST)
 
 
 def spectral_angle(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:

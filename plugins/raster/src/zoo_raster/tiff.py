@@ -12,27 +12,38 @@ from numpy.typing import NDArray
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by the error
 
 
-def read_tiff(data: bytes) -> NDArray[Any]:
-    """The array of a TIFF file: (height, width), or with the bands as the file has them. Raises ValueError."""
+GDAL_NODATA = 42113
+"""The tag by which GDAL says which number stands for pixels without data (GDAL, GeoTIFF driver)."""
+
+
+def read_tiff(data: bytes) -> tuple[NDArray[Any], float | None]:
+    """The array of a TIFF file, (height, width) or with the bands as the file has them, and its number for no data.
+
+    Raises ValueError.
+    """
     import tifffile
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages = len(file.pages)
             array = np.asarray(file.asarray()) if pages else np.empty(0)
+            tag = file.pages.first.tags.get(GDAL_NODATA) if pages else None
+            nodata = float(str(tag.value).strip("\x00 ")) if tag is not None else None
     except Exception as error:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
     if not pages:
         raise ValueError("cannot be read as TIFF: there is no picture in it; the file may be cut off")
-    return array
+    return array, nodata
 
 
-def tiff_bytes(array: NDArray[Any]) -> bytes:
-    """An array as a TIFF file."""
+def tiff_bytes(array: NDArray[Any], nodata: float | None = None) -> bytes:
+    """An array as a TIFF file, with a number for pixels without data."""
     import tifffile
 
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, photometric="minisblack")  # else some shapes would be taken for colours
+    tags = [] if nodata is None else [(GDAL_NODATA, "s", 0, f"{nodata:g}", True)]
+    # Without "minisblack" some shapes would be taken for colours.
+    tifffile.imwrite(buffer, array, photometric="minisblack", extratags=tags)
     return buffer.getvalue()
 
 

@@ -19,7 +19,7 @@ class SceneSettings:
     """Least vertical field of view of the camera in degrees, 20 to 120. How far away a picture's things are can be told
     only as well as the lens is known: where it may be any, the same picture is that of a near or of a far thing."""
     max_fov: float = 68.0
-    """Greatest one, `min_fov` to 120."""
+    """Greatest one, `min_fov` to 110."""
     shadows: bool = True
     """Whether the lamp casts shadows; a second ray per pixel."""
     max_boxes: int = 8
@@ -32,8 +32,8 @@ class SceneSettings:
             "image_size": (8, 2048),
             "people": (0, 4),
             "clutter": (0, 12),
-            "min_fov": (20.0, 120.0),
-            "max_fov": (self.min_fov, 120.0),
+            "min_fov": (30.0, 110.0),
+            "max_fov": (self.min_fov, 110.0),
             "max_boxes": (1, 64),
             "min_visible": (0.0, 1.0),
         }

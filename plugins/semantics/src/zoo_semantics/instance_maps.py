@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.values import text_of
+
 Array = NDArray[Any]
 MOST_IDS = 65535  # what a 16-bit PNG holds
 
@@ -91,7 +93,7 @@ def map_of_annotations(data: bytes) -> Array:
     size by its `height` and `width`. Raises ValueError.
     """
     try:
-        found = json.loads(data.decode("utf-8"))
+        found = json.loads(text_of(data))
         entries = found["annotations"] if isinstance(found, dict) else found
         runs = [entry["segmentation"] for entry in entries]
         if any(isinstance(run, list) for run in runs):
@@ -100,7 +102,7 @@ def map_of_annotations(data: bytes) -> Array:
         if not runs and isinstance(found, dict) and "image" in found:
             sizes = {(int(found["image"]["height"]), int(found["image"]["width"]))}
         masks = [mask_of_runs(run["counts"], (int(run["size"][0]), int(run["size"][1]))) for run in runs]
-    except (KeyError, TypeError, IndexError, UnicodeDecodeError, RecursionError) as error:
+    except (KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(
             'expected {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}}, ...]}, which lacks'
             f" or mistakes {error}"

@@ -23,9 +23,10 @@ from tokenizers_zoo.families.objects import (
 )
 from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.spatial.settings import published
-from tokenizers_zoo.families.spatial.values import array_bytes, crop_and_resize, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import array_bytes, crop_and_resize, png_bytes
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.values import array_of
 from tokenizers_zoo.vocabulary import Coordinate
 from zoo_semantics.instance_maps import (
     MOST_IDS,
@@ -227,9 +228,11 @@ class SamInstances(ObjectModality):
         if extension == "json":
             return map_of_annotations(data)
         if extension == "npy":
-            value = read_array(data, extension)
-            if value.dtype == bool and value.ndim == 3:
+            value = array_of(data)
+            if value.dtype == bool and value.ndim == 3 and min(value.shape[1:]):
                 return map_of_masks(value, value.shape[1:])
+            if not value.size:
+                raise ValueError(f"the array {value.shape} is empty")
         else:
             image = open_map(data, extension)
             if image.mode not in ("P", "L", "I;16", "I"):

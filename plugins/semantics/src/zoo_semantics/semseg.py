@@ -111,7 +111,7 @@ class Semseg(SpatialModality):
         if value.size and not 0 <= int(value.min()) <= int(value.max()) < len(options.classes):
             raise ValueError(
                 f"expected class ids 0 to {len(options.classes) - 1}, got {value.min()} to {value.max()}; name all"
-                " classes in registry.toml (classes = [...])"
+                " classes in the modality's table of registry.toml (classes = [...])"
             )
         return value.astype(np.int64)
 
