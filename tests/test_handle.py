@@ -96,10 +96,21 @@ def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
     assert found() == "new" and outcomes == ["old" if same else "none"] * 3
 
 
+def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
+    """safetensors writes beside the file that it is asked for, as `.tmpXXXXXX`."""
+    for suffix in ("", ".d/.tmpK5gzAS"):
+        (left := tmp_path / f".model.safetensors.0123.tmp{suffix}").parent.mkdir(exist_ok=True)
+        left.write_bytes(b"half")
+    save_checkpoint(tmp_path, {"codes": torch.zeros(3)}, {"class": "Example"}, "An example.\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_files_are_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
+        save_checkpoint(tmp_path / "checkpoint", {"codes": torch.zeros(3)}, {"class": "Example"}, "An example.\n")
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "checkpoint").iterdir()} == {mode}
         for content in ("new", "replaced"):
             with replacing_file(tmp_path / "file") as temporary:
                 temporary.write_text(content)
@@ -107,7 +118,7 @@ def test_files_are_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int, 
             assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
     finally:
         os.umask(before)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:

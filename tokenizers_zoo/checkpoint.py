@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError), open(stale, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(_beside(stale), ignore_errors=True)
             stale.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # of which the umask takes its part
@@ -68,11 +70,37 @@ def replacing_file(path: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # whoever wrote it, as other files
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    temporary: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Fill the file of `replacing_file` with tensors, from wherever they are, as safetensors.
+
+    safetensors writes a file of another name beside the one asked for and renames it. It gets a folder of its own, of
+    which `replacing_file` knows, so that a kill does not leave it behind for ever.
+    """
+    from safetensors.torch import save_file
+
+    folder = _beside(temporary)
+    folder.mkdir()
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                  folder / WEIGHTS, None if metadata is None else dict(metadata))  # fmt: skip
+        os.rename(folder / WEIGHTS, temporary)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(temporary: Path) -> Path:
+    """The folder for what is written on the way to a temporary file."""
+    return temporary.with_name(f"{temporary.name}.d")
 
 
 BUSY = "{}: another process trains it right now; wait for its end, or stop it"
@@ -172,16 +200,13 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
     Other files of an older folder (metrics, samples) are kept. `config` needs a "class" key that says what can load it.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with (  # renamed from the last to the first, once all are written
         replacing_file(folder / CONFIG) as new_config,
         replacing_file(folder / CARD) as new_card,
         replacing_file(folder / WEIGHTS) as new_weights,
     ):
-        save_file(contiguous, new_weights)
+        write_tensors(new_weights, tensors)
         digest = file_digest(new_weights)
         new_card.write_text(card, encoding="utf-8")
         new_config.write_text(json_text({**config, "weights_sha256": digest}), encoding="utf-8")

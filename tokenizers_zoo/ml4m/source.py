@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_table, replacing_file, write_json
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_table, replacing_file, write_json, write_tensors
 from tokenizers_zoo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -75,11 +75,8 @@ def read_published(folder: Path) -> PublishedCheckpoint:
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
     """Write a checkpoint as it was published; a folder that holds one is replaced."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
-            if name not in checkpoint.same_as}  # fmt: skip
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
     with replacing_file(folder / WEIGHTS) as temporary:
-        save_file(kept, temporary, metadata={"format": "pt", **checkpoint.same_as})
+        write_tensors(temporary, kept, {"format": "pt", **checkpoint.same_as})
     write_json(folder / CONFIG, checkpoint.config)

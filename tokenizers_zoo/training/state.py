@@ -24,6 +24,7 @@ from tokenizers_zoo.checkpoint import (
     remove_folder,
     replacing_file,
     write_json,
+    write_tensors,
 )
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
@@ -103,14 +104,12 @@ class TrainingRun:
         counters: Mapping[str, float],
     ) -> None:
         """Write the state in one rename: tensors by part and name, with the counters in the file's own header."""
-        from safetensors.torch import save_file
-
         tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         for index, entry in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": tensor for key, tensor in entry.items()}
         metadata = {"run": self.digest, **{name: repr(number) for name, number in counters.items()}}
         with replacing_file(self.folder / STATE) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            write_tensors(temporary, tensors, metadata)
 
     def restore(self, optimizer: torch.optim.Optimizer) -> SavedState | None:
         """The saved state, if there is one, with that of `optimizer` loaded into it."""
@@ -141,7 +140,7 @@ class TrainingRun:
 
 def check_replaceable(folder: Path, result: str = EVALUATION) -> None:
     """Raise CheckpointError for a folder that holds anything else than a run or a checkpoint: it would be lost."""
-    found = sorted(set(folder.glob("*")) - set(folder.glob(".*.tmp")))
+    found = sorted(set(folder.glob("*")) - set(folder.glob(".*.tmp")) - set(folder.glob(".*.tmp.d")))
     for path in found:
         inner = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
         if path.name not in OWN | {result} and not inner <= {EVALUATION, PICTURES}:
