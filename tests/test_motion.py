@@ -59,6 +59,14 @@ def test_each_frame_is_shown_as_long_as_the_file_says(kind: str) -> None:
     np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0, 0, 0.4], atol=0.01)
 
 
+def test_a_still_for_other_programs_is_no_frame() -> None:
+    frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in (255, 0, 51, 102, 153)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:], duration=125, default_image=True)
+    found = read_video(buffer.getvalue(), "png", frame_rate=8.0)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
+
+
 def test_bytes_are_read_as_0_to_255() -> None:
     bytes_ = np.full((6, 3, 16, 16), 51, np.uint8)
     found = read_video(npy(bytes_), "npy")

@@ -122,6 +122,8 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
             for frame in ImageSequence.Iterator(image):
                 if len(shown) == frames:
                     break
+                if frame.tell() == 0 and image.info.get("default_image"):
+                    continue  # for those who cannot show an animation; it is no frame of it
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
                 pixels = np.asarray(frame.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
