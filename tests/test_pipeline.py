@@ -17,10 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_plugins import derived, install_toy, make_toy, snapshot
+from examples import only
+from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.provenance import read_entries, read_entry
+from tokenizers_zoo.data.folder import FolderSettings, open_folder
+from tokenizers_zoo.data.provenance import (
+    READ_WITH,
+    digest,
+    read_entries,
+    read_entry,
+    reading_settings,
+    record_entry,
+)
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import ShardWriter, scan_shard, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ReadError
@@ -376,6 +385,72 @@ def test_a_file_that_is_replaced_by_another_is_made_again(
     assert make() == {"field": (4, 2), "words": (0, 3)}
 
 
+def number_files(folder: Path, count: int) -> Path:
+    """Files of one number each, in units that the settings say."""
+    for split in ("train", "test"):
+        (folder / split / "field").mkdir(parents=True)
+        for i in range(count):
+            (folder / split / "field" / f"{split}{i}.num").write_text(str((i + 1) / 10))
+    return folder
+
+
+@pytest.fixture
+def units(install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
+    """Makes zoos of `field`, whose files are in units of `scale`, and of `dark`, which is derived from it."""
+    install_example("field", scaled())
+    install_example("dark", derived("field"))
+
+    def make(**own: Any) -> Zoo:
+        return only({"field": own}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+
+    return make
+
+
+def test_values_of_files_are_made_again_where_they_are_read_otherwise(
+    units: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    mine, data = number_files(tmp_path / "mine", 4), tmp_path / "data"
+
+    def make(zoo: Zoo) -> tuple[int, int]:
+        options = {"path": str(mine)}
+        result = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=2)
+        return result.outcomes[0].written, result.outcomes[0].kept_shards
+
+    assert make(units()) == (4, 0)
+    assert read_entry(data, "train", "field")[READ_WITH] == {}
+    before = digest(read_entry(data, "train", "field"))
+    other = units(scale=0.5)
+    write, calls = other["field"].write, iter(range(100))
+
+    def killed(value: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return write(value)
+
+    other["field"].write = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make(other)
+    other["field"].write = write  # type: ignore[method-assign]
+    assert len(list((data / "train/field").glob("*.tar"))) == 2, "no shard is missing at any time"
+    assert make(other) == (2, 1), "the first shard was made before the kill"
+    store = ValueStore.of(data, other)
+    assert [store.read(other["field"], "train", f"train{i}").max() for i in range(4)] == pytest.approx(
+        [0.05, 0.1, 0.15, 0.2]
+    )
+    assert digest(read_entry(data, "train", "field")) == before, "what is derived is known by the contents"
+    entry = {key: item for key, item in read_entry(data, "train", "field").items() if key != READ_WITH}
+    record_entry(data, "train", "field", entry)  # as an older version wrote it
+    assert make(units(scale=0.25)) == (0, 2)
+    assert read_entry(data, "train", "field")[READ_WITH] == {"scale": 0.25}
+
+
+def test_what_values_are_read_with_leaves_out_tokenizer_and_networks() -> None:
+    pytest.importorskip("zoo_geometry")
+    own = {"png_scale": 0.1, "tokenizer": {"steps": 3}, "labeller": {"model": "somebody/depth"}}
+    zoo = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8, "max_length": 9}, "modalities": {"depth": own}})
+    assert reading_settings(zoo["depth"]) == {"image_size": 32, "png_scale": 0.1}
+
+
 def test_a_folder_that_cannot_be_read_is_named(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,6 +623,30 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(
     result = derive_data(zoo, tmp_path / "data", workers=1)
     assert result.skipped["zeta"].startswith("derived from absent")
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
+
+
+def test_what_is_derived_of_values_that_are_read_otherwise_is_derived_again(
+    units: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    data, zoo = tmp_path / "data", units()
+    with writing_shard(data / "train/field/0.tar") as writer:
+        for key in "abc":
+            writer.add(key, b"0.5", "num")
+
+    def derive(zoo: Zoo) -> tuple[int, int]:
+        outcome = derive_data(zoo, data, workers=1).outcomes[0]
+        return outcome.written, outcome.kept_shards
+
+    assert derive(zoo) == (3, 0) and derive(zoo) == (0, 1)
+    assert derive(units(scale=0.5)) == (3, 0)
+    assert ValueStore.of(data, zoo).read(zoo["dark"], "train", "a").max() == 0.75
+    assert derive(zoo) == (3, 0)
+    object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
+    assert derive(zoo) == (3, 0) and derive(zoo) == (0, 1)
+    entry = {key: item for key, item in read_entry(data, "train", "dark").items() if key != READ_WITH}
+    record_entry(data, "train", "dark", entry)  # as an older version wrote it
+    assert derive(units(scale=0.25)) == (0, 1)
+    assert derive(units(scale=0.5)) == (3, 0)
 
 
 def test_make_does_not_need_torch(toy: Callable[..., Zoo], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_plugins import install_toy, make_toy, snapshot
+from examples import only
+from toy_plugins import install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import scan_shard, writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, read_part, write_part
@@ -63,6 +66,25 @@ def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabula
     assert config["texts"] == words * 2  # the instance `more` has the same values, and comes first
     with pytest.raises(DataError, match=r"unknown modality .*'dark'; known: field, more, words .`zoo data derive"):
         train_tokenizer(zoo, "dark", data)
+
+
+def test_provenance_says_what_the_values_are_and_how_they_are_read(
+    install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    install_example("field", scaled())
+    data = tmp_path / "data"
+
+    def provenance(number: bytes, root: Path = data, **own: Any) -> dict[str, Any]:
+        for split in ("train", "test"):
+            with writing_shard(root / split / "field/0.tar") as writer:
+                writer.add("a", number if split == "test" else b"0.5", "num")
+        zoo = only({"field": own})
+        return dict(training_samples(zoo, zoo["field"], ValueStore.of(root, zoo)).provenance)
+
+    first = provenance(b"0.5")
+    assert provenance(b"0.5", tmp_path / "copy/data") == first and first["settings"] == {}
+    assert difference(first, provenance(b"0.7")).startswith("contents.test was ")
+    assert difference(first, provenance(b"0.5", scale=0.5)) == "settings.scale was null, is 0.5"
 
 
 def test_overwrite_starts_anew_and_out_is_another_place(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -285,6 +307,37 @@ def test_tokens_of_values_that_have_changed_are_encoded_again(
     shard.unlink()
     change()
     assert [(o.written, o.kept) for o in tokenize(zoo, data, out).outcomes] == [(0, 23)]
+
+
+def test_tokens_of_values_that_were_read_otherwise_are_refused(
+    install_example: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("field", scaled())
+    monkeypatch.setattr(tokenize_module, "PART_SAMPLES", 1)
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    for split in ("train", "test"):
+        with writing_shard(data / split / "field/0.tar") as writer:
+            writer.add("a", b"0.5", "num")
+
+    def zoo(**own: Any) -> Zoo:
+        return only({"field": own}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+
+    trained(zoo(), data, "field")
+    tokenize(zoo(), data, out)
+    assert [outcome.kept for outcome in tokenize(zoo(), data, out).outcomes] == [1, 1]
+    with pytest.raises(DataError, match=r"holds other tokens \(run settings.scale was null, is 0.5\); .*--overwrite"):
+        tokenize(zoo(scale=0.5), data, out)
+    for path in out.rglob("*.arrow"):  # as an older version wrote them
+        part, batch = read_part(path)
+        run = {key: item for key, item in part.metadata.run.items() if key != "settings"}
+        metadata = dataclasses.replace(part.metadata, run=run)
+        tokens = [np.asarray(row) for row in batch.column("tokens").to_pylist()]
+        write_part(path, metadata, batch.column("key").to_pylist(), tokens, part.dropped, part.made_of)
+    assert [outcome.kept for outcome in tokenize(zoo(scale=0.5), data, out).outcomes] == [1, 1]
+    with writing_shard(data / "train/field/1.tar") as writer:
+        writer.add("b", b"0.5", "num")
+    added = tokenize(zoo(scale=0.5), data, out).outcomes[1]
+    assert (added.written, added.kept) == (1, 1) and TokenStore(out).open("train", "field").keys == ["a", "b"]
 
 
 def foreign(folder: Path, keys: str) -> Path:

@@ -257,6 +257,25 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted
         train(VectorTask(), fewer, CONFIG, uninterrupted, 0)
 
 
+def test_other_values_of_the_same_number_are_another_run(uninterrupted: Path, tmp_path: Path) -> None:
+    """Also for one that was killed; what an older version recorded says nothing of them, and goes on as it is."""
+    source = SAMPLES.provenance["source"]
+
+    def samples(contents: str) -> TrainingSamples:
+        return dataclasses.replace(SAMPLES, provenance={"source": source, "contents": {"train": contents}})
+
+    with pytest.raises(Killed):
+        train(VectorTask(), samples("a"), CONFIG, tmp_path / "new", 0, on_step=killed_at(7))
+    with pytest.raises(CheckpointError, match=r'otherwise \(data.provenance.contents.train was "a", is "b"\)'):
+        train(VectorTask(), samples("b"), CONFIG, tmp_path / "new", 0)
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "old", 0, on_step=killed_at(7))
+    steps: list[int] = []
+    train(VectorTask(), samples("b"), CONFIG, tmp_path / "old", 0, on_step=steps.append)
+    assert steps[0] == 6 and same(weights(tmp_path / "old"), weights(uninterrupted))
+    train(VectorTask(), samples("c"), CONFIG, tmp_path / "old", 0, on_step=lambda _: pytest.fail("again"))
+
+
 def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")

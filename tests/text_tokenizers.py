@@ -42,7 +42,8 @@ def settings_of(name: str, **own: Any) -> Settings:
 
 def samples(texts: list[str] = CAPTIONS, tokens: tuple[str, ...] = ()) -> TrainingSamples:
     """Texts to train a vocabulary on."""
-    return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance={"source": "test"})
+    known = {"source": "test", "contents": {"train": "of these texts"}}
+    return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance=known)
 
 
 @functools.cache

@@ -127,6 +127,26 @@ def derived(*inputs: str) -> dict[str, str]:
     }
 
 
+SCALED = """
+    @hookimpl
+    def read_value(self, data, extension, settings):
+        import io
+        if extension == "npy":
+            return np.load(io.BytesIO(data))
+        return np.full((1, 16, 16), float(data) * settings.take(ExampleSettings).scale, np.float32)
+
+    @hookimpl
+    def score("""
+
+
+def scaled() -> dict[str, str]:
+    """Changes of the example plugin that make it one whose `.num` files, of one number, are in units of `scale`."""
+    return {
+        "    levels: int = 16\n": "    levels: int = 16\n    scale: float = 1.0\n",
+        "\n    @hookimpl\n    def score(": SCALED,
+    }
+
+
 def install_toy(install: Callable[..., Path], install_example: Callable[..., Path], folder: Path) -> Callable[..., Zoo]:
     """Makes zoos of `field`, `words` and `dark` (derived from field) with the source `toy`, and nothing else."""
     install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": SOURCE})

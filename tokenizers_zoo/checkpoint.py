@@ -311,6 +311,11 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def as_recorded(old: Mapping[str, Any], new: Mapping[str, Any], *added: str) -> dict[str, Any]:
+    """`new` without those of the keys `added` that `old` lacks, as records of older versions do: it is as it was."""
+    return {key: value for key, value in new.items() if key in old or key not in added}
+
+
 def difference(old: Any, new: Any, where: str = "") -> str:
     """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

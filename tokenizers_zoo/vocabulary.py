@@ -18,6 +18,7 @@ import numpy as np
 
 from tokenizers_zoo.checkpoint import BUSY, CONFIG, fingerprint, held, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
 from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces
@@ -336,13 +337,15 @@ class TextVocabulary:
     ) -> None:
         """Train the vocabulary of a folder, or grow the one that is there, which does not look at the texts.
 
-        Raises as `train` and `grow_folder`.
+        Of `provenance` it keeps no more than where the texts come from: it is never trained anew for other ones. Raises
+        as `train` and `grow_folder`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder, BUSY.format(folder)):
             is_new = not (folder / CONFIG).is_file()
             if is_new:
-                cls.train(config, texts(), special_tokens, dict(provenance)).save(folder)
+                kept = {key: item for key, item in provenance.items() if key not in ADDED_PROVENANCE}
+                cls.train(config, texts(), special_tokens, kept).save(folder)
         if not is_new:
             cls.grow_folder(folder, config, special_tokens)
 

@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import held, read_json, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.pretrained import networks_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 DATASET = "dataset.json"
-NOT_IDENTITY = ("count", "shard_size")  # more of the same values are the same data
+READ_WITH = "read_with"
+"""Of an entry: the settings that files, or the values that others are derived from, were read with.
+
+Where they are others now, values are made again. Entries of older versions lack them, and their values are taken as
+they are.
+"""
+NOT_IDENTITY = ("count", "shard_size", READ_WITH)  # more of the same values are the same data
+TOKENIZER_KEYS = ("tokenizer",)  # how values become tokens does not change the values
 SOURCE_KEYS = ("source", "distribution", "seed", "options", "image_size")
 
 Entries = dict[str, dict[str, dict[str, Any]]]
@@ -89,6 +97,23 @@ def value_identity(handle: ModalityHandle) -> dict[str, Any]:
     spec = handle.spec.value
     value = dataclasses.asdict(dataclasses.replace(spec, classes=() if spec.kind == "text" else spec.classes))
     return as_json({key: item for key, item in value.items() if key != "description"})
+
+
+def own_settings(handle: ModalityHandle) -> dict[str, Any]:
+    """A modality's own settings but those of its tokenizer and of pretrained networks, which have records of theirs."""
+    apart = (*TOKENIZER_KEYS, *networks_of(handle.known_settings()))
+    return {key: value for key, value in handle.settings.items() if key not in apart}
+
+
+def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
+    """What decides how a modality's stored values are read, and encoded by a given tokenizer, as JSON types.
+
+    That is its own settings, over what `[zoo]` shares with it. The size of patches is the tokens', which know it.
+    """
+    shared = handle.settings.shared
+    offered = {key: shared[key] for key in sorted(handle.known_settings()) if key in shared}
+    found = as_json({**offered, **own_settings(handle)})
+    return {key: value for key, value in found.items() if key not in (*TOKENIZER_KEYS, "patch_size")}
 
 
 def check_same_source(root: Path, split: str, modality: str, new: Mapping[str, Any]) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+ADDED_PROVENANCE = ("contents", "settings")
+"""Keys of `provenance` that runs of older versions did not record; without one a run goes on, and stays, as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSamples:
@@ -14,7 +17,8 @@ class TrainingSamples:
 
     `texts` gives the plain text of ALL modalities that share this one's vocabulary, `special_tokens` their special
     tokens in a fixed order; both are empty where the vocabulary is the modality's own. `provenance` says where the
-    values come from, for the model card (JSON types).
+    values come from, what is in their shards and with which settings they are read, for the model card, and so that a
+    tokenizer of other values is told from this one's (JSON types).
     """
 
     train: Sequence[Any]

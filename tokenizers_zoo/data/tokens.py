@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import load_config, read_json, replacing_file, write_json
+from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, read_json, replacing_file, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PART_NAME = "part-{:05d}.arrow"
 RECORD = "store.json"
+SETTINGS = "settings"
+"""Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
 METADATA_KEY = b"tokenizers_zoo"
 HASHED = 4096
 """Samples whose tokens are in memory at a time while they are hashed."""
@@ -52,7 +54,7 @@ class TokenMetadata:
     fingerprint: str
     distribution: str
     run: Mapping[str, Any]
-    """What was encoded: the data's identity, the number of crops and their seed (JSON types)."""
+    """What was encoded: the data's identity, settings, the number of crops and their seed (JSON types)."""
 
     @classmethod
     def of(cls, handle: ModalityHandle, run: Mapping[str, Any]) -> TokenMetadata:
@@ -86,7 +88,15 @@ class TokenMetadata:
     def differences(self, other: TokenMetadata) -> list[str]:
         """The names of the fields in which two parts differ; a plugin's version is not the codec's identity."""
         mine, theirs = self.to_json(), other.to_json()
+        mine["run"], theirs["run"] = self._run_beside(other), other._run_beside(self)
         return [name for name in mine if name != "distribution" and mine[name] != theirs[name]]
+
+    def run_difference(self, other: TokenMetadata) -> str:
+        """The first thing in which what was encoded here is not what another part is of, in words."""
+        return difference(self._run_beside(other), other._run_beside(self))
+
+    def _run_beside(self, other: TokenMetadata) -> dict[str, Any]:
+        return as_recorded(other.run, self.run, SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.checkpoint import as_recorded
 from tokenizers_zoo.data.made_of import contents, made_of, note_made_of, read_made_of
-from tokenizers_zoo.data.provenance import as_json, digest, one_writer, read_entry, record_entry, value_identity
+from tokenizers_zoo.data.provenance import (
+    READ_WITH,
+    as_json,
+    digest,
+    one_writer,
+    own_settings,
+    read_entry,
+    reading_settings,
+    record_entry,
+    value_identity,
+)
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
@@ -26,8 +37,6 @@ from tokenizers_zoo.pretrained import PretrainedError, networks_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
-
-TOKENIZER_KEYS = ("tokenizer",)  # how values become tokens does not change the values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,21 +146,29 @@ def _networks(handle: ModalityHandle, *, download: bool) -> dict[str, Any]:
     return {name: config.record(download=download) for name, config in networks_of(handle.known_settings()).items()}
 
 
-def _entry(store: ValueStore, split: str, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(
+    zoo: Zoo, store: ValueStore, split: str, handle: ModalityHandle, networks: Mapping[str, Any]
+) -> dict[str, Any]:
     """What decides the derived values: plugin and version, settings, networks, and the data that it is given."""
-    own = {key: value for key, value in handle.settings.items() if key not in (*TOKENIZER_KEYS, *networks)}
     inputs = {name: digest(read_entry(store.root, split, name)) for name in handle.spec.derived_from}
     return as_json(
         {
             "derived_from": inputs,
             "distribution": handle.distribution,
             "plugin": handle.plugin_name,
-            "settings": own,
+            "settings": own_settings(handle),
             "image_size": handle.settings.shared.get("image_size"),
             "value": value_identity(handle),
             **({"networks": networks} if networks else {}),
+            READ_WITH: {name: _read_with(zoo[name]) for name in handle.spec.derived_from},
         }
     )
+
+
+def _read_with(handle: ModalityHandle) -> dict[str, Any]:
+    """What decides what a stored value means to whoever derives from it: settings, and the names of its classes."""
+    classes = {"classes": handle.spec.value.classes} if handle.spec.value.classes else {}
+    return {**reading_settings(handle), **classes}
 
 
 def _derive_modality(
@@ -165,9 +182,10 @@ def _derive_modality(
 ) -> None:
     """Derive one modality of one split, as far as it is not there."""
     folder = store.root / split / handle.name
-    entry = _entry(store, split, handle, networks)
-    if read_entry(store.root, split, handle.name) != entry:
+    entry, before = _entry(zoo, store, split, handle, networks), read_entry(store.root, split, handle.name)
+    if before is None or before != as_recorded(before, entry, READ_WITH):
         remove_shards(shards_in(folder))
+    if before != entry:
         record_entry(store.root, split, handle.name, entry)
     outcome = Outcome(split=split, modality=handle.name)
     jobs = []

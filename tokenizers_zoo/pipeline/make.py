@@ -17,11 +17,13 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
 from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
+    READ_WITH,
     as_json,
     check_same_source,
     has_shards,
     one_writer,
     read_entry,
+    reading_settings,
     record_entry,
     value_identity,
 )
@@ -78,6 +80,7 @@ def make_data(
 
     `train` and `test` count samples; None means all that the source has, 0 none. What is there already is kept: the
     same command goes on after a kill, writes a modality that was installed since, or makes more of the same samples.
+    Of files that were replaced, or that a modality reads with other settings now, values are made again.
     The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes are not the source's,
     DataError where `out` holds values of another source, seed or size, CheckpointError where another command writes it.
     """
@@ -172,6 +175,7 @@ class _Plan:
                 "plugin": handle.distribution,
                 "count": self.count,
                 "shard_size": self.shard_size,
+                **({READ_WITH: reading_settings(handle)} if self.files is not None else {}),
             }
         )
 
@@ -183,6 +187,7 @@ class _Plan:
             check_same_source(self.out, self.split, handle.name, self.entry(handle))
             self._check_count(handle)
         for handle in handles:
+            self._forget_read_otherwise(handle)
             self._drop_partial_shard(handle)
             record_entry(self.out, self.split, handle.name, self.entry(handle))
         jobs = []
@@ -253,6 +258,13 @@ class _Plan:
                 f"{self.out}: {self.split}/{handle.name} was made with {entry['count']} samples, now asked for "
                 f"{self.count}; ask for as many or more, give another folder, or delete {self.out / self.split}"
             )
+
+    def _forget_read_otherwise(self, handle: ModalityHandle) -> None:
+        """Where the modality reads files otherwise now, no shard is of what it would be made of: see `_is_made`."""
+        before, now = read_entry(self.out, self.split, handle.name) or {}, self.entry(handle)
+        if READ_WITH in before and before[READ_WITH] != now.get(READ_WITH):
+            shards = (self.out / self.split / handle.name).glob("*.tar")
+            note_made_of(self.out, self.split, handle.name, {path.name: "" for path in shards})
 
     def _drop_partial_shard(self, handle: ModalityHandle) -> None:
         """Where more samples are asked for than before, the last shard is made again with all that belong in it.

@@ -13,10 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.made_of import contents, made_of
-from tokenizers_zoo.data.provenance import digest, read_entry
+from tokenizers_zoo.data.provenance import digest, read_entry, reading_settings
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors
-from tokenizers_zoo.data.tokens import PART_NAME, TokenMetadata, TokenStore, grew_from, read_part, write_part
+from tokenizers_zoo.data.tokens import (
+    PART_NAME,
+    SETTINGS,
+    TokenMetadata,
+    TokenStore,
+    grew_from,
+    read_part,
+    write_part,
+)
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
@@ -110,6 +118,7 @@ def tokenize(
         for handle in _chosen(zoo, store, split, modalities, result):
             run = {
                 "data": digest(read_entry(store.root, split, handle.name)),
+                SETTINGS: reading_settings(handle),
                 "crops": views,
                 "flips": False,  # as tokens say that older versions wrote
                 "seed": seed if views > 1 else 0,
@@ -252,7 +261,10 @@ class _ModalityRun:
         )
         if names and not (grown and part.needed_vocab_size <= self.metadata.vocab_size):
             was, now = part.metadata.to_json(), self.metadata.to_json()
-            shown = "; ".join(f"{name} {was[name]}, now {now[name]}" for name in names)
+            told = {name: f"{was[name]}, now {now[name]}" for name in names}
+            if "run" in names:
+                told["run"] = part.metadata.run_difference(self.metadata)
+            shown = "; ".join(f"{name} {what}" for name, what in told.items())
             raise DataError(f"{path}: holds other tokens ({shown}); give another folder, or --overwrite")
         if path not in parts:
             raise DataError(f"{path}: holds samples that the data lack now; give another folder, or --overwrite")

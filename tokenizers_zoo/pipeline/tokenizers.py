@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import fingerprint, write_json
+from tokenizers_zoo.checkpoint import fingerprint, joint_fingerprint, read_table, write_json
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
-from tokenizers_zoo.data.provenance import read_entry
+from tokenizers_zoo.data.made_of import contents
+from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
@@ -162,9 +163,12 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> Tra
         sharing = []
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
     train, test = (_readable(handle, store, split) for split in (TRAIN, TEST))
+    entry = read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name}
     provenance = {
-        "data": read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name},
+        "data": {key: value for key, value in entry.items() if key != READ_WITH},  # the contents tell
         "dropped": {split: len(dropped) for split, (_, dropped) in ((TRAIN, train), (TEST, test)) if dropped},
+        "contents": {split: _contents(store, split, handle.name) for split in (TRAIN, TEST)},
+        "settings": reading_settings(handle),
     }
     return TrainingSamples(
         train=train[0],
@@ -173,6 +177,12 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> Tra
         special_tokens=tuple(special),
         provenance=provenance,
     )
+
+
+def _contents(store: ValueStore, split: str, modality: str) -> str:
+    """What the shards of a modality hold, whatever their names and places; empty where the split has none."""
+    there = split in store.splits() and modality in store.modalities(split)
+    return joint_fingerprint(*contents(store, split, modality).values())[:16] if there else ""
 
 
 def _readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[Sequence[Any], dict[str, str]]:

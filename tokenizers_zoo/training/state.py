@@ -15,6 +15,7 @@ from tokenizers_zoo.checkpoint import (
     CARD,
     CONFIG,
     WEIGHTS,
+    as_recorded,
     check_weights,
     difference,
     held,
@@ -26,6 +27,7 @@ from tokenizers_zoo.checkpoint import (
     write_json,
     write_tensors,
 )
+from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
 
@@ -70,7 +72,9 @@ class TrainingRun:
         identity = json.loads(json.dumps(identity, allow_nan=False))
         advice = "give another --out, or --overwrite to train it anew"
         if (folder / RUN).is_file():
-            if problem := difference(read_table(folder / RUN), identity):
+            before = read_table(folder / RUN)
+            identity = _as_recorded(before, identity)
+            if problem := difference(before, identity):
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
@@ -136,6 +140,15 @@ class TrainingRun:
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _as_recorded(before: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity without what the record of a run of an older version says nothing of."""
+    data, past = identity["data"], before.get("data")
+    known = past.get("provenance") if isinstance(past, Mapping) else None
+    if not isinstance(known, Mapping):
+        return dict(identity)
+    return {**identity, "data": {**data, "provenance": as_recorded(known, data["provenance"], *ADDED_PROVENANCE)}}
 
 
 def check_replaceable(folder: Path, result: str = EVALUATION) -> None:
