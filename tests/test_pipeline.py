@@ -385,6 +385,38 @@ def test_a_file_that_is_replaced_by_another_is_made_again(
     assert make() == {"field": (4, 2), "words": (0, 3)}
 
 
+def test_an_instance_with_files_of_its_own_gets_none_of_its_plugins(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    """Neither for a sample that lacks them, nor in a split that does."""
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
+    for name, value in files.items():
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(mine / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
+    instances = {name: {"plugin": "field"} for name in ("lamp", "torch")}
+    zoo = toy({"modalities": instances}, enabled=("field", "lamp", "torch"))
+
+    def make() -> dict[tuple[str, str], tuple[int, int]]:
+        options = {"path": str(mine)}
+        result = make_data(zoo, "folder", data, train=None, test=None, options=options, workers=1)
+        return {(o.split, o.modality): (o.written, o.kept_shards) for o in result.outcomes}
+
+    assert make() == {
+        ("train", "field"): (2, 0), ("train", "lamp"): (1, 0), ("train", "torch"): (2, 0),
+        ("test", "field"): (1, 0), ("test", "torch"): (1, 0),
+    }  # fmt: skip
+    store = ValueStore.of(data, zoo)
+    assert store.read(zoo["lamp"], "train", "a").max() == 0.5 and store.keys("train", "lamp") == ["a"]
+    note = data / ".audit/made-train-lamp.json"
+    older = open_folder(FolderSettings(path=str(mine)), "train", None).signature(("lamp", "field"), 0, 2)
+    note.write_text(json.dumps({"shard-00000.tar": older}))  # as an older version noted it
+    assert make()["train", "lamp"] == (0, 1)
+    with writing_shard(data / "train/lamp/shard-00000.tar") as writer:
+        for key in "ab":  # as an older version made it, which took the other's file for the one that is missing
+            writer.add(key, *zoo["lamp"].write(store.read(zoo["field"], "train", key)))
+    assert make()["train", "lamp"] == (1, 0)
+    assert ValueStore.of(data, zoo).keys("train", "lamp") == ["a"]
+
+
 def number_files(folder: Path, count: int) -> Path:
     """Files of one number each, in units that the settings say."""
     for split in ("train", "test"):

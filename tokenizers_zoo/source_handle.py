@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.discovery import Claim, Plugins, reason
@@ -11,7 +11,18 @@ from tokenizers_zoo.errors import ConfigError, PluginError, ZooError
 from tokenizers_zoo.source import SourceSpec
 from tokenizers_zoo.values import describe
 
+if TYPE_CHECKING:
+    from tokenizers_zoo.handle import ModalityHandle
+
 Sample = tuple[str, Mapping[str, Any]]
+
+
+def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:
+    """The name under which a source that offers these gives a modality: its own, or its plugin's where it lacks that.
+
+    It is one for all samples: one that lacks it has no value, and never that of another modality.
+    """
+    return modality.name if modality.name in offered else modality.plugin_name
 
 
 class SourceHandle:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -54,11 +54,14 @@ class FileBytes:
 class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem.
 
-    A file that cannot be read is its error.
+    A file that cannot be read is its error. `offered` are the modalities of all splits, `modalities` those of this one.
     """
 
-    def __init__(self, files: Mapping[str, Mapping[str, Member]], count: int | None) -> None:
+    def __init__(
+        self, files: Mapping[str, Mapping[str, Member]], count: int | None, offered: Iterable[str] = ()
+    ) -> None:
         self.modalities = tuple(sorted({modality for members in files.values() for modality in members}))
+        self.offered = tuple(sorted({*self.modalities, *offered}))
         keys = sorted(files)
         if count is not None and count > len(keys):
             raise DataError(f"the folder has {len(keys)} samples for this split, asked for {count}")
@@ -67,11 +70,11 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def keys(self, names: Container[str], start: int, stop: int) -> set[str]:
-        """The keys of those of the samples [start, stop) that have one of these modalities."""
-        return {key for key, files in self._samples[start:stop] if any(name in names for name in files)}
+    def keys(self, name: str, start: int, stop: int) -> set[str]:
+        """The keys of those of the samples [start, stop) that have this modality."""
+        return {key for key, files in self._samples[start:stop] if name in files}
 
-    def signature(self, names: Container[str], start: int, stop: int) -> str:
+    def signature(self, names: Collection[str], start: int, stop: int) -> str:
         """sha256 of the names, sizes and times of these modalities' files of the samples [start, stop)."""
         files = [
             (key, name, member.extension, member.offset, member.size, _changed(member.shard))
@@ -132,23 +135,26 @@ def open_folder(config: FolderSettings, split: str, count: int | None) -> Folder
     try:
         if not root.is_dir():
             raise ConfigError(f"path: {config.path}: no such folder")
-        return FolderSamples(_find(root, split, config.test_fraction), count)
+        files, offered = _find(root, split, config.test_fraction)
+        return FolderSamples(files, count, offered)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
-def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, Member]]:
-    """The files of a split, by key and modality."""
+def _find(root: Path, split: str, test_fraction: float) -> tuple[dict[str, dict[str, Member]], set[str]]:
+    """The files of a split, by key and modality; and the modalities of all splits."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if any(root.glob("*/*/*.tar")):
         store = ValueStore(root)
-        modalities = store.modalities(split)
-        return _by_key({name: store.index(split, name).members for name in modalities})
+        offered = {name for each in store.splits() for name in store.modalities(each)}
+        return _by_key({name: store.index(split, name).members for name in store.modalities(split)}), offered
     if any(folder.name in ("train", "test") for folder in folders):
         if not (root / split).is_dir():
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
-        found = {path.name: _files(path) for path in sorted((root / split).iterdir()) if path.is_dir()}
-        return _by_key(found)
+        found = {path.name: _files(path) for path in _folders(root / split)}
+        both = [folder for folder in folders if folder.name in ("train", "test")]
+        offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
+        return _by_key(found), offered
     everything = _by_key({folder.name: _files(folder) for folder in folders})
     if not everything:
         raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
@@ -158,7 +164,12 @@ def _find(root: Path, split: str, test_fraction: float) -> dict[str, dict[str, M
             f"{root}: none of its {len(everything)} samples falls to the split {split!r} with test_fraction "
             f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
         )
-    return chosen
+    return chosen, {name for files in everything.values() for name in files}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _files(folder: Path) -> dict[str, Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
+from tokenizers_zoo.source_handle import name_at_source
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
@@ -56,6 +57,8 @@ class Shard:
     modalities: tuple[str, ...]
     pictures: tuple[str, ...]
     """All modalities of the data, written now or before, that show the sample as a picture."""
+    names: Mapping[str, str]
+    """By modality, these and those of `pictures`, the name under which the source gives it."""
     made_of: Mapping[str, str] = field(default_factory=dict)
     """By modality what files its shard is made of; empty for sources that have none."""
 
@@ -118,15 +121,16 @@ def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> l
     Raises ConfigError where a modality's classes are not the source's.
     """
     names = source.spec.modalities or getattr(samples, "modalities", ())
-    found = [handle for handle in zoo.handles() if handle.name in names or handle.plugin_name in names]
-    served = {handle.name for handle in found} | {handle.plugin_name for handle in found}
+    at_source = {handle.name: name_at_source(handle, _offered(source, samples)) for handle in zoo.handles()}
+    found = [handle for handle in zoo.handles() if at_source[handle.name] in names]
+    served = {at_source[handle.name] for handle in found}
     problems = zoo.problems()
     for name in names:
         if name not in served:
             reason = problems.get(name, "no enabled modality of this name: install its plugin, or enable it")
             result.skipped[name] = reason
     for handle in found:
-        theirs = source.spec.classes.get(_name_at_source(handle, names))
+        theirs = source.spec.classes.get(at_source[handle.name])
         ours = handle.spec.value.classes
         if theirs is not None and ours and tuple(theirs) != tuple(ours):
             raise ConfigError(
@@ -141,8 +145,10 @@ def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> l
     return found
 
 
-def _name_at_source(handle: ModalityHandle, names: Sequence[str]) -> str:
-    return handle.name if handle.name in names else handle.plugin_name
+def _offered(source: SourceHandle, samples: Any) -> Sequence[str]:
+    """The modalities that a source has at all, whether or not these samples, of one split, have them."""
+    offered: Sequence[str] = source.spec.modalities or getattr(samples, "offered", getattr(samples, "modalities", ()))
+    return offered
 
 
 def _names(classes: Sequence[str]) -> str:
@@ -201,6 +207,7 @@ class _Plan:
                 seed=self.seed, split=self.split, count=self.count, number=number, start=start,
                 stop=stop, modalities=tuple(outcomes),
                 pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
+                names={handle.name: self._at_source(handle) for handle in handles},
                 made_of=self._made_of(handles, start, stop),
             )  # fmt: skip
             missing = tuple(handle.name for handle in handles if not self._is_made(job, handle, known[handle.name]))
@@ -220,11 +227,14 @@ class _Plan:
         """The samples, where they are files in folders."""
         return self.samples if isinstance(self.samples, FolderSamples) else None
 
+    def _at_source(self, handle: ModalityHandle) -> str:
+        return name_at_source(handle, _offered(self.source, self.samples))
+
     def _made_of(self, handles: Sequence[ModalityHandle], start: int, stop: int) -> dict[str, str]:
         files = self.files
         if files is None:
             return {}
-        return {handle.name: files.signature((handle.name, handle.plugin_name), start, stop) for handle in handles}
+        return {handle.name: files.signature((self._at_source(handle),), start, stop) for handle in handles}
 
     def _is_made(self, job: Shard, handle: ModalityHandle, known: Mapping[str, str] | None) -> bool:
         """True for a whole shard, of files with just these samples, none replaced since.
@@ -236,13 +246,22 @@ class _Plan:
             return False
         if self.files is None:
             return True
-        if known is not None and known.get(path.name) != job.made_of[handle.name]:
+        if known is not None and not self._is_made_of(job, handle, known.get(path.name)):
             return False
         try:
             made = {*scan_shard(path).members, *read_failures(path)}
         except DataError:  # damaged: it is ours, so it is made again
             return False
-        return made == self.files.keys((handle.name, handle.plugin_name), job.start, job.stop)
+        return made == self.files.keys(job.names[handle.name], job.start, job.stop)
+
+    def _is_made_of(self, job: Shard, handle: ModalityHandle, noted: str | None) -> bool:
+        """True where what was noted of a shard is what it would be made of now.
+
+        Older versions noted the plugin's files as well, which then stood in for those that an instance lacks.
+        """
+        if self.files is None or noted == job.made_of[handle.name]:
+            return True
+        return noted == self.files.signature((handle.name, handle.plugin_name), job.start, job.stop)
 
     def _check_foreign(self, handle: ModalityHandle) -> None:
         folder = self.out / self.split / handle.name
@@ -300,7 +319,7 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
                 for name in handles:
                     failures[name][f"#{index}"] = str(error)
                 continue
-            found = _read_files(zoo, dict.fromkeys((*job.modalities, *job.pictures)), values)
+            found = _read_files(zoo, {name: job.names[name] for name in (*job.modalities, *job.pictures)}, values)
             problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
             for name, handle in handles.items():
                 if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
@@ -315,18 +334,19 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     return dataclasses.replace(job, made_of=made_of), {name: (counts[name], failures[name]) for name in handles}
 
 
-def _read_files(zoo: Zoo, names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample's values by modality, files among them read; a file that cannot be read is its error."""
+def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample's values by modality, files among them read; a file that cannot be read is its error.
+
+    `names` are the modalities, each with the name that it has in `values`.
+    """
     found: dict[str, Any] = {}
-    for name in names:
-        handle = zoo[name]
-        given = name if name in values else handle.plugin_name
+    for name, given in names.items():
         if given not in values:
             continue
         found[name] = values[given]
         if isinstance(found[name], FileBytes):
             try:
-                found[name] = handle.read(found[name].data, found[name].extension)
+                found[name] = zoo[name].read(found[name].data, found[name].extension)
             except ZooError as error:
                 found[name] = error
     return found

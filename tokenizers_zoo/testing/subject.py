@@ -19,6 +19,7 @@ from tokenizers_zoo.modality import Crop, ValueSpec
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.source_handle import name_at_source
 from tokenizers_zoo.values import bounds
 
 COUNT = 8
@@ -100,11 +101,11 @@ class Subject:
 
     def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Samples of a source, under the names of the instances that want them; none where it does not give them."""
-        plugins = {name: self.zoo[name].plugin_name for name in modalities}
+        handles = {name: self.zoo[name] for name in modalities}
         try:
             source = self.zoo.source(source_name)
             offered = source.spec.modalities
-            wanted = {name: name if name in offered else plugin for name, plugin in plugins.items()}
+            wanted = {name: name_at_source(handle, offered) for name, handle in handles.items()}
             if not set(wanted.values()) <= set(offered):
                 return
             samples = drawn(self.zoo, source_name, self.seed)
