@@ -681,6 +681,23 @@ def test_what_is_derived_of_values_that_are_read_otherwise_is_derived_again(
     assert derive(units(scale=0.5)) == (3, 0)
 
 
+def test_what_is_skipped_in_one_split_is_an_input_in_another(
+    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    install_example("alpha", derived("dark"))
+    zoo = toy(enabled=("field", "dark", "alpha", "words"))
+    make_toy(zoo, tmp_path / "data", train=5)
+    shutil.rmtree(tmp_path / "data/test/field")
+    result = derive_data(zoo, tmp_path / "data", workers=1)
+    assert [(o.split, o.modality) for o in result.outcomes] == [("train", "dark"), ("train", "alpha")]
+    assert result.skipped["dark"] == f"derived from field, which {tmp_path / 'data/test'} lacks"
+    given = tmp_path / "given/train/dark"
+    shutil.copytree(tmp_path / "data/train/dark", given)
+    result = derive_data(zoo, given.parents[1], modalities=["dark", "alpha"], workers=1)
+    assert result.skipped == {"dark": "is there, and was not derived"}
+    assert [outcome.modality for outcome in result.outcomes] == ["alpha"]
+
+
 def test_make_does_not_need_torch(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo = toy()
     program = f"""

@@ -78,9 +78,11 @@ def _derive_split(
 ) -> None:
     """Derive one split, as `derive_data` says."""
     store.modalities(split)
+    failed: set[str] = set()
     for handle in _order(zoo, store, split, modalities, result):
-        if lacks := [name for name in handle.spec.derived_from if name in result.skipped]:
+        if lacks := [name for name in handle.spec.derived_from if name in failed]:
             result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
+            failed.add(handle.name)
             continue
         try:
             with disk_errors(store.root):
@@ -90,6 +92,8 @@ def _derive_split(
             if modalities is not None:
                 raise PretrainedError(f"{handle.name}: {error}") from error
             result.skipped[handle.name] = str(error)
+            if handle.name not in store.modalities(split):  # else others are derived from what is there
+                failed.add(handle.name)
 
 
 def _order(
