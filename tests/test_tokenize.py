@@ -117,13 +117,41 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here"):
         evaluate_tokenizer(zoo, "field", tmp_path)
     handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
-    assert np.isnan(evaluate_tokenizer(zoo, "field", data, limit=3).metrics["psnr"])
+    assert np.isnan(evaluate_tokenizer(zoo, "field", data).metrics["psnr"])
     assert json.loads((handle.checkpoint / "evaluation.json").read_text())["metrics"] == {"psnr": None, "mse": 1.0}
     few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
     assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
     assert few.tokens_per_sample == len("sample 1 of test")
-    evaluate_tokenizer(zoo, "words", data, limit=3)
+    evaluate_tokenizer(zoo, "words", data)
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
+
+
+def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(
+    toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    folder = zoo["field"].checkpoint
+    training = {"steps": 9, "codebook": {"usage": 0.5, "perplexity": 7.0}, "metrics": {"mae": 5.0}, "samples": 2000}
+    (folder / "evaluation.json").write_text(json.dumps(training))
+    for name in ("samples/07.png", "samples/00.txt", "samples/decoders.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of an older evaluation")
+    before = snapshot(folder)
+    for split, limit, count in (("train", None, 23), ("test", 3, 3)):
+        result = evaluate_tokenizer(zoo, "field", data, split=split, limit=limit)
+        assert result.pictures == folder / f"samples-{split}" and len(list(result.pictures.iterdir())) == min(count, 8)
+        written = json.loads((folder / f"evaluation-{split}.json").read_text())
+        assert (written["split"], written["samples"]) == (split, count) and "steps" not in written
+    assert before.items() <= snapshot(folder).items()
+    result = evaluate_tokenizer(zoo, "field", data, limit=5)
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert (written["samples"], written["metrics"]) == (5, result.metrics)
+    assert (written["steps"], written["codebook"], written["usage"]) == (9, training["codebook"], result.usage)
+    assert sorted(path.name for path in result.pictures.iterdir()) == [f"{i:02}.png" for i in range(5)]
+    train_tokenizer(zoo, "field", data, overwrite=True)
+    assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
 
 
 def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
@@ -140,8 +168,8 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     before = snapshot(hub)
     for _ in range(2):
         zoo = toy({"modalities": table})
-        assert evaluate_tokenizer(zoo, "field", data, limit=3).samples == 3
-        evaluate_tokenizer(zoo, "words", data, limit=3)
+        assert evaluate_tokenizer(zoo, "field", data).samples == 5
+        evaluate_tokenizer(zoo, "words", data)
     assert snapshot(hub) == before and not (tmp_path / "somebody/words").exists()
     kept = tmp_path / "runs/tokenizers/somebody"
     assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()

@@ -395,7 +395,10 @@ def test_a_replacement_that_has_a_state_is_finished_first(tmp_path: Path) -> Non
     assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
 
 
-@pytest.mark.parametrize("foreign", ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.json"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.json", "samples-mine/00.png"],
+)
 def test_what_is_no_run_is_not_replaced(tmp_path: Path, foreign: str) -> None:
     other = tmp_path / "mix" / foreign
     other.parent.mkdir(parents=True)
@@ -418,7 +421,10 @@ def test_a_card_alone_is_no_run(tmp_path: Path) -> None:
 
 def test_what_training_and_evaluation_left_is_replaced(tmp_path: Path) -> None:
     folder = train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
-    for file in (".config.json.x.tmp", "caption/evaluation.json", "caption/samples/00.txt"):
+    for file in (
+        ".config.json.x.tmp", "caption/evaluation.json", "caption/samples/00.txt", "caption/samples-train/00.txt",
+        "caption/evaluation-train.json", "evaluation-train.json", "samples-train/00.txt",
+    ):  # fmt: skip
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("of an evaluation")
     with replacing_run(folder, overwrite=True):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.families.spatial.sharpness import figures
 from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import PICTURES
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -60,9 +59,9 @@ def _pictures(handle: ModalityHandle, values: Sequence[Any]) -> list[PIL.Image.I
 def write_sheet(
     folder: Path, handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
 ) -> None:
-    """Write SHEET: a row per sample, by the plain decoder, by `decode`, and the truth."""
+    """Write SHEET into `folder`: a row per sample, by the plain decoder, by `decode`, and the truth."""
     rows = [[handle.render(value) for value in values] for values in zip(plain, decoded, true, strict=True)]
     picture = picture_rows(rows)
     if picture is not None:
-        with replacing_file(folder / PICTURES / SHEET) as temporary:
+        with replacing_file(folder / SHEET) as temporary:
             picture.save(temporary, format="PNG")

@@ -22,7 +22,7 @@ from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
-from tokenizers_zoo.training.state import PICTURES, replacing_run
+from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split, replacing_run
 from tokenizers_zoo.values import has_fixed_length
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN, TEST = "train", "test"
-EVALUATION = "evaluation.json"
+OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
+"""Figures that training leaves and an evaluation has none of."""
 BATCH = 64
 TEXT_BATCH = 256
 SHOWN = 8
@@ -270,14 +271,18 @@ def evaluate_tokenizer(
 
     With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
     modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
-    its id under `[zoo] checkpoints`.
+    its id under `[zoo] checkpoints`. Those of another split than "test", or of a part of it, are not the checkpoint's
+    held-out figures: they go to evaluation-SPLIT.json and samples-SPLIT/ beside these.
     Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
     """
     from tokenizers_zoo.quantizers.usage import CodebookUsage
 
     handle = zoo[name]
     store = ValueStore.of(data, zoo)
-    keys = sorted(store.keys(split, name))[:limit]
+    whole = sorted(store.keys(split, name))
+    keys = whole[:limit]
+    of_part = split != TEST or len(keys) < len(whole)
+    figures, shown = (of_split(file, split) if of_part else file for file in (EVALUATION, PICTURES))
     _ = handle.tokenizer  # loaded before the clock starts
     usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
     run = _Reconstruction()
@@ -291,7 +296,7 @@ def evaluate_tokenizer(
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
     folder = handle.codec.evaluations / name if handle.spec.shares_checkpoint else handle.codec.evaluations
     with disk_errors(folder):
-        pictures = _write_samples(folder, handle, run) if write else None
+        pictures = _write_samples(folder, shown, handle, run) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
     result = TokenizerEvaluation(
         samples=len(run.target),
@@ -308,8 +313,15 @@ def evaluate_tokenizer(
     if write:
         report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
         with disk_errors(folder):
-            write_json(folder / EVALUATION, {**report, **result.to_json()})
+            write_json(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
     return result
+
+
+def _of_training(path: Path) -> dict[str, Any]:
+    """What training left in a file of figures, beside those that an evaluation puts in the place of its own."""
+    with contextlib.suppress(CheckpointError):
+        return {key: figure for key, figure in read_table(path).items() if key in OF_TRAINING}
+    return {}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -354,12 +366,12 @@ class _Reconstruction:
                 usage.update(item)
 
 
-def _write_samples(folder: Path, handle: ModalityHandle, run: _Reconstruction) -> Path:
-    """Draw some values beside their reconstructions; gives the folder of the pictures."""
+def _write_samples(folder: Path, name: str, handle: ModalityHandle, run: _Reconstruction) -> Path:
+    """Draw some values beside their reconstructions into the folder's folder of this name, which is returned."""
     from tokenizers_zoo.training.report import write_pictures
 
     pairs = zip(run.target[:SHOWN], run.predicted[:SHOWN], strict=True)
-    write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs])
+    write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs], name)
     if run.plain:
-        write_sheet(folder, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
-    return folder / PICTURES
+        write_sheet(folder / name, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
+    return folder / name

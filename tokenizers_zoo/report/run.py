@@ -214,6 +214,7 @@ def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pi
         "images": found.images,
         "texts": found.texts,
         "samples": found.samples,
+        "judged": found.judged,
         "metrics": metric_rows(spec, found.metrics) + found.codes,
         "facts": token_facts(spec),
     }

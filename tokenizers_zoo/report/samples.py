@@ -14,12 +14,12 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.report.pictures import Pictures, cells_of
 from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import PICTURES
+from tokenizers_zoo.training.state import EVALUATION, PICTURES
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-EVALUATION = "evaluation.json"
+HELD_OUT = "test"
 SHOWN = 3
 """Reconstructions per tokenizer."""
 SCORED = 100
@@ -142,6 +142,8 @@ class Reconstructions:
     metrics: Mapping[str, float] = field(default_factory=dict)
     codes: list[dict[str, str]] = field(default_factory=list)
     samples: int | None = None
+    judged: str = "held-out"
+    """What samples metrics and codes are of; older versions left those of other splits in the same place."""
 
 
 def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pictures) -> Reconstructions:
@@ -165,12 +167,14 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
     figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     codebook = figures.get("codebook") or {}
-    usage, perplexity = (codebook.get(key, figures.get(key)) for key in ("usage", "perplexity"))
+    usage, perplexity = (figures.get(key, codebook.get(key)) for key in ("usage", "perplexity"))
+    split = figures.get("split", HELD_OUT)
+    judged = "held-out" if split == HELD_OUT else split
     codes = []
     if usage is not None and perplexity is not None:
         codes = [
             {"name": "codes in use", "value": f"{100 * usage:.0f}", "unit": "%",
-             "meaning": f"of {handle.spec.vocab_size}, on held-out samples"},
+             "meaning": f"of {handle.spec.vocab_size}, on {judged} samples"},
             {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
              "meaning": "as varied as this many codes that are equally frequent"},
         ]  # fmt: skip
@@ -179,7 +183,7 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     return Reconstructions(
         images=[pictures.add(f"{name}-{number}", path.read_bytes()) for number, path in enumerate(images)],
         texts=[pair_of_texts(text) for text in texts],
-        metrics=figures.get("metrics", {}), codes=codes, samples=figures.get("samples"),
+        metrics=figures.get("metrics", {}), codes=codes, samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
 
 
@@ -193,7 +197,7 @@ def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> 
     """Encode and decode held-out values. Raises ZooError where they or the tokenizer are gone."""
     from tokenizers_zoo.report.pictures import png_of
 
-    values = [store.read(handle, "test", key) for key in sorted(store.keys("test", handle.name))[:SCORED]]
+    values = [store.read(handle, HELD_OUT, key) for key in sorted(store.keys(HELD_OUT, handle.name))[:SCORED]]
     tokens = handle.encode(values)
     back = handle.decode(tokens)
     used = np.unique(np.concatenate([np.asarray(row).ravel() for row in tokens])).size

@@ -133,15 +133,23 @@ def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
     return sheet
 
 
-def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]]) -> None:
-    """Write each pair of input and reconstruction to `samples/`: a .png side by side, or a .txt for text."""
+def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = PICTURES) -> None:
+    """Write each pair of input and reconstruction to `samples/`: a .png side by side, or a .txt for text.
+
+    What an older evaluation left there goes. `name` is another folder than `samples`.
+    """
+    written = set()
     for number, pair in enumerate(shown):
         picture = picture_rows([pair])
-        with replacing_file(folder / PICTURES / f"{number:02}.{'txt' if picture is None else 'png'}") as temporary:
+        path = folder / name / f"{number:02}.{'txt' if picture is None else 'png'}"
+        written.add(path)
+        with replacing_file(path) as temporary:
             if picture is None:
                 temporary.write_text(f"input:          {pair[0]}\nreconstruction: {pair[1]}\n", encoding="utf-8")
             else:
                 picture.save(temporary, format="PNG")
+    for older in {*(folder / name).glob("*.png"), *(folder / name).glob("*.txt")} - written:
+        older.unlink()
 
 
 def _used(codebook: Mapping[str, float]) -> str:

@@ -39,6 +39,11 @@ OWN = frozenset({RUN, STATE, EVALUATION, PICTURES, WEIGHTS, CONFIG, CARD, METRIC
 """What training and evaluation write into a folder; where modalities share it, an evaluation in a folder of each."""
 
 
+def of_split(name: str, split: str) -> str:
+    """What EVALUATION or PICTURES are called where they are of another split than the held-out one, or of a part."""
+    return f"{Path(name).stem}-{split}{Path(name).suffix}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedState:
     """What `TrainingRun.restore` found."""
@@ -155,8 +160,9 @@ def check_replaceable(folder: Path, result: str = EVALUATION) -> None:
     """Raise CheckpointError for a folder that holds anything else than a run or a checkpoint: it would be lost."""
     found = sorted(set(folder.glob("*")) - set(folder.glob(".*.tmp")) - set(folder.glob(".*.tmp.d")))
     for path in found:
-        inner = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
-        if path.name not in OWN | {result} and not inner <= {EVALUATION, PICTURES}:
+        inner = list(path.iterdir()) if path.is_dir() else []
+        of_evaluations = _of_evaluation(path) or (path.is_dir() and all(map(_of_evaluation, inner)))
+        if path.name not in OWN | {result} and not of_evaluations:
             raise CheckpointError(
                 f"{folder}: holds {path.name}, which is no part of a run and would be removed; move it away, or give "
                 "another folder"
@@ -165,6 +171,14 @@ def check_replaceable(folder: Path, result: str = EVALUATION) -> None:
         raise CheckpointError(
             f"{folder}: holds neither a run nor a checkpoint, and cannot be replaced; give another folder"
         )
+
+
+def _of_evaluation(path: Path) -> bool:
+    """True for figures and pictures that an evaluation left, also for those of `of_split`."""
+    split = path.name.removesuffix(Path(EVALUATION).suffix).partition("-")[2]
+    figures = of_split(EVALUATION, split)
+    of_part = path.name in (figures, of_split(PICTURES, split)) and (path.parent / figures).is_file()
+    return path.name in (EVALUATION, PICTURES) or of_part
 
 
 @contextlib.contextmanager
