@@ -8,12 +8,15 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.modality import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
-from tokenizers_zoo.testing.checks import CHECKS, Skipped
+from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
 from tokenizers_zoo.testing.subject import Subject
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +74,23 @@ def test_no_value_is_both_trained_on_and_held_out() -> None:
 
 
 # ---------------------------------------------------------------- the kit itself
+
+
+@pytest.mark.parametrize(
+    ("spec", "outside"),
+    [
+        (ValueSpec(shape=(2, 2), dtype="uint8", low=0, high=255), []),
+        (ValueSpec(shape=(2, 2), dtype="uint8", classes=tuple(f"c{i}" for i in range(150))), [150]),
+        (ValueSpec(shape=(2, 2), dtype="int16", low=-32768, high=30000), [30001]),
+        (ValueSpec(shape=(2, 2), dtype="int32", low=0, high=9), [-1, 18]),
+        (ValueSpec(shape=(2, 2), dtype="float16", low=0, high=60000), [-1]),
+    ],
+)
+def test_numbers_out_of_bounds_are_tried_as_far_as_the_type_has_them(spec: ValueSpec, outside: list[int]) -> None:
+    good = np.zeros((2, 2), spec.dtype)
+    subject = SimpleNamespace(handle=SimpleNamespace(spec=SimpleNamespace(value=spec)), values=[good])
+    tried = [bad for bad in broken_values(subject) if isinstance(bad, np.ndarray) and bad.dtype == good.dtype]
+    assert [bad.flat[-1] for bad in tried if bad.shape == (2, 2) and np.isfinite(bad).all()] == outside
 
 
 def results(name: str) -> dict[str, CheckResult]:

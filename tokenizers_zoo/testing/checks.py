@@ -25,6 +25,7 @@ from tokenizers_zoo.testing import files as met_files
 from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, per_sample
+from tokenizers_zoo.testing.probes.arrays import fits
 from tokenizers_zoo.testing.subject import Subject
 from tokenizers_zoo.values import bounds, describe, expected_tokens, expected_value, fixed_shape, has_fixed_length
 
@@ -106,11 +107,18 @@ def broken_values(subject: Subject) -> list[Any]:
             bad.append(hole)
     low, high = bounds(declared)
     for bound, step in ((low, -1), (high, 1)):
-        if bound is not None and good.dtype.kind != "b" and (good.dtype.kind != "u" or bound > 0 or step > 0):
+        number = None if bound is None else _beyond(bound, step, good.dtype)
+        if number is not None:
             outside = good.copy()
-            outside.flat[-1] = bound + step * max(1, abs(bound))
+            outside.flat[-1] = number
             bad.append(outside)
     return bad
+
+
+def _beyond(bound: float, step: int, dtype: np.dtype[Any]) -> float | None:
+    """A number outside a bound, far outside where the type can hold that; None where it can hold none."""
+    next_to_it = (bound + step,) if dtype.kind in "iu" else ()
+    return next((number for number in (bound + step * max(1, abs(bound)), *next_to_it) if fits(number, dtype)), None)
 
 
 # ---------------------------------------------------------------- values to tokens and back
