@@ -368,6 +368,21 @@ def test_tokens_of_values_that_were_read_otherwise_are_refused(
     assert (added.written, added.kept) == (1, 1) and TokenStore(out).open("train", "field").keys == ["a", "b"]
 
 
+def test_a_modality_that_was_asked_for_may_be_in_one_split_alone(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    shutil.rmtree(data / "test/words")
+    result = tokenize(zoo, data, out, modalities=["field", "words"])
+    assert [(o.split, o.modality) for o in result.outcomes] == [
+        ("test", "field"), ("train", "field"), ("train", "words"),
+    ]  # fmt: skip
+    assert result.skipped == {"words": f"{data / 'test'} lacks it"}
+    for arguments in ({"modalities": ["words"], "splits": ["test"]}, {"modalities": ["field", "wrods"]}):
+        with pytest.raises(DataError, match=f"unknown modality in {data / 'test'}: '{arguments['modalities'][-1]}'"):
+            tokenize(zoo, data, out, **arguments)
+
+
 def foreign(folder: Path, keys: str) -> Path:
     """Words that are not of this program's making."""
     with writing_shard(folder / "train/words/0.tar") as writer:

@@ -107,13 +107,18 @@ def tokenize(
     With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops, the
     same for all its modalities, under the keys `<key>#<number>`. Parts that are there are kept. The tokenizers run on
     `device`.
-    Raises DataError where `out` holds tokens of another codec or of other data, unless `overwrite`.
+    Raises DataError where none of the splits has one of `modalities`, and where `out` holds tokens of another codec, of
+    other data or of other settings, unless `overwrite`.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
     store = ValueStore.of(data, zoo)
     result = TokenizeResult()
-    for split in splits or store.splits():
+    splits = splits or store.splits()
+    for name in modalities or ():
+        if not any(name in store.modalities(split) for split in splits):
+            store.index(splits[0], name)  # says what is there
+    for split in splits:
         views = crops if split == TRAIN else 1
         for handle in _chosen(zoo, store, split, modalities, result):
             run = {
@@ -156,10 +161,11 @@ def _check_place(store: ValueStore, split: str, modality: str, out: Path) -> Non
 def _chosen(
     zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: TokenizeResult
 ) -> list[ModalityHandle]:
-    """The modalities to encode: those asked for, else all that are enabled, present, and have a tokenizer."""
+    """The modalities to encode: those asked for that the split has, else all enabled ones with a tokenizer."""
     present = store.modalities(split)
     if wanted is not None:
-        return [zoo[name] for name in wanted if store.index(split, name)]
+        result.skipped |= {name: f"{store.root / split} lacks it" for name in wanted if name not in present}
+        return [zoo[name] for name in wanted if name in present]
     handles = [handle for handle in zoo.handles() if handle.name in present]
     for handle in handles:
         if not handle.has_tokenizer:
