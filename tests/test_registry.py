@@ -69,6 +69,40 @@ def test_one_name_of_two_distributions_names_both_and_others_work(install_exampl
     assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
 
 
+def test_a_mistake_in_what_all_share_is_told_where_it_stands(install_example: Install, tmp_path: Path) -> None:
+    inner = {"    levels: int = 16\n": "    levels: int = 16\n    inner: Inner = Inner()\n"}
+    install_example(
+        "light", inner | {"@dataclass(frozen=True, kw_only=True, slots=True)\nclass ExampleSettings": INNER}
+    )
+
+    def told(text: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))["light"]
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    wrong = "expected int, got str 'x'"
+    assert told('[zoo]\nlevels = "x"\n[modalities.light]\nimage_size = 16\n').startswith(
+        f"registry.toml:2 [zoo] levels: {wrong}"
+    )
+    assert told('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {wrong}")
+    assert told('[zoo]\ninner = { depth = "x" }\n').startswith(f"registry.toml:2 [zoo.inner] depth: {wrong}")
+    assert told("[zoo]\n[zoo.inner]\ndepth = -1\n").startswith("registry.toml:3 [zoo.inner] depth: below 0")
+    own = told('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\ninner.depth = 2\n')
+    assert own.startswith(f"registry.toml:4 [modalities.light] levels: {wrong}")
+
+
+INNER = """@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise ValueError("depth: below 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleSettings"""
+
 # ---------------------------------------------------------------- plugins that break the contract
 
 BROKEN = {

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from tokenizers_zoo.errors import ConfigError, UnknownKeyError
 
 T = TypeVar("T")
+SHARED = "zoo"
+"""The table of registry.toml with the keys that all instances are offered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,13 @@ class Origin:
     table: str = ""
     given: frozenset[str] = frozenset()
     """Keys, after their tables' names, that do not stand in the file but on the command line; see `keys_of`."""
+    shared: frozenset[str] = frozenset()
+    """Keys of this table that do not stand in it, but in `[zoo]` for all."""
 
     def at(self, key: str) -> str:
         """`registry.toml:12 [modalities.x] key`, with the line where it can be found."""
+        if key in self.shared:
+            return self._of_all.at(key)
         if self.path is None or f"{self.table}.{key}" in self.given:
             return f"[{self.table}] {key}" if self.table else key
         line = find_line(self.path, self.table, key)
@@ -35,7 +41,13 @@ class Origin:
 
     def inner(self, key: str) -> Origin:
         """The origin of the table that `key` holds."""
-        return dataclasses.replace(self, table=f"{self.table}.{key}" if self.table else key)
+        if key in self.shared:
+            return self._of_all.inner(key)
+        return dataclasses.replace(self, table=f"{self.table}.{key}" if self.table else key, shared=frozenset())
+
+    @property
+    def _of_all(self) -> Origin:
+        return Origin(path=self.path, table=SHARED, given=self.given)
 
 
 def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -224,7 +236,9 @@ class Settings(Mapping[str, Any]):
         self.own = dict(own or {})
         self.shared = dict(shared or {})
         self.vocabularies = {key: dict(table) for key, table in (vocabularies or {}).items()}
-        self.origin = origin or Origin()
+        # A preset goes before what is shared, and who reads the table alone knows what is in it.
+        shared_keys = frozenset() if "preset" in self.own else frozenset(self.shared.keys() - self.own.keys())
+        self.origin = dataclasses.replace(origin or Origin(), shared=shared_keys)
         self._taken: dict[Any, Any] = {}
 
     def __getitem__(self, key: str) -> Any:
@@ -249,7 +263,8 @@ class Settings(Mapping[str, Any]):
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
             offered = {key: value for key, value in self.shared.items() if key in names}
             own = merged(preset_of(cls, self.own, self.origin), self.own)
-            self._taken[cls] = from_mapping(cls, {**offered, **own}, self.origin)
+            origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - own.keys()))
+            self._taken[cls] = from_mapping(cls, {**offered, **own}, origin)
         result: T = self._taken[cls]
         return result
 
