@@ -314,6 +314,20 @@ def test_what_lies_beside_the_files_is_passed_over(tmp_path: Path) -> None:
     assert [key for key, _ in samples[:]] == ["a", "b"]
 
 
+def test_links_to_folders_are_followed_and_never_round_and_round(tmp_path: Path) -> None:
+    one, far = tmp_path / "mine/one", tmp_path / "far"
+    for path in (one / "a.txt", one / "in/b.txt", far / "c.txt", tmp_path / "mine/two/d.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.stem)
+    for link, target in (
+        (one / "day1", far), (one / "day2", far), (far / "back", one), (one / "in/up", tmp_path / "mine"),
+        (one / "gone", tmp_path / "nowhere"),
+    ):  # fmt: skip
+        link.symlink_to(target)
+    samples = dict(open_folder(FolderSettings(path=str(tmp_path / "mine"), test_fraction=0), "train", None)[:])
+    assert sorted(key for key in samples if "one" in samples[key]) == ["a", "day1/c", "day2/c", "in/b"]
+
+
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         open_folder(FolderSettings(path=str(tmp_path / "absent")), "train", None)

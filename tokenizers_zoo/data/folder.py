@@ -179,8 +179,8 @@ def _files(folder: Path) -> dict[str, Member]:
         raise error
 
     found: dict[str, Member] = {}
-    walk = os.walk(folder, onerror=refuse)  # where glob would leave out a folder that cannot be read
-    for path in sorted(Path(base, name) for base, _, names in walk for name in names):
+    walk = os.walk(folder, onerror=refuse, followlinks=True)  # glob would leave out a folder that cannot be read
+    for path in sorted(Path(base, name) for base, _, names in _without_loops(walk) for name in names):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
         aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
@@ -193,6 +193,21 @@ def _files(folder: Path) -> dict[str, Member]:
             raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
         found[key] = Member(path, 0, path.stat().st_size, extension)
     return found
+
+
+def _without_loops(walk: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """The folders of a walk that follows links, but for links that lead back to where the walk is."""
+    trails: dict[str, tuple[Path, ...]] = {}
+    for base, folders, names in walk:
+        trail = (*trails.pop(base, ()), Path(base).resolve())
+        folders[:] = [name for name in folders if not _leads_back(Path(base, name), trail)]
+        trails |= {os.path.join(base, name): trail for name in folders}
+        yield base, folders, names
+
+
+def _leads_back(path: Path, trail: Sequence[Path]) -> bool:
+    """True for a link to a folder on the way to it, or to what such a folder is in."""
+    return path.is_symlink() and any(place.is_relative_to(path.resolve()) for place in trail)
 
 
 def _by_key(modalities: Mapping[str, Mapping[str, Member]]) -> dict[str, dict[str, Member]]:
