@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -11,11 +12,14 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.testing import check_modality
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +87,23 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     scope: dict[str, Callable[[], None]] = {}
     exec(compile(text, "test", "exec"), scope)
     scope["test_the_metric_by_hand"]()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["path", "metric", "value_spec", "spatial", "class", "map", "vector"])
+def test_no_name_hides_what_the_plugin_needs(
+    name: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_distribution(name, family, tmp_path / "new")
+    monkeypatch.syspath_prepend(str(tmp_path / "new" / "src"))
+    for found in (f"zoo_{name}", f"zoo_{name}.modality"):
+        sys.modules.pop(found, None)  # of another family
+    module = importlib.import_module(f"zoo_{name}.modality")
+    assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
+    assert module.plugin.modality_spec(Settings(name)).name == name
+    if family == "free":
+        samples = TrainingSamples(train=[np.arange(16, dtype=np.float32)])
+        assert module.plugin.train_tokenizer(Settings(name), samples, tmp_path / "tokenizer") == tmp_path / "tokenizer"
 
 
 @pytest.mark.slow

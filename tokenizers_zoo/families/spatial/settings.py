@@ -101,7 +101,8 @@ class TokenizerConfig(LossConfig):
     width: int = 0
     """Channels of encoder and decoder; 0 takes the default of the kind."""
     depth: int = 0
-    """Residual blocks: per resolution for conv, in all for vit; 0 takes the default of the kind."""
+    """Residual blocks: for conv those at the token grid (finer resolutions have a third, rounded down); for vit all. 0
+    takes the default of the kind."""
     heads: int | None = None
     """vit: attention heads."""
     mlp_ratio: float | None = None
