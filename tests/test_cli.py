@@ -417,6 +417,16 @@ def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pyt
     assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on where it stopped\n")
 
 
+def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers_zoo.cli.tokenizer.open_zoo", stop)
+    code, _, complaint = zoo("tokenizer", "train", "depth", "--data", "data", "--overwrite")
+    told = "interrupted; with --overwrite the same command starts anew, without it it goes on where it stopped"
+    assert (code, complaint.strip()) == (130, told)
+
+
 @pytest.mark.parametrize(
     ("load", "told", "spins"),
     [

@@ -98,7 +98,9 @@ def main() -> None:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # of a file that ends too soon, which click takes for a ^D
-            _stop("interrupted; the same command goes on where it stopped", 130)
+            again = "with --overwrite the same command starts anew, without it it goes on where it stopped"
+            goes_on = "the same command goes on where it stopped"
+            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else goes_on}", 130)
         elif debug:
             raise
         else:

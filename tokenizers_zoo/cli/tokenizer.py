@@ -43,7 +43,11 @@ def tokenizer() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that was trained with other settings.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Train anew, in place of the tokenizer that is there; after a kill, leave this out to go on.",
+)
 @settings_option("A key of the tokenizer table, such as quantizer=vq; with --all, for those that have it.")
 def train(
     names: tuple[str, ...],

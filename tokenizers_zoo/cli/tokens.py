@@ -22,7 +22,11 @@ from tokenizers_zoo.modality import Crop
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
 @DEVICE
-@click.option("--overwrite", is_flag=True, help="Replace tokens that another codec wrote.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Encode anew, in place of the tokens that are there; after a kill, leave this out to go on.",
+)
 def tokenize_command(
     data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, device: str, overwrite: bool
 ) -> None:

@@ -187,8 +187,8 @@ def replacing_run(folder: Path, overwrite: bool, result: str = EVALUATION) -> It
 
     It waits beside it as `.NAME.replaced`, and comes back where the block fails before it has saved a state. What a
     killed run left there comes back now, also without `overwrite`; with a state to go on from it waits until the block
-    is done. Raises CheckpointError where a process that is alive replaces the folder, or anything would be removed that
-    is not of a run with this `result`.
+    is done, unless `overwrite` begins that anew, too. Raises CheckpointError where a process that is alive replaces the
+    folder, or anything would be removed that is not of a run with this `result`.
     """
     busy = f"{folder}: another run replaces it right now; wait for its end"
     place = folder.resolve()
