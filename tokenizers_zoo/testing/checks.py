@@ -107,10 +107,9 @@ def broken_values(subject: Subject) -> list[Any]:
             bad.append(hole)
     low, high = bounds(declared)
     for bound, step in ((low, -1), (high, 1)):
-        number = None if bound is None else _beyond(bound, step, good.dtype)
-        if number is not None:
+        if bound is not None and (beyond := _beyond(bound, step, good.dtype)) is not None:
             outside = good.copy()
-            outside.flat[-1] = number
+            outside.flat[-1] = beyond
             bad.append(outside)
     return bad
 
