@@ -473,6 +473,25 @@ def test_modalities_asked_for_twice_count_once(world: World, tmp_path: Path) -> 
     assert [(pair["query"], pair["found"]) for pair in measured] == [("light", "dark"), ("dark", "light")]
 
 
+def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_path: Path) -> None:
+    """A run over several stores has some that its own lacks."""
+    other = copied(world, tmp_path / "world")
+    shutil.rmtree(other.root / "tokens" / "train" / "letters")
+    shutil.rmtree(other.root / "tokens" / "test" / "gist")
+    words = ("build", other.run, "--out")
+    assert zoo(world, *words, tmp_path / "index").exception is None
+    assert Index(tmp_path / "index").names == ["light", "dark", "raw"]
+    assert zoo(world, *words, tmp_path / "plain", "--space", "plain").exception is None
+    assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
+    assert zoo(world, "eval", other.run, "--galleries", 0).exception is None
+    measured = json.loads((other.run / "retrieval" / "retrieval.json").read_text())["pairs"]
+    assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
+    assert "letters" in refused(world, *words, tmp_path / "x", "--modalities", "light,letters"), "that was asked for"
+    for name in ("light", "dark", "raw"):
+        shutil.rmtree(other.root / "tokens" / "train" / name)
+    assert "has no modality of" in refused(world, *words, tmp_path / "x")
+
+
 def test_an_index_of_another_backbone_or_codec_is_refused(world: World, index: Index, tmp_path: Path) -> None:
     place, run = tmp_path / "index", tmp_path / "run"
     shutil.copytree(world.run, run)
