@@ -282,6 +282,30 @@ def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: P
 
 
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+def test_where_sequences_are_longer_by_now_old_losses_are_still_measured(old_run: Path, tmp_path: Path) -> None:
+    """By the same masks, so that what is frozen has the same loss."""
+    specs = [dataclasses.replace(item, layout=sequence(30)) if item.name == "words" else item for item in all_layouts()]
+    for split, size, seed in (("train", 24, 5), ("test", 8, 6)):
+        write_store(tmp_path / "tokens", [*specs, ADDED], size, split, seed)
+    trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "tokens"))
+    config = growing_config(trained, [*specs, ADDED], tmp_path / "tokens", {"steps": 1, "freeze": True}, 0.0)
+    folder = train(tmp_path / "run", tmp_path / "tokens", [*specs, ADDED], SMALL, config, start=old_run)
+    losses = write_report(folder, trained, tmp_path / "tokens")["losses"]
+    assert "words" in losses and all(row["before"] == row["after"] for row in losses.values())
+
+
+def test_what_has_no_tokens_any_more_is_not_replayed(old_run: Path, tmp_path: Path) -> None:
+    specs, tokens = [*all_layouts(), ADDED], tmp_path / "tokens"
+    write_store(tokens, [ADDED], 24)
+    write_store(tokens, [ADDED], 8, "test", seed=1)
+    trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=rf"nothing to replay: looked in {tmp_path}/gone and {tokens} .*--replay 0"):
+        growing_config(trained, specs, tokens, {}, 0.5)
+    config = growing_config(trained, specs, tokens, {"steps": 1}, 0.0)
+    report = write_report(train(tmp_path / "run", tokens, specs, SMALL, config, start=old_run), trained, tokens)
+    assert report["losses"] == {} and set(report["new"]) == {"height"}
+
+
     trained = Trained.load(old_run)
     now = {item.name: item for item in grown()}
     with pytest.raises(ConfigError, match=r"has words already; its modalities are picture, .*--from"):
