@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 
@@ -20,7 +22,8 @@ from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.evaluation import evaluate as evaluation
 from backbone.evaluation.data import EvaluationData, gap_closed
 from backbone.evaluation.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
-from backbone.evaluation.gallery import CELL, GAP, HEADER, TEXT, write_sheet
+from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
+from backbone.evaluation.preview import Previews
 from backbone.generation import TargetPlan, files, generate
 from backbone.generation.recipe import Recipe
 from backbone.masking import Masker
@@ -44,6 +47,8 @@ from tokenizers_zoo.modality import (
 )
 
 NAMES = ("light", "dark", "letters")
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.samples import read_galleries
 TRAIN, TEST = 96, 24
 CONFIG = EvaluationConfig(
     samples=16, floor_samples=20, loss_samples=24, batch_size=10, answers=4, gallery_pairs=2, gallery_samples=3, draws=2
@@ -505,3 +510,17 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     alone = {key: made(key, [key], 1)[f"{key}/0"] for key in keys}
     assert len(set(alone.values())) == 3
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
+def test_a_sheet_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    names = [f"modality_number_{number}" for number in range(20)]
+    assert sheet_name(["a", "b"], "c") == "a-and-b-to-c.png"
+    long, other = sheet_name(names, "c"), sheet_name(names[:-1], "c")
+    assert long != other and len(long) == len(other) == LONGEST_NAME + len(".png")
+    gallery = tmp_path / "evaluation" / "gallery"
+    columns = [*names, "c", "true c"]
+    assert write_sheet(gallery / long, columns, [[Image.new("RGB", (2, 2))] * len(columns)])
+    rows = [{"key": "a", "cells": [None] * len(columns)}]
+    entry = {"given": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
+    read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path / "pictures"))
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"made-{long}"]
+
+

@@ -46,7 +46,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.data import TEST, EvaluationData, gap_closed
-from backbone.evaluation.gallery import text_of, write_sheet
+from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.generation import TargetPlan, generate
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
@@ -333,7 +333,7 @@ class _Evaluation:
         columns.append([show(value) for value in self.data.truth(target, keys)])
         headers = [*given, *(f"{target} {draw + 1}" for draw in range(draws)), f"true {target}"]
         rows = list(zip(*columns, strict=True))
-        picture = f"{GALLERY}/{'-and-'.join(given)}-to-{target}.png"
+        picture = f"{GALLERY}/{sheet_name(given, target)}"
         return {
             "given": list(given),
             "target": target,
