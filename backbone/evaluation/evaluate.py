@@ -148,7 +148,10 @@ def evaluate(
 def chosen_pairs(
     model: FourM, data: EvaluationData, given: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
 ) -> list[Pair]:
-    """The pairs to evaluate, in order. Raises UnknownNameError, DataError or ConfigError for names that cannot be."""
+    """The pairs to evaluate, each once, in order.
+
+    Raises UnknownNameError, DataError or ConfigError for names that cannot be.
+    """
     named = [*(name for names in given or () for name in names), *(targets or ())]
     for name in named:
         if model.tables.spec(name).continuous and name in (targets or ()):
@@ -162,7 +165,7 @@ def chosen_pairs(
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
         raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
-    return pairs
+    return list(dict.fromkeys(pairs))
 
 
 def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
