@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,18 +15,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from small_modalities import installed
+from small_modalities import installed, write_values
 from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, train
 
 from backbone.features import FourMEncoder
+from backbone.run import Run
 from backbone.saving import load_model
 from backbone.transfer import load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import chosen
+from backbone.transfer.scores import left_out_text
 from tokenizers_zoo.checkpoint import file_digest
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.training.state import STATE
 
 
@@ -282,6 +289,20 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     stamp = (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns
     train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
+    """What is learned from is the same as without crops; keys of a table are those of samples."""
+    tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
+    assert "train-000#1" in TokenStore(tmp_path / "tokens").open("train", "light").rows
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", data=world.root / "data", registry=world.root / "registry.toml").save(run)
+    for number, task in enumerate(("zones", "facts.total", str(world.table))):
+        table = {"steps": 2} if task == "zones" else {"head": "knn"}
+        plain = train(world, tmp_path / f"plain{number}", task, **table)
+        found = train(dataclasses.replace(world, run=run), tmp_path / f"cropped{number}", task, **table)
+        assert all(found[key] == plain[key] for key in ("metrics", "labels", "left_out"))
 
 
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
