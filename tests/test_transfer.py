@@ -291,6 +291,31 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
 
 
+def with_broken(world: World, data: Path, name: str, broken: dict[str, str]) -> None:
+    """Copy a modality's values to `data`; that of one key a split is none any more."""
+    store = ValueStore.of(world.root / "data", world.zoo)
+    for split, key in broken.items():
+        with writing_shard(data / split / name / "shard-00000.tar") as shard:
+            for other in store.keys(split, name):
+                value, extension = store.read_bytes(split, name, other)
+                shard.add(other, b"\xff\xfe no value" if other == key else value, extension)
+
+
+@pytest.mark.parametrize(("task", "name"), [("zones", "zones"), ("facts.total", "facts"), ("letters", "letters")])
+def test_labels_that_cannot_be_read_are_none_and_are_counted(
+    world: World, tmp_path: Path, task: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_broken(world, tmp_path / "data", name, {"train": "train-004", "test": "test-000"})
+    metrics = train(world, tmp_path / "probe", task, data=tmp_path / "data", steps=1)
+    left_out = metrics["left_out"]["train"]
+    assert (left_out["no_label"], left_out["unreadable"]) == (1, 1)
+    assert metrics["labels"]["train"] + metrics["labels"]["validation"] == TRAIN - 1
+    assert f"{name}: 1 train values left out, first: train-004: " in capsys.readouterr().err
+    assert "1 of train without a label, 1 of train with a label that cannot be read" in left_out_text(
+        metrics["left_out"]
+    )
+
+
 def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
     """What is learned from is the same as without crops; keys of a table are those of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)

@@ -35,7 +35,8 @@ class Part:
     inputs: TokenData
     labels: LazyValues
     left_out: Mapping[str, int]
-    """How many samples have a label and lack an input, or the other way round."""
+    """How many samples have a label and lack an input, or the other way round; where there are labels that cannot be
+    read, their number is "unreadable"."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -88,6 +89,8 @@ class Places:
 
     def unknown(self, task: Task) -> int:
         """How many keys of a table no split of the tokens has. Raises DataError where that is all of them."""
+        if labels.unreadable:
+            left_out["unreadable"] = labels.unreadable
         if not task.table:
             return 0
         store = TokenStore(self.tokens)
