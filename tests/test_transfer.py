@@ -330,6 +330,44 @@ def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -
         assert all(found[key] == plain[key] for key in ("metrics", "labels", "left_out"))
 
 
+def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "data", tmp_path / "data")
+    shutil.copytree(world.root / "tokens", tmp_path / "tokens")
+    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", data=tmp_path / "data", registry=world.root / "registry.toml").save(
+        tmp_path / "run"
+    )
+    mine = dataclasses.replace(world, run=tmp_path / "run")
+    asked: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
+
+    def again(task: str) -> bytes:
+        train(mine, tmp_path / task, task, **asked[task])
+        return (tmp_path / task / "metrics.json").read_bytes()
+
+    first = {task: again(task) for task in asked}
+    store = ValueStore.of(tmp_path / "data", world.zoo)
+    facts = {key: store.read(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
+    write_values(tmp_path, world.zoo, "train", "facts", {key: {**value, "rare": "no"} for key, value in facts.items()})
+    assert {task: again(task) for task in asked} == first, "that field is not asked for"
+    write_values(tmp_path, world.zoo, "train", "facts", dict(zip(facts, list(facts.values())[::-1], strict=True)))
+    zones = {key: 2 - store.read(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
+    write_values(tmp_path, world.zoo, "test", "zones", zones)
+    for task, what in (("facts.first", "train labels"), ("zones", "test labels")):
+        with pytest.raises(CheckpointError, match=rf'{what} was "[0-9a-f]{{16}}", is .*; give another --out, or --o'):
+            again(task)
+        identity = json.loads((tmp_path / task / "run.json").read_text())
+        provenance = identity["data"]["provenance"]
+        identity["data"]["provenance"] = {key: provenance[key] for key in ("tokens", "labels")}
+        (tmp_path / task / "run.json").write_text(json.dumps(identity))
+        assert again(task) == first[task], "an earlier version did not say"
+    train(mine, tmp_path / "zones", "zones", **asked["zones"], overwrite=True)
+    part = tmp_path / "tokens" / "train" / "light" / "part-00000.arrow"
+    column = TokenStore(tmp_path / "tokens").open("train", "light")
+    write_part(part, column.metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
+    with pytest.raises(CheckpointError, match="train inputs was"):
+        again("zones")
+
+
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
     """knn holds what it was given: one sample a class at least, and the same ones for the same seed."""
     few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)

@@ -45,6 +45,10 @@ class Part:
         """The samples of these labels alone."""
         return Part(keys=labels.keys, rows=self.rows, inputs=self.inputs, labels=labels, left_out=self.left_out)
 
+    def digest(self) -> str:
+        """sha256 (hex) of keys and tokens of its samples."""
+        return samples_digest(self.inputs.columns, [self.inputs.keys[self.rows[key]] for key in self.keys])
+
     def tokens(self, places: Sequence[int]) -> dict[str, Any]:
         """By modality the tokens of the samples at these places, as codecs give them."""
         rows = self.inputs.rows[[self.rows[self.keys[place]] for place in places]]
@@ -76,7 +80,7 @@ class Places:
         rows = {key: number[stored] for key, stored in whole.items()}
         labels = task.labels(self.store, split)
         known = set(labels.keys)
-        keys = [key for key in inputs.keys if key in known]
+        keys = [key for key in rows if key in known]
         given = ", ".join(spec.name for spec in self.specs)
         if not keys:
             raise DataError(
@@ -85,12 +89,12 @@ class Places:
         left_out = {"no_input": len(known) - len(keys), "no_label": len(rows) - len(keys)}
         if task.handle is None:  # a table has the labels of all splits
             left_out["no_input"] = 0
+        if labels.unreadable:
+            left_out["unreadable"] = labels.unreadable
         return Part(keys=keys, rows=rows, inputs=inputs, labels=labels.of(keys), left_out=left_out)
 
     def unknown(self, task: Task) -> int:
         """How many keys of a table no split of the tokens has. Raises DataError where that is all of them."""
-        if labels.unreadable:
-            left_out["unreadable"] = labels.unreadable
         if not task.table:
             return 0
         store = TokenStore(self.tokens)
