@@ -129,6 +129,12 @@ def growing_config(
     if not replay:
         return config
     stores = trained.stores(tokens)
+    if not stores:
+        where = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
+        raise ConfigError(
+            f"--replay {replay:g}: there is nothing to replay: looked in {where} for tokens of what {trained.folder} "
+            "knows, and found none; bring those of its training back, or give --replay 0"
+        )
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
@@ -139,18 +145,23 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
     {"start": {"folder", "weights_sha256", "knows", "added"},
      "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples, masked alike
-         before and after, over old modalities alone,
+         before and after, over old modalities alone, as they are now: new ids of theirs are among the possible ones
+         before, too; none where none of their tokens are left,
      "new": {name: {"after", "uniform", "targets"}}: those of added ones, and that of knowing nothing,
      "gaps": [{"given", "target", "before", "after"}]: the gap closed where zoo backbone eval has measured both}
     """
     stored = load_config(folder, CLASS)
     record = stored["start"]
-    own, *others = trained.stores(tokens) or (Dataset(tokens=tokens),)
-    measuring = dataclasses.replace(trained.train, datasets=tuple(others))
-    before = losses_of(trained.folder, trained.specs, own.tokens, measuring, trained.names)
     specs = list(map(spec_from_json, stored["specs"]))
     old = [spec for spec in specs if spec.name in trained.names]
-    after = losses_of(folder, old, own.tokens, measuring, trained.names)
+    before: dict[str, tuple[float, int]] = {}
+    after: dict[str, tuple[float, int]] = {}
+    if stores := trained.stores(tokens):
+        own, *others = stores
+        measuring = dataclasses.replace(trained.train, datasets=tuple(others))
+        before, after = (
+            losses_of(backbone, old, own.tokens, measuring, trained.names) for backbone in (trained.folder, folder)
+        )
     grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
     now = losses_of(folder, specs, tokens, grown, trained.names)
     sizes = {spec.name: spec.vocab_size for spec in specs}

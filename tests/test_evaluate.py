@@ -6,21 +6,25 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 
-from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from backbone.cli.main import backbone as command
+from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from backbone.evaluation import evaluate as evaluation
 from backbone.evaluation.data import EvaluationData, gap_closed
 from backbone.evaluation.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
-from backbone.evaluation.gallery import CELL, GAP, HEADER, TEXT, write_sheet
+from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
+from backbone.evaluation.preview import Previews
 from backbone.generation import TargetPlan, files, generate
 from backbone.generation.recipe import Recipe
 from backbone.masking import Masker
@@ -29,10 +33,11 @@ from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -42,6 +47,8 @@ from tokenizers_zoo.modality import (
     TokenLayout,
     ValueSpec,
 )
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.samples import read_galleries
 
 NAMES = ("light", "dark", "letters")
 TRAIN, TEST = 96, 24
@@ -305,6 +312,14 @@ def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(wo
     assert timeless(world.evaluate(run, config, given=[("light",)], targets=["dark"])) == timeless(first)
 
 
+def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
+    asked: dict[str, Any] = {"given": [("light",), ("light",)], "targets": ["dark", "dark"]}
+    found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
+    assert [(pair["given"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
+    assert len(found["galleries"]) == 1
+
+
 def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     card = json.loads((run / "config.json").read_text())
@@ -312,6 +327,130 @@ def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_pa
     (run / "config.json").write_text(json.dumps(card))
     found = world.evaluate(run, config, given=[("light",)], targets=["dark"])
     assert found["complete"] and set(found["cross_entropy"]["modalities"]) == set(NAMES)
+
+
+# --- what the data lack
+
+
+def changed_values(world: World, data: Path, place: str, broken: Collection[str] = (), kept: str = "") -> None:
+    """Write `place`, as train/dark, in a copy of the data: values of `broken` are none, keys end in one of `kept`."""
+    split, name = place.split("/")
+    store = shards.ValueStore.of(world.data, world.zoo)
+    with writing_shard(data / place / "shard-00000.tar") as shard:
+        for key in store.keys(split, name):
+            value, extension = store.read_bytes(split, name, key)
+            if key[-1] in (kept or key):
+                shard.add(key, b"no value" if key in broken else value, extension)
+
+
+def test_values_that_cannot_be_read_are_left_out_and_counted(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data = world.copy(tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(world.data, data)
+    whole = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
+    first = whole.keys(["light", "dark"], 3)
+    learned = sorted(whole.values.keys("train", "dark"), key=whole._order)
+    changed_values(world, data, "test/dark", {first[0]})
+    changed_values(world, data, "test/light", {first[1]})
+    changed_values(world, data, "train/dark", learned[:2])
+    config = dataclasses.replace(CONFIG, samples=1, floor_samples=4)
+    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    found = evaluate(run, world.zoo, world.tokens, data, **asked)
+    assert found["galleries"][0]["rows"][0]["key"] == first[2]
+    places = {place: set(reasons) for place, reasons in found["unreadable"].items()}
+    assert places == {"test/dark": {first[0]}, "test/light": {first[1]}, "train/dark": set(learned[:2])}
+    assert "damaged .npy" in found["unreadable"]["test/dark"][first[0]]
+    handle, values = world.zoo["dark"], whole.values
+    constant = handle.constant_answer([values.read(handle, "train", key) for key in learned[2:6]])
+    assert found["pairs"][0]["floor"] == pytest.approx(handle.score([constant], whole.truth("dark", first[2:])))
+    assert evaluate(run, world.zoo, world.tokens, data, **asked)["unreadable"] == found["unreadable"]
+    changed_values(world, data, "train/dark", learned)
+    (run / "evaluation" / "evaluation.json").unlink()
+    with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read; {learned[0]}: dark"):
+        evaluate(run, world.zoo, world.tokens, data, **asked)
+
+    def unread(member: Any) -> bytes:
+        raise ReadError(f"{member.shard}: cannot be read")
+
+    monkeypatch.setattr(shards, "read_member", unread)
+    with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read"):
+        evaluate(run, world.zoo, world.tokens, data, config=config)
+
+
+def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data = world.copy(tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(world.data, data)
+    changed_values(world, data, "test/dark", kept="02468")
+    changed_values(world, data, "test/light", kept="13579")
+    shutil.rmtree(data / "train" / "letters")
+    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
+    found = evaluate(run, world.zoo, world.tokens, data, config=config)
+    assert found["complete"] and [(pair["given"], pair["target"]) for pair in found["pairs"]] == [
+        (["letters"], "dark"), (["letters"], "light")
+    ]  # fmt: skip
+    assert [entry["target"] for entry in found["galleries"]] == ["dark"], "the first one that can be"
+    assert set(found["skipped"]) == {"dark to light", "light to dark", "dark to letters", "light to letters"}
+    assert "no sample has values and tokens of dark, light" in found["skipped"]["dark to light"]
+    assert "unknown modality in " in found["skipped"]["light to letters"]
+    with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
+        evaluate(run, world.zoo, world.tokens, data, config=config, given=[("light",)], targets=["dark"])
+    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
+    words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
+    told = CliRunner().invoke(command, words).stderr
+    assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
+
+
+def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:
+    """Tokens of another codec are neither targets nor inputs, as if the store had none."""
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    shutil.copytree(world.tokens, tmp_path / "tokens")
+    shutil.rmtree(tmp_path / "tokens" / "test" / "letters")
+    lacking = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
+    assert set(lacking["skipped"]) == {"letters"} and lacking["cross_entropy"]["tokens_of"] == ["light", "dark"]
+    assert set(lacking["cross_entropy"]["modalities"]) == {"dark"}
+    card = json.loads((run / "config.json").read_text())
+    card["fingerprints"]["letters"] = "f" * 64
+    (run / "config.json").write_text(json.dumps(card))
+    refused = evaluate(run, world.zoo, world.tokens, world.data, **asked)
+    assert refused["cross_entropy"] == lacking["cross_entropy"]
+    path = run / "evaluation" / "evaluation.json"
+    earlier = {"samples": TEST, "modalities": {"letters": {"nats": 99.0, "uniform": 1.0, "targets": 3}}}
+    path.write_text(json.dumps({**refused, "cross_entropy": earlier}))
+    again = evaluate(run, world.zoo, world.tokens, world.data, **asked)
+    assert again["cross_entropy"] == refused["cross_entropy"], "an earlier version measured all that was there"
+
+
+def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -> None:
+    for store, lacks in (("own", "dark"), ("other", "letters")):
+        shutil.copytree(world.tokens, tmp_path / store)
+        shutil.rmtree(tmp_path / store / "test" / lacks)
+    handles = {name: world.zoo[name] for name in NAMES}
+    several = TrainConfig(datasets=(Dataset(tokens=tmp_path / "other"),))
+
+    def drawn(config: TrainConfig, **options: Any) -> list[str]:
+        previews = Previews(handles, tmp_path / "own", config, **options)
+        return list(previews(load_model(world.run), tmp_path, 1))
+
+    assert drawn(several) == ["dark to light", "light to dark"], "no store has dark and letters"
+    assert (tmp_path / "previews" / "step-00000001" / "dark-to-light.png").is_file()
+    assert drawn(TrainConfig()) == ["light to letters", "letters to light"]
+    named = (Preview(given=("light",), make="dark"), Preview(given=("dark",), make="letters"))
+    assert drawn(dataclasses.replace(several, previews=named[:1])) == ["light to dark"]
+    with pytest.raises(DataError, match="no held-out sample has all of dark, letters; leave that preview out"):
+        drawn(dataclasses.replace(several, previews=named))
+    strange = Preview(given=("light",), make="absent")
+    with pytest.raises(ConfigError, match="absent is not of this run"):
+        drawn(TrainConfig(previews=(strange,)))
+    assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
+    assert drawn(TrainConfig(previews=named), inherited=True) == ["light to letters", "letters to light"]
+    shutil.rmtree(tmp_path / "own" / "test")
+    with pytest.raises(DataError, match=r"own has two modalities of this run; leave preview_every out"):
+        drawn(TrainConfig())
+    assert drawn(TrainConfig(), inherited=True) == []
 
 
 # --- errors
@@ -462,6 +601,20 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
         assert sheet.crop((0, HEADER, TEXT, HEADER + CELL)).convert("L").getextrema()[0] < 128  # the text is drawn
     assert not write_sheet(tmp_path / "y.png", ["text"], [["hello"]])
     assert not (tmp_path / "y.png").exists()
+
+
+def test_a_sheet_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    names = [f"modality_number_{number}" for number in range(20)]
+    assert sheet_name(["a", "b"], "c") == "a-and-b-to-c.png"
+    long, other = sheet_name(names, "c"), sheet_name(names[:-1], "c")
+    assert long != other and len(long) == len(other) == LONGEST_NAME + len(".png")
+    gallery = tmp_path / "evaluation" / "gallery"
+    columns = [*names, "c", "true c"]
+    assert write_sheet(gallery / long, columns, [[Image.new("RGB", (2, 2))] * len(columns)])
+    rows = [{"key": "a", "cells": [None] * len(columns)}]
+    entry = {"given": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
+    read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path / "pictures"))
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"made-{long}"]
 
 
 # --- generation to a folder

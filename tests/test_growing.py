@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -281,6 +282,30 @@ def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: P
     assert [dataset.tokens for dataset in gone.stores(new_tokens)] == [new_tokens]
 
 
+def test_where_sequences_are_longer_by_now_old_losses_are_still_measured(old_run: Path, tmp_path: Path) -> None:
+    """By the same masks, so that what is frozen has the same loss."""
+    specs = [dataclasses.replace(item, layout=sequence(30)) if item.name == "words" else item for item in all_layouts()]
+    for split, size, seed in (("train", 24, 5), ("test", 8, 6)):
+        write_store(tmp_path / "tokens", [*specs, ADDED], size, split, seed)
+    trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "tokens"))
+    config = growing_config(trained, [*specs, ADDED], tmp_path / "tokens", {"steps": 1, "freeze": True}, 0.0)
+    folder = train(tmp_path / "run", tmp_path / "tokens", [*specs, ADDED], SMALL, config, start=old_run)
+    losses = write_report(folder, trained, tmp_path / "tokens")["losses"]
+    assert "words" in losses and all(row["before"] == row["after"] for row in losses.values())
+
+
+def test_what_has_no_tokens_any_more_is_not_replayed(old_run: Path, tmp_path: Path) -> None:
+    specs, tokens = [*all_layouts(), ADDED], tmp_path / "tokens"
+    write_store(tokens, [ADDED], 24)
+    write_store(tokens, [ADDED], 8, "test", seed=1)
+    trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=rf"nothing to replay: looked in {tmp_path}/gone and {tokens} .*--replay 0"):
+        growing_config(trained, specs, tokens, {}, 0.5)
+    config = growing_config(trained, specs, tokens, {"steps": 1}, 0.0)
+    report = write_report(train(tmp_path / "run", tokens, specs, SMALL, config, start=old_run), trained, tokens)
+    assert report["losses"] == {} and set(report["new"]) == {"height"}
+
+
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
     now = {item.name: item for item in grown()}
@@ -334,6 +359,13 @@ def test_two_processes_grow_as_one_does(how: dict[str, object], old_run: Path, t
     assert not torch.equal(two["output.height"], first.model.output["height"])
 
 
+PREVIEW = """
+[[train.previews]]
+given = ["rgb_patches"]
+make = "depth"
+"""
+
+
 @pytest.fixture(scope="module")
 def world() -> World:
     return the_world()
@@ -354,6 +386,18 @@ def test_the_command(world: World) -> None:
     for run in ("old", "grown"):
         assert world(f"backbone eval {run} --config backbone.toml --given rgb_patches --make depth").code == 0
     assert "rgb_patches to depth" in world(grow).printed
+    shutil.copytree(world.folder / "tokens", world.folder / "part")
+    for split in ("train", "test"):
+        shutil.rmtree(world.folder / "part" / split / "depth")
+    (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + PREVIEW)
+    shown = train_old.replace("backbone.toml", "previews.toml").replace("--out old", "--out shown")
+    assert world(f"{shown} --set steps=2 --set preview_every=2").code == 0
+    done = world("backbone grow shown --add caption --tokens part --out with_part --set steps=2")
+    assert done.code == 0, done.complaint
+    names = {path.name for path in (world.folder / "with_part/previews/step-00000002").iterdir()}
+    assert names == {"rgb_patches-to-depth.png"}, "replayed samples have what TOKENS lacks"
+    frozen = world("backbone grow shown --add caption --tokens part --out of_part --set steps=2 --freeze")
+    assert frozen.code == 0 and "step 2: rgb_patches to caption: " in frozen.complaint, frozen.complaint
     world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
     world("backbone grow old --add boxes --tokens tokens --out x").refused("tokens/train", "boxes", "known: caption")
     world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")

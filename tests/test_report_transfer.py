@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from backbone.transfer.cli import transfer as command
+from backbone.transfer.compare import compared
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report.run import write_report
@@ -60,6 +61,31 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     # half is 0.635, which is what the comparison says.
     two = [run / "transfer" / name for name in ("a", "b")]
     assert "0.300 ± 0.635" in CliRunner().invoke(command, ["compare", *map(str, two)]).output
+
+
+def test_figures_of_other_kinds_and_tables_are_not_averaged(run: Path) -> None:
+    right = [{"name": "accuracy", "unit": "", "higher_is_better": True, "meaning": "", "score": 0.9, "floor": 0.5}]
+    probe(run, "numbers", 0.25)
+    probe(run, "classes", 0.0, task={"name": "depth", "kind": "classes"}, metrics=right, seed=1)
+    probe(run, "tokens", 0.75, task={"name": "depth", "kind": "tokens"}, seed=2)
+    for number, folder in enumerate(("a", "b")):
+        probe(run, folder, number, task={"name": "mine", "kind": "numbers"}, seed=number)
+        config = {"task": {"text": f"/{folder}/mine.csv", "wanted": None}}
+        (run / "transfer" / folder / "config.json").write_text(json.dumps(config))
+    section = transfer_section(run, "w")
+    assert section is not None
+    assert [(row["task"], row["metric"], row["score"], row["seeds"]) for row in section["rows"]] == [
+        ("/a/mine.csv", "mae in m ↓", "0", 1), ("/b/mine.csv", "mae in m ↓", "1", 1), ("depth", "accuracy ↑", "0.9", 1),
+        ("depth as number map", "mae in m ↓", "0.25", 1), ("depth as tokens", "mae in m ↓", "0.75", 1),
+    ]  # fmt: skip
+    names = ("numbers", "classes", "tokens", "a", "b")
+    result = compared([run / "transfer" / name for name in names])
+    assert [(column["task"], column["kind"], column["metric"]) for column in result["columns"]] == [
+        ("depth as number map", "number map", "mae"), ("depth", "classes", "accuracy"),
+        ("depth as tokens", "tokens", "mae"), ("/a/mine.csv", "numbers", "mae"), ("/b/mine.csv", "numbers", "mae"),
+    ]  # fmt: skip
+    means = [[cell["mean"] for row in result["rows"] if (cell := row["cells"][place])] for place in range(len(names))]
+    assert means == [[0.25], [0.9], [0.75], [0], [1]]
 
 
 def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:

@@ -346,6 +346,20 @@ def test_one_modality_finds_the_same_sample_by_another(world: World, index: Inde
     assert len(without[0].hits) == 4
 
 
+def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
+    """A key of another split may be that of another sample, which is found."""
+    other = copied(world, tmp_path / "world")
+    keys, tokens = stored(other, "light", 30)
+    train = other.root / "tokens" / "train" / "light" / "part-00000.arrow"
+    write_part(train, TokenMetadata.of(other.zoo["light"], {}), keys, [np.asarray(row) for row in tokens][::-1], {})
+    config = EmbeddingConfig(space="plain")
+    index = build(other.run, other.zoo, tmp_path / "index", config=config, modalities=["light"])
+    asked: dict[str, Any] = {"keys": keys[:1], "given": ["light"], "weights": {}, "k": 30, "exclude_self": True}
+    for split, without in ((None, 1), ("test", 1), ("train", 0)):
+        (answer,) = query_keys(index, other.zoo, split=split, **asked)
+        assert len(answer.hits) == 30 - without and (keys[0] in {hit.key for hit in answer.hits}) == (not without)
+
+
 def test_a_negative_weight_asks_for_what_is_unlike(world: World, index: Index) -> None:
     (like,) = query_keys(index, world.zoo, ["test-005"], ["light"], {}, 30, find="dark")
     (unlike,) = query_keys(index, world.zoo, ["test-005"], ["light"], {"light": -1}, 30, find="dark")
@@ -457,6 +471,25 @@ def test_modalities_asked_for_twice_count_once(world: World, tmp_path: Path) -> 
     assert zoo(world, "eval", world.run, *words, "--galleries", 0).exception is None
     measured = json.loads((tmp_path / "out" / "retrieval.json").read_text())["pairs"]
     assert [(pair["query"], pair["found"]) for pair in measured] == [("light", "dark"), ("dark", "light")]
+
+
+def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_path: Path) -> None:
+    """A run over several stores has some that its own lacks."""
+    other = copied(world, tmp_path / "world")
+    shutil.rmtree(other.root / "tokens" / "train" / "letters")
+    shutil.rmtree(other.root / "tokens" / "test" / "gist")
+    words = ("build", other.run, "--out")
+    assert zoo(world, *words, tmp_path / "index").exception is None
+    assert Index(tmp_path / "index").names == ["light", "dark", "raw"]
+    assert zoo(world, *words, tmp_path / "plain", "--space", "plain").exception is None
+    assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
+    assert zoo(world, "eval", other.run, "--galleries", 0).exception is None
+    measured = json.loads((other.run / "retrieval" / "retrieval.json").read_text())["pairs"]
+    assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
+    assert "letters" in refused(world, *words, tmp_path / "x", "--modalities", "light,letters"), "that was asked for"
+    for name in ("light", "dark", "raw"):
+        shutil.rmtree(other.root / "tokens" / "train" / name)
+    assert "has no modality of" in refused(world, *words, tmp_path / "x")
 
 
 def test_an_index_of_another_backbone_or_codec_is_refused(world: World, index: Index, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,18 +15,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from small_modalities import installed
+from small_modalities import installed, write_values
 from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, train
 
 from backbone.features import FourMEncoder
+from backbone.run import Run
 from backbone.saving import load_model
 from backbone.transfer import load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import chosen
+from backbone.transfer.scores import left_out_text
 from tokenizers_zoo.checkpoint import file_digest
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.tokens import TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.training.state import STATE
 
 
@@ -282,6 +289,83 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     stamp = (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns
     train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def with_broken(world: World, data: Path, name: str, broken: dict[str, str]) -> None:
+    """Copy a modality's values to `data`; that of one key a split is none any more."""
+    store = ValueStore.of(world.root / "data", world.zoo)
+    for split, key in broken.items():
+        with writing_shard(data / split / name / "shard-00000.tar") as shard:
+            for other in store.keys(split, name):
+                value, extension = store.read_bytes(split, name, other)
+                shard.add(other, b"\xff\xfe no value" if other == key else value, extension)
+
+
+@pytest.mark.parametrize(("task", "name"), [("zones", "zones"), ("facts.total", "facts"), ("letters", "letters")])
+def test_labels_that_cannot_be_read_are_none_and_are_counted(
+    world: World, tmp_path: Path, task: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_broken(world, tmp_path / "data", name, {"train": "train-004", "test": "test-000"})
+    metrics = train(world, tmp_path / "probe", task, data=tmp_path / "data", steps=1)
+    left_out = metrics["left_out"]["train"]
+    assert (left_out["no_label"], left_out["unreadable"]) == (1, 1)
+    assert metrics["labels"]["train"] + metrics["labels"]["validation"] == TRAIN - 1
+    assert f"{name}: 1 train values left out, first: train-004: " in capsys.readouterr().err
+    assert "1 of train without a label, 1 of train with a label that cannot be read" in left_out_text(
+        metrics["left_out"]
+    )
+
+
+def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
+    """What is learned from is the same as without crops; keys of a table are those of samples."""
+    tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
+    assert "train-000#1" in TokenStore(tmp_path / "tokens").open("train", "light").rows
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", data=world.root / "data", registry=world.root / "registry.toml").save(run)
+    for number, task in enumerate(("zones", "facts.total", str(world.table))):
+        table = {"steps": 2} if task == "zones" else {"head": "knn"}
+        plain = train(world, tmp_path / f"plain{number}", task, **table)
+        found = train(dataclasses.replace(world, run=run), tmp_path / f"cropped{number}", task, **table)
+        assert all(found[key] == plain[key] for key in ("metrics", "labels", "left_out"))
+
+
+def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "data", tmp_path / "data")
+    shutil.copytree(world.root / "tokens", tmp_path / "tokens")
+    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", data=tmp_path / "data", registry=world.root / "registry.toml").save(
+        tmp_path / "run"
+    )
+    mine = dataclasses.replace(world, run=tmp_path / "run")
+    asked: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
+
+    def again(task: str) -> bytes:
+        train(mine, tmp_path / task, task, **asked[task])
+        return (tmp_path / task / "metrics.json").read_bytes()
+
+    first = {task: again(task) for task in asked}
+    store = ValueStore.of(tmp_path / "data", world.zoo)
+    facts = {key: store.read(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
+    write_values(tmp_path, world.zoo, "train", "facts", {key: {**value, "rare": "no"} for key, value in facts.items()})
+    assert {task: again(task) for task in asked} == first, "that field is not asked for"
+    write_values(tmp_path, world.zoo, "train", "facts", dict(zip(facts, list(facts.values())[::-1], strict=True)))
+    zones = {key: 2 - store.read(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
+    write_values(tmp_path, world.zoo, "test", "zones", zones)
+    for task, what in (("facts.first", "train labels"), ("zones", "test labels")):
+        with pytest.raises(CheckpointError, match=rf'{what} was "[0-9a-f]{{16}}", is .*; give another --out, or --o'):
+            again(task)
+        identity = json.loads((tmp_path / task / "run.json").read_text())
+        provenance = identity["data"]["provenance"]
+        identity["data"]["provenance"] = {key: provenance[key] for key in ("tokens", "labels")}
+        (tmp_path / task / "run.json").write_text(json.dumps(identity))
+        assert again(task) == first[task], "an earlier version did not say"
+    train(mine, tmp_path / "zones", "zones", **asked["zones"], overwrite=True)
+    part = tmp_path / "tokens" / "train" / "light" / "part-00000.arrow"
+    column = TokenStore(tmp_path / "tokens").open("train", "light")
+    write_part(part, column.metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
+    with pytest.raises(CheckpointError, match="train inputs was"):
+        again("zones")
 
 
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:

@@ -84,16 +84,19 @@ def grow_command(
     table = merged(read_tables(config_file)["train"], {**changes, **({"freeze": True} if freeze else {})})
     share = 0.0 if freeze else REPLAY if replay is None else replay
     config = growing_config(trained, specs, tokens, table, share, Origin(path=config_file, table="train"))
+    show = None
+    if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
+        shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
+        show = Previews(shown, tokens, config, inherited="previews" not in table)
     codecs = {**trained.fingerprints, **{name: handle.fingerprint for name, handle in handles.items()}}
     with disk_errors(out):
         train(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
-            run=Run(tokens=tokens, data=store.data, registry=zoo.path),
-            show=Previews(handles, tokens, config) if config.preview_every else None,
+            run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
         )  # fmt: skip
         report = write_report(out, trained, tokens)
-    for shown in tables_of(report):
-        show_table(shown)
+    for made in tables_of(report):
+        show_table(made)
     click.echo(f"backbone: {len(specs)} modalities, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
 
 

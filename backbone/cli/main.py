@@ -159,6 +159,12 @@ def evaluate_command(
             targets=split_names(targets) or questions.make, config=config, device=device,
         )  # fmt: skip
     console = Console()
+    for place, reasons in result["unreadable"].items():
+        key, reason = next(iter(reasons.items()))
+        click.echo(f"{place}: {len(reasons)} values left out, first: {key}: {reason}", err=True)
+    if left_out := result["skipped"]:
+        name, reason = next(iter(left_out.items()))
+        click.echo(f"not evaluated: {', '.join(left_out)}; first: {name}: {reason}", err=True)
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, grew_from
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN, TEST = "train", "test"
@@ -29,7 +30,9 @@ class Reference:
 class EvaluationData:
     """The modalities of a backbone that can be evaluated: their handles, test tokens and test values.
 
-    `handles` holds the usable ones in the backbone's order, `problems` why the others are not.
+    `handles` holds the usable ones in the backbone's order, `problems` why the others are not. `tokens_of` are those
+    whose test tokens are of the codec of the training, with or without values. `unreadable` says by split and modality,
+    as `test/NAME`, which values were asked for and cannot be read, each with the reason.
     """
 
     def __init__(
@@ -40,10 +43,15 @@ class EvaluationData:
         self.handles: dict[str, ModalityHandle] = {}
         self.columns: dict[str, TokenColumn] = {}
         self.problems: dict[str, str] = {}
+        self.tokens_of: list[str] = []
+        self.unreadable: dict[str, dict[str, str]] = {}
         store = TokenStore(tokens)
         for name in names:
             try:
-                handle, column = zoo[name], store.open(TEST, name)
+                column = store.open(TEST, name)
+                if _of_training(zoo, name, column, fingerprints.get(name)):
+                    self.tokens_of.append(name)
+                handle = zoo[name]
                 _check_codec(handle, column, fingerprints.get(name))
                 self.values.index(TEST, name)
             except ZooError as error:
@@ -52,6 +60,7 @@ class EvaluationData:
                 self.handles[name], self.columns[name] = handle, column
         self._references: dict[tuple[str, ...], Reference] = {}
         self._constants: dict[str, Any] = {}
+        self._read: dict[tuple[str, str], bool] = {}
 
     def require(self, names: Sequence[str]) -> None:
         """Raise DataError for the first of `names` that cannot be evaluated."""
@@ -60,19 +69,42 @@ class EvaluationData:
                 raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
 
     def keys(self, names: Sequence[str], count: int) -> list[str]:
-        """Up to `count` test samples that have tokens and values of all `names`.
+        """Up to `count` test samples that have tokens and values of all `names`; one that cannot be read is none.
 
         The order is that of a hash of seed and key, so that questions about different modalities are asked about the
         same samples wherever they have them. Raises DataError where there are none.
         """
         known = self.values.aligned_keys(TEST, names)
         found = [key for key in known if all(key in self.columns[name].rows for name in names)]
-        if not found:
+        ordered = sorted(found, key=self._order)
+        sound = list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
+        if not sound:
             raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
-        return sorted(found, key=self._order)[:count]
+        return sound
 
     def _order(self, key: str) -> bytes:
         return hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+
+    def _reads(self, name: str, key: str) -> bool:
+        """Whether a test value can be read."""
+        if (name, key) not in self._read:
+            self._read[name, key] = any(True for _ in self._readable(name, TEST, [key]))
+        return self._read[name, key]
+
+    def _readable(self, name: str, split: str, keys: Iterable[str]) -> Iterator[Any]:
+        """The values of these keys, one after the other, but for those that cannot be read: `unreadable` has these.
+
+        Raises ReadError where the disk is to blame, not the value.
+        """
+        for key in keys:
+            try:
+                value = self.values.read(self.handles[name], split, key)
+            except ReadError:
+                raise
+            except ZooError as error:
+                self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)
+            else:
+                yield value
 
     def tokens(self, name: str, keys: Sequence[str]) -> Any:
         """Test tokens, as the codec gives them."""
@@ -84,10 +116,14 @@ class EvaluationData:
         return [self.values.read(self.handles[name], TEST, key) for key in keys]
 
     def constant(self, name: str, count: int) -> Any:
-        """The best single answer for up to `count` training values."""
+        """The best single answer for up to `count` training values. Raises DataError where none can be read."""
         if name not in self._constants:
-            keys = sorted(self.values.keys(TRAIN, name), key=self._order)[:count]
-            values = [self.values.read(self.handles[name], TRAIN, key) for key in keys]
+            keys = sorted(self.values.keys(TRAIN, name), key=self._order)
+            values = list(islice(self._readable(name, TRAIN, keys), count))
+            if not values:
+                key, reason = next(iter(self.unreadable.get(f"{TRAIN}/{name}", {}).items()), ("no key", "it is empty"))
+                where = self.values.folder(TRAIN, name)
+                raise DataError(f"{where}: none of {len(keys)} values can be read; {key}: {reason}")
             self._constants[name] = self.handles[name].constant_answer(values)
         return self._constants[name]
 
@@ -135,6 +171,20 @@ def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | 
             f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on "
             f"tokens of {str(trained_on)[:12]}; evaluate with the tokens of its training, or train it again"
         )
+
+
+def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | None) -> bool:
+    """Whether tokens mean to the model what they meant in its training, be there a tokenizer that decodes them or not.
+
+    A vocabulary that has grown since speaks of the same ids.
+    """
+    if trained_on in (None, column.fingerprint):
+        return True
+    try:
+        _check_codec(zoo[name], column, trained_on)
+    except ZooError:
+        return False
+    return True
 
 
 def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:

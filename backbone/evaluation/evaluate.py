@@ -8,10 +8,13 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
     complete       true once every pair asked for is there
     modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
-    skipped        {name: reason} for modalities of the backbone that could not be evaluated
-    cross_entropy  {"samples", "modalities": {name: {"nats", "uniform", "targets"}}} on test samples, masked as in
-                   training (an imported one: by the default settings): mean per target token, and log(vocab_size),
-                   which is knowing nothing; or {"problem"}
+    skipped        {name: reason} for modalities of the backbone that could not be evaluated, and, as "a + b to c", for
+                   pairs that nobody named and that have no sample, or no training value, to be scored with
+    unreadable     {"<split>/<name>": {key: reason}}: values that were asked for, cannot be read, and were left out
+    cross_entropy  {"samples", "tokens_of": [names], "modalities": {name: {"nats", "uniform", "targets"}}} on test
+                   samples, of which the tokens of the training's codecs are seen, masked as in training (an imported
+                   one: by the default settings): mean per target token, and log(vocab_size), which is knowing
+                   nothing; or {"problem"}. Earlier versions did not note tokens_of: they saw all
     pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
                    "seconds": {"generate", "decode", "answer"}}] in the order in which they were asked for. score, floor
                    and ceiling map metric names to numbers (null: not finite). The floor is the best constant answer
@@ -46,7 +49,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.data import TEST, EvaluationData, gap_closed
-from backbone.evaluation.gallery import text_of, write_sheet
+from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.generation import TargetPlan, generate
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
@@ -55,7 +58,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import samples_digest
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
 from tokenizers_zoo.registry import Zoo
 
@@ -119,8 +122,9 @@ def evaluate(
     Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
     alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
     above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another codec than that
-    of the training) are left out with the reason; raises DataError where one of them was named. Model and tokenizers
-    run on `device`.
+    of the training), and pairs that cannot be scored (no common test sample, no training value), are left out with the
+    reason; raises DataError where that modality, or both sides of that pair, were named. Model and tokenizers run on
+    `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
@@ -141,14 +145,17 @@ def evaluate(
     evaluation.describe()
     trained = card.get("train", {})  # how it was, which an imported one does not say
     evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
-    evaluation.measure_pairs(pairs)
+    evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
     return read_table(run / FOLDER / FILE)
 
 
 def chosen_pairs(
     model: FourM, data: EvaluationData, given: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
 ) -> list[Pair]:
-    """The pairs to evaluate, in order. Raises UnknownNameError, DataError or ConfigError for names that cannot be."""
+    """The pairs to evaluate, each once, in order.
+
+    Raises UnknownNameError, DataError or ConfigError for names that cannot be.
+    """
     named = [*(name for names in given or () for name in names), *(targets or ())]
     for name in named:
         if model.tables.spec(name).continuous and name in (targets or ()):
@@ -162,7 +169,7 @@ def chosen_pairs(
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
         raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
-    return pairs
+    return list(dict.fromkeys(pairs))
 
 
 def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
@@ -199,12 +206,15 @@ class _Evaluation:
                 self.result = earlier
         self.result.setdefault("pairs", [])
         self.result.setdefault("galleries", [])
+        self.result.setdefault("unreadable", {})
         self._spent = float(self.result.get("seconds", 0.0))
         self._started = time.perf_counter()
 
     def _write(self, complete: bool = False) -> None:
         self.result["complete"] = complete
         self.result["seconds"] = round(self._spent + time.perf_counter() - self._started, 3)
+        for place, reasons in self.data.unreadable.items():
+            self.result["unreadable"].setdefault(place, {}).update(reasons)
         write_json(self.folder / FILE, self.result)
 
     def describe(self) -> None:
@@ -223,12 +233,18 @@ class _Evaluation:
 
     @torch.inference_mode()
     def measure_loss(self, tokens: Path, masking: MaskingConfig) -> None:
-        """Measure the cross-entropy of every modality's targets, unless an earlier run has."""
-        if "modalities" in self.result.get("cross_entropy", {}):
+        """Measure the cross-entropy of every modality's targets, unless an earlier run has.
+
+        Tokens of another codec than that of the training are neither targets nor inputs.
+        """
+        tables, batch_size, names = self.model.tables, self.config.batch_size, self.data.tokens_of
+        earlier = self.result.get("cross_entropy", {})
+        if "modalities" in earlier and earlier.get("tokens_of", list(tables.names)) == names:
             return
-        tables, batch_size = self.model.tables, self.config.batch_size
         try:
-            data = TokenData(tokens, TEST, tables.specs)
+            if not set(names) & set(tables.discrete):
+                raise DataError(f"{tokens / TEST}: has no tokens to predict that a codec of the training wrote")
+            data = TokenData(tokens, TEST, tables.specs, names=names)
         except DataError as error:
             self.result["cross_entropy"] = {"problem": str(error)}
             return
@@ -242,6 +258,7 @@ class _Evaluation:
             sums, counts = sums + losses.sums.cpu().numpy(), counts + losses.counts.cpu().numpy()
         self.result["cross_entropy"] = {
             "samples": len(chosen),
+            "tokens_of": list(names),
             "modalities": {
                 spec.name: {"nats": total / count, "uniform": uniform_loss(spec.vocab_size), "targets": int(count)}
                 for spec, total, count in zip(tables.specs, sums.tolist(), counts.tolist(), strict=True)
@@ -250,8 +267,11 @@ class _Evaluation:
         }
         self._write()
 
-    def measure_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Score every pair that has not been, and draw the galleries of the first ones."""
+    def measure_pairs(self, pairs: Sequence[Pair], named: bool = True) -> None:
+        """Score every pair that has not been, and draw the galleries of the first ones.
+
+        One that cannot be scored is left out with the reason, unless the pairs are `named`: then DataError is raised.
+        """
         scored = {_pair(entry) for entry in self.result["pairs"]}
         drawn = {_pair(entry) for entry in self.result["galleries"]}
         columns = (
@@ -260,19 +280,35 @@ class _Evaluation:
         )  # fmt: skip
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=len(pairs))
-            for number, pair in enumerate(pairs):
+            number = 0  # of those that can be scored
+            for pair in pairs:
                 progress.update(task, description=_title(pair))
-                if pair not in scored:
-                    self.result["pairs"].append(self._score(pair))
-                    self._write()
-                if pair not in drawn and number < self.config.gallery_pairs:
-                    self.result["galleries"].append(self._gallery(pair))
-                    self._write()
+                if pair in scored or self._possible(pair, named):
+                    if pair not in scored:
+                        self.result["pairs"].append(self._score(pair))
+                        self._write()
+                    if pair not in drawn and number < self.config.gallery_pairs:
+                        self.result["galleries"].append(self._gallery(pair))
+                        self._write()
+                    number += 1
                 progress.advance(task)
         order = {pair: number for number, pair in enumerate(pairs)}
         for key in ("pairs", "galleries"):
             self.result[key].sort(key=lambda entry: order.get(_pair(entry), len(order)))
         self._write(complete=True)
+
+    def _possible(self, pair: Pair, named: bool) -> bool:
+        """Whether the data let a pair be scored; where not, the reason is noted, or raised where it was `named`."""
+        given, target = pair
+        try:
+            self.data.keys([*given, target], self.config.samples)
+            self.data.constant(target, self.config.floor_samples)
+        except DataError as error:
+            if named or isinstance(error, ReadError):  # the disk is to blame for the latter, not the data
+                raise
+            self.result["skipped"][_title(pair)] = str(error)
+            return False
+        return True
 
     def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan) -> Any:
         """Tokens of the target, `draws` of each sample one after the other: a tensor, or a list for sequences."""
@@ -333,7 +369,7 @@ class _Evaluation:
         columns.append([show(value) for value in self.data.truth(target, keys)])
         headers = [*given, *(f"{target} {draw + 1}" for draw in range(draws)), f"true {target}"]
         rows = list(zip(*columns, strict=True))
-        picture = f"{GALLERY}/{'-and-'.join(given)}-to-{target}.png"
+        picture = f"{GALLERY}/{sheet_name(given, target)}"
         return {
             "given": list(given),
             "target": target,

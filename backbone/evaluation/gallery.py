@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from itertools import accumulate
@@ -25,11 +26,22 @@ HEADER = 18
 LINE = 15
 LINES = 40
 """Lines of a text at most; longer ones end in an ellipsis."""
+LONGEST_NAME = 150
+"""Bytes of a sheet's name, without its extension, at most: disks take 255 with what is added while it is written."""
 
 
 def text_of(shown: Image | str) -> str | None:
     """A cell's text; None for pictures."""
     return shown if isinstance(shown, str) else None
+
+
+def sheet_name(given: Sequence[str], target: str) -> str:
+    """`a-and-b-to-c.png`; of a name that is too long for a file the beginning, and a hash of the whole."""
+    stem = f"{'-and-'.join(given)}-to-{target}"
+    if len(stem) > LONGEST_NAME:
+        digest = hashlib.sha256(stem.encode()).hexdigest()[:16]
+        stem = f"{stem[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+    return f"{stem}.png"
 
 
 def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Image | str]]) -> bool:

@@ -20,7 +20,8 @@ from backbone.saving import load_model
 from backbone.tables import Tables
 from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop, ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
@@ -61,9 +62,21 @@ class Embedder:
         handle.device = self.device
         return handle
 
-    def names(self, wanted: Sequence[str] | None) -> list[str]:
-        """The modalities to embed, each once: those wanted, or all of the run. Raises UnknownNameError."""
-        return list(dict.fromkeys(self.tables.spec(name).name for name in wanted or self.tables.names))
+    def names(self, wanted: Sequence[str] | None, split: str) -> list[str]:
+        """The modalities to embed, each once: those wanted, or all of the run that its own token store has.
+
+        A run over several stores has some that its own lacks, in the split or among the training samples that a space
+        is fitted to. Raises UnknownNameError, and DataError where the store has none.
+        """
+        if wanted:
+            return list(dict.fromkeys(self.tables.spec(name).name for name in wanted))
+        store = TokenStore(self.run.tokens)
+        needed = [split] if self.config.space == "plain" else [split, TRAIN]
+        there = [set(store.modalities(part)) for part in needed]
+        found = [name for name in self.tables.names if all(name in names for names in there)]
+        if not found:
+            raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
+        return found
 
     def stored(self, split: str, names: Sequence[str]) -> TokenData:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""

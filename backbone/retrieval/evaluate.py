@@ -68,7 +68,7 @@ def evaluate_retrieval(
     """
     started, config = time.perf_counter(), config or RecallConfig()
     embedder = Embedder(run, zoo, embedding, device)
-    names = embedder.names(modalities)
+    names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
     data = embedder.stored(split, names)

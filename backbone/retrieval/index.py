@@ -178,7 +178,7 @@ def build(
     """
     library = faiss()
     embedder = Embedder(run, zoo, config, device)
-    names = embedder.names(modalities)
+    names = embedder.names(modalities, split)
     data = embedder.stored(split, names)
     kind: Search = search or ("approximate" if len(data) > LARGE else "exact")
     described = {

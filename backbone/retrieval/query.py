@@ -77,12 +77,14 @@ def query_keys(
 ) -> list[Answer]:
     """What is closest to each of the stored samples `keys` of a split, by default the index's.
 
-    `exclude_self` leaves out the sample that was asked with. Raises ZooErrors for what does not fit together.
+    `exclude_self` leaves out the sample that was asked with; one of another split is not in the index, where its key is
+    another sample's. Raises ZooErrors for what does not fit together.
     """
     index.check([*given, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
-    queries = combined(_stored(embedder, split or index.split, keys, given), weights)
-    found = index.search(queries, k, find, list(keys) if exclude_self else None)
+    split = split or index.split
+    queries = combined(_stored(embedder, split, keys, given), weights)
+    found = index.search(queries, k, find, list(keys) if exclude_self and split == index.split else None)
     return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]
 
 

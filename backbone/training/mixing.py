@@ -56,7 +56,7 @@ def check_codecs(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle])
 def open_sources(
     tokens: Path, split: str, specs: Sequence[ModalitySpec], config: TrainConfig, known: Collection[str] = ()
 ) -> list[Source]:
-    """A split of all stores of a run, without those that have no such split.
+    """A split of all stores of a run, without those that have no such split, or held-out samples of nothing of it.
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has no tokens, UnknownNameError for one that a dataset names and the run has not,
@@ -72,6 +72,8 @@ def open_sources(
         else:
             names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
             _check_named(dataset, [spec.name for spec in specs])
+            if split != TRAIN and not names:
+                continue
         data = TokenData(dataset.tokens, split, specs, names=names)
         sources.append(Source(data=data, dataset=dataset, number=number))
     _check_shared(sources)

@@ -12,6 +12,7 @@ from backbone.transfer.scores import METRICS
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.intervals import SPREAD, interval
+from tokenizers_zoo.report.transfer import Question, titles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,33 +27,33 @@ LOOKED = ("eval_every", "eval_samples")
 def compared(folders: Sequence[Path]) -> dict[str, Any]:
     """The figures of finished probes, as JSON types.
 
-    {"columns": [{"task", "metric", "unit", "higher_is_better"}],
+    {"columns": [{"task", "kind", "metric", "unit", "higher_is_better"}],
      "rows": [{"given", "tuning", "head", "labels", "settings", "backbone",
                "cells": [{"mean", "half", "floor", "seeds": {seed: score}}, or null: no such probe]}]}
 
     A head that is the default for its kind of answer is called so, and settings are those that are not the defaults of
-    the tuning. `half` is half of the 95 % interval (Student's t) over seeds, null for one seed. Raises CheckpointError
-    for a folder that is not finished, ConfigError where two differ in nothing.
+    the tuning. `half` is half of the 95 % interval (Student's t) over seeds, null for one seed. A column is of one
+    question, one kind of answer and one metric; "task" is its name, or says more where two have that. Raises
+    CheckpointError for a folder that is not finished, ConfigError where two differ in nothing.
     """
     found = [read_metrics(folder) for folder in folders]
-    columns: dict[str, dict[str, Any]] = {}
-    rows: dict[tuple[Any, ...], dict[str, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
+    columns: dict[Question, dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], dict[Question, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
     for folder, metrics in zip(folders, found, strict=True):
-        main = metrics["metrics"][0]
-        task = metrics["task"]["name"]
-        columns[task] = {"task": task, "metric": main["name"],
-                         **{key: main[key] for key in ("unit", "higher_is_better")}}  # fmt: skip
-        seeds = rows.setdefault(setting(metrics), {}).setdefault(task, {})
+        main, question = metrics["metrics"][0], Question.of(folder, metrics)
+        columns[question] = {"kind": question.kind, "metric": question.metric,
+                             **{key: main[key] for key in ("unit", "higher_is_better")}}  # fmt: skip
+        seeds = rows.setdefault(setting(metrics), {}).setdefault(question, {})
         if metrics["seed"] in seeds:
             raise ConfigError(
                 f"{folder}: has the same settings and seed as {seeds[metrics['seed']][0]}; compare one of them"
             )
         seeds[metrics["seed"]] = folder, main
     return {
-        "columns": list(columns.values()),
+        "columns": [{"task": title, **columns[question]} for question, title in titles(columns).items()],
         "rows": [
             {**dict(zip(("given", "tuning", "head", "labels", "settings", "backbone"), key, strict=True)),
-             "cells": [cell(cells[task]) if task in cells else None for task in columns]}
+             "cells": [cell(cells[question]) if question in cells else None for question in columns]}
             for key, cells in rows.items()
         ],
     }  # fmt: skip

@@ -17,7 +17,7 @@ from backbone.training.data import TokenData
 from backbone.transfer.config import VALIDATION_LEAST, TransferConfig
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import Zoo
@@ -35,7 +35,8 @@ class Part:
     inputs: TokenData
     labels: LazyValues
     left_out: Mapping[str, int]
-    """How many samples have a label and lack an input, or the other way round."""
+    """How many samples have a label and lack an input, or the other way round; where there are labels that cannot be
+    read, their number is "unreadable"."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -43,6 +44,10 @@ class Part:
     def only(self, labels: LazyValues) -> Part:
         """The samples of these labels alone."""
         return Part(keys=labels.keys, rows=self.rows, inputs=self.inputs, labels=labels, left_out=self.left_out)
+
+    def digest(self) -> str:
+        """sha256 (hex) of keys and tokens of its samples."""
+        return samples_digest(self.inputs.columns, [self.inputs.keys[self.rows[key]] for key in self.keys])
 
     def tokens(self, places: Sequence[int]) -> dict[str, Any]:
         """By modality the tokens of the samples at these places, as codecs give them."""
@@ -66,22 +71,26 @@ class Places:
     """Whose training decided on the codecs, for messages."""
 
     def part(self, task: Task, split: str) -> Part:
-        """The labelled samples of a split. Raises DataError where there are none."""
+        """The labelled samples of a split, of crops the whole ones. Raises DataError where there are none."""
         inputs = stored_samples(
             self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
         )  # fmt: skip
-        rows = {key: number for number, key in enumerate(inputs.keys)}
+        number = {key: place for place, key in enumerate(inputs.keys)}
+        whole = whole_samples(inputs.keys, inputs.columns.values())
+        rows = {key: number[stored] for key, stored in whole.items()}
         labels = task.labels(self.store, split)
         known = set(labels.keys)
-        keys = [key for key in inputs.keys if key in known]
+        keys = [key for key in rows if key in known]
         given = ", ".join(spec.name for spec in self.specs)
         if not keys:
             raise DataError(
                 f"--task {task.text}: no sample of the split {split} in {self.tokens} has {given} and a label"
             )
-        left_out = {"no_input": len(known) - len(keys), "no_label": len(inputs) - len(keys)}
+        left_out = {"no_input": len(known) - len(keys), "no_label": len(rows) - len(keys)}
         if task.handle is None:  # a table has the labels of all splits
             left_out["no_input"] = 0
+        if labels.unreadable:
+            left_out["unreadable"] = labels.unreadable
         return Part(keys=keys, rows=rows, inputs=inputs, labels=labels.of(keys), left_out=left_out)
 
     def unknown(self, task: Task) -> int:
@@ -90,8 +99,9 @@ class Places:
             return 0
         store = TokenStore(self.tokens)
         names = [spec.name for spec in self.specs]
-        stored = {key for split in store.splits() for name in names if name in store.modalities(split)
-                  for key in store.open(split, name).keys}  # fmt: skip
+        columns = [store.open(split, name) for split in store.splits() for name in names
+                   if name in store.modalities(split)]  # fmt: skip
+        stored = {key for column in columns for key in whole_samples(column.keys, [column])}
         missing = [key for key in task.table if key not in stored]
         if len(missing) == len(task.table):
             raise DataError(f"--task {task.text}: none of its {len(missing)} keys, such as {missing[0]!r}, is in "

@@ -7,7 +7,8 @@ metrics.json:
     metrics      [{"name", "unit", "higher_is_better", "meaning", "score", "floor"}], the main one first; null: not
                  finite. The floor is the best single answer to the labels of "train" and "validation".
     settings     TransferConfig
-    left_out     {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}
+    left_out     {"train": {"no_input", "no_label", "unreadable": labels that cannot be read, where there are any},
+                 "test": ..., "unknown_keys"}
     backbone     {"run", "weights_sha256"}
     parameters   {"trained", "all"}; steps (done); seconds {"training", "all"}
     kept_step    the step that the weights are of, and validation {"name", "score"}: the main metric of that step on
@@ -91,6 +92,8 @@ def left_out_text(left_out: Mapping[str, Any]) -> str:
         counts = left_out[split]
         parts += [f"{counts['no_input']} of {split} without an input"] if counts["no_input"] else []
         parts += [f"{counts['no_label']} of {split} without a label"] if counts["no_label"] else []
+        if "unreadable" in counts:
+            parts.append(f"{counts['unreadable']} of {split} with a label that cannot be read")
     if left_out["unknown_keys"]:
         parts.append(f"{left_out['unknown_keys']} keys of the table that no split has")
     return f"left out: {', '.join(parts)}" if parts else ""

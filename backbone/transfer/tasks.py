@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +16,11 @@ import numpy as np
 
 from backbone.transfer.config import As, Scale
 from backbone.transfer.kinds import Classes, ClassMap, Kind, NumberMap, Numbers, Tokens
+from tokenizers_zoo.data.made_of import contents, made_of
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.pipeline.tokenizers import readable
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 COLUMNS = ("key", "label")
@@ -28,10 +32,12 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The labels of a split, by key; values without the field that is asked for have none."""
+    """The labels of a split, by key; values without the field that is asked for, or that cannot be read, have none."""
 
     keys: Sequence[str]
     read: Callable[[str], Any]
+    unreadable: int = 0
+    """How many values cannot be read."""
 
     def of(self, keys: Sequence[str]) -> LazyValues:
         """The labels of these keys, read when asked for."""
@@ -89,17 +95,19 @@ class Task:
     # ------------------------------------------------------------------ labels
 
     def labels(self, store: ValueStore | None, split: str) -> Labels:
-        """What a split has. Raises DataError where it has none."""
+        """What a split has. Raises DataError where it has none, ReadError where the disk does not give them."""
         if self.handle is None:
             return Labels(keys=list(self.table), read=self.table.__getitem__)
         assert store is not None
-        name, handle = self.handle.name, self.handle
-        keys = store.keys(split, name)
-        if not self.part and handle.spec.value.kind != "text":
-            return Labels(keys=keys, read=lambda key: store.read(handle, split, key))
-        values = {key: store.read(handle, split, key) for key in keys}
+        name = self.handle.name
+        store.index(split, name)  # which says what is not there
+        listed, dropped = readable(self.handle, store, split)
+        if not self.reads_all:
+            number = {key: place for place, key in enumerate(listed.keys)}
+            return Labels(keys=listed.keys, read=lambda key: listed[number[key]], unreadable=len(dropped))
+        values = dict(zip(listed.keys, listed, strict=True))
         if not self.part:
-            return Labels(keys=keys, read=values.__getitem__)
+            return Labels(keys=listed.keys, read=values.__getitem__, unreadable=len(dropped))
         found = {
             key: value[self.part] for key, value in values.items()
             if isinstance(value, dict) and value.get(self.part) is not None
@@ -111,7 +119,23 @@ class Task:
             raise UnknownNameError.of(f"field of {name}", self.part, there)
         if self.wanted == "classes":
             found = {key: str(label) for key, label in found.items()}
-        return Labels(keys=list(found), read=found.__getitem__)
+        return Labels(keys=list(found), read=found.__getitem__, unreadable=len(dropped))
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether all labels are in memory at once: those of a table, texts, and fields."""
+        return self.handle is None or bool(self.part) or self.handle.spec.value.kind == "text"
+
+    def digest(self, store: ValueStore | None, split: str, labels: LazyValues) -> str:
+        """sha256 (hex) of labels: of keys and values that are in memory, else of the shards that the values are in."""
+        keys = labels.keys
+        if self.reads_all:
+            pairs = json.dumps([keys, list(labels)], sort_keys=True, default=str)
+            return hashlib.sha256(pairs.encode()).hexdigest()
+        assert store is not None and self.handle is not None
+        name = self.handle.name
+        shards = made_of(contents(store, split, name), (store.member(split, name, key) for key in keys))
+        return hashlib.sha256(json.dumps([keys, shards]).encode()).hexdigest()
 
     # ------------------------------------------------------------------ kinds
 

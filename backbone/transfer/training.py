@@ -41,6 +41,8 @@ from tokenizers_zoo.training.state import RUN, TrainingRun, replacing_run
 from tokenizers_zoo.training.task import Kept
 
 FOLDER = "transfer"
+DIGITS = 16
+"""Of a digest that is compared."""
 BATCH = 64
 """Samples whose features are computed at a time."""
 
@@ -102,13 +104,35 @@ def transfer(
     if task.file is not None:
         provenance["sha256"] = file_digest(task.file)
     judges = Examples(used.part, used.validation) if used.validation else Examples(test)
-    samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
     if overwrite:
         check_probe(out)
     with replacing_run(out, overwrite, METRICS):
+        if notes_samples(out):
+            provenance |= digests_of(task, places.store, used.part, test)
+        samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
         if head == "knn":
             return trainee.without_steps(samples, out)
         return train(trainee, samples, config, out, seed, on_step)
+
+
+def digests_of(task: Task, store: ValueStore | None, train: Part, test: Part) -> dict[str, str]:
+    """What tells the samples of a probe from others in the same place: the beginning of a sha256 (hex) each."""
+    found = {}
+    for split, part in ((TRAIN, train), (TEST, test)):
+        found[f"{split} inputs"] = part.digest()[:DIGITS]
+        found[f"{split} labels"] = task.digest(store, split, part.labels)[:DIGITS]
+    return found
+
+
+def notes_samples(folder: Path) -> bool:
+    """Whether the probe in a folder, or the one that it will hold, says which samples it is of.
+
+    Those that an earlier version began do not, and stay valid.
+    """
+    if not (folder / RUN).is_file():
+        return True
+    data = read_table(folder / RUN).get("data", {})
+    return f"{TRAIN} inputs" in data.get("provenance", {})
 
 
 def check_probe(folder: Path) -> None:

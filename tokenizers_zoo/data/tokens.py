@@ -39,6 +39,8 @@ RECORD = "store.json"
 SETTINGS = "settings"
 """Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
 METADATA_KEY = b"tokenizers_zoo"
+WHOLE = "#0"
+"""Ends the key of a sample's whole picture where its crops, `KEY#1`, `KEY#2`, ..., are stored, too."""
 HASHED = 4096
 """Samples whose tokens are in memory at a time while they are hashed."""
 
@@ -240,6 +242,11 @@ class TokenColumn:
         return self.metadata.fingerprint
 
     @property
+    def cropped(self) -> bool:
+        """Whether the rows of a sample are several crops of it."""
+        return int(self.metadata.run.get("crops", 1)) > 1
+
+    @property
     def needed_vocab_size(self) -> int:
         """The largest stored id plus one: the least vocabulary that these tokens need."""
         return max(part.needed_vocab_size for part in self.parts)
@@ -353,9 +360,19 @@ def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) 
     return needed_vocab_size <= lengths.get(fingerprint, -1)
 
 
-def samples_digest(columns: Mapping[str, TokenColumn]) -> str:
-    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts and order they lie."""
-    keys = sorted({key for column in columns.values() for key in column.rows})
+def whole_samples(keys: Iterable[str], columns: Iterable[TokenColumn]) -> dict[str, str]:
+    """By the key of each sample that of its row among `keys`, which the columns share; of crops the whole picture's."""
+    if not any(column.cropped for column in columns):
+        return {key: key for key in keys}
+    return {key.removesuffix(WHOLE): key for key in keys if key.endswith(WHOLE)}
+
+
+def samples_digest(columns: Mapping[str, TokenColumn], only: Iterable[str] | None = None) -> str:
+    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts and order they lie.
+
+    `only` are the keys that count, by default all.
+    """
+    keys = sorted({key for column in columns.values() for key in column.rows} if only is None else only)
     digest = hashlib.sha256(json.dumps(keys).encode())
     for name in sorted(columns):
         column = columns[name]

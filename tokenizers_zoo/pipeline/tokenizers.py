@@ -163,7 +163,7 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> Tra
     if not handle.spec.shared_vocabulary and len(sharing) <= 1:
         sharing = []
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
-    train, test = (_readable(handle, store, split) for split in (TRAIN, TEST))
+    train, test = (readable(handle, store, split) for split in (TRAIN, TEST))
     entry = read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name}
     provenance = {
         "data": {key: value for key, value in entry.items() if key != READ_WITH},  # the contents tell
@@ -186,8 +186,12 @@ def _contents(store: ValueStore, split: str, modality: str) -> str:
     return joint_fingerprint(*contents(store, split, modality).values())[:16] if there else ""
 
 
-def _readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[Sequence[Any], dict[str, str]]:
-    """The values of a split that can be read, sorted by key, and the others by key with reasons."""
+def readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[LazyValues, dict[str, str]]:
+    """The values of a split that can be read, sorted by key, and the others by key with reasons, which it says, too.
+
+    They are read once, all of them, and what cannot be read is remembered in the data's folder. Raises ReadError for a
+    file that the system does not read now, DataError where none can be read.
+    """
     keys = sorted(store.keys(split, handle.name)) if split == TRAIN or split in store.splits() else []
     values = LazyValues(keys, lambda key: store.read(handle, split, key))
     dropped = remembered(store, handle, split) if keys else {}

@@ -80,7 +80,7 @@ def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery
     images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
     if entry["picture"]:
         sheet = run / "evaluation" / entry["picture"]
-        uri = pictures.add(f"made-{'-'.join(given)}-to-{target}", sheet.read_bytes())
+        uri = pictures.add(f"made-{sheet.stem}", sheet.read_bytes())
         cut = cells_of(sheet)
         if cut is None:
             gallery.sheet = uri

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.checkpoint import CONFIG, read_table
 from tokenizers_zoo.intervals import SPREAD, interval
 
 PROBES = "transfer/*/metrics.json"
 NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
+
+
+class Question(NamedTuple):
+    """What a probe was asked and how it is judged: only scores of one question are figures of one kind."""
+
+    name: str
+    """The task's name; tables in two folders may have the same."""
+    text: str
+    """The task as it was asked for, a table with its folder."""
+    kind: str
+    """The kind of answer."""
+    metric: str
+    """The main metric."""
+
+    @classmethod
+    def of(cls, folder: Path, metrics: Mapping[str, Any]) -> Question:
+        """That of a finished probe with this metrics.json; its config.json has the text, without which it is the name.
+
+        Raises CheckpointError.
+        """
+        task = metrics["task"]
+        stored = read_table(folder / CONFIG, "task")["task"] if (folder / CONFIG).is_file() else {}
+        return cls(task["name"], stored.get("text", task["name"]), task["kind"], metrics["metrics"][0]["name"])
+
+
+def titles(questions: Iterable[Question]) -> dict[Question, str]:
+    """What questions are called beside each other: by name, and where another has name and metric, by what differs."""
+    known = dict.fromkeys(questions)
+    found = {}
+    for question in known:
+        alike = [other for other in known if (other.name, other.metric) == (question.name, question.metric)]
+        title = question.text if len({other.text for other in alike}) > 1 else question.name
+        found[question] = f"{title} as {question.kind}" if len({other.kind for other in alike}) > 1 else title
+    return found
 
 
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
@@ -22,29 +56,30 @@ def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     for path in sorted(run.glob(PROBES)):
         found = read_table(path, *NEEDED)
         if found["backbone"]["weights_sha256"] == weights:
-            groups.setdefault(_setting(found), []).append(found)
+            groups.setdefault((Question.of(path.parent, found), *_setting(found)), []).append(found)
     if not groups:
         return None
-    rows = sorted((_row(probes) for probes in groups.values()), key=lambda row: row["order"])
+    names = titles(question for question, *_ in groups)
+    rows = sorted((_row(names[key[0]], probes) for key, probes in groups.items()), key=lambda row: row["order"])
     seeds = max(len(probes) for probes in groups.values())
     return {"rows": rows, "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
 
 
 def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells rows apart: all but the seed."""
+    """What tells rows of one question apart: all but the seed."""
     settings = tuple(sorted((key, str(value)) for key, value in found["settings"].items()))
-    return found["task"]["name"], tuple(found["given"]), found["head"], found["tuning"], settings
+    return tuple(found["given"]), found["head"], found["tuning"], settings
 
 
-def _row(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row, by the main metric."""
+def _row(task: str, probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row, by the main metric; `task` is what the question is called."""
     first = probes[0]
     main, labels = first["metrics"][0], first["labels"]
     used = labels["train"] + labels.get("validation", 0)
     arrow = "↑" if main["higher_is_better"] else "↓"
     return {
-        "order": (first["task"]["name"], first["given"], used, first["tuning"], first["head"]),
-        "task": first["task"]["name"],
+        "order": (task, first["given"], used, first["tuning"], first["head"]),
+        "task": task,
         "given": " + ".join(first["given"]),
         "tuning": first["tuning"],
         "head": first["head"],
