@@ -136,7 +136,7 @@ class Questions:
     """Modalities that are made of each set; absent: all that are discrete. `--make` goes before it."""
 
 
-MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1), Mixture()
+MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1, alone=0.1), Mixture(alone=0.1)
 """A mixture for any modalities: what is asked of a model is mostly to make some from one, or from a few."""
 
 
@@ -152,7 +152,8 @@ class MaskingConfig:
     """The input budget of a sample is drawn uniformly from here to `input_budget`. Absent: from an eighth of it, so
     that a model also learns from little; 0: always the whole."""
     mixtures: tuple[Mixture, ...] = MOSTLY_ONE
-    """The parts of the mixture; absent: in most samples more than half of the input is of one modality."""
+    """The parts of the mixture; absent: in most samples more than half of the input is of one modality, and in one of
+    ten all of it."""
     span_length: float = 3.0
     """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
 
