@@ -102,7 +102,7 @@ def test_no_name_hides_what_the_plugin_needs(
     assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
     assert module.plugin.modality_spec(Settings(name)).name == name
     if family == "free":
-        samples = TrainingSamples(train=[np.arange(16, dtype=np.float32)])
+        samples = TrainingSamples(train=[np.arange(16, dtype=np.float32)], test=[])
         assert module.plugin.train_tokenizer(Settings(name), samples, tmp_path / "tokenizer") == tmp_path / "tokenizer"
 
 

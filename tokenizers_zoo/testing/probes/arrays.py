@@ -129,7 +129,7 @@ def with_one(good: Array, number: float) -> Array:
 def fits(number: float, dtype: np.dtype[Any]) -> bool:
     """True where a type can hold a number."""
     if dtype.kind == "f":
-        return bool(abs(number) <= np.finfo(dtype).max)
+        return abs(number) <= float(np.finfo(dtype).max)
     return dtype.kind in "iu" and bool(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max)
 
 
