@@ -438,6 +438,24 @@ def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
     assert 0.7 < same.float().mean().item() < 0.9
 
 
+def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> None:
+    specs = [spec("picture", GridLayout(shape=(4, 4))), spec("words", sequence(12), 100)]
+    specs += [spec("code", GridLayout(shape=(4, 4)))]
+    raw = raw_batch(specs, 200, seed=2)
+    raw.lengths[:, 1] = 0
+    parts = (
+        Mixture(inputs=("picture", "words"), targets=("code",), alone=1.0),
+        Mixture(inputs=("picture", "code"), targets=("words",)),
+    )
+    config = MaskingConfig(input_budget=24, target_budget=8, min_input=0, mixtures=parts)
+    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    counts = (torch.nn.functional.one_hot(batch.inputs.modalities, 3) * batch.inputs.mask[:, :, None]).sum(dim=1)
+    first = (batch.targets.modalities[:, 0] == 2) & batch.targets.mask[:, 0]
+    assert 60 < first.sum() < 140
+    assert (counts[first] == torch.tensor([16, 0, 0])).all()  # the picture, never the words that are not there
+    assert (counts[~first].sum(dim=1) == 24).all() and (counts[~first][:, [0, 2]] > 0).all()
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
     with pytest.raises(ValueError, match="alone: expected 0 to 1"):

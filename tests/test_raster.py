@@ -83,6 +83,13 @@ def test_bands_are_not_taken_for_colours() -> None:
     assert nodata is None and read_tiff(tiff_bytes(bands, nodata=-9999))[1] == -9999
 
 
+def test_a_pixel_has_no_data_where_no_band_has() -> None:
+    value = np.full((12, 4, 4), 0.5)
+    value[3, 1, 1] = 0
+    found = multispectral.plugin.read_value(tiff_bytes(value, nodata=0), "tif", settings("multispectral"))
+    assert found[3, 1, 1] == 0
+
+
 def test_noise_below_0_and_glints_of_integers_are_cut_off() -> None:
     value = np.full((12, 10, 10), 0.5, np.float32)
     value[0, 0, :3] = -0.02, 2.5, 0.0
