@@ -481,6 +481,8 @@ def test_what_values_are_read_with_leaves_out_tokenizer_and_networks() -> None:
     own = {"png_scale": 0.1, "tokenizer": {"steps": 3}, "labeller": {"model": "somebody/depth"}}
     zoo = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8, "max_length": 9}, "modalities": {"depth": own}})
     assert reading_settings(zoo["depth"]) == {"image_size": 32, "png_scale": 0.1}
+    zoo = Zoo.from_tables({"modalities": {"depth": {"shown": [1.0, 4.0]}}})
+    assert reading_settings(zoo["depth"]) == {}  # it only changes pictures
 
 
 def test_a_folder_that_cannot_be_read_is_named(

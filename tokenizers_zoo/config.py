@@ -169,6 +169,8 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     raise ConfigError(f"{origin.at(key)}: expected {expected}, got {type(value).__name__} {value!r}")
 
 
+SHOWN = {"shown": True}
+"""Metadata of a setting that only says how values are shown: whatever it is, values and tokens are the same."""
 ADDED = {"added": True}
 """Metadata of a field that came after files were written with its class; see `recorded`.
 

@@ -108,12 +108,15 @@ def own_settings(handle: ModalityHandle) -> dict[str, Any]:
 def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
     """What decides how a modality's stored values are read, and encoded by a given tokenizer, as JSON types.
 
-    That is its own settings, over what `[zoo]` shares with it. The size of patches is the tokens', which know it.
+    That is its own settings, over what `[zoo]` shares with it, but for those that are only SHOWN. The size of patches
+    is the tokens', which know it.
     """
     shared = handle.settings.shared
     offered = {key: shared[key] for key in sorted(handle.known_settings()) if key in shared}
     found = as_json({**offered, **own_settings(handle)})
-    return {key: value for key, value in found.items() if key not in (*TOKENIZER_KEYS, "patch_size")}
+    fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
+    apart = {*TOKENIZER_KEYS, "patch_size", *(field.name for field in fields if field.metadata.get("shown"))}
+    return {key: value for key, value in found.items() if key not in apart}
 
 
 def check_same_source(root: Path, split: str, modality: str, new: Mapping[str, Any]) -> None:

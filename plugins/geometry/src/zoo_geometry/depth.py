@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import SHOWN, Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, array_bytes, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
@@ -31,7 +31,7 @@ class DepthSettings(SpatialSettings):
 
     png_scale: float = 0.001
     """Metres per unit of 16-bit PNG files."""
-    shown: tuple[float, float] = (0.5, 16.0)
+    shown: tuple[float, float] = field(default=(0.5, 16.0), metadata=SHOWN)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
     labeller: DepthLabeller | None = None
     """A network that derives depth from rgb where no source gives it; absent, depth is not derived."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import crop_and_resize, read_array
 from tokenizers_zoo.modality import Crop, Metric
@@ -26,7 +27,7 @@ OUTLIER = 3.0
 class FlowSettings(SpatialSettings):
     """Settings of optical flow."""
 
-    shown: float = 6.0
+    shown: float = field(default=6.0, metadata=SHOWN)
     """Pixels per frame that are shown in full colour."""
 
     def __post_init__(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
@@ -38,7 +39,7 @@ class MultispectralSettings(SpatialSettings):
     """Reflectance per unit of files of integers."""
     offset: float = 0.0
     """Reflectance that is added to it: -0.1 for Sentinel-2 products since baseline 04.00."""
-    gain: float = 3.0
+    gain: float = field(default=3.0, metadata=SHOWN)
     """By how much reflectance is brightened in pictures."""
 
     def __post_init__(self) -> None:
