@@ -25,7 +25,8 @@ def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--via", default="", metavar="NAME", help="The vector modality that is predicted."),
         click.option("--embedding", type=click.Choice(get_args(Embedding)), default="encoder", show_default=True,
                      help="The encoder's features, or the vector of a predicted modality (--via)."),
-        click.option("--modalities", metavar="NAMES", help="Comma-separated. Default: all of the run."),
+        click.option("--modalities", metavar="NAMES",
+                     help="Comma-separated. Default: all of the run that its tokens have."),
         click.option("--split", default="test", show_default=True, help="Of the run's tokens."),
     ):  # fmt: skip
         command = option(command)
