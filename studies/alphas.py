@@ -15,7 +15,7 @@ ALPHAS = 0.01, 0.1, 1.0, 10.0
 
 
 def main() -> None:
-    study = Study("alphas", __doc__, steps=1000)
+    study = Study.from_command_line("alphas", __doc__, steps=1000)
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     parts = {f"alpha {alpha:g}": (Mixture(input_alpha=alpha, target_alpha=alpha),) for alpha in ALPHAS}
     parts["all four mixed"] = tuple(part for (part,) in parts.values())

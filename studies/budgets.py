@@ -16,7 +16,7 @@ FACTORS = 0.5, 1.0, 2.0
 
 
 def main() -> None:
-    study = Study("budgets", __doc__, steps=1000)
+    study = Study.from_command_line("budgets", __doc__, steps=1000)
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     variants = []
     for factor in FACTORS:

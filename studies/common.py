@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,6 +20,10 @@ from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.intervals import interval as mean_and_half
+from tokenizers_zoo.pipeline.engines import run_jobs
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 GIVEN = "rgb_patches"
 """What the demo's pictures are read as."""
@@ -40,9 +44,17 @@ class Variant:
 class Study:
     """The command line of a study, and the runs in its folder. A study that was stopped goes on where it was."""
 
-    def __init__(self, name: str, doc: str, steps: int, **texts: tuple[str, str]) -> None:
+    def __init__(self, arguments: argparse.Namespace, zoo: Zoo) -> None:
+        self.arguments, self.zoo = arguments, zoo
+        self.name: str = arguments.study
+        self.out: Path = arguments.out
+        self.tokens: Path = arguments.tokens
+
+    @classmethod
+    def from_command_line(cls, name: str, doc: str, steps: int, **texts: tuple[str, str]) -> Self:
         """`texts` are options that this study alone has, each with its default and what it is."""
         parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+        parser.set_defaults(study=name)
         parser.add_argument("--tokens", type=Path, default=Path("runs/demo/tokens"))
         parser.add_argument("--registry", type=Path, default=Path("registry.toml"))
         parser.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="folder of runs and results")
@@ -52,13 +64,17 @@ class Study:
         parser.add_argument("--seeds", type=int, default=3)
         parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
         parser.add_argument("--samples", type=int, default=256, help="held-out samples")
-        parser.add_argument("--parts", type=int, default=2, help="parts of a batch, each on a core")
+        parser.add_argument("--workers", type=int, help="runs at once, which share the cores; default: one for each")
+        parser.add_argument("--parts", type=int, default=1, help="parts of a batch, each on one of its run's cores")
         for option, (default, what) in texts.items():
             parser.add_argument(f"--{option}", default=default, help=what)
-        self.arguments = parser.parse_args()
-        self.name, self.out, self.tokens = name, self.arguments.out, self.arguments.tokens
-        self.zoo = Zoo.from_toml(self.arguments.registry)
-        self.console = Console(width=None if Console().is_terminal else 100)
+        arguments = parser.parse_args()
+        return cls(arguments, Zoo.from_toml(arguments.registry))
+
+    @property
+    def console(self) -> Console:
+        """Where it says what it found."""
+        return Console(width=None if Console().is_terminal else 100)
 
     @property
     def model(self) -> ModelConfig:
@@ -87,6 +103,20 @@ class Study:
         config = dataclasses.replace(variant.train, seed=seed)
         return train(self.folder(variant.name, seed), self.tokens, specs, variant.model, config)
 
+    def train(self, variants: Iterable[Variant]) -> None:
+        """Train the runs of all variants, with all seeds, that are not there yet."""
+        of_name = {variant.name: variant for variant in variants}
+        self.at_once(_run, [(variant, seed) for seed in range(self.arguments.seeds) for variant in of_name.values()])
+
+    def at_once(self, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+        """What a function gives for each of the jobs, `--workers` of which are done at once, in processes."""
+        placed = [Placed(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)]
+        found: dict[int, Result] = {}
+        for at, result in run_jobs(self.zoo, Placed.do, placed, self.arguments.workers, lambda _: None):
+            found[at] = result
+            self.console.print(f"{self.name}: {len(found)} of {len(jobs)} done", highlight=False)
+        return [found[at] for at in range(len(jobs))]
+
     def losses_in(self, folder: Path, modalities: Sequence[str], question: Mixture) -> dict[str, float]:
         """By modality, the loss of the backbone in a folder on held-out samples."""
         specs = [self.zoo[name].spec for name in modalities]
@@ -112,8 +142,28 @@ class Study:
         self.console.print(f"every figure: {self.out / 'results.json'}", highlight=False, soft_wrap=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placed(Generic[Job, Result]):
+    """A job of a study and its place among the others, as a worker gets it."""
+
+    function: Callable[[Study, Job], Result]
+    arguments: argparse.Namespace
+    job: Job
+    at: int
+
+    @staticmethod
+    def do(zoo: Zoo, placed: Placed[Job, Result]) -> tuple[int, Result]:
+        """Its place, and what comes of it."""
+        return placed.at, placed.function(Study(placed.arguments, zoo), placed.job)
+
+
+def _run(study: Study, job: tuple[Variant, int]) -> Path:
+    return study.run(*job)
+
+
 def compare(study: Study, variants: Sequence[Variant]) -> None:
     """Train all variants, and show their losses by modality, and the mean of those that all of them have."""
+    study.train(variants)
     losses = {variant.name: study.losses(variant) for variant in variants}
     names = [name for name in variants[0].modalities if all(name in run for runs in losses.values() for run in runs)]
     rows = {

@@ -14,7 +14,7 @@ from tokenizers_zoo.data.tokens import TokenStore
 
 
 def main() -> None:
-    study = Study("depth_split", __doc__, steps=1000)
+    study = Study.from_command_line("depth_split", __doc__, steps=1000)
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     blocks = study.model.encoder_depth + study.model.decoder_depth
     variants = []

@@ -135,6 +135,11 @@ class Growing:
         return {"old": old, "new": new, "along": {**along, self.steps: new[GROWN]}}
 
 
+def measured(study: Study, job: tuple[Sequence[str], int]) -> dict[str, Any]:
+    """The figures of one seed, from the modalities and the seed."""
+    return Growing(study, *job).measure()
+
+
 def reached(run: Mapping[str, Any], measure: str) -> int | None:
     """After how many steps of growing B first is where D ends; None where it never is."""
     end = run["new"][ALL][measure]
@@ -230,12 +235,12 @@ def new_table(result: Mapping[str, Any], new: str, steps: int) -> Table:
 
 
 def main() -> None:
-    study = Study("growing", __doc__, steps=3000, add=("depth", "the modality that is new"))
+    study = Study.from_command_line("growing", __doc__, steps=3000, add=("depth", "the modality that is new"))
     new, steps = study.arguments.add, study.arguments.steps
     names = TokenStore(study.tokens).modalities(TRAIN)
     if new not in (can_be := [name for name in names if not study.zoo[name].spec.continuous]):
         raise UnknownNameError.of(f"modality with tokens in {study.tokens}, to be made:", new, can_be)
-    runs = [Growing(study, names, seed).measure() for seed in range(study.arguments.seeds)]
+    runs = study.at_once(measured, [(names, seed) for seed in range(study.arguments.seeds)])
     result = summary(runs)
     study.finish(
         {"added": new, "aims": {"worst change of the gap closed": WORST, "share of the steps": SOONEST}}

@@ -18,15 +18,20 @@ SIZES = "nano", "tiny", "small"
 
 
 def main() -> None:
-    study = Study("scaling", __doc__, steps=2000)
+    study = Study.from_command_line("scaling", __doc__, steps=2000)
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
-    rows = []
+    variants = []
     for size in SIZES:
         model = PRESETS[size]
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
-        variant = Variant(name=size, modalities=names, model=model, train=config)
+        variants.append(Variant(name=size, modalities=names, model=model, train=config))
+    study.train(variants)
+    rows = []
+    for variant in variants:
         losses = [sum(run.values()) / len(run) for run in study.losses(variant)]
-        rows.append({"size": size, "parameters": study.parameters(variant), "runs": losses, "loss": interval(losses)})
+        rows.append(
+            {"size": variant.name, "parameters": study.parameters(variant), "runs": losses, "loss": interval(losses)}
+        )
     x, y = np.log([row["parameters"] for row in rows]), np.log([row["loss"]["mean"] for row in rows])
     slope, start = np.polyfit(x, y, 1)
     rest = float(((y - slope * x - start) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-12))

@@ -9,6 +9,7 @@ the compute in all) and one that takes S / T (equal compute in all).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import GIVEN, Study, Variant, interval, shown
@@ -21,6 +22,7 @@ from tokenizers_zoo.data.tokens import TokenStore
 ORDER = GIVEN, "depth", "semseg", "normal", "caption", "boxes", "metadata"
 """Which come first in the smaller sets; others follow by name."""
 SIZES = 3, 7
+GENERALIST = "generalist"
 
 
 def asked(target: str) -> Mixture:
@@ -38,37 +40,54 @@ def specialist(study: Study, target: str, steps: int) -> Variant:
 
 def generalist(study: Study, names: tuple[str, ...], target: str) -> Variant:
     """A model of many modalities: half of its samples are asked as specialists are, half lead from any to any."""
-    targets = tuple(name for name in names if not study.zoo[name].spec.continuous)
-    mixtures = Mixture(inputs=(GIVEN,), targets=targets, input_alpha=10.0), Mixture()
+    mixtures = Mixture(inputs=(GIVEN,), targets=tuple(made(study, names)), input_alpha=10.0), Mixture()
     return Variant(
         name=f"generalist/{len(names)}", modalities=names, model=study.model,
         train=study.settings(mixtures), question=asked(target),
     )  # fmt: skip
 
 
-def main() -> None:
-    study = Study("transfer", __doc__, steps=3000)
+def made(study: Study, names: Sequence[str]) -> list[str]:
+    """Those that can be asked for."""
+    return [name for name in names if not study.zoo[name].spec.continuous]
+
+
+def sets_of(study: Study) -> list[tuple[str, ...]]:
+    """The modalities of each generalist, the smallest set first."""
     there = TokenStore(study.tokens).modalities(TRAIN)
     ordered = [name for name in ORDER if name in there] + [name for name in there if name not in ORDER]
-    sets = [tuple(ordered[:size]) for size in dict.fromkeys((*SIZES, len(ordered))) if size <= len(ordered)]
-    steps = study.arguments.steps
-    rows: list[dict[str, Any]] = []
-    for names in sets:
-        targets = [name for name in names if not study.zoo[name].spec.continuous]
-        for target in targets:
-            runs = {
-                "generalist": study.losses(generalist(study, names, target)),
-                "equal steps": study.losses(specialist(study, target, steps)),
-                "equal compute": study.losses(specialist(study, target, max(1, steps // len(targets)))),
-            }
-            found = {how: [run[target] for run in of] for how, of in runs.items()}
-            gains = {f"gain at {how}": interval([theirs - ours for theirs, ours in
-                                                 zip(found[how], found["generalist"], strict=True)])
-                     for how in ("equal steps", "equal compute")}  # fmt: skip
-            rows.append({"modalities": len(names), "target": target, "runs": found, **gains}
-                        | {how: interval(values) for how, values in found.items()})  # fmt: skip
+    return [tuple(ordered[:size]) for size in dict.fromkeys((*SIZES, len(ordered))) if size <= len(ordered)]
+
+
+def rivals(study: Study, names: tuple[str, ...], target: str) -> dict[str, Variant]:
+    """The generalist over `names` and the specialists that stand against it, for one target."""
+    steps, share = study.arguments.steps, len(made(study, names))
+    return {
+        GENERALIST: generalist(study, names, target),
+        "equal steps": specialist(study, target, steps),
+        "equal compute": specialist(study, target, max(1, steps // share)),
+    }
+
+
+def compared(study: Study, variants: Mapping[str, Variant], target: str) -> dict[str, Any]:
+    """The losses of a target in a generalist and in its rivals, and by how much the generalist's is lower."""
+    found = {how: [run[target] for run in study.losses(variant)] for how, variant in variants.items()}
+    ours = found[GENERALIST]
+    gains = {
+        f"gain at {how}": interval([other - own for other, own in zip(theirs, ours, strict=True)])
+        for how, theirs in found.items() if how != GENERALIST
+    }  # fmt: skip
+    return {"target": target, "runs": found, **{how: interval(values) for how, values in found.items()}, **gains}
+
+
+def main() -> None:
+    study = Study.from_command_line("transfer", __doc__, steps=3000)
+    asked_for = [(names, target) for names in sets_of(study) for target in made(study, names)]
+    questions = [(len(names), target, rivals(study, names, target)) for names, target in asked_for]
+    study.train(variant for _, _, variants in questions for variant in variants.values())
+    rows = [{"modalities": size} | compared(study, variants, target) for size, target, variants in questions]
     table = Table("modalities", "target", box=None, pad_edge=False, title="held-out loss, nats, given the picture")
-    columns = "generalist", "equal steps", "gain at equal steps", "equal compute", "gain at equal compute"
+    columns = GENERALIST, "equal steps", "gain at equal steps", "equal compute", "gain at equal compute"
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:

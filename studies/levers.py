@@ -1,0 +1,91 @@
+"""Which settings bring one model over all modalities nearer to the specialists of `transfer.py`?
+
+    python studies/levers.py --steps 3000 --seeds 3
+
+The generalist over all modalities is taken as it is in that study, and with one setting changed at a time. Each is
+compared with the specialists that take as many steps. Both are that study's, where it was run with the same options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from common import GIVEN, Study, Variant, interval, shown
+from rich.table import Table
+from transfer import asked, generalist, made, sets_of, specialist
+
+from backbone.training.optim import for_width
+
+AS_IT_IS = "as it is"
+SEVERAL, ONE = 10.0, 0.1
+"""Concentrations of the Dirichlet by which a sample's targets share its budget: all alike, or mostly one."""
+
+
+def levers(study: Study, base: Variant) -> list[Variant]:
+    """The generalist with one setting changed."""
+    masking = base.train.masking
+    asking, any_to_any = masking.mixtures
+
+    def changed(name: str, **settings: Any) -> Variant:
+        return dataclasses.replace(base, name=name, train=dataclasses.replace(base.train, **settings))
+
+    def masked(name: str, **settings: Any) -> Variant:
+        return changed(name, masking=dataclasses.replace(masking, **settings))
+
+    def shared(alpha: float) -> tuple[Any, ...]:
+        return tuple(dataclasses.replace(part, target_alpha=alpha) for part in masking.mixtures)
+
+    model = base.model
+    larger = dataclasses.replace(
+        model, dim=model.dim * 3 // 2, heads=model.heads * 3 // 2, encoder_depth=model.encoder_depth + 1
+    )
+    rate = study.arguments.rate * for_width(1.0, larger.dim) / for_width(1.0, model.dim)
+    return [
+        masked("asked in 4 of 5", mixtures=(dataclasses.replace(asking, weight=4.0), any_to_any)),
+        masked("mostly one target", mixtures=shared(ONE)),
+        masked("several targets", mixtures=shared(SEVERAL)),
+        masked("twice the targets", target_budget=2 * masking.target_budget),
+        changed("mean by modality", loss="modality"),
+        changed("uncertainty", balance="uncertainty"),
+        dataclasses.replace(changed("1.5 times as wide", learning_rate=rate), model=larger),
+    ]
+
+
+def main() -> None:
+    study = Study.from_command_line(
+        "levers", __doc__, steps=3000, rivals=("runs/studies/transfer", "folder of the study transfer")
+    )  # fmt: skip
+    there = vars(study.arguments) | {"study": "transfer", "out": Path(study.arguments.rivals)}
+    rivals = Study(argparse.Namespace(**there), study.zoo)
+    names = sets_of(study)[-1]
+    targets = made(study, names)
+    base = generalist(study, names, GIVEN)
+    specialists = {target: specialist(study, target, study.arguments.steps) for target in targets}
+    changes = levers(study, base)
+    rivals.train([base, *specialists.values()])
+    study.train(changes)
+    theirs = {target: rivals.losses(of) for target, of in specialists.items()}
+    rows = {}
+    for variant in (base, *changes):
+        where = rivals if variant is base else study
+        gains: dict[str, list[float]] = {}
+        for target in targets:
+            ours = where.losses(dataclasses.replace(variant, question=asked(target)))
+            gains[target] = [other[target] - own[target] for other, own in zip(theirs[target], ours, strict=True)]
+        mean = [sum(of_seed) / len(of_seed) for of_seed in zip(*gains.values(), strict=True)]
+        name = AS_IT_IS if variant is base else variant.name
+        rows[name] = {"mean": interval(mean)} | {target: interval(of) for target, of in gains.items()}
+    table = Table("", box=None, pad_edge=False, title="held-out loss, nats: how much lower than the specialists'")
+    for column in ("mean", *targets):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, shown(row["mean"]), *(f"{row[target]['mean']:.2f}" for target in targets))
+    table.caption = "given the picture, at equal steps, paired by seed; of the mean half of the 95 % interval"
+    study.finish({"gains": rows}, table)
+
+
+if __name__ == "__main__":
+    main()
