@@ -13,6 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+WIDTH = 8
+"""Packed batches are trimmed to a multiple of so many slots."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
@@ -100,6 +103,22 @@ class PackedBatch:
         }
         return cls(inputs=PackedInputs(**_joined(inputs), vectors=joined), targets=PackedTargets(**_joined(targets)))
 
+    def trimmed(self) -> PackedBatch:
+        """Without the slots that no sample uses, but for some at the end: lengths are multiples of WIDTH, or as before.
+
+        Where all samples have fewer tokens than the budgets, empty slots cost as much as others. The rounding keeps the
+        number of different shapes small.
+        """
+        inputs, targets = (min(_width(side.mask), side.mask.shape[1]) for side in (self.inputs, self.targets))
+        budget = self.inputs.mask.shape[1]
+        vectors = {
+            name: (index // budget * inputs + index % budget, rows)
+            for name, (index, rows) in self.inputs.vectors.items()
+        }
+        first = {name: tensor[:, :inputs].contiguous() for name, tensor in _tensors(self.inputs).items()}
+        second = {name: tensor[:, :targets].contiguous() for name, tensor in _tensors(self.targets).items()}
+        return PackedBatch(inputs=PackedInputs(**first, vectors=vectors), targets=PackedTargets(**second))
+
     def split(self, parts: int) -> list[PackedBatch]:
         """The samples in up to `parts` batches, in order, of sizes that differ by one at most."""
         size = len(self.targets.ids)
@@ -117,6 +136,12 @@ class PackedBatch:
         inputs = {name: tensor[first:end] for name, tensor in _tensors(self.inputs).items()}
         targets = {name: tensor[first:end] for name, tensor in _tensors(self.targets).items()}
         return PackedBatch(inputs=PackedInputs(**inputs, vectors=vectors), targets=PackedTargets(**targets))
+
+
+def _width(mask: Tensor) -> int:
+    """The length of the longest sample, rounded up."""
+    longest = int(mask.sum(dim=1).max()) if mask.numel() else 0
+    return max(WIDTH, -(-longest // WIDTH) * WIDTH)
 
 
 def _tensors(packed: PackedInputs | PackedTargets) -> dict[str, Tensor]:

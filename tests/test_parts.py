@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from backbone_samples import SMALL, all_layouts, packed_batch
+from backbone_samples import SMALL, all_layouts, packed_batch, raw_batch
 from torch import Tensor
 
 from backbone.batch import PackedBatch
+from backbone.config import MaskingConfig
+from backbone.masking import Masker
 from backbone.model import FourM, Losses
 from backbone.training.parts import Parts
 
@@ -45,6 +47,33 @@ def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
             joined = torch.cat([getattr(getattr(part, side), name) for part in parts])
             assert torch.equal(joined, getattr(getattr(batch, side), name))
     assert len(batch.split(9)) == 5, "no part is empty"
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.6])
+def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> None:
+    specs = all_layouts()
+    masking = MaskingConfig(input_budget=200, min_input=0, target_budget=200)  # of 140 tokens that a sample has
+    batch = Masker(model.tables, masking)(raw_batch(specs, size=4, absent=absent), seed=1, step=0)
+    batch = dataclasses.replace(batch, inputs=dataclasses.replace(
+        batch.inputs, vectors={name: (at, rows.double()) for name, (at, rows) in batch.inputs.vectors.items()}
+    ))  # fmt: skip
+    trimmed = batch.trimmed()
+    for before, after in ((batch.inputs, trimmed.inputs), (batch.targets, trimmed.targets)):
+        longest = int(before.mask.sum(dim=1).max())
+        assert longest <= after.mask.shape[1] < longest + 8 and after.mask.shape[1] % 8 == 0
+        assert after.mask.shape[1] < before.mask.shape[1]
+        assert torch.equal(after.ids[after.mask], before.ids[before.mask])
+    for name, (at, rows) in trimmed.inputs.vectors.items():
+        kinds = trimmed.inputs.modalities.flatten()[at]
+        assert bool((kinds == model.tables.names.index(name)).all()) and len(rows) == len(at)
+    plain, losses = model(batch), model(trimmed)
+    torch.testing.assert_close(losses.sums, plain.sums)
+    gradients = [torch.autograd.grad(loss.loss, list(model.encoder.parameters())) for loss in (plain, losses)]
+    for whole, part in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, whole)
+    assert trimmed.trimmed().inputs.ids.shape == trimmed.inputs.ids.shape, "nothing more to leave out"
+    full = packed_batch(specs, size=4)
+    assert full.trimmed().targets.ids.shape == full.targets.ids.shape, "what is full stays"
 
 
 @pytest.mark.parametrize("loss", ["token", "modality"])

@@ -254,7 +254,7 @@ class _Evaluation:
         sums, counts = np.zeros(len(tables)), np.zeros(len(tables))
         for step, start in enumerate(range(0, len(chosen), batch_size)):
             batch = masker(data.batch(chosen[start : start + batch_size]), self.config.seed, step)
-            losses = self.model(batch.to(device))
+            losses = self.model(batch.trimmed().to(device))
             sums, counts = sums + losses.sums.cpu().numpy(), counts + losses.counts.cpu().numpy()
         self.result["cross_entropy"] = {
             "samples": len(chosen),

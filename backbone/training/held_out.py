@@ -27,7 +27,7 @@ def held_out_losses(forward: Callable[[PackedBatch], Losses], mix: Mix, config: 
         count = min(len(source.data), config.eval_samples)
         for step, first in enumerate(range(0, count, size)):
             samples = np.arange(first, min(first + size, count))
-            found.append(forward(masker(source.data.batch(samples), config.seed ^ SEED, step)))
+            found.append(forward(masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()))
     sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)
 
