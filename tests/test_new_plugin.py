@@ -113,7 +113,7 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     write_metadata(tmp_path / "zoo-made-up-field" / "src", tmp_path / "zoo-made-up-field")
     readme = (tmp_path / "zoo-made-up-field" / "README.md").read_text()
     commands = re.findall(r"^    (\S.*)$", readme, re.M)
-    assert commands[0] == "pip install -e zoo-made-up-field" and len(commands) == 9
+    assert commands[0] == 'pip install -e "zoo-made-up-field[test]"' and len(commands) == 9
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "zoo-made-up-field" / "src")}  # as pip -e leaves it
     for command in commands[1:]:
         words = shlex.split(command)

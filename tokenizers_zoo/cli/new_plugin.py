@@ -62,7 +62,8 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     with disk_errors(folder):
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
-    click.echo(f"next: pip install -e {folder} && pytest {folder}; {folder / 'README.md'} goes on from there")
+    install = f'pip install -e "{folder}[test]"'
+    click.echo(f"next: {install} && pytest {folder}; {folder / 'README.md'} goes on from there")
 
 
 def check_name(name: str) -> None:
