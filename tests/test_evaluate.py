@@ -22,9 +22,11 @@ from backbone.cli.main import backbone as command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from backbone.evaluation import evaluate as evaluation
 from backbone.evaluation.data import EvaluationData, gap_closed
-from backbone.evaluation.evaluate import EvaluationConfig, default_pairs, evaluate, gap_tables, ranked_names
+from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
+from backbone.evaluation.pairs import default_pairs, ranked_names
 from backbone.evaluation.preview import Previews
+from backbone.evaluation.table import gap_tables
 from backbone.generation import TargetPlan, files, generate
 from backbone.generation.recipe import Recipe
 from backbone.masking import Masker

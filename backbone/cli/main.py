@@ -143,7 +143,8 @@ def evaluate_command(
     from rich.console import Console
 
     from backbone.config import Questions
-    from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate, gap_tables
+    from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate
+    from backbone.evaluation.table import gap_tables
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     asked: dict[str, Any] = {key: table.pop(key) for key in ("given", "make") if key in table}

@@ -50,6 +50,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from backbone.config import MaskingConfig
 from backbone.evaluation.data import TEST, EvaluationData, gap_closed
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
+from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
 from backbone.generation import TargetPlan, generate
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
@@ -58,16 +59,14 @@ from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import samples_digest
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, layout_to_json
+from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.registry import Zoo
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
-
-Pair = tuple[tuple[str, ...], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,49 +146,6 @@ def evaluate(
     evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
     evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
     return read_table(run / FOLDER / FILE)
-
-
-def chosen_pairs(
-    model: FourM, data: EvaluationData, given: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
-) -> list[Pair]:
-    """The pairs to evaluate, each once, in order.
-
-    Raises UnknownNameError, DataError or ConfigError for names that cannot be.
-    """
-    named = [*(name for names in given or () for name in names), *(targets or ())]
-    for name in named:
-        if model.tables.spec(name).continuous and name in (targets or ()):
-            raise ConfigError(f"evaluate {name}: a {model.tables.spec(name).layout.kind} modality is an input only")
-    data.require(named)
-    if given is None and targets is None:
-        return default_pairs([handle.spec for handle in data.handles.values()])
-    ranked = ranked_names([handle.spec for handle in data.handles.values()])
-    sources = [tuple(names) for names in given] if given is not None else [(name,) for name in ranked]
-    wanted = targets if targets is not None else [name for name in ranked if name in model.tables.discrete]
-    pairs = [(names, target) for names in sources for target in wanted if target not in names]
-    if not pairs:
-        raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
-    return list(dict.fromkeys(pairs))
-
-
-def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
-    """Names with those first that show a sample best: pictures before all else, then what others are derived from."""
-
-    def rank(spec: ModalitySpec) -> tuple[bool, bool, int, str]:
-        picture = isinstance(spec.layout, GridLayout | PatchesLayout) and len(spec.layout.shape) == 2
-        children = sum(spec.name in other.derived_from for other in specs)
-        return not picture, bool(spec.derived_from), -children, spec.name
-
-    return [spec.name for spec in sorted(specs, key=rank)]
-
-
-def default_pairs(specs: Sequence[ModalitySpec]) -> list[Pair]:
-    """Each modality to each other discrete one: from the first-ranked, then to the first-ranked, then the rest."""
-    names = ranked_names(specs)
-    continuous = {spec.name for spec in specs if spec.continuous}
-    pairs: list[Pair] = [((a,), b) for a in names for b in names if a != b and b not in continuous]
-    first_target = next((name for name in names if name not in continuous), "")
-    return sorted(pairs, key=lambda pair: (pair[0] != (names[0],), pair[1] != first_target))
 
 
 class _Evaluation:
@@ -272,8 +228,8 @@ class _Evaluation:
 
         One that cannot be scored is left out with the reason, unless the pairs are `named`: then DataError is raised.
         """
-        scored = {_pair(entry) for entry in self.result["pairs"]}
-        drawn = {_pair(entry) for entry in self.result["galleries"]}
+        scored = {pair_of(entry) for entry in self.result["pairs"]}
+        drawn = {pair_of(entry) for entry in self.result["galleries"]}
         columns = (
             TextColumn("evaluate {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -282,7 +238,7 @@ class _Evaluation:
             task = progress.add_task("", total=len(pairs))
             number = 0  # of those that can be scored
             for pair in pairs:
-                progress.update(task, description=_title(pair))
+                progress.update(task, description=title_of(pair))
                 if pair in scored or self._possible(pair, named):
                     if pair not in scored:
                         self.result["pairs"].append(self._score(pair))
@@ -294,7 +250,7 @@ class _Evaluation:
                 progress.advance(task)
         order = {pair: number for number, pair in enumerate(pairs)}
         for key in ("pairs", "galleries"):
-            self.result[key].sort(key=lambda entry: order.get(_pair(entry), len(order)))
+            self.result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write(complete=True)
 
     def _possible(self, pair: Pair, named: bool) -> bool:
@@ -306,7 +262,7 @@ class _Evaluation:
         except DataError as error:
             if named or isinstance(error, ReadError):  # the disk is to blame for the latter, not the data
                 raise
-            self.result["skipped"][_title(pair)] = str(error)
+            self.result["skipped"][title_of(pair)] = str(error)
             return False
         return True
 
@@ -377,56 +333,3 @@ class _Evaluation:
             "columns": headers,
             "rows": [{"key": key, "cells": list(map(text_of, row))} for key, row in zip(keys, rows, strict=True)],
         }
-
-
-def _pair(entry: dict[str, Any]) -> Pair:
-    return tuple(entry["given"]), entry["target"]
-
-
-def _title(pair: Pair) -> str:
-    return f"{' + '.join(pair[0])} to {pair[1]}"
-
-
-def gap_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
-    """The gap closed, in percent, as tables for the terminal: rows given, columns made, as many a table as fit.
-
-    A dash stands for pairs without a gap to close, a dot for pairs that were not asked for.
-    """
-    from rich.table import Table
-
-    gaps = {_pair(entry): entry["gap_closed"] for entry in result["pairs"]}
-    sources = list(dict.fromkeys(given for given, _ in gaps))
-    targets = list(dict.fromkeys(target for _, target in gaps))
-    first = max([len("given"), *(len(" + ".join(given)) for given in sources)])
-    tables: list[Table] = []
-    for group in _groups_that_fit(targets, width - min(first, width // 3)):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("given", overflow="fold", max_width=width // 3)
-        for target in group:
-            table.add_column(target, justify="right", no_wrap=True)
-        for given in sources:
-            table.add_row(" + ".join(given), *(_gap_cell(gaps, (given, target)) for target in group))
-        tables.append(table)
-    return tables
-
-
-def _groups_that_fit(names: Sequence[str], width: int) -> list[list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name in names:
-        if not groups or room < len(name) + 2:
-            groups.append([])
-            room = width
-        groups[-1].append(name)
-        room -= max(len(name), 4) + 2
-    return groups
-
-
-def _gap_cell(gaps: dict[Pair, float | None], pair: Pair) -> str:
-    if pair not in gaps:
-        return "[dim]·[/]"
-    gap = gaps[pair]
-    if gap is None:
-        return "[dim]-[/]"
-    style = "green" if gap >= 0.5 else "yellow" if gap > 0.05 else "red"
-    return f"[{style}]{100 * gap:.0f}[/]"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from backbone.config import Dataset, Preview, TrainConfig
-from backbone.evaluation.evaluate import default_pairs
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
+from backbone.evaluation.pairs import default_pairs
 from backbone.generation import TargetPlan, generate
 from backbone.model import FourM
 from backbone.training.mixing import HELD_OUT, datasets_of

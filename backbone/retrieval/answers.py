@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbone.evaluation.evaluate import ranked_names
+from backbone.evaluation.pairs import ranked_names
 from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.query import Answer

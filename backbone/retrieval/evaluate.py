@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbone.evaluation.evaluate import ranked_names
 from backbone.evaluation.gallery import text_of
+from backbone.evaluation.pairs import ranked_names
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from backbone.retrieval.embedding import Embedder
 from backbone.retrieval.pictures import framed, shown, write_hits
