@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,15 +107,31 @@ class Study:
     def train(self, variants: Iterable[Variant]) -> None:
         """Train the runs of all variants, with all seeds, that are not there yet."""
         of_name = {variant.name: variant for variant in variants}
-        self.at_once(_run, [(variant, seed) for seed in range(self.arguments.seeds) for variant in of_name.values()])
+        runs = [(variant, seed) for seed in range(self.arguments.seeds) for variant in of_name.values()]
+        self.at_once("trained", _run, runs)
 
-    def at_once(self, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
-        """What a function gives for each of the jobs, `--workers` of which are done at once, in processes."""
+    def losses(self, variants: Sequence[Variant]) -> list[list[dict[str, float]]]:
+        """For each variant, and for each seed, by modality the loss of its run on held-out samples.
+
+        All are trained first. Variants of one name are one run that is asked several questions.
+        """
+        self.train(variants)
+        once = {(variant.name, variant.question): variant for variant in variants}
+        asked = [(variant, seed) for variant in once.values() for seed in range(self.arguments.seeds)]
+        found = iter(self.at_once("asked", _losses, asked))
+        by_seed = {key: list(itertools.islice(found, self.arguments.seeds)) for key in once}
+        return [by_seed[variant.name, variant.question] for variant in variants]
+
+    def at_once(self, done: str, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+        """What a function gives for each of the jobs, `--workers` of which are at work at once, in processes.
+
+        `done` is the word for what is said of each that is.
+        """
         placed = [Placed(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)]
         found: dict[int, Result] = {}
         for at, result in run_jobs(self.zoo, Placed.do, placed, self.arguments.workers, lambda _: None):
             found[at] = result
-            self.console.print(f"{self.name}: {len(found)} of {len(jobs)} done", highlight=False)
+            self.console.print(f"{self.name}: {done} {len(found)} of {len(jobs)}", highlight=False)
         return [found[at] for at in range(len(jobs))]
 
     def losses_in(self, folder: Path, modalities: Sequence[str], question: Mixture) -> dict[str, float]:
@@ -122,11 +139,6 @@ class Study:
         specs = [self.zoo[name].spec for name in modalities]
         losses = losses_of(folder, specs, self.tokens, self.settings((question,)))
         return {name: loss for name, (loss, _) in losses.items()}
-
-    def losses(self, variant: Variant) -> list[dict[str, float]]:
-        """For each seed, by modality the loss of the variant's run on held-out samples."""
-        runs = [self.run(variant, seed) for seed in range(self.arguments.seeds)]
-        return [self.losses_in(folder, variant.modalities, variant.question) for folder in runs]
 
     def parameters(self, variant: Variant) -> int:
         """Of the blocks of a variant's model."""
@@ -161,10 +173,14 @@ def _run(study: Study, job: tuple[Variant, int]) -> Path:
     return study.run(*job)
 
 
+def _losses(study: Study, job: tuple[Variant, int]) -> dict[str, float]:
+    variant, seed = job
+    return study.losses_in(study.folder(variant.name, seed), variant.modalities, variant.question)
+
+
 def compare(study: Study, variants: Sequence[Variant]) -> None:
     """Train all variants, and show their losses by modality, and the mean of those that all of them have."""
-    study.train(variants)
-    losses = {variant.name: study.losses(variant) for variant in variants}
+    losses = dict(zip([variant.name for variant in variants], study.losses(variants), strict=True))
     names = [name for name in variants[0].modalities if all(name in run for runs in losses.values() for run in runs)]
     rows = {
         name: {"mean": interval([sum(run[target] for target in names) / len(names) for run in runs])}

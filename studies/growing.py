@@ -240,7 +240,7 @@ def main() -> None:
     names = TokenStore(study.tokens).modalities(TRAIN)
     if new not in (can_be := [name for name in names if not study.zoo[name].spec.continuous]):
         raise UnknownNameError.of(f"modality with tokens in {study.tokens}, to be made:", new, can_be)
-    runs = study.at_once(measured, [(names, seed) for seed in range(study.arguments.seeds)])
+    runs = study.at_once("measured", measured, [(names, seed) for seed in range(study.arguments.seeds)])
     result = summary(runs)
     study.finish(
         {"added": new, "aims": {"worst change of the gap closed": WORST, "share of the steps": SOONEST}}

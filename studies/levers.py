@@ -63,27 +63,30 @@ def main() -> None:
     names = sets_of(study)[-1]
     targets = made(study, names)
     base = generalist(study, names, GIVEN)
-    specialists = {target: specialist(study, target, study.arguments.steps) for target in targets}
+    specialists = [specialist(study, target, study.arguments.steps) for target in targets]
+
+    def asked_all(variant: Variant) -> list[Variant]:
+        return [dataclasses.replace(variant, question=asked(target)) for target in targets]
+
     changes = levers(study, base)
-    rivals.train([base, *specialists.values()])
-    study.train(changes)
-    theirs = {target: rivals.losses(of) for target, of in specialists.items()}
+    theirs = rivals.losses(specialists)
+    losses = iter(
+        [*rivals.losses(asked_all(base)), *study.losses([each for one in changes for each in asked_all(one)])]
+    )
     rows = {}
-    for variant in (base, *changes):
-        where = rivals if variant is base else study
-        gains: dict[str, list[float]] = {}
-        for target in targets:
-            ours = where.losses(dataclasses.replace(variant, question=asked(target)))
-            gains[target] = [other[target] - own[target] for other, own in zip(theirs[target], ours, strict=True)]
+    for name in (AS_IT_IS, *(variant.name for variant in changes)):
+        gains = {
+            target: [other[target] - own[target] for other, own in zip(of, next(losses), strict=True)]
+            for target, of in zip(targets, theirs, strict=True)
+        }
         mean = [sum(of_seed) / len(of_seed) for of_seed in zip(*gains.values(), strict=True)]
-        name = AS_IT_IS if variant is base else variant.name
         rows[name] = {"mean": interval(mean)} | {target: interval(of) for target, of in gains.items()}
     table = Table("", box=None, pad_edge=False, title="held-out loss, nats: how much lower than the specialists'")
     for column in ("mean", *targets):
         table.add_column(column, justify="right")
     for name, row in rows.items():
         table.add_row(name, shown(row["mean"]), *(f"{row[target]['mean']:.2f}" for target in targets))
-    table.caption = "given the picture, at equal steps, paired by seed; of the mean half of the 95 % interval"
+    table.caption = "given the picture, paired by seed; of the mean half of the 95 % interval"
     study.finish({"gains": rows}, table)
 
 

@@ -25,10 +25,9 @@ def main() -> None:
         model = PRESETS[size]
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
         variants.append(Variant(name=size, modalities=names, model=model, train=config))
-    study.train(variants)
     rows = []
-    for variant in variants:
-        losses = [sum(run.values()) / len(run) for run in study.losses(variant)]
+    for variant, runs in zip(variants, study.losses(variants), strict=True):
+        losses = [sum(run.values()) / len(run) for run in runs]
         rows.append(
             {"size": variant.name, "parameters": study.parameters(variant), "runs": losses, "loss": interval(losses)}
         )

@@ -3,8 +3,8 @@
     python studies/transfer.py --steps 3000 --seeds 3
 
 All are given the picture, whole, and asked for one modality. Generalists over 3, 7 and all modalities take S steps.
-Against each stand, for each of its T targets, a specialist that also takes S steps (equal steps per target, T times
-the compute in all) and one that takes S / T (equal compute in all).
+Against each stand, for each of its T targets, a specialist that also takes S steps (T times the steps in all) and one
+that takes S / T (as many steps in all; one of a specialist, which has fewer tokens to make, takes less time).
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ def rivals(study: Study, names: tuple[str, ...], target: str) -> dict[str, Varia
     steps, share = study.arguments.steps, len(made(study, names))
     return {
         GENERALIST: generalist(study, names, target),
-        "equal steps": specialist(study, target, steps),
-        "equal compute": specialist(study, target, max(1, steps // share)),
+        "S steps": specialist(study, target, steps),
+        "S / T steps": specialist(study, target, max(1, steps // share)),
     }
 
 
-def compared(study: Study, variants: Mapping[str, Variant], target: str) -> dict[str, Any]:
+def compared(losses: Mapping[str, Sequence[Mapping[str, float]]], target: str) -> dict[str, Any]:
     """The losses of a target in a generalist and in its rivals, and by how much the generalist's is lower."""
-    found = {how: [run[target] for run in study.losses(variant)] for how, variant in variants.items()}
+    found = {how: [run[target] for run in runs] for how, runs in losses.items()}
     ours = found[GENERALIST]
     gains = {
-        f"gain at {how}": interval([other - own for other, own in zip(theirs, ours, strict=True)])
+        f"gain over {how}": interval([other - own for other, own in zip(theirs, ours, strict=True)])
         for how, theirs in found.items() if how != GENERALIST
     }  # fmt: skip
     return {"target": target, "runs": found, **{how: interval(values) for how, values in found.items()}, **gains}
@@ -84,15 +84,20 @@ def main() -> None:
     study = Study.from_command_line("transfer", __doc__, steps=3000)
     asked_for = [(names, target) for names in sets_of(study) for target in made(study, names)]
     questions = [(len(names), target, rivals(study, names, target)) for names, target in asked_for]
-    study.train(variant for _, _, variants in questions for variant in variants.values())
-    rows = [{"modalities": size} | compared(study, variants, target) for size, target, variants in questions]
+    losses = iter(study.losses([variant for _, _, variants in questions for variant in variants.values()]))
+    rows = [
+        {"modalities": size} | compared({how: next(losses) for how in variants}, target)
+        for size, target, variants in questions
+    ]
     table = Table("modalities", "target", box=None, pad_edge=False, title="held-out loss, nats, given the picture")
-    columns = GENERALIST, "equal steps", "gain at equal steps", "equal compute", "gain at equal compute"
+    columns = GENERALIST, "S steps", "gain over S steps", "S / T steps", "gain over S / T steps"
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column("gain" if column.startswith("gain") else column, justify="right")
     for row in rows:
         table.add_row(str(row["modalities"]), row["target"], *(shown(row[column]) for column in columns))
-    table.caption = "gain: how much lower the generalist's loss is, paired by seed; mean and half of the 95 % interval"
+    table.caption = (
+        "S, S / T steps: specialists; gain: how much lower the generalist's loss is; half of the 95 % interval"
+    )
     study.finish({"rows": rows}, table)
 
 
