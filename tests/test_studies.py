@@ -61,6 +61,19 @@ def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_levers_are_measured_by_the_specialists_of_the_other_study(tmp_path: Path) -> None:
+    rivals = tmp_path / "transfer"
+    _, result, models = run_twice("levers", tmp_path / "out", "--steps", "4", "--rivals", str(rivals))
+    assert len(models) == 14, "seven settings, two seeds"
+    assert len(list(rivals.rglob("model.safetensors"))) == 6, "the generalist and a specialist for each of two"
+    gains = result["gains"]
+    assert next(iter(gains)) == "as it is" and len(gains) == 8
+    for row in gains.values():
+        assert row["mean"]["mean"] == pytest.approx((row["depth"]["mean"] + row["caption"]["mean"]) / 2)
+    assert len({row["depth"]["mean"] for row in gains.values()}) > 4, "settings change what is learnt"
+
+
+@pytest.mark.slow
 def test_what_growing_costs(tmp_path: Path) -> None:
     printed, result, models = run_twice("growing", tmp_path / "out", "--steps", "50", "--add", "depth")
     runs = ["all", "frozen-depth", "grown-depth", "without-depth"]
