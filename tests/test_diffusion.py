@@ -21,7 +21,13 @@ from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.denoiser import Denoiser
-from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer, DiffusionVQ, noise_of, noise_schedule
+from tokenizers_zoo.families.spatial.diffusion import (
+    DiffusionTokenizer,
+    DiffusionVQ,
+    noise_of,
+    noise_schedule,
+    sampler_of,
+)
 from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
 from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
@@ -83,6 +89,7 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
         ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: needs a drop_share above 0"),
         ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
         ({"sampling_steps": 1001}, "sampling_steps: expected up to 1000"),
+        ({"noise_levels": 1, "sampling_steps": 1}, "noise_levels: expected at least 2 with zero_terminal_snr"),
         ({"width": 20}, "width: expected a multiple of 16"),
         ({"multipliers": []}, "multipliers: expected one or more"),
         ({"attention": 3}, "attention: expected 0 to 2 resolutions"),
@@ -190,6 +197,41 @@ def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table:
     codes = module.frozen_codes(inputs)
     assert module.diffusion_loss(inputs, codes) < 1e-8
     torch.testing.assert_close(module.draw(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("table", [{}, {"prediction": "v"}, {"prediction": "epsilon", "zero_terminal_snr": False}])
+@pytest.mark.parametrize("steps", [50, 61, 150, 600])
+def test_any_number_of_steps_draws_values_as_they_are_distributed(
+    sampler: Any, table: dict[str, Any], steps: int
+) -> None:
+    """For normal values the perfect network is known; few of these numbers of steps divide the 1,000 noise levels."""
+    config = DiffusionConfig(**table, sampler=sampler, sampling_steps=steps)
+    mean, variance, levels = 0.7, 0.25, noise_schedule(config).alphas_cumprod
+    drawer = sampler_of(config)
+    times = [int(time) for time in drawer.timesteps]
+    assert len(times) == steps and times[0] == 999 and times[-1] >= 0
+    values = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    for time in drawer.timesteps:
+        kept = levels[time]
+        expected = mean + kept.sqrt() * variance / (kept * variance + 1 - kept) * (values - kept.sqrt() * mean)
+        noise = (values - kept.sqrt() * expected) / (1 - kept).sqrt()
+        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * expected
+        predicted = {"x0": expected, "v": velocity, "epsilon": noise}[config.prediction]
+        values = drawer.step(predicted, time, values, return_dict=False)[0]
+    assert abs(float(values.mean()) - mean) < 0.02 and abs(float(values.std()) - 0.5) < 0.04
+
+
+@pytest.mark.parametrize(("prediction", "limit"), [("x0", "none"), ("v", "none"), ("v", "range")])
+def test_ddim_is_that_of_diffusers_where_the_steps_divide_the_levels(prediction: Any, limit: Any) -> None:
+    config = DiffusionConfig(prediction=prediction, limit=limit, sampling_steps=10)
+    ours, theirs = sampler_of(config), noise_schedule(config)
+    theirs.set_timesteps(10)
+    values = expected = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for time in theirs.timesteps:
+        values = ours.step(torch.tanh(2 * values), time, values, return_dict=False)[0]
+        expected = theirs.step(torch.tanh(2 * expected), time, expected, return_dict=False)[0]
+    assert torch.equal(values, expected)
 
 
 def test_guidance_of_1_is_the_conditional_prediction_and_0_that_without_codes() -> None:

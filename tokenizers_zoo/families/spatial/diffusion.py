@@ -6,9 +6,11 @@ Targets are standardised values, or -1 and 1 for values of 0 and 1; or how they 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
 PREDICTIONS = {"x0": "sample", "v": "v_prediction", "epsilon": "epsilon"}
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+CLEAN = -1
+"""The time after the last one of the way back, where no noise is left."""
 
 
 def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
-    """How much noise there is at each time, and DDIM's way back from noise: eta 0, from the last time on."""
+    """How much noise there is at each time."""
     return DDIMScheduler(
         num_train_timesteps=config.noise_levels,
         beta_schedule=SCHEDULES[config.schedule],
@@ -43,6 +47,52 @@ def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
         thresholding=config.limit == "range",
         sample_max_value=1.0,  # dynamic thresholding that may not go beyond 1 is clipping
     )
+
+
+def sampling_times(config: DiffusionConfig) -> list[int]:
+    """The times of the way back from noise, evenly spaced from the last one on ("trailing", arXiv 2305.08891)."""
+    levels, steps = config.noise_levels, config.sampling_steps
+    return [int(level) - 1 for level in np.round(np.arange(levels, 0, -levels / steps))[:steps]]  # one more by rounding
+
+
+class Ddim:
+    """DDIM without noise (arXiv 2010.02502, eq. 12 with sigma 0), from each time to the next one.
+
+    diffusers' goes from each time to one that lies `noise_levels // sampling_steps` before it, which is not the next
+    one where the number of steps does not divide that of the levels: ever more noise would stay.
+    """
+
+    def __init__(self, schedule: DDIMScheduler, times: list[int], limited: bool) -> None:
+        self.kept, self.limited = schedule.alphas_cumprod, limited
+        self.timesteps = torch.tensor(times)
+        self.prediction = schedule.config["prediction_type"]
+        self.next = dict(itertools.pairwise([*times, CLEAN]))
+
+    def step(self, predicted: Tensor, time: Tensor, noisy: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        """What is left at the next time, from what the network says of `noisy` at this one."""
+        kept, following = self.kept[time], self.next[int(time)]
+        then = self.kept[following] if following != CLEAN else torch.tensor(1.0)
+        if self.prediction == "sample":
+            clean, noise = predicted, (noisy - kept**0.5 * predicted) / (1 - kept) ** 0.5
+        elif self.prediction == "epsilon":
+            clean, noise = (noisy - (1 - kept) ** 0.5 * predicted) / kept**0.5, predicted
+        else:
+            clean = kept**0.5 * noisy - (1 - kept) ** 0.5 * predicted
+            noise = kept**0.5 * predicted + (1 - kept) ** 0.5 * noisy
+        if self.limited:
+            clean = clean.clamp(-1, 1)
+        return (then**0.5 * clean + (1 - then) ** 0.5 * noise,)
+
+
+def sampler_of(config: DiffusionConfig) -> Ddim | DPMSolverMultistepScheduler:
+    """The sampler of the settings, at its start."""
+    schedule, times = noise_schedule(config), sampling_times(config)
+    if config.sampler == "ddim":
+        return Ddim(schedule, times, config.limit == "range")
+    sampler = DPMSolverMultistepScheduler.from_config(schedule.config)
+    sampler.alphas_cumprod = sampler.alphas_cumprod.numpy()  # which it makes of it in a way numpy 2 warns of
+    sampler.set_timesteps(timesteps=times)
+    return sampler
 
 
 class DiffusionVQ(SpatialVQ):
@@ -121,22 +171,13 @@ class DiffusionVQ(SpatialVQ):
     ) -> Float[Tensor, "batch channels height width"]:
         """Outputs for codes, by the sampler of the settings, from standard normal noise."""
         plain = self.plain(codes)
-        sampler = self.sampler()
+        sampler = sampler_of(self.diffusion)
         current = noise
         for time in sampler.timesteps:
             times = time.to(noise.device).expand(len(noise))
             predicted = self.guided(current, times, codes, plain)
             current = sampler.step(predicted, time, current, return_dict=False)[0]
         return current if plain is None else plain + current * self.denoiser.scale
-
-    def sampler(self) -> DDIMScheduler | DPMSolverMultistepScheduler:
-        """A sampler at its start."""
-        sampler = noise_schedule(self.diffusion)
-        if self.diffusion.sampler == "dpm":
-            sampler = DPMSolverMultistepScheduler.from_config(sampler.config)
-            sampler.alphas_cumprod = sampler.alphas_cumprod.numpy()  # which it makes of it in a way numpy 2 warns of
-        sampler.set_timesteps(self.diffusion.sampling_steps)
-        return sampler
 
     def guided(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
         """The prediction, moved away from that without codes (arXiv 2207.12598, eq. 6 with w = scale - 1)."""

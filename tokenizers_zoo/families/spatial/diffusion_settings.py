@@ -72,6 +72,8 @@ class DiffusionConfig:
         for name in ("patch_size", "depth", "noise_levels", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.zero_terminal_snr and self.noise_levels < 2:
+            raise ValueError(f"noise_levels: expected at least 2 with zero_terminal_snr, got {self.noise_levels}")
         if self.sampling_steps > self.noise_levels:
             raise ValueError(f"sampling_steps: expected up to {self.noise_levels}, got {self.sampling_steps}")
         if self.width < 16 or self.width % 16:
