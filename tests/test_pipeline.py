@@ -385,6 +385,25 @@ def test_a_file_that_is_replaced_by_another_is_made_again(
     assert make() == {"field": (4, 2), "words": (0, 3)}
 
 
+def test_a_shard_none_of_whose_files_can_be_read_any_more_is_gone(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, range(8))
+
+    def make() -> list[tuple[int, int, int]]:
+        options = {"path": str(mine), "test_fraction": 0}
+        result = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
+        return [(o.written, o.failed, o.kept_shards) for o in result.outcomes if o.modality == "field"]
+
+    make()
+    for number in range(4):
+        (mine / f"field/f{number:02}.npy").write_bytes(b"broken")
+    for _ in range(2):
+        assert make() == [(0, 4, 1)], "it is tried again"
+        assert ValueStore.of(data, zoo).keys("train", "field") == ["f04", "f05", "f06", "f07"]
+    own_files(mine, range(4))
+    assert make() == [(4, 0, 1)]
+
+
 def test_an_instance_with_files_of_its_own_gets_none_of_its_plugins(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     """Neither for a sample that lacks them, nor in a split that does."""
     mine, data = tmp_path / "mine", tmp_path / "data"
@@ -639,6 +658,20 @@ def test_what_is_derived_of_values_that_have_changed_is_derived_again(toy: Calla
     assert derive() == [(False, 3)]
     rewrite(data / "train/field/shard-00002.tar", zoo["field"], lambda value: value * np.float32(0.5))
     assert derive() == [(True, 2)]
+
+
+def test_what_cannot_be_derived_any_more_is_not_what_was_derived_before(
+    toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    derive_data(zoo, data, workers=1)
+    rewrite(data / "train/field/shard-00001.tar", zoo["field"], np.ones_like)
+    for _ in range(2):
+        result = derive_data(zoo, data, workers=1)
+        assert [(o.written, o.failed, o.kept_shards) for o in result.outcomes] == [(0, 9, 2)], "all are too dark now"
+        store = ValueStore.of(data, zoo)
+        assert not set(store.keys("train", "dark")) & {f"train-{number:04}" for number in range(10, 20)}
 
 
 def test_derive_takes_inputs_first_and_says_what_is_missing(

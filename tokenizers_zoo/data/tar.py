@@ -200,7 +200,7 @@ class ShardWriter:
         self.count += 1
 
     def discard(self) -> None:
-        """Leave no file when the block ends."""
+        """Leave no file when the block ends, nor an older one in its place."""
         self.discarded = True
 
 
@@ -215,6 +215,7 @@ def writing_shard(path: Path) -> Iterator[ShardWriter]:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
         if writer.discarded:
+            path.unlink(missing_ok=True)
             raise _Discarded
 
 
