@@ -298,7 +298,10 @@ def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Pat
     for split in ("train", "test"):
         (tmp_path / "own" / split / "one/sub").mkdir(parents=True)
         (tmp_path / "own" / split / "one/sub/a.txt").write_text(split)
+    (tmp_path / "own/test/.thumbnails").mkdir()
+    (tmp_path / "own/test/.thumbnails/b.txt").write_text("hidden")
     config = FolderSettings(path=str(tmp_path / "own"))
+    assert [key for key, _ in open_folder(config, "test", None)[:]] == ["sub/a"]
     assert open_folder(config, "test", None)[0] == ("sub/a", {"one": FileBytes(data=b"test", extension="txt")})
     shards = open_folder(FolderSettings(path=str(ml4m)), "train", None)
     assert shards.modalities == ("one", "two@224")

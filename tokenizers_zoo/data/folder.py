@@ -143,7 +143,7 @@ def open_folder(config: FolderSettings, split: str, count: int | None) -> Folder
 
 def _find(root: Path, split: str, test_fraction: float) -> tuple[dict[str, dict[str, Member]], set[str]]:
     """The files of a split, by key and modality; and the modalities of all splits."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = _folders(root)
     if any(root.glob("*/*/*.tar")):
         store = ValueStore(root)
         offered = {name for each in store.splits() for name in store.modalities(each)}
@@ -168,8 +168,8 @@ def _find(root: Path, split: str, test_fraction: float) -> tuple[dict[str, dict[
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder."""
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    """The folders in a folder that are not hidden."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(folder: Path) -> dict[str, Member]:
