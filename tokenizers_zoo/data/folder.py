@@ -191,7 +191,8 @@ def _files(folder: Path) -> dict[str, Member]:
             raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
         if key in found:
             raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
-        found[key] = Member(path, 0, path.stat().st_size, extension)
+        stat = path.stat()
+        found[key] = Member(path, 0, stat.st_size, extension, stat.st_mtime_ns)
     return found
 
 

@@ -31,6 +31,8 @@ class Member(NamedTuple):
     offset: int
     size: int
     extension: str
+    changed: int
+    """When the shard was last changed, in ns, as its members were found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +72,12 @@ def scan_shard(path: Path) -> ShardIndex:
     not read it.
     """
     index = ShardIndex()
-    size = path.stat().st_size
     with open(path, "rb") as file:
+        stat = os.fstat(file.fileno())
+        size = stat.st_size
         start: int | None = 0
         while start is not None:
-            start = _scan_from(file, path, start, size, index)
+            start = _scan_from(file, path, start, stat, index)
     if size == 0 or (index.dropped and not index.members and index.dropped[0].reason.startswith("not a tar")):
         raise DataError(f"{path}: not a tar file ({size} bytes); copy or make this shard again, or delete it")
     return index
@@ -91,15 +94,15 @@ def looks_whole(path: Path) -> bool:
         return not any(file.read()) and (first[MAGIC] == b"ustar" or not any(first))
 
 
-def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIndex) -> int | None:
+def _scan_from(file: BinaryIO, path: Path, start: int, stat: os.stat_result, index: ShardIndex) -> int | None:
     """Index the members from the header at `start` on; where damage stops it, the offset to go on from."""
     file.seek(start)
-    end = start
+    end, size = start, stat.st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 end = tar.offset
-                _add(index, path, info, size)
+                _add(index, path, info, stat)
             damaged = _damage_at(file, end, size)
     except (tarfile.TarError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place outside it
@@ -114,7 +117,7 @@ def _scan_from(file: BinaryIO, path: Path, start: int, size: int, index: ShardIn
     return _next_header(file, max(end, start) + BLOCK, size)
 
 
-def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> None:
+def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, stat: os.stat_result) -> None:
     """Take one member into the index, or say why not."""
     if info.isdir():
         return
@@ -126,14 +129,14 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, size: int) -> Non
         reason = f"the name {info.name!r} has no key before its first dot"
     elif info.name != shown_name(info.name):
         reason = "its name is not UTF-8"
-    elif info.offset_data + info.size > size:
+    elif info.offset_data + info.size > stat.st_size:
         reason = f"{CUT_OFF}: the shard ends inside it"
     elif key in index.members:
         reason = f"a second member with this key ({info.name!r}); the first is used"
     if reason:
         index.dropped.append(Dropped(shard=path.name, key=shown_name(key or info.name), reason=reason))
     else:
-        index.members[key] = Member(path, info.offset_data, info.size, extension)
+        index.members[key] = Member(path, info.offset_data, info.size, extension, stat.st_mtime_ns)
 
 
 def _damage_at(file: BinaryIO, end: int, size: int) -> str | None:
@@ -162,13 +165,14 @@ def read_member(member: Member) -> bytes:
     try:
         file = os.open(member.shard, os.O_RDONLY)
         try:
+            same = os.fstat(file).st_mtime_ns == member.changed
             data = os.pread(file, member.size, member.offset)
         finally:
             os.close(file)
     except OSError as error:
         raise not_read(member.shard, error) from None
-    if len(data) != member.size:
-        raise ReadError(f"{member.shard}: shorter than when it was opened; was it replaced? run the same command again")
+    if not same or len(data) != member.size:
+        raise ReadError(f"{member.shard}: was replaced or changed since it was opened; run the same command again")
     return data
 
 
