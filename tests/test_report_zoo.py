@@ -23,7 +23,7 @@ Install = Callable[..., Path]
 def leave_results(checkpoint: Path, colour: str, mae: float, **config: Any) -> None:
     """What training leaves in a checkpoint folder beside the weights."""
     write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
-    codebook = {"size": 16, "usage": 0.875, "perplexity": 7.2}
+    codebook = {"size": config["model"]["levels"], "usage": 0.875, "perplexity": 7.2}
     (checkpoint / "evaluation.json").write_text(
         json.dumps({"samples": 12, "metrics": {"mae": mae}, "codebook": codebook})
     )
@@ -71,7 +71,8 @@ def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Pat
         assert part in text, part
     light = (page.parent / "light.html").read_text(encoding="utf-8")
     for part in ("Held-out samples, at 3 settings", "model.levels 4", "mae", "0.5", "0.125", "Training loss",
-                 "judged on 12 held-out samples", zoo["light"].fingerprint, 'href="index.html"'):  # fmt: skip
+                 "of 16, on held-out samples", "of 4, on held-out samples", "judged on 12 held-out samples",
+                 zoo["light"].fingerprint, 'href="index.html"'):  # fmt: skip
         assert part in light, part
     assert "model.kind" not in light.split("<pre>")[0] and "elsewhere" not in light
     dusk = (page.parent / "dusk.html").read_text(encoding="utf-8")

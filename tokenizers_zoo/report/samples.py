@@ -168,13 +168,14 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     codebook = figures.get("codebook") or {}
     usage, perplexity = (figures.get(key, codebook.get(key)) for key in ("usage", "perplexity"))
+    codes_in_all = handle.spec.vocab_size if "usage" in figures else int(codebook.get("size", handle.spec.vocab_size))
     split = figures.get("split", HELD_OUT)
     judged = "held-out" if split == HELD_OUT else split
     codes = []
     if usage is not None and perplexity is not None:
         codes = [
             {"name": "codes in use", "value": f"{100 * usage:.0f}", "unit": "%",
-             "meaning": f"of {handle.spec.vocab_size}, on {judged} samples"},
+             "meaning": f"of {codes_in_all}, on {judged} samples"},
             {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
              "meaning": "as varied as this many codes that are equally frequent"},
         ]  # fmt: skip
