@@ -202,6 +202,16 @@ def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> 
     assert line["train/critic_loss"] > 0 and line["train/critic_gradient_norm"] > 0 and line["train/l1_loss"] > 0
 
 
+def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scored best before is not kept: the critic would have had no part in it."""
+    table = {**TINY, **EVERYTHING, "steps": 10, "eval_every": 1, "patience": 2}
+    scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
+    monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
+    folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0)
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert (result["steps"], result["kept_step"]) == (8, 6)
+
+
 def test_the_critic_comes_late_and_learns_to_tell_the_two_apart() -> None:
     task = SpatialTask(rgb.plugin, settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 100}))
     module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()

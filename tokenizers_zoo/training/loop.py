@@ -206,6 +206,13 @@ class _Loop:
         """True where patience is at its end."""
         return self.config.patience is not None and self.best.waited >= self.config.patience
 
+    @property
+    def _critic_comes(self) -> bool:
+        """True before a critic's first step: weights from there it had no part in, however they score."""
+        if self.critic is None or not isinstance(self.task, AdversarialTask):
+            return False
+        return self.done <= self.task.critic_start
+
     def run_steps(self, report: TrainingReport, on_step: Callable[[int], None] | None) -> None:
         """Do what is left of the steps, with an evaluation and a saved state every `eval_every`."""
         from tokenizers_zoo.quantizers import collapse_warning
@@ -229,7 +236,7 @@ class _Loop:
 
     def _evaluate_and_save(self, report: TrainingReport) -> None:
         evaluation = self.evaluate(self.held_out)
-        if self.chooses:
+        if self.chooses and not self._critic_comes:
             main = self.task.spec.metrics[0]
             self.best.note(evaluation.metrics[main.name], main.higher_is_better, self.done, self.average)
         report.evaluation(self.done, evaluation, self.best.kept)

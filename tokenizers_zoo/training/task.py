@@ -81,6 +81,8 @@ class AdversarialTask(Protocol):
 
     critic_rate: float
     """Learning rate of the critic as a multiple of the model's."""
+    critic_start: int
+    """The first step (0 is the first of all) that the critic takes part in."""
 
     def build_critic(self) -> torch.nn.Module | None:
         """The untrained critic; None where the settings ask for none. torch's generator is seeded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class SpatialTask:
         self.spec = modality.modality_spec(settings)
         self.codebook_size = self.spec.vocab_size
         self.critic_rate = self.table.adversarial_rate
+        self.critic_start = math.ceil(self.table.adversarial_start * self.table.steps)
         self.loss_weights = self.table.loss_weights(modality.loss)
         adversarial = ["adversarial"] if self.table.adversarial_weight else []
         check_losses([*self.loss_weights, *adversarial], modality.kind, settings)
@@ -91,7 +93,7 @@ class SpatialTask:
     def losses_against(self, module: nn.Module, critic: nn.Module, batch: Tensor, step: int) -> dict[str, Tensor]:
         """The same, and from `adversarial_start` on what the critic says of it, and what it learns."""
         losses, outputs, target = self._compared(module, batch)
-        if step < self.table.adversarial_start * self.table.steps:
+        if step < self.critic_start:
             return losses
         assert isinstance(module, SpatialVQ)
         adversarial, critic_loss = adversarial_losses(critic, outputs, target)
