@@ -29,11 +29,14 @@ from backbone_samples import (
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from backbone.model import FourM
+from backbone.model import FourM, Losses
 from backbone.run import Run
 from backbone.saving import load_model, save_model
+from backbone.tables import Tables
 from backbone.training import distributed
+from backbone.training.held_out import held_out_losses
 from backbone.training.identity import IDENTITY
+from backbone.training.mixing import Mix, open_sources
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import Origin, from_mapping
@@ -218,6 +221,17 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store:
     with pytest.raises(ConfigError, match=r"another shape: heads was 2, is 4"):
         train(tmp_path / "other", store, specs, dataclasses.replace(SMALL, heads=4), config, start=finished)
     assert not (tmp_path / "other").exists()
+
+
+def test_held_out_samples_are_spread_over_the_store(store: Path) -> None:
+    config = dataclasses.replace(TRAINING, eval_samples=3, batch_size=2)
+    mix = Mix(open_sources(store, "test", all_layouts(), config, ()), Tables(all_layouts()), config)
+    data, read = mix.sources[0].data, []
+    batch = data.batch
+    data.batch = lambda samples: (read.extend(samples), batch(samples))[1]  # type: ignore[method-assign]
+    nothing = Losses(loss=torch.zeros(()), sums=torch.zeros(7), counts=torch.zeros(7))
+    held_out_losses(lambda packed: nothing, mix, config)
+    assert read == [0, 3, 6], "of ten: the first may all be of one kind"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path, tmp_path: Path) -> None:

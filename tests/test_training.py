@@ -17,7 +17,7 @@ from torch import nn
 
 from tokenizers_zoo.checkpoint import difference, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
@@ -611,3 +611,20 @@ def test_pictures_are_side_by_side() -> None:
     assert sheet is not None and sheet.size == (10, 8)
     assert sheet.getpixel((0, 0)) == sheet.getpixel((6, 5)) == (255, 0, 0)
     assert picture_rows([("a", "b")]) is None
+
+
+def test_what_is_judged_is_spread_over_the_split(tmp_path: Path) -> None:
+    judged: list[list[int]] = []
+
+    class Watched(VectorTask):
+        def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+            judged.append([int(value[0]) for value in target])
+            return super().score(predicted, target)
+
+    numbered = [np.full(DIM, number, np.float32) for number in range(20)]
+    samples = dataclasses.replace(SAMPLES, test=numbered)
+    train(Watched(), samples, dataclasses.replace(CONFIG, eval_samples=5), tmp_path, 0)
+    *during, final = judged
+    assert during and all(numbers == [0, 4, 8, 12, 16] for numbers in during), "the first may all be of one kind"
+    assert final == list(range(20))
+    assert spread(7, 3) == [0, 2, 4] and spread(2, 5) == [0, 1] and spread(0, 5) == []

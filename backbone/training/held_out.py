@@ -1,4 +1,4 @@
-"""Losses on held-out samples: the first ones of each store, always with the same masks."""
+"""Losses on held-out samples, the same ones of each store and always with the same masks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from backbone.config import TrainConfig
 from backbone.model import Losses
 from backbone.saving import load_model
 from backbone.training.mixing import HELD_OUT, Mix, open_sources
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.modality import ModalitySpec
 
 SEED = 1 << 63
@@ -24,9 +25,9 @@ def held_out_losses(forward: Callable[[PackedBatch], Losses], mix: Mix, config: 
     size = config.batch_size
     found = []
     for source, masker in zip(mix.sources, mix.maskers, strict=True):
-        count = min(len(source.data), config.eval_samples)
-        for step, first in enumerate(range(0, count, size)):
-            samples = np.arange(first, min(first + size, count))
+        chosen = np.asarray(spread(len(source.data), config.eval_samples))
+        for step, first in enumerate(range(0, len(chosen), size)):
+            samples = chosen[first : first + size]
             found.append(forward(masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()))
     sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)

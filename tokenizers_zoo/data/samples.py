@@ -11,6 +11,12 @@ ADDED_PROVENANCE = ("contents", "settings")
 """Keys of `provenance` that runs of older versions did not record; without one a run goes on, and stays, as it is."""
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """Up to `limit` of `count` places in order, evenly spaced: of sorted samples the first may all be alike."""
+    chosen = min(count, limit)
+    return [count * number // chosen for number in range(chosen)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSamples:
     """Lazy, aligned values of one modality, already checked and at the size that its settings say.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.pipeline.engines import progress_bar
@@ -76,12 +77,13 @@ class Patient:
         Raises DataError where the data lack the modality.
         """
         try:
-            keys = sorted(self.store.keys(self.split, self.handle.name))[:limit]
+            there = sorted(self.store.keys(self.split, self.handle.name))
         except ZooError as error:
             if self.handle.name not in self.store.modalities(self.split):
                 raise
             self.unread = str(error)
             return
+        keys = [there[index] for index in spread(len(there), limit)]
         if not keys:
             self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
         with progress_bar(f"read {self.split}/{self.handle.name}", len(keys)) as advance:

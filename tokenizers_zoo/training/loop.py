@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.checkpoint import BUSY, held, save_checkpoint, write_json
+from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded, to_device
@@ -24,8 +25,6 @@ from tokenizers_zoo.training.task import AdversarialTask, Kept, SupervisedTask, 
 
 if TYPE_CHECKING:
     import torch
-
-    from tokenizers_zoo.data.samples import TrainingSamples
 
 __all__ = [
     "AdversarialTask",
@@ -151,7 +150,7 @@ class _Loop:
         self.chooses = config.patience is not None or (isinstance(task, SupervisedTask) and task.validates)
         self.done, self.seconds = 0, 0.0
         self._restore()
-        self.held_out = [samples.test[index] for index in range(min(len(samples.test), config.eval_samples))]
+        self.held_out = [samples.test[index] for index in spread(len(samples.test), config.eval_samples)]
         self.samples = samples
         self.batches = BatchReader(task, samples.train, config.batch_size, seed)
 
@@ -336,8 +335,8 @@ class _Loop:
 
     def finish(self) -> None:
         """Evaluate on the held-out samples and write what a finished run leaves."""
-        count = min(len(self.samples.test), FINAL_SAMPLES)
-        evaluation = self.evaluate([self.samples.test[index] for index in range(count)])
+        test = self.samples.test
+        evaluation = self.evaluate([test[index] for index in spread(len(test), FINAL_SAMPLES)])
         config = {**self.run.identity["model"], "training": self.run.identity["training"], "seed": self.seed}
         finish_run(
             self.run,
