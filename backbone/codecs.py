@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbone.training.data import TokenData
-from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.data.tokens import TokenColumn, grew_from
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -27,14 +27,29 @@ def stored_samples(
     With `aligned`, those that have all modalities. Raises DataError where the tokens are of other codecs.
     """
     data = TokenData(tokens, split, specs, aligned=aligned)
-    # A vocabulary that has grown since speaks of the same ids.
-    same = {
-        name: codec
-        for name, codec in trained_on.items()
-        if name not in data.columns or name not in zoo or not grew_from(zoo[name], codec, 0)
-    }
-    data.check_fingerprints(same, owner)
+    for name, column in data.columns.items():
+        check_stored(column, trained_on.get(name), zoo, owner)
     return data
+
+
+def check_stored(column: TokenColumn, codec: str | None, zoo: Zoo, owner: str) -> None:
+    """Raise DataError where stored tokens are not of the codec that `owner` was trained with; None: it says none.
+
+    A vocabulary speaks of the same ids as those that it grew from, whichever of the two has it: tokens or training.
+    """
+    name = column.metadata.modality
+    if codec in (None, column.fingerprint):
+        return
+    if not (name in zoo and _is_or_was(zoo[name], str(codec)) and _is_or_was(zoo[name], column.fingerprint)):
+        raise DataError(
+            f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and {owner} was trained on tokens "
+            f"of {name} by {str(codec)[:12]}; use the tokens of that codec, or train anew"
+        )
+
+
+def _is_or_was(handle: ModalityHandle, codec: str) -> bool:
+    """True where a handle's tokenizer is this codec, or one that grew from it."""
+    return grew_from(handle, codec, 0) or (handle.has_tokenizer and handle.fingerprint == codec)
 
 
 def check_codec(handle: ModalityHandle, codec: str | None) -> None:

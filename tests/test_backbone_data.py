@@ -22,10 +22,12 @@ from backbone_samples import (
 )
 
 from backbone.batch import PackedBatch
+from backbone.codecs import check_stored
 from backbone.config import TrainConfig
 from backbone.model import FourM
 from backbone.training.data import Loader, Order, TokenData
 from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, VectorLayout
 
@@ -77,12 +79,13 @@ def test_a_longer_limit_fits_and_a_shorter_one_does_not(store: Path) -> None:
 
 
 def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
-    data = TokenData(store, "train", all_layouts())
-    data.check_fingerprints({"picture": data.fingerprints["picture"], "unknown": "x"}, "the backbone")
+    columns, nothing = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
+    check_stored(columns["picture"], columns["picture"].fingerprint, nothing, "the backbone")
+    check_stored(columns["clip"], None, nothing, "one that does not say")
     with pytest.raises(
         DataError, match=r"written by codec codec of cli.*runs/a was trained on tokens of clip by abcdef"
     ):
-        data.check_fingerprints({"clip": "abcdef"}, "runs/a")
+        check_stored(columns["clip"], "abcdef", nothing, "runs/a")
 
 
 def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:

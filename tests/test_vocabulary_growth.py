@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,18 +13,21 @@ import numpy as np
 import pytest
 from toy_plugins import snapshot
 
+from backbone.codecs import stored_samples
 from backbone.config import MaskingConfig, ModelConfig, TrainConfig
 from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.generation.files import generate_to_folder
 from backbone.generation.plan import TargetPlan
 from backbone.generation.recipe import Recipe
+from backbone.retrieval.config import EmbeddingConfig
+from backbone.retrieval.embedding import Embedder
 from backbone.run import Run
 from backbone.saving import load_model
 from backbone.training.data import TokenData
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -103,6 +107,11 @@ class World:
         make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=1)
         train_tokenizer(zoo, "caption", self.data)
         tokenize(zoo, self.data, self.tokens)
+        self.train(zoo, self.run)
+        return self
+
+    def train(self, zoo: Zoo, folder: Path) -> None:
+        """A backbone over captions and web text, whatever the vocabulary is by now."""
         settings = TrainConfig(
             steps=4, batch_size=4, warmup_steps=1, masking=MaskingConfig(input_budget=16, target_budget=16)
         )
@@ -110,8 +119,7 @@ class World:
         fingerprints = {name: zoo[name].fingerprint for name in ("caption", "web_text")}
         run = Run(tokens=self.tokens, data=self.data, registry=self.folder / "registry.toml")
         config = ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2)
-        train(self.run, self.tokens, specs, config, settings, run=run, fingerprints=fingerprints)
-        return self
+        train(folder, self.tokens, specs, config, settings, run=run, fingerprints=fingerprints)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +207,25 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     settings = EvaluationConfig(samples=2, floor_samples=4, loss_samples=2, gallery_pairs=0)
     result = evaluate(world.run, zoo, world.tokens, world.data, targets=["web_text"], config=settings)
     assert result["pairs"]
+
+
+def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(world: World, add_mood: None) -> None:
+    """And so the other way round; tokens of anything else are none, grown or not."""
+    grow_vocabulary(world.zoo(), "text")
+    zoo = world.zoo()
+    world.train(zoo, world.folder / "later")
+    settings = EmbeddingConfig(space="plain")
+    for run in (world.run, world.folder / "later"):
+        embedder = Embedder(run, zoo, settings)
+        assert len(embedder.stored("test", ["caption"])) == 4
+    specs = [zoo["caption"].spec]
+    for trained_on in (embedder.trained_on, Embedder(world.run, zoo, settings).trained_on):
+        codec = dataclasses.replace(TokenMetadata.of(zoo["caption"], {}), fingerprint="0" * 64)
+        place = world.folder / "other" / "test" / "caption"
+        place.mkdir(parents=True, exist_ok=True)
+        write_part(place / "part-00000.arrow", codec, ["a"], [np.arange(40, 43)], {})
+        with pytest.raises(DataError, match=r"written by codec 000000000000, and RUN was trained on tokens of caption"):
+            stored_samples(world.folder / "other", "test", specs, trained_on, zoo, "RUN")
 
 
 def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) -> None:

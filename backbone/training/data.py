@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,16 +63,6 @@ class TokenData:
     def fingerprints(self) -> dict[str, str]:
         """By modality, the codec that wrote its tokens."""
         return {name: column.fingerprint for name, column in self.columns.items()}
-
-    def check_fingerprints(self, expected: Mapping[str, str], owner: str) -> None:
-        """Raise DataError where `owner` (a checkpoint) was trained on tokens of another codec."""
-        for name, written in self.fingerprints.items():
-            if expected.get(name, written) != written:
-                where = self.columns[name].paths[0].parent
-                raise DataError(
-                    f"{where}: written by codec {written[:12]}, and {owner} was trained on tokens of {name} by "
-                    f"{expected[name][:12]}; use the tokens of that codec, or train anew"
-                )
 
     def check_codecs(self, handles: Iterable[ModalityHandle]) -> None:
         """Raise DataError where a handle's tokenizer is not the one that wrote its tokens."""
