@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbone.codecs import check_stored
 from backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
 from backbone.evaluation.evaluate import FILE as EVALUATION
 from backbone.evaluation.evaluate import FOLDER
@@ -22,6 +23,7 @@ from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.registry import Zoo
 
 REPORT = "growth.json"
 KNOWN_RATE = 0.1
@@ -59,11 +61,16 @@ class Trained:
         """Its modalities."""
         return [spec.name for spec in self.specs]
 
-    def stores(self, tokens: Path) -> tuple[Dataset, ...]:
-        """What it was trained on, old modalities alone; in place of its own store, where it is gone, `tokens`."""
+    def stores(self, tokens: Path, *, left: bool = False) -> tuple[Dataset, ...]:
+        """What it was trained on, old modalities alone; in place of its own store, where it is gone, `tokens`.
+
+        With `left`, without other stores that are gone.
+        """
         own = self.run.tokens if self.run and self.run.tokens.is_dir() else tokens
         found = []
         for dataset in datasets_of(own, self.train):
+            if left and not dataset.tokens.is_dir():
+                continue
             wanted = dataset.modalities or self.names
             names = tuple(name for name in TokenStore(dataset.tokens).modalities(TRAIN) if name in wanted)
             mixtures = dataset.mixtures or self.train.masking.mixtures
@@ -140,6 +147,15 @@ def growing_config(
     return dataclasses.replace(config, datasets=config.datasets + replayed)
 
 
+def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:
+    """Raise DataError where a further store has tokens of an old modality that are not of the codec of its training."""
+    for dataset in config.datasets:
+        store = TokenStore(dataset.tokens)
+        for name in store.modalities(TRAIN):
+            if name in trained.names and (not dataset.modalities or name in dataset.modalities):
+                check_stored(store.open(TRAIN, name), trained.fingerprints.get(name), zoo, str(trained.folder))
+
+
 def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
     """Measure what the backbone in `folder` grew from and what it became; gives what FOLDER/growth.json holds.
 
@@ -156,7 +172,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     old = [spec for spec in specs if spec.name in trained.names]
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
-    if stores := trained.stores(tokens):
+    if stores := trained.stores(tokens, left=True):
         own, *others = stores
         measuring = dataclasses.replace(trained.train, datasets=tuple(others))
         before, after = (

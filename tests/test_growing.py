@@ -20,7 +20,7 @@ from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
 from backbone.batch import PackedBatch
-from backbone.config import Mixture, TrainConfig
+from backbone.config import Dataset, Mixture, TrainConfig
 from backbone.growing import Trained, growing_config, growing_mixtures, grown_specs, write_report
 from backbone.model import FourM
 from backbone.run import Run
@@ -306,6 +306,15 @@ def test_what_has_no_tokens_any_more_is_not_replayed(old_run: Path, tmp_path: Pa
     assert report["losses"] == {} and set(report["new"]) == {"height"}
 
 
+def test_of_several_stores_what_is_left_is_measured(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained = Trained.load(old_run)
+    gone = dataclasses.replace(trained.train, datasets=(Dataset(tokens=tmp_path / "gone"),))
+    config = growing_config(trained, grown(), new_tokens, {"steps": 1}, 0.0)
+    folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
+    report = write_report(folder, dataclasses.replace(trained, train=gone), new_tokens)
+    assert report == write_report(folder, trained, new_tokens) and report["losses"]
+
+
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
     now = {item.name: item for item in grown()}
@@ -412,5 +421,7 @@ def test_the_command(world: World) -> None:
     other = "old: was trained on tokens of depth by codec 000000000000, and its codec is now"
     world("backbone grow old --add caption --tokens tokens --out x").refused(other)
     world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
+    replayed = "tokens/train/depth: written by codec", "old was trained on tokens of depth by 000000000000"
+    world("backbone grow old --add caption --tokens part --out x").refused(*replayed)
     assert not (world.folder / "x").exists()
     world.put_back()

@@ -61,7 +61,7 @@ def grow_command(
     """
     from backbone.config import Dataset
     from backbone.evaluation.preview import Previews
-    from backbone.growing import REPORT, Trained, growing_config, grown_specs, write_report
+    from backbone.growing import REPORT, Trained, check_replayed, growing_config, grown_specs, write_report
     from backbone.run import Run
     from backbone.training.mixing import check_codecs
     from backbone.training.starting import check_meaning
@@ -84,6 +84,7 @@ def grow_command(
     table = merged(read_tables(config_file)["train"], {**changes, **({"freeze": True} if freeze else {})})
     share = 0.0 if freeze else REPLAY if replay is None else replay
     config = growing_config(trained, specs, tokens, table, share, Origin(path=config_file, table="train"))
+    check_replayed(trained, config, zoo)
     show = None
     if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
         shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
