@@ -306,6 +306,38 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
     assert not (out / "tokenizers").exists()
 
 
+def test_what_was_set_of_a_modality_stays_when_its_tokenizer_comes(tmp_path: Path) -> None:
+    config = {
+        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+        "patch_size": 1, "n_channels": 207, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes",
+        "num_codebooks": 4,
+    }  # fmt: skip
+    write_published(published_tokenizer(**config), tmp_path / "in" / "4M_tokenizers_human-poses_1k_8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "registry.toml").write_text(
+        '[zoo]\ncheckpoints = "tokenizers"\n[modalities.human_poses]\nlayout = "codes"\nbins = 500\n'
+    )
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    tables = tomllib.loads((tmp_path / "out" / "registry.toml").read_text())
+    said = tables["modalities"]["human_poses"]
+    assert (said["layout"], said["bins"]) == ("codes", 500) and "vocabularies" not in tables
+    handle = Zoo.from_toml(tmp_path / "out" / "registry.toml")["human_poses"]
+    assert handle.spec.vocabulary == "human_poses" and handle.has_tokenizer
+
+
+def test_a_hub_id_says_whose_tokenizer_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--EPFL-VILAB--4M_tokenizers_DINOv2-B14-global_8k_16_224" / "snapshots" / ("0" * 40)
+    config = {
+        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+        "patch_size": 1, "n_channels": 768, "latent_dim": 16, "codebook_size": 32,
+    }  # fmt: skip
+    write_published(published_tokenizer(**config), snapshot)
+    monkeypatch.setattr("tokenizers_zoo.checkpoint.hub_folder", lambda hub_id, revision=None: snapshot)
+    output = run(import_command, "EPFL-VILAB/4M_tokenizers_DINOv2-B14-global_8k_16_224", tmp_path / "out")
+    assert "dinov2_global" in output and "0" * 20 not in output
+    assert Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"].has_tokenizer
+
+
 def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     def fails(error: type[ZooError], message: str, *arguments: object) -> None:
         with pytest.raises(error, match=message):

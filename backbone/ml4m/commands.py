@@ -39,7 +39,10 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     told: list[Told] = []
     path = Path(source)
     with disk_errors(out):
-        registry = import_folders(path if path.exists() else resolve_folder(source), out, name, told.append)
+        if path.exists():
+            registry = import_folders(path, out, name, told.append)
+        else:
+            registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
     table = plain_table("published", "here", "note")
     for item in told:
         table.add_row(item.published, item.ours, item.note)

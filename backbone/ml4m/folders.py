@@ -63,13 +63,17 @@ def _is_text_tokenizer(path: Path) -> bool:
     return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
 
 
-def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[Told], None]) -> Path:
+def import_folders(
+    source: Path, out: Path, name: str | None, tell: Callable[[Told], None], called: str | None = None
+) -> Path:
     """Import what is at `source` into `out`, and give the registry.toml under which it runs.
 
-    `name` says which modality a single tokenizer is of. What is in `out` already is left as it is, so a killed import
-    goes on. Raises CheckpointError, ConfigError, UnknownNameError.
+    `name` says which modality a single tokenizer is of; `called` is the name of `source`, where that of the folder is
+    another, as in a cache of the hub. What is in `out` already is left as it is, so a killed import goes on. Raises
+    CheckpointError, ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
+    titles = {folder: called if called and folder == source else folder.resolve().name for folder in folders}
     registry = out / REGISTRY
     tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
     installed = Zoo.installed()
@@ -78,7 +82,7 @@ def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[To
     configs = {folder: read_table(folder / CONFIG) for folder in folders}
     backbones = [folder for folder, config in configs.items() if "domains_in" in config]
     if len(backbones) > 1:
-        shown = ", ".join(folder.name for folder in backbones)
+        shown = ", ".join(titles[folder] for folder in backbones)
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
     if name is not None and (files or backbones or len(folders) > 1):
         held = f"{len(folders) - len(backbones)} tokenizers, {len(backbones)} backbones, {len(files)} text tokenizers"
@@ -87,11 +91,11 @@ def import_folders(source: Path, out: Path, name: str | None, tell: Callable[[To
         tell(import_text(path, out, tables))
         write_registry(registry, tables)
     for folder in (folder for folder in folders if folder not in backbones):
-        ours = name or modality_of(folder.resolve().name, configs[folder], installed)
-        tell(import_tokenizer(folder, ours, out, tables))
+        ours = name or modality_of(titles[folder], configs[folder], installed)
+        tell(import_tokenizer(folder, titles[folder], ours, out, tables))
         write_registry(registry, tables)
     for folder in backbones:
-        for told in import_model(folder, out, tables, installed):
+        for told in import_model(folder, titles[folder], out, tables, installed):
             tell(told)
     return registry
 
@@ -126,26 +130,30 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     return known[max(found, key=len)]
 
 
-def import_tokenizer(folder: Path, name: str, out: Path, tables: dict[str, Any]) -> Told:
-    """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too."""
-    target = out / TOKENIZERS / name
-    if (target / CONFIG).is_file() and "sha256" in tables.get("modalities", {}).get(name, {}):
-        return Told(folder.name, name, "is there already")
-    handle = Zoo.from_tables({"zoo": {**tables["zoo"], "modalities": [name]}}, out / REGISTRY)[name]
-    table = handle.import_published(read_published(folder), target)
-    own = {**table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
+    """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too.
+
+    What the registry says of the modality stays, but for what the tokenizer decides.
+    """
+    target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
+    if (target / CONFIG).is_file() and "sha256" in known:
+        return Told(title, name, "is there already")
+    said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
+    before = {"zoo": {**tables["zoo"], "modalities": [name]}, "modalities": {name: said}}
+    table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(read_published(folder), target)
+    own = {**said, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
     tables.setdefault("modalities", {})[name] = own
     words = {"zoo": {**tables["zoo"], "modalities": [name]}, "vocabularies": {TEXT: {"preset": PRESET}}}
     if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    return Told(folder.name, name)
+    return Told(title, name)
 
 
-def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
+def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
     """A published backbone as a run, and its modalities into the registry; run.json is written last."""
     target = out / BACKBONE
     if (target / RUN_FILE).is_file():
-        return [Told(folder.name, BACKBONE, "is there already")]
+        return [Told(title, BACKBONE, "is there already")]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
@@ -167,7 +175,7 @@ def import_model(folder: Path, out: Path, tables: dict[str, Any], installed: Zoo
             tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
     write_registry(out / REGISTRY, tables)
     Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
-    told = [Told(folder.name, BACKBONE, f"{len(modalities)} modalities")]
+    told = [Told(title, BACKBONE, f"{len(modalities)} modalities")]
     return told + [
         Told(item.published, specs[item.published].name, notes.get(item.published, "")) for item in modalities
     ]
