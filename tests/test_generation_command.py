@@ -122,6 +122,17 @@ def test_what_is_given_from_a_used_folder_stays(world: World) -> None:
     went(world, words)
 
 
+def test_what_is_given_is_not_replaced_by_what_is_made_of_it(world: World) -> None:
+    went(world, f"{MAKE} --given caption='red' --make depth --draws 2")
+    before = made(world, "new")
+    for name in ("0/depth.npy", "1/depth.tokens.json"):
+        words = f"--given depth=new/files/{name} --make depth --keep depth=box:0,0,1,0.5 --draws 2"
+        world(f"{MAKE} {words}").refused(f"new/files/{name}: is given, and would be replaced", "another --out")
+        assert made(world, "new") == before
+    went(world, f"backbone generate run --out again {words}")
+    went(world, f"{MAKE} {words.replace('--draws 2', '')}")
+
+
 def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
     (world.folder / "keys.toml").write_text(
         'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'

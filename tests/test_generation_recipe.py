@@ -54,6 +54,9 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "two.toml").write_text(text)
     assert read(tmp_path / "other" / "two.toml") == recipe
+    odd = Recipe(target=recipe.target, given=('words="a \\ tab\t, bell\a and delete\x7f"',))
+    (tmp_path / "odd.toml").write_text(written_recipe(odd, {}))
+    assert read(tmp_path / "odd.toml") == odd
     # Paths that a caller gives hold from where the caller is.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other" / "three.toml").write_text(

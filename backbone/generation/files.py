@@ -48,6 +48,7 @@ def generate_to_folder(
     request = requested(run, model, handles, recipe)
     plan = recipe.plan()
     resolved_plan(model.tables, plan, request.given, request.kept)
+    _check_inputs(recipe, out, request.names)
     if recipe.rank:
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
@@ -155,6 +156,15 @@ def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> s
         with replacing_file(files[2]) as temporary:
             drawn.save(temporary, format="PNG")
     return {path.resolve() for path in files}
+
+
+def _check_inputs(recipe: Recipe, out: Path, names: Sequence[str]) -> None:
+    """Raise ConfigError where what is made would replace a file that is given: the plan would not make it again."""
+    places, targets = {(out / name).resolve() for name in names}, {target.name for target in recipe.target}
+    for file in sorted(recipe.files()):
+        of_draw = file.parent.parent in places and file.parent.name in map(str, range(recipe.draws))
+        if of_draw and targets & {file.stem, file.name.removesuffix(TOKENS)}:
+            raise ConfigError(f"{file}: is given, and would be replaced by what is made of it; give another --out")
 
 
 def _withdraw_plan(path: Path, recipe: Recipe) -> None:

@@ -152,5 +152,5 @@ def _lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _lines(value, f"{prefix}{key}.")
         else:
-            # JSON's strings, numbers, booleans and lists are TOML, too.
-            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}"
+            # JSON's strings, numbers, booleans and lists are TOML, too, but for this character.
+            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
