@@ -382,6 +382,9 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert [hit["cosine"] for hit in answer["hits"]] == pytest.approx([hit.cosine for hit in expected[0]])
     cells = cells_of(out / "hits.png")  # what was asked with is text; hits are pictures
     assert cells is not None and [cell is None for cell in cells[0]] == [True, False, False, False]
+    words = ("--given", f"letters={tmp_path / 'word.txt'}", "--find", "letters", "--out", out)
+    assert zoo(world, "query", index.folder, *words).exception is None
+    assert not (out / "hits.png").exists(), "nothing of this query is a picture"
 
 
 def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def write_answers(
     Hits are shown by the modality `find`, or by the one that shows a sample best. `split` is that of the samples asked
     with. Without the run's values there is no picture.
     """
-    values = Run.load(index.run).data
+    values, drawn = Run.load(index.run).data, False
     if values is not None and values.is_dir():
         store = ValueStore.of(values, zoo)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
@@ -51,7 +51,9 @@ def write_answers(
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
             own = answer.key if split == index.split else None
             hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])
-        write_hits(out / PICTURE, [f"asked: {name}" for name in answers[0].given], asked, hits)
+        drawn = write_hits(out / PICTURE, [f"asked: {name}" for name in answers[0].given], asked, hits)
+    if not drawn:
+        (out / PICTURE).unlink(missing_ok=True)  # that of an earlier query
     result = {
         "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
         "files": {name: str(path) for name, path in files.items()}, "weights": dict(weights),
