@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from backbone.codecs import check_codec
 from backbone.model import FourM
 from backbone.packing import packed, padded, spans_of
 from backbone.run import Run
-from backbone.saving import load_model
+from backbone.saving import CLASS, load_model
+from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.registry import Zoo
@@ -37,14 +39,21 @@ class FourMEncoder(nn.Module):
 
     `model` is taken over: what only its decoder needs is dropped from it. `frozen` weights have no gradients, but
     gradients still reach continuous inputs. `out_indices` are the blocks, from 0 or from the end where negative, that
-    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last.
+    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last. `trained_on` are the
+    codecs of the backbone's training, by modality, which those of `zoo` have to be.
 
     All methods take tokens as `prepare` gives them, a plain dictionary of tensors, so that the module can be compiled
     and exported. Modalities may come in any order: each is marked by its own embedding.
     """
 
     def __init__(
-        self, model: FourM, zoo: Zoo | None = None, *, frozen: bool = True, out_indices: Sequence[int] | None = None
+        self,
+        model: FourM,
+        zoo: Zoo | None = None,
+        *,
+        frozen: bool = True,
+        out_indices: Sequence[int] | None = None,
+        trained_on: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name in DECODER_ONLY:
@@ -54,6 +63,7 @@ class FourMEncoder(nn.Module):
         self.tables = model.tables
         self.dim = model.config.dim
         self.zoo = zoo
+        self.trained_on = dict(trained_on or {})
         depth = len(model.encoder)
         if out_indices is None:
             out_indices = (
@@ -83,7 +93,10 @@ class FourMEncoder(nn.Module):
         if zoo is None:
             registry = Run.load(run).registry
             zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
-        encoder = cls(load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices)
+        trained_on = load_config(run, CLASS).get("fingerprints", {})
+        encoder = cls(
+            load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on
+        )
         return encoder.eval() if frozen else encoder
 
     @property
@@ -94,9 +107,14 @@ class FourMEncoder(nn.Module):
     # ------------------------------------------------------------------ inputs
 
     def tokenize(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tokens of values, by modality, through the zoo's tokenizers: what `prepare` takes."""
+        """Tokens of values, by modality, through the zoo's tokenizers: what `prepare` takes.
+
+        Raises DataError where a tokenizer is not that of the backbone's training.
+        """
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
+        for name in values:
+            check_codec(self.zoo[name], self.trained_on.get(name))
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

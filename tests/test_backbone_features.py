@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from backbone.config import ModelConfig
 from backbone.features import parameter_groups
 from backbone.run import Run
 from backbone.saving import save_model
-from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.values import fixed_shape
 
 SPECS = all_layouts()
@@ -91,6 +92,20 @@ def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
     features, mask = encoder.forward_features(*encoder.prepare(tokens))
     assert torch.allclose(features[0], backbone.encode(one_sample(backbone, tokens, 0))[0], atol=2e-5) and mask.all()
     assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
+
+
+def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) -> None:
+    save_model(model(), tmp_path, {"fingerprints": {"words": "0" * 64}})
+    Run(tokens=tmp_path).save(tmp_path)
+    words = SimpleNamespace(
+        name="words", fingerprint="0" * 64, checkpoint=tmp_path / "text", encode=lambda values: [np.array([70])],
+        codec=SimpleNamespace(folder=lambda: tmp_path / "text"),
+    )  # fmt: skip
+    zoo: Any = {"words": words}
+    assert FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}
+    words.fingerprint = "1" * 64
+    with pytest.raises(DataError, match="words: the model was trained on codec 000000000000, the registry has 1111"):
+        FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]})
 
 
 def test_pooling_by_hand() -> None:
