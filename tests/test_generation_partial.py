@@ -298,6 +298,10 @@ def test_regions_of_sequences_by_hand() -> None:
     for region in ("start:x", "gaps:", "tokens:3-2", "tokens:5", "box:0,0,1,1", "middle"):
         with pytest.raises(ConfigError, match="words"):
             part(region)
+    with pytest.raises(ConfigError, match="tokens from 0 to 1: one that is given has 2 tokens"):
+        kept_part(TEXT, [np.array([6, 7, 8]), np.array([6, 7])], "tokens:2")
+    with pytest.raises(ConfigError, match="another region: one that is given has 0 tokens"):
+        kept_part(TEXT, [np.array([], np.int64)], "tokens:0")
     with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
         kept_part(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
     assert kept_part(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[-1, 2, 3, -1]]

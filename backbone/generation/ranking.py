@@ -39,7 +39,7 @@ class Agreement:
         if self.name in targets:
             raise ConfigError(f"rank {self.name}: it is made itself; rank by a modality that is not")
         if not given:
-            raise ConfigError(f"rank {self.name}: nothing is given that draws could agree with")
+            raise ConfigError(f"rank {self.name}: nothing is given whole that draws could agree with")
 
     def __call__(self, given: Mapping[str, Any], made: Mapping[str, Any]) -> list[float]:
         """The score of each row."""

@@ -115,7 +115,8 @@ def _kept_of_sequence(name: str, row: np.ndarray[Any, Any], region: str) -> np.n
     kept = np.zeros(len(row), dtype=bool)
     for first, last in ranges(rest.removeprefix("tokens:"), f"keep {name}={region}"):
         if last >= len(row):
-            raise _wrong(name, region, f"tokens from 0 to {len(row) - 1}")
+            there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
+            raise _wrong(name, region, f"{there}: one that is given has {len(row)} tokens")
         kept[first : last + 1] = True
     return np.where(kept != inverted, row, UNKNOWN)
 

@@ -19,6 +19,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ TOGETHER = ""
 """Names the vectors of all modalities together."""
 SAMPLES = "samples"
 """Where config.json says which samples it is of; indexes of earlier versions do not."""
+MARK = 8
+"""Random bytes in the name of a folder that is being written."""
 LARGE = 100_000
 """Vectors from which on an index is approximate where nothing else is asked for."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
@@ -250,9 +253,11 @@ def _write(
 ) -> None:  # fmt: skip
     """Write the folder beside its place, and rename it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*.building"):
-        checkpoint.remove_folder(stale)
-    folder = out.parent / f".{out.name}.{secrets.token_hex(8)}.building"
+    mark = "?" * 2 * MARK  # of no other index, whose name may begin with this one's and a dot
+    for ending in ("", ".old"):
+        for stale in out.parent.glob(f".{escape(out.name)}.{mark}{ending}.building"):
+            checkpoint.remove_folder(stale)
+    folder = out.parent / f".{out.name}.{secrets.token_hex(MARK)}.building"
     folder.mkdir()
     try:
         tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
