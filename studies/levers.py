@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from transfer import asked, generalist, made, sets_of, specialist
 from backbone.training.optim import for_width
 
 AS_IT_IS = "as it is"
+COLUMNS = 4
+"""Of a table, so that it fits 80 characters."""
 SEVERAL, ONE = 10.0, 0.1
 """Concentrations of the Dirichlet by which a sample's targets share its budget: all alike, or mostly one."""
 
@@ -81,13 +84,21 @@ def main() -> None:
         }
         mean = [sum(of_seed) / len(of_seed) for of_seed in zip(*gains.values(), strict=True)]
         rows[name] = {"mean": interval(mean)} | {target: interval(of) for target, of in gains.items()}
-    table = Table("", box=None, pad_edge=False, title="held-out loss, nats: how much lower than the specialists'")
-    for column in ("mean", *targets):
-        table.add_column(column, justify="right")
+    columns = ["mean", *targets]
+    tables = [table_of(rows, columns[first : first + COLUMNS]) for first in range(0, len(columns), COLUMNS)]
+    tables[0].title = "held-out loss, nats: how much lower than the specialists'"
+    tables[-1].caption = "given the picture, paired by seed; half of the 95 % interval"
+    study.finish({"gains": rows}, *tables)
+
+
+def table_of(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str]) -> Table:
+    """Some columns of all settings."""
+    table = Table("", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, shown(row["mean"]), *(f"{row[target]['mean']:.2f}" for target in targets))
-    table.caption = "given the picture, paired by seed; of the mean half of the 95 % interval"
-    study.finish({"gains": rows}, table)
+        table.add_row(name, *(shown(row[column]) for column in columns))
+    return table
 
 
 if __name__ == "__main__":
