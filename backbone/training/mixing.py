@@ -155,7 +155,7 @@ class Mix:
                 samples = order.between(before + low - start, before + high - start)
                 packed.append(masker(source.data.batch(samples), self.seed, step, low))
             start += after - before
-        return PackedBatch.join(packed).trimmed()
+        return PackedBatch.join(packed)
 
 
 def masking_of(source: Source, config: TrainConfig) -> MaskingConfig:

@@ -182,7 +182,7 @@ class Training:
     def batch(self, step: int) -> PackedBatch:
         """This process's part of the batch of a step."""
         size = self.config.batch_size // self.ranks.size
-        return self.mix.batch(step, self.config.batch_size, self.ranks.rank * size, size)
+        return self.mix.batch(step, self.config.batch_size, self.ranks.rank * size, size).trimmed()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model with the average of its weights, where there is one, for as long as the block lasts."""
