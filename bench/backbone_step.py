@@ -2,9 +2,10 @@
 
     python bench/backbone_step.py --presets nano tiny --threads 2 --json out.json
 
-Three questions, each answered by ratios within one run: does the cost depend on the number of modalities (7 and 42 at
+Four questions, each answered by ratios within one run: does the cost depend on the number of modalities (7 and 42 at
 equal budgets); how much of the step is matrix products and attention; what does the optimizer cost with large tables:
-AdamW by rows as here, Muon with it, and a dense AdamW. Times are the shortest of several runs taken in turns.
+AdamW by rows as here, Muon with it, and a dense AdamW; what is saved where a text is all that is asked for, which
+leaves slots of the budget empty. Times are the shortest of several runs taken in turns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from backbone.config import PRESETS, MaskingConfig, TrainConfig, preset
+from backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.training.optim import EPSILON, Optimizer
@@ -112,6 +113,21 @@ def optimizers(name: str, budget: int, batch: int, count: int, sizes: list[int],
     return rows
 
 
+def empty_slots(name: str, budget: int, batch: int, repeats: int) -> dict[str, Any]:
+    """Pixels are given and a text is asked for, with all slots and without those that no sample uses."""
+    cases = [Case(name, 7, budget, batch, 1000) for _ in range(2)]
+    pixels_to_text = Mixture(inputs=("m3",), targets=("m2",), input_alpha=10.0)
+    masking = MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=(pixels_to_text,))
+    for case in cases:
+        case.batch = Masker(case.model.tables, masking)(samples(modalities(7), batch), seed=0, step=0)
+    cases[1].batch = cases[1].batch.trimmed()
+    (_, whole), (_, used) = seconds([case.step for case in cases], repeats)
+    return {
+        "preset": name, "budget": budget, "targets of the longest": int(cases[0].batch.targets.mask.sum(1).max()),
+        "all slots s": whole, "used ones s": used, "used / all": used / whole,
+    }  # fmt: skip
+
+
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0], box=None, pad_edge=False, title=title)
     for row in rows:
@@ -133,17 +149,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     console = Console()
-    figures: dict[str, Any] = {"threads": arguments.threads, "steps": [], "optimizers": []}
+    figures: dict[str, Any] = {"threads": arguments.threads, "steps": [], "optimizers": [], "slots": []}
     for name in arguments.presets:
         figures["steps"] += by_modalities(
             name, arguments.budget, arguments.batch, arguments.modalities, arguments.repeats
         )
+        figures["slots"].append(empty_slots(name, arguments.budget, arguments.batch, arguments.repeats))
         if arguments.ids:
             count = arguments.modalities[-1]
             figures["optimizers"] += optimizers(
                 name, arguments.budget, arguments.batch, count, arguments.ids, arguments.repeats
             )
     show(console, "a step by number of modalities", figures["steps"])
+    show(console, "a step that asks for a text alone, processor seconds", figures["slots"])
     if arguments.ids:
         show(console, "optimizers, processor seconds", figures["optimizers"])
     console.print_json(json.dumps(figures))
