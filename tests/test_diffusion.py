@@ -218,7 +218,7 @@ def test_any_number_of_steps_draws_values_as_they_are_distributed(
         noise = (values - kept.sqrt() * expected) / (1 - kept).sqrt()
         velocity = kept.sqrt() * noise - (1 - kept).sqrt() * expected
         predicted = {"x0": expected, "v": velocity, "epsilon": noise}[config.prediction]
-        values = drawer.step(predicted, time, values, return_dict=False)[0]
+        values = drawer.step(predicted, time, values)[0]
     assert abs(float(values.mean()) - mean) < 0.02 and abs(float(values.std()) - 0.5) < 0.04
 
 
@@ -229,8 +229,8 @@ def test_ddim_is_that_of_diffusers_where_the_steps_divide_the_levels(prediction:
     theirs.set_timesteps(10)
     values = expected = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for time in theirs.timesteps:
-        values = ours.step(torch.tanh(2 * values), time, values, return_dict=False)[0]
-        expected = theirs.step(torch.tanh(2 * expected), time, expected, return_dict=False)[0]
+        values = ours.step(torch.tanh(2 * values), time, values)[0]
+        expected = theirs.step(torch.tanh(2 * expected), time, expected)[0]
     assert torch.equal(values, expected)
 
 

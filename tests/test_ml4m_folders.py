@@ -47,6 +47,12 @@ WORDS = [
 ]
 CONFIG = VocabularyConfig(size=30_000, end=3, sentinels=200, coordinate_axes=4, coordinate_bins=1000)
 
+MEMCODES = {
+    "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+    "patch_size": 1, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes", "num_codebooks": 4,
+}  # fmt: skip
+"""A tokenizer of vectors, but for how long these are."""
+
 
 def text_file(path: Path, **changed: int) -> Path:
     """A vocabulary in the published form, with few words."""
@@ -216,12 +222,8 @@ def test_other_tokens_than_the_plugins_are_a_modality_of_their_own(
 
 
 def test_a_tokenizer_is_imported_once_and_runs(tmp_path: Path) -> None:
-    config = {
-        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
-        "patch_size": 1, "n_channels": 768, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes",
-        "num_codebooks": 4,
-    }  # fmt: skip
-    write_published(published_tokenizer(**config), tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224")
+    published_folder = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), published_folder)
     run(import_command, tmp_path / "in", tmp_path / "out")
     handle = Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"]
     assert handle.encode([np.ones(768, np.float32)]).shape == (1, 4)
@@ -307,12 +309,7 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
 
 
 def test_what_was_set_of_a_modality_stays_when_its_tokenizer_comes(tmp_path: Path) -> None:
-    config = {
-        "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
-        "patch_size": 1, "n_channels": 207, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes",
-        "num_codebooks": 4,
-    }  # fmt: skip
-    write_published(published_tokenizer(**config), tmp_path / "in" / "4M_tokenizers_human-poses_1k_8")
+    write_published(published_tokenizer(**MEMCODES, n_channels=207), tmp_path / "in" / "4M_tokenizers_human-poses_1k_8")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "registry.toml").write_text(
         '[zoo]\ncheckpoints = "tokenizers"\n[modalities.human_poses]\nlayout = "codes"\nbins = 500\n'

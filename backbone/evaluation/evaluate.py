@@ -40,7 +40,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +62,6 @@ from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.registry import Zoo
-
-if TYPE_CHECKING:
-    pass
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
 

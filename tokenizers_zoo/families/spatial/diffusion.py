@@ -68,7 +68,7 @@ class Ddim:
         self.prediction = schedule.config["prediction_type"]
         self.next = dict(itertools.pairwise([*times, CLEAN]))
 
-    def step(self, predicted: Tensor, time: Tensor, noisy: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+    def step(self, predicted: Tensor, time: Tensor, noisy: Tensor) -> tuple[Tensor]:
         """What is left at the next time, from what the network says of `noisy` at this one."""
         kept, following = self.kept[time], self.next[int(time)]
         then = self.kept[following] if following != CLEAN else torch.tensor(1.0)
@@ -176,7 +176,7 @@ class DiffusionVQ(SpatialVQ):
         for time in sampler.timesteps:
             times = time.to(noise.device).expand(len(noise))
             predicted = self.guided(current, times, codes, plain)
-            current = sampler.step(predicted, time, current, return_dict=False)[0]
+            current = sampler.step(predicted, time, current)[0]
         return current if plain is None else plain + current * self.denoiser.scale
 
     def guided(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
