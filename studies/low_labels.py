@@ -10,7 +10,7 @@ labels chooses the step whose weights are kept. Held-out scores.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,10 +21,31 @@ from backbone.transfer.config import TransferConfig, transfer_config
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.pipeline.engines import run_jobs
 
 TUNINGS = "frozen", "full", "scratch"
 EVALUATIONS = 20
 """Of a run on its validation samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One training of the study."""
+
+    run: Path
+    data: Path | None
+    task: str
+    given: tuple[str, ...]
+    config: TransferConfig
+    seed: int
+    out: Path
+
+    @staticmethod
+    def train(zoo: Zoo, probe: Probe) -> Path:
+        """Its folder, which is written where it is not."""
+        return transfer(
+            probe.run, zoo, probe.task, probe.given, probe.out, probe.config, seed=probe.seed, data=probe.data
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -44,9 +65,10 @@ def main() -> None:
         "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, help="probes at once, which share the cores; default: one for each")
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
-    folders = []
+    probes = []
     for task, given, share, tuning, seed in product(
         arguments.tasks, arguments.given, arguments.labels, arguments.tunings, range(arguments.seeds)
     ):
@@ -54,13 +76,20 @@ def main() -> None:
         leaks = task.split(".")[0] in inputs
         if leaks or (tuning != "frozen" and given != arguments.given[0]):
             continue
-        config = settings(tuning, share, arguments.steps, arguments.validation)
-        name = f"{task}/{given}-{tuning}-{share:g}-seed-{seed}"
-        place = arguments.out / name
-        folders.append(transfer(arguments.run, zoo, task, inputs, place, config, seed=seed, data=arguments.data))
-    result = compared(folders)
-    write_json(arguments.out / "results.json", {"study": "low_labels", **result})
+        probes.append(
+            Probe(
+                run=arguments.run, data=arguments.data, task=task, given=tuple(inputs), seed=seed,
+                config=settings(tuning, share, arguments.steps, arguments.validation),
+                out=arguments.out / task / f"{given}-{tuning}-{share:g}-seed-{seed}",
+            )
+        )  # fmt: skip
     console = Console(width=None if Console().is_terminal else 120)
+    trained = []
+    for folder in run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None):
+        trained.append(folder)
+        console.print(f"low_labels: trained {len(trained)} of {len(probes)}", highlight=False)
+    result = compared([probe.out for probe in probes])
+    write_json(arguments.out / "results.json", {"study": "low_labels", **result})
     console.print(comparison_table(result))
     console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
 

@@ -111,7 +111,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     asked = [
         "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path,
         "--tasks", "zones", "letters", "--given", "light", "light,letters",
-        "--labels", "0.1", "1", "--steps", "3", "--seeds", "1",
+        "--labels", "0.1", "1", "--steps", "3", "--seeds", "1", "--workers", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
     found = []
