@@ -67,6 +67,20 @@ def test_a_still_for_other_programs_is_no_frame() -> None:
     np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_what_is_transparent_in_a_frame_is_white_as_in_a_picture(kind: str, options: dict[str, Any]) -> None:
+    """A red square that moves over nothing; what is stored under the nothing is black."""
+    frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
+    for number, frame in enumerate(frames):
+        frame.paste((255, 0, 0, 255), (number, 4, number + 4, 8))
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:], duration=125, **options)
+    found = read_video(buffer.getvalue(), kind.lower(), frame_rate=8.0)
+    for number, seen in enumerate(found):
+        np.testing.assert_allclose(seen[:, 15, 15], 1, atol=0.01)
+        np.testing.assert_allclose(seen[:, 5, number + 1], [1, 0, 0], atol=0.01)
+
+
 def test_bytes_are_read_as_0_to_255() -> None:
     bytes_ = np.full((6, 3, 16, 16), 51, np.uint8)
     found = read_video(npy(bytes_), "npy")

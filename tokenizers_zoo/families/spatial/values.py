@@ -237,8 +237,6 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
 
     Raises ValueError.
     """
-    from PIL import Image
-
     image = open_image(data, extension)
     if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
         raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
@@ -246,6 +244,13 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
         return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
     if image.mode == "F":
         raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
+    return laid_over(image, ground)
+
+
+def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
+    """A picture without transparency: laid over the colour `ground` where it has some, else itself."""
+    from PIL import Image
+
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)

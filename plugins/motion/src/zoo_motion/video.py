@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.spatial.values import array_bytes, laid_over, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.modality import Metric
 
@@ -109,7 +109,7 @@ class Video(ClipModality):
 def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.float32]:
     """The frames (time, 3, height, width) that an animation shows at 0, 1, ... x 1 / `frame_rate` s. Raises ValueError.
 
-    It may be shorter than `frames`, and it is not started again.
+    It may be shorter than `frames`, and it is not started again. Transparent parts are laid over white, as in pictures.
     """
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
@@ -126,7 +126,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                     continue  # for those who cannot show an animation; it is no frame of it
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
-                pixels = np.asarray(frame.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+                pixels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32).transpose(2, 0, 1) / 255
                 while len(shown) < frames and len(shown) * 1000 / frame_rate < until:
                     shown.append(pixels)
     except UnidentifiedImageError:
