@@ -342,6 +342,19 @@ def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     assert poses.read(*poses.write([value])) == [value]
 
 
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]], ids=str
+)
+def test_matrices_that_are_no_rotations_are_refused(poses: ModalityHandle, wrong: np.ndarray) -> None:
+    value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
+    matrices = rotations.matrices_of(np.array(value["joint_rotations"])).round(1)  # as rounded as is taken
+    poses.read(json.dumps([value | {"joint_rotations": matrices.tolist()}]).encode(), "json")
+    matrices[5] = wrong
+    text = json.dumps([value, value | {"joint_rotations": matrices.tolist()}])
+    with pytest.raises(InvalidValueError, match="human_poses: person 1: joint_rotations: expected rotation matrices"):
+        poses.read(text.encode(), "json")
+
+
 def test_integers_are_numbers_too(poses: ModalityHandle) -> None:
     (tokens,) = poses.encode([changed(joint_rotations=[[0, 0, 0]] * 24, box=[0, 0, 1, 1])])
     assert len(tokens) == 22

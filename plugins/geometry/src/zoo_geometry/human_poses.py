@@ -47,6 +47,9 @@ LONGEST_SHAPE = 300
 MOST_PICTURES = 10.0
 """Widths and heights of the picture that most joints are not away from its corner; more are pixels."""
 SHAPE_SPAN = 5.0  # shape numbers are in deviations from the mean body
+ROUNDED = 0.1
+"""How far the numbers of a rotation matrix in a file may be from those of a rotation: as where they are rounded to
+tenths."""
 
 BOX = tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
 CAMERA = (
@@ -282,11 +285,18 @@ class HumanPoses(ObjectModality):
         return [{**seen_through(crop, person), "box": box} for person, box in zip(people, boxes, strict=True) if box]
 
     def read(self, data: bytes, extension: str, options: PoseSettings) -> list[Person]:
-        """A `.json` file with the list; rotations of 24 x 3 x 3 numbers are matrices."""
+        """A `.json` file with the list; rotations of 24 x 3 x 3 numbers are matrices. Raises InvalidValueError."""
         value = read_json(data, extension)
-        for person in value if isinstance(value, list) else ():
+        for index, person in enumerate(value if isinstance(value, list) else ()):
             turns = numbers(person.get("joint_rotations")) if isinstance(person, dict) else None
             if turns is not None and turns.shape == (JOINTS, 3, 3):
+                off = float(np.abs(rotations.nearest(turns) - turns).max())
+                if off > ROUNDED:
+                    raise InvalidValueError(
+                        f"person {index}: joint_rotations: expected rotation matrices (rows at right angles and of"
+                        f" length 1, determinant 1), got numbers that are up to {off:.2g} off; a mirror image, or what"
+                        " is not known, is no rotation"
+                    )
                 person["joint_rotations"] = rotations.vectors_of(turns).tolist()
         return checked_people(value)
 
