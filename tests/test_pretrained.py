@@ -73,6 +73,9 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     folder = fill(tmp_path / "sharded")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
     refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
+    for damaged in ('{"weight_map": {"x": "a.safe', "{}", "[]", '{"weight_map": ["a.safetensors"]}'):
+        (folder / "model.safetensors.index.json").write_text(damaged)  # as a copy that broke off leaves it
+        refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
     refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
     refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
 

@@ -113,7 +113,12 @@ class PretrainedConfig:
                 hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
                 raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")
         for index in folder.glob("*.safetensors.index.json"):
-            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                raise PretrainedError(
+                    f"{self.model}: {index.name} is damaged: expected JSON with a table weight_map; copy it again"
+                ) from None
             if absent := sorted(name for name in wanted if not (folder / name).is_file()):
                 raise PretrainedError(f"{self.model}: it lacks {', '.join(absent)}, which {index.name} names")
         return folder
