@@ -78,6 +78,9 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
         ("Left and right sides of the road, and the left or the right.",
          "Right and left sides of the road, and the right or the left."),
         ("The left chair is in the upper left corner.", "The right chair is in the upper right corner."),
+        ("The leftmost chair, and the right-most of two.", "The rightmost chair, and the left-most of two."),
+        ("A far-right party, in the top-left corner.", "A far-right party, in the top-right corner."),
+        ("Bottom-right: a dog.", "Bottom-left: a dog."),
         ("He left; all right.", "He left; all right."),
     ],
 )  # fmt: skip

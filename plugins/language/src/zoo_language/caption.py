@@ -54,14 +54,15 @@ class Caption(PlainText[CaptionSettings]):
 _SIDES = r"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:left|right))*"
 _SIDES_OF_A_PICTURE = re.compile(
     r"(?<=\b[Tt]he )((?:far|extreme|upper|lower|top|bottom|front|rear|back|near) )?" + _SIDES + r"\b"
-    r"|\b" + _SIDES + r"(?=(?: of|[ -]sides?|[ -]hand)\b)"
+    r"|\b(?i:upper|lower|top|bottom|front|rear|back)-" + _SIDES + r"\b"
+    r"|\b" + _SIDES + r"(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
 )  # fmt: skip
 _OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
 
 def mirrored(text: str) -> str:
-    """The text with left and right exchanged where they are sides: after "the", "the far" and the like, before "of",
-    "side" and "hand", and where "and" or "or" joins them to such a one."""
+    """The text with left and right exchanged where they are sides: after "the", "the far", "top-" and the like, before
+    "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one."""
 
     def exchanged(match: re.Match[str]) -> str:
         return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b", lambda side: _OTHER[side.group()], match.group())
