@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,11 +77,20 @@ def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
 def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And they are spread evenly, as those of others are: of sorted samples the first may all be alike."""
     monkeypatch.setattr("tokenizers_zoo.training.loop.FINAL_SAMPLES", 3)
-    samples = TrainingSamples(train=list(pictures(2)), test=list(pictures(5, 1)))
+    read = []
+
+    class Watched(list[np.ndarray]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)))
     folder = plugin.train_tokenizer(SETTINGS, samples, tmp_path / "rgb_patches", 0)
     assert json.loads((folder / "evaluation.json").read_text())["samples"] == 3
-    assert "2 training and 5 held-out samples" in (folder / "README.md").read_text()
+    assert "2 training and 6 held-out samples" in (folder / "README.md").read_text()
+    assert read == [0, 2, 4]
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:

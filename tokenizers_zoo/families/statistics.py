@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
@@ -50,8 +51,8 @@ def fit_statistics(
     """Write the checkpoint of `compute(training values)`, mean and deviation, into `out_dir`, which is returned.
 
     `description` says which model this is; `evaluate(mean, deviation, held-out values)` scores it, on FINAL_SAMPLES at
-    most. `seed` is recorded, and changes nothing. Raises CheckpointError where `out_dir` holds another run, DataError
-    without samples.
+    most, evenly spread. `seed` is recorded, and changes nothing. Raises CheckpointError where `out_dir` holds another
+    run, DataError without samples.
     """
     import torch
 
@@ -69,7 +70,7 @@ def fit_statistics(
     start = time.perf_counter()
     chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
     mean, std = compute(train[int(index)] for index in chosen)
-    evaluation = evaluate(mean, std, [test[index] for index in range(min(len(test), FINAL_SAMPLES))])
+    evaluation = evaluate(mean, std, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
     run.begin()
     finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
