@@ -121,7 +121,8 @@ class PhotosSource:
             name="photos",
             summary="random crops of 9 real photographs from the scikit-image and scikit-learn wheels",
             modalities=("rgb",),
-            licence="public domain and CC0 (scikit-image); CC BY 2.0, danielbuechele and vultilion (scikit-learn)",
+            licence="public domain, CC0, or no known copyright restrictions (scikit-image);"
+            " CC BY 2.0, danielbuechele and vultilion (scikit-learn)",
             settings=PhotosSettings,
         )
 
