@@ -65,6 +65,7 @@ def test_integers_become_reflectance(write: Any) -> None:
             "12 of 16 pixels have no data, which is 0",
         ),
         (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
+        (npy(np.full((12, 4, 4), -9999, np.float32)), "npy", "got -9999, as where there is no data; leave such"),
         (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
         (b"garbage", "tif", "cannot be read as TIFF"),
         (b"II*\0garbage", "tif", "cannot be read as TIFF: there is no picture in it"),
@@ -74,6 +75,17 @@ def test_integers_become_reflectance(write: Any) -> None:
 def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         multispectral.plugin.read_value(data, extension, settings("multispectral"))
+
+
+def test_noise_below_0_is_cut_off_in_floats_as_in_integers() -> None:
+    """Dark water after the offset of newer Sentinel-2 products is taken off."""
+    numbers = np.full((12, 4, 4), 1500, np.uint16)
+    numbers[:, 0, 0] = 960
+    own = settings("multispectral", offset=-0.1)
+    found = multispectral.plugin.read_value(npy(numbers), "npy", own)
+    floats = multispectral.plugin.read_value(npy((numbers * 0.0001 - 0.1).astype(np.float32)), "npy", own)
+    np.testing.assert_allclose(floats, found, atol=1e-6)
+    assert floats.min() == 0 and floats.dtype == np.float32
 
 
 def test_bands_are_not_taken_for_colours() -> None:

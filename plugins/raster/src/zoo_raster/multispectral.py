@@ -77,7 +77,10 @@ class Multispectral(SpatialModality):
     )
 
     def read(self, data: bytes, extension: str, options: MultispectralSettings) -> NDArray[np.float32]:
-        """A .tif or .npy with bands first or last: reflectance as floats, or integers with `scale` and `offset`."""
+        """A .tif or .npy with bands first or last: reflectance as floats, or integers with `scale` and `offset`.
+
+        Noise below 0 is cut off. Raises ValueError.
+        """
         if extension not in ("npy", "tif", "tiff"):
             raise ValueError("expected .tif or .npy")
         array, nodata = (read_array(data, extension), None) if extension == "npy" else read_tiff(data)
@@ -98,7 +101,9 @@ class Multispectral(SpatialModality):
         top = float(np.max(value))
         if top > LARGEST:
             raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
-        return value.astype(np.float32)
+        if (low := float(np.min(value))) < -NOISE:
+            raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; leave such rasters out")
+        return np.maximum(value, 0).astype(np.float32)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
