@@ -103,6 +103,16 @@ def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_pa
         findings(zoo, tmp_path / "four")
 
 
+def test_most_numbers_of_a_range_with_0_inside_are_far_from_its_ends(install_example: Install, tmp_path: Path) -> None:
+    """As those of flow, which may be 1000 pixels per frame, and mostly are a few."""
+    install_example("field", {"low=0, high=1": "low=-1000, high=1000"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "pixels", [blocks(i, -7, 7) for i in range(3)])
+    assert findings(zoo, data)["values"].passed
+    data = write_data(zoo, tmp_path / "fractions", [blocks(i, -0.1, 0.1) for i in range(3)])
+    failing(zoo, data, "values", "less than 0.1% of the range")
+
+
 def test_what_is_broken_in_one_modality_is_a_finding_of_its_own(install_example: Install, tmp_path: Path) -> None:
     for name in ("broken", "cut", "field"):
         install_example(name, {MARKS: "raise ValueError('no luck')"} if name == "broken" else {})

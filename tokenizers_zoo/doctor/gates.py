@@ -20,6 +20,8 @@ from tokenizers_zoo.values import bounds
 
 LEAST_SPAN = 0.01
 """Share of the declared range that values span at least: less is another unit."""
+LEAST_SIGNED_SPAN = 0.001
+"""The same of a range with 0 inside, which says how far numbers may go either way, and of which most keep near 0."""
 HALF_WAY = 0.5
 """Share of the way from the best constant answer to perfect, where no metric declares a bound; or to the main metric's
 bound, where the tokenizer was trained for a few steps only."""
@@ -37,7 +39,8 @@ REREAD = 8
 
 @gate
 def values(patient: Patient) -> str:
-    """Held-out values are as declared, differ, and span more than a hundredth of the declared range."""
+    """Held-out values are as declared, differ, and span more than a hundredth of the declared range; of a range with 0
+    inside, more than a thousandth."""
     found, spec = patient.values, patient.handle.spec.value
     if patient.unread:
         raise Failed(patient.unread, "make, derive or copy these data again")
@@ -58,9 +61,10 @@ def values(patient: Patient) -> str:
     if low is None or high is None:
         return figure
     figure += f" (declared {low:g} to {high:g})"
-    if found[0].dtype.kind == "f" and most - least < LEAST_SPAN * (high - low):
+    share = LEAST_SIGNED_SPAN if low < 0 < high else LEAST_SPAN
+    if found[0].dtype.kind == "f" and most - least < share * (high - low):
         raise Failed(
-            f"{figure}: less than {LEAST_SPAN:.0%} of the range",
+            f"{figure}: less than {100 * share:g}% of the range",
             f"are they really{unit or ' in the declared unit'}? convert them, or declare the range that they have",
         )
     return figure
