@@ -23,6 +23,7 @@ import zoo_scenes
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.keys import field_docstrings
 from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
@@ -274,6 +275,15 @@ def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
 def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         samples(**own)
+
+
+def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
+    meanings = field_docstrings(SceneSettings)
+    for name in ("image_size", "people", "clutter", "min_fov", "max_boxes", "min_visible"):
+        with pytest.raises(ValueError, match=r"expected \S+ to \S+, got -1") as caught:
+            SceneSettings(**{name: -1})
+        low, high = map(float, re.findall(r"expected (\S+) to (\S+),", str(caught.value))[0])
+        assert f"{low:g} to {high:g}" in meanings[name], name
 
 
 def test_counts_must_be_given() -> None:

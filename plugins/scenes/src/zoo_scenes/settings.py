@@ -16,7 +16,7 @@ class SceneSettings:
     clutter: int = 6
     """Most loose things (boxes, balls, cylinders) that are dropped into one room, 0 to 12."""
     min_fov: float = 62.0
-    """Least vertical field of view of the camera in degrees, 20 to 120. How far away a picture's things are can be told
+    """Least vertical field of view of the camera in degrees, 30 to 110. How far away a picture's things are can be told
     only as well as the lens is known: where it may be any, the same picture is that of a near or of a far thing."""
     max_fov: float = 68.0
     """Greatest one, `min_fov` to 110."""
