@@ -35,7 +35,8 @@ class NormalSettings(SpatialSettings):
 
     camera_fov: float | tuple[float, float] | Literal["metadata"] | None = None
     """The camera's field of view, degrees: with it normals are derived from depth. One number is the vertical one, of
-    pictures with square pixels; else [vertical, horizontal]; "metadata" takes each sample's field `camera_fov`."""
+    pixels that are square at the size of the settings; else, as of a wide picture that was made a square, [vertical,
+    horizontal]; "metadata" takes each sample's field `camera_fov` as one number."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)

@@ -40,8 +40,8 @@ class PoseLabeller(PretrainedConfig):
     landmarks: Literal["lite", "full", "heavy"] = "full"
     """Size of the landmark network; the wheel carries full."""
     camera_fov: float | tuple[float, float] | None = None
-    """The camera's field of view, degrees: the vertical one, of pictures with square pixels, or [vertical, horizontal].
-    Absent supposes a focal length of the picture's diagonal."""
+    """The camera's field of view, degrees: the vertical one, of pixels that are square at the size of the settings of
+    rgb, or [vertical, horizontal]. Absent supposes a focal length of the picture's diagonal."""
     threshold: float = 0.5
     """Least score of the detector, in (0, 1)."""
     presence: float = 0.5
