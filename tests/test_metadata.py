@@ -302,6 +302,10 @@ def test_class_ids_mean_what_semseg_says() -> None:
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
     found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
     assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
+    table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # none of the walkable ones, so nobody knows the share
+    zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
+    found = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
+    assert found == {"object_share": 0.25, "num_classes": 3}
 
 
 def test_what_cannot_be_read_is_not_written() -> None:

@@ -36,14 +36,15 @@ FIELDS = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SemanticMetadataSettings(DerivedSettings):
-    """Settings of `semantic_metadata`. Raises ValueError, naming the field, for a class that is not declared."""
+    """Settings of `semantic_metadata`."""
 
     inputs: tuple[str, ...] = ("boxes", "semseg", "caption")
     """The modalities to compute from: boxes, sam_instance, semseg, caption, or some of them."""
     countable: tuple[str, ...] = COUNTABLE
-    """The classes that are things, not stuff; those that semseg lacks are never seen."""
+    """The classes that are things, not stuff; those that semseg lacks are never seen, and where it lacks them all their
+    share is left out."""
     walkable: tuple[str, ...] = ("floor", "rug")
-    """The classes that one can walk on."""
+    """The classes that one can walk on; theirs likewise."""
     void: str = "void"
     """The class of pixels that say nothing."""
     person: str = "person"
@@ -68,7 +69,10 @@ def of_instances(instances: npt.NDArray[Any], options: SemanticMetadataSettings)
 def of_classes(
     semseg: npt.NDArray[Any], options: SemanticMetadataSettings, classes: Sequence[str]
 ) -> Mapping[str, float]:
-    """Shares of class ids (height, width); nothing where every pixel is void. Raises InvalidValueError."""
+    """Shares of class ids (height, width), of groups that have a class; nothing where every pixel is void.
+
+    Raises InvalidValueError.
+    """
     counts = np.bincount(semseg.ravel(), minlength=len(classes)).tolist()
     if len(counts) > len(classes):
         raise InvalidValueError(f"class ids up to {len(counts) - 1}, and semseg names {len(classes)} classes")
@@ -76,11 +80,10 @@ def of_classes(
     total = sum(pixels.values())
     if not total:
         return {}
-    return {
-        "object_share": sum(pixels.get(name, 0) for name in options.countable) / total,
-        "walkable_share": sum(pixels.get(name, 0) for name in options.walkable) / total,
-        "num_classes": sum(count > 0 for count in pixels.values()),
-    }
+    groups = {"object_share": options.countable, "walkable_share": options.walkable}
+    known = {name: [label for label in labels if label in pixels] for name, labels in groups.items()}
+    shares = {name: sum(map(pixels.__getitem__, labels)) / total for name, labels in known.items() if labels}
+    return {**shares, "num_classes": sum(count > 0 for count in pixels.values())}
 
 
 def of_caption(caption: str, options: SemanticMetadataSettings) -> Mapping[str, float]:
