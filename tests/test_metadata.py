@@ -287,6 +287,8 @@ def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
     assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments, {}) == {"num_segments": 2}
     assert semantic_metadata.derive({"caption": "日本語。はい。"}, some, {})["caption_sentences"] == 2
+    long = "A table, 1.5 m long... It was built in 1910. Nobody sits at it!"
+    assert semantic_metadata.derive({"caption": long}, some, {})["caption_sentences"] == 3
 
 
 def test_what_is_computed_is_clipped_into_its_range() -> None:

@@ -87,11 +87,14 @@ def of_classes(
 
 
 def of_caption(caption: str, options: SemanticMetadataSettings) -> Mapping[str, float]:
-    """Lengths of a text; nothing where it has no words. A sentence ends at `.`, `!`, `?` or their like, or the text."""
+    """Lengths of a text; nothing where it has no words.
+
+    A sentence ends at `.`, `!`, `?` or their like, or the text, but not at the point within a number.
+    """
     words = len(re.findall(r"\w+", caption))
     if not words:
         return {}
-    sentences = sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?。！？।]+", caption))
+    sentences = sum(bool(re.search(r"\w", part)) for part in re.split(r"(?<!\d)\.|\.(?!\d)|[!?。！？।]", caption))
     return {"caption_characters": len(caption), "caption_words": words, "caption_sentences": sentences}
 
 
