@@ -146,6 +146,7 @@ def test_the_backbone_reads_them(road: tuple[Zoo, Path], tmp_path: Path) -> None
 def test_the_published_size_is_a_preset() -> None:
     spec = t5_caption.modality_spec(Settings(NAME, {"preset": "4m"}))
     assert spec.layout == EmbeddingsLayout(max_length=77, dim=4096) and spec.derived_from == ("caption",)
+    assert "weights of" in spec.licence
     for other in ("5m", ["4m"], {"4m": 1}):
         with pytest.raises(ConfigError, match='preset: expected "4m"'):
             t5_caption.modality_spec(Settings(NAME, {"preset": other}))
