@@ -106,7 +106,9 @@ def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path
 
 def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, frozen: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
-    train(world, full, "facts.total", tuning="full", steps=3)
+    counts = train(world, full, "facts.total", tuning="full", steps=3)["parameters"]
+    assert counts["trained"] == counts["all"], "the encoder's, too"
+    assert f"{counts['all']:,} of {counts['all']:,} parameters were trained" in (full / "README.md").read_text()
     for folder in (full, frozen):
         copy = tmp_path / "copies" / folder.name
         shutil.copytree(folder, copy)
@@ -134,6 +136,7 @@ def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: 
     additions = [name for name in stored if name.startswith("encoder.")]
     # Two matrices for each of four layers of each of two blocks.
     assert len(additions) == 2 * 4 * 2 and all("lora_" in name for name in additions)
+    assert metrics["parameters"]["trained"] == sum(tensor.numel() for tensor in stored.values())
     assert all(stored[name].abs().sum() > 0 for name in additions)
     with_additions, tokens = probe.predict({"light": world.tokens("light")[1]}), world.tokens("light")[1]
     for name, parameter in probe.network.encoder.named_parameters():

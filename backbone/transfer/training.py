@@ -177,6 +177,7 @@ class TransferTask:
         self.frozen = self.config.tuning == "frozen"
         self.kept: dict[tuple[int, int], Tensor] = {}
         self.network: Network
+        self.trained = 0  # parameters; those that are averaged, and judged, want no gradient
 
     def describe(self) -> Mapping[str, Any]:
         """See `TokenizerTask`; folders may have moved since."""
@@ -199,10 +200,11 @@ class TransferTask:
         else:
             head = build_head(self.head, self.kind, self.config, model, self.grid)
         self.network = Network(encoder.to(self.device), head, self.grid)
-        if not self.frozen:
-            return self.network
-        self.keep(self.part, range(len(self.part)))
-        return head
+        module: nn.Module = head if self.frozen else self.network
+        self.trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        if self.frozen:
+            self.keep(self.part, range(len(self.part)))
+        return module
 
     def keep(self, part: Part, places: Sequence[int]) -> None:
         """Compute and keep the features of the samples at these places."""
@@ -303,7 +305,6 @@ class TransferTask:
             self.network.head = self.head_of(module)
         else:
             self.network = cast(Network, module)
-        trained = sum(p.numel() for group in self.parameter_groups(module) for p in group["params"])
         settings = dict(self.settings)
         probe = Probe(
             self.network, self.task, self.kind, settings["given"], self.zoo, settings["backbone"]["fingerprints"]
@@ -317,7 +318,7 @@ class TransferTask:
             "settings": settings["settings"],
             "left_out": dict(self.left_out),
             "backbone": {key: settings["backbone"][key] for key in ("run", "weights_sha256")},
-            "parameters": {"trained": trained, "all": sum(p.numel() for p in probe.parameters())},
+            "parameters": {"trained": self.trained, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps,
             **({"kept_step": kept.step, "validation": {"name": self.spec.metrics[0].name, "score": kept.score}}
                if kept is not None else {}),
