@@ -228,3 +228,12 @@ def test_an_optimizer_goes_on_from_its_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), whole.parameters(), strict=True))
     with pytest.raises(CheckpointError, match=r"output\.other"):
         other.empty_state(["output.other.first"])
+
+
+def test_state_is_read_to_where_the_parameters_are() -> None:
+    """AdamW's steps, too: its fused kernel reads them on the device of the parameters."""
+    _, optimizer = trained(True, steps=1)
+    names = list(optimizer.state())
+    assert "encoder_norm.weight.ticks" in names
+    optimizer.parameters = {name: parameter.to("meta") for name, parameter in optimizer.parameters.items()}
+    assert {tensor.device.type for tensor in optimizer.empty_state(names).values()} == {"meta"}

@@ -225,7 +225,9 @@ class Optimizer:
             if part != "ticks":
                 tensors[name] = torch.zeros_like(like)
             else:
-                tensors[name] = torch.zeros_like(like[:, :1]) if parameter == TOKEN_TABLE else torch.zeros(())
+                # AdamW's fused kernel reads its steps on the device of the parameter.
+                steps = torch.zeros((), device=like.device)
+                tensors[name] = torch.zeros_like(like[:, :1]) if parameter == TOKEN_TABLE else steps
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
