@@ -60,7 +60,7 @@ def open_sources(
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has no tokens, UnknownNameError for one that a dataset names and the run has not,
-    and ConfigError for a dataset that shares no modality with the others.
+    and ConfigError for a dataset that shares no modality with the others to train on.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -76,7 +76,8 @@ def open_sources(
                 continue
         data = TokenData(dataset.tokens, split, specs, names=names)
         sources.append(Source(data=data, dataset=dataset, number=number))
-    _check_shared(sources)
+    if split == TRAIN:
+        _check_shared(sources)
     found = {name for source in sources for name in source.data.columns}
     if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
         raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
