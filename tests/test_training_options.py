@@ -18,6 +18,7 @@ from PIL import Image
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from backbone.growing import Trained
 from backbone.model import FourM
 from backbone.saving import load_model
 from backbone.tables import Tables
@@ -301,6 +302,19 @@ def test_held_out_splits_of_stores_need_nothing_in_common(store: Path, tmp_path:
     assert len(open_sources(store, "train", [*all_layouts(), added], config)) == 2
     own, other = open_sources(store, "test", [*all_layouts(), added], config)
     assert "more" not in own.data.columns and list(other.data.columns) == ["more"] and len(other.data) == 6
+
+
+def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_store(tmp_path / "other")
+    specs = [*all_layouts(), spec("more", GridLayout(shape=(2, 4)), 17)]
+    config = dataclasses.replace(SHORT, steps=1, datasets=(Dataset(tokens=Path("other")),))
+    monkeypatch.chdir(tmp_path)
+    folder = train(tmp_path / "run", store, specs, SMALL, config)
+    before = (folder / "training_state.json").read_bytes()
+    assert train(tmp_path / "run", store, specs, SMALL, config) == folder
+    assert (folder / "training_state.json").read_bytes() == before
+    monkeypatch.chdir(store)
+    assert [dataset.tokens for dataset in Trained.load(folder).stores(store)] == [store, other]
 
 
 def test_defaults_are_off() -> None:

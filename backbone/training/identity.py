@@ -43,6 +43,12 @@ def run_identity(
     return as_json(identity)
 
 
+def lasting(config: TrainConfig) -> dict[str, Any]:
+    """Settings as JSON types for config.json, which is read from any folder: paths are absolute."""
+    datasets = tuple(dataclasses.replace(dataset, tokens=dataset.tokens.resolve()) for dataset in config.datasets)
+    return as_json(dataclasses.asdict(dataclasses.replace(config, datasets=datasets)))
+
+
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     """The same in JSON types, as it is read from a file."""
     result: dict[str, Any] = json.loads(json.dumps(record, default=str))

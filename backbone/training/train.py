@@ -27,7 +27,7 @@ from backbone.training.balance import Balance
 from backbone.training.compiling import compile_blocks
 from backbone.training.data import Loader
 from backbone.training.held_out import held_out_losses
-from backbone.training.identity import open_run, run_identity
+from backbone.training.identity import lasting, open_run, run_identity
 from backbone.training.log import NoLog, TrainingLog
 from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
 from backbone.training.optim import Optimizer, learning_rate, peak_rate
@@ -91,7 +91,7 @@ def train(
                 remove_folder(folder / distributed.STATE)  # a kill after the model was written may have left it
             return folder
         seconds = training.run()
-        extra = {"train": identity["train"], "fingerprints": fingerprints, "training_seconds": seconds}
+        extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}
         extra |= {"start": record, **beginning.published} if record else {}
         if training.average is not None:
             save_last(training, folder, extra, beginning.beside)
