@@ -63,6 +63,17 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     assert "0.300 ± 0.635" in CliRunner().invoke(command, ["compare", *map(str, two)]).output
 
 
+def test_a_probe_that_is_there_twice_counts_once(run: Path) -> None:
+    probe(run, "a", 0.25)
+    probe(run, "copy of a", 0.25)
+    section = transfer_section(run, "w")
+    assert section is not None and section["seeds"] == 1 and section["spread"] == ""
+    assert [(row["score"], row["seeds"]) for row in section["rows"]] == [("0.25", 1)]
+    probe(run, "b", 0.35, seed=1)
+    section = transfer_section(run, "w")
+    assert section is not None and [(row["score"], row["seeds"]) for row in section["rows"]] == [("0.3 ± 0.64", 2)]
+
+
 def test_figures_of_other_kinds_and_tables_are_not_averaged(run: Path) -> None:
     right = [{"name": "accuracy", "unit": "", "higher_is_better": True, "meaning": "", "score": 0.9, "floor": 0.5}]
     probe(run, "numbers", 0.25)

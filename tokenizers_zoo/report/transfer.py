@@ -50,19 +50,22 @@ def titles(questions: Iterable[Question]) -> dict[Question, str]:
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Probes in the run's folder that were trained on its `weights`, for the template; None where there are none.
 
-    Those that differ in nothing but the seed are one row.
+    Those that differ in nothing but the seed are one row; of those that differ in nothing one counts.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for path in sorted(run.glob(PROBES)):
         found = read_table(path, *NEEDED)
         if found["backbone"]["weights_sha256"] == weights:
-            groups.setdefault((Question.of(path.parent, found), *_setting(found)), []).append(found)
+            seeds = groups.setdefault((Question.of(path.parent, found), *_setting(found)), {})
+            seeds.setdefault(found["seed"], found)
     if not groups:
         return None
     names = titles(question for question, *_ in groups)
-    rows = sorted((_row(names[key[0]], probes) for key, probes in groups.items()), key=lambda row: row["order"])
-    seeds = max(len(probes) for probes in groups.values())
-    return {"rows": rows, "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
+    rows = [_row(names[key[0]], list(probes.values())) for key, probes in groups.items()]
+    most = max(len(probes) for probes in groups.values())
+    return {
+        "rows": sorted(rows, key=lambda row: row["order"]), "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""
+    }  # fmt: skip
 
 
 def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
