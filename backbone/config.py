@@ -69,6 +69,8 @@ class ModelConfig:
             raise ValueError(f"dim: expected a multiple of 4 and of heads ({self.heads}), got {self.dim}")
         if self.rotary and self.dim // self.heads % 2:
             raise ValueError(f"rotary: expected an even head size, dim over heads; got {self.dim // self.heads}")
+        if not 0 < self.mlp_ratio < math.inf or self.mlp_hidden < 1:
+            raise ValueError(f"mlp_ratio: expected a number that gives an MLP hidden units, got {self.mlp_ratio}")
         if self.registers < 0 or min(self.stored_positions.values(), default=1) < 1:
             raise ValueError("registers, stored_positions: expected 0 or more registers, and at least one row each")
         if min(self.position_lengths.values(), default=1) < 1:

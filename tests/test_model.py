@@ -275,6 +275,9 @@ def test_presets_and_their_errors() -> None:
         preset("smal")
     with pytest.raises(ValueError, match="multiple of 4"):
         ModelConfig(dim=30, heads=5)
+    for ratio in (0.001, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"mlp_ratio: expected a number that gives an MLP .*, got {ratio}"):
+            ModelConfig(mlp_ratio=ratio)
 
 
 def test_tables_place_each_modality_once() -> None:

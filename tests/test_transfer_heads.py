@@ -335,6 +335,7 @@ def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:
     [
         ({"labels": 1.5}, "labels: expected a share such as 0.1, 1.0 for all, or a number of samples"),
         ({"labels": 0}, "labels: expected a share"),
+        ({"labels": math.nan}, "labels: expected a share .*, got nan"),
         ({"labels": True}, "labels: expected int, got bool True"),
         ({"tuning": "half"}, "tuning: expected one of"),
         ({"patience": 3, "validation": 0.0}, "patience: watches the validation samples, and validation is 0"),
@@ -346,6 +347,8 @@ def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:
         ({"layer_decay": 0.0}, "layer_decay: expected a number above 0"),
         ({"neighbours": 0}, "neighbours, lora_rank and head_blocks: expected at least 1"),
         ({"temperature": 0.0}, "temperature and lora_alpha: expected numbers above 0"),
+        ({"temperature": math.nan}, "temperature and lora_alpha: expected numbers above 0, got nan and 16"),
+        ({"temperature": math.inf}, "temperature and lora_alpha: expected numbers above 0, got inf and 16"),
         ({"step": 3}, "unknown key; did you mean steps"),
     ],
 )

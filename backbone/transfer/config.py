@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,7 +81,8 @@ class TransferConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        if isinstance(self.labels, bool) or self.labels <= 0 or (isinstance(self.labels, float) and self.labels > 1):
+        most = 1 if isinstance(self.labels, float) else math.inf
+        if isinstance(self.labels, bool) or not 0 < self.labels <= most:
             raise ValueError(
                 f"labels: expected a share such as 0.1, 1.0 for all, or a number of samples without a point, got "
                 f"{self.labels}"
@@ -89,8 +91,10 @@ class TransferConfig(TrainConfig):
             raise ValueError(f"layer_decay: expected a number above 0 and up to 1, got {self.layer_decay}")
         if min(self.neighbours, self.lora_rank, self.head_blocks) < 1:
             raise ValueError("neighbours, lora_rank and head_blocks: expected at least 1")
-        if self.temperature <= 0 or self.lora_alpha <= 0:
-            raise ValueError("temperature and lora_alpha: expected numbers above 0")
+        if not 0 < self.temperature < math.inf or self.lora_alpha <= 0:
+            raise ValueError(
+                f"temperature and lora_alpha: expected numbers above 0, got {self.temperature} and {self.lora_alpha}"
+            )
         if not 0 <= self.validation < 1 or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"validation and dropout: expected shares from 0 to below 1, got {self.validation} and {self.dropout}"
