@@ -447,6 +447,8 @@ def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -
     strange = Preview(given=("light",), make="absent")
     with pytest.raises(ConfigError, match="absent is not of this run"):
         drawn(TrainConfig(previews=(strange,)))
+    with pytest.raises(ConfigError, match="previews: letters: expected at least one modality that is given"):
+        drawn(TrainConfig(previews=(Preview(given=(), make="letters"),)))
     assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
     assert drawn(TrainConfig(previews=named), inherited=True) == ["light to letters", "letters to light"]
     shutil.rmtree(tmp_path / "own" / "test")

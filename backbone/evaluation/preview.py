@@ -65,6 +65,8 @@ class Previews:
         for name in (*preview.given, preview.make):
             if name not in self.handles:
                 return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
+        if not preview.given:
+            return f"previews: {preview.make}: expected at least one modality that is given"
         if self.handles[preview.make].spec.continuous or preview.make in preview.given:
             return f"previews: {preview.make}: expected a modality that has tokens and is not given"
         return ""
