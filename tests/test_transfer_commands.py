@@ -104,6 +104,21 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
+    """Where those of the training are gone, samples are scored and predicted all the same."""
+    probe = tmp_path / "probe"
+    train(world, probe, str(world.table), head="knn")
+    score = json.loads((probe / "metrics.json").read_text())["metrics"][0]["score"]
+    config = json.loads((probe / "config.json").read_text())
+    (probe / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
+    done = zoo("eval", probe, "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
+    done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "made")
+    assert done.exit_code == 0 and [path.name for path in (tmp_path / "made").iterdir()] == ["predictions.csv"]
+    assert f"{tmp_path / 'elsewhere'}: no such folder" in refused("eval", probe, "--data", tmp_path / "elsewhere")
+
+
 def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

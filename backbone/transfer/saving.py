@@ -128,9 +128,12 @@ def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path
 
 
 def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStore | None:
-    """The values in `data`, or those of a probe's training; None where it has none. Raises DataError."""
+    """The values in `data`, or those of a probe's training; None where it has none, or can do without those that are
+    gone: its labels are a table. Raises DataError."""
     stored = load_config(folder, CLASS)["data"]
-    return ValueStore.of(data or Path(stored), probe.zoo) if data or stored else None
+    if data is None and (not stored or (probe.task.handle is None and not Path(stored).is_dir())):
+        return None
+    return ValueStore.of(data or Path(stored), probe.zoo)
 
 
 def described(
