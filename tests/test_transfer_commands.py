@@ -21,8 +21,9 @@ from small_modalities import installed
 from transfer_world import SOURCES, TRAIN, World, make_world, read, train
 
 from backbone.transfer import load
+from backbone.transfer.cli import settings_of
 from backbone.transfer.cli import transfer as command
-from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,13 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
 
 
 # ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(("text", "found"), [("transfer = 3", "3"), ("[[transfer]]\nsteps = 5", r"\[{'steps': 5}\]")])
+def test_settings_that_are_no_table_are_refused(text: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"wrong\.toml.* transfer: expected a table \[transfer\], got {found}$"):
+        settings_of(tmp_path / "wrong.toml", {}, ())
 
 
 BAD = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ CONFIG_OPTION = click.option(
 TABLES = ("model", "train", "eval")
 
 
-def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
-    """The tables of a configuration file. Raises ConfigError."""
+def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict[str, dict[str, Any]]:
+    """The tables of a configuration file that may have these, each empty where it is absent. Raises ConfigError."""
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)
-    reject_unknown(tables, TABLES, origin)
+    reject_unknown(tables, names, origin)
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
-    return {name: dict(tables.get(name, {})) for name in TABLES}
+    return {name: dict(tables.get(name, {})) for name in names}
 
 
 def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

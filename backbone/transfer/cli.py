@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from backbone.cli.config import read_tables
 from backbone.cli.run import open_run
 from backbone.transfer.config import As, Head, TransferConfig, Tuning, transfer_config
 from tokenizers_zoo.cli.options import (
@@ -20,7 +21,7 @@ from tokenizers_zoo.cli.options import (
     show_table,
     split_names,
 )
-from tokenizers_zoo.config import Origin, load_toml, reject_unknown
+from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
@@ -195,10 +196,8 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def settings_of(config_file: Path | None, asked: dict[str, Any], assignments: tuple[str, ...]) -> TransferConfig:
     """The file's table [transfer], with the options and `--set` in their place. Raises ConfigError."""
-    tables = load_toml(config_file) if config_file else {}
-    reject_unknown(tables, ("transfer",), Origin(path=config_file))
     given = {key: value for key, value in asked.items() if value is not None}
-    table = {**tables.get("transfer", {}), **parse_assignments(assignments), **given}
+    table = {**read_tables(config_file, ("transfer",))["transfer"], **parse_assignments(assignments), **given}
     return transfer_config(table, Origin(path=config_file, table="transfer"))
 
 
