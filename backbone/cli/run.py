@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """A run and the zoo that it was trained with; --registry or ./registry.toml take precedence."""
+    """A run, and the zoo of --registry, of the registry of its training, or of ./registry.toml, in this order."""
     from backbone.run import Run
 
     run = Run.load(folder)
