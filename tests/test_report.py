@@ -259,3 +259,12 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     assert registry_of(folder) is None
     with pytest.raises(CheckpointError, match="no trained backbone here"):
         registry_of(tmp_path)
+
+
+def test_a_page_says_where_the_registry_was_that_is_gone(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+    folder, _ = run
+    nothing = "none: every installed modality with its default settings"
+    assert nothing in write_report(zoo, folder).read_text(encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"tokens": "t", "registry": str(tmp_path / "registry.toml")}))
+    page = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert f"{tmp_path / 'registry.toml'}: not there any more" in page and nothing not in page

@@ -121,9 +121,11 @@ def _gap_closed(pair: Mapping[str, Any]) -> float:
 
 
 def _text(path: str | None) -> str:
-    """A text file's content; a sentence where there is none."""
-    if path is None or not Path(path).is_file():
+    """A registry's content; a sentence where a run had none, or it is gone."""
+    if path is None:
         return "none: every installed modality with its default settings"
+    if not Path(path).is_file():
+        return f"{path}: not there any more"
     return Path(path).read_text(encoding="utf-8")
 
 
