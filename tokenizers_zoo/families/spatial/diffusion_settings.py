@@ -24,22 +24,22 @@ class DiffusionConfig:
     target: Literal["values", "residual"] = "values"
     """values: the decoder makes values from codes; residual, with `base` only: what the plain decoder's output lacks,
     from codes and that output (predict and refine, arXiv 2112.02475), which needs far fewer steps."""
-    prediction: Literal["x0", "v", "epsilon"] = "x0"
+    prediction: Literal["x0", "v", "epsilon"] = "v"
     """What the network is trained to give: the clean target, the velocity (arXiv 2202.00512), or the noise.
 
-    v and epsilon hold the noise of all channels x patch_size^2 numbers of a cell: they want a width of at least that.
+    All need a width of at least the channels x patch_size^2 numbers of a cell, or they cannot tell its noise from it.
     """
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "cosine"] = "cosine"
     """Noise over time: linear betas (arXiv 2006.11239), or the squared cosine of arXiv 2102.09672, with less noise."""
     zero_terminal_snr: bool = True
     """Whether the last time is pure noise, as sampling assumes (arXiv 2305.08891); epsilon cannot learn from that."""
     drop_share: float = 0.1
     """Share of the training samples whose codes are hidden, for guidance (arXiv 2207.12598)."""
-    patch_size: int = 4
+    patch_size: int = 2
     """Pixels per cell of the network, along each side; divides the modality's patch size."""
     width: int = 32
     """Channels at the network's finest resolution; a multiple of 16."""
-    multipliers: tuple[int, ...] = (1, 2)
+    multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels of each resolution as multiples of the width; each is half as fine as the one before."""
     depth: int = 1
     """Residual blocks per resolution on the way down; one more on the way up."""

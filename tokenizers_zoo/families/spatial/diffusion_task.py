@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class DiffusionTask(SpatialTask):
     """How the training loop trains a DiffusionVQ; see `TokenizerTask`.
 
-    Raises ConfigError for class ids, which have no noise between them, and for a critic beside it.
+    Raises ConfigError for class ids, which have no noise between them, for a critic beside it, and for a network whose
+    cells hold more numbers than it has channels.
     """
 
     def __init__(self, modality: SpatialModality, settings: Settings) -> None:
@@ -39,6 +40,13 @@ class DiffusionTask(SpatialTask):
             raise ConfigError(
                 f"{where}: does not train beside a critic; set adversarial_weight = 0, or train the tokenizer first and"
                 " name it by base"
+            )
+        cell = self.modality.model_config(modality.options(settings)).channels * self.diffusion.patch_size**2
+        if cell > self.diffusion.width:
+            raise ConfigError(
+                f"{where}: a width of {self.diffusion.width} does not hold the {cell} numbers of a cell of"
+                f" {self.diffusion.patch_size} x {self.diffusion.patch_size} pixels, so that noise would stay; lower"
+                f" patch_size, or set a width of at least {-(-cell // 16) * 16}"
             )
         self.base: SpatialTokenizer | None = None
         if self.diffusion.base is not None:
