@@ -164,6 +164,7 @@ BAD = [
     (["--task", "zones.low", "--given", "light"], "which has no fields; ask for zones"),
     (["--task", "dark", "--given", "light,dark"], "dark is given, and with it the answer"),
     (["--task", "zones", "--given", "light,light"], "expected each modality once"),
+    (["--task", "zones", "--given", "light", "--seed", str(2**63)], "--seed 9223372036854775808: expected 0"),
     (["--task", "facts.rare", "--given", "light"], "all 32 labels are 'yes': nothing to tell apart"),
     (["--task", "facts.same", "--given", "light"], "all 96 labels are alike: nothing to tell apart"),
     (["--task", "facts.list", "--given", "light"], "expected texts or numbers, got '[1]'"),

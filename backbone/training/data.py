@@ -132,11 +132,13 @@ class Order:
         )
 
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch not in self._epochs:
+        order = self._epochs.get(epoch)
+        if order is None:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((*self.seed, epoch))))
-            self._epochs = {kept: order for kept, order in self._epochs.items() if kept >= epoch - 1}
-            self._epochs[epoch] = generator.permutation(self.count)
-        return self._epochs[epoch]
+            order = generator.permutation(self.count)
+            kept = {number: others for number, others in self._epochs.items() if number >= epoch - 1}
+            self._epochs = {**kept, epoch: order}  # in one go: threads may ask at once
+        return order
 
 
 class Loader:

@@ -69,6 +69,8 @@ def transfer(
     what does not fit together, before anything is written.
     """
     started = time.perf_counter()
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, place = Path(run), Run.load(run)
     stored = model_config(run)
     tables = Tables(list(map(spec_from_json, stored["specs"])))

@@ -63,7 +63,7 @@ class ZooGroup(click.Group):
 @click.option(
     "--registry",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The registry.toml to use. Default: ./registry.toml, else all that is installed with default settings.",
+    help="The registry.toml to use. Default: a given run's, else ./registry.toml, else all that is installed.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="zoo")
