@@ -197,13 +197,15 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 
 def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
-    """The gap closed of the pairs that an evaluation of both has."""
-    found = []
+    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples."""
+    found, settings = [], []
     for folder in (before, after):
         path = folder / FOLDER / EVALUATION
-        pairs = read_table(path, "pairs")["pairs"] if path.is_file() else []
-        found.append({(tuple(entry["given"]), entry["target"]): entry["gap_closed"] for entry in pairs})
-    old, new = found
+        table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
+        settings.append(table["identity"].get("settings"))
+        pairs = {(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]}
+        found.append(pairs)
+    old, new = found if settings[0] == settings[1] else ({}, {})
     return [
         {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}
         for pair, gap in old.items() if pair in new

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from test_ml4m_backbone import VARIANTS, imported, published
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, Mixture, TrainConfig
-from backbone.growing import Trained, growing_config, growing_mixtures, grown_specs, write_report
+from backbone.growing import Trained, gaps, growing_config, growing_mixtures, grown_specs, write_report
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model
@@ -425,3 +426,18 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add caption --tokens part --out x").refused(*replayed)
     assert not (world.folder / "x").exists()
     world.put_back()
+
+
+def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
+    def write(name: str, gap: float, samples: int = 8, **settings: Any) -> Path:
+        pair = {"given": ["a", "b"], "target": "x", "samples": samples, "gap_closed": gap}
+        path = tmp_path / name / "evaluation" / "evaluation.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"identity": {"settings": {"answers": 4, **settings}}, "pairs": [pair]}))
+        return tmp_path / name
+
+    before = write("before", 0.5)
+    expected = [{"given": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
+    assert gaps(before, write("after", 0.25)) == expected
+    for other in (write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1), tmp_path / "none"):
+        assert gaps(before, other) == []
