@@ -203,8 +203,7 @@ def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
         path = folder / FOLDER / EVALUATION
         table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
         settings.append(table["identity"].get("settings"))
-        pairs = {(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]}
-        found.append(pairs)
+        found.append({(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]})
     old, new = found if settings[0] == settings[1] else ({}, {})
     return [
         {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}

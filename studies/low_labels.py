@@ -41,11 +41,9 @@ class Probe:
     out: Path
 
     @staticmethod
-    def train(zoo: Zoo, probe: Probe) -> Path:
-        """Its folder, which is written where it is not."""
-        return transfer(
-            probe.run, zoo, probe.task, probe.given, probe.out, probe.config, seed=probe.seed, data=probe.data
-        )  # fmt: skip
+    def train(zoo: Zoo, probe: Probe) -> None:
+        """Write its folder where it is not there."""
+        transfer(probe.run, zoo, probe.task, probe.given, probe.out, probe.config, seed=probe.seed, data=probe.data)
 
 
 def main() -> None:
@@ -84,10 +82,8 @@ def main() -> None:
             )
         )  # fmt: skip
     console = Console(width=None if Console().is_terminal else 120)
-    trained = []
-    for folder in run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None):
-        trained.append(folder)
-        console.print(f"low_labels: trained {len(trained)} of {len(probes)}", highlight=False)
+    for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None), 1):
+        console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
     result = compared([probe.out for probe in probes])
     write_json(arguments.out / "results.json", {"study": "low_labels", **result})
     console.print(comparison_table(result))

@@ -22,6 +22,7 @@ from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.denoiser import Denoiser
 from tokenizers_zoo.families.spatial.diffusion import (
+    Ddim,
     DiffusionTokenizer,
     DiffusionVQ,
     noise_of,
@@ -113,6 +114,8 @@ def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"width of 16 does not hold the 48 numbers .* 4 x 4 .* width of at least 48"):
         train(tmp_path, diffusing(patch_size=4))
     assert not any(tmp_path.iterdir())
+    one_channel = diffusing("canny", patch_size=4)
+    assert DiffusionTask(canny.plugin, one_channel).diffusion.width == 16, "16 numbers fit 16 channels"
 
 
 # ---------------------------------------------------------------- noise
@@ -124,6 +127,20 @@ def test_the_last_time_is_pure_noise_only_where_that_is_asked_for(schedule: Any)
     assert pure[-1] == 0 and 0.99 < pure[0] < 1 and (pure.diff() < 0).all()
     some = DiffusionConfig(schedule=schedule, zero_terminal_snr=False, prediction="epsilon")
     assert noise_schedule(some).alphas_cumprod[-1] > 0
+
+
+def test_defaults_keep_what_little_noise_hides_and_train_where_there_is_something_to_learn() -> None:
+    """What an untrained network makes of a target with little noise is off by no more than that noise."""
+    config = DiffusionConfig()
+    kept = noise_schedule(config).alphas_cumprod
+    target, noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    time = int((kept > 0.97).sum()) - 1
+    noisy = kept[time].sqrt() * target + (1 - kept[time]).sqrt() * noise
+    sampler = Ddim(noise_schedule(config), [time], limited=False)  # the only step, so that it gives the clean target
+    clean = sampler.step(torch.zeros_like(target), torch.tensor(time), noisy)[0]
+    assert float((clean - target).square().mean()) < 0.04
+    assert float((kept < 0.05).float().mean()) < 0.2, "few times are nearly all noise"
+    assert 3 * config.patch_size**2 <= config.width, "the numbers of a cell of pictures fit the channels"
 
 
 def test_noise_depends_on_tokens_and_seed_only() -> None:

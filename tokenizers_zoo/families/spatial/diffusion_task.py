@@ -41,7 +41,7 @@ class DiffusionTask(SpatialTask):
                 f"{where}: does not train beside a critic; set adversarial_weight = 0, or train the tokenizer first and"
                 " name it by base"
             )
-        cell = self.modality.model_config(modality.options(settings)).channels * self.diffusion.patch_size**2
+        cell = modality.model_config(self.options).channels * self.diffusion.patch_size**2
         if cell > self.diffusion.width:
             raise ConfigError(
                 f"{where}: a width of {self.diffusion.width} does not hold the {cell} numbers of a cell of"
