@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pages import write_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -27,7 +28,6 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
 
-START, END = "<!-- quantizers: made by bench/quantizers.py -->", "<!-- end of quantizers -->"
 SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
 EQUAL: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in KIND_DEFAULTS if kind not in SEVERAL},
@@ -65,16 +65,6 @@ def measure(zoo: Zoo, name: str, samples: TrainingSamples, table: dict[str, Any]
     }
 
 
-def write_table(page: Path, rows: list[dict[str, Any]], note: str) -> None:
-    """Put the table between the two comments of `page`."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    lines = [f"| {' | '.join(map(str, line))} |" for line in (rows[0], ["---"] * len(rows[0]), *map(dict.values, rows))]
-    body = "\n".join([START, note, "", *lines, END])
-    page.write_text(before + body + after, encoding="utf-8")
-
-
 def main() -> None:
     """Train, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,7 +99,7 @@ def main() -> None:
     if arguments.write:
         what = f"`{handle.name}` of `{arguments.source}`: {arguments.steps} steps on {arguments.train} samples"
         note = f"{what}, the rest by default, seed 0; all figures on {arguments.test} held-out samples."
-        write_table(arguments.write, rows, note)
+        write_table(arguments.write, "quantizers", rows, note)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python studies/alphas.py --steps 1000 --seeds 3
 
 from __future__ import annotations
 
-from common import Study, Variant, compare
+from common import GIVEN_PICTURE, Study, Variant, compare
 
 from backbone.config import Mixture
 from backbone.training.mixing import TRAIN
@@ -25,6 +25,7 @@ def main() -> None:
             Variant(name=name, modalities=names, model=study.model, train=study.settings(mixtures))
             for name, mixtures in parts.items()
         ],
+        also=GIVEN_PICTURE,
     )
 
 

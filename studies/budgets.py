@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from common import Study, Variant, compare
+from common import GIVEN_PICTURE, Study, Variant, compare
 
 from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
@@ -27,7 +27,7 @@ def main() -> None:
         config = dataclasses.replace(config, masking=masking, batch_size=batch, parts=min(config.parts, batch))
         name = f"{inputs} in, {targets} out, {batch} samples"
         variants.append(Variant(name=name, modalities=names, model=study.model, train=config))
-    compare(study, variants)
+    compare(study, variants, also=GIVEN_PICTURE)
 
 
 if __name__ == "__main__":

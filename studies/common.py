@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.model import FourM
 from backbone.training.held_out import losses_of
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.pipeline.engines import run_jobs
 
@@ -28,6 +31,8 @@ Result = TypeVar("Result")
 
 GIVEN = "rgb_patches"
 """What the demo's pictures are read as."""
+GIVEN_PICTURE: Mapping[str, Mixture] = {"given the picture": Mixture(inputs=(GIVEN,))}
+"""What is asked beside anything from anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +145,24 @@ class Study:
         losses = losses_of(folder, specs, self.tokens, self.settings((question,)))
         return {name: loss for name, (loss, _) in losses.items()}
 
+    @property
+    def data(self) -> Path:
+        """The values that the tokens are of. Raises DataError where the tokens do not say."""
+        data = TokenStore(self.tokens).data
+        if data is None:
+            raise DataError(f"{self.tokens}: does not say where its values are; write it with zoo tokenize DATA")
+        return data
+
+    def made_of_the_picture(
+        self, folder: Path, zoo: Zoo, tokens: Path, targets: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The `pairs` of `zoo backbone eval` that lead from the picture to each target, by default to all."""
+        samples = self.arguments.samples
+        config = EvaluationConfig(samples=samples, loss_samples=samples, gallery_pairs=0)
+        result = evaluate(folder, zoo, tokens, self.data, given=[[GIVEN]], targets=targets, config=config)
+        pairs: list[dict[str, Any]] = result["pairs"]
+        return pairs
+
     def parameters(self, variant: Variant) -> int:
         """Of the blocks of a variant's model."""
         with torch.device("meta"):
@@ -178,21 +201,37 @@ def _losses(study: Study, job: tuple[Variant, int]) -> dict[str, float]:
     return study.losses_in(study.folder(variant.name, seed), variant.modalities, variant.question)
 
 
-def compare(study: Study, variants: Sequence[Variant]) -> None:
-    """Train all variants, and show their losses by modality, and the mean of those that all of them have."""
-    losses = dict(zip([variant.name for variant in variants], study.losses(variants), strict=True))
-    names = [name for name in variants[0].modalities if all(name in run for runs in losses.values() for run in runs)]
+def compare(study: Study, variants: Sequence[Variant], *, also: Mapping[str, Mixture] | None = None) -> None:
+    """Train all variants, and show their losses by modality, and the mean of those that all of them have.
+
+    `also` are further questions to each of them, by what is said of them; each has a table of its own.
+    """
+    answers, tables = {}, []
+    for said, question in {"": None, **(also or {})}.items():
+        asked = [dataclasses.replace(variant, question=question or variant.question) for variant in variants]
+        title = f"{study.name}, {said}" if said else study.name
+        answers[said or "own question"], table = _compared(title, asked, study.losses(asked))
+        tables.append(table)
+    study.finish(answers, *tables)
+
+
+def _compared(
+    title: str, variants: Sequence[Variant], losses: Sequence[Sequence[Mapping[str, float]]]
+) -> tuple[dict[str, Any], Table]:
+    """The losses of all runs with their intervals, and as a table."""
+    runs_of = dict(zip([variant.name for variant in variants], losses, strict=True))
+    names = [name for name in variants[0].modalities if all(name in run for runs in losses for run in runs)]
     rows = {
         name: {"mean": interval([sum(run[target] for target in names) / len(names) for run in runs])}
         | {target: interval([run[target] for run in runs]) for target in names}
-        for name, runs in losses.items()
+        for name, runs in runs_of.items()
     }
-    table = Table("held-out loss, nats", box=None, pad_edge=False, title=study.name)
+    table = Table("held-out loss, nats", box=None, pad_edge=False, title=title)
     for name in rows:
         table.add_column(name, justify="right")
     for target in ("mean", *names):
         table.add_row(target, *(shown(row[target]) for row in rows.values()))
-    study.finish({"losses": rows, "runs": losses}, table)
+    return {"losses": rows, "runs": runs_of}, table
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -204,3 +243,14 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 def shown(value: Mapping[str, float]) -> str:
     """A mean with half of its interval."""
     return f"{value['mean']:.3f}" + (f" ± {value['half']:.3f}" if value["half"] else "")
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
+    """The interval of figures, one of each seed; None where a seed has none."""
+    known = [value for value in values if value is not None]
+    return interval(known) if known and len(known) == len(values) else None
+
+
+def cell(value: Mapping[str, float] | None) -> str:
+    """A mean with half of its interval, or a dash."""
+    return shown(value) if value else "-"

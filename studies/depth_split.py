@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from common import Study, Variant, compare
+from common import GIVEN_PICTURE, Study, Variant, compare
 
 from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
@@ -22,7 +22,7 @@ def main() -> None:
         model = dataclasses.replace(study.model, encoder_depth=blocks - decoder, decoder_depth=decoder)
         name = f"{blocks - decoder} encoder, {decoder} decoder"
         variants.append(Variant(name=name, modalities=names, model=model, train=study.settings()))
-    compare(study, variants)
+    compare(study, variants, also=GIVEN_PICTURE)
 
 
 if __name__ == "__main__":

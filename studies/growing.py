@@ -17,20 +17,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, interval, shown
+from common import GIVEN, Study, cell, interval, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
 from backbone.cli.grow import REPLAY
 from backbone.config import TrainConfig
-from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.growing import Trained, growing_config, grown_specs, write_report
 from backbone.model import FourM
 from backbone.saving import save_model
 from backbone.training.mixing import TRAIN
 from backbone.training.train import train
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.errors import UnknownNameError
 
 GROWING, CHECKS = 5, 25
 """Growing takes S / 5 steps, and is looked at every S / 25."""
@@ -94,15 +93,8 @@ class Growing:
 
     def gaps(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the gap closed given the picture."""
-        study, tokens = self.study, TokenStore(self.study.tokens)
-        if tokens.data is None:
-            raise DataError(f"{tokens.root}: does not say where its values are; write it with zoo tokenize DATA")
-        samples = study.arguments.samples
-        config = EvaluationConfig(samples=samples, loss_samples=samples, gallery_pairs=0)
-        result = evaluate(
-            folder, study.zoo, study.tokens, tokens.data, given=[[GIVEN]], targets=targets, config=config
-        )  # fmt: skip
-        return {pair["target"]: pair["gap_closed"] for pair in result["pairs"]}
+        pairs = self.study.made_of_the_picture(folder, self.study.zoo, self.study.tokens, targets)
+        return {pair["target"]: pair["gap_closed"] for pair in pairs}
 
     def of_new(self, folder: Path) -> Figures:
         """What the new modality comes to in a run, given the picture."""
@@ -149,12 +141,6 @@ def reached(run: Mapping[str, Any], measure: str) -> int | None:
     return min(found, default=None)
 
 
-def over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Their interval; None where a seed has no figure."""
-    known = [value for value in values if value is not None]
-    return interval(known) if known and len(known) == len(values) else None
-
-
 def change(row: Mapping[str, float | None]) -> float | None:
     """From before to after."""
     before, after = row["before"], row["after"]
@@ -190,11 +176,6 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for measure in (LOSS, GAP)
     }
     return {"old": old, "worst": worst, "new": new}
-
-
-def cell(value: Mapping[str, float] | None) -> str:
-    """A figure, or a dash."""
-    return shown(value) if value else "-"
 
 
 def when(steps: Sequence[int | None], whole: int) -> str:

@@ -50,8 +50,13 @@ def run_twice(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any],
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alphas", "transfer"])
 def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
-    _, result, models = run_twice(name, tmp_path / "out", "--steps", "4")
+    printed, result, models = run_twice(name, tmp_path / "out", "--steps", "4")
     assert len(models) == 10, "five runs, two seeds"
+    if name == "alphas":
+        own, given = result["own question"], result["given the picture"]
+        assert own["losses"].keys() == given["losses"].keys() and len(own["losses"]) == 5
+        assert all(own["runs"][variant] != given["runs"][variant] for variant in own["runs"]), "other questions"
+        assert "alphas, given the picture" in printed
     if name == "transfer":
         rows = result["rows"]
         assert {(row["modalities"], row["target"]) for row in rows} == {(3, "depth"), (3, "caption")}
@@ -71,6 +76,21 @@ def test_levers_are_measured_by_the_specialists_of_the_other_study(tmp_path: Pat
     for row in gains.values():
         assert row["mean"]["mean"] == pytest.approx((row["depth"]["mean"] + row["caption"]["mean"]) / 2)
     assert len({row["depth"]["mean"] for row in gains.values()}) > 4, "settings change what is learnt"
+
+
+@pytest.mark.slow
+def test_tokens_of_two_kinds_are_judged_as_values(tmp_path: Path) -> None:
+    printed, result, models = run_twice("fsq_or_vq", tmp_path / "out", "--steps", "4")
+    parts = "backbone", "tokenizers/depth", "tokenizers/rgb_patches"
+    folders = [f"{kind}/seed-{seed}/{part}" for kind in ("fsq", "vq") for seed in (0, 1) for part in parts]
+    assert models == sorted(f"{folder}/model.safetensors" for folder in folders)
+    for kind in "fsq", "vq":
+        codes = json.loads((tmp_path / f"out/{kind}/seed-0/tokenizers/depth/evaluation.json").read_text())["codebook"]
+        assert codes["size"] == 240
+    figures = result["means"]["depth"]
+    assert set(figures) == {"codes in use", "reconstructed", "made", "gap closed"}
+    assert figures["reconstructed"]["fsq"] != figures["reconstructed"]["vq"]
+    assert "abs_rel, reconstructed" in printed and list(result["means"]) == ["depth"], "what there are tokens of"
 
 
 @pytest.mark.slow

@@ -1,0 +1,91 @@
+"""Every tokenizer with a codebook, trained with its default settings: how well, with how many of its codes in use.
+
+    python bench/defaults.py --write docs/tokenizers.md
+
+Data come from the sources that make them; what else is installed is derived from those. Killed, the same command goes
+on. With --write the table replaces the one between the two comments in that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pages import write_table
+from rich.console import Console
+from rich.table import Table
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.cli.inspect import describe_layout
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, trainable
+from tokenizers_zoo.training.state import EVALUATION
+
+SOURCES = "scenes", "bouncing", "terrain"
+"""Between them they give, or give what it takes to derive, all that needs no network from a hub."""
+
+
+def jobs_of(zoo: Zoo, data: Path, seed: int) -> list[TokenizerJob]:
+    """One for each modality of the data that learns a codebook."""
+    learns = [name for name in trainable(zoo, data) if "tokenizer" in zoo[name].known_settings()]
+    return [TokenizerJob(name=name, data=data, seed=seed) for name in learns]
+
+
+def row(zoo: Zoo, name: str, source: str) -> dict[str, Any]:
+    """The figures of a trained tokenizer by column."""
+    handle = zoo[name]
+    found = read_table(handle.checkpoint / EVALUATION)
+    codebook, metric = found["codebook"], handle.spec.metrics[0]
+    return {
+        "modality": f"`{name}`",
+        "source": source,
+        "tokens": describe_layout(handle.spec.layout),
+        "codes": codebook["size"],
+        "main metric": f"{metric.name} {found['metrics'][metric.name]:.3g} {metric.unit}".rstrip(),
+        "codes in use": f"{codebook['usage']:.1%}",
+        "if evenly spread": f"{codebook['reachable']:.1%}",
+        "as varied as": round(codebook["perplexity"]),
+        "steps": found["steps"],
+        "seconds": round(found["training_seconds"]),
+    }
+
+
+def main() -> None:
+    """Make data, train, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/defaults"), help="folder of data and tokenizers")
+    parser.add_argument("--train", type=int, default=4000, help="training samples of each source")
+    parser.add_argument("--test", type=int, default=2000, help="held-out samples")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="tokenizers at once, which share the cores")
+    parser.add_argument("--write", type=Path, help="the page whose table is replaced")
+    arguments = parser.parse_args()
+    rows = []
+    for source in arguments.sources:
+        zoo = Zoo.from_tables({"zoo": {"checkpoints": str((arguments.out / f"{source}-tokenizers").resolve())}})
+        data = arguments.out / source
+        make_data(zoo, source, data, train=arguments.train, test=arguments.test, seed=arguments.seed)
+        derive_data(zoo, data)
+        jobs = jobs_of(zoo, data, arguments.seed)
+        list(train_tokenizers(zoo, jobs, arguments.workers))
+        rows += [row(zoo, job.name, source) for job in jobs]
+    shown = Table(*rows[0], box=None, pad_edge=False)
+    for figures in rows:
+        shown.add_row(*map(str, figures.values()))
+    Console().print(shown)
+    print(json.dumps(rows))
+    if arguments.write:
+        counts = f"{arguments.train:,} samples to train on, {arguments.test:,} held out, seed {arguments.seed}"
+        threads = torch.get_num_threads()
+        note = f"{counts}; seconds of training with {threads} thread{'s' * (threads > 1)}."
+        write_table(arguments.write, "defaults", rows, note)
+
+
+if __name__ == "__main__":
+    main()

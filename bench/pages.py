@@ -1,0 +1,16 @@
+"""Where the tables of the benches go: between two comments of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_table(page: Path, name: str, rows: Sequence[dict[str, Any]], note: str) -> None:
+    """Put a note and a table, whose head are the rows' keys, between the two comments of `page` that name the bench."""
+    start, end = f"<!-- {name}: made by bench/{name}.py -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text(encoding="utf-8").split(start)
+    _, after = rest.split(end)
+    lines = [f"| {' | '.join(map(str, line))} |" for line in (rows[0], ["---"] * len(rows[0]), *map(dict.values, rows))]
+    page.write_text(before + "\n".join([start, note, "", *lines, end]) + after, encoding="utf-8")
