@@ -28,6 +28,8 @@ from tokenizers_zoo.registry import Zoo
 REPORT = "growth.json"
 KNOWN_RATE = 0.1
 """`known_rate` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
+ASKED = 4.0
+"""Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +99,24 @@ def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequen
     return [dataclasses.replace(spec, vocab_size=longest[spec.vocabulary]) for spec in specs]
 
 
-def growing_mixtures(old: Sequence[str], added: Sequence[str], specs: Sequence[ModalitySpec]) -> tuple[Mixture, ...]:
-    """Half of the samples ask for what is new, a quarter gives it and asks for what is old, in a quarter all may be."""
+def growing_mixtures(
+    asked: Sequence[Mixture], old: Sequence[str], added: Sequence[str], specs: Sequence[ModalitySpec]
+) -> tuple[Mixture, ...]:
+    """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
+
+    Others give it and ask for what is old, or lead from anything to anything, one part of `ASKED` of them each.
+    """
     discrete = [spec.name for spec in specs if not spec.continuous]
     parts = [Mixture()]
-    if old and (asked := tuple(name for name in added if name in discrete)):
-        parts.append(Mixture(weight=2.0, inputs=tuple(old), targets=asked))
-    if asked := tuple(name for name in old if name in discrete):
-        parts.append(Mixture(inputs=tuple(added), targets=asked))
+    new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
+    if old and new:
+        ways = [part for part in asked if not part.inputs or set(part.inputs) & set(old)] or [Mixture()]
+        scale = ASKED / sum(part.weight for part in ways)
+        for part in ways:
+            inputs = tuple(name for name in part.inputs or old if name in old)
+            parts.append(dataclasses.replace(part, weight=scale * part.weight, inputs=inputs, targets=new))
+    if known:
+        parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
 
 
@@ -131,8 +143,8 @@ def growing_config(
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
         added = [spec.name for spec in specs if spec.name not in trained.names]
-        masking = dataclasses.replace(config.masking, mixtures=growing_mixtures(old, added, specs))
-        config = dataclasses.replace(config, masking=masking)
+        mixtures = growing_mixtures(config.masking.mixtures, old, added, specs)
+        config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
     if not replay:
         return config
     stores = trained.stores(tokens)

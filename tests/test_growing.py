@@ -253,14 +253,21 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     assert set(report["new"]) <= {"height", "global", "names"} and report["new"]["height"]["targets"] > 0
 
 
-def test_samples_of_new_tokens_ask_for_what_is_new() -> None:
+def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> None:
     specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
-    parts = growing_mixtures(["picture", "pixels"], ["height", "raw"], specs)
+    old, added = ["picture", "pixels"], ["height", "raw"]
+    given = Mixture(inputs=("height", "raw"), targets=("picture",))
+    asked = Mixture(weight=4.0, inputs=("picture", "pixels"), targets=("height",))
+    assert growing_mixtures([Mixture(weight=7.0)], old, added, specs) == (Mixture(), asked, given)
+    whole = Mixture(weight=3.0, inputs=("pixels", "gone"), targets=("picture",), input_alpha=10.0, alone=0.5)
+    apart = Mixture(weight=9.0, inputs=("gone",))
+    parts = growing_mixtures([whole, apart, Mixture(target_alpha=2.0)], old, added, specs)
     assert parts == (
-        Mixture(), Mixture(weight=2.0, inputs=("picture", "pixels"), targets=("height",)),
-        Mixture(inputs=("height", "raw"), targets=("picture",)),
+        Mixture(), Mixture(weight=3.0, inputs=("pixels",), targets=("height",), input_alpha=10.0, alone=0.5),
+        dataclasses.replace(asked, weight=1.0, target_alpha=2.0), given,
     )  # fmt: skip
-    assert growing_mixtures([], ["raw"], specs) == (Mixture(),)
+    assert growing_mixtures([apart], old, added, specs) == (Mixture(), asked, given), "none that could be asked"
+    assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
 
 def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_tokens: Path) -> None:
