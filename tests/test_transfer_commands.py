@@ -118,6 +118,9 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "made")
     assert done.exit_code == 0 and [path.name for path in (tmp_path / "made").iterdir()] == ["predictions.csv"]
     assert f"{tmp_path / 'elsewhere'}: no such folder" in refused("eval", probe, "--data", tmp_path / "elsewhere")
+    shutil.copytree(world.root / "data" / "train", tmp_path / "half" / "train")
+    half = refused("predict", probe, "--data", tmp_path / "half", "--out", tmp_path / "none")
+    assert "no split 'test'" in half and not (tmp_path / "none").exists()
 
 
 def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(

@@ -10,7 +10,7 @@ from typing import Any
 from backbone.evaluation.gallery import write_sheet
 from backbone.retrieval.pictures import shown
 from backbone.transfer.probe import Probe
-from backbone.transfer.samples import Part, Places, spread
+from backbone.transfer.samples import Places, spread
 from backbone.transfer.scores import predictions
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.data.shards import ValueStore
@@ -39,6 +39,7 @@ def predict_to_folder(
     answers = predictions(probe, part, chosen)
     found = [part.keys[place] for place in chosen]
     truth = [probe.task.truth(probe.kind, part.labels[place]) for place in chosen]
+    headers, rows = picture_of(probe, values, split, found, answers, truth)  # before anything is written
     whole = probe.task.whole
     if whole is not None and probe.kind.kind != "classes":
         for key, answer in zip(found, answers, strict=True):
@@ -47,7 +48,7 @@ def predict_to_folder(
                 temporary.write_bytes(data)
     else:
         write_table(out / TABLE, found, answers, truth)
-    write_picture(probe, part, values, out / PICTURE, split, found, answers, truth)
+    write_sheet(out / PICTURE, headers, rows)
     return found
 
 
@@ -59,15 +60,15 @@ def write_table(path: Path, keys: Sequence[str], answers: Sequence[Any], truth: 
         writer.writerows(zip(keys, answers, truth, strict=True))
 
 
-def write_picture(
-    probe: Probe, part: Part, values: ValueStore | None, path: Path, split: str, keys: Sequence[str],
-    answers: Sequence[Any], truth: Sequence[Any],
-) -> None:  # fmt: skip
-    """A row per sample: what is given where its values are there, predicted, true; nothing where all is text."""
+def picture_of(
+    probe: Probe, values: ValueStore | None, split: str, keys: Sequence[str], answers: Sequence[Any],
+    truth: Sequence[Any],
+) -> tuple[list[str], list[list[Any]]]:  # fmt: skip
+    """Headers, and a row per sample: what is given where its values are there, predicted, true."""
     given = [] if values is None else [name for name in probe.given if name in values.modalities(split)]
     headers = [*given, f"{probe.task.title} predicted", f"true {probe.task.title}"]
     rows = []
     for key, answer, true in zip(keys, answers, truth, strict=True):
         inputs = [shown(values, probe.zoo[name], split, key) for name in given] if values is not None else []
         rows.append([*inputs, probe.task.render(probe.kind, answer), probe.task.render(probe.kind, true)])
-    write_sheet(path, headers, rows)
+    return headers, rows
