@@ -269,6 +269,16 @@ def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
         text_of(b"a\xff")
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 2)])
+def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
+    """Also a single number, which has no axis."""
+    spec = ValueSpec(shape=shape)
+    value = np.full(shape, 2.5, np.float32, order="F")
+    data, extension = defaults.write_value(spec, value)
+    read = defaults.read_value(spec, data, extension)
+    assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
+
+
 @pytest.mark.parametrize("text", ["", "é", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
     """Also one that begins as a byte order mark does."""

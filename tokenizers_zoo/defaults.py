@@ -38,7 +38,7 @@ def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
     extension = EXTENSIONS[spec.kind]
     if spec.kind == "array":
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
+        np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)  # also one without an axis stays so
         return buffer.getvalue(), extension
     text = value if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
     mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
