@@ -218,6 +218,16 @@ def test_a_token_file_of_a_continuous_layout_holds_numbers(tmp_path: Path, token
         read_tokens(handle_of(continuous=True), token_file(tmp_path / "a.json", tokens))
 
 
+@pytest.mark.parametrize(
+    ("depth", "words"), [(600, "tokens: expected lists of ids"), (50_000, "expected the JSON that")]
+)
+def test_a_token_file_that_is_nested_too_deeply_is_told_in_one_line(tmp_path: Path, depth: int, words: str) -> None:
+    file = token_file(tmp_path / "a.json", [])
+    file.write_text(file.read_text().replace("[]", "[" * depth + "]" * depth))
+    with pytest.raises(DataError, match=rf"a.json: {words}"):
+        read_tokens(handle_of(continuous=False), file)
+
+
 def test_a_token_file_comes_back(tmp_path: Path) -> None:
     ids = read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
     assert ids.dtype == np.int64 and ids.tolist() == [[1, 2], [3, 4]]

@@ -125,6 +125,17 @@ def test_text_and_objects() -> None:
     assert value_problem(json, (1, 2)) == "value is a tuple, which is not a JSON type"
 
 
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> None:
+    """The json module reads deeper ones than Python's functions reach into."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply"
+    told = describe(value)
+    assert told.startswith("list ") and len(told) < 70
+
+
 def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:
     return ModalitySpec(name="x", summary="x", value=ValueSpec(), layout=layout, vocab_size=vocab_size)
 

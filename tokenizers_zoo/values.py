@@ -65,7 +65,10 @@ def describe(value: Any) -> str:
         return f"{dtype} {_shape(value.shape)}{_span(numbers)}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {_shape(value.shape)}{_span(value)}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested too deeply to be shown"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -92,7 +95,10 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
     if spec.kind == "text":
         return _text_problem(spec, value)
     if spec.kind == "object":
-        return _json_problem(value, "value")
+        try:
+            return _json_problem(value, "value")
+        except RecursionError:
+            return "it is nested too deeply"
     if not isinstance(value, np.ndarray):
         return "give a numpy array"
     shape: tuple[int | str, ...] = spec.shape

@@ -30,7 +30,7 @@ def is_token_file(data: bytes) -> bool:
     """True where these bytes are the JSON of a token file."""
     try:
         stored = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(stored, dict) and set(KEYS) <= set(stored)
 
@@ -51,7 +51,7 @@ def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"
         )
     kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
-    with contextlib.suppress(ValueError, OverflowError), np.errstate(over="ignore"):
+    with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
         if isinstance(stored["tokens"], list) and _consists_of(kinds, stored["tokens"]):
             return np.asarray(stored["tokens"], dtype)
     expected = "numbers" if handle.spec.continuous else "ids"
