@@ -15,7 +15,14 @@ import torch
 from examples import only, trained, values, write_registry
 
 from tokenizers_zoo import Zoo, defaults
-from tokenizers_zoo.checkpoint import fingerprint, is_complete, load_checkpoint, replacing_file, save_checkpoint
+from tokenizers_zoo.checkpoint import (
+    fingerprint,
+    is_complete,
+    load_checkpoint,
+    replacing_file,
+    resolve_folder,
+    save_checkpoint,
+)
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -158,7 +165,8 @@ def test_a_hub_id_is_no_folder_that_is_missing(
     hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
     assert hub.has_tokenizer
     assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
-    for local in ("runs/a", "some/where/a", "./a", "./some/a", str(tmp_path / "a")):
+    no_ids = "some/my--a", "so..me/a", "some-/a", "some/a.", "some/a.git"
+    for local in ("runs/a", "some/where/a", "./a", "./some/a", str(tmp_path / "a"), *no_ids):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
     made = dataclasses.replace(hub.codec, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
@@ -166,6 +174,13 @@ def test_a_hub_id_is_no_folder_that_is_missing(
     assert made.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
     assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
+
+
+@pytest.mark.parametrize("name", ["some/my--a", "some/a.", "some/" + 97 * "a"])
+def test_what_the_hub_does_not_take_for_an_id_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{name}: no such folder, and the hub does not give it: ") as told:
+        resolve_folder(name)
+    assert "\n" not in str(told.value)
 
 
 def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:

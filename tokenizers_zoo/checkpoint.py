@@ -297,12 +297,17 @@ def resolve_folder(name_or_path: str | Path, revision: str | None = None) -> Pat
 def hub_folder(hub_id: str, revision: str | None = None) -> Path:
     """The snapshot of a hub id, downloaded through huggingface_hub. Raises CheckpointError where there is none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(hub_id, revision=revision))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 

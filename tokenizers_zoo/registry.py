@@ -24,7 +24,8 @@ __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
 TABLES = ("zoo", "vocabularies", "modalities")
 CHECKPOINTS = "runs/tokenizers"
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
+"""What the hub takes for `owner/name`; all else is a folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
