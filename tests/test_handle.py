@@ -235,6 +235,17 @@ def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., A
         handle.encode([values()[0], value])
 
 
+def test_batches_may_be_views_of_arrays(ready: Callable[..., Any]) -> None:
+    """Mirrored, read-only, and the rows of one number."""
+    handle = ready()
+    batch = np.stack(values())
+    mirrored, still = batch[..., ::-1], batch.copy()
+    still.flags.writeable = False
+    assert torch.equal(handle.encode(mirrored), handle.encode(mirrored.copy()))
+    assert torch.equal(handle.encode(still), handle.encode(batch))
+    assert handle.encode(np.broadcast_to(np.float32(0.5), batch.shape)).unique().numel() == 1
+
+
 def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
     handle = ready()
     for batch in ([], "text", {}, None, torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.zeros(0, 1, 16, 16)):

@@ -315,7 +315,9 @@ class ModalityHandle:
             if problem := batch_problem(self.spec.value, values):
                 expected = f"a batch of {expected_value(self.spec.value)}"
                 raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(values)}: {problem}")
-            return torch.as_tensor(values).to(self._device)
+            if isinstance(values, np.ndarray):  # a copy: torch takes no mirrored arrays, and warns of read-only ones
+                values = torch.from_numpy(np.array(values, order="C"))
+            return values.to(self._device)
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError(f"{self.name}: expected a list of one or more values, got {describe(values)}")
         for value in values:
