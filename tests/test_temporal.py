@@ -123,6 +123,15 @@ def test_statistics_by_hand() -> None:
     torch.testing.assert_close(decoded, torch.tensor([2, 7.5])[None, :, None].expand(2, 2, 16))
 
 
+@pytest.mark.parametrize(("second", "expected"), [(0.0, 0.005), (1e-4, 1e-4)])
+def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees(second: float, expected: float) -> None:
+    """One that varies little is another matter: it may be of another unit."""
+    modality, own, _, _ = CASES["one axis"]
+    data = [np.stack([np.full(16, sign), np.full(16, sign * second)]).astype(np.float32) for sign in (-1, 1)]
+    module = TemporalTask(modality, settings(own)).build(data, np.random.default_rng(0))
+    assert module.std.flatten().tolist() == pytest.approx([1, expected])
+
+
 def test_weighted_losses_by_hand() -> None:
     modality, own, shape, _ = CASES["one axis"]
     table = {**TINY, "loss": "l1", "l2_weight": 0.5}
