@@ -13,8 +13,8 @@ import pytest
 
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.data.token_file import read_tokens
-from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.data.tokens import RECORD, TokenColumn, TokenMetadata, TokenStore, read_part, write_part
+from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -188,6 +188,16 @@ def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
     assert part.metadata == metadata(LAYOUTS["grid"])
     column = TokenColumn([part.path])
     assert not column._columns[0][0].flags.owndata and not column._columns[0][0].flags.writeable
+
+
+def test_where_the_values_are(tmp_path: Path) -> None:
+    assert TokenStore(tmp_path).data is None
+    TokenStore.record_data(tmp_path, tmp_path / "data")
+    assert TokenStore(tmp_path).data == tmp_path / "data"
+    for damaged in ("{}", "[]", "{"):
+        (tmp_path / RECORD).write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"store.json: .*delete it"):
+            _ = TokenStore(tmp_path).data
 
 
 # ---------------------------------------------------------------------- the file of one value

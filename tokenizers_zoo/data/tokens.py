@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, read_json, replacing_file, write_json
+from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, read_table, replacing_file, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -410,9 +410,12 @@ class TokenStore:
 
     @property
     def data(self) -> Path | None:
-        """The folder of the values that the tokens were made of; None where it was not recorded."""
+        """The folder of the values that the tokens were made of; None where it was not recorded.
+
+        Raises CheckpointError where the record is damaged.
+        """
         path = self.root / RECORD
-        return Path(read_json(path)["data"]) if path.is_file() else None
+        return Path(read_table(path, "data")["data"]) if path.is_file() else None
 
     @staticmethod
     def record_data(root: Path, data: Path) -> None:
