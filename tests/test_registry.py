@@ -243,6 +243,7 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
     depth = Zoo.from_toml(path)["depth"]
     for given, message in (
         ({"codebook_size": 500}, r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"),
+        ({"learning_rate": 10**400}, r"^\[modalities.depth.tokenizer\] learning_rate: expected a float, got a whole"),
         ({"diffusion": {"sampling_steps": 0}}, r"^\[modalities.depth.tokenizer.diffusion\] sampling_steps: expected"),
     ):
         with pytest.raises(ConfigError, match=message):

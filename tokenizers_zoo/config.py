@@ -160,7 +160,10 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         if isinstance(value, Mapping):
             return from_mapping(hint, value, origin.inner(key))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{origin.at(key)}: expected a float, got a whole number that none can hold") from None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     elif hint is Path and isinstance(value, str):

@@ -197,5 +197,5 @@ class QuantizerConfig:
             raise ValueError(f"revive_below: expected a share in [0, 1), got {self.revive_below}")
         for name in ("kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight"):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
+            if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
