@@ -83,6 +83,15 @@ def test_weights_are_those_of_the_table() -> None:
     torch.testing.assert_close(task.losses(module, batch)["loss"], expected)
 
 
+def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees() -> None:
+    """A band that is empty there may hold something later; one that varies little may have another unit."""
+    green = np.linspace(0, 200, 16 * 16).reshape(16, 16)
+    pictures = [np.stack([green, green * 0 + 7, green // 100]).astype(np.uint8) for _ in range(4)]
+    module = SpatialTask(rgb.plugin, settings("rgb", tokenizer=TINY)).build(pictures, np.random.default_rng(0))
+    red, constant, blue = module.std.flatten().tolist()
+    assert red > 50 * blue > 0 and constant == pytest.approx(0.01 * (red + blue) / 3)
+
+
 def test_codes_of_pictures_are_spread_unless_the_table_says_otherwise() -> None:
     def spread(plugin: Any, name: str, **table: Any) -> float | None:
         given: float | None = plugin.options(settings(name, tokenizer=table)).tokenizer.quantizer_config().spread_weight

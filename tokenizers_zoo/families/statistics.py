@@ -18,6 +18,8 @@ from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.training.report import Evaluation
 
@@ -92,6 +94,15 @@ def import_statistics(
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
     card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, description, card)
+
+
+def to_divide_by(deviations: torch.Tensor) -> torch.Tensor:
+    """Deviations of channels in training; of one that never varies there LEAST_DEVIATION of their mean, at least 1e-6.
+
+    Else it would be all that a model sees of a value where it does. One that varies little may have another unit.
+    """
+    least = max(1e-6, LEAST_DEVIATION * float(deviations.mean()))
+    return deviations.where(deviations > 1e-6, least)
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:

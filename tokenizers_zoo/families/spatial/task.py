@@ -17,6 +17,7 @@ from tokenizers_zoo.families.spatial.critic import PatchCritic, adaptive_weight,
 from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_losses, frequency_weights
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, SpatialVQ, model_inputs
 from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
+from tokenizers_zoo.families.statistics import to_divide_by
 from tokenizers_zoo.modality import Crop
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class SpatialTask:
             if self.modality.common_scale:
                 std = std.square().mean().sqrt().expand_as(std)
             module.mean.copy_(mean[:, None, None])
-            module.std.copy_(std.clamp_min(1e-6)[:, None, None])
+            module.std.copy_(to_divide_by(std)[:, None, None])
         return module
 
     def build_critic(self) -> PatchCritic | None:

@@ -17,7 +17,7 @@ from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.statistics import LEAST_DEVIATION
+from tokenizers_zoo.families.statistics import to_divide_by
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
@@ -167,9 +167,7 @@ class TemporalTask:
         dims = [axis for axis in range(inputs.ndim) if axis != 1]
         std, mean = torch.std_mean(inputs, dim=dims, correction=0)
         module.mean.copy_(mean.view_as(module.mean))
-        # A channel that never varies in training must not be all that the model sees of a value where it does.
-        least = max(1e-6, LEAST_DEVIATION * float(std.mean()))
-        module.std.copy_(std.where(std > 1e-6, least).view_as(module.std))
+        module.std.copy_(to_divide_by(std).view_as(module.std))
         return module
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
