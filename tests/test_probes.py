@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import DataError, PluginError
@@ -17,8 +19,9 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.probes import Outcome, Probe, outcome_of, probed_files, shortened
 from tokenizers_zoo.testing.probes.arrays import bars, made_up
+from tokenizers_zoo.testing.probes.pictures import picture_probes
 from tokenizers_zoo.testing.probes.probe import File, multiple, npy
-from tokenizers_zoo.testing.probes.sounds import tone, wav
+from tokenizers_zoo.testing.probes.sounds import sound_probes, tone, wav
 from tokenizers_zoo.testing.probes.texts import as_json, object_probes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
@@ -131,6 +134,16 @@ def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: I
     assert "it is read, but not as it should be: upright" in met("lying_map")["turned by EXIF"].fault
 
 
+def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) -> None:
+    """As in COCO's panoptic pictures: the number is red + 256 green + 65536 blue."""
+    install_example("panoptic_map", {'low=0, high=1, unit="brightness"': 'dtype="int64", low=0, high=70000'})
+    handle = Zoo.installed()["panoptic_map"]
+    ids = bars((16, 16), (1, 2), "uint8")
+    picture = Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1))
+    probes = {probe.what: probe for probe in picture_probes(handle, picture)}
+    assert probes["8-bit grey"].file.data != probes["16-bit grey"].file.data and "turned by EXIF" in probes
+
+
 # ---------------------------------------------------------------- what a plugin gives itself
 
 
@@ -203,6 +216,17 @@ def test_sound_files_hold_what_they_should(width: int) -> None:
     np.testing.assert_allclose((found.astype(float) - shift) / scale, samples, atol=0.005)
 
 
+def test_sound_of_two_channels_is_not_to_be_mixed_down() -> None:
+    written = wav(tone(16000, 0.1).repeat(2, axis=1), 16000)
+    probes = {probe.what: probe for probe in sound_probes(written)}
+    assert "two channels" not in probes and not probes["one channel"].must_match
+    for what in ("one channel", "44100 Hz", "24 bits", "half as long", "twice as long"):
+        with wave.open(io.BytesIO(probes[what].file.data)) as file:
+            assert file.getnchannels() == (1 if what == "one channel" else 2), what
+    of_one = {probe.what for probe in sound_probes(wav(tone(16000, 0.1), 16000))}
+    assert "two channels" in of_one and "one channel" not in of_one
+
+
 def test_objects_differ_in_what_they_say() -> None:
     person = {"name": "Ada", "box": [0.1, 0.2], "age": 36}
     texts = {probe.what: probe.file.data for probe in object_probes([person])}
@@ -215,6 +239,10 @@ def test_objects_differ_in_what_they_say() -> None:
     table = {probe.what: probe.file.data for probe in object_probes({"a": 1, "b": 2})}
     assert json.loads(table["a key more, `remark`"]) == {"a": 1, "b": 2, "remark": "ok"}
     assert "without `a`" not in table and "`b` is a text" not in table  # any field of a table may be absent
+    gap = {"points": [[0.5, 1], None, {"x": 2}], "seen": [1, True]}
+    texts = {probe.what: probe.file.data for probe in object_probes([gap])}
+    assert json.loads(texts["`points` is 1000 times larger"]) == [{**gap, "points": [[500.0, 1000], None, {"x": 2}]}]
+    assert json.loads(texts["`seen` is 1000 times larger"]) == [{**gap, "seen": [1000, True]}]
 
 
 # ---------------------------------------------------------------- in words

@@ -123,10 +123,13 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
 
 
 def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, PIL.Image.Image]:
-    """The picture as RGB, grey, palette, 16-bit and float pictures: the same colours, or, of ids, the same numbers."""
+    """The picture as RGB, grey, palette, 16-bit and float pictures: the same colours, or, of ids, the same numbers.
+
+    Ids that are spread over several channels are in no other kind of picture: of those, too, the same colours.
+    """
     from PIL import Image
 
-    if holds_ids(handle):
+    if holds_ids(handle) and np.asarray(plain).ndim == 2:
         numbers = np.asarray(plain).astype(np.uint8)
         colours = plain if plain.mode == "P" else with_palette(numbers)
         return {

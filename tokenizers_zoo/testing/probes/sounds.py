@@ -48,29 +48,36 @@ def tone(rate: int, seconds: float, loud: float = LOUD) -> Array:
 
 
 def sound_probes(written: File) -> Iterator[Probe]:
-    """WAV files beside the one that the modality writes, which says its rate and how long it is."""
+    """WAV files beside the one that the modality writes, which says its rate, its channels and how long it is."""
     with wave.open(io.BytesIO(written.data)) as file:
-        rate, seconds = file.getframerate(), file.getnframes() / file.getframerate()
-    samples = tone(rate, seconds)
+        rate, channels, seconds = file.getframerate(), file.getnchannels(), file.getnframes() / file.getframerate()
+
+    def sound(rate: int, seconds: float) -> Array:
+        return tone(rate, seconds).repeat(channels, axis=1)
+
+    samples = sound(rate, seconds)
     plain = wav(samples, rate)
-    yield Probe(
-        what="two channels", file=wav(np.hstack([samples, 0 * samples]), rate),
-        readings=(("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
-    )  # fmt: skip
+    if channels == 1:
+        yield Probe(
+            what="two channels", file=wav(np.hstack([samples, 0 * samples]), rate),
+            readings=(("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
+        )  # fmt: skip
+    else:
+        yield Probe(what="one channel", file=wav(samples[:, :1], rate), readings=(("the same in each", plain),))
     for other in RATES:
         if other != rate:
             yield Probe(
-                what=f"{other} Hz", file=wav(tone(other, seconds), other), readings=(("resampled", plain),),
+                what=f"{other} Hz", file=wav(sound(other, seconds), other), readings=(("resampled", plain),),
                 must_match=True,
             )  # fmt: skip
     for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
         yield Probe(what=what, file=wav(samples, rate, width), readings=(("", plain),), must_match=True)
     yield Probe(what="floats beyond full scale", file=wav(4 * samples, rate, 0))
-    yield Probe(what="twice as long", file=wav(tone(rate, 2 * seconds), rate), readings=(("cut at the end", plain),))
+    yield Probe(what="twice as long", file=wav(sound(rate, 2 * seconds), rate), readings=(("cut at the end", plain),))
     half = samples[: len(samples) // 2]
     filled = wav(np.concatenate([half, np.zeros_like(samples)[len(half) :]]), rate)
     yield Probe(what="half as long", file=wav(half, rate), readings=(("silence after it", filled),))
-    yield Probe(what="no sound in it", file=wav(np.zeros((0, 1)), rate))
+    yield Probe(what="no sound in it", file=wav(np.zeros((0, channels)), rate))
     yield Probe(what="cut off", file=File(data=plain.data[:-100], extension="wav"), damaged=True)
     yield Probe(what="no WAV file", file=File(data=b"no sound", extension="wav"), damaged=True)
 

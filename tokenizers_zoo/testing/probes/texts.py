@@ -108,8 +108,10 @@ def first_number(part: Any) -> float | None:
 
 
 def scaled(part: Any, factor: float) -> Any:
-    """All numbers of lists, times a factor."""
-    return [scaled(item, factor) for item in part] if isinstance(part, list) else part * factor
+    """All numbers of lists, times a factor; what else is among them stays as it is."""
+    if isinstance(part, list):
+        return [scaled(item, factor) for item in part]
+    return part if first_number(part) is None else part * factor
 
 
 def replaced(part: Any, number: float) -> Any:
