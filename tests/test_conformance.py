@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
@@ -271,6 +272,27 @@ def test_sample_values_of_the_caller(install_example: Install) -> None:
     outside = [{"given_map": np.full((1, 40, 40), 3, np.float32)}] * 2
     found = {result.name: result for result in conformance_results(zoo, "given_map", samples=outside)}
     assert "numbers lie outside the range" in found["sample_values"].message
+
+
+def test_samples_that_derive_drops_are_no_mistake(install_example: Install, tmp_path: Path) -> None:
+    install_example("base")
+    score = "    @hookimpl\n    def score("
+    derive = """    @hookimpl
+    def derive(self, sample):
+        from tokenizers_zoo.errors import DataError
+        if sample["base"].mean() < 0.5:
+            raise DataError("too dark")
+        return sample["base"]
+
+"""
+    install_example("lit", {"metrics=(": 'derived_from=("base",), metrics=(', score: derive + score})
+    pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in (0.1, 0.6, 0.2, 0.9)]
+    subject = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures)
+    CHECKS["derive"](subject)
+    assert [float(value[0, 0, 0]) for value in subject.values] == [np.float32(0.6), np.float32(0.9)]
+    dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures[:1])
+    with pytest.raises(DataError, match="too dark"):
+        CHECKS["derive"](dark)
 
 
 def test_check_modality_names_all_failures(install_example: Install) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import DataError, PluginError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
@@ -56,7 +56,7 @@ class Subject:
         raw = [sample[self.name] for sample in self.samples_with((self.name,))]
         if not raw and self.handle.spec.derived_from:
             with contextlib.suppress(PretrainedError):  # the check of derive says so
-                raw = [self.handle.derive(sample) for sample in self.samples_with(self.handle.spec.derived_from)]
+                raw = [value for _, value in self.derived()]
         if not raw:
             raw = generated_values(self.handle.spec.value, COUNT, self.rng)
         if len(raw) < 2:
@@ -65,6 +65,24 @@ class Subject:
                 " (--data, --zoo-data), or install a source"
             )
         return [self.handle.transform(value, Crop()) for value in raw]
+
+    def derived(self) -> list[tuple[dict[str, Any], Any]]:
+        """Samples, each with what is derived of it; those that the hook drops are left out.
+
+        Raises its reason where it drops all, PluginError where it fails, PretrainedError without its network.
+        """
+        found: list[tuple[dict[str, Any], Any]] = []
+        dropped: ZooError | None = None
+        for sample in self.samples_with(self.handle.spec.derived_from):
+            try:
+                found.append((sample, self.handle.derive(sample)))
+            except (PluginError, PretrainedError):
+                raise
+            except ZooError as error:
+                dropped = dropped or error
+        if dropped and not found:
+            raise dropped
+        return found
 
     def samples_with(self, modalities: Sequence[str]) -> list[dict[str, Any]]:
         """Up to 8 samples that have all `modalities`, at the size of their settings; empty where there are none."""
