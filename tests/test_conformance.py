@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.errors import DataError, InvalidValueError
 from tokenizers_zoo.modality import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
@@ -272,6 +273,21 @@ def test_sample_values_of_the_caller(install_example: Install) -> None:
     outside = [{"given_map": np.full((1, 40, 40), 3, np.float32)}] * 2
     found = {result.name: result for result in conformance_results(zoo, "given_map", samples=outside)}
     assert "numbers lie outside the range" in found["sample_values"].message
+
+
+def test_stored_values_that_cannot_be_read_are_left_out(install_example: Install, tmp_path: Path) -> None:
+    install_example("stored_map")
+    zoo = Zoo.installed()
+    for number, split in enumerate(("test", "train")):
+        with writing_shard(tmp_path / "data" / split / "stored_map" / "shard-00000.tar") as shard:
+            shard.add("damaged", b"no array", "npy")
+            if number:
+                shard.add("sound", *zoo["stored_map"].write(np.full((1, 16, 16), 0.5, np.float32)))
+    subject = Subject(zoo=zoo, name="stored_map", workdir=tmp_path, data_dir=tmp_path / "data")
+    assert len(subject.samples_with(("stored_map",))) == 1
+    (tmp_path / "data/train/stored_map/shard-00000.tar").unlink()
+    with pytest.raises(InvalidValueError, match=r"stored_map: damaged \.npy file"):
+        subject.samples_with(("stored_map",))
 
 
 def test_samples_that_derive_drops_are_no_mistake(install_example: Install, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import DataError, PluginError, ZooError
+from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
@@ -109,13 +109,26 @@ class Subject:
                 yield self._from_source(source_name, modalities)
 
     def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Samples of value shards, but for those that cannot be read. Raises the first one's reason where none can."""
         from tokenizers_zoo.data.shards import ValueStore
 
         store = ValueStore.of(data_dir, self.zoo)
+        refused: ZooError | None = None
+        sound = 0
         for split in store.splits():
             if set(modalities) <= set(store.modalities(split)):
                 for key in store.aligned_keys(split, modalities):
-                    yield {name: store.read(self.zoo[name], split, key) for name in modalities}
+                    try:
+                        sample = {name: store.read(self.zoo[name], split, key) for name in modalities}
+                    except ReadError:
+                        raise  # no sample is to blame
+                    except (InvalidValueError, DataError) as error:
+                        refused = refused or error
+                        continue
+                    sound += 1
+                    yield sample
+        if refused and not sound:
+            raise refused
 
     def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Samples of a source, under the names of the instances that want them; none where it does not give them."""
