@@ -13,7 +13,8 @@ from examples import only, trained
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.report.samples import pair_of_texts
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.samples import left_behind, pair_of_texts
 from tokenizers_zoo.report.zoo import differences, flat, variants, write_zoo_report
 from tokenizers_zoo.training.report import write_pictures
 
@@ -110,6 +111,13 @@ def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) 
     assert page == tmp_path / "out.html"
     text = page.read_text(encoding="utf-8")
     assert "word_f1 0.75" in text and "a &lt;b&gt;" in text
+
+
+def test_a_sheet_of_two_decoders_is_no_pair(zoo: Zoo, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tokenizers/light"
+    Image.new("RGB", (48, 16), "black").save(checkpoint / "samples/decoders.png")
+    found = left_behind(zoo["light"], checkpoint, Pictures(folder=tmp_path / "pictures"), "light", 8)
+    assert len(found.images) == 1 and [path.name for path in (tmp_path / "pictures").iterdir()] == ["light-0.png"]
 
 
 def test_a_pair_of_texts_comes_back() -> None:

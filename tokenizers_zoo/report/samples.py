@@ -179,8 +179,8 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
             {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
              "meaning": "as varied as this many codes that are equally frequent"},
         ]  # fmt: skip
-    images = sorted((folder / PICTURES).glob("*.png"))[:shown]
-    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / PICTURES).glob("*.txt"))[:shown]]
+    images = sorted((folder / PICTURES).glob("[0-9]*.png"))[:shown]  # pairs are numbered, other sheets are not
+    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / PICTURES).glob("[0-9]*.txt"))[:shown]]
     return Reconstructions(
         images=[pictures.add(f"{name}-{number}", path.read_bytes()) for number, path in enumerate(images)],
         texts=[pair_of_texts(text) for text in texts],
