@@ -246,6 +246,9 @@ def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_pa
     tokenize(zoo, data, tmp_path / "views", crops=3)
     figure = findings(zoo, data, tokens=tmp_path / "views", split="train")["store"].figure
     assert figure.startswith("9 samples of codec") and figure.endswith("; 3 encoded again, all equal")
+    store = findings(zoo, data, tokens=tmp_path / "none")["store"]
+    assert not store.passed and "no such folder" in store.figure
+    assert store.advice == "tokenize field of these data, or give the token store that has it"
     other = tmp_path / "other" / "test" / "field" / "shard-00000.tar"
     with writing_shard(other) as shard:
         shard.add("elsewhere", *zoo["field"].write(blocks(0)))

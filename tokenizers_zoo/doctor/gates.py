@@ -278,6 +278,9 @@ def store(patient: Patient) -> str:
     handle = patient.handle
     try:
         column = TokenStore(patient.token_store).open(patient.split, handle.name)
+    except ZooError as error:
+        raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
+    try:
         column.check_codec(handle)
         rows = column.rows
         kept = [
