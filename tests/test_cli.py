@@ -374,6 +374,10 @@ def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -
         refused(zoo(*words.split(), "--device", "cuda"), expected)
 
 
+def test_a_check_of_no_modality_reads_no_data(bare: Run) -> None:
+    refused(bare("check", "--data", "data"), "zoo check --data data: nothing is read without NAMES; name what is")
+
+
 def test_what_an_evaluation_asks_is_checked(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ngiven = ['rgb']\n": ("asks.toml:3 [eval] given", "'rgb'"),

@@ -10,7 +10,7 @@ import click
 
 from tokenizers_zoo.cli.options import PATH, open_zoo, plain_table, show_table
 from tokenizers_zoo.cli.settings import settings_lines
-from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import TokenLayout, layout_to_json
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def show_facts(handle: ModalityHandle) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--data", "data_dir", type=PATH, help="Take sample values from here instead of an installed source.")
+@click.option("--data", "data_dir", type=PATH, help="With NAMES: take sample values from here, not from a source.")
 def check(names: tuple[str, ...], data_dir: Path | None) -> None:
     """Check that plugins keep the contract. Exit code 1 where one does not.
 
@@ -186,6 +186,8 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
       zoo check
       zoo check depth --data data/scenes
     """
+    if data_dir is not None and not names:
+        raise ConfigError(f"zoo check --data {data_dir}: nothing is read without NAMES; name what is to be checked")
     zoo = open_zoo(strict=False)
     if not names:
         problems = zoo.problems()
