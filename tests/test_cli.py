@@ -20,6 +20,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.main import zoo as group
+from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.keys import tables_of
 
@@ -376,6 +377,11 @@ def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_check_of_no_modality_reads_no_data(bare: Run) -> None:
     refused(bare("check", "--data", "data"), "zoo check --data data: nothing is read without NAMES; name what is")
+
+
+def test_a_date_on_the_command_line_is_text() -> None:
+    given = parse_assignments(["path=2026-05-01", "path.time=07:30:00", "steps=20", "levels=[8, 5]", "quantizer=vq"])
+    assert list(given.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
 
 
 def test_what_an_evaluation_asks_is_checked(bare: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable
+from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +64,20 @@ def split_names(names: str | None, advice: str = "leave the option out for all")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`key=value` pairs, values read as TOML (numbers, lists, true), else as plain text. Raises ConfigError."""
+    """`key=value` pairs, values read as TOML (numbers, lists, true), else as plain text. Raises ConfigError.
+
+    Dates are plain text, too: no setting takes one, and a folder may be named by one.
+    """
     result: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {assignment}: expected key=value")
         try:
-            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            result[key.strip()] = text
+            value = text
+        result[key.strip()] = text if isinstance(value, date | time) else value
     return result
 
 
