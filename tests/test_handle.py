@@ -277,6 +277,8 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
         ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
         ("p=4, q=4)\n\n    @hookimpl\n    def tr", "p=4, q=2)\n\n    @hookimpl\n    def tr", r"decode .* \(1, 16, 8\)"),
         ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* gave 2 values for 3 samples"),
+        ("return repeat(", "return 3 or repeat(", r"decode .* gave int 3, its spec declares a batch of float32"),
+        ("(tokenizer[tokens]", "(tokenizer[tokens].bfloat16()", r"decode .* gave bfloat16 \(3, 1, 16, 16\)"),
     ],
 )
 def test_what_a_plugin_gives_is_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:

@@ -297,10 +297,13 @@ class ModalityHandle:
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
         with torch.inference_mode():
-            values = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
-            if isinstance(values, torch.Tensor):
-                values = values.cpu().numpy()
-            listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
+            given = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
+            try:
+                values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given
+                listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
+            except TypeError as error:  # no batch, or numbers of a type that numpy has not, such as bfloat16
+                declared = f"its spec declares a batch of {expected_value(self.spec.value)}"
+                raise self._wrong("decode", f"gave {describe(given)}, {declared}") from error
         if len(listed) != len(batch):
             raise self._wrong("decode", f"gave {len(listed)} values for {len(batch)} samples")
         for value in listed:
