@@ -126,6 +126,25 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
 
+def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    trained(zoo, data, "words")
+    whole = evaluate_tokenizer(zoo, "words", data, write=False)
+    with writing_shard(data / "test/words/zz.tar") as writer:
+        writer.add("odd", b"nothing", "txt")
+        writer.add("broken", b"\xff", "txt")
+    result = evaluate_tokenizer(zoo, "words", data, write=False)
+    assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
+    assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
+    for path in (data / "test/words").glob("*.tar"):
+        path.unlink()
+    with writing_shard(data / "test/words/zz.tar") as writer:
+        writer.add("odd", b"nothing", "txt")
+    with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
+        evaluate_tokenizer(zoo, "words", data, write=False)
+
+
 def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(
     toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:

@@ -342,17 +342,26 @@ class _Reconstruction:
     decode_seconds: float = 0.0
 
     def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
-        """Reconstruct a batch; values that cannot be read are dropped with the reason."""
-        values = []
+        """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason."""
+        sound = {}
         for key in keys:
             try:
-                values.append(store.read(handle, split, key))
+                sound[key] = store.read(handle, split, key)
             except ZooError as error:
                 self.dropped[key] = str(error)
-        if not values:
+        if not sound:
             return
+        values = list(sound.values())
         start = time.perf_counter()
-        tokens = handle.encode(values)
+        try:
+            tokens = handle.encode(values)
+        except ZooError as error:
+            if len(sound) == 1:
+                self.dropped.update(dict.fromkeys(sound, str(error)))
+                return
+            for key in sound:  # one by one, so that only what is refused is dropped
+                self.add(handle, store, split, [key], usage)
+            return
         encoded = time.perf_counter()
         self.predicted += handle.decode(tokens)
         self.decode_seconds += time.perf_counter() - encoded
