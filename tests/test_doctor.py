@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -351,6 +352,16 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     gates = {finding["gate"]: finding for finding in report["modalities"]["dull"]}
     assert code == 1 and not report["sound"] and list(gates) == list(GATES)
     assert not gates["entropy"]["passed"] and gates["entropy"]["advice"]
+    shutil.rmtree(data / "test" / "dull")
+    install_example("lame", {"plugin = Example()": "plugin = 3 /"})
+    code, shown, _ = call([*start, "--data", str(data)], capsys, monkeypatch)
+    assert code == 0 and shown.endswith("sound\n")  # of data that are not there nothing is lost
+    shutil.copytree(data / "test" / "field", data / "test" / "lame")
+    code, shown, complaint = call([*start, "--data", str(data)], capsys, monkeypatch)
+    assert code == 1 and shown.endswith("\nnot examined, as the plugin does not load: lame\n")
+    assert "problem: lame: " in complaint
+    code, shown, _ = call([*start, "--data", str(data), "--json"], capsys, monkeypatch)
+    assert code == 1 and not json.loads(shown)["sound"]
     code, _, complaint = call([*start, "felt", "--data", str(data)], capsys, monkeypatch)
     assert code == 1 and "unknown modality 'felt'; did you mean field?" in complaint
     code, _, complaint = call([*start, "field", "--data", str(tmp_path / "none")], capsys, monkeypatch)

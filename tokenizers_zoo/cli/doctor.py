@@ -58,20 +58,21 @@ def doctor_command(
       zoo doctor depth --data data/scenes
       zoo doctor --data data/scenes --tokens runs/tokens --json
     """
-    from tokenizers_zoo.doctor import GATES, examinable, examine
+    from tokenizers_zoo.doctor import GATES, examinable, examine, unloadable
 
     zoo = open_zoo()
     chosen = [zoo[name].name for name in dict.fromkeys(names)] or examinable(zoo, data_dir, split)
     for name, problem in zoo.problems().items() if not names else ():
         if name in zoo:
             click.echo(f"problem: {problem}", err=True)
+    lost = unloadable(zoo, data_dir, split) if not names else []
     found: dict[str, list[Finding]] = {}
     for name in chosen:
         found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps, tokens=tokens))
     failed = sum(not finding.passed for findings in found.values() for finding in findings)
     if as_json_text:
         report = {name: [asdict(finding) for finding in findings] for name, findings in found.items()}
-        click.echo(json.dumps({"sound": not failed, "modalities": report}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"sound": not failed and not lost, "modalities": report}, indent=2, ensure_ascii=False))
     else:
         if len(found) > 1:
             click.echo("\n".join(overview(found, list(GATES))) + "\n")
@@ -79,8 +80,10 @@ def doctor_command(
             shown = findings if len(found) == 1 else [finding for finding in findings if not finding.passed]
             if shown:
                 click.echo("\n".join(details(f"{name}: {zoo[name].spec.summary}", shown)))
-        click.echo(f"{failed} of {sum(map(len, found.values()))} gates failed" if failed else "sound")
-    sys.exit(1 if failed else 0)
+        verdict = [f"{failed} of {sum(map(len, found.values()))} gates failed"] if failed else []
+        verdict += [f"not examined, as the plugin does not load: {', '.join(lost)}"] if lost else []
+        click.echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
+    sys.exit(1 if failed or lost else 0)
 
 
 def overview(found: Mapping[str, Sequence[Finding]], gates: Sequence[str]) -> list[str]:

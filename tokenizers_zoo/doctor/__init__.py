@@ -15,7 +15,7 @@ from tokenizers_zoo.errors import DataError, ZooError
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
-__all__ = ["GATES", "Finding", "examinable", "examine", "gates"]
+__all__ = ["GATES", "Finding", "examinable", "examine", "gates", "unloadable"]
 
 SAMPLES = 64
 """Held-out samples that are examined."""
@@ -46,6 +46,12 @@ def examine(
             except ZooError as error:
                 advice = f"`zoo check {name}` says more about the plugin"
                 yield Finding(gate=gate_name, passed=False, figure=str(error), advice=advice)
+
+
+def unloadable(zoo: Zoo, data: Path, split: str) -> list[str]:
+    """The enabled modalities that a split holds and whose plugins do not load, sorted."""
+    present = ValueStore.of(data, zoo).modalities(split)
+    return sorted(name for name in zoo.problems() if name in zoo and name in present)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:
