@@ -18,9 +18,9 @@ from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import layout_to_json
+from tokenizers_zoo.modality import VectorLayout, layout_to_json
 from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, legend_of, percent
-from tokenizers_zoo.report.run import REASONS, registry_of, write_report
+from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries
 
 Run = tuple[Path, dict[str, Any]]
@@ -231,6 +231,11 @@ def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, 
     text = page.read_text(encoding="utf-8")
     assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: cannot be read as JSON" in text
     assert "<b>depth</b>" in text and '<h3>caption <span class="soft">' in text
+
+
+def test_a_modality_that_the_registry_lacks_is_not_called_uninstalled() -> None:
+    config = {"specs": [{"name": "gone", "layout": layout_to_json(VectorLayout(length=4))}]}
+    assert _plugin("gone", None, config)["plugin"].startswith("not in use: not installed, not enabled, or")
 
 
 def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def _plugin(name: str, handle: ModalityHandle | None, config: Mapping[str, Any])
     layout = layout_from_json(stored["layout"])
     return {
         "name": name,
-        "plugin": handle.distribution if handle else "not installed",
+        "plugin": handle.distribution if handle else "not in use: not installed, not enabled, or does not load",
         "tokens": f"{layout.kind} of {layout.length}",
         "checkpoint": str(handle.checkpoint) if handle else "",
         "fingerprint": str(config.get("fingerprints", {}).get(name, ""))[:16],
