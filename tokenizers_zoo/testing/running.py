@@ -45,7 +45,7 @@ def accelerator() -> str | None:
 
 
 def devices(subject: Subject) -> None:
-    """On an accelerator tokens and values are those of the CPU, and of the same dtype."""
+    """On an accelerator tokens are those of the CPU, of the same dtype, and decode to values as the spec declares."""
     device = accelerator()
     if device is None:
         raise Skipped("there is no accelerator")
