@@ -43,6 +43,8 @@ def zoo_of(study: Study, kind: str, checkpoints: Path) -> Zoo:
     targets = targets_of(study)
     modalities = {name: dict(tables["modalities"].get(name, {})) for name in (GIVEN, *targets)}
     for name in targets:
+        for elsewhere in "checkpoint", "sha256":
+            modalities[name].pop(elsewhere, None)
         tokenizer = {key: value for key, value in modalities[name].get("tokenizer", {}).items() if key != "levels"}
         modalities[name]["tokenizer"] = {**tokenizer, "quantizer": kind, **KINDS[kind]}
     tables["zoo"] |= {"checkpoints": str(checkpoints.resolve()), "modalities": list(modalities)}
