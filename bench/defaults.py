@@ -32,7 +32,9 @@ SOURCES = "scenes", "bouncing", "terrain"
 
 def jobs_of(zoo: Zoo, data: Path, seed: int) -> list[TokenizerJob]:
     """One for each modality of the data that learns a codebook."""
-    learns = [name for name in trainable(zoo, data) if "tokenizer" in zoo[name].known_settings()]
+    learns = [
+        name for name in trainable(zoo, data) if hasattr(zoo[name].known_settings().get("tokenizer"), "quantizer")
+    ]
     return [TokenizerJob(name=name, data=data, seed=seed) for name in learns]
 
 
