@@ -3,7 +3,7 @@
     python bench/defaults.py --write docs/tokenizers.md
 
 Data come from the sources that make them; what else is installed is derived from those. Killed, the same command goes
-on. With --write the table replaces the one between the two comments in that page.
+on. With --write the table replaces the one between the two comments in that page, or goes to its end where it has none.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="tokenizers at once, which share the cores")
-    parser.add_argument("--write", type=Path, help="the page whose table is replaced")
+    parser.add_argument("--write", type=Path, help="the page that the table goes to")
     arguments = parser.parse_args()
     rows = []
     for source in arguments.sources:

@@ -8,9 +8,13 @@ from typing import Any
 
 
 def write_table(page: Path, name: str, rows: Sequence[dict[str, Any]], note: str) -> None:
-    """Put a note and a table, whose head are the rows' keys, between the two comments of `page` that name the bench."""
+    """Put a note and a table, whose head are the rows' keys, between the two comments of `page` that name the bench.
+
+    At the end of a page that has no such comments.
+    """
     start, end = f"<!-- {name}: made by bench/{name}.py -->", f"<!-- end of {name} -->"
-    before, rest = page.read_text(encoding="utf-8").split(start)
-    _, after = rest.split(end)
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    after = rest.partition(end)[2] if rest else "\n"
+    gap = "" if rest else "\n"
     lines = [f"| {' | '.join(map(str, line))} |" for line in (rows[0], ["---"] * len(rows[0]), *map(dict.values, rows))]
-    page.write_text(before + "\n".join([start, note, "", *lines, end]) + after, encoding="utf-8")
+    page.write_text(before + gap + "\n".join([start, note, "", *lines, end]) + after, encoding="utf-8")
