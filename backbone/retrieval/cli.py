@@ -78,8 +78,8 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
 
 @retrieve.command("query")
 @click.argument("folder", metavar="INDEX", type=PATH)
-@click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, or with --keys a NAME. "
-              "Repeatable.")  # fmt: skip
+@click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, or with --keys a NAME; "
+              "then by default those of --weights, else all of the index. Repeatable.")  # fmt: skip
 @click.option("--keys", metavar="KEYS", help="Comma-separated stored samples to ask with.")
 @click.option("--split", help="Of the stored samples. Default: the index's.")
 @click.option("--weights", metavar="NAME=NUMBER,...", help="Of what is given; below 0 asks for what is unlike it. "
