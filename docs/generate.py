@@ -21,6 +21,10 @@ from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
 
 ROOT = Path(__file__).parent.parent
+ERRORS = """\
+An error, one of the command line, too, is a line on stderr and exit code 1; an interrupt (Ctrl-C) gives exit code 130.
+Progress goes to stderr as well, results to stdout. `zoo --debug COMMAND` shows the traceback.
+"""
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
@@ -36,7 +40,7 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
 
 def commands_page() -> str:
     """The command reference."""
-    parts = ["# Commands\n\nGenerated from the program by `make docs`.\n"]
+    parts = ["# Commands\n\nGenerated from the program by `make docs`.\n", ERRORS]
     for path, text in commands(zoo, "zoo"):
         parts.append(f"## {path}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
