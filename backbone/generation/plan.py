@@ -48,7 +48,7 @@ class TargetPlan:
     filter_first: bool = False
     """Let top_k and top_p look at the probabilities before the temperature, as 4M's published code does."""
     confidence_noise: float = 0.0
-    """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls to 0 at the last."""
+    """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls evenly, to 0 after the last."""
     max_length: int = 0
     """Stop a sequence after this many content tokens; 0 means the layout's bound."""
     guidance: Guidance | None = None
