@@ -35,7 +35,8 @@ def went(world: World, words: str) -> str:
 def test_the_plan_written_makes_the_same_again(world: World) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     words = f"{MAKE} --given rgb_patches --given caption=text.txt --make depth --guide rgb_patches=2,caption=-0.5"
-    assert went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --set steps=2") == "4 samples in new\n"
+    said = went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --set steps=2")
+    assert said == "2 samples, 2 draws of each, in new\n"
     first = made(world, "new")
     assert {name.split("/")[-1] for name in first} == {"depth.npy", "depth.png", "depth.tokens.json", "plan.toml"}
     plan = first["plan.toml"].decode()
@@ -137,7 +138,7 @@ def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> N
     (world.folder / "keys.toml").write_text(
         'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'
     )
-    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 samples in new\n"
+    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new\n"
     assert {name.split("/")[0] for name in made(world, "new")} == {"test00", "plan.toml"}
     went(world, "backbone generate run --plan new/plan.toml --keys test03,test04 --out again")
     assert {name.split("/")[0] for name in made(world, "again")} == {"test03", "test04", "plan.toml"}

@@ -92,7 +92,9 @@ def generate_command(
     _, zoo = open_run(folder)
     with disk_errors(out):
         places = generate_to_folder(folder, zoo, recipe, out, device=device)
-    click.echo(f"{len(places)} samples in {out}")
+    samples = len({place.parent for place in places})
+    of_each = f", {recipe.draws} draws of each," if recipe.draws > 1 else ""
+    click.echo(f"{samples} sample{'s' if samples > 1 else ''}{of_each} in {out}")
 
 
 def _targets(names: list[str] | None, planned: list[Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ def generate_to_folder(
 
     With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
     is written last, makes the same again. What an earlier generation made of these samples is replaced, and its plan
-    removed before. Model and tokenizers run on `device`. Gives the sample folders. Raises ZooErrors for what does not
-    fit together, before anything is written.
+    removed before. Model and tokenizers run on `device`. Gives the folders of all draws. Raises ZooErrors for what does
+    not fit together, before anything is written.
     """
     run, config = Run.load(folder), model_config(folder)
     model = load_model(folder, device=device).eval()
