@@ -17,6 +17,7 @@ from backbone.config import ModelConfig
 from backbone.positions import learned_rows, position_table, turn_table, unturned
 from backbone.tables import Tables
 from backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 
 OUTPUT_STD = 0.02
@@ -77,6 +78,7 @@ class FourM(nn.Module):
             specs, separate=config.tables == "separate", stored_positions=config.stored_positions,
             position_lengths=config.position_lengths,
         )  # fmt: skip
+        _check_names(self.tables)
         dim = config.dim
         self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
         self.modality_embedding = nn.Embedding(len(self.tables), dim)
@@ -304,6 +306,21 @@ class FourM(nn.Module):
         if use_all:
             mean = mean + sum(0 * parameter[:1].sum() for parameter in self.sometimes_used())
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
+
+
+def _check_names(tables: Tables) -> None:
+    """Raise ConfigError for a vocabulary or modality whose weights PyTorch cannot hold under its name, as `type`."""
+    learned = [str(key[1]) for key in tables.position_keys if key[0] == "learned"]
+    projected = [spec.name for spec in tables.specs if spec.continuous]
+    held = (nn.ParameterDict(), [*tables.token_tables, *learned]), (nn.ModuleDict(), projected)
+    for container, names in held:
+        for name in names:
+            if hasattr(container, name):
+                raise ConfigError(
+                    f"backbone: a modality or vocabulary cannot be called {name!r}, a name that PyTorch's modules have "
+                    f'for something else; give it another, such as [modalities.{name}_tokens] plugin = "{name}" in '
+                    "registry.toml"
+                )
 
 
 def _key_mask(mask: Tensor) -> Tensor | None:

@@ -21,7 +21,7 @@ from backbone.tables import Tables
 from backbone.training.optim import decays
 from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 
 CONFIGS = {
     "default": SMALL,
@@ -133,6 +133,18 @@ def test_stored_positions_have_to_suffice() -> None:
     for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
         with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
             Tables(specs, stored_positions={name: rows})
+
+
+@pytest.mark.parametrize("name", ["type", "values", "half"])
+def test_names_that_torch_needs_for_itself_are_refused(name: str) -> None:
+    grid, words = spec("picture", GridLayout(shape=(2, 2))), sequence(6)
+    for taken in (
+        spec(name, GridLayout(shape=(2, 2))), spec("words", words, 100, name),
+        spec(name, VectorLayout(length=3), 9, "a"), spec(name, PatchesLayout(shape=(2, 2), dim=3)),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"cannot be called '{name}'.*registry.toml"):
+            FourM.seeded(SMALL, [grid, taken], 0)
+    FourM.seeded(SMALL, [grid, spec(name, words, 100, "text")], 0)  # nothing is held under the modality's own name
 
 
 def test_grouped_logits_are_the_full_ones() -> None:
