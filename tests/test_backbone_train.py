@@ -302,6 +302,24 @@ def test_a_store_without_held_out_samples_trains_too(tmp_path: Path) -> None:
     assert FIRST_WORD < 100
 
 
+@pytest.mark.parametrize("loss", ["modality", "token"])
+def test_held_out_samples_without_a_target_are_said_and_not_logged(
+    loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = [spec("picture", GridLayout(shape=(2, 2)), 30), spec("words", sequence(6), 100)]
+    write_store(tmp_path / "tokens", specs, 12)
+    write_store(tmp_path / "tokens", specs, 12, "test")
+    pictures = MaskingConfig(input_budget=4, target_budget=4, mixtures=(Mixture(targets=("picture",)),))
+    for key in (tmp_path / "tokens/test/picture").iterdir():
+        key.unlink()
+    write_store(tmp_path / "more", specs[:1], 12)
+    more = (Dataset(tokens=tmp_path / "more"),)
+    config = dataclasses.replace(TRAINING, steps=2, loss=loss, masking=pictures, datasets=more)
+    train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, config)
+    assert "held_out" not in (tmp_path / "run/metrics.jsonl").read_text()
+    assert "no held-out sample has a target" in capsys.readouterr().err
+
+
 def test_freed_memory_is_kept_where_the_library_can() -> None:
     assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
 

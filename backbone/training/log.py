@@ -41,7 +41,10 @@ class TrainingLog(StepLog):
         self.write(done, scalars)
 
     def held_out(self, done: int, loss: float, by_modality: Mapping[str, float], title: str = "held_out") -> None:
-        """Log the losses on held-out samples."""
+        """Log the losses on held-out samples, where these have targets."""
+        if not by_modality:
+            self.note = "no held-out sample has a target"
+            return
         self.write(done, {f"{title}/loss": loss} | {f"{title}/{name}": value for name, value in by_modality.items()})
         self.note = f"held-out loss {loss:.4g}"
         self.by_modality = by_modality

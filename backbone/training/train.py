@@ -228,9 +228,14 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:
-        """The loss, whole and by modality, on the first held-out samples of each store, always with the same masks."""
+        """The loss, whole and by modality, on held-out samples of each store, always with the same masks.
+
+        NaN and nothing where the masks leave these samples without a target.
+        """
         losses = held_out_losses(self.forward, self.held_out, self.config)
         means = losses.per_modality(self.model.tables.names)
+        if not means:
+            return math.nan, means
         whole = losses.sums.sum() / losses.counts.sum()
         return float(whole) if self.config.loss == "token" else float(np.mean(list(means.values()))), means
 
