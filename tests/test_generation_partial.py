@@ -286,6 +286,23 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
         mask(f"mask:{tmp_path}/cells.npy", (4, 8))
 
 
+def test_masks_that_are_none_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.full((4, 8), 255, np.uint8)).save(tmp_path / "sound.png")
+    before, name, after = (tmp_path / "sound.png").read_bytes().partition(b"IDAT")
+    (tmp_path / "damaged.png").write_bytes(before[:-4] + bytes(4) + name + after)  # a wrong length
+    (tmp_path / "text.png").write_text("no picture")
+    np.save(tmp_path / "none.npy", np.full((2, 4), np.nan))
+    np.save(tmp_path / "records.npy", np.zeros((2, 4), [("x", int)]))
+    for file, parts in (
+        ("damaged.png", "broken PNG"), ("text.png", "cannot be read: expected .npy or a picture$"),
+        ("none.npy", "none of them NaN; got float64"), ("records.npy", "expected numbers"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"keep x: mask:.*{file}: .*{parts}"):
+            region_mask("x", (2, 4), f"mask:{tmp_path}/{file}")
+
+
 def test_regions_of_sequences_by_hand() -> None:
     def part(region: str) -> list[int]:
         return kept_part(TEXT, [np.array([6, 7, 8, 9, 10])], region)[0].tolist()

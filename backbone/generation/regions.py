@@ -74,15 +74,19 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
 
 
 def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         data = path.read_bytes()
         if path.suffix == ".npy":
             pixels = array_of(data)
+            if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
+                raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
         else:
-            from PIL import Image
-
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
-    except (OSError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise ConfigError(f"keep {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
+    except (Image.DecompressionBombError, EOFError, OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"keep {name}: mask:{path}: cannot be read as .npy or a picture: {error}") from None
     grid = tuple(shape)
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
