@@ -137,6 +137,11 @@ class Questions:
     make: tuple[str, ...] | None = None
     """Modalities that are made of each set; absent: all that are discrete. `--make` goes before it."""
 
+    def __post_init__(self) -> None:
+        for key, what in (("given", "set of modalities"), ("make", "modality")):
+            if getattr(self, key) == ():
+                raise ValueError(f"{key}: expected at least one {what}, or no such key")
+
 
 MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1, alone=0.1), Mixture(alone=0.1)
 """A mixture for any modalities: what is asked of a model is mostly to make some from one, or from a few."""

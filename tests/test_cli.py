@@ -388,6 +388,8 @@ def test_what_an_evaluation_asks_is_checked(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ngiven = ['rgb']\n": ("asks.toml:3 [eval] given", "'rgb'"),
         "[eval]\nmake = 3\n": ("asks.toml:2 [eval] make", "int 3"),
+        "[eval]\ngiven = []\n": ("asks.toml:2 [eval] given: expected at least one set of modalities",),
+        "[eval]\nmake = []\n": ("asks.toml:2 [eval] make: expected at least one modality",),
     }.items():
         Path("asks.toml").write_text(text)
         refused(bare("backbone", "eval", "run", "--config", "asks.toml"), *parts)
