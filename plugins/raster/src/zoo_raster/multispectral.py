@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
 from zoo_raster.tiff import bands_first, read_tiff, tiff_bytes
@@ -32,9 +32,17 @@ PSNR_CEILING = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MultispectralTokenizer(TokenizerConfig):
+    """Defaults of its tokenizer: bands are so alike that without a spread most tokens are a handful of codes."""
+
+    default_spread: ClassVar[float | None] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MultispectralSettings(SpatialSettings):
     """Settings of multi-spectral rasters."""
 
+    tokenizer: MultispectralTokenizer = MultispectralTokenizer()
     scale: float = 0.0001
     """Reflectance per unit of files of integers."""
     offset: float = 0.0
