@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from pages import write_table
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +52,6 @@ def row(zoo: Zoo, name: str, source: str) -> dict[str, Any]:
         "if evenly spread": f"{codebook['reachable']:.1%}",
         "as varied as": round(codebook["perplexity"]),
         "steps": found["steps"],
-        "seconds": round(found["training_seconds"]),
     }
 
 
@@ -83,9 +81,7 @@ def main() -> None:
     Console().print(shown)
     print(json.dumps(rows))
     if arguments.write:
-        counts = f"{arguments.train:,} samples to train on, {arguments.test:,} held out, seed {arguments.seed}"
-        threads = torch.get_num_threads()
-        note = f"{counts}; seconds of training with {threads} thread{'s' * (threads > 1)}."
+        note = f"{arguments.train:,} samples to train on, {arguments.test:,} held out, seed {arguments.seed}."
         write_table(arguments.write, "defaults", rows, note)
 
 

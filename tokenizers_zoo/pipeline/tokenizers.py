@@ -19,7 +19,7 @@ from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settin
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
 from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split, replacing_run
@@ -361,6 +361,8 @@ class _Reconstruction:
                 return
             for key in sound:  # one by one, so that only what is refused is dropped
                 self.add(handle, store, split, [key], usage)
+            if isinstance(error, PluginError) and sound.keys() <= self.dropped.keys():
+                raise  # whatever the values
             return
         encoded = time.perf_counter()
         self.predicted += handle.decode(tokens)
