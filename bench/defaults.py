@@ -9,13 +9,10 @@ on. With --write the table replaces the one between the two comments in that pag
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from pages import write_table
-from rich.console import Console
-from rich.table import Table
+from pages import publish
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import read_table
@@ -75,14 +72,8 @@ def main() -> None:
         jobs = jobs_of(zoo, data, arguments.seed)
         list(train_tokenizers(zoo, jobs, arguments.workers))
         rows += [row(zoo, job.name, source) for job in jobs]
-    shown = Table(*rows[0], box=None, pad_edge=False)
-    for figures in rows:
-        shown.add_row(*map(str, figures.values()))
-    Console().print(shown)
-    print(json.dumps(rows))
-    if arguments.write:
-        note = f"{arguments.train:,} samples to train on, {arguments.test:,} held out, seed {arguments.seed}."
-        write_table(arguments.write, "defaults", rows, note)
+    note = f"{arguments.train:,} samples to train on, {arguments.test:,} held out, seed {arguments.seed}."
+    publish("defaults", rows, note, arguments.write)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def publish(name: str, rows: Sequence[dict[str, Any]], note: str, page: Path | None) -> None:
+    """Print the rows as a table and as JSON, and write them into a page where there is one; see `write_table`."""
+    shown = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*map(str, row.values()))
+    Console().print(shown)
+    print(json.dumps(rows))
+    if page:
+        write_table(page, name, rows, note)
 
 
 def write_table(page: Path, name: str, rows: Sequence[dict[str, Any]], note: str) -> None:

@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pages import write_table
+from pages import publish
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
@@ -91,15 +90,9 @@ def main() -> None:
         measure(zoo, handle.name, samples, table, arguments.steps)
         for table in track(tables, "quantizers", console=Console(stderr=True))
     ]
-    shown = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*map(str, row.values()))
-    Console().print(shown)
-    print(json.dumps(rows))
-    if arguments.write:
-        what = f"`{handle.name}` of `{arguments.source}`: {arguments.steps} steps on {arguments.train} samples"
-        note = f"{what}, the rest by default, seed 0; all figures on {arguments.test} held-out samples."
-        write_table(arguments.write, "quantizers", rows, note)
+    what = f"`{handle.name}` of `{arguments.source}`: {arguments.steps} steps on {arguments.train} samples"
+    note = f"{what}, the rest by default, seed 0; all figures on {arguments.test} held-out samples."
+    publish("quantizers", rows, note, arguments.write)
 
 
 if __name__ == "__main__":
