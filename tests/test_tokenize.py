@@ -126,7 +126,9 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
 
-def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     trained(zoo, data, "words")
@@ -137,6 +139,12 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Callable[.
     result = evaluate_tokenizer(zoo, "words", data, write=False)
     assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
     assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
+    with writing_shard(data / "test/words/zzz.tar") as writer:
+        for key in ("zz-1", "zz-2"):
+            writer.add(key, b"nothing", "txt")
+    monkeypatch.setattr("tokenizers_zoo.pipeline.tokenizers.BATCH", whole.samples + 2)
+    result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch of which all is refused
+    assert (result.samples, set(result.dropped)) == (whole.samples, {"odd", "broken", "zz-1", "zz-2"})
     for path in (data / "test/words").glob("*.tar"):
         path.unlink()
     with writing_shard(data / "test/words/zz.tar") as writer:

@@ -349,8 +349,14 @@ class _Reconstruction:
                 sound[key] = store.read(handle, split, key)
             except ZooError as error:
                 self.dropped[key] = str(error)
-        if not sound:
-            return
+        if sound:
+            self._reconstruct(handle, sound, usage)
+
+    def _reconstruct(self, handle: ModalityHandle, sound: Mapping[str, Any], usage: Any) -> None:
+        """Encode and decode values by key; where the tokenizer refuses them, one by one, so that only those drop out.
+
+        Raises PluginError where the plugin breaks its contract from the first batch on, whatever the value.
+        """
         values = list(sound.values())
         start = time.perf_counter()
         try:
@@ -359,10 +365,10 @@ class _Reconstruction:
             if len(sound) == 1:
                 self.dropped.update(dict.fromkeys(sound, str(error)))
                 return
-            for key in sound:  # one by one, so that only what is refused is dropped
-                self.add(handle, store, split, [key], usage)
-            if isinstance(error, PluginError) and sound.keys() <= self.dropped.keys():
-                raise  # whatever the values
+            for key, value in sound.items():
+                self._reconstruct(handle, {key: value}, usage)
+            if isinstance(error, PluginError) and not self.target:
+                raise
             return
         encoded = time.perf_counter()
         self.predicted += handle.decode(tokens)
