@@ -270,6 +270,17 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
 
+def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path) -> None:
+    trained = Trained.load(old_run)
+    asked = Mixture(inputs=("picture",), targets=("words",), input_alpha=5.0)
+    masking = dataclasses.replace(trained.train.masking, mixtures=(asked,))
+    trained = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
+    config = growing_config(trained, grown(), new_tokens, {}, 0.5)
+    new = tuple(item.name for item in NEW if not item.continuous)
+    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=4.0, targets=new)
+    assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
+
+
 def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     config = growing_config(trained, grown(), new_tokens, {"masking": {"target_budget": 9}, "batch_size": 3}, 0.0)

@@ -300,6 +300,14 @@ def test_tokens_and_values_have_the_declared_form(trained: dict[str, Path], name
     assert plugin.render(decoded[0], settings(name)).size == (16, 16)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("semseg", [[1, 2], [0, 1]]), ("canny", [[0, 1], [1, 0]])])
+def test_values_are_the_likeliest_by_hand(trained: dict[str, Path], name: str, expected: list[list[int]]) -> None:
+    tokenizer = PLUGINS[name].load_tokenizer(trained[name], "cpu", settings(name))
+    outputs = [[[-1.0, 0.0], [3.0, -9.0]], [[2.0, 1.0], [0.0, -1.0]], [[-9.0, 7.0], [1.0, -8.0]]]
+    made = tokenizer.values(torch.tensor(outputs)[None])
+    assert made.squeeze().tolist() == expected
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_tokens_do_not_depend_on_the_batch(trained: dict[str, Path], name: str) -> None:
     plugin = PLUGINS[name]
