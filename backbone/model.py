@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import ModelConfig
+from backbone.numbers import start_alike
 from backbone.positions import learned_rows, position_table, turn_table, unturned
 from backbone.tables import Tables
 from backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
@@ -119,6 +120,11 @@ class FourM(nn.Module):
             nn.init.normal_(table, std=EMBEDDING_STD)
         for table in self.output.values():
             nn.init.normal_(table, std=OUTPUT_STD)
+        for name, runs in self.tables.ordered_ids.items():
+            rows = self.tables.token_tables[name].slice
+            for embedding in dict.fromkeys((self.token_embedding, self._read_embedding)):
+                start_alike(embedding.weight[rows], runs, EMBEDDING_STD)
+            start_alike(self.output[name], runs, OUTPUT_STD)
 
     @classmethod
     def seeded(cls, config: ModelConfig, specs: Sequence[ModalitySpec], seed: int) -> FourM:

@@ -13,6 +13,7 @@ from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
+    OrderedIds,
     PatchesLayout,
     SequenceLayout,
     VectorLayout,
@@ -56,9 +57,12 @@ class Tables:
         self.separate = separate
         self.token_tables: dict[str, Rows] = {}
         self.positions: dict[str, Rows] = {}
+        self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}
+        """By token table, the ids of its vocabulary that are numbers."""
         sizes: dict[str, int] = {}
         for spec in specs:
             if not spec.continuous:
+                self.ordered_ids[self.table_of(spec)] = self.ordered_ids.get(self.table_of(spec)) or spec.ordered_ids
                 known = sizes.setdefault(self.table_of(spec), spec.vocab_size)
                 if known != spec.vocab_size:
                     raise ConfigError(

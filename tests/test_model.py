@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from backbone.masking import Masker
-from backbone.model import EMBEDDING_STD, FourM, uniform_loss
+from backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
 from backbone.tables import Tables
 from backbone.training.optim import decays
 from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
-from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
+from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
 
 CONFIGS = {
     "default": SMALL,
@@ -332,3 +332,42 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     other = FourM.seeded(SMALL, all_layouts(), 6)
     assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
+
+
+@pytest.mark.parametrize("tables", ["shared", "separate"])
+def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "separate"]) -> None:
+    config = dataclasses.replace(SMALL, dim=256, tables=tables)
+    words = spec("words", sequence(), 300, "text")
+    plain = [spec("tags", sequence(), 300, "text"), words, spec("picture", GridLayout(shape=(4, 4)))]
+    axes = OrderedIds(start=50, count=64), OrderedIds(start=114, count=3)
+    ordered = [plain[0], dataclasses.replace(words, ordered_ids=axes), plain[2]]
+    model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
+    rows = model.tables.token_rows("words")
+    read = [model.read_embedding] if tables == "separate" else []
+    tables_of = [(model.output[model.tables.table_of(words)], OUTPUT_STD)]
+    tables_of += [(table.weight[rows.slice], EMBEDDING_STD) for table in (model.token_embedding, *read)]
+    for table, std in [(table.detach(), std) for table, std in tables_of]:
+        numbers = table[50:114]
+        assert numbers.std() == pytest.approx(std, rel=0.1)
+        assert (numbers.std(dim=1) / std).sub(1).abs().max() < 0.5
+        likeness = torch.corrcoef(numbers)
+        assert likeness.diagonal(1).min() > 0.9
+        assert likeness.diagonal(16).abs().mean() < 0.4
+        assert torch.corrcoef(table)[40:50, 50:114].abs().max() < 0.4
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, without.state_dict()[name])}
+    output = f"output.{model.tables.table_of(words)}"
+    assert changed == {"token_embedding.weight", output} | ({"read_embedding.weight"} if read else set())
+    same = torch.ones(len(rows_of := model.token_embedding.weight), dtype=torch.bool)
+    same[rows.start + 50 : rows.start + 117] = False
+    assert torch.equal(rows_of[same], without.token_embedding.weight[same])
+
+
+@pytest.mark.parametrize(
+    "runs", [[(90, 11)], [(3, 5), (7, 2)], [(-1, 3)], [(7, -3)]], ids=["beyond", "twice", "negative", "turned"]
+)
+def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> None:
+    words = spec("words", sequence(), 100, "text")
+    ids = tuple(OrderedIds(start=start, count=count) for start, count in runs)
+    with pytest.raises(PluginError, match="words: ModalitySpec ordered_ids: expected ids below vocab_size"):
+        dataclasses.replace(words, ordered_ids=ids)
+    assert dataclasses.replace(words, ordered_ids=(OrderedIds(start=7, count=93), OrderedIds(start=0, count=7)))

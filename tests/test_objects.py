@@ -52,6 +52,8 @@ def test_what_is_written_is_read(data: strategies.DataObject) -> None:
     codes = rng.integers(0, grammar.codebook_size, (count, grammar.codes))
     ids = grammar.write(levels, codes)
     assert ((ids > grammar.sentinels) & (ids < grammar.vocab_size)).all()
+    ordered = [(ids.start, ids.stop) for ids in grammar.ordered_ids]
+    assert ordered == list(zip(grammar.starts[: grammar.axes], grammar.stops[: grammar.axes], strict=True))
     cut = data.draw(strategies.integers(0, grammar.object_length - 1))
     for noise in ([], ids[:cut].tolist(), [grammar.end]):
         found = grammar.read([*noise, *ids.tolist()])

@@ -47,6 +47,9 @@ def test_ids_follow_the_documented_order() -> None:
     assert ids == [10, 10 + 64, 265, 266, 267]
     first_text = 268
     assert VOCABULARY.encode_text(ALPHABET[0]) == [first_text]
+    assert [list(range(ids.start, ids.stop)) for ids in CONFIG.ordered_ids] == [
+        VOCABULARY.encode([Coordinate(axis, level) for level in range(64)]) for axis in range(4)
+    ]
     assert VOCABULARY.used == first_text + 512 + len(VOCABULARY.pieces)
     assert len(VOCABULARY.pieces) > 20
 

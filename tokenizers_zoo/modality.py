@@ -127,6 +127,19 @@ def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrderedIds:
+    """`count` ids from `start` on that are the levels of one number, in order: near ones mean nearly the same."""
+
+    start: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        """The id after the last."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One named number that `score` gives: its unit, the direction that is better, and what it means in a sentence."""
 
@@ -165,6 +178,8 @@ class ModalitySpec:
     """What is tokenized where it is not the value itself, such as "log metres"; shown by `zoo info`."""
     num_codebooks: int = 1
     """Codebooks whose tokens take turns along the last axis of the layout; all have `vocab_size` codes."""
+    ordered_ids: tuple[OrderedIds, ...] = ()
+    """Ids of the vocabulary that are numbers, such as coordinates; a new backbone's rows of near ones are alike."""
     own_tokenizer: bool = False
     """Of a modality that writes in a shared vocabulary: it has weights of its own, too, so that its checkpoint is not
     the vocabulary's. `load_tokenizer` is given the folders of both."""
@@ -212,6 +227,10 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         last = spec.layout.sentinel_start + spec.layout.num_sentinels
         if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):
             problems.append("layout: end and sentinels must be ids below vocab_size, with at least one sentinel")
+    runs = sorted(spec.ordered_ids, key=lambda ids: ids.start)
+    bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
+    if bounds != sorted(bounds):
+        problems.append("ordered_ids: expected ids below vocab_size, none of them twice")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
         problems.append("metrics: two have one name")
     return problems

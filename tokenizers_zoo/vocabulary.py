@@ -21,6 +21,7 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
+from tokenizers_zoo.modality import OrderedIds
 from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces
 
 CLASS = "TextVocabulary"
@@ -64,6 +65,12 @@ class VocabularyConfig:
     @property
     def coordinate_start(self) -> int:
         return self.sentinel_start + self.sentinels
+
+    @property
+    def ordered_ids(self) -> tuple[OrderedIds, ...]:
+        """The coordinates of each axis, as a ModalitySpec names them."""
+        starts = range(self.coordinate_start, self.special_start, self.coordinate_bins)
+        return tuple(OrderedIds(start=start, count=self.coordinate_bins) for start in starts)
 
     @property
     def special_start(self) -> int:

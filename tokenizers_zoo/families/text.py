@@ -90,6 +90,7 @@ class TextModality(Generic[S]):
             ),
             vocab_size=config.size,
             vocabulary=self.vocabulary_name,
+            ordered_ids=config.ordered_ids,
             family="text",
             derived_from=self.derived_from,
             metrics=self.metrics,

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.modality import OrderedIds
+
 Ids = NDArray[np.int64]
 
 
@@ -62,6 +64,12 @@ class ObjectGrammar:
     def code_start(self) -> int:
         """The first code id."""
         return self.coordinate_start + self.axes * self.bins
+
+    @property
+    def ordered_ids(self) -> tuple[OrderedIds, ...]:
+        """The coordinates of each axis, as a ModalitySpec names them."""
+        starts = range(self.coordinate_start, self.code_start, self.bins)
+        return tuple(OrderedIds(start=start, count=self.bins) for start in starts)
 
     @property
     def vocab_size(self) -> int:

@@ -188,9 +188,10 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
             num_sentinels=grammar.sentinels,
         )
         token_space = f"per object {grammar.axes} coordinates and {grammar.codes} codes"
-        return self.spec_of(
+        spec = self.spec_of(
             settings, layout=layout, vocab_size=grammar.vocab_size, family="objects", token_space=token_space
         )
+        return replace(spec, ordered_ids=grammar.ordered_ids)
 
     def _spelled_spec(self, settings: Settings, spelling: Spelling) -> ModalitySpec:
         """The spec where objects are spelled. Raises ConfigError where the vocabulary cannot spell them."""
@@ -204,7 +205,7 @@ class ObjectModality(PublishedTokenizers, TrainedModality):
         )
         told = f"per object {grammar.axes} coordinates and {grammar.codes} codes, spelled as text"
         spec = self.spec_of(settings, layout=layout, vocab_size=config.size, family="objects", token_space=told)
-        return replace(spec, vocabulary=VOCABULARY, own_tokenizer=True)
+        return replace(spec, vocabulary=VOCABULARY, own_tokenizer=True, ordered_ids=config.ordered_ids)
 
     def vocabulary_config(self, settings: Settings) -> VocabularyConfig:
         """The settings of the shared vocabulary that objects are spelled in."""
