@@ -1,30 +1,49 @@
 """How the held-out loss falls with the size of the backbone, at equal tokens; a line through the logarithms.
 
 python studies/scaling.py --steps 2000 --seeds 3
+python studies/scaling.py --sizes 64,96,128,192,256 --steps 1000
+
+A size is a preset, or the width of a model that has the other settings of nano.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 from common import Study, Variant, interval, shown
 from rich.table import Table
 
-from backbone.config import PRESETS
+from backbone.config import PRESETS, ModelConfig
 from backbone.training.mixing import TRAIN
 from backbone.training.optim import for_width
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ConfigError
 
-SIZES = "nano", "tiny", "small"
+SIZES = "nano,tiny,small"
+HEAD = PRESETS["nano"].dim // PRESETS["nano"].heads
+"""Numbers of a head, whatever the width."""
+
+
+def model_of(size: str) -> ModelConfig:
+    """The model of a size. Raises ConfigError for what is none."""
+    if size in PRESETS:
+        return PRESETS[size]
+    if not size.isdecimal() or int(size) < HEAD or int(size) % HEAD:
+        raise ConfigError(f"--sizes {size}: expected one of {', '.join(PRESETS)}, or a width that {HEAD} divides")
+    return dataclasses.replace(PRESETS["nano"], dim=int(size), heads=int(size) // HEAD)
 
 
 def main() -> None:
-    study = Study.from_command_line("scaling", __doc__, steps=2000)
+    study = Study.from_command_line(
+        "scaling", __doc__, steps=2000, sizes=(SIZES, "presets, or widths of nano's shape, with commas between")
+    )
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     variants = []
-    for size in SIZES:
-        model = PRESETS[size]
+    for size in dict.fromkeys(study.arguments.sizes.split(",")):
+        model = model_of(size.strip())
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
-        variants.append(Variant(name=size, modalities=names, model=model, train=config))
+        variants.append(Variant(name=size.strip(), modalities=names, model=model, train=config))
     rows = []
     for variant, runs in zip(variants, study.losses(variants), strict=True):
         losses = [sum(run.values()) / len(run) for run in runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
-def run_twice(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any], list[str]]:
+def run_twice(name: str, out: Path, *options: str, word: str = "depth") -> tuple[str, dict[str, Any], list[str]]:
     """What it printed and wrote, and its models; run again, it gives the same and trains nothing."""
     the_world().put_back()
     found = []
@@ -42,7 +43,7 @@ def run_twice(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any],
         assert done.returncode == 0, done.stderr[-3000:]
         written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
         found.append((done.stdout, json.loads((out / "results.json").read_text()), written))
-    assert found[0] == found[1] and "depth" in found[0][0], "finished runs are left alone"
+    assert found[0] == found[1] and word in found[0][0], "finished runs are left alone"
     printed, result, written = found[0]
     return printed, result, sorted(written)
 
@@ -91,6 +92,25 @@ def test_tokens_of_two_kinds_are_judged_as_values(tmp_path: Path) -> None:
     assert set(figures) == {"codes in use", "reconstructed", "made", "gap closed"}
     assert figures["reconstructed"]["fsq"] != figures["reconstructed"]["vq"]
     assert "abs_rel, reconstructed" in printed and list(result["means"]) == ["depth"], "what there are tokens of"
+
+
+@pytest.mark.slow
+def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
+    printed, result, models = run_twice(
+        "scaling", tmp_path / "out", "--steps", "4", "--sizes", "32,64,96", word="the line"
+    )
+    assert models == sorted(f"{width}/seed-{seed}/model.safetensors" for width in (32, 64, 96) for seed in (0, 1))
+    sizes, line = result["sizes"], result["line"]
+    parameters, losses = ([row[key] for row in sizes] for key in ("parameters", "loss"))
+    assert parameters[1] == pytest.approx(4 * parameters[0], rel=0.02), "matrices, but for norms"
+    fitted = [line["factor"] * count ** line["exponent"] for count in parameters]
+    errors = [math.log(loss["mean"] / fit) for loss, fit in zip(losses, fitted, strict=True)]
+    assert sum(errors) == pytest.approx(0, abs=1e-9)
+    assert sum(error * math.log(count) for error, count in zip(errors, parameters, strict=True)) == pytest.approx(0)
+    assert f"parameters ^ {line['exponent']:.4f}" in printed
+    refused = run_study("scaling", tmp_path / "other", "--sizes", "64,huge")
+    assert "--sizes huge: expected one of nano, tiny" in refused.stderr.splitlines()[-1]
+    assert refused.returncode and not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
