@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tracemalloc
 import wave
 from typing import Any
 
@@ -132,7 +133,24 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
     np.testing.assert_allclose(long, tone(300.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("rate", [7, 11025, 44100, 96000])
+def test_of_a_long_file_only_what_is_heard_is_resampled(rate: int) -> None:
+    long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
+    whole = wav.fitted(wav.resampled(long, rate, RATE), 4000)
+    np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), whole)
+
+
+def test_memory_does_not_grow_with_a_files_length_but_for_the_file() -> None:
+    data = wav_file(np.tile((tone(300.0, 44100) * 32767).astype(np.int16), 60), 44100)
+    audio.plugin.read_value(data, "wav", settings())  # imports
+    tracemalloc.start()
+    audio.plugin.read_value(data, "wav", settings())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * len(data)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF024, 0x80000024])
 def test_wav_of_a_pipe_does_not_know_its_size(size: int) -> None:
     data = bytearray(wav_file((tone(300.0) * 32767).astype(np.int16)))
     data[4:8] = data[40:44] = size.to_bytes(4, "little")

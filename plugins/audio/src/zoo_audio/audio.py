@@ -16,7 +16,7 @@ from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
 from tokenizers_zoo.families.temporal.settings import checked_patch, token_grid
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from zoo_audio.wav import fitted, read_wav, resampled, to_float, wav_bytes
+from zoo_audio.wav import fitted, heard, read_wav, resampled, to_float, wav_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,8 @@ class Audio(TemporalModality):
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
-            samples = resampled(channels.mean(axis=1), rate, options.sample_rate)
+            used = to_float(channels[: heard(options.length, rate, options.sample_rate)])
+            samples = resampled(used.mean(axis=1), rate, options.sample_rate)
         else:
             raise ValueError("expected .wav or .npy; convert it first (ffmpeg -i FILE FILE.wav)")
         return fitted(samples, options.length)

@@ -34,7 +34,8 @@ class MelFrame:
 def log_mel(waveform: Tensor, frame: MelFrame) -> Tensor:
     """dB (batch, mels, samples / hop) of a waveform (batch, samples): mean magnitude in each band.
 
-    0 dB is a sine of amplitude 1 on the band; silence is FLOOR_DB.
+    0 dB is magnitude 1 all over the band. A sine of amplitude 1, which is narrower, has about -4 dB in the lowest bands
+    and -18 dB in the highest (of the default frame). Silence is FLOOR_DB.
     """
     bands = filters(frame).to(waveform.device) @ magnitudes(waveform, frame)
     return decibels(bands)

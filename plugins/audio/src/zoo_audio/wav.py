@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 """What programs that write to a pipe put where a file's size belongs."""
+UNKNOWN_FROM = 0x7FFFF000
+"""So large a number says no more, where the file ends before it: as SoX and arecord write to a pipe."""
+TAPS = 10
+"""Samples of the slower rate that the filter of `resampled` reaches to each side."""
 
 
-def read_wav(data: bytes) -> tuple[int, NDArray[np.float32]]:
-    """Sample rate and float32 (samples, channels) in [-1, 1], from 8 to 32 bits or floats. Raises ValueError."""
+def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
+    """Sample rate and (samples, channels) as the file has them: 8 to 32 bits, or floats. Raises ValueError."""
     from scipy.io import wavfile
 
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
         raise ValueError("this is not a WAV file")
     declared = int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
-    if declared not in UNKNOWN_SIZES and declared + 8 > len(data):
+    if declared not in UNKNOWN_SIZES and declared < UNKNOWN_FROM and declared + 8 > len(data):
         raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
     if declared in UNKNOWN_SIZES:
         data = _up_to_the_end(data)
@@ -33,7 +37,7 @@ def read_wav(data: bytes) -> tuple[int, NDArray[np.float32]]:
         raise ValueError(f"cannot be read as WAV: {error}") from None
     if not samples.size or rate < 1:
         raise ValueError("it holds no sound")
-    return rate, to_float(samples).reshape(len(samples), -1)
+    return rate, samples.reshape(len(samples), -1)
 
 
 def _up_to_the_end(data: bytes) -> bytes:
@@ -79,6 +83,11 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
 
     common = math.gcd(rate, wanted)
     return np.clip(resample_poly(samples, wanted // common, rate // common), -1, 1).astype(np.float32)
+
+
+def heard(length: int, rate: int, wanted: int) -> int:
+    """Samples at `rate` that the first `length` at the rate `wanted` are made of by `resampled`."""
+    return length if rate == wanted else math.ceil((length * rate + TAPS * max(rate, wanted)) / wanted) + 1
 
 
 def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
