@@ -102,6 +102,14 @@ def test_a_pixel_has_no_data_where_no_band_has() -> None:
     assert found[3, 1, 1] == 0
 
 
+@pytest.mark.parametrize("plugin", [multispectral.plugin, heightmap.plugin])
+def test_a_number_for_no_data_that_single_precision_has_not_is_nowhere(plugin: Any) -> None:
+    bands = plugin.channels
+    data = tiff_bytes(np.full((bands, 4, 4) if bands > 1 else (4, 4), 0.5, np.float32), nodata=-1.797e308)
+    found = plugin.read_value(data, "tif", settings("multispectral" if bands > 1 else "heightmap"))
+    assert found.shape == (bands, 4, 4) and (found == 0.5).all()
+
+
 def test_noise_below_0_and_glints_of_integers_are_cut_off() -> None:
     value = np.full((12, 10, 10), 0.5, np.float32)
     value[0, 0, :3] = -0.02, 2.5, 0.0
@@ -179,6 +187,7 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
         (npy(np.array([[1, -9999]], np.int16)), "npy", "1 of 2 pixels have no height, which -9999 stands for"),
         (tiff_bytes(np.float32([[7, 0, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
         (tiff_bytes(np.float32([[7, -9999, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
+        (tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "tif", "1 of 2 pixels have no height, which -9999.9"),
         (npy(np.zeros((3, 2, 2))), "npy", r"expected \(1, height, width\), got \(3, 2, 2\)"),
     ],
 )

@@ -13,7 +13,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, open_image, read_array
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import read_tiff, tiff_bytes
+from zoo_raster.tiff import equal, read_tiff, tiff_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class Heightmap(SpatialModality):
         value = value[None] if value.ndim == 2 else value
         if value.ndim != 3 or len(value) != 1:
             raise ValueError(f"expected (1, height, width), got {value.shape}")
-        if (holes := np.isin(value.astype(np.float64), missing)).any():
+        if (holes := np.logical_or.reduce([equal(value, number) for number in missing])).any():
             numbers = " or ".join(f"{number:g}" for number in sorted({*missing}))
             raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {numbers} stands for")
         bad = ~((value >= self.low) & (value <= self.high))

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import bands_first, read_tiff, tiff_bytes
+from zoo_raster.tiff import bands_first, equal, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {
     "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
@@ -98,7 +98,7 @@ class Multispectral(SpatialModality):
                 f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
                 " the eye; save the product's own numbers"
             )
-        if nodata is not None and (holes := (value == nodata).all(axis=0)).any():
+        if nodata is not None and (holes := equal(value, nodata).all(axis=0)).any():
             raise ValueError(
                 f"{int(holes.sum())} of {holes.size} pixels have no data, which is {nodata:g} in this file"
             )

@@ -47,6 +47,13 @@ def tiff_bytes(array: NDArray[Any], nodata: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def equal(value: NDArray[Any], number: float) -> NDArray[np.bool_]:
+    """Where an array holds a number, as its own type has it: such as -9999.9 in single precision."""
+    with np.errstate(over="ignore"):  # the least double, in single precision, is -infinity
+        result: NDArray[np.bool_] = value == number
+    return result
+
+
 def bands_first(value: NDArray[Any], bands: int) -> NDArray[Any]:
     """(bands, height, width) of an array that has the bands first or last. Raises ValueError."""
     if value.ndim == 3 and value.shape[0] == bands:
