@@ -130,6 +130,7 @@ def test_wrong_metadata_is_refused(value: Any, message: str) -> None:
         ({"fields": {"X y": {}}}, "lower-case"),
         ({"default_fields": False}, "at least one is needed"),
         ({"fields": {"x": {"kind": "int", "high": 64}}}, "field x has 65 levels.*coordinate_bins is 64"),
+        ({"fields": {"x": {"number": 64}}}, "field x has the number 64, .*coordinate_bins is 64"),
     ],
 )
 def test_unsound_fields_are_refused(own: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_tokenizers import BINS, load, settings_of
 
+from tokenizers_zoo.errors import ConfigError
 from zoo_images.palette import Palette, central_palette, lab, main_colours, paired
 from zoo_images.palette import plugin as palette
 
@@ -31,6 +32,13 @@ def test_short_palettes_repeat_their_last_colour() -> None:
     decoded = palette.decode(tokenizer, [ids, ids[:2], ids[:0]]).numpy()
     assert decoded[0].tolist() == [[1, 1, 1], [pytest.approx(7 / 63), 0, 1], [pytest.approx(7 / 63), 0, 1]]
     assert (decoded[1:] == 0.5).all()
+
+
+def test_bytes_need_as_many_levels() -> None:
+    with pytest.raises(
+        ConfigError, match=r'palette: with layout = "4m" \[vocabularies.text\] coordinate_bins has to be 256'
+    ):
+        palette.modality_spec(settings_of("palette", layout="4m"))
 
 
 def test_main_colours_of_a_made_picture() -> None:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
-from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.vocabulary import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Colours = npt.NDArray[Any]
 PIXELS = 1024  # about as many pixels of a picture are clustered
 ROUNDS = 10  # of k-means; the colours hardly move after that
+BYTES = 256  # levels of the layout 4m
 GREY = (0.5, 0.5, 0.5)  # what a sequence without a colour decodes to
 SWATCH = 48  # pixels, height and width
 
@@ -73,6 +75,18 @@ class Palette(TextModality[PaletteSettings]):
             meaning="mean colour difference (CIE 1976) of the most frequent colour",
         ),
     )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """As for all text modalities. Raises ConfigError where the vocabulary lacks levels of the layout 4m."""
+        bins = settings.vocabulary(self.vocabulary_name, VocabularyConfig).coordinate_bins
+        if settings.take(PaletteSettings).layout == "4m" and bins < BYTES:
+            raise ConfigError(
+                f'{settings.name}: with layout = "4m" [vocabularies.{self.vocabulary_name}] coordinate_bins has to be'
+                f' {BYTES} or more, and is {bins}; raise it, or set layout to "axes"'
+            )
+        spec: ModalitySpec = super().modality_spec(settings)
+        return spec
 
     def value_spec(self, options: PaletteSettings) -> ValueSpec:
         return ValueSpec(shape=(options.colours, 3), unit="sRGB", low=0.0, high=1.0)

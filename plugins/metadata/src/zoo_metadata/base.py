@@ -74,7 +74,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """As for all text modalities. Raises ConfigError where no field, or one with too many levels, is declared."""
+        """As for all text modalities. Raises ConfigError where no field is declared, or one that has no tokens."""
         table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
         if not table:
             raise ConfigError(f"{settings.name}: fields: at least one is needed where default_fields is false")
@@ -86,6 +86,11 @@ class MetadataModality(TextModality[S]):
                 raise ConfigError(
                     f"{settings.name}: field {name} has {declared.levels(bins)} levels, [vocabularies."
                     f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field fewer"
+                )
+            if declared.number is not None and declared.number >= bins:
+                raise ConfigError(
+                    f"{settings.name}: field {name} has the number {declared.number}, [vocabularies."
+                    f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field a lower one"
                 )
         spec: ModalitySpec = super().modality_spec(settings)
         shown = tuple((name, declared.declaration(bins)) for name, declared in table.items())
