@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,17 @@ def test_depth_metrics_by_hand() -> None:
     assert found == pytest.approx({"abs_rel": (0.5 + 0.2) / 2, "delta1": 0.5, "rmse": np.sqrt((1 + 0.25) / 2)})
 
 
+def test_depth_is_compared_picture_by_picture() -> None:
+    truth = [np.full((1, 64, 64), 1.0 + number, np.float32) for number in range(100)]
+    guesses = [metres * np.float32(1.25 if number % 4 else 1.2) for number, metres in enumerate(truth)]
+    tracemalloc.start()
+    found = depth.plugin.score(guesses, truth, settings("depth"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found["abs_rel"] == pytest.approx((3 * 0.25 + 0.2) / 4) and found["delta1"] == 0.25
+    assert peak < 0.2 * sum(metres.nbytes for metres in truth)
+
+
 def test_normal_metrics_by_hand() -> None:
     up, towards = np.float32([0, 1, 0]), np.float32([0, 0, 1])
     tilted = np.float32([0, np.sin(np.radians(10)), np.cos(np.radians(10))])
@@ -226,11 +238,16 @@ def test_rgb_metrics_against_scikit_image() -> None:
     found = scored("rgb", first, second)
     assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(second, first, data_range=1), rel=1e-5)
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    _, everywhere = structural_similarity(first, second, data_range=1, channel_axis=0, full=True, **window)
-    assert found["ssim"] == pytest.approx(
-        everywhere.mean(), abs=0.005
-    )  # mirrored at the border, with or without its pixel
+    wide = (np.pad(value, ((0, 0), (8, 8), (8, 8)), mode="reflect") for value in (first, second))  # as ours, mirrored
+    _, everywhere = structural_similarity(*wide, data_range=1, channel_axis=0, full=True, **window)
+    assert found["ssim"] == pytest.approx(everywhere[:, 8:-8, 8:-8].mean(), abs=1e-6)
     assert scored("rgb", first, first) == pytest.approx({"psnr": 100, "ssim": 1})
+
+
+def test_pictures_smaller_than_the_window_are_compared_too() -> None:
+    one, other = np.full((3, 4, 2), 0.25, np.float32), np.full((3, 4, 2), 0.75, np.float32)
+    expected = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
+    assert scored("rgb", one, other, image_size=[4, 2], patch_size=2)["ssim"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", PLUGINS)

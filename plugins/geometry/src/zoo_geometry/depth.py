@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -151,14 +152,14 @@ class Depth(SpatialModality):
         return Image.fromarray(matplotlib.colormaps["turbo_r"](position, bytes=True)[..., :3])
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        guess, truth = (
-            np.concatenate([value.ravel() for value in side]).astype(np.float64) for side in (predicted, target)
-        )
-        return {
-            "abs_rel": float(np.mean(np.abs(guess - truth) / truth)),
-            "delta1": float(np.mean(np.maximum(guess / truth, truth / guess) < 1.25)),
-            "rmse": float(np.sqrt(np.mean((guess - truth) ** 2))),
-        }
+        sums, count = np.zeros(3), 0
+        for guess, truth in zip(predicted, target, strict=True):
+            near, far = np.minimum(guess, truth, dtype=np.float64), np.maximum(guess, truth, dtype=np.float64)
+            error = far - near
+            sums += (error / truth).sum(), (far / near < 1.25).sum(), (error**2).sum()
+            count += truth.size
+        abs_rel, delta1, square = (sums / count).tolist()
+        return {"abs_rel": abs_rel, "delta1": delta1, "rmse": math.sqrt(square)}
 
 
 plugin = Depth()
