@@ -66,6 +66,7 @@ def test_integers_become_reflectance(write: Any) -> None:
         ),
         (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
         (npy(np.full((12, 4, 4), -9999, np.float32)), "npy", "got -9999, as where there is no data; leave such"),
+        (tiff(np.full((12, 4, 4), 0.3 + 0.4j, np.complex64)), "tif", "as floats or integers, got complex64; leave"),
         (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
         (b"garbage", "tif", "cannot be read as TIFF"),
         (b"II*\0garbage", "tif", "cannot be read as TIFF: there is no picture in it"),
@@ -189,6 +190,8 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
         (tiff_bytes(np.float32([[7, -9999, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
         (tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "tif", "1 of 2 pixels have no height, which -9999.9"),
         (npy(np.zeros((3, 2, 2))), "npy", r"expected \(1, height, width\), got \(3, 2, 2\)"),
+        (tiff(np.full((4, 4), 3 + 4j, np.complex64)), "tif", "expected metres as floats or integers, got complex64"),
+        (npy(np.ones((4, 4), bool)), "npy", "expected metres as floats or integers, got bool"),
     ],
 )
 def test_wrong_heights_are_refused(data: bytes, extension: str, message: str) -> None:

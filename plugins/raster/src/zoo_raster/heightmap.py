@@ -86,6 +86,8 @@ class Heightmap(SpatialModality):
         value = value[None] if value.ndim == 2 else value
         if value.ndim != 3 or len(value) != 1:
             raise ValueError(f"expected (1, height, width), got {value.shape}")
+        if value.dtype.kind not in "iuf":
+            raise ValueError(f"expected metres as floats or integers, got {value.dtype}")
         if (holes := np.logical_or.reduce([equal(value, number) for number in missing])).any():
             numbers = " or ".join(f"{number:g}" for number in sorted({*missing}))
             raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {numbers} stands for")

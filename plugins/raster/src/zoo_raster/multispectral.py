@@ -93,6 +93,8 @@ class Multispectral(SpatialModality):
             raise ValueError("expected .tif or .npy")
         array, nodata = (read_array(data, extension), None) if extension == "npy" else read_tiff(data)
         value = bands_first(array, self.channels)
+        if value.dtype.kind == "c":
+            raise ValueError(f"expected reflectance as floats or integers, got {value.dtype}; leave phases out")
         if value.dtype.itemsize == 1:
             raise ValueError(
                 f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
