@@ -450,6 +450,10 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     assert [row["settings"] for row in compared(chose)["rows"]] == [f"steps=9, eval_every={every}" for every in (3, 4)]
     votes = [finished(f"votes{every}", seed=every, head="knn", settings={"eval_every": every}) for every in (3, 4)]
     assert len(compared(votes)["rows"]) == 1
+    labels = [finished(f"labels{asked}", labels={"asked": asked}) for asked in (1, 1.0)]
+    assert [row["labels"] for row in compared(labels)["rows"]] == [1, 1.0]
+    shown = CliRunner().invoke(command, ["compare", *map(str, labels)]).output.splitlines()
+    assert [line.split()[2:4] for line in shown[2:4]] == [["1", "1.000"], ["100", "%"]]
     with pytest.raises(ConfigError, match="has the same settings and seed as"):
         compared([folders[0], finished("again", metrics=main(9.0))])
     with pytest.raises(CheckpointError, match="no finished probe here"):

@@ -52,7 +52,7 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "columns": [{"task": title, **columns[question]} for question, title in titles(columns).items()],
         "rows": [
-            {**dict(zip(("given", "tuning", "head", "labels", "settings", "backbone"), key, strict=True)),
+            {**dict(zip(("given", "tuning", "head", "labels", "settings", "backbone"), key[:-1], strict=True)),
              "cells": [cell(cells[question]) if question in cells else None for question in columns]}
             for key, cells in rows.items()
         ],
@@ -67,7 +67,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells rows apart: all but the seed and the task."""
+    """What tells rows apart: all but the seed and the task. Of labels, 1 is one and 1.0 is all."""
     tuning, head = metrics["tuning"], metrics["head"]
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TransferConfig)}
     defaults |= TUNING[tuning]
@@ -86,7 +86,7 @@ def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
     default = head == HEADS[metrics["task"]["kind"]][0]
     return (
         ", ".join(metrics["given"]), tuning, "default" if default else head, metrics["labels"]["asked"],
-        ", ".join(others), metrics["backbone"]["weights_sha256"],
+        ", ".join(others), metrics["backbone"]["weights_sha256"], isinstance(metrics["labels"]["asked"], float),
     )  # fmt: skip
 
 
