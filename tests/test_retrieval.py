@@ -522,6 +522,13 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
         shutil.copytree(index.folder, place)
         (place / name).write_bytes(damage)
         assert part in refused(world, "query", place, "--keys", "test-000", "--given", "light")
+        again = refused(world, "build", world.run, "--out", place)
+        assert part in again and "with --overwrite" in again
+        if name != "config.json":
+            assert zoo(world, "build", world.run, "--out", place, "--overwrite").exit_code == 0
+            assert zoo(world, "query", place, "--keys", "test-000", "--given", "light").exit_code == 0
+        else:
+            assert "is no part of an index" in refused(world, "build", world.run, "--out", place, "--overwrite")
 
 
 def test_without_faiss_the_extra_is_named(

@@ -152,10 +152,13 @@ class Index:
                 index = faiss().read_index(str(path))
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-                raise CheckpointError(f"{path}: no sound FAISS index ({reason}); build it again") from None
+                raise CheckpointError(
+                    f"{path}: no sound FAISS index ({reason}); build it again with --overwrite"
+                ) from None
             if index.ntotal != len(self.keys[find]):
                 raise CheckpointError(
-                    f"{path}: holds {index.ntotal} vectors, and {KEYS} has {len(self.keys[find])}; build it again"
+                    f"{path}: holds {index.ntotal} vectors, and {KEYS} has {len(self.keys[find])}; build it again with "
+                    "--overwrite"
                 )
             self._opened[find] = index
         return self._opened[find]
@@ -202,7 +205,7 @@ def build(
 
 def _check_replaceable(out: Path) -> None:
     """Raise CheckpointError for a folder that is no index, or holds more than one: it would be lost."""
-    names = checkpoint.load_config(out, CLASS)["modalities"]
+    names = checkpoint.load_config(out, CLASS).get("modalities", ())
     own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.CARD, KEYS, *map(_file, (TOGETHER, *names))}
     if foreign := sorted({path.name for path in out.iterdir()} - own):
         raise CheckpointError(
@@ -212,11 +215,16 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
-    """The index that is there. Raises ConfigError where it is another one, or of other samples than `tokens` has."""
+    """The index that is there. Raises ConfigError where it is another one, or of other samples than `tokens` has, and
+    CheckpointError where a file of vectors is damaged.
+    """
     try:
         index = Index(out)
     except CheckpointError as error:
-        raise ConfigError(f"{out}: is there, and is no index ({error}); give another folder") from None
+        raise ConfigError(
+            f"{out}: is there, and is no index, or a damaged one ({error}); replace that with --overwrite, or give "
+            "another folder"
+        ) from None
     for key, value in described.items():
         if index.config.get(key) == value or (key == SAMPLES and key not in index.config):
             continue
@@ -224,6 +232,8 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
         if key in ("together", SAMPLES) or (key == "modalities" and set(value) == set(index.names)):
             held = f"of other samples than {tokens} has now (their number, keys or tokens)"
         raise ConfigError(f"{out}: holds an index {held}; replace it with --overwrite, or give another folder")
+    for name in index.keys:
+        index._open(name)
     return index
 
 
