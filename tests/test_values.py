@@ -102,6 +102,18 @@ def test_bounds_are_inclusive(number: float) -> None:
     assert value_problem(FLOAT, np.full((1, 2, 2), beyond, np.float32)) == "numbers lie outside the range"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_cut_off_at_a_bound_is_within_it(dtype: str) -> None:
+    spec = ValueSpec(shape=("n",), dtype=dtype, low=0.01, high=100.3)
+    cut = np.array([0, 200], dtype).clip(0.01, 100.3)
+    assert float(cut[0]) != 0.01 and float(cut[1]) != 100.3
+    assert value_problem(spec, cut) is None
+    assert batch_problem(spec, torch.from_numpy(np.array([[0, 200]], dtype)).clamp(0.01, 100.3)) is None
+    for beyond in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
+        assert value_problem(spec, beyond) == "numbers lie outside the range"
+    assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
+
+
 @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
 def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))

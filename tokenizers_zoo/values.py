@@ -122,8 +122,12 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     if math.prod(got) == 0:
         return "it is empty"
     low, high = bounds(spec)
-    if np.dtype(spec.dtype).kind == "b":
+    number = np.dtype(spec.dtype)
+    if number.kind == "b":
         return None
+    if number.kind == "f":  # a bound as these numbers hold it: what is cut off at 0.01 is a little less in float32
+        with np.errstate(over="ignore"):
+            low, high = (bound if bound is None else float(number.type(bound)) for bound in (low, high))
     least, most = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
     if not (math.isfinite(least) and math.isfinite(most)):
         return "every number has to be finite"
