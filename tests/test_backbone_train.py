@@ -40,7 +40,7 @@ from backbone.training.mixing import Mix, open_sources
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
@@ -300,6 +300,18 @@ def test_a_store_without_held_out_samples_trains_too(tmp_path: Path) -> None:
     # Words rise one by one, and a picture repeats two tokens: both can be learnt.
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
     assert FIRST_WORD < 100
+
+
+def test_held_out_samples_need_not_have_all_modalities(tmp_path: Path) -> None:
+    specs = [spec("picture", GridLayout(shape=(2, 2)), 30), spec("words", sequence(6), 100)]
+    write_store(tmp_path / "tokens", specs, 12)
+    write_store(tmp_path / "tokens", specs[:1], 12, "test")
+    train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, dataclasses.replace(TRAINING, steps=2))
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last.keys() == {"step", "held_out/loss", "held_out/picture"}
+    write_store(tmp_path / "less", specs[:1], 12)
+    with pytest.raises(DataError, match=r"unknown modality in .*train: 'words'"):
+        train(tmp_path / "new", tmp_path / "less", specs, SMALL, TRAINING)
 
 
 @pytest.mark.parametrize("loss", ["modality", "token"])

@@ -59,15 +59,15 @@ def open_sources(
     """A split of all stores of a run, without those that have no such split, or held-out samples of nothing of it.
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
-    DataError where any other modality has no tokens, UnknownNameError for one that a dataset names and the run has not,
-    and ConfigError for a dataset that shares no modality with the others to train on.
+    DataError where any other modality has none to train on, UnknownNameError for one that a dataset names and the run
+    has not, and ConfigError for a dataset that shares no modality with the others to train on.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
         store = TokenStore(dataset.tokens)
         if split != TRAIN and split not in store.splits():
             continue
-        if not number and not config.datasets and not known:
+        if split == TRAIN and not number and not config.datasets and not known:
             names = None  # the only store has all, or says which it lacks
         else:
             names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
