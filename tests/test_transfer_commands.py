@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small_modalities import installed
 from transfer_world import SOURCES, TRAIN, World, make_world, read, train
 
+from backbone.run import Run
 from backbone.transfer import load
 from backbone.transfer.cli import settings_of
 from backbone.transfer.cli import transfer as command
@@ -213,6 +214,17 @@ def test_a_table_that_says_nothing_is_refused(world: World, tmp_path: Path, text
     (tmp_path / "mine.csv").write_text(text)
     words = ("--task", tmp_path / "mine.csv", "--given", "light", "--out", tmp_path / "probe")
     assert TABLES[text] in refused("train", world.run, *words)
+
+
+def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:
+    """As of files that are called the same in both splits."""
+    shutil.copytree(world.root / "tokens", tmp_path / "tokens")
+    shutil.copytree(tmp_path / "tokens" / "train" / "light", tmp_path / "tokens" / "test" / "light", dirs_exist_ok=True)
+    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")
+    words = ("--task", world.table, "--given", "light", "--out", tmp_path / "probe")
+    assert "the key 'train-000' is one of train and one of test in" in refused("train", tmp_path / "run", *words)
+    assert not (tmp_path / "probe").exists()
 
 
 def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

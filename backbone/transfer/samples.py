@@ -94,18 +94,28 @@ class Places:
         return Part(keys=keys, rows=rows, inputs=inputs, labels=labels.of(keys), left_out=left_out)
 
     def unknown(self, task: Task) -> int:
-        """How many keys of a table no split of the tokens has. Raises DataError where that is all of them."""
+        """How many keys of a table no split of the tokens has.
+
+        Raises DataError where that is all of them, and for one that the training and the test split have: its label
+        would be that of two samples.
+        """
         if not task.table:
             return 0
         store = TokenStore(self.tokens)
         names = [spec.name for spec in self.specs]
-        columns = [store.open(split, name) for split in store.splits() for name in names
-                   if name in store.modalities(split)]  # fmt: skip
-        stored = {key for column in columns for key in whole_samples(column.keys, [column])}
-        missing = [key for key in task.table if key not in stored]
+        stored: dict[str, set[str]] = {}
+        for split in store.splits():
+            columns = [store.open(split, name) for name in names if name in store.modalities(split)]
+            stored[split] = {key for column in columns for key in whole_samples(column.keys, [column])}
+        both = stored.get(TRAIN, set()) & stored.get(TEST, set())
+        if twice := next((key for key in task.table if key in both), None):
+            raise DataError(f"--task {task.text}: the key {twice!r} is one of {TRAIN} and one of {TEST} in "
+                            f"{self.tokens}: its label would be that of both; give them other names")  # fmt: skip
+        known = set().union(*stored.values())
+        missing = [key for key in task.table if key not in known]
         if len(missing) == len(task.table):
             raise DataError(f"--task {task.text}: none of its {len(missing)} keys, such as {missing[0]!r}, is in "
-                            f"{self.tokens}; keys there are like {min(stored, default='')!r}")  # fmt: skip
+                            f"{self.tokens}; keys there are like {min(known, default='')!r}")  # fmt: skip
         return len(missing)
 
 
