@@ -29,7 +29,7 @@ from backbone.training.data import Loader, Order, TokenData
 from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.modality import GridLayout, VectorLayout
+from tokenizers_zoo.modality import GridLayout, PatchesLayout, VectorLayout
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,10 @@ def test_only_matrices_of_layers_decay() -> None:
     for name in ("encoder.0.mlp.up.bias", "encoder_norm.weight", TOKEN_TABLE, "mask_embedding.weight",
                  "modality_embedding.weight", "learned_positions.code"):  # fmt: skip
         assert name in dict(model.named_parameters()) and name not in decaying
+    called = [spec("word_embedding", GridLayout(shape=(2, 2))), spec("embeddings", PatchesLayout(shape=(2, 2), dim=3))]
+    parameters = dict(FourM(SMALL, called).named_parameters())
+    for name in ("output.word_embedding", "projections.embeddings.weight"):
+        assert decays(name, parameters[name]), "what is only called so is no embedding"
 
 
 def test_an_optimizer_goes_on_from_its_state() -> None:

@@ -61,7 +61,8 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
 
 def decays(name: str, parameter: Tensor) -> bool:
     """True for the matrices of linear layers and output rows; norms, biases and embeddings do not decay."""
-    return parameter.dim() >= 2 and "embedding" not in name and not name.startswith(("learned_positions", "registers"))
+    part = name.partition(".")[0]  # what follows may be the name of a modality or vocabulary
+    return parameter.dim() >= 2 and not part.endswith(("embedding", "learned_positions", "registers"))
 
 
 class RowAdam:
