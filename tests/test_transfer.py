@@ -196,8 +196,9 @@ def test_another_setting_is_refused_unless_it_is_to_replace(world: World, tmp_pa
         train(world, out, "facts.total", steps=3, overwrite=True, on_step=die_at_once)
     assert (out / "model.safetensors").read_bytes() == before and (out / "metrics.json").is_file()
     assert train(world, out, "facts.total", steps=3, overwrite=True)["steps"] == 3
-    with pytest.raises(CheckpointError, match="holds something else than a probe"):
-        train(world, world.run, "facts.total", steps=3, overwrite=True)
+    for overwrite in (True, False):
+        with pytest.raises(CheckpointError, match="run: holds something else than a probe"):
+            train(world, world.run, "facts.total", steps=3, overwrite=overwrite)
     assert (world.run / "model.safetensors").is_file()
 
 

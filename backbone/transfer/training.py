@@ -106,7 +106,7 @@ def transfer(
     if task.file is not None:
         provenance["sha256"] = file_digest(task.file)
     judges = Examples(used.part, used.validation) if used.validation else Examples(test)
-    if overwrite:
+    if overwrite or (out / RUN).is_file():
         check_probe(out)
     with replacing_run(out, overwrite, METRICS):
         if notes_samples(out):
@@ -143,7 +143,7 @@ def check_probe(folder: Path) -> None:
         return
     identity = read_table(folder / RUN) if (folder / RUN).is_file() else {}
     if identity.get("model", {}).get("class") != CLASS:
-        raise CheckpointError(f"--overwrite: {folder} holds something else than a probe; give another --out")
+        raise CheckpointError(f"{folder}: holds something else than a probe; give another --out")
 
 
 @dataclass(kw_only=True)
