@@ -423,6 +423,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
         (("--keys", "test-000", "--given", "letters=FILE"), ("expected a NAME beside --keys",)),
         (("--keys", "tset-000", "--given", "light"), ("unknown sample 'tset-000'", "did you mean test-000")),
         (("--keys", "test-003", "--given", "light,letters"), ("sample 'test-003' has no letters",)),
+        (("--keys", "test-003", "--given", "letters"), ("sample 'test-003' has no letters",)),
         (("--keys", "test-003", "--given", "light", "--split", "tset"), ("no tokens of a split 'tset'",)),
         ((), ("expected --given NAME=FILE, or --keys",)),
     ],

@@ -116,6 +116,8 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "predictions.png").write_bytes(b"of an earlier one")
     done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "made")
     assert done.exit_code == 0 and [path.name for path in (tmp_path / "made").iterdir()] == ["predictions.csv"]
     assert f"{tmp_path / 'elsewhere'}: no such folder" in refused("eval", probe, "--data", tmp_path / "elsewhere")

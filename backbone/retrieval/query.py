@@ -83,17 +83,25 @@ def query_keys(
     index.check([*given, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
     split = split or index.split
-    queries = combined(_stored(embedder, split, keys, given), weights)
+    known = index.keys[TOGETHER] if split == index.split else ()
+    queries = combined(_stored(embedder, split, keys, given, known), weights)
     found = index.search(queries, k, find, list(keys) if exclude_self and split == index.split else None)
     return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]
 
 
-def _stored(embedder: Embedder, split: str, keys: Sequence[str], given: Sequence[str]) -> dict[str, Vectors]:
-    """The vectors of stored samples, by modality. Raises UnknownNameError, DataError."""
+def _stored(
+    embedder: Embedder, split: str, keys: Sequence[str], given: Sequence[str], known: Sequence[str]
+) -> dict[str, Vectors]:
+    """The vectors of stored samples, by modality; `known` are keys that are there, whatever is stored of them.
+
+    Raises UnknownNameError, DataError.
+    """
     data = embedder.stored(split, given)
     where = f"{embedder.run.tokens / split}"
     numbers = {key: number for number, key in enumerate(data.keys)}
     for key in keys:
+        if key not in numbers and key in known:
+            raise DataError(f"{where}: sample {key!r} has no {' and no '.join(given)}")
         if key not in numbers:
             raise UnknownNameError.of("sample", key, data.keys[:1000], f"(in {where})")
     vectors = {}

@@ -48,7 +48,8 @@ def predict_to_folder(
                 temporary.write_bytes(data)
     else:
         write_table(out / TABLE, found, answers, truth)
-    write_sheet(out / PICTURE, headers, rows)
+    if not write_sheet(out / PICTURE, headers, rows):
+        (out / PICTURE).unlink(missing_ok=True)  # that of an earlier prediction
     return found
 
 
