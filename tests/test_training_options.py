@@ -280,6 +280,9 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
         opened(Dataset(tokens=other, modalities=("mroe",)))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
         opened(Dataset(tokens=other, modalities=("more",)))
+    asked = r"datasets: .*other has picture, more, and its mixtures ask for words, tags alone: .* teach nothing"
+    with pytest.raises(ConfigError, match=asked):
+        opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
     with pytest.raises(DataError, match="no tokens of absent, nor in another dataset"):
         opened(Dataset(tokens=other), specs=[*specs, spec("absent", GridLayout(shape=(2, 2)))])
     with pytest.raises(UnknownNameError, match="clpi"):

@@ -60,7 +60,8 @@ def open_sources(
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has none to train on, UnknownNameError for one that a dataset names and the run
-    has not, and ConfigError for a dataset that shares no modality with the others to train on.
+    has not, and ConfigError for a dataset that shares no modality with the others to train on, or has nothing of what
+    its samples are asked for.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -78,6 +79,7 @@ def open_sources(
         sources.append(Source(data=data, dataset=dataset, number=number))
     if split == TRAIN:
         _check_shared(sources)
+        _check_asked(sources, config)
     found = {name for source in sources for name in source.data.columns}
     if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
         raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
@@ -105,6 +107,19 @@ def _check_shared(sources: Sequence[Source]) -> None:
                 f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns) or 'nothing of this run'}, and "
                 f"the others have {', '.join(sorted(others))}: no modality is shared; train two backbones, or tokenize "
                 "one modality in both"
+            )
+
+
+def _check_asked(sources: Sequence[Source], config: TrainConfig) -> None:
+    """Raise ConfigError for one of several stores that has nothing to predict, so that its samples teach nothing."""
+    for source in sources if len(sources) > 1 else ():
+        discrete = [spec.name for spec in source.data.specs if not spec.continuous]
+        asked = [name for part in masking_of(source, config).mixtures for name in part.targets or discrete]
+        if set(asked) <= set(discrete) and not set(asked) & set(source.data.columns):  # the masker refuses other names
+            raise ConfigError(
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
+                f"{', '.join(dict.fromkeys(asked))} alone: its samples would teach nothing; give it mixtures of "
+                "its own that ask for what it has, or leave it out"
             )
 
 
