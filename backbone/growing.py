@@ -209,14 +209,16 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 
 def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
-    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples."""
-    found, settings = [], []
+    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of one
+    folder of values.
+    """
+    found, asked = [], []
     for folder in (before, after):
         path = folder / FOLDER / EVALUATION
         table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
-        settings.append(table["identity"].get("settings"))
+        asked.append([table["identity"].get(key) for key in ("settings", "data")])
         found.append({(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]})
-    old, new = found if settings[0] == settings[1] else ({}, {})
+    old, new = found if asked[0] == asked[1] else ({}, {})
     return [
         {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}
         for pair, gap in old.items() if pair in new

@@ -447,15 +447,17 @@ def test_the_command(world: World) -> None:
 
 
 def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
-    def write(name: str, gap: float, samples: int = 8, **settings: Any) -> Path:
+    def write(name: str, gap: float, samples: int = 8, data: str = "values", **settings: Any) -> Path:
         pair = {"given": ["a", "b"], "target": "x", "samples": samples, "gap_closed": gap}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"identity": {"settings": {"answers": 4, **settings}}, "pairs": [pair]}))
+        identity = {"settings": {"answers": 4, **settings}, "data": data}
+        path.write_text(json.dumps({"identity": identity, "pairs": [pair]}))
         return tmp_path / name
 
     before = write("before", 0.5)
     expected = [{"given": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
     assert gaps(before, write("after", 0.25)) == expected
-    for other in (write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1), tmp_path / "none"):
+    fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1)
+    for other in (fewer, likeliest, write("elsewhere", 0.25, data="others"), tmp_path / "none"):
         assert gaps(before, other) == []
