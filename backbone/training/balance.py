@@ -10,6 +10,7 @@ from torch import Tensor
 from backbone.config import TrainConfig
 from backbone.tables import Tables
 from backbone.training.optim import RowAdam, names_of
+from tokenizers_zoo.errors import ConfigError
 
 NAME = "log_variance"
 
@@ -20,13 +21,15 @@ class Balance:
     Those of the settings are relative: their mean over what a batch has is 1. With "uncertainty", a modality's loss is
     exp(-s) L + s / 2 with a learned s (arXiv 1705.07115, equation 10, for a cross-entropy), which comes to a weight of
     1 / (2 L). The gradient for s needs L alone, so it costs nothing. Raises UnknownNameError for a weight of a
-    modality that the backbone has not.
+    modality that the backbone has not, and ConfigError for one of an input, which has no loss.
     """
 
     def __init__(self, tables: Tables, config: TrainConfig, device: torch.device) -> None:
         self.tables, self.config = tables, config
         self.fixed = torch.ones(len(tables), device=device)
         for name, weight in config.loss_weights.items():
+            if tables.spec(name).continuous:
+                raise ConfigError(f"loss_weights: {name} is continuous: it is only an input, and has no loss")
             self.fixed[tables.index(name)] = weight
         self.learned = config.balance == "uncertainty"
         self.adam = RowAdam(torch.zeros(len(tables), 1, device=device), config.betas)
