@@ -316,7 +316,7 @@ def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(wo
 
 def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
-    asked: dict[str, Any] = {"given": [("light",), ("light",)], "targets": ["dark", "dark"]}
+    asked: dict[str, Any] = {"given": [("light",), ("light",), ("light", "light")], "targets": ["dark", "dark"]}
     found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
     assert [(pair["given"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
     assert len(found["galleries"]) == 1

@@ -39,7 +39,7 @@ def chosen_pairs(
     if given is None and targets is None:
         return default_pairs([handle.spec for handle in data.handles.values()])
     ranked = ranked_names([handle.spec for handle in data.handles.values()])
-    sources = [tuple(names) for names in given] if given is not None else [(name,) for name in ranked]
+    sources = [tuple(dict.fromkeys(names)) for names in given] if given is not None else [(name,) for name in ranked]
     wanted = targets if targets is not None else [name for name in ranked if name in model.tables.discrete]
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
