@@ -70,12 +70,18 @@ class PoseTokenizer(ObjectTokenizerConfig):
     """Defaults of the pose tokenizer."""
 
     kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "product_vq": {"codebook_size": 256, "num_codebooks": 4, "kmeans_iterations": 0},  # a batch has few people
+        "product_vq": {  # a batch has few people: nothing to start from, and slow averages
+            "codebook_size": 256,
+            "num_codebooks": 4,
+            "kmeans_iterations": 0,
+            "decay": 0.98,
+            "revive_below": 0.4,
+        },
         "memcodes": {"codebook_size": 256, "num_codebooks": 4},
     }
 
     quantizer: QuantizerKind = "product_vq"
-    steps: int = 1000
+    steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 2e-3
 
