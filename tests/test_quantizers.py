@@ -320,6 +320,14 @@ def test_fsq_table_and_sizes() -> None:
     assert build_quantizer(QuantizerConfig(levels=(7, 5)), DIM).codebook_size == 35
 
 
+@pytest.mark.parametrize("levels", [(999,), (1000,)])
+def test_as_many_levels_as_are_taken_stay_in_range(levels: tuple[int, ...]) -> None:
+    quantizer = build_quantizer(QuantizerConfig(levels=levels), 1).eval()
+    quantized = quantizer(torch.linspace(-20, 20, 4001)[None, :, None])
+    assert (quantized.tokens.min(), quantized.tokens.max()) == (0, levels[0] - 1)
+    assert torch.equal(quantizer.decode(quantized.tokens), quantized.codes)
+
+
 def test_levels_in_another_order_are_another_configuration() -> None:
     """The weights would fit and mean other codes: it is the configuration that tells them apart."""
     one, two = QuantizerConfig(levels=(8, 5, 5, 5)), QuantizerConfig(levels=(5, 8, 5, 5))
@@ -342,6 +350,7 @@ def test_the_shape_of_tokens_is_known_without_the_quantizer() -> None:
         ("levels", {"levels": ()}),
         ("levels", {"levels": (2, 5)}),
         ("levels", {"levels": (3,) * 24}),
+        ("levels", {"levels": (5, 1001)}),
         ("codebook_size", {"kind": "simvq", "codebook_size": 2**24 + 1}),
         ("codebook_size", {"codebook_size": 1024}),
         ("codebook_size", {"levels": (8, 5), "codebook_size": 41}),

@@ -37,6 +37,9 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 MAX_CODES = 2**24
 """The most codes of any kind: ids of fsq are computed in float32, whose whole numbers end here."""
 
+MAX_LEVELS = 1000
+"""The most levels of one dimension of fsq: the margin of 0.001 beside the outer ones reaches the next with more."""
+
 _MOVING_AVERAGE: dict[str, Any] = {
     "codebook_dim": 32,
     "decay": 0.95,
@@ -173,6 +176,8 @@ class QuantizerConfig:
             levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS[self.kind]["levels"]
         if not levels or min(levels) < 3:
             raise ValueError(f"levels: expected one or more numbers of at least 3, got {list(levels)}")
+        if self.kind == "fsq" and max(levels) > MAX_LEVELS:
+            raise ValueError(f"levels: expected at most {MAX_LEVELS} per dimension, got {list(levels)}")
         if size and size != math.prod(levels):
             raise ValueError(f"codebook_size: {size} is not the product of levels {list(levels)} ({math.prod(levels)})")
         if math.prod(levels) > MAX_CODES:
