@@ -8,9 +8,9 @@ import vector_quantize_pytorch as vqp
 from quantizer_samples import DIM, some_latents, trained
 from torch.nn import functional
 
-from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer, codebooks
 from tokenizers_zoo.quantizers import adapter as adapter_module
-from tokenizers_zoo.quantizers.adapter import DIVERSITY
+from tokenizers_zoo.quantizers.adapter import DIVERSITY, entropy
 from tokenizers_zoo.quantizers.binary import entropy_loss
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes
 from tokenizers_zoo.quantizers.composite import Residual, SideBySide
@@ -227,3 +227,23 @@ def test_memory_codes_against_the_formula() -> None:
         expected = (part @ keys.T).argmax(dim=-1)
         assert torch.equal(tokens[..., head], expected)
         torch.testing.assert_close(codes[..., 8 * head : 8 * head + 8].double(), values[expected], rtol=1e-4, atol=1e-5)
+
+
+def test_faint_shares_of_memory_codes_change_nothing_and_stay_where_numbers_are_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[torch.Tensor] = []
+    monkeypatch.setattr(codebooks, "entropy", lambda given: shares.append(given.detach()) or entropy(given))
+    results = []
+    for faintest in (codebooks.FAINTEST, float("inf")):
+        monkeypatch.setattr(codebooks, "FAINTEST", faintest)
+        torch.manual_seed(0)
+        quantizer = build_quantizer(QuantizerConfig(kind="memcodes", codebook_size=64, num_codebooks=2), DIM)
+        latents = (80 * some_latents()).requires_grad_()
+        quantized = quantizer(latents)
+        (quantized.codes.square().mean() + quantized.loss).backward()
+        gradients = [parameter.grad for parameter in (latents, *quantizer.parameters())]
+        results.append([quantized.codes, quantized.loss, *gradients])
+    assert shares[1].min() > 1e-18 and shares[3].min() < 1e-38
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
