@@ -359,8 +359,22 @@ def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:
         (lambda config, tensors: tensors.update(odd=torch.ones(2)), "unknown tensor odd: not a 4M backbone"),
         (
             lambda config, tensors: tensors.update({"decoder_norm.weight": torch.ones(3)}),
-            r"decoder_norm\.weight gives \[3\], and its config\.json asks for \[24\]",
+            r"decoder_norm\.weight is \[3\], and its config\.json asks for \[24\]",
         ),
+        (
+            lambda config, tensors: tensors.update(
+                {"encoder.0.mlp.fc1.weight": torch.ones(60, DIM), "encoder.0.mlp.fc3.weight": torch.ones(68, DIM)}
+            ),
+            r"encoder\.0\.mlp\.fc1\.weight is \[60, 24\], and its config\.json asks for \[64, 24\]",
+        ),
+        (lambda config, tensors: tensors.update(mask_token=torch.ones(DIM)), r"mask_token is \[24\], and its"),
+        (
+            lambda config, tensors: tensors.update({"encoder_embeddings.caption.pos_emb": torch.ones(3)}),
+            r"here: caption has a table of \[30000, 24\] and positions of \[3\]",
+        ),
+        (lambda config, tensors: config.pop("domains_out"), "domains_out None: expected a list of names"),
+        (lambda config, tensors: config.update(domains_in="caption"), "domains_in 'caption': expected a list of names"),
+        (lambda config, tensors: config.update(act_layer=["SiLU"]), r"act_layer \['SiLU'\]: expected SiLU or GELU"),
         (lambda config, tensors: config.update(depth=3), "unknown key depth"),
         (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU: expected SiLU or GELU"),
         (lambda config, tensors: config.update(decoder_causal_mask=True), "decoder_causal_mask = True"),

@@ -50,7 +50,7 @@ def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[Published
     for key, only in (("decoder_causal_mask", False), ("decoder_sep_mask", True)):
         if table[key] != only:
             raise CheckpointError(f"{where}: {key} = {table[key]}: published models have {only}, and so has ours")
-    if table["act_layer"] not in ACTIVATIONS:
+    if table["act_layer"] not in [*ACTIVATIONS]:
         raise CheckpointError(f"{where}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
     try:
         return from_mapping(
@@ -109,19 +109,11 @@ def import_backbone(
     pairs = list(pairs_of(config, modalities, names))
     used = {theirs for pair in pairs for theirs in pair.theirs}
     for pair in pairs:
-        missing = [theirs for theirs in pair.theirs if theirs not in checkpoint.tensors]
-        if missing:
-            raise CheckpointError(f"{checkpoint.place}: has no tensor {missing[0]}; download the checkpoint again")
+        for name, part in pair.split(torch.empty(shapes[pair.ours], device="meta")):
+            checkpoint.tensor(name, *part.shape)
     extra = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used}
     _check_extra(checkpoint, config, extra)
-    tensors = {}
-    for pair in pairs:
-        tensors[pair.ours] = joined = pair.join(checkpoint.tensors).float()
-        if joined.shape != shapes[pair.ours]:
-            raise CheckpointError(
-                f"{checkpoint.place}: {pair.theirs[0]} gives {list(joined.shape)}, and its config.json asks for "
-                f"{list(shapes[pair.ours])}"
-            )
+    tensors = {pair.ours: pair.join(checkpoint.tensors).float() for pair in pairs}
     tensors |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
     kept = {name for name in extra if name not in norm_biases_of(config) and name not in checkpoint.same_as}
     stored = {

@@ -74,8 +74,12 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     """The modalities that a backbone reads or makes, sorted by name.
 
     What its configuration names and it has no tensors for on that side is not on that side. Raises CheckpointError for
-    one that has none on either, and where an embedding's tensors are of no known kind.
+    one that has none on either, and where an embedding's tensors are of no known kind or shape.
     """
+    for key in ("domains_in", "domains_out"):
+        given = checkpoint.config.get(key)
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            raise CheckpointError(f"{checkpoint.place}: config.json: {key} {given!r}: expected a list of names")
     names = sorted({*checkpoint.config["domains_in"], *checkpoint.config["domains_out"]})
     found = []
     for name in names:
@@ -91,9 +95,16 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
             raise CheckpointError(
                 f"{checkpoint.place}: {name} has none of {', '.join(kinds.values())}: an embedding of another kind"
             )
-        weight = checkpoint.tensors[side + kinds[kind]]
-        positions = checkpoint.tensors[f"{side}pos_emb"].shape[-2]
+        weight, table = checkpoint.tensors[side + kinds[kind]], checkpoint.tensors[f"{side}pos_emb"]
+        if weight.ndim != 2 or table.ndim != 3 or not table.numel():
+            raise CheckpointError(
+                f"{checkpoint.place}: {name} has a table of {list(weight.shape)} and positions of {list(table.shape)};"
+                " copy the folder again"
+            )
+        positions = table.shape[-2]
         size = size_in(name) or checkpoint.config.get("image_size", 0)
+        if kind == "patches" and type(size) is not int:
+            raise CheckpointError(f"{checkpoint.place}: config.json: image_size {size!r}: expected a number of pixels")
         pixels = size**2 // positions if kind == "patches" else 0
         if pixels and weight.shape[1] % pixels:
             raise CheckpointError(
