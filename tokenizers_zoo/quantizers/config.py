@@ -112,7 +112,7 @@ class QuantizerConfig:
     distance: Literal["cosine", "euclidean"] | None = None
     """vq, product_vq: what "nearest" means; cosine trains codes of length 1, so residual codes are always euclidean."""
     decay: float | None = None
-    """vq kinds: share of the old codebook that a training step keeps, in (0, 1)."""
+    """vq kinds: share of the old codebook that a training batch keeps, in (0, 1)."""
     kmeans_iterations: int | None = None
     """vq kinds: k-means iterations on the first training batch to start the codebook; 0 starts from random codes."""
     revive_below: float | None = None
