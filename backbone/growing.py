@@ -120,6 +120,17 @@ def growing_mixtures(
     return tuple(parts)
 
 
+def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
+    """Raise ConfigError for a table [model] of another model than the one that grows."""
+    known = dataclasses.asdict(trained.model)
+    wanted = dataclasses.asdict(from_mapping(ModelConfig, {**known, **table}, origin))
+    for key, value in known.items():
+        if wanted[key] != value:
+            raise ConfigError(
+                f"{origin.at(key)}: {trained.folder} has {value!r}, and a model grows by modalities alone; leave it out"
+            )
+
+
 def growing_config(
     trained: Trained,
     specs: Sequence[ModalitySpec],

@@ -426,6 +426,14 @@ def test_the_command(world: World) -> None:
     assert names == {"rgb_patches-to-depth.png"}, "replayed samples have what TOKENS lacks"
     frozen = world("backbone grow shown --add caption --tokens part --out of_part --set steps=2 --freeze")
     assert frozen.code == 0 and "step 2: rgb_patches to caption: " in frozen.complaint, frozen.complaint
+    (world.folder / "wide.toml").write_text("[model]\ndim = 64\n")
+    world("backbone grow old --add caption --tokens tokens --out x --config wide.toml").refused(
+        "wide.toml:2 [model] dim: old has 32", "leave it out"
+    )
+    (world.folder / "never.toml").write_text("[train]\n" + PREVIEW)
+    world("backbone grow old --add caption --tokens tokens --out x --config never.toml").refused(
+        "[train] previews: nothing is drawn without preview_every"
+    )
     world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
     world("backbone grow old --add boxes --tokens tokens --out x").refused("tokens/train", "boxes", "known: caption")
     world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")

@@ -356,6 +356,9 @@ make = "caption2"
 """
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
     world(command.replace("backbone.toml", "previews.toml")).refused("caption2", "depth, rgb_patches")
+    world(command.replace("backbone.toml --set preview_every=3", "previews.toml")).refused(
+        "[train] previews: nothing is drawn without preview_every, the steps between"
+    )
     assert not (world.folder / "drawn").exists()
     text = text.replace('["caption"]\nmake = "caption2"', '["depth"]\nmake = "caption"')
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)

@@ -46,3 +46,9 @@ def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             inner = inner[parent]
         inner[last] = value
     return result
+
+
+def check_drawn(table: Mapping[str, Any], every: int, origin: Origin) -> None:
+    """Raise ConfigError for a table [train] with previews that would never be drawn, as it does not say how often."""
+    if table.get("previews") and not every and "preview_every" not in table:
+        raise ConfigError(f"{origin.at('previews')}: nothing is drawn without preview_every, the steps between; set it")

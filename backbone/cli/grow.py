@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backbone.cli.config import CONFIG_OPTION, merged, read_tables
+from backbone.cli.config import CONFIG_OPTION, check_drawn, merged, read_tables
 from tokenizers_zoo.cli.options import (
     PATH,
     open_zoo,
@@ -61,7 +61,15 @@ def grow_command(
     """
     from backbone.config import Dataset
     from backbone.evaluation.preview import Previews
-    from backbone.growing import REPORT, Trained, check_replayed, growing_config, grown_specs, write_report
+    from backbone.growing import (
+        REPORT,
+        Trained,
+        check_replayed,
+        check_same_model,
+        growing_config,
+        grown_specs,
+        write_report,
+    )
     from backbone.run import Run
     from backbone.training.mixing import check_codecs
     from backbone.training.starting import check_meaning
@@ -81,9 +89,13 @@ def grow_command(
     check_codecs([Dataset(tokens=tokens)], handles.values())
     check_meaning(folder, handles.values())
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
-    table = merged(read_tables(config_file)["train"], {**changes, **({"freeze": True} if freeze else {})})
+    tables = read_tables(config_file)
+    check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
+    table = merged(tables["train"], {**changes, **({"freeze": True} if freeze else {})})
     share = 0.0 if freeze else REPLAY if replay is None else replay
-    config = growing_config(trained, specs, tokens, table, share, Origin(path=config_file, table="train"))
+    origin = Origin(path=config_file, table="train")
+    config = growing_config(trained, specs, tokens, table, share, origin)
+    check_drawn(table, config.preview_every, origin)
     check_replayed(trained, config, zoo)
     show = None
     if config.preview_every:  # also of what TOKENS lacks: what is replayed has it

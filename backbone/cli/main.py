@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from backbone.cli.config import CONFIG_OPTION, merged, read_tables
+from backbone.cli.config import CONFIG_OPTION, check_drawn, merged, read_tables
 from backbone.cli.generate import generate_command
 from backbone.cli.grow import grow_command
 from backbone.cli.run import open_run
@@ -82,7 +82,9 @@ def train(
     model = from_mapping(ModelConfig, size | tables["model"], Origin(path=config_file, table="model"))
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     origin = Origin(path=config_file, table="train")
-    config = from_mapping(TrainConfig, merged(tables["train"], changes), origin)
+    table = merged(tables["train"], changes)
+    config = from_mapping(TrainConfig, table, origin)
+    check_drawn(table, config.preview_every, origin)
     zoo = open_zoo()
     store = TokenStore(tokens)
     datasets = datasets_of(tokens, config)
