@@ -477,6 +477,26 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo]
     assert 'exceed float16; set dtype = "float32"' in outcome.dropped["white"]
 
 
+def test_parts_of_long_vectors_have_fewer_samples(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("zoo_images.rgb_patches")
+    zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
+    handle, rng = zoo["rgb_patches"], np.random.default_rng(0)
+    for split in ("train", "test"):
+        with writing_shard(data / split / "rgb_patches/0.tar") as writer:
+            for key in "abcde":
+                writer.add(key, *handle.write(rng.random((3, 16, 16), np.float32)))
+    trained(zoo, data, "rgb_patches")
+    monkeypatch.setattr(tokenize_module, "PART_BYTES", 4 * 192 * 2 * 7)  # seven rows of four patches in float16
+    tokenize(zoo, data, tmp_path / "tokens", crops=3)
+    parts = [read_part(path)[1] for path in sorted((tmp_path / "tokens/train/rgb_patches").glob("*.arrow"))]
+    keys = ["".join(key.as_py()[0] for key in part.column("key")) for part in parts]
+    assert keys == ["aaabbb", "cccddd", "eee"]
+    monkeypatch.setattr(tokenize_module, "PART_BYTES", 1)
+    assert tokenize_module.part_rows(handle.spec, 3) == 3, "no part without a sample"
+
+
 def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)

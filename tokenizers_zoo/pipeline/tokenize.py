@@ -26,14 +26,15 @@ from tokenizers_zoo.data.tokens import (
     write_part,
 )
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.modality import Crop, EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN = "train"
-PART_SAMPLES = 4096
+PART_SAMPLES, PART_BYTES = 4096, 2**28
+"""Most samples of a part, and most bytes of vectors, as the whole of a part is in memory."""
 CROP_SIDE = (0.5, 1.0)  # shortest and longest side of a random crop, as fractions of the picture's
 
 
@@ -139,10 +140,19 @@ def tokenize(
             )  # fmt: skip
             rows = _rows(store, split, handle, views, seed)
             with disk_errors(Path(out)):
-                result.outcomes.append(writer.run(rows, PART_SAMPLES * views, overwrite))
+                result.outcomes.append(writer.run(rows, part_rows(handle.spec, views), overwrite))
     with disk_errors(Path(out)):
         TokenStore.record_data(out, store.root)
     return result
+
+
+def part_rows(spec: ModalitySpec, views: int) -> int:
+    """Rows of a part: whole samples, each with all its crops."""
+    layout, samples = spec.layout, PART_SAMPLES
+    if isinstance(layout, PatchesLayout | EmbeddingsLayout):
+        size = layout.length * layout.dim * np.dtype(layout.dtype).itemsize
+        samples = min(samples, max(1, PART_BYTES // (size * views)))
+    return samples * views
 
 
 def _check_place(store: ValueStore, split: str, modality: str, out: Path) -> None:
