@@ -129,6 +129,11 @@ def test_the_balance_of_classes_is_a_setting() -> None:
     [
         ("rgb", {"ordinal_weight": 1.0}, "ordinal_weight: ordinal does not fit continuous values; choose l1 or l2"),
         ("depth", {"class_balance": 0.5}, "class_balance: weighs classes, and depth has none"),
+        (
+            "semseg",
+            {"class_balance": 0.5, "loss": "ordinal"},
+            "class_balance: weighs classes, and semseg has no loss that",
+        ),
         ("semseg", {"perceptual_weight": 1.0}, "perceptual_weight: perceptual does not fit classes values"),
         (
             "canny",

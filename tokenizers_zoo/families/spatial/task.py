@@ -43,9 +43,10 @@ class SpatialTask:
         self.loss_weights = self.table.loss_weights(modality.loss)
         adversarial = ["adversarial"] if self.table.adversarial_weight else []
         check_losses([*self.loss_weights, *adversarial], modality.kind, settings)
-        if modality.kind == "continuous" and self.table.class_balance is not None:
+        if self.table.class_balance is not None and not {"cross_entropy", "bce"} & set(self.loss_weights):
             where = settings.origin.inner("tokenizer").at("class_balance")
-            raise ConfigError(f"{where}: weighs classes, and {settings.name} has none; leave it out")
+            why = "has none" if modality.kind == "continuous" else "has no loss that does so, such as cross_entropy"
+            raise ConfigError(f"{where}: weighs classes, and {settings.name} {why}; leave it out")
         self.class_weights: Tensor | None = None
         self.perceptual: PerceptualDistance | None = None
         if "perceptual" in self.loss_weights:
