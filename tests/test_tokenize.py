@@ -452,16 +452,23 @@ def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[.
     assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "moved", tmp_path / "of_made").outcomes] == [21]
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo], tmp_path: Path, alone: bool) -> None:
+def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
+    """Two splits of pictures of four patches, below white, and their tokenizer."""
     pytest.importorskip("zoo_images.rgb_patches")
     zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
-    handle, rng = zoo["rgb_patches"], np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split in ("train", "test"):
         with writing_shard(data / split / "rgb_patches/0.tar") as writer:
-            for key in "abcd":
-                writer.add(key, *handle.write(rng.uniform(0, 0.9, (3, 16, 16)).astype(np.float32)))
+            for key in keys:
+                writer.add(key, *zoo["rgb_patches"].write(rng.uniform(0, 0.9, (3, 16, 16)).astype(np.float32)))
     trained(zoo, data, "rgb_patches")
+    return zoo, data
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo], tmp_path: Path, alone: bool) -> None:
+    zoo, data = with_patches(toy, tmp_path, "abcd")
+    handle = zoo["rgb_patches"]
     with writing_shard(data / "train/rgb_patches/1.tar") as writer:
         writer.add("white", *handle.write(np.ones((3, 16, 16), np.float32)))
     encode = handle.encode
@@ -480,21 +487,14 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo]
 def test_parts_of_long_vectors_have_fewer_samples(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("zoo_images.rgb_patches")
-    zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
-    handle, rng = zoo["rgb_patches"], np.random.default_rng(0)
-    for split in ("train", "test"):
-        with writing_shard(data / split / "rgb_patches/0.tar") as writer:
-            for key in "abcde":
-                writer.add(key, *handle.write(rng.random((3, 16, 16), np.float32)))
-    trained(zoo, data, "rgb_patches")
+    zoo, data = with_patches(toy, tmp_path, "abcde")
     monkeypatch.setattr(tokenize_module, "PART_BYTES", 4 * 192 * 2 * 7)  # seven rows of four patches in float16
     tokenize(zoo, data, tmp_path / "tokens", crops=3)
     parts = [read_part(path)[1] for path in sorted((tmp_path / "tokens/train/rgb_patches").glob("*.arrow"))]
     keys = ["".join(key.as_py()[0] for key in part.column("key")) for part in parts]
     assert keys == ["aaabbb", "cccddd", "eee"]
     monkeypatch.setattr(tokenize_module, "PART_BYTES", 1)
-    assert tokenize_module.part_rows(handle.spec, 3) == 3, "no part without a sample"
+    assert tokenize_module.part_rows(zoo["rgb_patches"].spec, 3) == 3, "no part without a sample"
 
 
 def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:
