@@ -133,6 +133,11 @@ class OrderedIds:
     start: int
     count: int
 
+    @classmethod
+    def of_axes(cls, start: int, axes: int, bins: int) -> tuple[OrderedIds, ...]:
+        """Those of several numbers of as many levels, one after the other."""
+        return tuple(cls(start=start + axis * bins, count=bins) for axis in range(axes))
+
     @property
     def stop(self) -> int:
         """The id after the last."""

@@ -69,8 +69,7 @@ class VocabularyConfig:
     @property
     def ordered_ids(self) -> tuple[OrderedIds, ...]:
         """The coordinates of each axis, as a ModalitySpec names them."""
-        starts = range(self.coordinate_start, self.special_start, self.coordinate_bins)
-        return tuple(OrderedIds(start=start, count=self.coordinate_bins) for start in starts)
+        return OrderedIds.of_axes(self.coordinate_start, self.coordinate_axes, self.coordinate_bins)
 
     @property
     def special_start(self) -> int:

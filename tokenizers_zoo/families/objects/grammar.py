@@ -68,8 +68,7 @@ class ObjectGrammar:
     @property
     def ordered_ids(self) -> tuple[OrderedIds, ...]:
         """The coordinates of each axis, as a ModalitySpec names them."""
-        starts = range(self.coordinate_start, self.code_start, self.bins)
-        return tuple(OrderedIds(start=start, count=self.bins) for start in starts)
+        return OrderedIds.of_axes(self.coordinate_start, self.axes, self.bins)
 
     @property
     def vocab_size(self) -> int:

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-UNKNOWN_SIZES = (0, 0xFFFFFFFF)
-"""What programs that write to a pipe put where a file's size belongs."""
 UNKNOWN_FROM = 0x7FFFF000
-"""So large a number says no more, where the file ends before it: as SoX and arecord write to a pipe."""
+"""Where a file's size belongs, programs that write to a pipe put 0, or from here on to 0xFFFFFFFF."""
 TAPS = 10
 """Samples of the slower rate that the filter of `resampled` reaches to each side."""
 
@@ -25,10 +23,10 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
         raise ValueError("this is not a WAV file")
     declared = int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
-    if declared not in UNKNOWN_SIZES and declared < UNKNOWN_FROM and declared + 8 > len(data):
-        raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
-    if declared in UNKNOWN_SIZES:
+    if not 0 < declared < UNKNOWN_FROM:
         data = _up_to_the_end(data)
+    elif declared + 8 > len(data):
+        raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that it does not know, such as tags

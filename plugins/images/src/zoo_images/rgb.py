@@ -13,7 +13,7 @@ from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_r
 from tokenizers_zoo.modality import Metric
 
 SIGMA, RADIUS = 1.5, 5
-"""Deviation and reach of the window in which pictures are compared, pixels."""
+"""Deviation of the window in which pictures are compared, and how far scikit-image has it reach, pixels."""
 PSNR_CEILING = 100.0
 """PSNR of two equal pictures, dB, where the formula has no bound."""
 
@@ -94,8 +94,8 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     reach = (0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)
     wide = (np.pad(picture.astype(np.float64), reach, mode="reflect") for picture in (first, second))
     _, everywhere = structural_similarity(
-        *wide, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=SIGMA, win_size=2 * RADIUS + 1,
-        use_sample_covariance=False, full=True,
+        *wide, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=SIGMA, use_sample_covariance=False,
+        full=True,
     )  # fmt: skip
     return float(everywhere[:, RADIUS:-RADIUS, RADIUS:-RADIUS].mean())
 
