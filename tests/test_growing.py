@@ -434,6 +434,8 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add caption --tokens tokens --out x --config never.toml").refused(
         "[train] previews: nothing is drawn without preview_every"
     )
+    often = world("backbone grow shown --add caption --tokens tokens --out often --config never.toml --set steps=2")
+    assert often.code == 0 and "step 2: rgb_patches to depth: " in often.complaint, "as often as RUN drew"
     world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
     world("backbone grow old --add boxes --tokens tokens --out x").refused("tokens/train", "boxes", "known: caption")
     world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")

@@ -339,8 +339,9 @@ def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "sep
     config = dataclasses.replace(SMALL, dim=256, tables=tables)
     words = spec("words", sequence(), 300, "text")
     plain = [spec("tags", sequence(), 300, "text"), words, spec("picture", GridLayout(shape=(4, 4)))]
+    plain.append(spec("labels", sequence(), 300, "text"))
     axes = OrderedIds(start=50, count=64), OrderedIds(start=114, count=3)
-    ordered = [plain[0], dataclasses.replace(words, ordered_ids=axes), plain[2]]
+    ordered = [plain[0], dataclasses.replace(words, ordered_ids=axes), *plain[2:]]
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
     rows = model.tables.token_rows("words")
     read = [model.read_embedding] if tables == "separate" else []

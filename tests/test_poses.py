@@ -436,9 +436,11 @@ def test_the_published_size() -> None:
     spec, model = plugin.modality_spec(PUBLISHED), plugin.model_config(PUBLISHED)
     assert (model.item_shape, model.quantizer.codebook_size, model.quantizer.codes_per_position) == ((207,), 1024, 8)
     assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
+    assert [(ids.start, ids.stop) for ids in spec.ordered_ids] == [(204 + 1000 * v, 1204 + 1000 * v) for v in range(4)]
     spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_people": 4}))
     assert spec.vocab_size == 1 + 200 + (4 + 7 + 6 + 1 + 10) * 1000 + 8 * 1024
     assert spec.layout.length == 4 * (28 + 8)
+    assert [ids.start for ids in spec.ordered_ids] == list(range(201, 28_201, 1000))
 
 
 def test_the_published_size_runs_forward_and_back() -> None:

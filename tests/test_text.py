@@ -54,6 +54,7 @@ def test_spec_follows_from_settings_alone(name: str, length: int) -> None:
     layout = spec.layout
     assert (layout.kind, layout.max_length) == ("sequence", length)
     assert (layout.end, layout.sentinel_start, layout.num_sentinels) == (1, 2, 16)  # type: ignore[union-attr]
+    assert [(ids.start, ids.count) for ids in spec.ordered_ids] == [(18 + axis * BINS, BINS) for axis in range(4)]
     assert not spec.derived_from or hasattr(PLUGINS[name], "derive")
 
 
