@@ -68,7 +68,7 @@ def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
 
 
 def test_what_the_source_does_not_have_is_said() -> None:
-    with pytest.raises(ConfigError, match="crops have no end; say how many for 'train', such as --train 200"):
+    with pytest.raises(ConfigError, match="photos: has no end; say how many samples to make for 'train'"):
         crops("train", None)
     with pytest.raises(ConfigError, match="no split 'valid'; splits: test, train"):
         crops("valid", 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +23,10 @@ from tokenizers_zoo.errors import (
     ZooError,
 )
 from tokenizers_zoo.pipeline.tokenizers import overrides_of_each
+from tokenizers_zoo.source import MadeSamples
 
 Install = Callable[..., Path]
+PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
 # ---------------------------------------------------------------- discovery
 
 
@@ -426,6 +430,32 @@ def test_a_broken_source(old: str, new: str, message: str, install: Install) -> 
     with pytest.raises(PluginError, match=message) as caught:
         zoo.source("flat").samples("train", 3, 0)[0]
     assert str(caught.value).startswith("flat: ") and "zoo-flat 1.0" in str(caught.value)
+
+
+def test_the_source_of_the_docs(install: Install) -> None:
+    section = PAGE.read_text(encoding="utf-8").split("## A source")[1]
+    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert found is not None
+    install("zoo-dunes", {"tokenizers_zoo.sources": {"dunes": "zoo_dunes:source"}}, {"zoo_dunes": found[1]})
+    source = only().source("dunes")
+    samples = source.samples("train", 4, 0, {"crests": 3})
+    assert [key for key, _ in samples] == [f"train-00000{number}" for number in range(4)]
+    key, again = pickle.loads(pickle.dumps(samples[1:][1:]))[0]
+    assert key == "train-000002" and (again["heightmap"] == samples[2][1]["heightmap"]).all()
+    for split, seed, options in (("test", 0, {"crests": 3}), ("train", 1, {"crests": 3}), ("train", 0, {})):
+        other = source.samples(split, 4, seed, options)[2][1]["heightmap"]
+        assert other.shape == (1, 64, 64) and (other != again["heightmap"]).any()
+    for count, problem in ((None, "has no end; say how many samples to make for 'train'"), (-1, "expected 0 or more")):
+        with pytest.raises(ConfigError, match=f"dunes: .*{problem}"):
+            source.samples("train", count, 0)
+
+
+def test_made_samples_by_hand() -> None:
+    samples = MadeSamples("made", "test", 3, lambda number: (str(number), {"square": number**2}))
+    assert len(samples) == 3 and samples[-1] == ("2", {"square": 4})
+    assert list(samples[::-2]) == [("2", {"square": 4}), ("0", {"square": 0})] and len(samples[1:]) == 2
+    with pytest.raises(IndexError):
+        samples[3]
 
 
 def test_errors_are_zoo_errors() -> None:

@@ -287,7 +287,7 @@ def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
 
 
 def test_counts_must_be_given() -> None:
-    for few in ("'train', such as --train 4000", "'test', such as --test 400"):
+    for few in ("'train', such as --train 1000", "'test', such as --test 100"):
         with pytest.raises(ConfigError, match=f"scenes: has no end; say how many samples to make for {few}"):
             zoo_scenes.scenes.samples(few.split("'")[1], None, 0, Settings("scenes"))
     with pytest.raises(ConfigError, match="0 or more"):

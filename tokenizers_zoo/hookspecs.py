@@ -186,7 +186,8 @@ class SourceHooks:
         """Lazy samples `(key, {modality: value})`, random access: `[i]` depends on (split, seed, i) and settings only.
 
         Keys are unique across splits. `count` None means all that the source has; a source without an end raises
-        ConfigError for it. A modality that a sample lacks is absent from its mapping.
+        ConfigError for it: `tokenizers_zoo.source.MadeSamples` is such samples. A modality that a sample lacks is
+        absent from its mapping.
         """
         raise NotImplementedError
 

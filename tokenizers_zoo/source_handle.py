@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, overload
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.discovery import Claim, Plugins, reason
 from tokenizers_zoo.errors import ConfigError, PluginError, ZooError
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.source import Sample, SourceSpec
 from tokenizers_zoo.values import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
-
-Sample = tuple[str, Mapping[str, Any]]
 
 
 def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:

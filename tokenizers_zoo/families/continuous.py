@@ -54,7 +54,7 @@ class PatchesModality(ImageValues):
     Numbers of a patch go channel by channel, then row by row.
     """
 
-    settings_class = PatchesSettings
+    settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
     published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
     """Mean and deviation per channel at which the published 4M backbones take these values, where they do."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
+from tokenizers_zoo.families.spatial.settings import LossName
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric
@@ -145,7 +146,7 @@ class FeatureMapModality(SpatialModality):
     """
 
     settings_class: ClassVar[type[Any]] = MapSettings
-    loss = "smooth_l1"
+    loss: ClassVar[LossName] = "smooth_l1"
     common_scale = True  # channels that hardly vary say little of a vector's direction
     metrics = FEATURE_METRICS
     token_space = "vectors less their mean, at deviation 1 over all channels"

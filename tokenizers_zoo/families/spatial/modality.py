@@ -30,7 +30,7 @@ class SpatialModality(PublishedTokenizers, ImageValues, TrainedModality):
     themselves. Values of kind "classes" and "binary" need neither.
     """
 
-    settings_class = SpatialSettings
+    settings_class: ClassVar[type[SpatialSettings]] = SpatialSettings
     codec_name = "SpatialTokenizer"
     loss: ClassVar[LossName] = "l1"
     standardised: ClassVar[bool] = True

@@ -29,6 +29,7 @@ class TemporalModality(ImageValues, TrainedModality):
     `SeriesModality` or `ClipModality`; a base of its own gives `value_spec`, `transform` and `to_model`.
     """
 
+    settings_class: ClassVar[type[Any]]
     codec_name = "TemporalTokenizer"
     loss: ClassVar[LossName] = "l1"
     token_space: ClassVar[str] = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
 
 def _up_to_the_end(data: bytes) -> bytes:
     """The file with 0xFFFFFFFF for a size of 0, its own or that of its samples: scipy then reads what is there."""
-    order = "big" if data[:4] == b"RIFX" else "little"
+    order: Literal["big", "little"] = "big" if data[:4] == b"RIFX" else "little"
     place = 12
     while place + 8 <= len(data):
         size = int.from_bytes(data[place + 4 : place + 8], order)
@@ -60,7 +60,7 @@ def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     Raises ValueError.
     """
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
     if samples.dtype.kind == "i":
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     if samples.dtype.kind != "f":

@@ -40,7 +40,7 @@ class RgbValues(ImageValues):
     channels = 3
     low, high = 0.0, 1.0
     unit = "sRGB"
-    metrics = (
+    metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             name="psnr",
             unit="dB",

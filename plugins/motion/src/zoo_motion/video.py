@@ -69,7 +69,7 @@ class Video(ClipModality):
         """
         if extension == "npy":
             video = read_array(data, extension)
-            video = video.astype(np.float32) / 255 if video.dtype == np.uint8 else video
+            video = video.astype(np.float32) / np.float32(255) if video.dtype == np.uint8 else video
         elif extension in ANIMATIONS:
             video = read_animation(data, options.frames, options.frame_rate)
         else:
@@ -126,7 +126,8 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                     continue  # for those who cannot show an animation; it is no frame of it
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
-                pixels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+                levels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32)
+                pixels = levels.transpose(2, 0, 1) / np.float32(255)
                 while len(shown) < frames and len(shown) * 1000 / frame_rate < until:
                     shown.append(pixels)
     except UnidentifiedImageError:

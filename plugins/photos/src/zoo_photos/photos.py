@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
 
 PHOTOS: Mapping[str, tuple[str, ...]] = {
     "train": (
@@ -56,45 +56,28 @@ class PhotosSettings:
             raise ValueError(f"smallest {self.smallest}: expected a fraction in (0, 1]")
 
 
-class PhotoCrops(Sequence[tuple[str, Mapping[str, npt.NDArray[np.float32]]]]):
-    """`count` crops of the split's photographs; crop i depends on the split, the seed, i and the settings alone."""
+def _sample(split: str, seed: int, config: PhotosSettings, number: int) -> Sample:
+    """A crop of one of the split's photographs, which depends on the arguments alone."""
+    rng = np.random.default_rng([seed, sorted(PHOTOS).index(split), number])
+    photo = PHOTOS[split][int(rng.integers(len(PHOTOS[split])))]
+    return f"photo-{split}-{number:06}", {"rgb": _crop(_load(photo), config, rng)}
 
-    def __init__(self, split: str, count: int, seed: int, config: PhotosSettings) -> None:
-        self._split, self._count, self._seed, self._config = split, count, seed, config
-        self._photos = PHOTOS[split]
 
-    def __len__(self) -> int:
-        return self._count
+def _crop(picture: Any, config: PhotosSettings, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A square crop with a log-uniform side, at a uniform place, as float32 `(3, size, size)` in [0, 1]."""
+    from PIL import Image
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, Mapping[str, npt.NDArray[np.float32]]]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, npt.NDArray[np.float32]]]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not -self._count <= index < self._count:
-            raise IndexError(f"photograph crop {index} of {self._count}")
-        index %= self._count
-        rng = np.random.default_rng([self._seed, sorted(PHOTOS).index(self._split), index])
-        photo = self._photos[int(rng.integers(len(self._photos)))]
-        return f"photo-{self._split}-{index:06}", {"rgb": self._crop(_load(photo), rng)}
-
-    def _crop(self, picture: Any, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """A square crop with a log-uniform side, at a uniform place, as float32 `(3, size, size)` in [0, 1]."""
-        from PIL import Image
-
-        shorter, size = min(picture.size), self._config.image_size
-        smallest = min(max(self._config.smallest * shorter, size), shorter)
-        side = min(float(np.exp(rng.uniform(np.log(smallest), np.log(shorter)))), shorter)  # exp(log(x)) may pass x
-        left = float(rng.uniform(0, picture.width - side))
-        top = float(rng.uniform(0, picture.height - side))
-        box = (left, top, left + side, top + side)
-        resized = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-        if self._config.flips and rng.random() < 0.5:
-            pixels = pixels[..., ::-1]
-        return np.ascontiguousarray(pixels)
+    shorter, size = min(picture.size), config.image_size
+    smallest = min(max(config.smallest * shorter, size), shorter)
+    side = min(float(np.exp(rng.uniform(np.log(smallest), np.log(shorter)))), shorter)  # exp(log(x)) may pass x
+    left = float(rng.uniform(0, picture.width - side))
+    top = float(rng.uniform(0, picture.height - side))
+    box = (left, top, left + side, top + side)
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    if config.flips and rng.random() < 0.5:
+        pixels = pixels[..., ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 @functools.cache
@@ -127,13 +110,13 @@ class PhotosSource:
         )
 
     @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> PhotoCrops:
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
         """Crops of the split's photographs. Raises ConfigError for another split, and without a count."""
         if split not in PHOTOS:
             raise ConfigError(f"photos: no split {split!r}; splits: {', '.join(sorted(PHOTOS))}")
-        if count is None:
-            raise ConfigError(f"photos: crops have no end; say how many for {split!r}, such as --{split} 200")
-        return PhotoCrops(split, count, seed, settings.take(PhotosSettings))
+        return MadeSamples(
+            "photos", split, count, functools.partial(_sample, split, seed, settings.take(PhotosSettings))
+        )
 
 
 source = PhotosSource()

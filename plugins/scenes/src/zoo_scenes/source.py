@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
 from zoo_scenes.palette import CLASSES
 from zoo_scenes.settings import SceneSettings
-
-Sample = tuple[str, Mapping[str, Any]]
 
 MODALITIES = (
     "rgb",
@@ -61,27 +58,8 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     }
 
 
-class SceneSamples(Sequence[Sample]):
-    """Lazy samples: each is made when it is asked for, in any order, in any process."""
-
-    def __init__(self, split: str, seed: int, indices: range, settings: SceneSettings) -> None:
-        self.split = split
-        self.seed = seed
-        self.indices = indices
-        self.settings = settings
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> SceneSamples: ...
-    def __getitem__(self, index: int | slice) -> Sample | SceneSamples:
-        if isinstance(index, slice):
-            return SceneSamples(self.split, self.seed, self.indices[index], self.settings)
-        number = self.indices[index]
-        return f"{self.split}-{self.seed}-{number:06d}", make_sample(self.split, self.seed, number, self.settings)
+def _sample(split: str, seed: int, settings: SceneSettings, number: int) -> Sample:
+    return f"{split}-{seed}-{number:06d}", make_sample(split, seed, number, settings)
 
 
 class ScenesSource:
@@ -99,13 +77,8 @@ class ScenesSource:
         )
 
     @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> SceneSamples:
-        if count is None:
-            few = f"--{split} {4000 if split == 'train' else 400}"
-            raise ConfigError(f"scenes: has no end; say how many samples to make for {split!r}, such as {few}")
-        if count < 0:
-            raise ConfigError(f"scenes: count: expected 0 or more, got {count}")
-        return SceneSamples(split, seed, range(count), settings.take(SceneSettings))
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
+        return MadeSamples("scenes", split, count, partial(_sample, split, seed, settings.take(SceneSettings)))
 
 
 scenes = ScenesSource()

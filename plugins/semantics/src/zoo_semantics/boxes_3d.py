@@ -136,7 +136,9 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """A chair in front of the camera, and boxes of other conventions."""
         chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5], "yaw": 1.57}
-        changed = {"a chair": {}, "`yaw` in degrees": {"yaw": 90}, "a side of 0 metres": {"size": [0.5, 0, 0.5]}}
+        changed: dict[str, dict[str, Any]] = {
+            "a chair": {}, "`yaw` in degrees": {"yaw": 90}, "a side of 0 metres": {"size": [0.5, 0, 0.5]},
+        }  # fmt: skip
         return {what: (json.dumps([{**chair, **change}]).encode(), "json") for what, change in changed.items()}
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[Boxes3dSettings]) -> list[int]:

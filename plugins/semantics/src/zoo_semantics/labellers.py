@@ -183,7 +183,7 @@ def boxes_of_masks(masks: Array) -> Array:
     """The edges (left, top, right, bottom), pixels, of bool masks (masks, height, width) that are not empty."""
     edges = []
     for axis in (1, 2):  # along columns, then along rows
-        seen: Array = masks.any(axis=axis)
+        seen: Array = np.asarray(masks.any(axis=axis))
         edges.append((seen.argmax(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1)))
     (left, right), (top, bottom) = edges
     return np.stack([left, top, right, bottom], axis=1)

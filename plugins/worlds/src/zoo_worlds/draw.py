@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Room:
             slant=rng.uniform(-1.0, 1.0),
         )
 
-    def colour(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def colour(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """sRGB (..., 3) of points (..., 2) that no ball covers."""
         x, y = points[..., 0], points[..., 1]
         band = np.sin(2 * math.pi * (x + self.slant * y) / self.spacing)
@@ -55,7 +56,7 @@ class Room:
         return np.where(outside[..., None], bricks, wall * light[..., None])
 
 
-def owners(points: NDArray[np.float64], state: NDArray[np.float64], balls: list[Ball]) -> NDArray[np.int64]:
+def owners(points: NDArray[np.floating[Any]], state: NDArray[np.float64], balls: list[Ball]) -> NDArray[np.int64]:
     """Which ball each point (..., 2) is on, the last of several; -1 for none."""
     found = np.full(points.shape[:-1], -1)
     for index, ball in enumerate(balls):

@@ -9,8 +9,8 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.source import SourceSpec
-from zoo_worlds.samples import MadeSamples, check_limits, made
+from tokenizers_zoo.source import MadeSamples, SourceSpec
+from zoo_worlds.samples import check_limits, made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
