@@ -200,6 +200,19 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
 
 
+def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def show(model: FourM, _folder: Path, _step: int) -> dict[str, Path | str]:
+        seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return {}
+
+    config = dataclasses.replace(TRAINING, average=0.5, preview_every=TRAINING.steps)
+    folder = train(tmp_path, store, all_layouts(), SMALL, config, show=show)
+    finished = load_model(folder).state_dict()
+    assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
+
+
 def test_a_run_of_a_version_with_fewer_settings_is_the_same_run(finished: Path, store: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     stored = read_table(folder / IDENTITY)

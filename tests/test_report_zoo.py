@@ -60,6 +60,16 @@ def test_the_checkpoints_of_a_modality(zoo: Zoo, tmp_path: Path) -> None:
     assert variants(zoo, zoo["dusk"]) == {}
 
 
+def test_no_page_of_a_modality_is_written_over_that_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
+    page = write_zoo_report(zoo, tmp_path / "pages" / "dusk.html")
+    assert {path.name for path in page.parent.glob("*.html")} == {
+        "dusk.html", "dusk-.html", "light.html", "light_32.html",
+    }  # fmt: skip
+    text = page.read_text(encoding="utf-8")
+    assert "A zoo of 3 modalities" in text and 'href="dusk-.html"' in text and 'href="dusk.html"' not in text
+    assert 'href="dusk.html"' in (page.parent / "dusk-.html").read_text(encoding="utf-8")
+
+
 def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Path) -> None:
     page = write_zoo_report(zoo)
     assert page == tmp_path / "report" / "index.html"

@@ -613,12 +613,18 @@ def test_frames_and_sheets(tmp_path: Path) -> None:
 def test_the_command_prints_80_columns(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = zoo(world, "eval", world.run, "--out", tmp_path, "--modalities", "light,letters", "--galleries", 1)
+    assert "not held-out figures" not in result.output
     lines = [line for line in result.stdout.splitlines() if "/" in line]
     assert result.exception is None and max(map(len, lines[:3])) <= 80
     assert lines[0].split()[:2] == ["light", "letters"] and lines[0].split()[-1] == "28"
     assert lines[0].split()[2].endswith("/3.6") and lines[2].startswith("[mean]")
     assert lines[-1] == f"all of it: {tmp_path / 'retrieval.json'}"
     assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["letters-finds-light.png"]
+
+
+def test_figures_of_training_samples_are_called_so(world: World, tmp_path: Path) -> None:
+    words = ["--out", tmp_path, "--modalities", "light,letters", "--galleries", 0, "--split", "train"]
+    assert "not held-out figures" in zoo(world, "eval", world.run, *words).output.splitlines()[-2]
 
 
 def test_samples_are_bounded_and_values_may_be_gone(world: World, tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_the_balance_of_classes_is_a_setting() -> None:
         ("rgb", {"l1_weight": -1.0}, "l1_weight: expected 0 or more, got -1.0"),
         ("rgb", {"adversarial_start": 1.0}, r"adversarial_start: expected a share in \[0, 1\), got 1.0"),
         ("rgb", {"adversarial_rate": 0.0}, "adversarial_rate: expected a multiple above 0"),
+        ("rgb", {"adversarial_start": 0.6}, "adversarial_start: there is no critic without adversarial_weight"),
+        ("rgb", {"adversarial_rate": 0.5}, "adversarial_rate: there is no critic without adversarial_weight"),
         ("semseg", {"class_balance": 2.0}, r"class_balance: expected an exponent in \[0, 1\], got 2.0"),
     ],
 )

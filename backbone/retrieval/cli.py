@@ -156,6 +156,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
           --out here
     """
     from backbone.retrieval.evaluate import FILE, FOLDER, evaluate_retrieval, recall_table
+    from backbone.training.mixing import TRAIN
 
     place = out or folder / FOLDER
     config = embedding_config(embedding, via, space)
@@ -166,6 +167,8 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
             split=split, modalities=split_names(modalities), device=device,
         )  # fmt: skip
     show_table(recall_table(result))
+    if split == TRAIN:
+        click.echo("these samples are what the backbone was trained on, and a space is fitted to: not held-out figures")
     click.echo(f"all of it: {place / FILE}")
 
 

@@ -173,7 +173,8 @@ class Training:
                         with self.averaged():
                             log.held_out(done, *self.evaluate(), "held_out_average")
                 if self.show and config.preview_every and (done % config.preview_every == 0 or done == config.steps):
-                    log.previews(done, self.show(self.model, self.folder, done))
+                    with self.averaged():
+                        log.previews(done, self.show(self.model, self.folder, done))
                 if done % config.save_every == 0 or done == config.steps:
                     log.flush()
                     self.state.save(done, seconds + log.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backbone.transfer.config import HEADS, TUNING, TransferConfig
 from backbone.transfer.scores import METRICS
@@ -38,7 +38,7 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
     """
     found = [read_metrics(folder) for folder in folders]
     columns: dict[Question, dict[str, Any]] = {}
-    rows: dict[tuple[Any, ...], dict[Question, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
+    rows: dict[Setting, dict[Question, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
     for folder, metrics in zip(folders, found, strict=True):
         main, question = metrics["metrics"][0], Question.of(folder, metrics)
         columns[question] = {"kind": question.kind, "metric": question.metric,
@@ -52,7 +52,7 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "columns": [{"task": title, **columns[question]} for question, title in titles(columns).items()],
         "rows": [
-            {**dict(zip(("given", "tuning", "head", "labels", "settings", "backbone"), key[:-1], strict=True)),
+            {**key._asdict(), "labels": key.labels[0],
              "cells": [cell(cells[question]) if question in cells else None for question in columns]}
             for key, cells in rows.items()
         ],
@@ -66,8 +66,20 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return read_table(folder / METRICS, *KEYS)
 
 
-def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells rows apart: all but the seed and the task. Of labels, 1 is one and 1.0 is all."""
+class Setting(NamedTuple):
+    """What tells rows apart: all but the seed and the task."""
+
+    given: str
+    tuning: str
+    head: str
+    labels: tuple[float, bool]
+    """How many, and whether that is a share: 1 is one of them, 1.0 is all."""
+    settings: str
+    backbone: str
+
+
+def setting(metrics: Mapping[str, Any]) -> Setting:
+    """That of a probe."""
     tuning, head = metrics["tuning"], metrics["head"]
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TransferConfig)}
     defaults |= TUNING[tuning]
@@ -84,10 +96,15 @@ def setting(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
         if name not in alike and value != defaults.get(name, value)
     ]
     default = head == HEADS[metrics["task"]["kind"]][0]
-    return (
-        ", ".join(metrics["given"]), tuning, "default" if default else head, metrics["labels"]["asked"],
-        ", ".join(others), metrics["backbone"]["weights_sha256"], isinstance(metrics["labels"]["asked"], float),
-    )  # fmt: skip
+    asked = metrics["labels"]["asked"]
+    return Setting(
+        given=", ".join(metrics["given"]),
+        tuning=tuning,
+        head="default" if default else head,
+        labels=(asked, isinstance(asked, float)),
+        settings=", ".join(others),
+        backbone=metrics["backbone"]["weights_sha256"],
+    )
 
 
 def cell(seeds: Mapping[int, tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -24,10 +24,11 @@ SAMPLES = 8
 
 
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
-    """Write the page of all enabled modalities, and beside it NAME.html for each; gives the first one's path.
+    """Write the page of all enabled modalities, and beside it NAME.html for each (NAME-.html for one of its own name).
 
-    Reads the checkpoint folders only; a modality whose files are damaged has a problem in place of its page. Default:
-    `report/index.html` beside the folder of the tokenizers. Pictures go to a folder `pictures` beside the page.
+    Gives the first one's path. Reads the checkpoint folders only; a modality whose files are damaged has a problem in
+    place of its page. Default: `report/index.html` beside the folder of the tokenizers. Pictures go to a folder
+    `pictures` beside the page.
     """
     page = out or (zoo.folder / zoo.config.checkpoints).parent / "report" / "index.html"
     pictures = Pictures(folder=page.parent / "pictures")
@@ -44,7 +45,8 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
         families.setdefault(item["family"], []).append(item)
     common = {"version": __version__, "index": page.name, "pictures_folder": pictures.folder.name}
     for name, item in contents.items():
-        _write(page.parent / f"{name}.html", TOKENIZER_TEMPLATE, {**common, **item})
+        item["page"] = f"{name}.html" if f"{name}.html" != page.name else f"{name}-.html"
+        _write(page.parent / item["page"], TOKENIZER_TEMPLATE, {**common, **item})
     tiles = [
         {"value": str(len(shown)), "label": "modalities"},
         {"value": str(sum(item["trained"] for item in shown)), "label": "with a tokenizer"},

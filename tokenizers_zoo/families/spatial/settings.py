@@ -61,6 +61,9 @@ class LossConfig(QuantizedTrainConfig):
             raise ValueError(f"adversarial_start: expected a share in [0, 1), got {self.adversarial_start}")
         if not 0 < self.adversarial_rate < math.inf:
             raise ValueError(f"adversarial_rate: expected a multiple above 0, got {self.adversarial_rate}")
+        for name in ("adversarial_start", "adversarial_rate"):
+            if name in self.extra_losses() and not self.adversarial_weight:
+                raise ValueError(f"{name}: there is no critic without adversarial_weight; set that above 0")
 
     def extra_losses(self) -> dict[str, float]:
         """What the table says of losses beyond the name of the main one, by key; nothing where it says nothing."""
