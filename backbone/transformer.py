@@ -174,7 +174,7 @@ class EncoderBlock(Block):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def compute(self, x: Tensor, turns: Tensor | None, mask: Tensor | None) -> Tensor:  # type: ignore[override]
+    def compute(self, x: Tensor, turns: Tensor | None, mask: Tensor | None) -> Tensor:
         """`batch inputs dim` to the same."""
         x = x + self.attention(self.attention_norm(x), turns, mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
@@ -198,7 +198,7 @@ class DecoderBlock(Block):
         """What this block keeps of a fixed context."""
         return self.cross_attention.keys_and_values(self.context_norm(context), turns)
 
-    def compute(  # type: ignore[override]
+    def compute(
         self,
         x: Tensor,
         turns: Tensor | None,

@@ -50,7 +50,8 @@ def conformance_results(
     first installed source that gives the modality or what it is derived from, else from its value spec. Where the
     modality has no tokenizer yet, a small one is trained and thrown away.
     """
-    from tokenizers_zoo.testing.checks import CHECKS, Skipped
+    from tokenizers_zoo.testing.checks import CHECKS
+    from tokenizers_zoo.testing.kit import Skipped
     from tokenizers_zoo.testing.subject import Subject
 
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:

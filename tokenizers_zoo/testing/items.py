@@ -12,7 +12,8 @@ import pytest
 
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.testing.checks import CHECKS, Skipped
+from tokenizers_zoo.testing.checks import CHECKS
+from tokenizers_zoo.testing.kit import Skipped
 from tokenizers_zoo.testing.subject import Subject
 
 
