@@ -8,14 +8,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from backbone.batch import RawBatch
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, SequenceLayout, ValueSpec, VectorLayout
+from tokenizers_zoo.modality import (
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
 
 TEXT = SequenceLayout(max_length=256, end=1, sentinel_start=2, num_sentinels=200)
 
 
 def modalities(count: int, side: int = 14, vocab_size: int = 1000, text_size: int = 4096) -> list[ModalitySpec]:
     """`count` modalities: of seven, four grids, one vector, one text and pixels; all texts share one vocabulary."""
-    kinds = [
+    kinds: list[TokenLayout] = [
         GridLayout(shape=(side, side)), GridLayout(shape=(side, side)), TEXT,
         PatchesLayout(shape=(side, side), dim=768), GridLayout(shape=(side, side)), VectorLayout(length=16),
         GridLayout(shape=(side, side)),
@@ -41,7 +49,7 @@ def samples(specs: Sequence[ModalitySpec], size: int, seed: int = 0) -> RawBatch
     """Random samples that have every modality; texts of 10 to 60 tokens."""
     rng = np.random.default_rng(seed)
     lengths = np.array([[spec.layout.length for spec in specs]] * size)
-    tokens = {}
+    tokens: dict[str, np.ndarray] = {}
     for column, spec in enumerate(specs):
         if isinstance(spec.layout, PatchesLayout):
             tokens[spec.name] = rng.standard_normal((size, spec.layout.length, spec.layout.dim), np.float32)

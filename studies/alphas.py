@@ -17,13 +17,13 @@ ALPHAS = 0.01, 0.1, 1.0, 10.0
 def main() -> None:
     study = Study.from_command_line("alphas", __doc__, steps=1000)
     names = tuple(TokenStore(study.tokens).modalities(TRAIN))
-    parts = {f"alpha {alpha:g}": (Mixture(input_alpha=alpha, target_alpha=alpha),) for alpha in ALPHAS}
-    parts["all four mixed"] = tuple(part for (part,) in parts.values())
+    mixtures = {f"alpha {alpha:g}": Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in ALPHAS}
+    parts = {**{name: (mixture,) for name, mixture in mixtures.items()}, "all four mixed": tuple(mixtures.values())}
     compare(
         study,
         [
-            Variant(name=name, modalities=names, model=study.model, train=study.settings(mixtures))
-            for name, mixtures in parts.items()
+            Variant(name=name, modalities=names, model=study.model, train=study.settings(part))
+            for name, part in parts.items()
         ],
         also=GIVEN_PICTURE,
     )

@@ -9,6 +9,7 @@ A size is a preset, or the width of a model that has the other settings of nano.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from common import Study, Variant, interval, shown
@@ -44,7 +45,7 @@ def main() -> None:
         model = model_of(size.strip())
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
         variants.append(Variant(name=size.strip(), modalities=names, model=model, train=config))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, runs in zip(variants, study.losses(variants), strict=True):
         losses = [sum(run.values()) / len(run) for run in runs]
         rows.append(
