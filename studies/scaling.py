@@ -60,8 +60,9 @@ def main() -> None:
         table.add_column(column, justify="right")
     for row, place in zip(rows, x, strict=True):
         table.add_row(row["size"], f"{row['parameters']:,}", shown(row["loss"]), f"{np.exp(slope * place + start):.3f}")
-    table.caption = f"loss = {line['factor']:.3g} x parameters ^ {slope:.4f}, R squared {line['r_squared']:.3f}"
     study.finish({"sizes": rows, "line": line}, table)
+    text = f"loss = {line['factor']:.3g} x parameters ^ {slope:.4f}, R squared {line['r_squared']:.3f}"
+    study.console.print(text, highlight=False)
 
 
 if __name__ == "__main__":
