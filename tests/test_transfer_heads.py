@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -37,6 +39,7 @@ from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
+    OrderedIds,
     SequenceLayout,
     TokenLayout,
     ValueSpec,
@@ -113,6 +116,18 @@ def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tu
 
 
 KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
+
+
+def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
+    wide = dataclasses.replace(CONFIG, dim=256, heads=2)
+    kind = Tokens(vocab_size=80, shape=(5,), ordered_ids=(OrderedIds(start=10, count=64),))
+    assert kind_from_json(json.loads(json.dumps(kind_to_json(kind)))) == kind
+    head = TokenDecoder(wide, kind)
+    for table in (head.embedding.weight.detach(), head.out.weight.detach()):
+        likeness = torch.corrcoef(table)
+        assert likeness[10:74, 10:74].diagonal(1).min() > 0.9 > 0.4 > likeness[10:74, 10:74].diagonal(16).abs().mean()
+        assert likeness[:10, 10:].abs().max() < 0.4 and likeness[74:, 10:74].abs().max() < 0.4
+        assert table[10:74].std() == pytest.approx(float(table[:10].std()), rel=0.1)
 
 
 def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

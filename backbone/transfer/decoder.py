@@ -9,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backbone.config import ModelConfig
+from backbone.model import EMBEDDING_STD, OUTPUT_STD
+from backbone.numbers import start_alike
 from backbone.transfer.kinds import Tokens
 from backbone.transfer.reading import Head, Reads
 from backbone.transformer import DecoderBlock, KeyValueCache, initialise, layer_norm
@@ -30,8 +32,10 @@ class TokenDecoder(Head):
         self.out = nn.Linear(config.dim, kind.vocab_size, bias=False)
         self.apply(initialise)
         for table in (self.embedding.weight, self.start, self.positions):
-            nn.init.normal_(table, std=0.3)
-        nn.init.normal_(self.out.weight, std=0.02)
+            nn.init.normal_(table, std=EMBEDDING_STD)
+        nn.init.normal_(self.out.weight, std=OUTPUT_STD)
+        start_alike(self.embedding.weight, kind.ordered_ids, EMBEDDING_STD)
+        start_alike(self.out.weight, kind.ordered_ids, OUTPUT_STD)
 
     def _context(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [cast(DecoderBlock, block).keys_and_values(features, None) for block in self.blocks]

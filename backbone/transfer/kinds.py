@@ -18,7 +18,7 @@ from torch import Tensor
 from backbone.transfer.config import Scale
 from backbone.transfer.judging import JudgedClasses, JudgedNumbers
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout, VectorLayout
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout
 
 IGNORED = -100
 """The target of places that have none."""
@@ -236,6 +236,8 @@ class Tokens:
     """The first id, and the number of those, that only the backbone writes."""
     codec: str = ""
     """The fingerprint of the tokenizer."""
+    ordered_ids: tuple[OrderedIds, ...] = ()
+    """Ids that are numbers; a new head's rows of near ones are alike."""
 
     @classmethod
     def of(cls, tokens: Sequence[Any], spec: ModalitySpec, codec: str) -> Tokens:
@@ -245,11 +247,12 @@ class Tokens:
             longest = max(max(len(row) for row in tokens), 1)
             sentinels = layout.sentinel_start, layout.num_sentinels
             return cls(
-                vocab_size=spec.vocab_size, shape=(longest,), end=layout.end, sentinels=sentinels, codec=codec
+                vocab_size=spec.vocab_size, shape=(longest,), end=layout.end, sentinels=sentinels, codec=codec,
+                ordered_ids=spec.ordered_ids,
             )  # fmt: skip
         assert isinstance(layout, GridLayout | VectorLayout)
         shape = layout.shape if isinstance(layout, GridLayout) else (layout.length,)
-        return cls(vocab_size=spec.vocab_size, shape=shape, codec=codec)
+        return cls(vocab_size=spec.vocab_size, shape=shape, codec=codec, ordered_ids=spec.ordered_ids)
 
     @property
     def outputs(self) -> int:
