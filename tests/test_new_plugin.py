@@ -89,6 +89,14 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     scope["test_the_metric_by_hand"]()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_plugin_is_listed_without_torch(family: str, new: Callable[[str], Path], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(new(family) / "src")}
+    program = f"import sys; from tokenizers_zoo import Zoo; Zoo.installed()['{NAME}'].spec\n"
+    program += f"Zoo.installed().source('{NAME}')\nassert 'torch' not in sys.modules and 'PIL' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
 def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
     packages = []
     for family in FAMILIES:
