@@ -130,6 +130,15 @@ def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
         assert table[10:74].std() == pytest.approx(float(table[:10].std()), rel=0.1)
 
 
+@pytest.mark.parametrize(
+    "layout", [SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2), VectorLayout(length=5)]
+)
+def test_what_a_modality_calls_numbers_are_numbers_to_the_head(layout: SequenceLayout | VectorLayout) -> None:
+    ids = (OrderedIds(start=10, count=64),)
+    boxes = dataclasses.replace(spec(ValueSpec(kind="object"), layout, 80), ordered_ids=ids)
+    assert Tokens.of([[10, 11]], boxes, "").ordered_ids == ids
+
+
 def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
     """The likeliest ids, each by a pass over all before it."""
     rows = []
