@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from backbone.model import FourM
 from backbone.training.data import Loader, Order, TokenData
 from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.tokens import TokenMetadata, write_part
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout, VectorLayout
 
@@ -76,6 +78,34 @@ def test_a_longer_limit_fits_and_a_shorter_one_does_not(store: Path) -> None:
     assert TokenData(store, "train", [longer]).batch(np.arange(3)).tokens["words"].shape == (3, 64)
     with pytest.raises(DataError, match="words"):
         TokenData(store, "train", [spec("words", sequence(5), 100, "text")])
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (({"crops": 3, "seed": 0}, {"crops": 1, "seed": 0}), "--crops and --seed 0, b with --crops 1"),
+        (({"crops": 3, "seed": 0}, {"crops": 3, "seed": 5}), "--crops and --seed 0, b with --crops and --seed 5"),
+        (({"crops": 3, "seed": 5}, {"crops": 2, "seed": 5}), ""),
+        (({"crops": 1, "seed": 0}, {}), ""),
+    ],
+)
+def test_modalities_of_other_crops_are_refused(tmp_path: Path, runs: Sequence[dict[str, int]], message: str) -> None:
+    specs = [spec("a", VectorLayout(length=2)), spec("b", VectorLayout(length=2))]
+    for item, run in zip(specs, runs, strict=True):
+        metadata = TokenMetadata(
+            modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
+            fingerprint="f", distribution="tests 0", run=run,
+        )  # fmt: skip
+        count = run.get("crops", 1)
+        keys = ["one"] if count == 1 else [f"one#{number}" for number in range(count)]
+        rows = [np.zeros(2, np.int64)] * len(keys)
+        write_part(tmp_path / "train" / item.name / "part-00000.arrow", metadata, keys, rows, {})
+    if message:
+        with pytest.raises(DataError, match=rf"train: tokenized are a with {message}: .* with the same --crops"):
+            TokenData(tmp_path, "train", specs)
+        assert len(TokenData(tmp_path, "train", specs, names=["a"])) == 3
+    else:
+        assert TokenData(tmp_path, "train", specs).batch(np.arange(1)).present.all()
 
 
 def test_tokens_of_another_codec_are_an_error(store: Path) -> None:

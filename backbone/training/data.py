@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +28,7 @@ class TokenData:
 
     Samples are in the order of their keys. By default a sample may lack modalities; `aligned` keeps those that have
     all. `names` are the modalities that are read, by default all; samples lack the others. Raises DataError where one
-    has no tokens, or tokens that do not fit its spec.
+    has no tokens, or tokens that do not fit its spec, and where two are of other crops.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class TokenData:
         self.columns: dict[str, TokenColumn] = {specs[i].name: store.open(split, specs[i].name) for i in read}
         for name, spec in ((specs[i].name, specs[i]) for i in read):
             _check_fits(self.columns[name], spec, root / split / name)
+        _check_crops(self.columns, root / split)
         alignment = store.align(self.columns)
         order = np.argsort(np.array(alignment.keys, object), kind="stable")
         if aligned:
@@ -112,6 +113,18 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec, where: Path) -> None:
         raise DataError(
             f"{where}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
             f"{spec.vocab_size}; tokenize again, or raise its size"
+        )
+
+
+def _check_crops(columns: Mapping[str, TokenColumn], where: Path) -> None:
+    """Raise DataError where whole pictures are beside crops, which share no key, or crops beside others' places."""
+    seeds = {column.metadata.run.get("seed", 0) if column.cropped else None: name for name, column in columns.items()}
+    if len(seeds) > 1:
+        said = (f"{name} with {'--crops 1' if seed is None else f'--crops and --seed {seed}'}"
+                for seed, name in seeds.items())  # fmt: skip
+        raise DataError(
+            f"{where}: tokenized are {', '.join(said)}: what they say of a sample is not of one picture; tokenize all "
+            "with the same --crops and --seed"
         )
 
 
