@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ class Recipe:
         masks = [region.partition(MASK)[2] for region in self.keep.values()]
         return {Path(file).resolve() for file in (*given, *masks) if file}
 
-    def numbers(self) -> list[int]:
+    def numbers(self) -> Sequence[int]:
         """The numbers of the samples. Raises ConfigError."""
         if not self.samples:
-            return list(range(DEFAULT_SAMPLES))
+            return range(DEFAULT_SAMPLES)
         if self.samples.isdecimal():
-            return list(range(int(self.samples)))
+            return range(int(self.samples))
         found = [
             number for first, last in ranges(self.samples, f"samples {self.samples}")
             for number in range(first, last + 1)

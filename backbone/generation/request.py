@@ -53,6 +53,7 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
     stored = [name for name, source in sources.items() if not source]
     if stored:
         shared = stored_keys(run, [handles[name] for name in stored], recipe.split)
+        numbers: Sequence[int]
         if recipe.keys:
             numbers = numbers_of_keys(recipe.keys, shared, run.tokens / recipe.split)
         elif not recipe.samples or recipe.samples.isdecimal():  # as many as there are
