@@ -280,6 +280,9 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
         opened(Dataset(tokens=other, modalities=("mroe",)))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
         opened(Dataset(tokens=other, modalities=("more",)))
+    nothing = r"other.train: has more, picture, and the run asks it for words: nothing to train on; leave that"
+    with pytest.raises(ConfigError, match=nothing):
+        opened(Dataset(tokens=other), specs=[item for item in specs if item.name == "words"])
     asked = r"datasets: .*other has picture, more, and its mixtures ask for words, tags alone: .* teach nothing"
     with pytest.raises(ConfigError, match=asked):
         opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))

@@ -60,8 +60,8 @@ def open_sources(
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has none to train on, UnknownNameError for one that a dataset names and the run
-    has not, and ConfigError for a dataset that shares no modality with the others to train on, or has nothing of what
-    its samples are asked for.
+    has not, and ConfigError for a store that has no modality of the run to train on, or shares none with the others, or
+    has nothing of what its samples are asked for.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -75,6 +75,12 @@ def open_sources(
             _check_named(dataset, [spec.name for spec in specs])
             if split != TRAIN and not names:
                 continue
+            if not names:
+                raise ConfigError(
+                    f"{dataset.tokens / split}: has {', '.join(store.modalities(split))}, and the run asks it for "
+                    f"{', '.join(dataset.modalities or [spec.name for spec in specs])}: nothing to train on; leave "
+                    "that store out, or train with a modality that it has"
+                )
         data = TokenData(dataset.tokens, split, specs, names=names)
         sources.append(Source(data=data, dataset=dataset, number=number))
     if split == TRAIN:
@@ -104,9 +110,9 @@ def _check_shared(sources: Sequence[Source]) -> None:
         others = {name for other in sources if other is not source for name in other.data.columns}
         if not others & set(source.data.columns):
             raise ConfigError(
-                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns) or 'nothing of this run'}, and "
-                f"the others have {', '.join(sorted(others))}: no modality is shared; train two backbones, or tokenize "
-                "one modality in both"
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and the others have "
+                f"{', '.join(sorted(others))}: no modality is shared; train two backbones, or tokenize one modality in "
+                "both"
             )
 
 
