@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from tokenizers_zoo.modality import (
     TokenLayout,
     ValueSpec,
 )
+from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import read_galleries
 
@@ -176,6 +178,29 @@ def test_one_answer_is_the_likeliest(world: World, tmp_path: Path) -> None:
     tokens = generate(load_model(world.run), {"dark": data.tokens("dark", keys)}, [plan], 0)["light"]
     likeliest = world.zoo["light"].score(world.zoo["light"].decode(tokens), data.truth("light", keys))
     assert found["score"] == pytest.approx(likeliest)
+
+
+def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, alive, most = ModalityHandle.decode, 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(handle: ModalityHandle, tokens: Any) -> list[Any]:
+        nonlocal alive, most
+        values = decode(handle, tokens)
+        for value in values:
+            weakref.finalize(value, gone)
+        alive += len(values)
+        most = max(most, alive)
+        return values
+
+    monkeypatch.setattr(ModalityHandle, "decode", counted)
+    config = dataclasses.replace(CONFIG, samples=16, answers=12, batch_size=8, gallery_pairs=0)
+    (pair,) = world.evaluate(world.copy(tmp_path / "run"), config, given=[("light",)], targets=["dark"])["pairs"]
+    assert pair["samples"] == 16 and most < 64, "of 192"
+    assert min(pair["seconds"].values()) >= 0
 
 
 def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: dict[str, Any]) -> None:

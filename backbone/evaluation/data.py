@@ -133,7 +133,7 @@ class EvaluationData:
         if question not in self._references:
             truth = self.truth(name, keys)
             constant = self.constant(name, floor_samples)
-            rebuilt = self.decode(name, self.tokens(name, keys), batch_size)
+            rebuilt = list(self.decoded(name, self.tokens(name, keys), batch_size))
             self._references[question] = Reference(
                 truth=truth,
                 floor=self.score(name, [constant] * len(truth), truth),
@@ -141,18 +141,20 @@ class EvaluationData:
             )
         return self._references[question]
 
-    def decode(self, name: str, tokens: Any, batch_size: int) -> list[Any]:
-        """Values of any number of tokens, `batch_size` samples at a time."""
-        handle = self.handles[name]
-        starts = range(0, len(tokens), batch_size)
-        return [value for start in starts for value in handle.decode(tokens[start : start + batch_size])]
+    def decoded(self, name: str, tokens: Any, batch_size: int) -> Iterator[Any]:
+        """Values of any number of tokens, one after the other; `batch_size` samples are decoded at a time."""
+        for start in range(0, len(tokens), batch_size):
+            yield from self.handles[name].decode(tokens[start : start + batch_size])
 
-    def answers(self, name: str, draws: Sequence[Any], count: int) -> list[Any]:
-        """The best single answer to each sample's `count` draws, which follow one another in `draws`."""
+    def answers(self, name: str, draws: Iterable[Any], count: int) -> list[Any]:
+        """The best single answer to each sample's `count` draws, which follow one another in `draws`.
+
+        Of the draws only those of a sample are held at a time.
+        """
         if count == 1:
             return list(draws)
-        best = self.handles[name].constant_answer
-        return [best(draws[start : start + count]) for start in range(0, len(draws), count)]
+        best, following = self.handles[name].constant_answer, iter(draws)
+        return [best(list(of_sample)) for of_sample in zip(*count * [following], strict=True)]
 
     def score(self, name: str, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float | None]:
         """The modality's metrics; None where one is not a finite number."""

@@ -37,7 +37,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,8 +285,8 @@ class _Evaluation:
         plan = TargetPlan(name=target, temperature=temperature, steps=config.steps)
         tokens = self._draw(pair, keys, config.answers, plan)
         generated = time.perf_counter()
-        made = self.data.decode(target, tokens, config.batch_size)
-        decoded = time.perf_counter()
+        decoding: list[float] = []
+        made = timed(self.data.decoded(target, tokens, config.batch_size), decoding)
         answers = self.data.answers(target, made, config.answers)
         answered = time.perf_counter()
         score = self.data.score(target, answers, reference.truth)
@@ -303,8 +303,8 @@ class _Evaluation:
             ),
             "seconds": {
                 "generate": round(generated - start, 4),
-                "decode": round(decoded - generated, 4),
-                "answer": round(answered - decoded, 4),
+                "decode": round(sum(decoding), 4),
+                "answer": round(answered - generated - sum(decoding), 4),
             },
         }
 
@@ -315,7 +315,7 @@ class _Evaluation:
         keys = self.data.keys([*given, target], self.config.gallery_samples)
         plan = TargetPlan(name=target, top_p=0.95)
         tokens = self._draw(pair, keys, draws, plan)
-        made = self.data.decode(target, tokens, self.config.batch_size)
+        made = list(self.data.decoded(target, tokens, self.config.batch_size))
         columns = [list(map(self.data.handles[name].render, self.data.truth(name, keys))) for name in given]
         show = self.data.handles[target].render
         columns += [[show(value) for value in made[draw::draws]] for draw in range(draws)]
@@ -330,3 +330,12 @@ class _Evaluation:
             "columns": headers,
             "rows": [{"key": key, "cells": list(map(text_of, row))} for key, row in zip(keys, rows, strict=True)],
         }
+
+
+def timed(items: Iterable[Any], seconds: list[float]) -> Iterator[Any]:
+    """The same items; the seconds that each takes to come are added to the list."""
+    start = time.perf_counter()
+    for item in items:
+        seconds.append(time.perf_counter() - start)
+        yield item
+        start = time.perf_counter()
