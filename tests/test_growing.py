@@ -426,6 +426,10 @@ def test_the_command(world: World) -> None:
     assert names == {"rgb_patches-to-depth.png"}, "replayed samples have what TOKENS lacks"
     frozen = world("backbone grow shown --add caption --tokens part --out of_part --set steps=2 --freeze")
     assert frozen.code == 0 and "step 2: rgb_patches to caption: " in frozen.complaint, frozen.complaint
+    for out, how in (("frozen", "--freeze"), ("frozen_too", "--set freeze=true")):
+        assert world(f"backbone grow old --add caption --tokens tokens --out {out} --set steps=1 {how}").code == 0
+        settings = json.loads((world.folder / out / "training_state.json").read_text())["train"]
+        assert settings["freeze"] and not settings["datasets"], "there is nothing to replay for"
     (world.folder / "wide.toml").write_text("[model]\ndim = 64\n")
     world("backbone grow old --add caption --tokens tokens --out x --config wide.toml").refused(
         "wide.toml:2 [model] dim: old has 32", "leave it out"
@@ -441,6 +445,7 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")
     world("backbone grow tokenizers/depth --add caption --tokens tokens --out x").refused("expected a FourM")
     world("backbone grow old --add caption --tokens tokens --out x --freeze --replay 0.1").refused("not both")
+    world("backbone grow old --add caption --tokens tokens --out x --set freeze=true --replay 0.1").refused("not both")
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
     assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]

@@ -76,8 +76,6 @@ def grow_command(
     from backbone.training.train import train
     from tokenizers_zoo.data.tokens import TokenStore
 
-    if freeze and replay is not None:
-        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
     trained = Trained.load(folder)
     root = click.get_current_context().find_root().obj or {}
     zoo = open_zoo(root.get("registry") or (trained.run.registry if trained.run else None))
@@ -92,6 +90,9 @@ def grow_command(
     tables = read_tables(config_file)
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     table = merged(tables["train"], {**changes, **({"freeze": True} if freeze else {})})
+    freeze = bool(table.get("freeze"))
+    if freeze and replay is not None:
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
     share = 0.0 if freeze else REPLAY if replay is None else replay
     origin = Origin(path=config_file, table="train")
     config = growing_config(trained, specs, tokens, table, share, origin)
