@@ -181,6 +181,26 @@ def test_columns_are_aligned_by_key(tmp_path: Path) -> None:
         TokenStore(tmp_path / "absent")
 
 
+def test_alignment_is_that_of_the_slow_way_and_keeps_keys_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, parts in (("a", (6, 0, 9)), ("b", (8,)), ("c", (0,))):
+        for number, count in enumerate(parts):
+            keys = [f"k{key:02}" for key in rng.choice(20, count, replace=False)]
+            layout = VectorLayout(length=4)
+            part = tmp_path / f"train/{name}/part-{number:05}.arrow"
+            write_part(part, metadata(layout, modality=name), keys, random_rows(layout, count, rng), {})
+    store = TokenStore(tmp_path)
+    columns = {name: store.open("train", name) for name in "abc"}
+    aligned = store.align(columns)
+    assert not any("keys" in vars(column) for column in columns.values())
+    slow: dict[str, list[int]] = {}
+    for position, column in enumerate(columns.values()):
+        for row, key in enumerate(column.keys):
+            slow.setdefault(key, [-1, -1, -1])[position] = row
+    assert aligned.keys == list(slow) and aligned.rows.tolist() == list(slow.values())
+    assert store.align({}).rows.shape == (0, 0)
+
+
 def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
     write_store(tmp_path, LAYOUTS["grid"], [4])
     part, batch = read_part(tmp_path / "train/m/part-00000.arrow")

@@ -202,7 +202,8 @@ class TokenColumn:
         self.paths = tuple(paths)
         opened = [read_part(path) for path in self.paths]
         self.parts = [part for part, _ in opened]
-        self._batches = [batch for _, batch in opened]
+        self.batches = [batch for _, batch in opened]
+        """The rows of each part, in the mapped file."""
         self.metadata = self.parts[0].metadata
         for part in self.parts[1:]:
             if names := self.metadata.differences(part.metadata):
@@ -212,8 +213,8 @@ class TokenColumn:
                     f"{part.path} and {self.paths[0].name} were written differently ({shown}); "
                     "tokenize with --overwrite"
                 )
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._columns = [self._open_column(batch) for batch in self._batches]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        self._columns = [self._open_column(batch) for batch in self.batches]
 
     def __reduce__(self) -> tuple[type[TokenColumn], tuple[tuple[Path, ...]]]:
         return TokenColumn, (self.paths,)
@@ -259,7 +260,7 @@ class TokenColumn:
     @cached_property
     def keys(self) -> list[str]:
         """The rows' keys, in stored order."""
-        return [key for batch in self._batches for key in batch.column("key").to_pylist()]
+        return [key for batch in self.batches for key in batch.column("key").to_pylist()]
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -442,10 +443,20 @@ class TokenStore:
         return TokenColumn(sorted((self.root / split / modality).glob("*.arrow")))
 
     def align(self, columns: Mapping[str, TokenColumn]) -> Alignment:
-        """Match the rows of several columns by key, in the order in which keys are first met."""
-        rows: dict[str, list[int]] = {}
+        """Match the rows of several columns by key, in the order in which keys are first met.
+
+        Keys are kept once, not by column.
+        """
+        import pyarrow as pa
+
+        batches = [batch.column("key") for column in columns.values() for batch in column.batches]
+        # Each key as its number in the order in which they are met, one dictionary for all. Arrow drops empty batches.
+        met = pa.chunked_array(batches, pa.string()).dictionary_encode().unify_dictionaries()
+        keys = met.chunk(0).dictionary.to_pylist() if met.num_chunks else []
+        numbers = np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in met.chunks)])
+        table = np.full((len(keys), len(columns)), -1, np.int64)
+        start = 0
         for position, column in enumerate(columns.values()):
-            for row, key in enumerate(column.keys):
-                rows.setdefault(key, [-1] * len(columns))[position] = row
-        table = np.array(list(rows.values()), np.int64).reshape(len(rows), len(columns))
-        return Alignment(keys=list(rows), modalities=tuple(columns), rows=table)
+            table[numbers[start : start + len(column)], position] = np.arange(len(column))
+            start += len(column)
+        return Alignment(keys=keys, modalities=tuple(columns), rows=table)
