@@ -625,6 +625,26 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     assert all(outcome.written and not outcome.kept_shards for outcome in rewritten.outcomes)
 
 
+def test_what_is_derived_follows_what_all_are_offered(
+    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    own_setting = {"    levels: int = 16\n": "    levels: int = 16\n    shade: float = 1.0\n"}
+    install_example("shadow", derived("field") | own_setting)
+    data = tmp_path / "data"
+
+    def open_zoo(**offered: Any) -> Zoo:
+        return toy({"zoo": offered}, enabled=("field", "shadow"))
+
+    def derive(**offered: Any) -> list[tuple[bool, int]]:
+        outcomes = derive_data(open_zoo(**offered), data, workers=1).outcomes
+        return [(outcome.written > 0, outcome.kept_shards) for outcome in outcomes]
+
+    make_toy(open_zoo(), data, test=0)
+    assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 3)]
+    assert derive(shade=0.5) == [(True, 0)] and derive(shade=0.5) == [(False, 3)]
+    assert derive() == [(True, 0)]
+
+
 def rewrite(shard: Path, handle: Any, change: Callable[[Any], Any]) -> None:
     """Other values under the same keys, in a file of the same size."""
     store, stat = ValueStore(shard.parents[2]), shard.stat()

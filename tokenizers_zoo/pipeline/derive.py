@@ -160,13 +160,23 @@ def _entry(
             "derived_from": inputs,
             "distribution": handle.distribution,
             "plugin": handle.plugin_name,
-            "settings": own_settings(handle),
+            "settings": {**_shared_settings(handle), **own_settings(handle)},
             "image_size": handle.settings.shared.get("image_size"),
             "value": value_identity(handle),
             **({"networks": networks} if networks else {}),
             READ_WITH: {name: _read_with(zoo[name]) for name in handle.spec.derived_from},
         }
     )
+
+
+def _shared_settings(handle: ModalityHandle) -> dict[str, Any]:
+    """What decides the derived values of what `[zoo]` shares; networks and the size of pictures are recorded apart."""
+    apart = {"image_size", *networks_of(handle.known_settings())}
+    return {
+        key: item
+        for key, item in reading_settings(handle).items()
+        if key in handle.settings.shared and key not in apart
+    }
 
 
 def _read_with(handle: ModalityHandle) -> dict[str, Any]:
