@@ -302,6 +302,17 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
     assert store.read(zoo["words"], "train", key) == f"file {int(key[1:])}"
 
 
+def test_data_that_are_made_among_the_files_are_none_of_them(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, mine = toy(), tmp_path / "mine"
+    own_files(mine, range(8))
+    options = {"path": str(mine), "test_fraction": 0}
+    for written in (8, 0):
+        made = make_data(zoo, "folder", mine / "data", train=None, test=0, options=options, workers=1)
+        assert [outcome.written for outcome in made.outcomes] == [written] * 2 and not made.skipped
+    with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
+        make_data(zoo, "folder", mine / "data/..", train=None, test=0, options=options, workers=1)
+
+
 def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
     toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:

@@ -126,22 +126,27 @@ class FolderSource:
         return open_folder(settings.take(FolderSettings), split, count)
 
 
-def open_folder(config: FolderSettings, split: str, count: int | None) -> FolderSamples:
-    """The samples of a split. Raises ConfigError without the folder, DataError without the split or `count` samples.
+def open_folder(config: FolderSettings, split: str, count: int | None, out: Path | None = None) -> FolderSamples:
+    """The samples of a split. Where `out`, which takes what is made of them, lies in the folder, it is passed over.
 
-    Raises ReadError for a folder in it that cannot be read.
+    Raises ConfigError without the folder, and where `out` is the folder itself, DataError without the split or `count`
+    samples, ReadError for a folder in it that cannot be read.
     """
-    root = Path(config.path)
+    root, out = Path(config.path), None if out is None else out.resolve()
     try:
         if not root.is_dir():
             raise ConfigError(f"path: {config.path}: no such folder")
-        files, offered = _find(root, split, config.test_fraction)
+        if root.resolve() == out:
+            raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
+        files, offered = _find(root, split, config.test_fraction, out)
         return FolderSamples(files, count, offered)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
-def _find(root: Path, split: str, test_fraction: float) -> tuple[dict[str, dict[str, Member]], set[str]]:
+def _find(
+    root: Path, split: str, test_fraction: float, out: Path | None
+) -> tuple[dict[str, dict[str, Member]], set[str]]:
     """The files of a split, by key and modality; and the modalities of all splits."""
     folders = _folders(root)
     if any(root.glob("*/*/*.tar")):
@@ -151,11 +156,11 @@ def _find(root: Path, split: str, test_fraction: float) -> tuple[dict[str, dict[
     if any(folder.name in ("train", "test") for folder in folders):
         if not (root / split).is_dir():
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
-        found = {path.name: _files(path) for path in _folders(root / split)}
+        found = {path.name: _files(path, out) for path in _folders(root / split)}
         both = [folder for folder in folders if folder.name in ("train", "test")]
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
         return _by_key(found), offered
-    everything = _by_key({folder.name: _files(folder) for folder in folders})
+    everything = _by_key({folder.name: _files(folder, out) for folder in folders})
     if not everything:
         raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
     chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
@@ -172,15 +177,15 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path) -> dict[str, Member]:
-    """The files below a modality's folder by key: the path up to the first dot of the file's name."""
+def _files(folder: Path, out: Path | None) -> dict[str, Member]:
+    """The files below a modality's folder, but for those in `out`, by key: the path up to the file name's first dot."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     found: dict[str, Member] = {}
     walk = os.walk(folder, onerror=refuse, followlinks=True)  # glob would leave out a folder that cannot be read
-    for path in sorted(Path(base, name) for base, _, names in _without_loops(walk) for name in names):
+    for path in sorted(Path(base, name) for base, _, names in _without_loops(walk, out) for name in names):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
         aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
@@ -196,11 +201,16 @@ def _files(folder: Path) -> dict[str, Member]:
     return found
 
 
-def _without_loops(walk: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """The folders of a walk that follows links, but for links that lead back to where the walk is."""
+def _without_loops(
+    walk: Iterable[tuple[str, list[str], list[str]]], out: Path | None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """The folders of a walk that follows links, but for links that lead back to where the walk is, and for `out`."""
     trails: dict[str, tuple[Path, ...]] = {}
     for base, folders, names in walk:
         trail = (*trails.pop(base, ()), Path(base).resolve())
+        if trail[-1] == out:
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not _leads_back(Path(base, name), trail)]
         trails |= {os.path.join(base, name): trail for name in folders}
         yield base, folders, names
