@@ -313,6 +313,19 @@ def test_data_that_are_made_among_the_files_are_none_of_them(toy: Callable[..., 
         make_data(zoo, "folder", mine / "data/..", train=None, test=0, options=options, workers=1)
 
 
+def test_a_file_that_fails_is_told_whatever_is_in_its_name(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, range(3))
+    name = "end\u2028of\u0085lines\n"
+    (mine / f"field/{name}.npy").write_bytes(b"broken")
+    for written, kept in ((3, 0), (0, 1)):
+        options = {"path": str(mine), "test_fraction": 0}
+        made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1)
+        assert [(o.written, o.kept_shards) for o in made.outcomes] == [(written, kept)] * 2
+    (reason,) = describe_data(zoo, data).reasons
+    assert f": {name}: field: damaged .npy" in reason
+
+
 def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
     toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:

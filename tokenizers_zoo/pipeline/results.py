@@ -80,8 +80,8 @@ def read_failures(shard: Path) -> dict[str, str]:
     """The failed samples of a shard, by key. Raises DataError where the list is damaged."""
     path = failures_path(shard)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return {line["key"]: line["reason"] for line in map(json.loads, lines)}
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other ends of lines, as U+2028, as they are
+        return {line["key"]: line["reason"] for line in map(json.loads, filter(None, lines))}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
