@@ -267,6 +267,16 @@ def test_a_second_instance_of_one_plugin(install_example: Install) -> None:
     assert zoo["large"].checkpoint == Path("runs/tokenizers/large")
 
 
+def test_checkpoints_may_be_in_the_home_folder(
+    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("small")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "[zoo]\ncheckpoints = '~/trained'\n[modalities.large]\nplugin = 'small'\ncheckpoint = '~/large'\n"
+    zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
+    assert zoo["small"].checkpoint == tmp_path / "trained/small" and zoo["large"].checkpoint == tmp_path / "large"
+
+
 def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install, tmp_path: Path) -> None:
     for name in ("small", "other", "off"):
         install_example(name)

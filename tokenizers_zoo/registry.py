@@ -39,7 +39,7 @@ class InstanceConfig:
     checkpoint: str = ""
     """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
 
-    `owner/name` is a folder where a checkpoint is in it, and `./owner/name` always is.
+    `owner/name` is a folder where a checkpoint is in it, and `./owner/name` always is. `~` is your home.
     """
     sha256: str = ""
     """The fingerprint that the tokenizer has to have; empty means any."""
@@ -61,7 +61,7 @@ class ZooConfig:
     patch_size: int | None = None
     """Height and width of what one token of a picture stands for, in pixels."""
     checkpoints: str = CHECKPOINTS
-    """The folder of the tokenizers, relative to registry.toml."""
+    """The folder of the tokenizers, relative to registry.toml. `~` is your home."""
     modalities: tuple[str, ...] | None = None
     """The only ones that are enabled; absent means all that is installed or has a table."""
 
@@ -120,6 +120,11 @@ class Zoo:
     def folder(self) -> Path:
         """The folder that relative paths of the registry start at."""
         return self.path.parent if self.path is not None else Path()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the tokenizers."""
+        return self.folder / Path(self.config.checkpoints).expanduser()
 
     @property
     def pm(self) -> pluggy.PluginManager:
@@ -198,7 +203,7 @@ class Zoo:
             settings=self._settings(name, own, f"modalities.{name}"),
             locate=lambda spec: self._locate(instance, spec),
             hub_id=self._hub_id(instance),
-            hub_evaluations=self.folder / self.config.checkpoints / instance.checkpoint,
+            hub_evaluations=self.checkpoints / instance.checkpoint,
             sha256=instance.sha256 or None,
             trained=self._trained,
             locate_vocabulary=self._locate_vocabulary,
@@ -215,8 +220,9 @@ class Zoo:
         )
 
     def _locate(self, instance: InstanceConfig, spec: ModalitySpec) -> Path:
-        own = spec.name if spec.own_tokenizer else spec.vocabulary
-        return self.folder / (instance.checkpoint or Path(self.config.checkpoints) / own)
+        if instance.checkpoint:
+            return self.folder / Path(instance.checkpoint).expanduser()
+        return self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
 
     def _locate_vocabulary(self, spec: ModalitySpec) -> tuple[Path, str | None]:
         """Folder and hub id of a shared vocabulary, for a modality whose checkpoint it is not: where others have it.
@@ -229,7 +235,7 @@ class Zoo:
                     handle = self[name]
                     if handle.spec.vocabulary == spec.vocabulary and not handle.spec.own_tokenizer:
                         return handle.checkpoint, handle.codec.hub_id
-        return self.folder / self.config.checkpoints / spec.vocabulary, None
+        return self.checkpoints / spec.vocabulary, None
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
         """A checkpoint that reads `owner/name` may be on the hub, unless `owner` is where the tokenizers are here."""

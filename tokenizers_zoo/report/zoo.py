@@ -30,7 +30,7 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     place of its page. Default: `report/index.html` beside the folder of the tokenizers. Pictures go to a folder
     `pictures` beside the page.
     """
-    page = out or (zoo.folder / zoo.config.checkpoints).parent / "report" / "index.html"
+    page = out or zoo.checkpoints.parent / "report" / "index.html"
     pictures = Pictures(folder=page.parent / "pictures")
     problems = list(zoo.problems().values())
     contents: dict[str, dict[str, Any]] = {}
