@@ -193,6 +193,7 @@ def test_all_hook_problems_are_told_at_once(install_example: Install) -> None:
         ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),
         ("[vocabularies]\ntext = 3", r"registry.toml:2 \[vocabularies\] text: expected a table, got int 3"),
         ("[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
+        ("\ufeff[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
         ("[zoo", r"registry.toml: not valid TOML"),
     ],
 )

@@ -17,6 +17,8 @@ from tokenizers_zoo.errors import ConfigError, UnknownKeyError
 T = TypeVar("T")
 SHARED = "zoo"
 """The table of registry.toml with the keys that all instances are offered."""
+TOML = "utf-8-sig"
+"""The encoding of TOML files: editors of Windows put a mark before UTF-8, which is no part of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
 def find_line(path: Path, table: str, key: str) -> int | None:
     """The 1-based line of `key` in `[table]` of the TOML file `path`; inline tables count, None if not found."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding=TOML).splitlines()
     except OSError:
         return None
     parts = table.split(".") if table else []
@@ -80,7 +82,7 @@ def find_line(path: Path, table: str, key: str) -> int | None:
 def load_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises ConfigError with the parser's line where it is not TOML or cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding=TOML))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give --registry FILE or run where registry.toml is") from None
     except (OSError, UnicodeDecodeError) as error:
