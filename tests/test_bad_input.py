@@ -115,6 +115,7 @@ def test_check_says_which_name_is_unknown(world: World) -> None:
         ("report absent", ("absent", "no trained backbone here")),
         ("tokenize data --out registry.toml --only depth", ("registry.toml", "a file is where a folder should be")),
         ("tokenizer train depth --data data --out registry.toml", ("registry.toml", "a file is where a folder")),
+        ("encode depth files/test/depth/test00.npy --out data", ("error: data: a folder is where a file should be",)),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_named_with_the_command_that_makes_it(

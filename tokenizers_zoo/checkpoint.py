@@ -33,6 +33,7 @@ DISK_ERRORS = {
     errno.EACCES: "permission denied; give another folder",
     errno.ENOTDIR: "a file is where a folder should be; give another folder",
     errno.EEXIST: "a file is where a folder should be; give another folder",
+    errno.EISDIR: "a folder is where a file should be; give another name",
 }
 
 
