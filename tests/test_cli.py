@@ -260,6 +260,17 @@ def test_a_decoded_value_replaces_nothing_unasked(zoo: Run, workplace: Path) -> 
     assert (workplace / "cat_decoded.txt").read_text() == "mine"
 
 
+def test_the_file_that_is_read_is_not_replaced(zoo: Run, workplace: Path) -> None:
+    value, tokens, link = (workplace / name for name in ("dog.txt", "dog.json", "link.png"))
+    value.write_text("A dog.\n")
+    assert zoo("encode", "caption", "dog.txt", "--out", "dog.json")[0] == 0
+    kept = tokens.read_text()
+    link.symlink_to(tokens)
+    refused(zoo("encode", "caption", "dog.txt", "--out", "./dog.txt"), "dog.txt: is the file that is read")
+    refused(zoo("decode", "caption", "dog.json", "--out", "new", "--picture", "link.png"), "link.png: is the file")
+    assert value.read_text() == "A dog.\n" and tokens.read_text() == kept and not (workplace / "new.txt").exists()
+
+
 def test_unknown_names_offer_close_ones(zoo: Run) -> None:
     refused(zoo("info", "dept"), "dept", "depth")
     refused(zoo("lits"), "list")
