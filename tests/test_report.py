@@ -21,7 +21,8 @@ from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.modality import VectorLayout, layout_to_json
 from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, legend_of, percent
 from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
-from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries
+from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
+from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")
@@ -252,6 +253,17 @@ def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -
     assert "reason 0 &lt;b&gt;" in text and f"reason {REASONS} " not in text and "and 5 more" in text
     row = re.search(r"<tr><td>depth</td><td class=\"n\">2</td><td class=\"n\">1</td>.*?</tr>", text)
     assert row and f'<td class="n">{REASONS + 5}</td>' in row.group()
+
+
+def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tmp_path: Path) -> None:
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
+    handle = zoo["caption"]
+    TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(handle.checkpoint)
+    with writing_shard(tmp_path / "data/test/caption/0.tar") as shard:
+        for key, words in (("a", b"a red ball"), ("b", b"caf\xe9"), ("c", b"one box")):
+            shard.add(key, words, "txt")
+    found = reconstructions(zoo, handle, tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
+    assert found.samples == 2 and found.texts == [("a red ball", "a red ball"), ("one box", "one box")]
 
 
 def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
