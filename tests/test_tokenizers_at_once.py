@@ -119,8 +119,14 @@ def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
 
 
 def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2, lambda _: None)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
+    assert set(run_jobs(Zoo.installed(), lambda zoo, job: os.getpid(), [1, 2], None, lambda _: None)) == {os.getpid()}

@@ -38,6 +38,11 @@ def tick() -> None:
     _tick()
 
 
+def cores() -> int:
+    """How many this process may use: fewer than the machine has in a container or a cluster's job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_jobs(
     zoo: Zoo,
     function: Callable[[Zoo, Job], Result],
@@ -52,7 +57,7 @@ def run_jobs(
     kept. `advance` is called with the number of samples that the jobs have ticked off since.
     """
     global _tick
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or cores(), len(jobs))
     if workers <= 1:
         _tick = lambda: advance(1)  # noqa: E731
         for job in jobs:
@@ -115,7 +120,7 @@ def _sharing_cores(workers: int) -> Iterator[None]:
 
     The bars of several processes would be drawn over one another.
     """
-    share = str(max(1, (os.cpu_count() or 1) // workers))
+    share = str(max(1, cores() // workers))
     old = {name: os.environ.get(name) for name in (*THREADS, TERMINAL)}
     os.environ.update({name: share for name in THREADS if old[name] is None} | {TERMINAL: "dumb"})
     try:
