@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
+from tokenizers_zoo.pipeline.engines import progress_bar
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -51,3 +52,13 @@ def test_tables_show_brackets_and_have_no_blanks_at_the_end(
     assert all(line == line.rstrip() and len(line) <= 30 for line in lines)
     last = next(line for line in lines if line.startswith("b "))
     assert lines[1] == "" and last.endswith(" 12") and lines[lines.index(last) - 1] == ""
+
+
+def test_progress_over_many_samples_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_bar("derive train/semantic_metadata", 1234567) as advance:
+        advance(1234567)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line.rstrip()) <= 80 and "━━━━ 1234567/1234567 " in line and "…" not in line
