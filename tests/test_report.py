@@ -19,7 +19,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.modality import VectorLayout, layout_to_json
-from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, legend_of, percent
+from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, curve_chart, legend_of, percent, png_of
 from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
@@ -157,6 +157,19 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     # Pictures before texts, then by what is closed.
     assert [(card["name"], card["gap"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
     assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["made", "truth"]] * 3
+
+
+def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+
+    def watched(figure: Any) -> bytes:
+        drawn.append([text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()])
+        return png_of(figure)
+
+    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", watched)
+    names = ["_before", "of $a^{$ a", "depth"]
+    assert curve_chart({name: [(0, 2.0), (1, 3.0 - i)] for i, name in enumerate(names)}, "loss").startswith(b"\x89PNG")
+    assert drawn == [names]
 
 
 def test_percent() -> None:

@@ -112,14 +112,19 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     figure = Figure(figsize=(5.6, 3.5), layout="constrained")
     axes = figure.add_subplot()
     styles = itertools.cycle(["-", "--", ":", "-."])
+    lines = {}
     for name, points in sorted(curves.items(), key=lambda item: -item[1][-1][1]):
         width = 0.6 if len(points) > NOISY else 2.0
-        axes.plot(*zip(*points, strict=True), next(styles), label=name, linewidth=width)
+        lines[name] = axes.plot(*zip(*points, strict=True), next(styles), linewidth=width)[0]
     axes.set_xlabel("training step")
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
-        axes.legend(fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        legend = axes.legend(
+            lines.values(), lines, fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # they are names, of folders, too
     return png_of(figure)
 
 
