@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -56,6 +57,11 @@ class SourceHandle:
             return Settings(self.name, shared=self._shared).take(self.spec.settings)
         except ConfigError:
             return self.spec.settings
+
+    def shared_settings(self) -> dict[str, Any]:
+        """The source's settings that `[zoo]` gives."""
+        fields = () if self.spec.settings is None else dataclasses.fields(self.spec.settings)
+        return {field.name: self._shared[field.name] for field in fields if field.name in self._shared}
 
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None

@@ -170,12 +170,13 @@ class _Plan:
     shard_size: int
 
     def entry(self, handle: ModalityHandle) -> dict[str, Any]:
+        shared = {key: item for key, item in self.source.shared_settings().items() if key != "image_size"}
         return as_json(
             {
                 "source": self.source.name,
                 "distribution": self.source.distribution,
                 "seed": self.seed,
-                "options": self.options,
+                "options": {**shared, **self.options},
                 "image_size": handle.settings.shared.get("image_size"),
                 "value": value_identity(handle),
                 "plugin": handle.distribution,
