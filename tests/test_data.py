@@ -271,9 +271,10 @@ def test_entries_are_kept_side_by_side_and_damage_is_named(tmp_path: Path) -> No
     }
     entry = read_entry(tmp_path, "train", "b") or {}
     assert digest(entry) == digest({**entry, "count": 9}) != digest({**entry, "seed": 2})
-    (tmp_path / DATASET).write_text("[]")
-    with pytest.raises(DataError, match=DATASET):
-        read_entries(tmp_path)
+    for damaged in ("[]", '{"splits": []}', '{"splits": {"train": {"b": 5}}}'):
+        (tmp_path / DATASET).write_text(damaged)
+        with pytest.raises(DataError, match=f"{DATASET}: damaged: "):
+            read_entries(tmp_path)
 
 
 # ---------------------------------------------------------------------- folder source

@@ -37,7 +37,10 @@ def read_entries(root: Path) -> Entries:
         return {}
     try:
         data = read_json(root / DATASET)
-        return {split: dict(entries) for split, entries in data["splits"].items()}
+        return {
+            split: {name: dict(entry.items()) for name, entry in entries.items()}
+            for split, entries in data["splits"].items()
+        }
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).removeprefix(f"{root / DATASET}: ")
         raise DataError(
