@@ -71,7 +71,7 @@ def test_written_shards_have_the_same_bytes_and_are_read_back(tmp_path: Path) ->
 
 @pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a"])
 def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
-    with writing_shard(tmp_path / "s.tar") as writer, pytest.raises(DataError, match="key"):
+    with writing_shard(tmp_path / "s.tar") as writer, pytest.raises(DataError, match=r"key .*no backslash"):
         writer.add(key, b"", "bin")
 
 

@@ -195,8 +195,8 @@ class ShardWriter:
         parts = key.split("/")
         if split_name(name) != (key, extension) or "" in parts or ".." in parts or "\\" in key:
             raise DataError(
-                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no empty part and no "
-                "'..', and the extension is lower case without a dot"
+                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no empty part, no "
+                "'..' and no backslash, and the extension is lower case without a dot"
             )
         info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the same values give the same bytes
         info.size = len(data)
