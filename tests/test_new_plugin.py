@@ -180,7 +180,8 @@ def test_a_folder_that_is_there_is_left_alone(
     (tmp_path / "zoo-heat").mkdir()
     assert "zoo-heat: is there already, and is not overwritten" in refused("heat", capsys, monkeypatch)
     assert list((tmp_path / "zoo-heat").iterdir()) == []
-    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", "heat", "--out", "deep/er"])
+    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", "heat", "--out", "deep/er still"])
     main()
-    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
+    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in capsys.readouterr().out
     assert "--family" in refused("warmth --family picture", capsys, monkeypatch)

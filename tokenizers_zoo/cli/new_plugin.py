@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -63,7 +64,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    click.echo(f"next: {install} && pytest {folder}; {folder / 'README.md'} goes on from there")
+    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {folder / 'README.md'} goes on from there")
 
 
 def check_name(name: str) -> None:
