@@ -41,6 +41,13 @@ def read(path: Path) -> Recipe:
     return from_mapping(Recipe, read_recipe(path))
 
 
+def test_the_plan_of_the_page_is_one_that_can_be_run(tmp_path: Path) -> None:
+    text = (PLANS[0].parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(text.partition("## A plan\n\n```toml\n")[2].partition("```")[0])
+    recipe = read(tmp_path / "plan.toml")
+    assert recipe.target and recipe.keep and recipe.keep.keys() <= {*recipe.given} & {t.name for t in recipe.target}
+
+
 def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.toml").write_text(PLAN)
     recipe = read(tmp_path / "one.toml")
