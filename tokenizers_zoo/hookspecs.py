@@ -11,7 +11,11 @@ train_tokenizer).
 
 Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and
 `decode` work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a
-list.
+list. Tensors are on the tokenizer's device, and no gradients are recorded.
+
+Values and tokens are checked against the spec before `encode` and `decode` get them, and what a hook gives is checked
+after it: what the spec does not declare becomes a PluginError that names plugin and distribution. So does any exception
+that is no ZooError; one of `read_value` becomes an InvalidValueError, since it is the file that is bad.
 """
 
 from __future__ import annotations
@@ -53,9 +57,10 @@ class ModalityHooks:
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Train on `samples`, write a checkpoint folder at `out_dir`, return its path.
 
-        `config` is the instance's settings with the command line's overrides. Started again on the same `out_dir` after
-        a kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and
-        `config.json`.
+        `config` is the instance's settings with the command line's overrides. `samples.train` and `samples.test` are
+        lazy sequences of values, checked and at the size of the settings. Started again on the same `out_dir` after a
+        kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and
+        `config.json`. Raises ConfigError or DataError where it cannot train on these.
         """
         raise NotImplementedError
 
@@ -63,6 +68,7 @@ class ModalityHooks:
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path) -> Any:
         """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError.
 
+        `device` is a torch device, such as "cpu" or "cuda"; a `torch.nn.Module` is put in eval mode afterwards.
         Several modalities may share the checkpoint of one vocabulary; `settings` say which of them this is.
         `vocabulary` is the vocabulary's folder: `checkpoint` itself, but where the spec says `own_tokenizer`.
         """
@@ -79,7 +85,12 @@ class ModalityHooks:
 
     @hookspec(firstresult=True)
     def decode(self, tokenizer: Any, tokens: Any, settings: Settings) -> Any:
-        """Values of a batch of tokens: the inverse of encode up to the tokenizer's loss, for any valid ids."""
+        """Values of a batch of tokens: the inverse of encode up to the tokenizer's loss, for any valid ids.
+
+        Tokens are as `encode` gives them, though not only what a value encodes to. Tensors are on the tokenizer's
+        device; tokens of variable length are a list of numpy arrays. Gives a tensor `(batch, *value.shape)`, or a list
+        of values, one for each. Embeddings, which are an input only, may raise a ZooError instead.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -124,7 +135,7 @@ class ModalityHooks:
 
     @hookspec(firstresult=True)
     def render(self, value: Any, settings: Settings) -> PIL.Image.Image | str:
-        """The value as a person wants to see it. Default: a summary in text."""
+        """The value as a person wants to see it: a PIL image of any size, or text. Default: a summary in text."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
