@@ -133,9 +133,10 @@ class Questions:
     """What `zoo backbone eval` asks, in the table [eval] beside how much."""
 
     given: tuple[tuple[str, ...], ...] | None = None
-    """Sets of modalities that are given, each set for itself; absent: each modality alone. `--given` goes before it."""
+    """Sets of modalities that are given, each set for itself; absent: each modality alone. `--given` takes
+    precedence."""
     make: tuple[str, ...] | None = None
-    """Modalities that are made of each set; absent: all that are discrete. `--make` goes before it."""
+    """Modalities that are made of each set; absent: all that are discrete. `--make` takes precedence."""
 
     def __post_init__(self) -> None:
         for key, what in (("given", "set of modalities"), ("make", "modality")):
@@ -276,7 +277,7 @@ class TrainConfig:
     previews: tuple[Preview, ...] = ()
     """What is made of what in pictures; empty: two pairs that show most."""
     freeze: bool = False
-    """Move only the rows of the tables, and the projections, that the backbone the run starts from has not."""
+    """Move only the rows of the tables, and the projections, that the backbone it starts from does not have."""
     known_rate: float = 1.0
     """Factor of the learning rate for what the backbone that the run starts from has; what is new moves at the whole
     rate. 1: all alike. `zoo backbone grow` has 0.1 where it is not set."""

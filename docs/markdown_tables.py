@@ -59,7 +59,9 @@ def preset_sections(cls: type) -> list[str]:
     """The presets of a settings class, each as the keys that it stands for."""
     lines = []
     for name, keys in getattr(cls, "presets", {}).items():
-        lines.append(f'\n### `preset = "{name}"`\n\nStands for these keys; those given beside it go before.\n\n```toml')
+        lines.append(
+            f'\n### `preset = "{name}"`\n\nStands for these keys; those given beside it take precedence.\n\n```toml'
+        )
         lines += [*toml_lines(keys), "```"]
     return lines
 

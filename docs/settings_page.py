@@ -36,10 +36,10 @@ VOCABULARIES = "\n### `[vocabularies.NAME]`\n\nSee [shared vocabularies](modalit
 BACKBONE = """
 ## A backbone
 
-[Training](training.md) says what the keys do, with figures. `zoo backbone train --preset NAME` is one of these sizes,
-and what `[model]` says goes before it; parameters are those of the blocks, without embeddings. What neither says is
-`nano`'s, or with `--from` that run's: the defaults of `[model]` below are those of `ModelConfig` in Python. All sizes
-have `rotary = true`.
+[Training](training.md) says what the keys do, with figures. The size of a model is what `[model]` says; what it leaves
+out is as in `zoo backbone train --preset NAME`, one of the sizes below; without `--preset` as in `nano`, or with
+`--from` as in that run. The defaults in the table of `[model]` are those of `ModelConfig` in Python, not of the
+command. All presets have `rotary = true`; their parameters are those of the blocks, without embeddings.
 """
 TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) says what the keys do."
 TUNINGS = "\nDefaults that go with `tuning`, in place of those above:\n"

@@ -56,8 +56,8 @@ def generate_command(
 ) -> None:
     """Make modalities from others.
 
-    Each one made is an input of the next. What is set here goes before the plan,
-    and OUT/plan.toml makes the same again.
+    Each one made is an input of the next. Options take precedence over the plan, and
+    OUT/plan.toml makes the same again.
 
     \b
     Examples:

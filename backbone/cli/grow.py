@@ -33,10 +33,10 @@ REPLAY = 0.5
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
 @CONFIG_OPTION
-@click.option("--replay", type=float, help=f"Share of samples of what RUN was trained on. Default: {REPLAY}.")
+@click.option("--replay", type=float, help=f"Share of the samples that are old ones, below 1. Default: {REPLAY}.")
 @click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN makes stays as it is.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
-@settings_option("A key of [train], such as steps=2000.")
+@settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
     folder: Path,
     added: str,
@@ -48,9 +48,9 @@ def grow_command(
     seed: int | None,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train a backbone on, with modalities that it had not.
+    """Go on training a backbone, with modalities that it did not have.
 
-    Where [train] says nothing else, as RUN was trained. The losses of the old
+    Settings are those of RUN where [train] says nothing else. The losses of the old
     modalities before and after are shown, and kept in OUT/growth.json; after
     zoo backbone eval of both, the same command shows the gap closed, too.
 

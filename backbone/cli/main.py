@@ -40,7 +40,7 @@ backbone.add_command(grow_command)
 @click.option("--from", "start", type=PATH, help="A run whose weights to begin with, for what it knows.")
 @click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
-@settings_option("A key of [train], such as steps=2000 or masking.input_budget=128.")
+@settings_option("A key of [train], such as steps=2000 or masking.input_budget=128; docs/settings.md lists them.")
 def train(
     tokens: Path,
     out: Path,
@@ -112,14 +112,19 @@ def train(
 
 @backbone.command("eval")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--given", multiple=True, metavar="NAMES", help="Comma-separated modalities to give. Repeatable.")
+@click.option(
+    "--given",
+    multiple=True,
+    metavar="NAMES",
+    help="Comma-separated modalities to give together. Repeatable. Default: each modality alone.",
+)
 @click.option("--make", "targets", metavar="NAMES", help="Comma-separated modalities to make. Default: all.")
 @CONFIG_OPTION
 @click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
 @click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
 @DEVICE
-@settings_option("A key of [eval], such as steps=4.")
+@settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
     folder: Path,
     given: tuple[str, ...],

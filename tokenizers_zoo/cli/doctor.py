@@ -30,7 +30,7 @@ WIDTH = 80
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    help="Train so long, and throw it away. Default: the tokenizer that is there, else 100.",
+    help="Train a tokenizer for so many steps, and throw it away. Default: take the one that is there, else 100.",
 )
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def doctor_command(

@@ -116,7 +116,7 @@ def disabled_lines(zoo: Zoo) -> list[str]:
 def info(name: str, only_settings: bool) -> None:
     """Show all that is known of one modality, and its settings.
 
-    Each setting with its value, and the default where that is another.
+    Each setting is shown with its value, and with its default where that differs.
 
     \b
     Examples:

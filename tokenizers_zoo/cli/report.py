@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @click.argument("run", type=PATH, required=False)
-@click.option("--out", type=PATH, help="Where to write the page; pictures go beside it. "
+@click.option("--out", type=PATH, help="Where to write the page; its pictures lie beside it, too. "
               "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
 def report_command(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.
 
-    The page is self-contained. That of a backbone shows all that the run stands on. That of the zoo comes with one of
-    each tokenizer: held-out samples, metrics, and every checkpoint of that modality in the same folder beside it.
+    A page is self-contained. The page of a backbone shows all that the run stands on. The page of the zoo links to a
+    page for each tokenizer: held-out samples and metrics, compared with other checkpoints of the same modality in the
+    folder of the tokenizers.
 
     \b
     Examples:

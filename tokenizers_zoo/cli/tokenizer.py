@@ -25,7 +25,7 @@ DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help=
 
 @click.group()
 def tokenizer() -> None:
-    """Train and score the tokenizer of one modality.
+    """Train and score tokenizers.
 
     \b
     Examples:
@@ -48,7 +48,9 @@ def tokenizer() -> None:
     is_flag=True,
     help="Train anew, in place of the tokenizer that is there; after a kill, leave this out to go on.",
 )
-@settings_option("A key of the tokenizer table, such as quantizer=vq; with --all, for those that have it.")
+@settings_option(
+    "A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those that have it."
+)
 def train(
     names: tuple[str, ...],
     everything: bool,
