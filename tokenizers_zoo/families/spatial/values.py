@@ -75,19 +75,19 @@ class ImageValues:
         )
 
     def read(self, data: bytes, extension: str, options: Any) -> Array:
-        """One value of any size from a file's bytes. Raises ValueError."""
+        """One value of any size, of the axes and dtype that `kind` says, from a file's bytes. Raises ValueError."""
         return read_array(data, extension)
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
-        """A file's bytes and extension."""
+        """A file's bytes, and its extension in lower case without a dot; `read` reads it back."""
         return array_bytes(value), "npy"
 
     def picture(self, value: Array, options: Any) -> PIL.Image.Image:
-        """The value as a picture."""
+        """The value as a PIL image of any size, of a mode that PNG can hold."""
         raise NotImplementedError
 
     def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
-        """The numbers of `metrics`."""
+        """The numbers of `metrics`, by name, over aligned lists of values: each is one number for the whole list."""
         raise NotImplementedError
 
     def measure_main(self, predicted: list[Array], target: list[Array], options: Any) -> float:
