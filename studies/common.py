@@ -61,19 +61,36 @@ class Study:
         """`texts` are options that this study alone has, each with its default and what it is."""
         parser = argparse.ArgumentParser(description=doc.splitlines()[0])
         parser.set_defaults(study=name)
-        parser.add_argument("--tokens", type=Path, default=Path("runs/demo/tokens"))
-        parser.add_argument("--registry", type=Path, default=Path("registry.toml"))
-        parser.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="folder of runs and results")
-        parser.add_argument("--preset", default="nano", choices=list(PRESETS), help="size, where the study has no own")
-        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run")
-        parser.add_argument("--batch", type=int, default=16)
-        parser.add_argument("--seeds", type=int, default=3)
-        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
-        parser.add_argument("--samples", type=int, default=256, help="held-out samples")
-        parser.add_argument("--workers", type=int, help="runs at once, which share the cores; default: one for each")
-        parser.add_argument("--parts", type=int, default=1, help="parts of a batch, each on one of its run's cores")
+        parser.add_argument(
+            "--tokens", type=Path, default=Path("runs/demo/tokens"), help="token store; default: %(default)s"
+        )
+        parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="default: %(default)s")
+        parser.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs/studies") / name,
+            help="folder of runs and results; default: %(default)s",
+        )
+        parser.add_argument(
+            "--preset",
+            default="nano",
+            choices=list(PRESETS),
+            help="size, where the study names none; default: %(default)s",
+        )
+        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run; default: %(default)s")
+        parser.add_argument("--batch", type=int, default=16, help="samples per step; default: %(default)s")
+        parser.add_argument("--seeds", type=int, default=3, help="runs of each kind; default: %(default)s")
+        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate; default: %(default)s")
+        parser.add_argument("--samples", type=int, default=256, help="held-out samples; default: %(default)s")
+        parser.add_argument("--workers", type=int, help="runs at once, which share the cores; default: one a core")
+        parser.add_argument(
+            "--parts",
+            type=int,
+            default=1,
+            help="parts of a batch, each on one of its run's cores; default: %(default)s",
+        )
         for option, (default, what) in texts.items():
-            parser.add_argument(f"--{option}", default=default, help=what)
+            parser.add_argument(f"--{option}", default=default, help=f"{what}; default: %(default)s")
         arguments = parser.parse_args()
         return cls(arguments, Zoo.from_toml(arguments.registry))
 

@@ -48,22 +48,42 @@ class Probe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/demo/backbone"))
-    parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="with the tasks' modalities")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo/backbone"), help="default: %(default)s")
+    parser.add_argument(
+        "--registry",
+        type=Path,
+        default=Path("registry.toml"),
+        help="one that has the tasks' modalities; default: %(default)s",
+    )
     parser.add_argument("--data", type=Path, help="the labels, where they are not among the run's values")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/studies/low_labels"), help="folder of probes and results"
+        "--out",
+        type=Path,
+        default=Path("runs/studies/low_labels"),
+        help="folder of probes and results; default: %(default)s",
     )
-    parser.add_argument("--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"])
-    parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
-    parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares")
-    parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS)
-    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument(
-        "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
+        "--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"], help="default: %(default)s"
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, help="probes at once, which share the cores; default: one for each")
+    parser.add_argument(
+        "--given",
+        nargs="+",
+        default=["rgb_patches"],
+        help="comma-separated, for each set of inputs; default: %(default)s",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels; default: %(default)s"
+    )
+    parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="default: all")
+    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=0.2,
+        help="share of the labels that chooses the step; 0: none; default: %(default)s",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="probes of each kind; default: %(default)s")
+    parser.add_argument("--workers", type=int, help="probes at once, which share the cores; default: one a core")
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
     probes = []
