@@ -379,7 +379,7 @@ def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -
         "tokenize data --out new", "backbone generate run --make depth --out new", "backbone eval run",
         "retrieve build run --out new", "retrieve query new --keys test-0-000001", "retrieve eval run",
         "encode depth registry.toml", "decode depth registry.toml", "tokenizer eval depth data",
-        "transfer eval run", "transfer predict run --out new",
+        "transfer eval run", "transfer predict run --out new", "doctor depth --data data",
     ):  # fmt: skip
         command = "zoo " + re.split(" (data|run|new|depth)", words)[0]
         expected = f'{command}: device "cuda" is asked for, and there is none; leave --device out'

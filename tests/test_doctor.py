@@ -16,8 +16,10 @@ from examples import only, write_registry
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
+from tokenizers_zoo.doctor.patient import Patient
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.testing.alignment import WEAK, edges, shift_between
@@ -102,6 +104,16 @@ def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_pa
     (tmp_path / "four" / "test" / "field").rename(tmp_path / "four" / "test" / "other")
     with pytest.raises(DataError, match=r"unknown modality .*'field'; known: other"):
         findings(zoo, tmp_path / "four")
+
+
+def test_a_tokenizer_that_is_trained_for_it_runs_on_the_device_that_was_asked_for(zoo: Zoo, tmp_path: Path) -> None:
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    zoo["field"].device = "meta"
+    patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore.of(data, zoo), split="test")
+    patient.read(4)
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # where nothing can be computed
+        patient.encode(data, 1, tmp_path / "work")
+    assert patient.trained is not None and patient.trained.device == "meta"
 
 
 def test_most_numbers_of_a_range_with_0_inside_are_far_from_its_ends(install_example: Install, tmp_path: Path) -> None:

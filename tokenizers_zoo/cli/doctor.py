@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import PATH, open_zoo
+from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +32,11 @@ WIDTH = 80
     type=click.IntRange(min=1),
     help="Train a tokenizer for so many steps, and throw it away. Default: take the one that is there, else 100.",
 )
+@DEVICE
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def doctor_command(
     names: tuple[str, ...], data_dir: Path, tokens: Path | None, split: str, samples: int, steps: int | None,
-    as_json_text: bool,
+    device: str, as_json_text: bool,
 ) -> None:  # fmt: skip
     """Find out whether modalities are fit to be learnt. Exit code 1 where one is not.
 
@@ -68,6 +69,7 @@ def doctor_command(
     lost = unloadable(zoo, data_dir, split) if not names else []
     found: dict[str, list[Finding]] = {}
     for name in chosen:
+        zoo[name].device = device
         found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps, tokens=tokens))
     failed = sum(not finding.passed for findings in found.values() for finding in findings)
     if as_json_text:

@@ -124,6 +124,7 @@ class Patient:
             self.zoo, self.handle.name, data, out=workdir / "tokenizer", overrides={"steps": steps} if counted else {}
         )
         self.trained = self.handle.at(folder)
+        self.trained.device = self.handle.device
         self.trained_fully = not counted or steps >= table.steps  # type: ignore[union-attr]
         self.how_trained = f"trained for {steps} steps" if counted else "trained"
 
