@@ -24,7 +24,7 @@ from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.intervals import interval as mean_and_half
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.engines import cores, run_jobs
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -59,38 +59,23 @@ class Study:
     @classmethod
     def from_command_line(cls, name: str, doc: str, steps: int, **texts: tuple[str, str]) -> Self:
         """`texts` are options that this study alone has, each with its default and what it is."""
-        parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+        parser = argparse.ArgumentParser(
+            description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         parser.set_defaults(study=name)
-        parser.add_argument(
-            "--tokens", type=Path, default=Path("runs/demo/tokens"), help="token store; default: %(default)s"
-        )
-        parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="default: %(default)s")
-        parser.add_argument(
-            "--out",
-            type=Path,
-            default=Path("runs/studies") / name,
-            help="folder of runs and results; default: %(default)s",
-        )
-        parser.add_argument(
-            "--preset",
-            default="nano",
-            choices=list(PRESETS),
-            help="size, where the study names none; default: %(default)s",
-        )
-        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run; default: %(default)s")
-        parser.add_argument("--batch", type=int, default=16, help="samples per step; default: %(default)s")
-        parser.add_argument("--seeds", type=int, default=3, help="runs of each kind; default: %(default)s")
-        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate; default: %(default)s")
-        parser.add_argument("--samples", type=int, default=256, help="held-out samples; default: %(default)s")
-        parser.add_argument("--workers", type=int, help="runs at once, which share the cores; default: one a core")
-        parser.add_argument(
-            "--parts",
-            type=int,
-            default=1,
-            help="parts of a batch, each on one of its run's cores; default: %(default)s",
-        )
+        parser.add_argument("--tokens", type=Path, default=Path("runs/demo/tokens"), help="token store")
+        parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="its registry")
+        parser.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="folder of runs and results")
+        parser.add_argument("--preset", default="nano", choices=list(PRESETS), help="size, where the study names none")
+        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run")
+        parser.add_argument("--batch", type=int, default=16, help="samples per step")
+        parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
+        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
+        parser.add_argument("--samples", type=int, default=256, help="held-out samples")
+        parser.add_argument("--workers", type=int, default=cores(), help="runs at once, which share the cores")
+        parser.add_argument("--parts", type=int, default=1, help="parts of a batch, each on one of its run's cores")
         for option, (default, what) in texts.items():
-            parser.add_argument(f"--{option}", default=default, help=f"{what}; default: %(default)s")
+            parser.add_argument(f"--{option}", default=default, help=what)
         arguments = parser.parse_args()
         return cls(arguments, Zoo.from_toml(arguments.registry))
 

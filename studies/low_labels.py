@@ -21,7 +21,7 @@ from backbone.transfer.config import TransferConfig, transfer_config
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.engines import cores, run_jobs
 
 TUNINGS = "frozen", "full", "scratch"
 EVALUATIONS = 20
@@ -47,43 +47,25 @@ class Probe:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/demo/backbone"), help="default: %(default)s")
-    parser.add_argument(
-        "--registry",
-        type=Path,
-        default=Path("registry.toml"),
-        help="one that has the tasks' modalities; default: %(default)s",
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--run", type=Path, default=Path("runs/demo/backbone"), help="the backbone")
+    parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="with the tasks' modalities")
     parser.add_argument("--data", type=Path, help="the labels, where they are not among the run's values")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/studies/low_labels"),
-        help="folder of probes and results; default: %(default)s",
+        "--out", type=Path, default=Path("runs/studies/low_labels"), help="folder of probes and results"
     )
+    parser.add_argument("--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"], help="what is asked")
+    parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
+    parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
+    parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="what moves")
+    parser.add_argument("--steps", type=int, default=1000, help="of each probe")
     parser.add_argument(
-        "--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"], help="default: %(default)s"
+        "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
     )
-    parser.add_argument(
-        "--given",
-        nargs="+",
-        default=["rgb_patches"],
-        help="comma-separated, for each set of inputs; default: %(default)s",
-    )
-    parser.add_argument(
-        "--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels; default: %(default)s"
-    )
-    parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="default: all")
-    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=0.2,
-        help="share of the labels that chooses the step; 0: none; default: %(default)s",
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="probes of each kind; default: %(default)s")
-    parser.add_argument("--workers", type=int, help="probes at once, which share the cores; default: one a core")
+    parser.add_argument("--seeds", type=int, default=3, help="probes of each kind")
+    parser.add_argument("--workers", type=int, default=cores(), help="probes at once, which share the cores")
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
     probes = []

@@ -14,13 +14,25 @@ from typing import TYPE_CHECKING, Self
 from tokenizers_zoo.checkpoint import drop_lines_after
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
 TIMES = 25
 """Columns that the time gone by, the time left, and the blanks between take."""
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 SECONDS_BETWEEN_LINES = 20.0
 """How often progress is printed where there is no terminal that could show it live."""
+
+
+def progress_of(title: str, total: int, console: Console) -> Progress:
+    """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    room = console.width - len(title) - 2 * len(str(total)) - TIMES
+    text, bar = TextColumn("{task.description}"), BarColumn(max(4, min(40, room)))
+    times = TimeElapsedColumn(), TextColumn("left"), Remaining()
+    return Progress(text, bar, MofNCompleteColumn(), *times, console=console, disable=total == 0)
 
 
 class StepLog:
@@ -33,8 +45,6 @@ class StepLog:
 
     def __init__(self, folder: Path, title: str, *, steps: int, done: int, samples_per_step: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
 
         self.folder, self.title, self.steps, self.first, self.done = folder, title, steps, done, done
         self.samples_per_step = samples_per_step
@@ -43,10 +53,7 @@ class StepLog:
         """What the last evaluation found, in a few words."""
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        room = self.console.width - len(title) - 2 * len(str(steps)) - TIMES
-        text, bar = TextColumn("{task.description}"), BarColumn(max(4, min(40, room)))
-        times = TimeElapsedColumn(), TextColumn("left"), Remaining()
-        self.progress = Progress(text, bar, MofNCompleteColumn(), *times)
+        self.progress = progress_of(title, steps, self.console)
         self.bar = self.progress.add_task(title, total=steps, completed=done)
         self.started = self.printed = time.perf_counter()
 

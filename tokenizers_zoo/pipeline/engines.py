@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.step_log import TIMES
+from tokenizers_zoo.step_log import progress_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -159,13 +158,7 @@ def read_ahead(
 @contextlib.contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr with the time that is left; the block is given a function that moves it on by n."""
-    console = Console(stderr=True)
-    room = console.width - len(description) - 2 * len(str(total)) - TIMES
-    columns = (
-        TextColumn("{task.description}"), BarColumn(max(4, min(40, room))), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=total == 0) as progress:
+    with progress_of(description, total, Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(count: int) -> None:
