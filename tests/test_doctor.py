@@ -378,3 +378,23 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     assert code == 1 and "unknown modality 'felt'; did you mean field?" in complaint
     code, _, complaint = call([*start, "field", "--data", str(tmp_path / "none")], capsys, monkeypatch)
     assert code == 1 and complaint.startswith("error: ") and "no such folder" in complaint
+
+
+def test_the_command_examines_on_the_device_that_is_asked_for(
+    install_example: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("field")
+    registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
+    seen = []
+
+    def watched(zoo: Zoo, name: str, *_: Any, **__: Any) -> list[Finding]:
+        seen.append(zoo[name].device)
+        return []
+
+    monkeypatch.setattr("tokenizers_zoo.doctor.examine", watched)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for words in ([], ["--device", "cuda"]):
+        assert (
+            call(["--registry", str(registry), "doctor", "field", "--data", "d", *words], capsys, monkeypatch)[0] == 0
+        )
+    assert seen == ["cpu", "cuda"]
