@@ -303,15 +303,18 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
     assert store.read(zoo["words"], "train", key) == f"file {int(key[1:])}"
 
 
-def test_data_that_are_made_among_the_files_are_none_of_them(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["data", "field/made/data"])
+def test_data_that_are_made_among_the_files_are_none_of_them(
+    place: str, toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
     zoo, mine = toy(), tmp_path / "mine"
     own_files(mine, range(8))
     options = {"path": str(mine), "test_fraction": 0}
     for written in (8, 0):
-        made = make_data(zoo, "folder", mine / "data", train=None, test=0, options=options, workers=1)
+        made = make_data(zoo, "folder", mine / place, train=None, test=0, options=options, workers=1)
         assert [outcome.written for outcome in made.outcomes] == [written] * 2 and not made.skipped
     with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
-        make_data(zoo, "folder", mine / "data/..", train=None, test=0, options=options, workers=1)
+        make_data(zoo, "folder", mine / "field/..", train=None, test=0, options=options, workers=1)
 
 
 def test_a_file_that_fails_is_told_whatever_is_in_its_name(toy: Callable[..., Zoo], tmp_path: Path) -> None:
