@@ -62,3 +62,6 @@ def test_progress_over_many_samples_fits_80_columns(
         advance(1234567)
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line.rstrip()) <= 80 and "━━━━ 1234567/1234567 " in line and "…" not in line
+    with progress_bar("make nothing", 0):
+        pass
+    assert not capsys.readouterr().err
