@@ -1,13 +1,13 @@
 """What does adding a modality to a trained backbone cost, and what does it do to the old ones?
 
-    python studies/growing.py --add depth --steps 3000 --seeds 3
+    python studies/growing.py --add depth --steps 3000 --seeds 3 --shares 0.2,1
 
-A is trained for S steps on all modalities but the new one. B is A grown by it for S / 5 steps, old samples replayed in
-the default share and old weights moved at the default one; C the same with all but the new rows frozen. D has all
-modalities from the start, and S steps.
+A is trained for S steps on all modalities but the new one. B is A grown by it, old samples replayed in the default
+share and old weights moved at the default one: a run for each of the shares of S that growing may take. C is the same
+for the first share, with all but the new rows frozen. D has all modalities from the start, and S steps.
 Old modalities are compared before and after by `zoo backbone grow`'s own report, masked as in A's training, and by the
-gap closed given the picture. B is measured every S / 25 steps for when it is where D ends: its rate falls until S / 5,
-so what it is on the way is less than a run as short as that could be.
+gap closed given the picture; the new one by the loss and the gap closed given the picture, and by the share of S that
+B takes to be where D ends.
 """
 
 from __future__ import annotations
@@ -17,43 +17,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, cell, interval, over_seeds, shown
+from common import GIVEN, Study, cell, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
 from backbone.cli.grow import REPLAY
-from backbone.config import TrainConfig
 from backbone.growing import Trained, growing_config, grown_specs, write_report
-from backbone.model import FourM
-from backbone.saving import save_model
 from backbone.training.mixing import TRAIN
 from backbone.training.train import train
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
 
-GROWING, CHECKS = 5, 25
-"""Growing takes S / 5 steps, and is looked at every S / 25."""
+SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2
 """Aims: no old modality's gap closed falls by more; B is where D ends within this share of S."""
 LOSS, GAP = "held-out loss", "gap closed"
 BEFORE, GROWN, FROZEN, ALL = "before", "grown", "frozen", "all"
-LETTERS = {BEFORE: "A", GROWN: "B", FROZEN: "C", ALL: "D"}
-ALONG = "along"
-"""In a run that grows, the folder of what it was on the way."""
 
 Figures = dict[str, float | None]
 """The held-out loss, and the gap closed; None where there is no gap."""
 
 
+def shares_of(text: str) -> list[float]:
+    """Those of S, from words with commas between. Raises ConfigError for what is none."""
+    shares = []
+    for word in text.split(","):
+        try:
+            share = float(word)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            raise ConfigError(f"--shares {word}: expected numbers above 0, up to 1, with commas between")
+        shares.append(share)
+    return list(dict.fromkeys(shares))
+
+
+def named(how: str, share: float) -> str:
+    """B or C as it is called among the figures: what it is, and the share of S that it grew for."""
+    return f"{how} {share:g}"
+
+
 class Growing:
     """The runs of one seed, and what is measured of them."""
 
-    def __init__(self, study: Study, names: Sequence[str], seed: int) -> None:
-        self.study, self.seed = study, seed
+    def __init__(self, study: Study, names: Sequence[str], shares: Sequence[float], seed: int) -> None:
+        self.study, self.shares, self.seed = study, shares, seed
         self.new: str = study.arguments.add
         self.names = (*(name for name in names if name != self.new), self.new)
-        self.steps = max(1, study.arguments.steps // GROWING)
-        self.every = max(1, study.arguments.steps // CHECKS)
 
     def trained(self, how: str) -> Path:
         """A or D: a model that is trained from nothing."""
@@ -61,35 +71,18 @@ class Growing:
         variant = generalist(self.study, names, self.new)
         return self.study.run(dataclasses.replace(variant, name=name), self.seed)
 
-    def grown(self, how: str, start: Path) -> Path:
+    def grown(self, how: str, share: float, start: Path) -> Path:
         """B or C: what the backbone in `start` becomes."""
         zoo, tokens = self.study.zoo, self.study.tokens
         trained = Trained.load(start)
         specs = grown_specs(trained, {name: zoo[name].spec for name in self.names}, [self.new])
-        settings = self.study.settings(steps=self.steps)
+        steps = max(1, round(share * self.study.arguments.steps))
+        settings = self.study.settings(steps=steps)
         table = {key: getattr(settings, key) for key in ("steps", "warmup_steps", "eval_every", "save_every")}
-        table |= {"freeze": True} if how == FROZEN else {"preview_every": self.every}
+        table |= {"freeze": True} if how == FROZEN else {}
         config = growing_config(trained, specs, tokens, table, 0.0 if how == FROZEN else REPLAY)
-        return train(
-            self.folder(how), tokens, specs, trained.model, config, start=start,
-            show=lambda model, _, step: self.keep(model, config, step),
-        )  # fmt: skip
-
-    def keep(self, model: FourM, config: TrainConfig, step: int) -> dict[str, Path | str]:
-        """Write what B is after a step, when a run's previews are drawn; nothing is shown. The last is the run's."""
-        if step < self.steps:
-            codecs = {name: self.study.zoo[name].fingerprint for name in self.names}
-            masking = {"masking": dataclasses.asdict(config.masking)}
-            save_model(model, self.along(step), {"train": masking, "fingerprints": codecs})
-        return {}
-
-    def folder(self, how: str) -> Path:
-        """That of B or C."""
-        return self.study.folder(f"{how}-{self.new}", self.seed)
-
-    def along(self, step: int) -> Path:
-        """Where B is as it was after a step."""
-        return self.folder(GROWN) / ALONG / f"step-{step}"
+        folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
+        return train(folder, tokens, specs, trained.model, config, start=start)
 
     def gaps(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the gap closed given the picture."""
@@ -104,40 +97,38 @@ class Growing:
     def measure(self) -> dict[str, Any]:
         """Train all that is not there, and give the figures of this seed.
 
-        {"old": {"grown" and "frozen": {"held-out loss" and "gap closed": {name: {"before", "after"}}}},
-         "new": {"grown", "frozen" and "all": figures}, "along": {step: figures of B}}
+        {"old": {run: {"held-out loss" and "gap closed": {name: {"before", "after"}}}} for each of B and C,
+         "new": {run: figures} for each of B and C, and "all"}
         """
         start = self.trained(BEFORE)
         before = Trained.load(start)
         self.gaps(start)
         old, new = {}, {}
-        for how in (GROWN, FROZEN):
-            folder = self.grown(how, start)
+        for how, share in (*((GROWN, share) for share in self.shares), (FROZEN, self.shares[0])):
+            folder = self.grown(how, share, start)
             self.gaps(folder)
             report = write_report(folder, before, self.study.tokens)
             gaps = {row["target"]: row for row in report["gaps"] if row["given"] == [GIVEN]}
-            old[how] = {
+            old[named(how, share)] = {
                 measure: {name: {when: row[when] for when in ("before", "after")} for name, row in rows.items()}
                 for measure, rows in ((LOSS, report["losses"]), (GAP, gaps))
             }
-            new[how] = self.of_new(folder)
+            new[named(how, share)] = self.of_new(folder)
         new[ALL] = self.of_new(self.trained(ALL))
-        kept = range(self.every, self.steps, self.every)
-        along = {step: self.of_new(self.along(step)) for step in kept}
-        return {"old": old, "new": new, "along": {**along, self.steps: new[GROWN]}}
+        return {"old": old, "new": new}
 
 
-def measured(study: Study, job: tuple[Sequence[str], int]) -> dict[str, Any]:
-    """The figures of one seed, from the modalities and the seed."""
+def measured(study: Study, job: tuple[Sequence[str], Sequence[float], int]) -> dict[str, Any]:
+    """The figures of one seed, from the modalities, the shares of S and the seed."""
     return Growing(study, *job).measure()
 
 
-def reached(run: Mapping[str, Any], measure: str) -> int | None:
-    """After how many steps of growing B first is where D ends; None where it never is."""
+def reached(run: Mapping[str, Any], shares: Sequence[float], measure: str) -> float | None:
+    """The smallest share of S after which B is where D ends; None where none of them is."""
     end = run["new"][ALL][measure]
     worse = 1 if measure == LOSS else -1
-    found = [step for step, at in run["along"].items() if None not in (end, at[measure])
-             and worse * (at[measure] - end) <= 0]  # fmt: skip
+    figures = {share: run["new"][named(GROWN, share)][measure] for share in shares}
+    found = [share for share, at in figures.items() if None not in (end, at) and worse * (at - end) <= 0]
     return min(found, default=None)
 
 
@@ -147,87 +138,98 @@ def change(row: Mapping[str, float | None]) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(runs: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> dict[str, Any]:
     """Means and intervals over seeds.
 
-    {"old": {measure: {name: {"before", "grown", "frozen", "change grown", "change frozen"}}},
-     "worst": {measure: {"grown" and "frozen": {"modality", "mean", "half"}, where there is one}},
-     "new": {measure: {"grown", "frozen", "all", "reached": steps by seed}}}
+    {"old": {measure: {name: {"before", run, "change " + run: of each of B and C}}},
+     "worst": {measure: {run: {"modality", "mean", "half"}, where there is one}},
+     "new": {measure: {run, "all", "reached": the share of S by seed}}}
     """
+    grown = list(runs[0]["old"])
     old: dict[str, Any] = {}
     worst: dict[str, Any] = {}
     for measure in (LOSS, GAP):
         old[measure] = {}
-        for name in runs[0]["old"][GROWN][measure]:
-            rows = {how: [run["old"][how][measure][name] for run in runs] for how in (GROWN, FROZEN)}
-            old[measure][name] = {BEFORE: over_seeds([row["before"] for row in rows[GROWN]])}
+        for name in runs[0]["old"][grown[0]][measure]:
+            rows = {how: [run["old"][how][measure][name] for run in runs] for how in grown}
+            old[measure][name] = {BEFORE: over_seeds([row["before"] for row in rows[grown[0]]])}
             old[measure][name] |= {how: over_seeds([row["after"] for row in of]) for how, of in rows.items()}
-            old[measure][name] |= {f"change {how}": over_seeds(list(map(change, of))) for how, of in rows.items()}
+            old[measure][name] |= {changed(how): over_seeds(list(map(change, of))) for how, of in rows.items()}
         sign = 1 if measure == LOSS else -1
         worst[measure] = {}
-        for how in (GROWN, FROZEN):
-            changes = {name: row[f"change {how}"] for name, row in old[measure].items() if row[f"change {how}"]}
+        for how in grown:
+            changes = {name: row[changed(how)] for name, row in old[measure].items() if row[changed(how)]}
             if changes:
                 name = max(changes, key=lambda name: sign * changes[name]["mean"])
                 worst[measure][how] = {"modality": name, **changes[name]}
     new = {
-        measure: {how: over_seeds([run["new"][how][measure] for run in runs]) for how in (GROWN, FROZEN, ALL)}
-        | {"reached": [reached(run, measure) for run in runs]}
+        measure: {how: over_seeds([run["new"][how][measure] for run in runs]) for how in (*grown, ALL)}
+        | {"reached": [reached(run, shares, measure) for run in runs]}
         for measure in (LOSS, GAP)
     }
     return {"old": old, "worst": worst, "new": new}
 
 
-def when(steps: Sequence[int | None], whole: int) -> str:
-    """After how many steps, and what share of `whole` that is."""
-    there = [step for step in steps if step is not None]
-    if not there:
-        return "not reached"
-    mean = interval(there)
-    half = f" ± {mean['half']:.0f}" if mean["half"] else ""
-    seeds = "" if len(there) == len(steps) else f", {len(there)} of {len(steps)} seeds"
-    return f"{mean['mean']:.0f}{half} ({mean['mean'] / whole:.1%}){seeds}"
+def changed(how: str) -> str:
+    """What the change from before to after is called."""
+    return f"change {how}"
+
+
+def title(how: str) -> str:
+    """A run as columns are called."""
+    word, _, share = how.partition(" ")
+    letter = {BEFORE: "A", GROWN: "B", FROZEN: "C", ALL: "D"}[word]
+    return f"{letter}, {word} {float(share):.3g} S" if share else f"{letter}, {word}"
+
+
+def sooner(shares: Sequence[float | None]) -> str:
+    """The smallest share of S that was enough, seed by seed."""
+    return ", ".join("-" if share is None else f"{share:g} S" for share in shares)
 
 
 def old_table(result: Mapping[str, Any], measure: str, aim: str) -> Table:
-    """One measure of all old modalities, before and after; the largest loss among them below, and the aim."""
-    table = Table("", box=None, pad_edge=False, title=f"old modalities: {measure}")
-    columns = {BEFORE: BEFORE, GROWN: GROWN, f"change {GROWN}": "B - A", FROZEN: FROZEN, f"change {FROZEN}": "C - A"}
-    for key, title in columns.items():
-        table.add_column(f"{LETTERS[key]}, {title}" if key in LETTERS else title, justify="right")
-    for name, row in result["old"][measure].items():
-        table.add_row(name, *(cell(row[key]) for key in columns))
-    found = [f"{LETTERS[how]} {shown(row)} ({row['modality']})" for how, row in result["worst"][measure].items()]
-    table.caption = f"the worst change: {', '.join(found) or '-'}{aim}"
+    """One measure of all old modalities, before and its change; the largest loss among them below, and the aim."""
+    table = Table("", box=None, pad_edge=False, title=f"old modalities: {measure}, and its change from A")
+    rows = result["old"][measure]
+    grown = [key.removeprefix("change ") for key in next(iter(rows.values())) if key.startswith("change ")]
+    for how in (BEFORE, *grown):
+        table.add_column(title(how), justify="right")
+    for name, row in rows.items():
+        table.add_row(name, cell(row[BEFORE]), *(cell(row[changed(how)]) for how in grown))
+    found = [f"{title(how)} {shown(row)} ({row['modality']})" for how, row in result["worst"][measure].items()]
+    table.caption = f"the worst change: {'; '.join(found) or '-'}{aim}"
     return table
 
 
-def new_table(result: Mapping[str, Any], new: str, steps: int) -> Table:
+def new_table(result: Mapping[str, Any], new: str) -> Table:
     """What the new modality comes to, and when."""
     table = Table("", box=None, pad_edge=False, title=f"{new}, given {GIVEN}")
-    for how in (GROWN, FROZEN, ALL):
-        table.add_column(f"{LETTERS[how]}, {how}", justify="right")
-    table.add_column("steps until B is where D ends", justify="right")
+    runs = [how for how in result["new"][LOSS] if how != "reached"]
+    for how in runs:
+        table.add_column(title(how), justify="right")
+    table.add_column("B is where D ends after", justify="right")
     for measure, row in result["new"].items():
-        figures = [cell(row[how]) for how in (GROWN, FROZEN, ALL)]
-        table.add_row(measure, *figures, when(row["reached"], steps) if row[ALL] else "-")
-    table.caption = f"aim: at most {SOONEST:.0%} of the {steps} steps that D takes"
+        table.add_row(measure, *(cell(row[how]) for how in runs), sooner(row["reached"]))
+    table.caption = f"by seed, the first of the shares; aim: at most {SOONEST:g} S"
     return table
 
 
 def main() -> None:
-    study = Study.from_command_line("growing", __doc__, steps=3000, add=("depth", "the modality that is new"))
-    new, steps = study.arguments.add, study.arguments.steps
+    study = Study.from_command_line(
+        "growing", __doc__, steps=3000, add=("depth", "the modality that is new"),
+        shares=(SHARES, "steps of growing, as shares of --steps, with commas between"),
+    )  # fmt: skip
+    new, shares = study.arguments.add, shares_of(study.arguments.shares)
     names = TokenStore(study.tokens).modalities(TRAIN)
     if new not in (can_be := [name for name in names if not study.zoo[name].spec.continuous]):
         raise UnknownNameError.of(f"modality with tokens in {study.tokens}, to be made:", new, can_be)
-    runs = study.at_once("measured", measured, [(names, seed) for seed in range(study.arguments.seeds)])
-    result = summary(runs)
+    runs = study.at_once("measured", measured, [(names, shares, seed) for seed in range(study.arguments.seeds)])
+    result = summary(runs, shares)
     study.finish(
         {"added": new, "aims": {"worst change of the gap closed": WORST, "share of the steps": SOONEST}}
         | result | {"runs": runs},
         old_table(result, LOSS, ""), old_table(result, GAP, f"; aim: none below {WORST:g}"),
-        new_table(result, new, steps),
+        new_table(result, new),
     )  # fmt: skip
 
 

@@ -687,3 +687,59 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     alone = {key: made(key, [key], 1)[f"{key}/0"] for key in keys}
     assert len(set(alone.values())) == 3
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
+
+
+@pytest.mark.parametrize("other", ["nothing", "seed", "given", "weights", "damaged", "lost", "scorer", "between"])
+def test_a_killed_generation_goes_on_where_it_was(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """And begins anew where anything is other than it was, as after another generation in between."""
+    monkeypatch.setattr(files, "BATCH", 4)
+    run, out = world.copy(tmp_path / "run"), tmp_path / "out"
+    Run(tokens=world.tokens, data=world.data).save(run)
+    text = tmp_path / "a.txt"
+    text.write_text("ab")
+    recipe = Recipe(given=("light", f"letters={text}"), target=(TargetPlan(name="dark"),), samples="10")
+    asked: list[int] = []
+
+    def counted(*arguments: Any, **more: Any) -> dict[str, Any]:
+        asked.extend(arguments[4])
+        if len(asked) > 8:
+            raise KeyboardInterrupt
+        return generate(*arguments, **more)
+
+    def made(out: Path, recipe: Recipe = recipe, **more: Any) -> dict[str, bytes]:
+        places = files.generate_to_folder(run, world.zoo, recipe, out, **more)
+        assert places == [out / f"test-{number:03}" / "0" for number in range(10)]
+        assert not (out / ".unfinished.json").exists()
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def killed(recipe: Recipe = recipe) -> None:
+        asked.clear()
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
+            context.setattr(files, "generate", counted)
+            made(out, recipe)
+        assert len(list(out.glob("test-*/0/dark.tokens.json"))) == 8 and not (out / "plan.toml").exists()
+
+    killed()
+    scorer = {"scorer": lambda given, tokens: [0.0] * len(tokens["dark"])} if other == "scorer" else {}
+    if other == "seed":
+        recipe = dataclasses.replace(recipe, seed=1)
+    if other == "given":
+        text.write_text("ba")
+    if other == "weights":
+        model = load_model(run)
+        torch.nn.init.zeros_(model.output["letters"])
+        save_model(model, run, {key: json.loads((run / "config.json").read_text())[key] for key in ("fingerprints",)})
+    if other == "damaged":
+        (out / ".unfinished.json").write_text("{")
+    if other == "lost":
+        (out / "test-003/0/dark.tokens.json").unlink()
+    if other == "between":
+        killed(dataclasses.replace(recipe, seed=1))
+    asked.clear()
+    with monkeypatch.context() as context:
+        context.setattr(files, "generate", lambda *all, **more: asked.extend(all[4]) or generate(*all, **more))
+        ended = made(out, recipe, **scorer)
+    assert asked == {"nothing": [8, 9], "lost": [3, 8, 9]}.get(other, list(range(10)))
+    assert ended == made(tmp_path / "whole", recipe, **scorer)

@@ -115,60 +115,68 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_growing_costs(tmp_path: Path) -> None:
-    printed, result, models = run_twice("growing", tmp_path / "out", "--steps", "50", "--add", "depth")
-    runs = ["all", "frozen-depth", "grown-depth", "without-depth"]
-    along = [f"grown-depth/seed-{seed}/along/step-{step}" for seed in (0, 1) for step in (2, 4, 6, 8)]
-    folders = [*(f"{run}/seed-{seed}" for run in runs for seed in (0, 1)), *along]
-    assert models == sorted(f"{folder}/model.safetensors" for folder in folders)
+    options = ("--steps", "50", "--add", "depth", "--shares", "0.2,0.4")
+    printed, result, models = run_twice("growing", tmp_path / "out", *options)
+    runs = ["all", "frozen-depth-0.2", "grown-depth-0.2", "grown-depth-0.4", "without-depth"]
+    assert models == sorted(f"{run}/seed-{seed}/model.safetensors" for run in runs for seed in (0, 1))
     rows = [line for line in printed.splitlines() if line.startswith("caption ")]
-    assert rows[0].count(" ± ") == 4 and len(rows) == 2, "the frozen one's change is none; no row is wrapped"
+    assert rows[0].count(" ± ") == 3 and len(rows) == 2, "the frozen one's change is none; no row is wrapped"
     words = " ".join(printed.split())  # captions are wrapped
-    assert "aim: none below -0.01" in words and "aim: at most 20% of the 50 steps" in words
+    assert "aim: none below -0.01" in words and "aim: at most 0.2 S" in words
     old = result["old"]["held-out loss"]
     assert set(old) == {"caption"}
-    assert old["caption"]["change frozen"] == {"mean": 0, "half": 0} != old["caption"]["change grown"]
-    grown = tmp_path / "out/grown-depth/seed-1"
-    report = json.loads((grown / "growth.json").read_text())
-    assert result["runs"][1]["old"]["grown"]["held-out loss"]["caption"].items() <= report["losses"]["caption"].items()
-    assert [gap["target"] for gap in report["gaps"]] == ["caption"]
-    config = json.loads((grown / "config.json").read_text())["train"]
-    assert (config["steps"], config["seed"], config["freeze"]) == (10, 1, False)
-    assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
+    assert old["caption"]["change frozen 0.2"] == {"mean": 0, "half": 0} != old["caption"]["change grown 0.2"]
+    for share, steps in ((0.2, 10), (0.4, 20)):
+        grown = tmp_path / f"out/grown-depth-{share}/seed-1"
+        report = json.loads((grown / "growth.json").read_text())
+        losses = result["runs"][1]["old"][f"grown {share}"]["held-out loss"]
+        assert losses["caption"].items() <= report["losses"]["caption"].items()
+        assert [gap["target"] for gap in report["gaps"]] == ["caption"]
+        config = json.loads((grown / "config.json").read_text())["train"]
+        assert (config["steps"], config["seed"], config["freeze"]) == (steps, 1, False)
+        assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
     for run in result["runs"]:
-        assert list(run["along"]) == ["2", "4", "6", "8", "10"] and run["along"]["10"] == run["new"]["grown"]
-        assert len({figures["held-out loss"] for figures in run["along"].values()}) == 5, "each as it was then"
-    refused = run_study("growing", tmp_path / "other", "--add", "rgb_patches")
-    assert "UnknownNameError: unknown modality" in refused.stderr.splitlines()[-1]
-    assert refused.returncode and not (tmp_path / "other").exists()
+        assert len({figures["held-out loss"] for figures in run["new"].values()}) == 4, "each a run of its own"
+    for option, value, says in (
+        ("--add", "rgb_patches", "UnknownNameError: unknown modality"),
+        ("--shares", "0.2,2", "--shares 2: expected numbers above 0, up to 1"),
+        ("--shares", "0.2,", "--shares : expected numbers above 0, up to 1"),
+    ):
+        refused = run_study("growing", tmp_path / "other", option, value)
+        assert says in refused.stderr.splitlines()[-1]
+        assert refused.returncode and not (tmp_path / "other").exists()
 
 
-def a_seed(along: Mapping[int, tuple[float, float | None]], end: tuple[float, float | None]) -> dict[str, Any]:
-    """What a seed comes to where B is so along the way and D ends so; growing moves `a` up and `b` down by 0.1."""
+Figures = tuple[float, float | None]
+"""A loss, and a gap closed."""
 
-    def figures(values: tuple[float, float | None]) -> dict[str, float | None]:
+
+def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
+    """What a seed comes to where B is so after shares of S and D ends so; growing moves `a` up and `b` down by 0.1."""
+
+    def figures(values: Figures) -> dict[str, float | None]:
         return dict(zip(("held-out loss", "gap closed"), values, strict=True))
 
     moved = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
     rows = {"held-out loss": moved, "gap closed": {**moved, "none": {"before": None, "after": None}}}
-    old = {"grown": rows, "frozen": rows}
-    last = figures(along[max(along)])
-    new = {"grown": last, "frozen": last, "all": figures(end)}
-    return {"old": old, "new": new, "along": {step: figures(values) for step, values in along.items()}}
+    new = {f"grown {share:g}": figures(values) for share, values in grown.items()}
+    return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
 
 
 def test_when_a_grown_model_is_where_one_over_all_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "studies"))
     growing = importlib.import_module("growing")
-    early = a_seed({2: (3.0, 0.1), 4: (2.0, 0.2), 6: (1.9, 0.5)}, end=(2.0, 0.3))
-    never = a_seed({2: (3.0, 0.1), 4: (2.5, 0.2), 6: (2.1, 0.4)}, end=(2.0, 0.3))
-    result = growing.summary([early, never])
-    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "gap closed")] == [[4, None], [6, 6]]
-    assert growing.when([4, None], 40) == "4 (10.0%), 1 of 2 seeds"
-    assert growing.when([6, 6], 40) == "6 (15.0%)" and growing.when([None], 40) == "not reached"
-    assert result["new"]["held-out loss"]["grown"]["mean"] == pytest.approx(2.0)
-    worst = {measure: of["grown"] for measure, of in result["worst"].items()}
+    shares = growing.shares_of("0.2,0.4, 1")
+    assert shares == [0.2, 0.4, 1]
+    early = a_seed({0.2: (3.0, 0.1), 0.4: (2.0, 0.2), 1: (1.9, 0.5)}, end=(2.0, 0.3))
+    never = a_seed({0.2: (3.0, 0.1), 0.4: (2.5, 0.2), 1: (2.1, 0.4)}, end=(2.0, 0.3))
+    result = growing.summary([early, never], shares)
+    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "gap closed")] == [[0.4, None], [1, 1]]
+    assert growing.sooner([0.4, None]) == "0.4 S, -"
+    assert result["new"]["held-out loss"]["grown 1"]["mean"] == pytest.approx(2.0)
+    worst = {measure: of["grown 0.4"] for measure, of in result["worst"].items()}
     assert worst["held-out loss"]["modality"] == "a" and worst["held-out loss"]["mean"] == pytest.approx(0.1)
     assert worst["gap closed"]["modality"] == "b" and worst["gap closed"]["mean"] == pytest.approx(-0.1)
-    assert result["old"]["gap closed"]["none"]["change grown"] is None
-    gapless = growing.summary([early, a_seed({6: (1.0, None)}, end=(2.0, None))])
-    assert gapless["new"]["gap closed"]["all"] is None and gapless["new"]["gap closed"]["reached"] == [6, None]
+    assert result["old"]["gap closed"]["none"]["change grown 0.2"] is None
+    gapless = growing.summary([early, a_seed(dict.fromkeys(shares, (1.0, None)), end=(2.0, None))], shares)
+    assert gapless["new"]["gap closed"]["all"] is None and gapless["new"]["gap closed"]["reached"] == [1, None]

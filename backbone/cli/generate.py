@@ -57,7 +57,7 @@ def generate_command(
     """Make modalities from others.
 
     Each one made is an input of the next. Options take precedence over the plan, and
-    OUT/plan.toml makes the same again.
+    OUT/plan.toml makes the same again. Killed, the same command goes on.
 
     \b
     Examples:

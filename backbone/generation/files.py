@@ -13,6 +13,7 @@ from backbone.generation.ranking import Agreement, Scorer, best_first
 from backbone.generation.recipe import Recipe, read_recipe, written_recipe
 from backbone.generation.request import Request, handles_of, requested
 from backbone.generation.sampler import generate, plan_steps
+from backbone.generation.unfinished import Unfinished, digest_of
 from backbone.model import FourM
 from backbone.run import Run, model_config
 from backbone.saving import load_model
@@ -37,8 +38,9 @@ def generate_to_folder(
 
     With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
     is written last, makes the same again. What an earlier generation made of these samples is replaced, and its plan
-    removed before. Model and tokenizers run on `device`. Gives the folders of all draws. Raises ZooErrors for what does
-    not fit together, before anything is written.
+    removed before. Killed, the same call goes on after the samples that are done, unless it has a scorer, of which
+    nothing is known. Model and tokenizers run on `device`. Gives the folders of all draws. Raises ZooErrors for what
+    does not fit together, before anything is written.
     """
     run, config = Run.load(folder), model_config(folder)
     model = load_model(folder, device=device).eval()
@@ -49,24 +51,43 @@ def generate_to_folder(
     plan = recipe.plan()
     resolved_plan(model.tables, plan, request.given, request.kept)
     _check_inputs(recipe, out, request.names)
+    notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
+    written = written_recipe(recipe, notes)
+    unfinished = Unfinished(out, "" if scorer else _identity(written, device, handles, request))
     if recipe.rank:
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
     maker = _Maker(model, handles, request, plan, recipe)
-    blocks = _blocks(range(len(request.names)), max(1, BATCH // recipe.draws))
+    places = {name: [out / name / str(rank) for rank in range(recipe.draws)] for name in request.names}
+    done = {name for name in unfinished.done & set(places) if _is_there(places[name], plan)}
+    todo = [row for row, name in enumerate(request.names) if name not in done]
+    blocks = _blocks(todo, max(1, BATCH // recipe.draws))
     batches = len(blocks) * -(-recipe.draws // BATCH)
-    places: list[Path] = []
     with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
             _withdraw_plan(out / PLAN, recipe)
+            unfinished.go_on(done)
             ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             for row in rows:
                 of_row = [draw for draw in draws if draw.row == row]
-                places += maker.write(out / request.names[row], of_row, ranking.get(row))
-    notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
-    _write_text(out / PLAN, written_recipe(recipe, notes))
-    return sorted(places)
+                maker.write(out / request.names[row], of_row, ranking.get(row))
+                done.add(request.names[row])
+            unfinished.go_on(done)
+    _write_text(out / PLAN, written)
+    unfinished.end()
+    return sorted(place for of_name in places.values() for place in of_name)
+
+
+def _identity(written: str, device: str, handles: Mapping[str, ModalityHandle], request: Request) -> str:
+    """Of all that the files of a generation depend on."""
+    codecs = [repr((name, handle.fingerprint, handle.known_settings())) for name, handle in handles.items()]
+    return digest_of((written, device, *request.names, *codecs), (request.given, request.kept))
+
+
+def _is_there(places: Sequence[Path], plan: Sequence[TargetPlan]) -> bool:
+    """True where each draw has tokens of each target."""
+    return all((place / f"{target.name}{TOKENS}").is_file() for place in places for target in plan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,20 +130,18 @@ class _Maker:
             ]
         return found
 
-    def write(self, place: Path, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> list[Path]:
-        """Write the draws of one sample, the best first, in the place of earlier ones; gives their folders."""
+    def write(self, place: Path, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> None:
+        """Write the draws of one sample, the best first, in the place of earlier ones."""
         written = self.recipe.files()
         if ranking:
             order, scores = ranking
             draws = [draws[number] for number in order]
             write_json(place / RANKING, {"by": self.recipe.rank or "scorer", "draws": order, "scores": scores})
             written.add((place / RANKING).resolve())
-        folders = [place / str(rank) for rank in range(len(draws))]
-        for folder, draw in zip(folders, draws, strict=True):
+        for rank, draw in enumerate(draws):
             for name, value in draw.values.items():
-                written |= _write_value(folder, self.handles[name], value, draw.tokens[name])
+                written |= _write_value(place / str(rank), self.handles[name], value, draw.tokens[name])
         _clear(place, written)
-        return folders
 
 
 def _ranked(
