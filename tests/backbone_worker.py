@@ -32,6 +32,7 @@ def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "
     config = dataclasses.replace(TRAINING, **json.loads(changes))
     specs = [*all_layouts(), ADDED] if start else all_layouts()
     train(Path(folder), Path(tokens), specs, SMALL, config, start=Path(start) if start else None)
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -349,6 +349,18 @@ def test_freed_memory_is_kept_where_the_library_can() -> None:
     assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
 
 
+@pytest.mark.parametrize(("processes", "ends"), [("1", "done\ngone on\nat exit\n"), ("2", "done\n")])
+def test_a_process_of_several_ends_without_the_interpreter(processes: str, ends: str) -> None:
+    script = (
+        "import atexit; from backbone.training.distributed import leave; atexit.register(print, 'at exit'); "
+        "print('done'); leave(); print('gone on')"
+    )
+    environment = {**os.environ, "WORLD_SIZE": processes, "PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.returncode) == (ends, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

@@ -71,6 +71,7 @@ def grow_command(
         write_report,
     )
     from backbone.run import Run
+    from backbone.training.distributed import leave
     from backbone.training.mixing import check_codecs
     from backbone.training.starting import check_meaning
     from backbone.training.train import train
@@ -112,6 +113,7 @@ def grow_command(
     for made in tables_of(report):
         show_table(made)
     click.echo(f"backbone: {len(specs)} modalities, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
+    leave()
 
 
 def tables_of(report: dict[str, Any]) -> list[Table]:

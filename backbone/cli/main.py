@@ -68,6 +68,7 @@ def train(
     from backbone.evaluation.preview import Previews
     from backbone.run import Run
     from backbone.saving import CLASS
+    from backbone.training.distributed import leave
     from backbone.training.mixing import check_codecs, datasets_of, names_in
     from backbone.training.starting import check_meaning
     from backbone.training.train import train as train_backbone
@@ -108,6 +109,7 @@ def train(
             fingerprints={name: handle.fingerprint for name, handle in by_name.items()},
         )
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
+    leave()
 
 
 @backbone.command("eval")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -111,10 +112,26 @@ class ManyRanks(Ranks):
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
+def processes() -> int:
+    """How many torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave() -> None:
+    """End this process, whose work is done, at once where torchrun started it; alone it goes on.
+
+    Threads that communicate may outlive the interpreter, and a process in which one then needs it is aborted.
+    """
+    if processes() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
     """The processes that torchrun started, joined for as long as the block lasts; else this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield Ranks()
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
