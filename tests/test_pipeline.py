@@ -549,6 +549,21 @@ def test_a_folder_that_cannot_be_read_is_named(
         make_data(toy(), "folder", tmp_path / "data", train=None, test=0, options={"path": str(mine)}, workers=1)
 
 
+def test_a_folder_that_is_no_modality_may_hold_anything(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    own_files(mine, range(4))
+    for name in ("part-00000.arrow", "part-00000.failed.jsonl", os.fsdecode(b"caf\xe9.txt")):
+        (mine / "tokens/train").mkdir(parents=True, exist_ok=True)
+        (mine / "tokens/train" / name).write_text("")
+    options = {"path": str(mine), "test_fraction": 0}
+    result = make_data(toy(), "folder", mine / "data", train=None, test=0, options=options, workers=1)
+    assert {o.modality: o.written for o in result.outcomes} == {"field": 4, "words": 4}
+    assert "no enabled modality" in result.skipped["tokens"]
+    (mine / "field/f03.v2.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="second file with the key 'f03'"):
+        make_data(toy(), "folder", mine / "data", train=None, test=0, options=options, workers=1)
+
+
 def test_a_source_that_may_not_read_is_not_blamed_on_the_output(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

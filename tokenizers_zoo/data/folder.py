@@ -126,11 +126,14 @@ class FolderSource:
         return open_folder(settings.take(FolderSettings), split, count)
 
 
-def open_folder(config: FolderSettings, split: str, count: int | None, out: Path | None = None) -> FolderSamples:
+def open_folder(
+    config: FolderSettings, split: str, count: int | None, out: Path | None = None, names: Collection[str] | None = None
+) -> FolderSamples:
     """The samples of a split. Where `out`, which takes what is made of them, lies in the folder, it is passed over.
 
-    Raises ConfigError without the folder, and where `out` is the folder itself, DataError without the split or `count`
-    samples, ReadError for a folder in it that cannot be read.
+    Folders that are not of `names` may hold anything; None means that all are of modalities. Raises ConfigError without
+    the folder, and where `out` is the folder itself, DataError without the split or `count` samples, ReadError for a
+    folder in it that cannot be read.
     """
     root, out = Path(config.path), None if out is None else out.resolve()
     try:
@@ -138,14 +141,14 @@ def open_folder(config: FolderSettings, split: str, count: int | None, out: Path
             raise ConfigError(f"path: {config.path}: no such folder")
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
-        files, offered = _find(root, split, config.test_fraction, out)
+        files, offered = _find(root, split, config.test_fraction, out, names)
         return FolderSamples(files, count, offered)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
 def _find(
-    root: Path, split: str, test_fraction: float, out: Path | None
+    root: Path, split: str, test_fraction: float, out: Path | None, names: Collection[str] | None
 ) -> tuple[dict[str, dict[str, Member]], set[str]]:
     """The files of a split, by key and modality; and the modalities of all splits."""
     folders = _folders(root)
@@ -156,11 +159,11 @@ def _find(
     if any(folder.name in ("train", "test") for folder in folders):
         if not (root / split).is_dir():
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
-        found = {path.name: _files(path, out) for path in _folders(root / split)}
+        found = {path.name: _files(path, out, names) for path in _folders(root / split)}
         both = [folder for folder in folders if folder.name in ("train", "test")]
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
         return _by_key(found), offered
-    everything = _by_key({folder.name: _files(folder, out) for folder in folders})
+    everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
     if not everything:
         raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
     chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
@@ -177,11 +180,16 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path, out: Path | None) -> dict[str, Member]:
-    """The files below a modality's folder, but for those in `out`, by key: the path up to the file name's first dot."""
+def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dict[str, Member]:
+    """The files below a modality's folder, but for those in `out`, by key: the path up to the file name's first dot.
+
+    What is wrong is an error where the folder is of `names`, or these are None; elsewhere it is passed over.
+    """
+    wanted = names is None or folder.name in names
 
     def refuse(error: OSError) -> None:
-        raise error
+        if wanted:
+            raise error
 
     found: dict[str, Member] = {}
     walk = os.walk(folder, onerror=refuse, followlinks=True)  # glob would leave out a folder that cannot be read
@@ -192,6 +200,8 @@ def _files(folder: Path, out: Path | None) -> dict[str, Member]:
         if aside or not key or not extension or not path.is_file():
             continue
         name = path.relative_to(folder.parent).as_posix()
+        if not wanted and (key in found or name != shown_name(name)):
+            continue
         if name != shown_name(name):
             raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
         if key in found:

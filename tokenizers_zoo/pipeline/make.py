@@ -93,7 +93,7 @@ def make_data(
     result = RunResult()
     _samples.cache_clear()  # a folder's files may be others than at the last call in this process
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
-    opened = {split: open_samples(source, split, wanted, seed, options, out) for split, wanted in splits}
+    opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, result) for split, samples in opened.items()}
     with disk_errors(out), one_writer(out):
         jobs = []
@@ -402,14 +402,15 @@ def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) ->
 @lru_cache(maxsize=4)
 def _samples(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str, out: Path) -> Any:
     """The source's samples, opened once per process."""
-    return open_samples(zoo.source(source), split, count, seed, json.loads(options), out)
+    return open_samples(zoo, zoo.source(source), split, count, seed, json.loads(options), out)
 
 
 def open_samples(
-    source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any], out: Path
+    zoo: Zoo, source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any], out: Path
 ) -> Any:
     """The samples of a split. Files in folders are not values yet, and name their modalities themselves."""
     if source.spec.settings is FolderSettings:
         config = from_mapping(FolderSettings, options, Origin(table=source.name))
-        return open_folder(config, split, count, out)
+        names = {name for handle in zoo.handles() for name in (handle.name, handle.plugin_name)}
+        return open_folder(config, split, count, out, names)
     return source.samples(split, count, seed, options)
