@@ -78,6 +78,9 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     assert text.startswith("red"), text
     went(world, "backbone generate run --out file --file depth=files/test/depth/test00.npy --make caption")
     assert (world.folder / "file/files/0/caption.txt").is_file()
+    (world.folder / "[1].npy").write_bytes((world.folder / "files/test/depth/test00.npy").read_bytes())
+    went(world, "backbone generate run --out bracket --file depth=[1].npy --make caption")
+    assert tokens(world, "bracket/files/0", "caption") == tokens(world, "file/files/0", "caption")
 
 
 def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World) -> None:

@@ -132,7 +132,7 @@ def _checked_file(item: str) -> str:
     name, _, path = item.partition("=")
     if not name or not path or not Path(path).is_file():
         raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
-    return item
+    return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
 
 
 def _pairs(option: str, items: Iterable[str]) -> dict[str, str]:
