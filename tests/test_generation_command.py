@@ -179,6 +179,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption,caption --make depth", ("caption is given twice",)),
         ("--given caption=text.txt --make depth --samples 3", ("samples 3: values are given", "--draws")),
         ("--given caption=absent.txt --make depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
+        ("--given caption=caf\udce9.txt --make depth", (r"/caf\xe9.txt", "is not UTF-8, so plan.toml cannot name it")),
         ("--given caption='red --make depth", ("caption='red", "the quote")),
         ("--given depth=made/test00/0/caption.tokens.json --make caption", ("holds tokens of caption, not of depth",)),
         ("--given depth --make depth", ("depth: given and asked for",)),
@@ -207,7 +208,8 @@ def test_draws_are_written_best_first(world: World) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, parts: tuple[str, ...]) -> None:
-    (world.folder / "text.txt").write_text("a red ball")
+    for name in ("text.txt", "caf\udce9.txt"):
+        (world.folder / name).write_text("a red ball")
     np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
     (world.folder / "empty.npy").write_bytes(b"")
     (world.folder / "bad.toml").write_text('[[target]]\nname = "depth"\nstepz = 3\n')

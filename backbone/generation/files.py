@@ -19,6 +19,7 @@ from backbone.run import Run, model_config
 from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import replacing_file, write_json
 from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.tar import shown_name
 from tokenizers_zoo.data.token_file import token_text
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline.engines import progress_bar
@@ -53,6 +54,7 @@ def generate_to_folder(
     _check_inputs(recipe, out, request.names)
     notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
     written = written_recipe(recipe, notes)
+    _check_names(written)
     unfinished = Unfinished(out, "" if scorer else _identity(written, device, handles, request))
     if recipe.rank:
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
@@ -184,6 +186,13 @@ def _check_inputs(recipe: Recipe, out: Path, names: Sequence[str]) -> None:
         of_draw = file.parent.parent in places and file.parent.name in map(str, range(recipe.draws))
         if of_draw and targets & {file.stem, file.name.removesuffix(TOKENS)}:
             raise ConfigError(f"{file}: is given, and would be replaced by what is made of it; give another --out")
+
+
+def _check_names(written: str) -> None:
+    """Raise ConfigError where a path in a plan is not UTF-8, as the file of a plan is."""
+    for line in written.splitlines():
+        if line != shown_name(line):
+            raise ConfigError(f"{shown_name(line)}: is not UTF-8, so {PLAN} cannot name it; rename the file or folder")
 
 
 def _withdraw_plan(path: Path, recipe: Recipe) -> None:
