@@ -314,7 +314,7 @@ class _Loop:
         )
 
     def _codebook(self, tokens: torch.Tensor) -> dict[str, float]:
-        """How much of the codebook is used; of several the mean."""
+        """How much of the codebook is used; of several the mean, but for those of objects, which are counted as one."""
         from tokenizers_zoo.quantizers import CodebookUsage, reachable_usage
 
         size, count = self.task.codebook_size, self.task.spec.num_codebooks
