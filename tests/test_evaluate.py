@@ -689,7 +689,9 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
 
 
-@pytest.mark.parametrize("other", ["nothing", "seed", "given", "weights", "damaged", "lost", "scorer", "between"])
+@pytest.mark.parametrize(
+    "other", ["nothing", "seed", "given", "weights", "damaged", "lost", "halved", "scorer", "between"]
+)
 def test_a_killed_generation_goes_on_where_it_was(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -711,7 +713,7 @@ def test_a_killed_generation_goes_on_where_it_was(
     def made(out: Path, recipe: Recipe = recipe, **more: Any) -> dict[str, bytes]:
         places = files.generate_to_folder(run, world.zoo, recipe, out, **more)
         assert places == [out / f"test-{number:03}" / "0" for number in range(10)]
-        assert not (out / ".unfinished.json").exists()
+        assert not (out / ".unfinished.jsonl").exists()
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     def killed(recipe: Recipe = recipe) -> None:
@@ -732,14 +734,16 @@ def test_a_killed_generation_goes_on_where_it_was(
         torch.nn.init.zeros_(model.output["letters"])
         save_model(model, run, {key: json.loads((run / "config.json").read_text())[key] for key in ("fingerprints",)})
     if other == "damaged":
-        (out / ".unfinished.json").write_text("{")
+        (out / ".unfinished.jsonl").write_text("{")
     if other == "lost":
         (out / "test-003/0/dark.tokens.json").unlink()
+    if other == "halved":
+        (out / "test-003/0/dark.npy").unlink()
     if other == "between":
         killed(dataclasses.replace(recipe, seed=1))
     asked.clear()
     with monkeypatch.context() as context:
         context.setattr(files, "generate", lambda *all, **more: asked.extend(all[4]) or generate(*all, **more))
         ended = made(out, recipe, **scorer)
-    assert asked == {"nothing": [8, 9], "lost": [3, 8, 9]}.get(other, list(range(10)))
+    assert asked == {"nothing": [8, 9], "lost": [3, 8, 9], "halved": [3, 8, 9]}.get(other, list(range(10)))
     assert ended == made(tmp_path / "whole", recipe, **scorer)

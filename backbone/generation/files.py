@@ -61,21 +61,20 @@ def generate_to_folder(
         scorer.check(list(request.given), [target.name for target in plan])
     maker = _Maker(model, handles, request, plan, recipe)
     places = {name: [out / name / str(rank) for rank in range(recipe.draws)] for name in request.names}
-    done = {name for name in unfinished.done & set(places) if _is_there(places[name], plan)}
-    todo = [row for row, name in enumerate(request.names) if name not in done]
+    todo = [row for row, name in enumerate(request.names) if name not in unfinished.done]
     blocks = _blocks(todo, max(1, BATCH // recipe.draws))
     batches = len(blocks) * -(-recipe.draws // BATCH)
     with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
-            _withdraw_plan(out / PLAN, recipe)
-            unfinished.go_on(done)
+            if rows is blocks[0]:
+                _withdraw_plan(out / PLAN, recipe)
+                unfinished.begin()
             ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             for row in rows:
                 of_row = [draw for draw in draws if draw.row == row]
-                maker.write(out / request.names[row], of_row, ranking.get(row))
-                done.add(request.names[row])
-            unfinished.go_on(done)
+                files = maker.write(out / request.names[row], of_row, ranking.get(row))
+                unfinished.add(request.names[row], files)
     _write_text(out / PLAN, written)
     unfinished.end()
     return sorted(place for of_name in places.values() for place in of_name)
@@ -85,11 +84,6 @@ def _identity(written: str, device: str, handles: Mapping[str, ModalityHandle], 
     """Of all that the files of a generation depend on."""
     codecs = [repr((name, handle.fingerprint, handle.known_settings())) for name, handle in handles.items()]
     return digest_of((written, device, *request.names, *codecs), (request.given, request.kept))
-
-
-def _is_there(places: Sequence[Path], plan: Sequence[TargetPlan]) -> bool:
-    """True where each draw has tokens of each target."""
-    return all((place / f"{target.name}{TOKENS}").is_file() for place in places for target in plan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +126,9 @@ class _Maker:
             ]
         return found
 
-    def write(self, place: Path, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> None:
-        """Write the draws of one sample, the best first, in the place of earlier ones."""
-        written = self.recipe.files()
+    def write(self, place: Path, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> set[Path]:
+        """Write the draws of one sample, the best first, in the place of earlier ones; gives the files."""
+        written: set[Path] = set()
         if ranking:
             order, scores = ranking
             draws = [draws[number] for number in order]
@@ -143,7 +137,8 @@ class _Maker:
         for rank, draw in enumerate(draws):
             for name, value in draw.values.items():
                 written |= _write_value(place / str(rank), self.handles[name], value, draw.tokens[name])
-        _clear(place, written)
+        _clear(place, written | self.recipe.files())
+        return written
 
 
 def _ranked(
