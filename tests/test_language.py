@@ -81,6 +81,7 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
         ("The leftmost chair, and the right-most of two.", "The rightmost chair, and the left-most of two."),
         ("A far-right party, in the top-left corner.", "A far-right party, in the top-right corner."),
         ("Bottom-right: a dog.", "Bottom-left: a dog."),
+        ("Lamps at the top left and bottom right.", "Lamps at the top right and bottom left."),
         ("He left; all right.", "He left; all right."),
     ],
 )  # fmt: skip

@@ -51,12 +51,14 @@ class Caption(PlainText[CaptionSettings]):
         return mirrored(value) if crop.flip else value
 
 
-_SIDES = r"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:left|right))*"
+_EDGE = r"(?:upper|lower|top|bottom|front|rear|back)"
+_BEFORE = rf"(?:(?:far|extreme|near|{_EDGE}) )?"
+_SIDES = rf"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:{_BEFORE}|{_EDGE}-)(?:left|right))*"
 _SIDES_OF_A_PICTURE = re.compile(
-    r"(?<=\b[Tt]he )((?:far|extreme|upper|lower|top|bottom|front|rear|back|near) )?" + _SIDES + r"\b"
-    r"|\b(?i:upper|lower|top|bottom|front|rear|back)-" + _SIDES + r"\b"
-    r"|\b" + _SIDES + r"(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
-)  # fmt: skip
+    rf"(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b"
+    rf"|\b(?i:{_EDGE})-{_SIDES}\b"
+    rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
+)
 _OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
 
