@@ -63,10 +63,12 @@ def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
 def mask_of_runs(counts: str | Sequence[int], size: tuple[int, int]) -> Array:
     """A mask, bool (height, width), of COCO's run lengths: zeros first, column by column, as numbers or as their text.
 
-    Raises ValueError where they do not fill the size.
+    Raises ValueError where they do not fill the size, or are below 0.
     """
     runs = np.array(_numbers_of_text(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
+    if (runs < 0).any():
+        raise ValueError(f"run lengths: expected numbers of 0 and more, got {runs.min()}")
+    if runs.sum() != size[0] * size[1]:
         raise ValueError(f"run lengths: expected {size[0] * size[1]} pixels ({size[0]} x {size[1]}), got {runs.sum()}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
