@@ -176,10 +176,10 @@ def changed(how: str) -> str:
 
 
 def title(how: str) -> str:
-    """A run as columns are called."""
+    """A run as columns are called: its letter, and the share of S that it grew for."""
     word, _, share = how.partition(" ")
     letter = {BEFORE: "A", GROWN: "B", FROZEN: "C", ALL: "D"}[word]
-    return f"{letter}, {word} {float(share):.3g} S" if share else f"{letter}, {word}"
+    return f"{letter}, {float(share):.3g} S" if share else letter
 
 
 def sooner(shares: Sequence[float | None]) -> str:
@@ -207,10 +207,10 @@ def new_table(result: Mapping[str, Any], new: str) -> Table:
     runs = [how for how in result["new"][LOSS] if how != "reached"]
     for how in runs:
         table.add_column(title(how), justify="right")
-    table.add_column("B is where D ends after", justify="right")
+    table.add_column("B = D", justify="right")
     for measure, row in result["new"].items():
         table.add_row(measure, *(cell(row[how]) for how in runs), sooner(row["reached"]))
-    table.caption = f"by seed, the first of the shares; aim: at most {SOONEST:g} S"
+    table.caption = f"B = D: by seed, the first of the shares that is enough; aim: at most {SOONEST:g} S"
     return table
 
 
