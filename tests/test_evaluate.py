@@ -690,8 +690,10 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    "other", ["nothing", "seed", "given", "weights", "damaged", "lost", "halved", "scorer", "between"]
-)
+    "other",
+    ["nothing", "seed", "given", "weights", "device", "settings", "damaged", "lost", "halved", "scorer", "scorers",
+     "between"],
+)  # fmt: skip
 def test_a_killed_generation_goes_on_where_it_was(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -716,15 +718,18 @@ def test_a_killed_generation_goes_on_where_it_was(
         assert not (out / ".unfinished.jsonl").exists()
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
-    def killed(recipe: Recipe = recipe) -> None:
+    def killed(recipe: Recipe = recipe, **more: Any) -> None:
         asked.clear()
         with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
             context.setattr(files, "generate", counted)
-            made(out, recipe)
+            made(out, recipe, **more)
         assert len(list(out.glob("test-*/0/dark.tokens.json"))) == 8 and not (out / "plan.toml").exists()
 
-    killed()
-    scorer = {"scorer": lambda given, tokens: [0.0] * len(tokens["dark"])} if other == "scorer" else {}
+    scorer = {"scorer": lambda given, tokens: [0.0] * len(tokens["dark"])} if other in ("scorer", "scorers") else {}
+    killed(**(scorer if other == "scorers" else {}))
+    more = {"device": "cpu:0"} if other == "device" else scorer
+    if other == "settings":
+        monkeypatch.setattr(ModalityHandle, "known_settings", lambda handle: {"sampling_steps": 7})
     if other == "seed":
         recipe = dataclasses.replace(recipe, seed=1)
     if other == "given":
@@ -744,6 +749,6 @@ def test_a_killed_generation_goes_on_where_it_was(
     asked.clear()
     with monkeypatch.context() as context:
         context.setattr(files, "generate", lambda *all, **more: asked.extend(all[4]) or generate(*all, **more))
-        ended = made(out, recipe, **scorer)
+        ended = made(out, recipe, **more)
     assert asked == {"nothing": [8, 9], "lost": [3, 8, 9], "halved": [3, 8, 9]}.get(other, list(range(10)))
-    assert ended == made(tmp_path / "whole", recipe, **scorer)
+    assert ended == made(tmp_path / "whole", recipe, **more)
