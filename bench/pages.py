@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def publish(name: str, rows: Sequence[dict[str, Any]], note: str, page: Path | None) -> None:
     """Print the rows as a table and as JSON, and write them into a page where there is one; see `write_table`."""
-    shown = Table(*rows[0], box=None, pad_edge=False)
+    heads = [Column(head, no_wrap=place == 0) for place, head in enumerate(rows[0])]
+    shown = Table(*heads, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         shown.add_row(*map(str, row.values()))
     Console().print(shown)
