@@ -65,3 +65,14 @@ def test_progress_over_many_samples_fits_80_columns(
     with progress_bar("make nothing", 0):
         pass
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_progress_with_a_long_title_keeps_its_figures_whole(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with progress_bar("evaluate rgb_patches, caption and geometric_metadata to semantic_metadata", 121) as advance:
+        advance(121)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line.rstrip()) <= width and line.startswith("eval") and "… ━━━━ 121/121 0:00:00 left 0:00:00" in line

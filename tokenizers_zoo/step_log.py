@@ -19,18 +19,26 @@ if TYPE_CHECKING:
 
 TIMES = 25
 """Columns that the time gone by, the time left, and the blanks between take."""
+SHORTEST = 4
+"""Columns that the title, and that the bar, takes at least."""
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 SECONDS_BETWEEN_LINES = 20.0
 """How often progress is printed where there is no terminal that could show it live."""
 
 
 def progress_of(title: str, total: int, console: Console) -> Progress:
-    """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left."""
+    """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left.
+
+    `title` is the longest that is shown; one that leaves no room for the rest is cut short.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
+    from rich.table import Column
 
-    room = console.width - len(title) - 2 * len(str(total)) - TIMES
-    text, bar = TextColumn("{task.description}"), BarColumn(max(4, min(40, room)))
+    room = console.width - 2 * len(str(total)) - TIMES
+    shown = Column(no_wrap=True, overflow="ellipsis", max_width=max(SHORTEST, room - SHORTEST))
+    text = TextColumn("{task.description}", table_column=shown)
+    bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
     times = TimeElapsedColumn(), TextColumn("left"), Remaining()
     return Progress(text, bar, MofNCompleteColumn(), *times, console=console, disable=total == 0)
 

@@ -45,7 +45,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.data import TEST, EvaluationData, gap_closed
@@ -62,6 +61,7 @@ from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.step_log import progress_of
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
 
@@ -227,15 +227,12 @@ class _Evaluation:
         """
         scored = {pair_of(entry) for entry in self.result["pairs"]}
         drawn = {pair_of(entry) for entry in self.result["galleries"]}
-        columns = (
-            TextColumn("evaluate {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=len(pairs))
+        longest = max(map(title_of, pairs), key=len, default="")
+        with progress_of(f"evaluate {longest}", len(pairs), Console(stderr=True)) as progress:
+            task = progress.add_task("evaluate", total=len(pairs))
             number = 0  # of those that can be scored
             for pair in pairs:
-                progress.update(task, description=title_of(pair))
+                progress.update(task, description=f"evaluate {title_of(pair)}")
                 if pair in scored or self._possible(pair, named):
                     if pair not in scored:
                         self.result["pairs"].append(self._score(pair))
