@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos demo-all test test-slow lint bench docs clean
+.PHONY: demo demo-long demo-photos demo-all demo-objects test test-slow lint bench docs clean
 
 $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,10 @@ demo-photos: $(READY)
 # Every modality whose values scenes gives or that is computed from them, networks from wheels included: 22 at once.
 demo-all: $(TEST_READY)
 	$(call road,all,zoo --registry configs/all.toml,scenes,--train 4000 --test 200,configs/all-backbone.toml)
+
+# What a model learns last, asked for alone: instances, people, oriented boxes, a sentence's vector.
+demo-objects: $(TEST_READY)
+	$(call road,objects,zoo --registry configs/objects.toml,scenes,--train 24000 --test 400,configs/objects-backbone.toml)
 
 # The pages that are generated from the code.
 docs: $(TEST_READY)

@@ -275,7 +275,7 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     tables = read_tables(path)
     names = set(Zoo.installed().names())
     config = from_mapping(BackboneTrainConfig, tables["train"])
-    given = tables["eval"].pop("given")
+    given, made = tables["eval"].pop("given"), tables["eval"].pop("make", [])
     assert from_mapping(EvaluationConfig, tables["eval"])
-    named = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
+    named = [*made, *(name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets))]
     assert named and names.issuperset([*named, *(name for group in given for name in group)])
