@@ -347,6 +347,16 @@ def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path:
     assert len(found["galleries"]) == 1
 
 
+def test_progress_names_the_pair_and_counts(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    config = dataclasses.replace(CONFIG, gallery_pairs=0, samples=4)
+    world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",), ("light",)], targets=["letters"])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate"))
+    assert line.startswith("evaluate light to letters ━") and " 2/2 " in line and len(line.rstrip()) <= 80
+
+
 def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     card = json.loads((run / "config.json").read_text())
