@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos demo-all demo-objects test test-slow lint bench docs clean
+.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow lint bench docs clean
 
 $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,13 @@ demo-all: $(TEST_READY)
 # What a model learns last, asked for alone: instances, people, oriented boxes, a sentence's vector.
 demo-objects: $(TEST_READY)
 	$(call road,objects,zoo --registry configs/objects.toml,scenes,--train 24000 --test 400,configs/objects-backbone.toml)
+
+# Nothing of a scene: land in twelve bands and its heights; a moving world's video, flow, sound and inertial sensor.
+demo-terrain: $(READY)
+	$(call road,terrain,zoo --registry configs/terrain.toml,terrain,--train 4000 --test 200,configs/terrain-backbone.toml)
+
+demo-bouncing: $(READY)
+	$(call road,bouncing,zoo --registry configs/bouncing.toml,bouncing,--train 4000 --test 200,configs/bouncing-backbone.toml)
 
 # The pages that are generated from the code.
 docs: $(TEST_READY)

@@ -1,6 +1,6 @@
 """What does adding a modality to a trained backbone cost, and what does it do to the old ones?
 
-    python studies/growing.py --add depth --steps 3000 --seeds 3 --shares 0.2,1
+    python studies/growing.py --add depth --steps 2000 --seeds 3 --shares 0.2,1
 
 A is trained for S steps on all modalities but the new one. B is A grown by it, old samples replayed in the default
 share and old weights moved at the default one: a run for each of the shares of S that growing may take. C is the same
@@ -216,7 +216,7 @@ def new_table(result: Mapping[str, Any], new: str) -> Table:
 
 def main() -> None:
     study = Study.from_command_line(
-        "growing", __doc__, steps=3000, add=("depth", "the modality that is new"),
+        "growing", __doc__, steps=2000, add=("depth", "the modality that is new"),
         shares=(SHARES, "steps of growing, as shares of --steps, with commas between"),
     )  # fmt: skip
     new, shares = study.arguments.add, shares_of(study.arguments.shares)

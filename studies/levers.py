@@ -1,6 +1,6 @@
 """Which settings bring one model over all modalities nearer to the specialists of `transfer.py`?
 
-    python studies/levers.py --steps 3000 --seeds 3
+    python studies/levers.py --steps 1000 --seeds 3
 
 The generalist over all modalities is taken as it is in that study, and with one setting changed at a time. Each is
 compared with the specialists that take as many steps. Both are that study's, where it was run with the same options.
@@ -59,7 +59,7 @@ def levers(study: Study, base: Variant) -> list[Variant]:
 
 def main() -> None:
     study = Study.from_command_line(
-        "levers", __doc__, steps=3000, rivals=("runs/studies/transfer", "folder of the study transfer")
+        "levers", __doc__, steps=1000, rivals=("runs/studies/transfer", "folder of the study transfer")
     )  # fmt: skip
     there = vars(study.arguments) | {"study": "transfer", "out": Path(study.arguments.rivals)}
     rivals = Study(argparse.Namespace(**there), study.zoo)

@@ -1,6 +1,6 @@
 """Does one model over many modalities make each of them better than a specialist does that makes it alone?
 
-    python studies/transfer.py --steps 3000 --seeds 3
+    python studies/transfer.py --steps 1000 --seeds 3
 
 All are given the picture, whole, and asked for one modality. Generalists over 3, 7 and all modalities take S steps.
 Against each stand, for each of its T targets, a specialist that also takes S steps (T times the steps in all) and one
@@ -81,7 +81,7 @@ def compared(losses: Mapping[str, Sequence[Mapping[str, float]]], target: str) -
 
 
 def main() -> None:
-    study = Study.from_command_line("transfer", __doc__, steps=3000)
+    study = Study.from_command_line("transfer", __doc__, steps=1000)
     asked_for = [(names, target) for names in sets_of(study) for target in made(study, names)]
     questions = [(len(names), target, rivals(study, names, target)) for names, target in asked_for]
     losses = iter(study.losses([variant for _, _, variants in questions for variant in variants.values()]))

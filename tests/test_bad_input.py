@@ -394,6 +394,13 @@ def test_files_of_which_none_is_sound(world: World) -> None:
     (mine / "a.npy").write_bytes((world.folder / "files/train/depth/train00.npy").read_bytes())
     world("data make folder new2 --set path=mine").refused("none of its 1 samples", "--test 0", "test_fraction")
     assert not (world.folder / "new2").exists()
+    (world.folder / "split/train").mkdir(parents=True)
+    mine.rename(world.folder / "split/train/depth")
+    (world.folder / "split/test/depth").mkdir(parents=True)
+    (world.folder / "split/test/depth/b").touch()
+    world("data make folder new2 --set path=split").refused("split/test: no <modality>/<key>.<extension>", "--test 0")
+    assert not (world.folder / "new2").exists()
+    assert world("data make folder new2 --set path=split --test 0").code == 0
 
 
 @pytest.mark.parametrize("name", ["depth", "caption"])

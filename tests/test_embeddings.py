@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import feature_networks as networks
 import numpy as np
 import pytest
 
@@ -38,28 +39,9 @@ WORDS = ["a", "red", "blue", "chair", "table", "person", "and", "two", "in", "th
 CAPTIONS = ["a red chair", "two blue chair and a small table in the room", "", "a person", "the room and a red table"]
 
 
-def save_tiny_t5(folder: Path, dim: int = 16) -> Path:
-    """A T5 encoder with random weights and a tokenizer of whole words, in the hub's format."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=32, d_model=dim, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
-    T5EncoderModel(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, "<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_t5(tmp_path_factory.mktemp("hub") / "tiny-t5")
+    return networks.t5(tmp_path_factory.mktemp("hub") / "tiny-t5", WORDS, dim=16)
 
 
 def zoo_of(folder: Path, network: Path | str, **own: Any) -> Zoo:

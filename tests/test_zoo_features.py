@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import feature_networks as networks
 import numpy as np
 import pytest
 import torch
@@ -119,19 +120,8 @@ def test_a_wheel_that_is_not_there_is_named_with_its_command(name: str, pip: str
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP with random weights, both halves, as the hub has it."""
-    transformers = pytest.importorskip("transformers")
-    folder: Path = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        text_config={**small, "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 1},
-        projection_dim=512,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.CLIPModel(config).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    return networks.clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip(clip_folder: Path, tmp_path: Path) -> None:
@@ -196,13 +186,7 @@ def test_a_network_of_another_size_is_refused(clip_folder: Path, tmp_path: Path)
 def test_dinov2(tmp_path: Path) -> None:
     """Patch vectors in order, and the class vector, which transformers calls pooled."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(
-        hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = transformers.Dinov2Model(config).eval()
-    network.save_pretrained(tmp_path / "net")
+    network = transformers.Dinov2Model.from_pretrained(networks.dinov2(tmp_path / "net")).eval()
     where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
     zoo = zoo_of(dinov2=where, dinov2_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
@@ -217,31 +201,6 @@ def test_dinov2(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- ImageBind: the published names
-
-
-def published_tensors(dim: int = 1280, depth: int = 2, hidden: int = 16, side: int = 2) -> dict[str, torch.Tensor]:
-    """Random tensors under the names of the published checkpoint, with one of another modality."""
-    generator = torch.Generator().manual_seed(0)
-    inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{inputs}cls_token": (1, 1, dim),
-        f"{inputs}rgbt_stem.proj.1.weight": (dim, 3, 2, side, side),
-        f"{inputs}pos_embedding_helper.pos_embed": (1, 1 + 16 * 16, dim),
-        f"{trunk}pre_transformer_layer.0.weight": (dim,),
-        f"{trunk}pre_transformer_layer.0.bias": (dim,),
-        f"{head}0.weight": (dim,),
-        f"{head}0.bias": (dim,),
-        f"{head}2.weight": (1024, dim),
-        "modality_trunks.text.blocks.0.norm_1.weight": (4,),
-    }
-    for i in range(depth):
-        block = f"{trunk}blocks.{i}."
-        shapes |= {f"{block}attn.in_proj_weight": (3 * dim, dim), f"{block}attn.in_proj_bias": (3 * dim,)}
-        shapes |= {f"{block}attn.out_proj.weight": (dim, dim), f"{block}attn.out_proj.bias": (dim,)}
-        shapes |= {f"{block}mlp.fc1.weight": (hidden, dim), f"{block}mlp.fc1.bias": (hidden,)}
-        shapes |= {f"{block}mlp.fc2.weight": (dim, hidden), f"{block}mlp.fc2.bias": (dim,)}
-        shapes |= {f"{block}norm_{n}.{part}": (dim,) for n in (1, 2) for part in ("weight", "bias")}
-    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
 
 
 def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,7 +231,7 @@ def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> t
 
 
 def test_imagebind(tmp_path: Path) -> None:
-    tensors = published_tensors()
+    tensors = networks.imagebind_tensors()
     (tmp_path / "net").mkdir()
     save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
     where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
@@ -297,7 +256,7 @@ def test_imagebind(tmp_path: Path) -> None:
     ],
 )
 def test_other_tensors_are_not_taken_for_imagebind(damage: Callable[[Any], Any], tmp_path: Path) -> None:
-    tensors = published_tensors(dim=80)
+    tensors = networks.imagebind_tensors(dim=80)
     damage(tensors)
     save_file(tensors, tmp_path / "imagebind.safetensors")
     zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})

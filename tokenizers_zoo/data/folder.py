@@ -159,10 +159,15 @@ def _find(
     if any(folder.name in ("train", "test") for folder in folders):
         if not (root / split).is_dir():
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
-        found = {path.name: _files(path, out, names) for path in _folders(root / split)}
+        found = _by_key({path.name: _files(path, out, names) for path in _folders(root / split)})
+        if not found:
+            raise DataError(
+                f"{root / split}: no <modality>/<key>.<extension> here; one folder per modality was expected; to go "
+                f"without the split, ask for none (--{split} 0)"
+            )
         both = [folder for folder in folders if folder.name in ("train", "test")]
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
-        return _by_key(found), offered
+        return found, offered
     everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
     if not everything:
         raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
