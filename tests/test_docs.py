@@ -277,5 +277,6 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     config = from_mapping(BackboneTrainConfig, tables["train"])
     given, made = tables["eval"].pop("given"), tables["eval"].pop("make", [])
     assert from_mapping(EvaluationConfig, tables["eval"])
-    named = [*made, *(name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets))]
-    assert named and names.issuperset([*named, *(name for group in given for name in group)])
+    asked = [*made, *(name for group in given for name in group)]
+    mixed = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
+    assert asked and names.issuperset([*asked, *mixed])
