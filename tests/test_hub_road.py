@@ -7,12 +7,11 @@ come with a document that repeats them, which is what `web_text` is to be learnt
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import feature_networks as networks
 import pytest
+from roads import go
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -97,21 +96,9 @@ LEAST = {
 """Gaps that have to be closed, of 1. Measured: 1.00, .99, .93, .80, .74, .99, 1.00, .99."""
 
 
-def zoo(*lines: str, folder: Path) -> None:
-    """Run `zoo LINE` for each, in one process."""
-    program = (
-        "import sys; from tokenizers_zoo.cli.main import main\n"
-        f"for words in {[line.split() for line in lines]!r}:\n"
-        "    sys.argv = ['zoo', *words]\n"
-        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
 def write_files(folder: Path) -> set[str]:
     """Pictures, captions and documents of a few scenes as files; gives the words of the captions."""
-    zoo("data make scenes scenes --train 800 --test 80", folder=folder)
+    go(folder, "data make scenes scenes --train 800 --test 80")
     installed = Zoo.from_toml(folder / "registry.toml")
     store, words = ValueStore.of(folder / "scenes", installed), set[str]()
     for split in ("train", "test"):
@@ -136,7 +123,7 @@ def test_the_whole_road_with_networks_in_place_of_published_ones(tmp_path: Path)
     networks.dinov2(tmp_path / "networks" / "dinov2")
     networks.imagebind(tmp_path / "networks" / "imagebind")
     networks.t5(tmp_path / "networks" / "t5", sorted(words), dim=128)
-    zoo(*ROAD, folder=tmp_path)
+    go(tmp_path, *ROAD)
     pairs = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["pairs"]
     closed = {(*pair["given"], pair["target"]): pair["gap_closed"] for pair in pairs}
     learnt = {pair: closed[pair] for pair in LEAST}

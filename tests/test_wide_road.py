@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from roads import go
 
 for plugin in ("zoo_audio", "zoo_motion", "zoo_worlds"):
     pytest.importorskip(plugin)
@@ -60,14 +59,7 @@ ROAD = (
 def test_the_whole_road_with_one_two_and_three_axes(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(REGISTRY)
     (tmp_path / "backbone.toml").write_text(BACKBONE)
-    program = (
-        "import sys; from tokenizers_zoo.cli.main import main\n"
-        f"for words in {[line.split() for line in ROAD]!r}:\n"
-        "    sys.argv = ['zoo', *words]\n"
-        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    go(tmp_path, *ROAD)
     from tokenizers_zoo import Zoo
 
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
