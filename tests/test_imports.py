@@ -19,10 +19,10 @@ ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "keys", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers",
         "source", "values", "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers",
-        "blocks", "step_log", "training", "training.config", "training.state", "training.task", "training.batches",
-        "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery", "codec", "handle",
-        "source_handle", "registry", "pipeline", "report", "report.pictures", "report.samples", "report.retrieval",
-        "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
+        "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
+        "training.batches", "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery",
+        "codec", "handle", "source_handle", "registry", "pipeline", "report", "report.pictures", "report.samples",
+        "report.retrieval", "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "positions", "numbers", "transformer", "model",

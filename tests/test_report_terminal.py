@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
-from tokenizers_zoo.pipeline.engines import progress_bar
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -58,11 +58,11 @@ def test_progress_over_many_samples_fits_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    with progress_bar("derive train/semantic_metadata", 1234567) as advance:
+    with progress.progress_bar("derive train/semantic_metadata", 1234567) as advance:
         advance(1234567)
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line.rstrip()) <= 80 and "━━━━ 1234567/1234567 " in line and "…" not in line
-    with progress_bar("make nothing", 0):
+    with progress.progress_bar("make nothing", 0):
         pass
     assert not capsys.readouterr().err
 
@@ -72,7 +72,27 @@ def test_progress_with_a_long_title_keeps_its_figures_whole(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    with progress_bar("evaluate rgb_patches, caption and geometric_metadata to semantic_metadata", 121) as advance:
+    with progress.progress_bar(
+        "evaluate rgb_patches, caption and geometric_metadata to semantic_metadata", 121
+    ) as advance:
         advance(121)
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line.rstrip()) <= width and line.startswith("eval") and "… ━━━━ 121/121 0:00:00 left 0:00:00" in line
+
+
+def test_without_a_terminal_progress_is_printed_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def printed() -> list[str]:
+        with progress.progress_bar("evaluate [a] to b", 4) as advance:
+            advance(0, "evaluate a to b")
+            advance(1)
+            advance(2, "evaluate [a] to b")
+            advance(1)
+        return capsys.readouterr().err.splitlines()
+
+    assert len(printed()) == 1
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    first, second, last = printed()
+    assert first == "evaluate a to b: 1 of 4, 0:00:00 left" and second == "evaluate [a] to b: 3 of 4, 0:00:00 left"
+    assert "━ 4/4 " in last

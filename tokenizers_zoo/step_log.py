@@ -7,40 +7,16 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tokenizers_zoo.checkpoint import drop_lines_after
+from tokenizers_zoo.progress import SECONDS_BETWEEN_LINES, clock, is_live, progress_of, say
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.progress import Progress
+    from rich.console import RenderableType
 
-TIMES = 25
-"""Columns that the time gone by, the time left, and the blanks between take."""
-SHORTEST = 4
-"""Columns that the title, and that the bar, takes at least."""
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-SECONDS_BETWEEN_LINES = 20.0
-"""How often progress is printed where there is no terminal that could show it live."""
-
-
-def progress_of(title: str, total: int, console: Console) -> Progress:
-    """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left.
-
-    `title` is the longest that is shown; one that leaves no room for the rest is cut short.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-    from rich.table import Column
-
-    room = console.width - 2 * len(str(total)) - TIMES
-    shown = Column(no_wrap=True, overflow="ellipsis", max_width=max(SHORTEST, room - SHORTEST))
-    text = TextColumn("{task.description}", table_column=shown)
-    bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
-    times = TimeElapsedColumn(), TextColumn("left"), Remaining()
-    return Progress(text, bar, MofNCompleteColumn(), *times, console=console, disable=total == 0)
 
 
 class StepLog:
@@ -60,7 +36,7 @@ class StepLog:
         self.note = ""
         """What the last evaluation found, in a few words."""
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.live = is_live(self.console)
         self.progress = progress_of(title, steps, self.console)
         self.bar = self.progress.add_task(title, total=steps, completed=done)
         self.started = self.printed = time.perf_counter()
@@ -85,7 +61,7 @@ class StepLog:
     def __exit__(self, kind: object, *_: object) -> None:
         self.stack.close()
         if kind is None and not self.live:
-            self.say(f"{self.title}: {', '.join(self._state())}, took {_clock(self.seconds)}")
+            self.say(f"{self.title}: {', '.join(self._state())}, took {clock(self.seconds)}")
 
     @property
     def seconds(self) -> float:
@@ -99,7 +75,7 @@ class StepLog:
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line above the progress."""
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line, style)
 
     def advance(self, done: int, loss: float) -> None:
         """Show that `done` steps are finished."""
@@ -108,7 +84,7 @@ class StepLog:
         if not self.live and time.perf_counter() - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = time.perf_counter()
             left = self.seconds / (done - self.first) * (self.steps - done)
-            self.say(f"{self.title}: {', '.join(self._state())}, {_clock(left)} left")
+            self.say(f"{self.title}: {', '.join(self._state())}, {clock(left)} left")
 
     def write(self, done: int, scalars: Mapping[str, float]) -> None:
         """Log scalars to TensorBoard and as a line of metrics.jsonl."""
@@ -143,8 +119,3 @@ class StepLog:
         from rich.text import Text
 
         return Group(self.progress, Text("  " + ", ".join(self._state()[1:]), no_wrap=True, overflow="ellipsis"))
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))

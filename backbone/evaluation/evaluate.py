@@ -44,7 +44,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.data import TEST, EvaluationData, gap_closed
@@ -60,8 +59,8 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.step_log import progress_of
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
 
@@ -228,11 +227,10 @@ class _Evaluation:
         scored = {pair_of(entry) for entry in self.result["pairs"]}
         drawn = {pair_of(entry) for entry in self.result["galleries"]}
         longest = max(map(title_of, pairs), key=len, default="")
-        with progress_of(f"evaluate {longest}", len(pairs), Console(stderr=True)) as progress:
-            task = progress.add_task("evaluate", total=len(pairs))
+        with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
             number = 0  # of those that can be scored
             for pair in pairs:
-                progress.update(task, description=f"evaluate {title_of(pair)}")
+                advance(0, f"evaluate {title_of(pair)}")
                 if pair in scored or self._possible(pair, named):
                     if pair not in scored:
                         self.result["pairs"].append(self._score(pair))
@@ -241,7 +239,7 @@ class _Evaluation:
                         self.result["galleries"].append(self._gallery(pair))
                         self._write()
                     number += 1
-                progress.advance(task)
+                advance(1)
         order = {pair: number for number, pair in enumerate(pairs)}
         for key in ("pairs", "galleries"):
             self.result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))

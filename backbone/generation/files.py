@@ -22,7 +22,7 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import shown_name
 from tokenizers_zoo.data.token_file import token_text
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 PLAN, RANKING, TOKENS = "plan.toml", "ranking.json", ".tokens.json"

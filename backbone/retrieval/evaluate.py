@@ -35,7 +35,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from tokenizers_zoo import checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 
 CLASS = "RetrievalIndex"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbone.transfer.probe import Probe
 from backbone.transfer.samples import Part, spread
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -33,7 +33,7 @@ from tokenizers_zoo.checkpoint import file_digest, read_table, save_checkpoint, 
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.pipeline.engines import progress_bar
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train

@@ -13,8 +13,8 @@ import numpy as np
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.pipeline.engines import progress_bar
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle

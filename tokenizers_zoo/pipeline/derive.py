@@ -24,7 +24,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
-from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
+from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
     RunResult,
@@ -34,6 +34,7 @@ from tokenizers_zoo.pipeline.results import (
     write_failures,
 )
 from tokenizers_zoo.pretrained import PretrainedError, networks_of
+from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -1,4 +1,4 @@
-"""Work over many shards: a pool of processes on this machine, batches read ahead by threads, and progress bars."""
+"""Work over many shards: a pool of processes on this machine, and batches read ahead by threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.step_log import progress_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -153,15 +150,3 @@ def read_ahead(
                 yield batch, [result for future in futures for result in future.result()]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr with the time that is left; the block is given a function that moves it on by n."""
-    with progress_of(description, total, Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-
-        yield advance

@@ -31,8 +31,9 @@ from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, scan_shard, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
-from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs, tick
+from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.source_handle import name_at_source
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from tokenizers_zoo.data.tokens import (
 )
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import Crop, EmbeddingsLayout, ModalitySpec, PatchesLayout
-from tokenizers_zoo.pipeline.engines import progress_bar, read_ahead
+from tokenizers_zoo.pipeline.engines import read_ahead
+from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

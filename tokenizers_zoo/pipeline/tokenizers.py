@@ -21,7 +21,8 @@ from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
-from tokenizers_zoo.pipeline.engines import progress_bar, run_jobs
+from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split, replacing_run
 from tokenizers_zoo.values import has_fixed_length
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
