@@ -49,13 +49,13 @@ def t5(folder: Path, words: Sequence[str], dim: int) -> Path:
     return save(folder, new("T5EncoderModel", config), fast)
 
 
-def imagebind_tensors(dim: int = 1280, depth: int = 2, hidden: int = 16, side: int = 2) -> dict[str, torch.Tensor]:
-    """Random tensors by the published names of ImageBind, patches of `side` pixels; one is of another modality."""
+def imagebind_tensors(dim: int = 1280) -> dict[str, torch.Tensor]:
+    """Random tensors by the published names of ImageBind, patches of 2 pixels; one is of another modality."""
     generator = torch.Generator().manual_seed(0)
     inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
     shapes: dict[str, tuple[int, ...]] = {
         f"{inputs}cls_token": (1, 1, dim),
-        f"{inputs}rgbt_stem.proj.1.weight": (dim, 3, 2, side, side),
+        f"{inputs}rgbt_stem.proj.1.weight": (dim, 3, 2, 2, 2),
         f"{inputs}pos_embedding_helper.pos_embed": (1, 1 + 16 * 16, dim),
         f"{trunk}pre_transformer_layer.0.weight": (dim,),
         f"{trunk}pre_transformer_layer.0.bias": (dim,),
@@ -64,12 +64,12 @@ def imagebind_tensors(dim: int = 1280, depth: int = 2, hidden: int = 16, side: i
         f"{head}2.weight": (1024, dim),
         "modality_trunks.text.blocks.0.norm_1.weight": (4,),
     }
-    for i in range(depth):
+    for i in range(2):
         block = f"{trunk}blocks.{i}."
         shapes |= {f"{block}attn.in_proj_weight": (3 * dim, dim), f"{block}attn.in_proj_bias": (3 * dim,)}
         shapes |= {f"{block}attn.out_proj.weight": (dim, dim), f"{block}attn.out_proj.bias": (dim,)}
-        shapes |= {f"{block}mlp.fc1.weight": (hidden, dim), f"{block}mlp.fc1.bias": (hidden,)}
-        shapes |= {f"{block}mlp.fc2.weight": (dim, hidden), f"{block}mlp.fc2.bias": (dim,)}
+        shapes |= {f"{block}mlp.fc1.weight": (16, dim), f"{block}mlp.fc1.bias": (16,)}
+        shapes |= {f"{block}mlp.fc2.weight": (dim, 16), f"{block}mlp.fc2.bias": (dim,)}
         shapes |= {f"{block}norm_{n}.{part}": (dim,) for n in (1, 2) for part in ("weight", "bias")}
     return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
 

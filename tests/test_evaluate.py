@@ -608,6 +608,11 @@ def shown(result: dict[str, Any], width: int) -> list[str]:
     return capture.get().splitlines()
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    rows = shown({"pairs": [{"given": ["a"], "target": "b", "gap_closed": -0.004}]}, 80)
+    assert rows[1].split() == ["a", "0"]
+
+
 def test_the_table_fits_80_columns() -> None:
     names = [f"modality_number_{i}" for i in range(12)]
     pairs = [

@@ -173,8 +173,8 @@ def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_percent() -> None:
-    gaps = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None}
-    assert [percent(gaps, "a", name) for name in "xyzw"] == ["62", "−5", "–", ""]
+    gaps = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None, ("a", "v"): -0.001}
+    assert [percent(gaps, "a", name) for name in "xyzwv"] == ["62", "−5", "–", "", "0"]
 
 
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:

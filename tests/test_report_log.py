@@ -14,7 +14,7 @@ from rich.console import Console
 
 from backbone.config import TrainConfig as BackboneConfig
 from backbone.training.log import TrainingLog
-from tokenizers_zoo import Zoo, step_log
+from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.step_log import StepLog
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.report import Evaluation, TrainingReport
@@ -55,7 +55,7 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     with log_of(tmp_path) as log:
         log.advance(1, 0.25)
     assert [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()] == ["a loop: step 1 of 8"]
-    monkeypatch.setattr(step_log, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with log_of(tmp_path) as log:
         for step in (1, 2):
             log.advance(step, 0.25)
@@ -64,6 +64,11 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     assert first.startswith("a loop: step 1 of 8, loss 0.25, ") and first.endswith(" left")
     assert second.startswith("a loop: step 2 of 8, ") and "samples/s" in second
     assert last.startswith("a loop: step 2 of 8, loss 0.25, [error] 3 m, ") and "took 0:00:" in last
+    with log_of(tmp_path, done=6) as log:
+        for step in (7, 8):
+            log.advance(step, 0.25)
+    texts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert texts == ["a loop: goes on after step 6", "a loop: step 7 of 8", "a loop: step 8 of 8"]
 
 
 def test_an_error_ends_the_log_without_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

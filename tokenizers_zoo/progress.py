@@ -20,11 +20,6 @@ SECONDS_BETWEEN_LINES = 20.0
 """How often progress is printed where there is no terminal that could show it live."""
 
 
-def is_live(console: Console) -> bool:
-    """Whether lines can be shown that change."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
 def progress_of(title: str, total: int, console: Console) -> Progress:
     """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left.
 
@@ -42,6 +37,28 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
     return Progress(text, bar, MofNCompleteColumn(), *times, console=console, disable=total == 0)
 
 
+class Lines:
+    """When a line about `total` steps, of which `first` were done before, is due where they cannot be shown live."""
+
+    def __init__(self, console: Console, total: int, first: int = 0) -> None:
+        self.live = console.is_terminal and not console.is_dumb_terminal
+        self.total, self.first = total, first
+        self.started = self.printed = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.started
+
+    def due(self, done: int) -> str:
+        """The time that is left, as text, where a line is due with so many of the steps done; else nothing."""
+        now = time.perf_counter()
+        if self.live or not self.first < done < self.total or now - self.printed < SECONDS_BETWEEN_LINES:
+            return ""
+        self.printed = now
+        return clock(self.seconds / (done - self.first) * (self.total - done)) + " left"
+
+
 class Advance(Protocol):
     """Moves progress on by `count`, under another title where one is given."""
 
@@ -54,20 +71,17 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    started = printed = time.perf_counter()
+    lines = Lines(console, total)
     with progress_of(title, total, console) as progress:
         task = progress.add_task(title, total=total)
         done, shown = 0, title
 
         def advance(count: int, title: str = "") -> None:
-            nonlocal done, shown, printed
+            nonlocal done, shown
             done, shown = done + count, title or shown
             progress.update(task, completed=done, description=shown)
-            now = time.perf_counter()
-            if done and done < total and not is_live(console) and now - printed >= SECONDS_BETWEEN_LINES:
-                printed = now
-                left = clock((now - started) / done * (total - done))
-                say(console, f"{shown}: {done} of {total}, {left} left")
+            if left := lines.due(done):
+                say(console, f"{shown}: {done} of {total}, {left}")
 
         yield advance
 

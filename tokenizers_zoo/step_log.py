@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tokenizers_zoo.checkpoint import drop_lines_after
-from tokenizers_zoo.progress import SECONDS_BETWEEN_LINES, clock, is_live, progress_of, say
+from tokenizers_zoo.progress import Lines, clock, progress_of, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,10 +35,9 @@ class StepLog:
         self.note = ""
         """What the last evaluation found, in a few words."""
         self.console = Console(stderr=True)
-        self.live = is_live(self.console)
+        self.lines = Lines(self.console, steps, done)
         self.progress = progress_of(title, steps, self.console)
         self.bar = self.progress.add_task(title, total=steps, completed=done)
-        self.started = self.printed = time.perf_counter()
 
     def __enter__(self) -> Self:
         from rich.live import Live
@@ -51,7 +49,7 @@ class StepLog:
             purged = self.first + 1 if self.first else None
             writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purged)
             self.board = stack.enter_context(contextlib.closing(writer))
-            if self.live:
+            if self.lines.live:
                 stack.enter_context(Live(console=self.console, get_renderable=self._frame))
             self.stack = stack.pop_all()
         if self.first:
@@ -60,13 +58,13 @@ class StepLog:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.stack.close()
-        if kind is None and not self.live:
+        if kind is None and not self.lines.live:
             self.say(f"{self.title}: {', '.join(self._state())}, took {clock(self.seconds)}")
 
     @property
     def seconds(self) -> float:
         """Since the log was made."""
-        return time.perf_counter() - self.started
+        return self.lines.seconds
 
     @property
     def samples_per_second(self) -> float:
@@ -81,10 +79,8 @@ class StepLog:
         """Show that `done` steps are finished."""
         self.done, self.loss = done, loss
         self.progress.update(self.bar, completed=done)
-        if not self.live and time.perf_counter() - self.printed >= SECONDS_BETWEEN_LINES:
-            self.printed = time.perf_counter()
-            left = self.seconds / (done - self.first) * (self.steps - done)
-            self.say(f"{self.title}: {', '.join(self._state())}, {clock(left)} left")
+        if left := self.lines.due(done):
+            self.say(f"{self.title}: {', '.join(self._state())}, {left}")
 
     def write(self, done: int, scalars: Mapping[str, float]) -> None:
         """Log scalars to TensorBoard and as a line of metrics.jsonl."""

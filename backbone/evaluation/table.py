@@ -50,4 +50,4 @@ def _gap_cell(gaps: dict[Pair, float | None], pair: Pair) -> str:
     if gap is None:
         return "[dim]-[/]"
     style = "green" if gap >= 0.5 else "yellow" if gap > 0.05 else "red"
-    return f"[{style}]{100 * gap:.0f}[/]"
+    return f"[{style}]{100 * gap:z.0f}[/]"

@@ -33,7 +33,7 @@ from tokenizers_zoo.checkpoint import file_digest, read_table, save_checkpoint, 
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
@@ -193,7 +193,7 @@ class TransferTask:
         """See `TokenizerTask`: a head alone on frozen features, else all of the network."""
         if self.used.few is not None:
             line = f"{self.title}: {self.used.few_text(self.config)}; all are learned from, and the last step is kept"
-            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+            say(Console(stderr=True), line)
         encoder = encoder_of(self.run, self.config, self.seed)
         model = encoder.model.config
         head: Head

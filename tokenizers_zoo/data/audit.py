@@ -14,6 +14,7 @@ from rich.console import Console
 from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.data.provenance import value_identity
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError
+from tokenizers_zoo.progress import say
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import LazyValues, ValueStore
@@ -65,7 +66,7 @@ def _said(handle: ModalityHandle, split: str, found: dict[str, str]) -> dict[str
     if found:
         key, reason = next(iter(found.items()))
         line = f"{handle.name}: {len(found)} {split} values left out, first: {key}: {reason}"
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        say(Console(stderr=True), line)
     return found
 
 

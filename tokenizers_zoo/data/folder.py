@@ -28,6 +28,8 @@ from tokenizers_zoo.source import SourceSpec
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""
 
+NOTHING = "no <modality>/<key>.<extension> here; one folder per modality was expected"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderSettings:
@@ -161,16 +163,13 @@ def _find(
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
         found = _by_key({path.name: _files(path, out, names) for path in _folders(root / split)})
         if not found:
-            raise DataError(
-                f"{root / split}: no <modality>/<key>.<extension> here; one folder per modality was expected; to go "
-                f"without the split, ask for none (--{split} 0)"
-            )
+            raise DataError(f"{root / split}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
         both = [folder for folder in folders if folder.name in ("train", "test")]
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
         return found, offered
     everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
     if not everything:
-        raise DataError(f"{root}: no <modality>/<key>.<extension> here; one folder per modality was expected")
+        raise DataError(f"{root}: {NOTHING}")
     chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
     if not chosen:
         raise DataError(

@@ -102,7 +102,7 @@ def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str)
     if (row, column) not in gaps:
         return ""
     gap = gaps[row, column]
-    return "–" if gap is None else f"{100 * gap:.0f}".replace("-", "\N{MINUS SIGN}")
+    return "–" if gap is None else f"{100 * gap:z.0f}".replace("-", "\N{MINUS SIGN}")
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:

@@ -198,7 +198,7 @@ def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str,
     return {
         "given": " + ".join(pair["given"]), "made": pair["target"], "metric": metric["name"], "unit": metric["unit"],
         "better": "higher" if metric["higher_is_better"] else "lower",
-        "gap": "–" if gap is None else f"{100 * gap:.0f} %", **numbers,
+        "gap": "–" if gap is None else f"{100 * gap:z.0f} %", **numbers,
     }  # fmt: skip
 
 
