@@ -208,7 +208,7 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     text = page.read_text(encoding="utf-8")
     assert page == folder / "report" / "index.html"
     for part in (
-        "any of 3 modalities", "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<",
+        "any of 3 modalities", "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<", ">−25</td><td>",
         "&lt;script&gt;", "normal was not evaluated: no test tokens", "0.25", "3.21", "metres", "ffffffffffffffff",
         "main (lower is better)", zoo["depth"].distribution,
     ):  # fmt: skip

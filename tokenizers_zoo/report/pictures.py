@@ -101,7 +101,11 @@ def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str)
     """A gap closed in percent, a dash where there is no gap to close, nothing where it was not asked for."""
     if (row, column) not in gaps:
         return ""
-    gap = gaps[row, column]
+    return gap_text(gaps[row, column])
+
+
+def gap_text(gap: float | None) -> str:
+    """A gap closed in percent, a dash where there is no gap to close."""
     return "–" if gap is None else f"{100 * gap:z.0f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -12,7 +12,7 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
-from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, matrix_chart, percent
+from tokenizers_zoo.report.pictures import Pictures, curve_chart, gap_text, legend_of, matrix_chart, percent
 from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions
 from tokenizers_zoo.report.transfer import transfer_section
@@ -59,7 +59,9 @@ def environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("tokenizers_zoo", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters["gap_text"] = gap_text
+    return pages
 
 
 def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
@@ -194,11 +196,10 @@ def _colour(gap: float | None) -> str:
 def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str, str]:
     metric = modalities[pair["target"]]["metrics"][0]
     numbers = {key: _number(pair[key].get(metric["name"])) for key in ("score", "floor", "ceiling")}
-    gap = pair["gap_closed"]
     return {
         "given": " + ".join(pair["given"]), "made": pair["target"], "metric": metric["name"], "unit": metric["unit"],
         "better": "higher" if metric["higher_is_better"] else "lower",
-        "gap": "–" if gap is None else f"{100 * gap:z.0f} %", **numbers,
+        "gap": gap_text(pair["gap_closed"]), **numbers,
     }  # fmt: skip
 
 
