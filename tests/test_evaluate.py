@@ -566,6 +566,7 @@ def test_gap_closed_by_hand() -> None:
     assert gap_closed(6.0, 5.0, 1.0, False) == pytest.approx(-0.25)
     assert gap_closed(0.5, 0.5, 0.5, True) is None
     assert gap_closed(0.5, 0.6, 0.4, True) is None  # the ceiling is worse than the floor
+    assert gap_closed(0.5, 0.4, 0.6, False) is None and gap_closed(0.5, 0.5, 0.5, False) is None
     assert gap_closed(None, 0.6, 0.9, True) is None
     assert gap_closed(0.0, 0.0, 0.0, True) is None
 
