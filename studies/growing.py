@@ -67,7 +67,7 @@ class Growing:
 
     def trained(self, how: str) -> Path:
         """A or D: a model that is trained from nothing."""
-        names, name = (self.names, "all") if how == ALL else (self.names[:-1], f"without-{self.new}")
+        names, name = (self.names, f"all-{self.new}") if how == ALL else (self.names[:-1], f"without-{self.new}")
         variant = generalist(self.study, names, self.new)
         return self.study.run(dataclasses.replace(variant, name=name), self.seed)
 

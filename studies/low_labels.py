@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
     parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="what moves")
-    parser.add_argument("--steps", type=int, default=1000, help="of each probe")
+    parser.add_argument("--steps", type=int, default=400, help="of each probe")
     parser.add_argument(
         "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
     )

@@ -126,6 +126,12 @@ def test_what_is_not_a_tar_is_an_error_that_names_it(tmp_path: Path, data: bytes
         scan_shard(tmp_path / "s.tar")
 
 
+def test_a_shard_that_the_system_does_not_open_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").symlink_to(tmp_path / "moved.tar")
+    with pytest.raises(ReadError, match=r"s\.tar: cannot be read: No such file"):
+        scan_shard(tmp_path / "s.tar")
+
+
 def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:

@@ -136,11 +136,13 @@ def test_views_show_stretches_of_a_document() -> None:
     assert first + second == DOCUMENT and first.endswith(" ") and second.startswith("word") and len(second) > 20_000
     assert web_text.transform(DOCUMENT, Crop()) == web_text.transform(DOCUMENT, Crop(flip=True)) == DOCUMENT
     assert web_text.transform("", Crop(top=0.5, height=0.5)) == ""
+    assert web_text.transform("a red chair", Crop(height=0.9)) == "a red chair", "no view ends inside a word"
+    assert web_text.transform("a red chair", Crop(top=0.9, height=0.1)) == "", "nor begins there"
 
 
 @pytest.mark.parametrize(
     ("text", "place", "start"),
-    [("one two", 0, 0), ("one two", 1, 4), ("one two", 4, 4), ("one two", 5, 5), ("one two", 7, 7),
+    [("one two", 0, 0), ("one two", 1, 4), ("one two", 4, 4), ("one two", 5, 7), ("one two", 7, 7),
      ("日本語の文", 2, 2), ("a \n\n b", 1, 5), ("x" * 200 + " y", 50, 50), ("x" * 60 + " y", 50, 61)],
 )  # fmt: skip
 def test_where_a_word_starts(text: str, place: int, start: int) -> None:

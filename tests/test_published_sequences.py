@@ -309,6 +309,8 @@ def test_of_damaged_instances_the_whole_ones_are_read(world: World) -> None:
     assert boxes(f"point v0=3 v1=4 {polygon(1)} point v0=5 v1=6 {polygon(1)}") == [
         [3, 4, 1]
     ]  # the same one, asked twice
+    asked = f"point v0=3 v1=4 {polygon(1)} {polygon(2)} point v0=5 v1=6 {polygon(1)}"
+    assert boxes(asked) == [[3, 4, 1], [3, 4, 2]], "in the order in which they came first"
     assert boxes(f"point v0=3 v1=4 polygon v0=1 v0=5 {polygon(2)}") == [[3, 4, 2]]
     assert boxes(f"{polygon(1)} point v0=3 {polygon(2)} point v0=3 v1=4 {polygon(3)}") == [[3, 4, 3]]
     assert boxes(f"point v0=3 v1=4 {polygon(1)[:-7]}") == []

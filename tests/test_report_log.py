@@ -49,6 +49,22 @@ def test_a_resumed_log_drops_what_comes_again(tmp_path: Path, capsys: pytest.Cap
     assert "a loop: goes on after step 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_tensorboard_has_each_step_of_a_resumed_log_once(tmp_path: Path, done: int) -> None:
+    """Also of one that was killed before there was anything to go on from."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((0, 5), (done, 7)):
+        with log_of(tmp_path, done=first) as log:
+            for step in range(first + 1, last + 1):
+                log.write(step, {"loss": last})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    events = {event.step: event.value for event in board.Scalars("loss")}
+    assert len(board.Scalars("loss")) == 7
+    assert events == {step: 5 if step <= done else 7 for step in range(1, 8)}
+
+
 def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

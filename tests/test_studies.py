@@ -117,7 +117,7 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
 def test_what_growing_costs(tmp_path: Path) -> None:
     options = ("--steps", "50", "--add", "depth", "--shares", "0.2,0.4")
     printed, result, models = run_twice("growing", tmp_path / "out", *options)
-    runs = ["all", "frozen-depth-0.2", "grown-depth-0.2", "grown-depth-0.4", "without-depth"]
+    runs = ["all-depth", "frozen-depth-0.2", "grown-depth-0.2", "grown-depth-0.4", "without-depth"]
     assert models == sorted(f"{run}/seed-{seed}/model.safetensors" for run in runs for seed in (0, 1))
     rows = [line for line in printed.splitlines() if line.startswith("caption ")]
     assert rows[0].count(" ± ") == 3 and len(rows) == 2, "the frozen one's change is none; no row is wrapped"

@@ -46,8 +46,7 @@ class StepLog:
         drop_lines_after(self.folder / METRICS, self.first)
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
-            purged = self.first + 1 if self.first else None
-            writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purged)
+            writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.first + 1)
             self.board = stack.enter_context(contextlib.closing(writer))
             if self.lines.live:
                 stack.enter_context(Live(console=self.console, get_renderable=self._frame))

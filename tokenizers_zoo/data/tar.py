@@ -72,12 +72,15 @@ def scan_shard(path: Path) -> ShardIndex:
     not read it.
     """
     index = ShardIndex()
-    with open(path, "rb") as file:
-        stat = os.fstat(file.fileno())
-        size = stat.st_size
-        start: int | None = 0
-        while start is not None:
-            start = _scan_from(file, path, start, stat, index)
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            size = stat.st_size
+            start: int | None = 0
+            while start is not None:
+                start = _scan_from(file, path, start, stat, index)
+    except OSError as error:
+        raise not_read(path, error) from None
     if size == 0 or (index.dropped and not index.members and index.dropped[0].reason.startswith("not a tar")):
         raise DataError(f"{path}: not a tar file ({size} bytes); copy or make this shard again, or delete it")
     return index

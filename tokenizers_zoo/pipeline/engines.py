@@ -50,8 +50,9 @@ def run_jobs(
     """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
 
     `workers` None means one per core. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
-    threads are never copied. After the first error, or an interrupt, no job is begun; what others have finished is
-    kept. `advance` is called with the number of samples that the jobs have ticked off since.
+    threads are never copied. After the first error, or an interrupt, no job is begun; after an error those that run
+    come to their end, and their results are given before it is raised. `advance` is called with the number of samples
+    that the jobs have ticked off since.
     """
     global _tick
     workers = min(workers or cores(), len(jobs))
@@ -67,16 +68,19 @@ def run_jobs(
         # One for each worker: what is handed over beside them is queued, and would be begun after an error, too.
         waiting = iter(jobs)
         running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, workers)}
-        shown = 0
+        shown, errors = 0, list[BaseException]()
         try:
             while running:
                 finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
                 now = done.value
                 advance(now - shown)
                 shown = now
-                results = [future.result() for future in finished]
-                running |= {pool.submit(_run, function, job) for job in islice(waiting, len(results))}
-                yield from results
+                errors += filter(None, (future.exception() for future in finished))
+                if not errors:
+                    running |= {pool.submit(_run, function, job) for job in islice(waiting, len(finished))}
+                yield from (future.result() for future in finished if future.exception() is None)
+            if errors:
+                raise errors[0]
         except BrokenProcessPool:
             raise ZooError(
                 "a worker process died, perhaps for lack of memory; run the same command again to go on, with fewer "

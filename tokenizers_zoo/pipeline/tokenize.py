@@ -241,7 +241,8 @@ class _ModalityRun:
         todo = {path: part for path, part in parts.items() if path in stale or not path.exists()}
         if older and todo:
             raise DataError(
-                f"{older[0]}: written before the vocabulary grew, and samples were added or changed since; --overwrite"
+                f"{older[0]}: written with an earlier vocabulary or decoder, and samples were added or changed since;"
+                " --overwrite"
             )
         for path in stale:  # only now that nothing is refused any more; a key has to be in one part alone
             path.unlink()

@@ -19,6 +19,7 @@ from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.families.chunks import in_chunks
 from tokenizers_zoo.families.objects.grammar import ObjectGrammar, levels_of, numbers_of
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.families.objects.spelling import SpelledGrammar
@@ -175,13 +176,8 @@ class ObjectTokenizer:
             for (levels, _), part in zip(read, np.split(items, cuts), strict=True)
         ]
 
-    @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        results = []
-        for chunk in batch.split(CHUNK):
-            filled = torch.cat([chunk, chunk[-1:].expand(CHUNK - len(chunk), *chunk.shape[1:])])
-            results.append(function(filled.to(self.device))[: len(chunk)].cpu())
-        return torch.cat(results)
+        return torch.cat(list(in_chunks(function, batch, CHUNK, self.device)))
 
 
 def _meanings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

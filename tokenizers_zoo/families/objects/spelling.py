@@ -90,7 +90,8 @@ class SpelledGrammar:
         """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
 
         A part that has other coordinates than it should is left out, and so is an object that lacks a part. Where one
-        head may be of several objects, so is what was said before after another head. Exact for what `write` wrote.
+        head may be of several objects, so is what was said before after another head. Exact for what `write` wrote
+        of objects that differ by more than their head.
         """
         spelling, found, begun = self.spelling, list[list[int]](), dict[str, list[int]]()
         parts = {part.word: part for part in (spelling.head, *spelling.parts)}
@@ -106,7 +107,10 @@ class SpelledGrammar:
                 found.append(self._row(begun))
                 begun = {spelling.head.word: begun[spelling.head.word]} if spelling.several else {}
         if spelling.several:
-            found = list({tuple(row[len(spelling.head.axes) :]): row for row in reversed(found)}.values())[::-1]
+            met = dict[tuple[int, ...], list[int]]()
+            for row in found:
+                met.setdefault(tuple(row[len(spelling.head.axes) :]), row)
+            found = list(met.values())
         table = np.array(found, dtype=np.int64).reshape(-1, self.plain.object_length)
         return table[:, : self.plain.axes], table[:, self.plain.axes :]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -158,7 +160,7 @@ class SpatialTokenizer:
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch h w *codes"]:
         """Tokens int64 on the device of `values`. Raises InvalidValueError for sizes the patch does not divide."""
-        return self._chunks(values, lambda chunk: self.module.encode(self.inputs(chunk)), values[0].numel())
+        return self._chunks(values, lambda chunk: self.module.encode(self.inputs(chunk)), math.prod(values.shape[1:]))
 
     def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
@@ -184,16 +186,8 @@ class SpatialTokenizer:
         """What the model is given for values."""
         return model_inputs(self.modality, values, self.module.config)
 
-    @torch.inference_mode()
-    def _chunks(self, batch: Tensor, function: Any, pixels: int) -> Tensor:
-        if not len(batch):
-            raise InvalidValueError("encode and decode need at least one sample")
-        size = max(1, CHUNK_PIXELS.get(self.device.split(":")[0], CHUNK_PIXELS["cpu"]) // pixels)
-        results = []
-        for chunk in batch.split(size):
-            filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
-            results.append(function(filled.to(self.device))[: len(chunk)].to(batch.device))
-        return torch.cat(results).clone()
+    def _chunks(self, batch: Tensor, function: Callable[[Tensor], Tensor], pixels: int) -> Tensor:
+        return torch.cat(list(in_chunks(function, batch, chunk_size(CHUNK_PIXELS, self.device, pixels), self.device)))
 
 
 def model_inputs(modality: SpatialModality, values: Tensor, config: SpatialModelConfig) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.statistics import to_divide_by
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig
 from tokenizers_zoo.modality import Crop
@@ -125,23 +126,17 @@ class TemporalCodec:
         def tokens(chunk: Tensor) -> Tensor:
             return self.module.encode(self.modality.to_model(chunk.float(), self.options))
 
-        return torch.cat(list(self._chunks(values, tokens, math.prod(values.shape[1:])))).clone()
+        return torch.cat(list(self._chunks(values, tokens, math.prod(values.shape[1:]))))
 
     def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
         places = math.prod(tokens.shape[1:]) // self.module.quantizer.codes_per_position
         numbers = places * math.prod(self.module.config.patch) * self.module.config.channels
         outputs = self._chunks(tokens, self.module.decode, numbers)
-        return torch.cat([self.modality.from_model(chunk, self.options) for chunk in outputs]).clone()
+        return torch.cat([self.modality.from_model(chunk, self.options) for chunk in outputs])
 
-    @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Callable[[Tensor], Tensor], numbers: int) -> Iterator[Tensor]:
-        if not len(batch):
-            raise InvalidValueError("encode and decode need at least one sample")
-        size = max(1, CHUNK_NUMBERS.get(self.device.split(":")[0], CHUNK_NUMBERS["cpu"]) // numbers)
-        for chunk in batch.split(size):
-            filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
-            yield function(filled.to(self.device))[: len(chunk)].to(batch.device)
+        return in_chunks(function, batch, chunk_size(CHUNK_NUMBERS, self.device, numbers), self.device)
 
 
 class TemporalTask:

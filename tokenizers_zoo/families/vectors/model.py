@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.chunks import in_chunks
 from tokenizers_zoo.families.statistics import LEAST_DEVIATION
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
@@ -116,15 +117,8 @@ class VectorTokenizer:
         """Values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
         return self._chunks(tokens, self.module.decode)
 
-    @torch.inference_mode()
     def _chunks(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        if not len(batch):
-            raise InvalidValueError("encode and decode need at least one sample")
-        results = []
-        for chunk in batch.split(CHUNK):
-            filled = torch.cat([chunk, chunk[-1:].expand(CHUNK - len(chunk), -1)])
-            results.append(function(filled.to(self.device))[: len(chunk)].to(batch.device))
-        return torch.cat(results).clone()
+        return torch.cat(list(in_chunks(function, batch, CHUNK, self.device)))
 
 
 class VectorTask:

@@ -45,11 +45,14 @@ class WebText(PlainText[WebTextSettings]):
 
 
 def word_start(text: str, place: int) -> int:
-    """Where the next word begins, at `place` or soon after; `place` itself in a text without spaces, or at its ends."""
+    """Where the next word begins or the text ends, at `place` or soon after; `place` in a text without spaces."""
     if not 0 < place < len(text):
         return place
     found = WORD_START.search(text, place, place + NEAR)
-    return found.start() if found else place
+    if found:
+        return found.start()
+    in_last_word = len(text) - place <= NEAR and WORD_START.search(text)
+    return len(text) if in_last_word else place
 
 
 plugin = WebText()

@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.objects.visible import box_seen_through
 from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
@@ -216,20 +217,8 @@ def box_of_levels(levels: Sequence[int], bins: int) -> list[float] | None:
 
 def seen_through(crop: Crop, box: Box, least: float) -> Box | None:
     """A box in the frame of the crop; None where less than the share `least` of it is inside."""
-    xmin, ymin, xmax, ymax = box["box"]
-    if crop.is_whole:
-        return box
-    xs = [(x - crop.left) / crop.width for x in (xmin, xmax)]
-    ys = [(y - crop.top) / crop.height for y in (ymin, ymax)]
-    whole = (xs[1] - xs[0]) * (ys[1] - ys[0])
-    left, right = (min(1.0, max(0.0, x)) for x in xs)
-    top, bottom = (min(1.0, max(0.0, y)) for y in ys)
-    if crop.flip:
-        left, right = 1 - right, 1 - left
-    inside = area((left, top, right, bottom))
-    if inside <= 0 or inside < least * whole * (1 - 1e-9):
-        return None
-    return {"label": box["label"], "box": [left, top, right, bottom]}
+    edges = box_seen_through(crop, box["box"], least)
+    return {"label": box["label"], "box": edges} if edges else None
 
 
 def label_colour(label: str) -> tuple[int, int, int]:
