@@ -20,7 +20,8 @@ three of the MLP, layer norms."""
 class ModelConfig:
     """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
 
-    The fields from `tables` to `stored_positions` say how the published models differ from what trains best here.
+    The fields from `tables` to `stored_positions`, and `inputs_end`, say how the published models differ from what
+    trains best here.
     """
 
     dim: int = 512
@@ -61,6 +62,9 @@ class ModelConfig:
     position_lengths: Mapping[str, int] = field(default_factory=dict)
     """Sequences whose positions are computed for another length than theirs, and that length: the one that they were
     first trained with. Set when a trained model is loaded for sequences of another length."""
+    inputs_end: bool = False
+    """Whether generation and features show the model where a given sequence ends: by the id `end` behind it, unless it
+    has its maximum length. Published models were trained so; in training here inputs have no end."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:

@@ -77,7 +77,7 @@ class FourM(nn.Module):
         self.config = config
         self.tables = Tables(
             specs, separate=config.tables == "separate", stored_positions=config.stored_positions,
-            position_lengths=config.position_lengths,
+            position_lengths=config.position_lengths, inputs_end=config.inputs_end,
         )  # fmt: skip
         _check_names(self.tables)
         dim = config.dim
@@ -207,12 +207,19 @@ class FourM(nn.Module):
         return result
 
     def context(self, inputs: PackedInputs) -> Context:
-        """Encode the inputs and keep what each decoder block needs of them."""
+        """Encode the inputs and keep what each decoder block needs of them.
+
+        To a sample without any input, cross-attention gives zero, as 4M's does: what a model makes of nothing depends
+        on no row of its tables, and so on no order of its modalities.
+        """
         content, place, turns, used = self.encoder_inputs(inputs)
         mask = _key_mask(used)
         x = self.context_projection(self._encode(content + place, turns, mask)) + place
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        return Context(keys_and_values=tuple(block.keys_and_values(x, turns) for block in blocks), mask=mask)
+        kept = tuple(block.keys_and_values(x, turns) for block in blocks)
+        if mask is not None and not bool((given := used.any(dim=1)).all()):
+            kept = tuple((key, value * rearrange(given, "b -> b 1 1 1")) for key, value in kept)
+        return Context(keys_and_values=kept, mask=mask)
 
     def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
         """What the decoder starts from, `batch targets dim`: the token read, or the modality's mask token where -1."""

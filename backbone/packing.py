@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from backbone.batch import PackedInputs
 from backbone.tables import Tables
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
 
 Tokens = dict[str, Tensor]
@@ -34,7 +35,7 @@ def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str 
         spec = tables.spec(name)
         found = accepted(spec, value, count, others)
         count, others = len(found), f"{next(iter(given))} has {len(found)}"
-        tokens[name], mask = filled(spec, found, device)
+        tokens[name], mask = filled(tables, spec, found, device)
         if not has_fixed_length(spec.layout):
             used[name] = mask
     return tokens, used
@@ -53,12 +54,22 @@ def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) 
     return found
 
 
-def filled(spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are."""
+def filled(tables: Tables, spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
+
+    Sequences end as the model has seen them end in training, see `ModelConfig.inputs_end`.
+    """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
+    if (end := shown_end(tables, spec)) is not None:
+        rows = [F.pad(row, (0, int(len(row) < spec.layout.length)), value=end) for row in rows]
     content = pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
+
+
+def shown_end(tables: Tables, spec: ModalitySpec) -> int | None:
+    """The id behind a sequence of this modality that is given to its end; None where there is none."""
+    return spec.layout.end if tables.inputs_end and isinstance(spec.layout, SequenceLayout) else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:

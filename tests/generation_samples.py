@@ -48,10 +48,10 @@ SPECS = [
 ]
 
 
-def sharp_model(specs: Sequence[ModalitySpec] = SPECS) -> FourM:
+def sharp_model(specs: Sequence[ModalitySpec] = SPECS, config: ModelConfig = CONFIG) -> FourM:
     """Sharper than at initialisation, so that inputs matter."""
     torch.manual_seed(0)
-    made = FourM(CONFIG, specs)
+    made = FourM(config, specs)
     with torch.no_grad():
         for table in (*made.output.values(), made.token_embedding.weight, made.modality_embedding.weight):
             table.mul_(40)

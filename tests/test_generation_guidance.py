@@ -107,7 +107,7 @@ def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
 def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
     """Draws from the passes added up, each decoded anew from the whole stream; samples end at their own length."""
     given = {name: tokens for name, tokens in given_tokens(10).items() if name in ("left", "vectors")}
-    plan = TargetPlan(name="words", temperature=4.0, guidance=Guidance(weights={"left": 2.0, "vectors": 0.5}))
+    plan = TargetPlan(name="words", temperature=8.0, guidance=Guidance(weights={"left": 2.0, "vectors": 0.5}))
     made = generate(model, given, [plan], seed=0)["words"]
     start, noise = model.tables.token_rows("words").start, Noise(0, range(10), "words").uniform(IDS, 0, 6)
     for i in range(10):
@@ -123,7 +123,7 @@ def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
             )
             logits = u + 2.0 * (a - u) + 0.5 * (b - u)
             logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
-            slow.append(int(draw(logits, noise[i, len(slow)], 4.0, 0, 1.0)))
+            slow.append(int(draw(logits, noise[i, len(slow)], 8.0, 0, 1.0)))
             if slow[-1] == WORDS.end:
                 slow.pop()
                 break

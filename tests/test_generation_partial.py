@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
+from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
 from backbone.generation import Guidance, TargetPlan, generate
 from backbone.generation.decoding import restricted
+from backbone.generation.inputs import GrowingInputs
 from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, filled
 from backbone.generation.regions import kept_part, region_mask
 from backbone.generation.sampling import IDS, Noise, draw
 from backbone.model import FourM
+from backbone.packing import padded
 from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 
@@ -27,6 +29,12 @@ TABLES = Tables(SPECS)
 @pytest.fixture(scope="module")
 def model() -> FourM:
     return sharp_model()
+
+
+@pytest.fixture(scope="module")
+def shown_ends() -> FourM:
+    """One that sees where sequences end, as published ones do."""
+    return sharp_model(config=dataclasses.replace(CONFIG, inputs_end=True))
 
 
 # --- grids
@@ -153,25 +161,28 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
     packed, start = inputs.packed(), model.tables.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
     gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
+    closing = 2 + gaps if model.config.inputs_end and row[-1] >= 0 else WORDS.end
     gap, stream = 0, list[int]()
     while sum(token > 5 or token == 0 for token in stream) < room:
         read = [start + token for token in [2, *stream]]
         logits = full_logits(model, packed, "words", read, range(len(read)))[-1]
         onward = 2 + gap + 1
         allowed = [token for token in range(20) if token == 0 or token > 5]
-        allowed.append(onward if gap + 1 < gaps else WORDS.end)
+        allowed.append(onward if gap + 1 < gaps else closing)
         masked = torch.full_like(logits, -torch.inf)
         masked[allowed] = logits[allowed]
         token = int(draw(masked, uniform[len(stream)], plan.temperature, plan.top_k, plan.top_p))
-        if token == WORDS.end:
+        if gap + 1 == gaps and token == closing:
             break
         gap += token == onward
         stream.append(token)
     return filled(row, stream, WORDS).tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_filled_sequences_are_their_slow_twin(model: FourM, temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 2.0, 8.0])
+@pytest.mark.parametrize("which", ["model", "shown_ends"])
+def test_filled_sequences_are_their_slow_twin(which: str, temperature: float, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(which)
     rows = [
         np.array(row)
         for row in ([9, 8, -1], [-1, 9], [9, -1, 8, -1], [-1, 7, -1, 9, -1], [9, 9, 9, 9, 9, 9, -1], [12, -1, 13])
@@ -210,9 +221,9 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
 
 
 def test_what_may_come_next_by_hand() -> None:
-    """Sentinels are 2 to 5: in the first of two gaps sentinel 3 may come, and no end; in the last the end, 1."""
+    """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1."""
     logits = torch.arange(20.0).expand(3, -1).clone()
-    found = restricted(logits, WORDS, torch.tensor([0, 1, 0]), torch.tensor([2, 2, 1]))
+    found = restricted(logits, WORDS, torch.tensor([3, 1, 1]))
     allowed = [torch.isfinite(row).nonzero().flatten().tolist() for row in found]
     content = [0, *range(6, 20)]
     assert allowed == [sorted([*content, 3]), sorted([*content, 1]), sorted([*content, 1])]
@@ -232,6 +243,24 @@ def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, mon
     chain = generate(model, {}, plan, seed=1, samples=[0], kept={"words": [np.array([9, -1])]})
     start = model.tables.token_rows("words").start
     assert seen == [[start + 9, start + 2], [start + token for token in chain["words"][0]]]
+
+
+def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
+    """With [EOS] behind a whole one, and behind kept parts that reach to its end; one of the greatest length has none.
+
+    So 4M's `sequence_mask` trained them, and its generation gives sequences.
+    """
+    inputs = whole_inputs(shown_ends, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
+    packed, start = inputs.packed(), shown_ends.tables.token_rows("words").start
+    rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
+    assert rows == [[7, 8, 1], [1], [9] * 6]
+    content, used = padded(shown_ends.tables, {"words": [np.array([7, 8]), np.array([], np.int64)]})
+    assert content["words"].tolist() == [[7, 8, 1], [1, 0, 0]] and used["words"].sum(1).tolist() == [3, 1]
+    inputs = GrowingInputs(shown_ends.tables, 3, torch.device("cpu"))
+    add_partial(inputs, TEXT, [np.array([-1, 9]), np.array([9, -1]), np.array([-1, 9, 9, 9, 9, 9])])
+    packed = inputs.packed()
+    rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
+    assert rows == [[2, 9, 1], [9, 2], [2, 9, 9, 9, 9, 9]]
 
 
 def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: FourM) -> None:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from backbone.ml4m.convert import export_backbone, import_backbone
 from backbone.ml4m.modalities import published_modalities, specs_of
+from backbone.packing import padded
 from backbone.saving import load_model
 from backbone.training.train import train
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.modality import GridLayout, ModalitySpec
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.registry import Zoo
 
 DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
@@ -231,9 +232,16 @@ class Reference:
         return self.linear(self.norm(y, "decoder_norm"), f"{table}.to_logits"), ids
 
 
+@pytest.mark.parametrize("given", ["both", "the first alone"])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_an_imported_backbone_computes_what_the_published_one_does(config: dict[str, Any], tmp_path: Path) -> None:
+def test_an_imported_backbone_computes_what_the_published_one_does(
+    config: dict[str, Any], given: str, tmp_path: Path
+) -> None:
+    """Also of a sample without any input, as in the unconditional pass of guidance."""
     checkpoint, inputs = published(config), inputs_of(3)
+    if given != "both":
+        for name in config["domains_in"]:
+            inputs[f"{name}/input_mask"][1] = True
     found = backbone_results(checkpoint, inputs, tmp_path)
     results = [Reference(checkpoint).run(inputs, sample) for sample in range(2)]
     hidden = torch.cat([hidden for hidden, _ in results])
@@ -283,6 +291,17 @@ def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path
     assert again.same_as == same_as
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
     assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
+
+
+def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path) -> None:
+    """Spans are marked from [S_1] on, id 5; [EOS], id 3, stands behind what is given to its end."""
+    imported(published(VARIANTS["gated"]), tmp_path)
+    model = load_model(tmp_path / "backbone")
+    layout = model.tables.spec("caption").layout
+    assert isinstance(layout, SequenceLayout)
+    assert (layout.end, layout.sentinel_start, layout.num_sentinels) == (3, 5, 199)
+    content, _ = padded(model.tables, {"caption": [np.array([7000, 8000])]})
+    assert content["caption"].tolist() == [[7000, 8000, 3]]
 
 
 def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None:

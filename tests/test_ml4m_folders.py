@@ -45,7 +45,7 @@ WORDS = [
     "=",
     "5",
 ]
-CONFIG = VocabularyConfig(size=30_000, end=3, sentinels=200, coordinate_axes=4, coordinate_bins=1000)
+CONFIG = VocabularyConfig(size=30_000, end=3, unused=1, sentinels=199, coordinate_axes=4, coordinate_bins=1000)
 
 MEMCODES = {
     "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,

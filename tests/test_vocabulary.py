@@ -303,14 +303,25 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         return Settings("m", vocabularies={"text": table}).vocabulary("text", VocabularyConfig)
 
     published = config(preset="4m")
-    # [EOS] is 3, [S_0] is 4, v0=0 is 204 and v3=999 is 4203 in the published file.
-    assert (published.size, published.sentinels, published.end, published.sentinel_start) == (30_000, 200, 3, 4)
+    # [EOS] is 3, [S_0] is 4, v0=0 is 204 and v3=999 is 4203 in the published file; spans are marked from [S_1] on.
+    assert (published.size, published.sentinels, published.end, published.sentinel_start) == (30_000, 199, 3, 5)
     vocabulary = TextVocabulary.train(published, TEXTS)
     assert vocabulary.encode([Coordinate(0, 0), Coordinate(3, 999)]) == [204, 4203]
     assert vocabulary.decode([204, 3, 204]) == [Coordinate(0, 0)]
     assert config(preset="4m", size=31_000).size == 31_000
     with pytest.raises(ConfigError, match=r"\[vocabularies.text\] preset: expected \"4m\", or no such key; got 'big'"):
         config(preset="big")
+
+
+def test_one_that_was_made_by_the_preset_of_before_keeps_its_ids(tmp_path: Path) -> None:
+    """Its file names the preset, and has all that this stood for then."""
+    TextVocabulary.train(VocabularyConfig(size=6000, end=3, sentinels=200, coordinate_bins=1000), TEXTS).save(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert "unused" not in config["vocabulary"]
+    config["vocabulary"]["preset"] = "4m"
+    write_json(tmp_path / "config.json", config)
+    own = TextVocabulary.load(tmp_path).config
+    assert (own.sentinel_start, own.sentinels, own.coordinate_start) == (4, 200, 204)
 
 
 def test_training_leaves_the_reserve_free() -> None:
@@ -349,6 +360,7 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
         ("coordinate_axes", 4, 2),
         ("sentinels", 8, 9),
         ("end", 1, 3),
+        ("unused", 0, 1),
     ):
         with pytest.raises(CheckpointError, match=f"trained with {name} = {own}, registry"):
             TextVocabulary.load(tmp_path, replace(CONFIG, **{name: other}))

@@ -1,15 +1,15 @@
 """Shared, append-only text vocabularies: exact text, coordinates, special tokens and sentinels in one id space.
 
-Ids, from 0: pad, end (1 unless the configuration says otherwise), sentinels, coordinates (axis by axis:
-`v0=0 v0=1 ... v1=0 ...`), the special tokens known when the vocabulary was trained, the byte alphabet, the learned
-pieces, and then whatever was grown later. Nothing ever moves: end, sentinels and coordinates follow from the
+Ids, from 0: pad, end and behind it sentinels (1 and 2 unless the configuration says otherwise), coordinates (axis by
+axis: `v0=0 v0=1 ... v1=0 ...`), the special tokens known when the vocabulary was trained, the byte alphabet, the
+learned pieces, and then whatever was grown later. Nothing ever moves: end, sentinels and coordinates follow from the
 configuration alone, and growing keeps every old id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo.checkpoint import BUSY, CONFIG, fingerprint, held, load_checkpoint, load_config, save_checkpoint
-from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
@@ -33,7 +33,14 @@ class VocabularyConfig:
     """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "4m": {"size": 30_000, "end": 3, "sentinels": 200, "coordinate_axes": 4, "coordinate_bins": 1000}
+        "4m": {
+            "size": 30_000,
+            "end": 3,
+            "unused": 1,
+            "sentinels": 199,
+            "coordinate_axes": 4,
+            "coordinate_bins": 1000,
+        }  # its first sentinel, [S_0], is never used: spans are marked from [S_1] on
     }
 
     preset: Literal["4m"] | None = None
@@ -42,6 +49,8 @@ class VocabularyConfig:
     """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
     end: int = 1
     """Id of the end token. Ids between pad, 0, and it stay free: other programs' vocabularies have tokens there."""
+    unused: int = field(default=0, metadata=ADDED)
+    """Ids between end and the sentinels that stay free."""
     sentinels: int = 64
     """Ids that mark masked spans; the most spans that one sequence can be given."""
     coordinate_axes: int = 4
@@ -52,15 +61,16 @@ class VocabularyConfig:
     """Ids that training leaves free, for the special tokens of modalities that are added later."""
 
     def __post_init__(self) -> None:
-        for name, low in (("end", 1), ("sentinels", 1), ("coordinate_axes", 0), ("coordinate_bins", 2), ("reserve", 0)):
+        least = {"end": 1, "unused": 0, "sentinels": 1, "coordinate_axes": 0, "coordinate_bins": 2, "reserve": 0}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
-        if self.size < (least := self.special_start + len(ALPHABET)):
-            raise ValueError(f"size: expected at least {least} for sentinels, coordinates and bytes, got {self.size}")
+        if self.size < (needed := self.special_start + len(ALPHABET)):
+            raise ValueError(f"size: expected at least {needed} for sentinels, coordinates and bytes, got {self.size}")
 
     @property
     def sentinel_start(self) -> int:
-        return self.end + 1
+        return self.end + 1 + self.unused
 
     @property
     def coordinate_start(self) -> int:
@@ -321,7 +331,7 @@ class TextVocabulary:
         name, data = ("file", self.published) if self.published else ("pieces", "\n".join(self.pieces))
         config = {
             "class": CLASS,
-            "vocabulary": asdict(self.config),
+            "vocabulary": recorded(self.config),
             "special_tokens": list(self.special_tokens),
             "grown_tokens": list(self.grown_tokens),
             "lineage": [{"fingerprint": past, "length": length} for past, length in self.lineage],
@@ -381,7 +391,8 @@ class TextVocabulary:
         """
         tensors, stored = load_checkpoint(folder, CLASS)
         try:
-            own = from_mapping(VocabularyConfig, stored["vocabulary"], Origin(table="vocabulary"))
+            table = {key: value for key, value in stored["vocabulary"].items() if key != "preset"}  # all of it is here
+            own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             if set(tensors) not in ({"pieces"}, {"file"}):
                 raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")
             text = next(iter(tensors.values())).numpy().tobytes().decode("utf-8")
@@ -407,7 +418,7 @@ def first_fingerprint(folder: Path) -> str:
 
 def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
     """The stored configuration at the wanted capacity. Raises CheckpointError where the fixed ids differ."""
-    for name in ("end", "sentinels", "coordinate_axes", "coordinate_bins"):
+    for name in ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins"):
         old, new = getattr(stored, name), getattr(wanted, name)
         if old != new:
             raise CheckpointError(
@@ -420,7 +431,7 @@ def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> Vocabula
 def _fixed(config: VocabularyConfig) -> dict[str, int]:
     """Names that a published file gives ids which follow from the configuration."""
     names = {"[PAD]": PAD, UNKNOWN: PAD + 1, "[EOS]": config.end}
-    names |= {f"[S_{number}]": config.sentinel_start + number for number in range(config.sentinels)}
+    names |= {f"[S_{number}]": config.end + 1 + number for number in range(config.unused + config.sentinels)}
     for axis in range(config.coordinate_axes):
         start = config.coordinate_start + axis * config.coordinate_bins
         names |= {f"v{axis}={level}": start + level for level in range(config.coordinate_bins)}

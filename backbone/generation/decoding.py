@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs
-from backbone.generation.partial import UNKNOWN, Ids, filled, unknown_cells
+from backbone.generation.partial import UNKNOWN, Ids, filled, sees_end, unknown_cells
 from backbone.generation.plan import TargetPlan
 from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
 from backbone.generation.schedules import temperatures, tokens_per_step
@@ -111,7 +111,8 @@ def decode_sequence(
 ) -> list[Ids]:
     """Decode left to right what fills the gaps of `kept`, from the first sentinel; each sample stops at its own end.
 
-    The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end.
+    The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end; or,
+    where the model is shown the end, one sentinel more.
     """
     layout = model.tables.spec(plan.name).layout
     assert isinstance(layout, SequenceLayout)
@@ -132,6 +133,8 @@ def decode_sequence(
     tokens = torch.full((inputs.batch, bound), layout.end, device=device)
     alive = torch.arange(inputs.batch, device=device)  # samples in the batch of this step
     going = room > 0
+    shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
+    closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
     last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
     done = 0
@@ -143,14 +146,15 @@ def decode_sequence(
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
         ranks = torch.full((len(alive), 1), done, device=device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
-        logits = restricted(logits, layout, gap[alive], gaps[alive])
+        is_last = gap[alive] + 1 >= gaps[alive]
+        onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
+        logits = restricted(logits, layout, onward)
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
-        last = torch.where(going[alive], last, layout.end)
+        moved = last == onward
+        last = torch.where(going[alive] & ~(moved & is_last), last, layout.end)
         tokens[alive, done] = last
-        # No sentinel follows the last gap: where it has the last one, the next id is content.
-        onward = (last == layout.sentinel_start + gap[alive] + 1) & (gap[alive] + 1 < gaps[alive])
-        gap[alive] += onward.long()
-        count[alive] += (~onward & (last != layout.end)).long()
+        gap[alive] += (moved & ~is_last).long()
+        count[alive] += (~moved).long()
         going[alive] = (last != layout.end) & (count[alive] < room[alive])
         done += 1
         advance(1)
@@ -162,14 +166,12 @@ def decode_sequence(
     return made
 
 
-def restricted(logits: Tensor, layout: SequenceLayout, gap: Tensor, gaps: Tensor) -> Tensor:
-    """`batch ids` with -inf at all but content, and the sentinel of the next gap or, in the last one, the end."""
-    is_last = (gap + 1 >= gaps).unsqueeze(1)
-    following = (layout.sentinel_start + gap + 1).clamp(max=logits.shape[1] - 1).unsqueeze(1)
-    onward = logits.gather(1, following)
+def restricted(logits: Tensor, layout: SequenceLayout, onward: Tensor) -> Tensor:
+    """`batch ids` with -inf at all but content and `onward` (`batch`), the id that ends the gap."""
+    ending = logits.gather(1, onward.unsqueeze(1))
     logits[:, layout.sentinel_start : layout.sentinel_start + layout.num_sentinels] = -torch.inf
-    logits[:, layout.end].masked_fill_(~is_last.squeeze(1), -torch.inf)
-    return logits.scatter(1, following, torch.where(is_last, logits.gather(1, following), onward))
+    logits[:, layout.end] = -torch.inf
+    return logits.scatter(1, onward.unsqueeze(1), ending)
 
 
 def empty_partial(layout: Any, batch: int) -> Any:

@@ -49,7 +49,9 @@ class GrowingInputs:
         Raises InvalidValueError where they do not fit the modality.
         """
         spec = self.tables.spec(name)
-        content, mask = filled(spec, accepted(spec, tokens, self.batch, generated(self.batch)), self.device)
+        content, mask = filled(
+            self.tables, spec, accepted(spec, tokens, self.batch, generated(self.batch)), self.device
+        )
         ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
         if spec.continuous:
             self._vectors.append((name, self._ids.shape[1], content))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbone.generation.inputs import GrowingInputs, generated
-from backbone.packing import accepted
+from backbone.packing import accepted, shown_end
 from backbone.tables import Tables
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
@@ -69,7 +69,7 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
         cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
-    rows = [_with_sentinels(row, spec.layout) for row in tokens]
+    rows = [_with_sentinels(row, spec.layout, sees_end(inputs.tables, spec.name, row)) for row in tokens]
     width = max(len(row) for row in rows)
     ids = torch.zeros(inputs.batch, width, dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -79,12 +79,19 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
     inputs.add(spec.name, ids.to(inputs.device), ranks, ranks < lengths)
 
 
-def _with_sentinels(row: Ids, layout: SequenceLayout) -> Ids:
+def sees_end(tables: Tables, name: str, row: Ids) -> bool:
+    """Whether the model is shown that a partial sequence is kept to its end, see `ModelConfig.inputs_end`."""
+    spec = tables.spec(name)
+    return shown_end(tables, spec) is not None and len(row) < spec.layout.length and bool(row[-1] != UNKNOWN)
+
+
+def _with_sentinels(row: Ids, layout: SequenceLayout, sees_end: bool) -> Ids:
     """The row as the model reads it: a sentinel in each gap; empty where it is nothing but a gap."""
     gaps = row == UNKNOWN
     if gaps.all():
         return row[:0]
-    return np.where(gaps, layout.sentinel_start + np.cumsum(gaps) - 1, row)
+    read: Ids = np.where(gaps, layout.sentinel_start + np.cumsum(gaps) - 1, row)
+    return np.append(read, layout.end) if sees_end else read
 
 
 def filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:
