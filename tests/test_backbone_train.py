@@ -35,11 +35,12 @@ from backbone.saving import load_model, save_model
 from backbone.tables import Tables
 from backbone.training import distributed
 from backbone.training.held_out import held_out_losses
-from backbone.training.identity import IDENTITY
+from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.mixing import Mix, open_sources
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config, read_table, write_json
 from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.data.tokens import TokenColumn, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout
 
@@ -200,6 +201,26 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
 
 
+def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
+    """Killed it would go on with others; finished it would be taken for a model of these."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    path = other / "train/picture/part-00000.arrow"
+    part, batch = read_part(path)
+    rows = TokenColumn([path]).take(range(batch.num_rows))
+    rows[-1] = (rows[-1] + 1) % part.metadata.vocab_size
+    path.unlink()
+    write_part(path, part.metadata, batch.column("key").to_pylist(), list(rows), dropped={})
+    before = files(folder)
+    with pytest.raises(ConfigError, match="a run on other samples, or on other tokens of them, than are there now"):
+        train(folder, other, all_layouts(), SMALL, TRAINING, run=Run(tokens=other))
+    assert files(folder) == before
+    stored = read_table(folder / IDENTITY)
+    del stored[CONTENTS]  # as earlier versions wrote it
+    write_json(folder / IDENTITY, stored)
+    assert train(folder, other, all_layouts(), SMALL, TRAINING) == folder
+
+
 def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_path: Path) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -349,13 +370,17 @@ def test_freed_memory_is_kept_where_the_library_can() -> None:
     assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
 
 
-@pytest.mark.parametrize(("processes", "ends"), [("1", "done\ngone on\nat exit\n"), ("2", "done\n")])
-def test_a_process_of_several_ends_without_the_interpreter(processes: str, ends: str) -> None:
+@pytest.mark.parametrize(
+    ("processes", "rank", "ends"),
+    [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")],
+)
+def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank: str, ends: str) -> None:
+    """And of several the first alone tells results."""
     script = (
-        "import atexit; from backbone.training.distributed import leave; atexit.register(print, 'at exit'); "
-        "print('done'); leave(); print('gone on')"
+        "import atexit; from backbone.training.distributed import leave, leave_but_first; "
+        "atexit.register(print, 'at exit'); leave_but_first(); print('told'); leave(); print('gone on')"
     )
-    environment = {**os.environ, "WORLD_SIZE": processes, "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "WORLD_SIZE": processes, "RANK": rank, "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.returncode) == (ends, 0)

@@ -128,7 +128,9 @@ def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: 
     metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2)
     score, floor = gap(metrics)
     assert score < 0.6 * floor
+    drawn = torch.random.get_rng_state()
     probe, base = load(tmp_path / "lora"), state_of(world.run)
+    assert torch.equal(torch.random.get_rng_state(), drawn), "whoever loads it draws the same numbers after"
     for name, tensor in probe.network.encoder.model.state_dict().items():
         if "lora_" not in name:
             assert torch.equal(tensor, base[name.replace(".base_layer", "")]), name

@@ -71,7 +71,7 @@ def grow_command(
         write_report,
     )
     from backbone.run import Run
-    from backbone.training.distributed import leave
+    from backbone.training.distributed import leave, leave_but_first
     from backbone.training.mixing import check_codecs
     from backbone.training.starting import check_meaning
     from backbone.training.train import train
@@ -109,6 +109,7 @@ def grow_command(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
             run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
         )  # fmt: skip
+        leave_but_first()
         report = write_report(out, trained, tokens)
     for made in tables_of(report):
         show_table(made)

@@ -68,7 +68,7 @@ def train(
     from backbone.evaluation.preview import Previews
     from backbone.run import Run
     from backbone.saving import CLASS
-    from backbone.training.distributed import leave
+    from backbone.training.distributed import leave, leave_but_first
     from backbone.training.mixing import check_codecs, datasets_of, names_in
     from backbone.training.starting import check_meaning
     from backbone.training.train import train as train_backbone
@@ -108,6 +108,7 @@ def train(
             show=Previews(by_name, tokens, config) if config.preview_every else None,
             fingerprints={name: handle.fingerprint for name, handle in by_name.items()},
         )
+    leave_but_first()
     click.echo(f"backbone: {len(handles)} modalities, in {out}")
     leave()
 

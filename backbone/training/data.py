@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backbone.batch import PackedBatch, RawBatch
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, SequenceLayout
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 __all__ = ["Loader", "Order", "RawBatch", "TokenData"]
+
+COMPARED = 16_384
+"""Samples whose tokens tell one store from another."""
 
 
 class TokenData:
@@ -64,6 +70,15 @@ class TokenData:
     def fingerprints(self) -> dict[str, str]:
         """By modality, the codec that wrote its tokens."""
         return {name: column.fingerprint for name, column in self.columns.items()}
+
+    def contents(self) -> str:
+        """sha256 (hex) over all keys and the tokens of up to COMPARED samples, spread: soon read, whatever the size."""
+        places = spread(len(self), COMPARED)
+        digest = hashlib.sha256(json.dumps(self.keys).encode())
+        for name, rows in zip((spec.name for spec in self.specs), self.rows[places].T, strict=True):
+            if name in self.columns:
+                self.columns[name].add_to(digest, rows)
+        return digest.hexdigest()
 
     def check_codecs(self, handles: Iterable[ModalityHandle]) -> None:
         """Raise DataError where a handle's tokenizer is not the one that wrote its tokens."""

@@ -128,6 +128,12 @@ def leave() -> None:
         os._exit(0)
 
 
+def leave_but_first() -> None:
+    """`leave` in all processes that torchrun started but the first, which has results to tell."""
+    if os.environ.get("RANK", "0") != "0":
+        leave()
+
+
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
     """The processes that torchrun started, joined for as long as the block lasts; else this one alone."""

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from backbone.config import ModelConfig, TrainConfig
+from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import CONFIG, difference, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
 
 IDENTITY = "training_state.json"
+CONTENTS = "contents"
+"""Where it says what the samples are; runs of earlier versions do not."""
 
 
 def run_identity(
@@ -22,12 +25,12 @@ def run_identity(
     model_config: ModelConfig,
     train_config: TrainConfig,
     fingerprints: Mapping[str, str],
-    samples: Sequence[int],
+    data: Sequence[TokenData],
     start: str | None,
 ) -> dict[str, Any]:
     """All that a run's result depends on, as JSON types.
 
-    `samples` are those of each token store, `start` is the sha256 of the weights that it starts from.
+    `data` are the samples of each token store, `start` is the sha256 of the weights that it starts from.
     """
     modalities = {
         spec.name: {
@@ -38,7 +41,8 @@ def run_identity(
     }  # fmt: skip
     identity = {
         "model": dataclasses.asdict(model_config), "train": dataclasses.asdict(train_config),
-        "modalities": modalities, "samples": samples, "start": start,
+        "modalities": modalities, "samples": [len(samples) for samples in data], "start": start,
+        CONTENTS: [samples.contents() for samples in data],
     }  # fmt: skip
     return as_json(identity)
 
@@ -67,9 +71,15 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
     path = folder / IDENTITY
     if path.is_file():
         stored = completed(read_table(path, "model", "train"))
-        if problem := difference(stored, identity):
+        contents = stored.pop(CONTENTS, identity[CONTENTS])
+        if problem := difference(stored, {key: value for key, value in identity.items() if key != CONTENTS}):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"
+            )
+        if contents != identity[CONTENTS]:
+            raise ConfigError(
+                f"{folder}: holds a run on other samples, or on other tokens of them, than are there now; give those"
+                " again, or another folder"
             )
     elif (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: holds a model that was not trained here; give another folder")

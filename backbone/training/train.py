@@ -65,23 +65,22 @@ def train(
     metrics.jsonl end up as without the kill. A finished run is left alone. `fingerprints` (default: those in the store)
     and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
     same or other modalities (see `begin`). `show` draws what settings with `preview_every` ask for. Under torchrun the
-    processes share the batch and the model. Raises ConfigError where the folder holds a run with other settings,
-    DataError for tokens that do not fit, CheckpointError for a start that does not and for a finished model that was
-    altered since, and DivergedError, with the last state kept, where the loss stops being finite.
+    processes share the batch and the model. Raises ConfigError where the folder holds a run with other settings or
+    samples, DataError for tokens that do not fit, CheckpointError for a start that does not and for a finished model
+    that was altered since, and DivergedError, with the last state kept, where the loss stops being finite.
     """
     keep_freed_memory()
     with distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
         beginning = begin(specs, model_config, train_config.seed, start)
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
-        samples = [len(source.data) for source in sources]
         record = beginning.record
-        begun_from = record["weights_sha256"] if record else None
-        identity = run_identity(specs, model_config, train_config, fingerprints, samples, begun_from)
         held_out = open_sources(tokens, HELD_OUT, specs, train_config, beginning.names)
         training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
         if ranks.first:
-            open_run(folder, identity)
+            begun_from = record["weights_sha256"] if record else None
+            data = [source.data for source in sources]
+            open_run(folder, run_identity(specs, model_config, train_config, fingerprints, data, begun_from))
             until_done.enter_context(held(folder, BUSY.format(folder)))
             dataclasses.replace(run or Run(tokens=tokens), start=start).save(folder)
         ranks.wait()

@@ -64,15 +64,16 @@ def load(
     kind, backbone = kind_from_json(stored["kind"]), stored["backbone"]
     if isinstance(kind, Tokens) and task.handle is not None:
         check_codec(task.handle, kind.codec)
-    encoder = _encoder(Path(folder), stored, config, run)
     model = from_mapping(ModelConfig, backbone["model"])
-    grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
     inner = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
-    if stored["head"] == "knn":
-        bank, answers = torch.zeros_like(inner["bank"]), torch.zeros_like(inner["answers"])
-        head: Any = Neighbours(bank, answers, config.neighbours, config.temperature)
-    else:
-        head = build_head(stored["head"], kind, config, model, grid)
+    with torch.random.fork_rng(devices=[]):  # what is drawn at first is replaced below
+        encoder = _encoder(Path(folder), stored, config, run)
+        grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
+        if stored["head"] == "knn":
+            bank, answers = torch.zeros_like(inner["bank"]), torch.zeros_like(inner["answers"])
+            head: Any = Neighbours(bank, answers, config.neighbours, config.temperature)
+        else:
+            head = build_head(stored["head"], kind, config, model, grid)
     tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     try:
         head.load_state_dict(inner)

@@ -323,6 +323,15 @@ class TokenColumn:
             return layout.shape
         return (layout.length, layout.dim) if isinstance(layout, PatchesLayout) else (layout.length,)
 
+    def add_to(self, digest: hashlib._Hash, rows: npt.NDArray[np.int64]) -> None:
+        """Let a digest be of the tokens of `rows`, in this order, and of which of them are -1, for none."""
+        digest.update(np.packbits(rows >= 0).tobytes())
+        rows = rows[rows >= 0]
+        for start in range(0, len(rows), HASHED):
+            here = rows[start : start + HASHED]
+            digest.update(self.lengths[here].tobytes())
+            digest.update(np.concatenate(list(self.take(here))).tobytes())
+
     def check_codec(self, handle: ModalityHandle) -> None:
         """Raise DataError where `handle`'s tokenizer is not the one that wrote these tokens.
 
@@ -376,14 +385,8 @@ def samples_digest(columns: Mapping[str, TokenColumn], only: Iterable[str] | Non
     keys = sorted({key for column in columns.values() for key in column.rows} if only is None else only)
     digest = hashlib.sha256(json.dumps(keys).encode())
     for name in sorted(columns):
-        column = columns[name]
-        rows = np.array([column.rows.get(key, -1) for key in keys], np.int64)
-        digest.update(np.packbits(rows >= 0).tobytes())
-        rows = rows[rows >= 0]
-        for start in range(0, len(rows), HASHED):
-            here = rows[start : start + HASHED]
-            digest.update(column.lengths[here].tobytes())
-            digest.update(np.concatenate(list(column.take(here))).tobytes())
+        rows = columns[name].rows
+        columns[name].add_to(digest, np.array([rows.get(key, -1) for key in keys], np.int64))
     return digest.hexdigest()
 
 
