@@ -389,9 +389,20 @@ def test_files_of_which_none_is_sound(world: World) -> None:
     for path in (world.folder / "files/test/depth").iterdir():
         path.write_bytes(b"")
     world("data make folder new --set path=files --workers 1").refused("test/depth: all 8 samples failed", "test00")
+    for path in (world.folder / "files/test/rgb").iterdir():
+        path.write_bytes(b"")
+    both = "test/depth: all 8 samples failed", "so did all of test/rgb (8)"
+    world("data make folder newer --set path=files --workers 1").refused(*both)
+    info = world("data info newer").printed
+    assert "train: 24 samples have every modality" in info and "test: 0 samples have every modality" in info
+    assert info.count("dropped: test/depth/") == 5 and "dropped: test/depth: 3 more" in info
+    (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
+    (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
+    meant = "Depths: skipped: no enabled modality of this name: install its plugin, or enable it; did you mean depth?"
+    assert meant in " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
     mine = world.folder / "mine" / "depth"
     mine.mkdir(parents=True)
-    (mine / "a.npy").write_bytes((world.folder / "files/train/depth/train00.npy").read_bytes())
+    (mine / "a.npy").write_bytes((world.folder / "files/train/Depths/train00.npy").read_bytes())
     world("data make folder new2 --set path=mine").refused("none of its 1 samples", "--test 0", "test_fraction")
     assert not (world.folder / "new2").exists()
     (world.folder / "split/train").mkdir(parents=True)

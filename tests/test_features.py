@@ -20,7 +20,7 @@ from tokenizers_zoo.families.features import (
     main_colours,
     published_map,
 )
-from tokenizers_zoo.families.vectors import VectorModality
+from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.families.vectors.model import VectorTask
 from tokenizers_zoo.modality import Crop, GridLayout, VectorLayout
 
@@ -164,8 +164,21 @@ def test_a_vector_is_shown_by_the_signs_of_its_numbers() -> None:
     value = np.zeros(24, np.float32)
     value[0], value[1] = 1, -1
     pixels = np.asarray(VECTORS.render(value))
-    assert pixels.shape == (4, 32 * 4, 3)
-    assert [pixels[0, x].tolist() for x in (0, 4, 8)] == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
+    assert pixels.shape == (5, 24 * 5, 3)
+    assert [pixels[0, x].tolist() for x in (0, 5, 10)] == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
+    assert VECTORS.render(value[:3]).size == (126, 42), "few numbers are large"
+    assert VECTORS.render(np.tile(value, 2)).size == (128, 8), "32 of them to a row"
+
+
+def test_a_vector_whose_numbers_count_has_their_mean_as_its_constant_answer() -> None:
+    class State(VectorModality):
+        summary, dim, loss, metrics = "a state", 2, "smooth_l1", NUMBER_METRICS
+
+    values = [np.array(value, np.float32) for value in ([1, 0], [9, 0], [5, 6])]
+    constant = State().constant_answer(values)
+    assert constant.tolist() == [5, 2] and constant.dtype == np.float32
+    assert State().score([constant] * 3, values)["variance_explained"] == 0
+    assert VECTORS.constant_answer(values).tolist() != [5, 2], "by direction alone it is another"
 
 
 # ---------------------------------------------------------------- settings

@@ -29,7 +29,7 @@ from backbone.retrieval.embedding import Embedder, check_via
 from backbone.retrieval.evaluate import evaluate_retrieval
 from backbone.retrieval.index import TOGETHER, Index, build
 from backbone.retrieval.pictures import RIGHT, framed, write_hits
-from backbone.retrieval.query import combined, query_files, query_keys
+from backbone.retrieval.query import combined, query_keys, query_values
 from backbone.retrieval.recall import chance
 from backbone.retrieval.spaces import unit
 from backbone.saving import load_model, save_model
@@ -310,7 +310,7 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
     found = build(other.run, other.zoo, place, config=config, modalities=["light", "gist"], device="cpu:0")
     data, extension = other.zoo["light"].write(np.full((1, 8, 8), 0.5, np.float32))
     (tmp_path / f"light.{extension}").write_bytes(data)
-    query_files(found, other.zoo, {"light": tmp_path / f"light.{extension}"}, {}, 1, device="cpu:0")
+    query_values(found, other.zoo, {"light": str(tmp_path / f"light.{extension}")}, {}, 1, device="cpu:0")
     query_keys(found, other.zoo, world.keys[:1], ["light"], {}, 1, device="cpu:0")
     assert asked == ["cpu:0"] * 3
     assert [other.zoo[name].device for name in ("light", "gist", "dark")] == ["cpu:0", "cpu:0", "cpu"]
@@ -382,6 +382,9 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     embedder = index.embedder(world.zoo)
     expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
     assert [hit["cosine"] for hit in answer["hits"]] == pytest.approx([hit.cosine for hit in expected[0]])
+    text = zoo(world, "query", index.folder, "--given", "letters='fade'", "-k", 3, "--out", out)
+    assert text.output == result.output, "a text may be written out"
+    assert json.loads((out / "hits.json").read_text())["answers"] == written["answers"]
     cells = cells_of(out / "hits.png")  # what was asked with is text; hits are pictures
     assert cells is not None and [cell is None for cell in cells[0]] == [True, False, False, False]
     words = ("--given", f"letters={tmp_path / 'word.txt'}", "--find", "letters", "--out", out)
@@ -412,7 +415,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     ("words", "parts"),
     [
         (("--given", "letter=FILE"), ("unknown modality of this index 'letter'", "did you mean letters?")),
-        (("--given", "light"), ("--given light: expected NAME=FILE",)),
+        (("--given", "light"), ("--given light=: expected NAME=FILE",)),
         (("--given", "light=absent.npy"), ("absent.npy", "NAME=FILE with a file that is there")),
         (("--given", "letters=FILE", "--given", "letters=FILE"), ("letters is given twice",)),
         (("--given", "letters=FILE", "--find", "lihgt"), ("'lihgt'", "did you mean light?")),

@@ -17,6 +17,7 @@ from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, se
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import crop_and_resize
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import CodebookUsage
@@ -122,6 +123,19 @@ def test_depth_needs_a_unit() -> None:
             read(npy(bad), "npy")
     with pytest.raises(InvalidValueError, match="got int64"):
         read(npy(np.ones((1, 2), np.int64)), "npy")
+
+
+def test_an_array_of_two_axes_is_the_one_channel_of_a_map() -> None:
+    class Index(SpatialModality):
+        summary, channels, low, high = "an index", 1, -1.0, 1.0
+
+    class Pair(SpatialModality):
+        summary, channels = "two numbers a pixel", 2
+
+    array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    assert Index().read_value(npy(array), "npy", Settings("index")).tolist() == [array.tolist()]
+    assert Index().read_value(npy(array[None]), "npy", Settings("index")).tolist() == [array.tolist()]
+    assert Pair().read_value(npy(array), "npy", Settings("pair")).shape == (3, 4), "which its spec refuses"
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -9,6 +9,12 @@ MOST_NAMES = 20
 """Names that a message lists where none is close."""
 
 
+def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
+    """Up to three of the known names that are like `name`, in capitals or not, the likest first."""
+    lower = {one.lower(): one for one in sorted(known, reverse=True)}
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=alike)]
+
+
 class ZooError(Exception):
     """Base of every error meant for the person who can fix it; its text is the whole message."""
 
@@ -28,7 +34,7 @@ class UnknownNameError(ZooError):
     def of(cls, kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
         """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names."""
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = close_names(name, names)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
         offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"

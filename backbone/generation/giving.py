@@ -40,23 +40,31 @@ def is_written_out(source: str) -> bool:
     return source[:1] in (*QUOTES, "{", "[")
 
 
-def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
-    """Tokens of one sample, as `handle.encode` gives them. Raises ConfigError, DataError, InvalidValueError."""
+def data_of_source(name: str, source: str) -> tuple[bytes, str]:
+    """The bytes of a value that is given, and the extension that says what they are. Raises ConfigError."""
     if source[:1] in QUOTES:
         if len(source) < 2 or source[-1] != source[0]:
-            raise ConfigError(f"given {handle.name}={source}: expected the quote that it begins with at its end, too")
-        data, extension = source[1:-1].encode(), "txt"
-    elif is_written_out(source):
-        data, extension = source.encode(), "json"
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise ConfigError(f'given {handle.name}={source}: expected a file that is there, or "TEXT" in quotes')
-        data, extension = path.read_bytes(), path.suffix.removeprefix(".").lower()
-        if extension == "json" and is_token_file(data):
-            return [read_tokens(handle, path)]
-    value = handle.transform(handle.read(data, extension), Crop())
-    return handle.encode([value])
+            raise ConfigError(f"given {name}={source}: expected the quote that it begins with at its end, too")
+        return source[1:-1].encode(), "txt"
+    if is_written_out(source):
+        return source.encode(), "json"
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f'given {name}={source}: expected a file that is there, or "TEXT" in quotes')
+    return path.read_bytes(), path.suffix.removeprefix(".").lower()
+
+
+def value_of_source(handle: ModalityHandle, source: str) -> Any:
+    """A value that is given, as it is read. Raises ConfigError, InvalidValueError."""
+    return handle.read(*data_of_source(handle.name, source))
+
+
+def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
+    """Tokens of one sample, as `handle.encode` gives them. Raises ConfigError, DataError, InvalidValueError."""
+    data, extension = data_of_source(handle.name, source)
+    if extension == "json" and not is_written_out(source) and is_token_file(data):
+        return [read_tokens(handle, Path(source))]
+    return handle.encode([handle.transform(handle.read(data, extension), Crop())])
 
 
 def stored_keys(run: Run, handles: Iterable[ModalityHandle], split: str) -> list[str]:

@@ -108,7 +108,9 @@ def resolved_plan(
         raise ConfigError("generate: expected at least one target")
     everything = [*given, *names]
     if twice := sorted({name for name in everything if everything.count(name) > 1}):
-        raise ConfigError(f"generate: {', '.join(twice)}: given and asked for, or asked for twice")
+        raise ConfigError(
+            f"generate: {', '.join(twice)}: given and asked for, or asked for twice; to complete a part, --keep"
+        )
     for name in given:
         tables.spec(name)
     if left := [name for name in kept if name not in names]:

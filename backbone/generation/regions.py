@@ -66,7 +66,11 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
     for axis, (size, start, end) in enumerate(zip(sizes, starts, ends, strict=True), len(axes) - len(sizes)):
         most = 1.0 if kind == "box" else float(size)
         if not 0 <= start < end <= most or (kind == "cells" and (start % 1 or end % 1)):
-            raise _wrong(name, region, f"0 <= start < end <= {most:g}{'' if kind == 'box' else ', whole numbers'}")
+            raise _wrong(
+                name,
+                region,
+                f"0 <= start < end <= {most:g}, {'fractions of the picture' if kind == 'box' else 'whole numbers'}",
+            )
         middle = (np.arange(size) + 0.5) / (size if kind == "box" else 1)
         inside = (start <= middle) & (middle < end)
         mask &= inside.reshape([size if other == axis else 1 for other in range(len(axes))])

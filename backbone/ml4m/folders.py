@@ -120,6 +120,8 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
 
     Raises ConfigError where neither says.
     """
+    if config.get("class") == CLASS:
+        raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
     known = {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
     domain = str(config.get("domain", ""))
     if domain in known:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbone.evaluation.pairs import ranked_names
+from backbone.generation.giving import value_of_source
 from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.query import Answer
@@ -31,7 +32,7 @@ def write_answers(
     out: Path,
     answers: Sequence[Answer],
     *,
-    files: Mapping[str, Path],
+    sources: Mapping[str, str],
     find: str,
     split: str,
     weights: Mapping[str, float],
@@ -45,7 +46,7 @@ def write_answers(
     if values is not None and values.is_dir():
         store = ValueStore.of(values, zoo)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
-        asked = [_asked(store, zoo, answer, files, split) for answer in answers]
+        asked = [_asked(store, zoo, answer, sources, split) for answer in answers]
         hits: list[list[Image | str]] = []
         for answer in answers:
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
@@ -56,17 +57,17 @@ def write_answers(
         (out / PICTURE).unlink(missing_ok=True)  # that of an earlier query
     result = {
         "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
-        "files": {name: str(path) for name, path in files.items()}, "weights": dict(weights),
+        "files": dict(sources), "weights": dict(weights),
         "answers": [dataclasses.asdict(answer) for answer in answers],
     }  # fmt: skip
     write_json(out / FILE, result)
 
 
-def _asked(store: ValueStore, zoo: Zoo, answer: Answer, files: Mapping[str, Path], split: str) -> list[Image | str]:
+def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, str], split: str) -> list[Image | str]:
     """What a query was asked with, as pictures or texts."""
     if answer.key is not None:
         return [shown(store, zoo[name], split, answer.key) for name in answer.given]
     return [
-        zoo[name].render(zoo[name].transform(zoo[name].read(path.read_bytes(), path.suffix), Crop()))
-        for name, path in files.items()
+        zoo[name].render(zoo[name].transform(value_of_source(zoo[name], source), Crop()))
+        for name, source in sources.items()
     ]

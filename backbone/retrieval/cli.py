@@ -78,8 +78,8 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
 
 @retrieve.command("query")
 @click.argument("folder", metavar="INDEX", type=PATH)
-@click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, or with --keys a NAME; "
-              "then by default those of --weights, else all of the index. Repeatable.")  # fmt: skip
+@click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, 'NAME=\"TEXT\"' or JSON; or "
+              "with --keys a NAME, then by default those of --weights, else all of the index. Repeatable.")  # fmt: skip
 @click.option("--keys", metavar="KEYS", help="Comma-separated stored samples to ask with.")
 @click.option("--split", help="Of the stored samples. Default: the index's.")
 @click.option("--weights", metavar="NAME=NUMBER,...", help="Of what is given; below 0 asks for what is unlike it. "
@@ -95,7 +95,7 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
 
     \b
     Examples:
-      zoo retrieve query INDEX --given caption=red.txt -k 5
+      zoo retrieve query INDEX --given 'caption="a red ball"' -k 5
       zoo retrieve query INDEX --given rgb=a.png --given semseg=b.png \\
           --weights semseg=-1
       zoo retrieve query INDEX --keys test-0-000001 --given depth --find rgb \\
@@ -103,17 +103,17 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     """
     from backbone.retrieval.answers import write_answers
     from backbone.retrieval.index import Index
-    from backbone.retrieval.query import query_files, query_keys
+    from backbone.retrieval.query import query_keys, query_values
 
     scale = parse_weights(weights)
     asked = split_names(keys)
-    names, files = _given(given, stored=asked is not None)
+    names, sources = _given(given, stored=asked is not None)
     if asked is None and (exclude_self or split):
         raise ConfigError("--exclude-self and --split: are for stored samples; give --keys")
     index = Index(folder)
     _, zoo = open_run(index.run)
     if asked is None:
-        answers = query_files(index, zoo, files, scale, count, find, device)
+        answers = query_values(index, zoo, sources, scale, count, find, device)
     else:
         names = names or list(scale) or index.names
         answers = query_keys(
@@ -130,7 +130,7 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     if out is not None:
         with disk_errors(out):
             write_answers(
-                index, zoo, out, answers, files=files, find=find, split=split or index.split, weights=scale
+                index, zoo, out, answers, sources=sources, find=find, split=split or index.split, weights=scale
             )  # fmt: skip
         click.echo(f"hits in {out}")
 
@@ -194,20 +194,20 @@ def parse_weights(weights: str | None) -> dict[str, float]:
     return found
 
 
-def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, Path]]:
-    """Names of modalities of stored samples, or files by modality. Raises ConfigError."""
+def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
+    """Names of modalities of stored samples, or files and values by modality. Raises ConfigError."""
     if stored:
         if wrong := [item for item in given if "=" in item]:
             raise ConfigError(f"--given {wrong[0]}: expected a NAME beside --keys, or files without --keys")
         return list(dict.fromkeys(name for item in given for name in split_names(item) or ())), {}
     if not given:
         raise ConfigError("zoo retrieve query: expected --given NAME=FILE, or --keys of stored samples")
-    files: dict[str, Path] = {}
-    for item in given:
-        name, _, path = item.partition("=")
-        if not name or not path or not Path(path).is_file():
-            raise ConfigError(f"--given {item}: expected NAME=FILE with a file that is there")
-        if name in files:
-            raise ConfigError(f"--given {item}: {name} is given twice")
-        files[name] = Path(path)
-    return [], files
+    from backbone.generation.giving import is_written_out, sources_of
+
+    sources = sources_of(given)
+    for name, source in sources.items():
+        if not is_written_out(source) and not Path(source or ".").is_file():
+            raise ConfigError(
+                f'--given {name}={source}: expected NAME=FILE with a file that is there, or NAME="TEXT" in quotes'
+            )
+    return [], sources

@@ -13,6 +13,7 @@ import torch
 from backbone.codecs import check_codec, stored_samples
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
+from backbone.generation.giving import value_of_source
 from backbone.retrieval.config import EmbeddingConfig
 from backbone.retrieval.spaces import Affine, Vectors, alone, fit
 from backbone.run import Run, model_config
@@ -139,12 +140,11 @@ class Embedder:
         """The tokenizer that gives predicted vectors."""
         return {self.config.via: self.codec.fingerprint} if self.config.via else {}
 
-    def encode_file(self, name: str, path: Path) -> Any:
-        """Tokens of one sample's modality from a file. Raises InvalidValueError, DataError, UnknownNameError."""
+    def encode(self, name: str, source: str) -> Any:
+        """Tokens of one sample's modality, from a file or a value written out. Raises ZooErrors."""
         handle = self._handle(self.tables.spec(name).name)
         check_codec(handle, self.trained_on.get(name))
-        value = handle.transform(handle.read(path.read_bytes(), path.suffix), Crop())
-        return handle.encode([value])
+        return handle.encode([handle.transform(value_of_source(handle, source), Crop())])
 
 
 def check_fit(config: EmbeddingConfig, names: Sequence[str], present: npt.NDArray[np.bool_]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -45,21 +44,24 @@ def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Ve
     return unit(total.astype(np.float32))
 
 
-def query_files(
+def query_values(
     index: Index,
     zoo: Zoo,
-    files: Mapping[str, Path],
+    sources: Mapping[str, str],
     weights: Mapping[str, float],
     k: int,
     find: str = TOGETHER,
     device: str = "cpu",
 ) -> list[Answer]:
-    """What is closest to one sample whose modalities are files. Raises ZooErrors for what does not fit together."""
-    index.check([*files, *([find] if find else [])])
+    """What is closest to one sample, whose modalities are files, or values written out as generation takes them.
+
+    Raises ZooErrors for what does not fit together.
+    """
+    index.check([*sources, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
-    vectors = {name: embedder.embed(name, embedder.encode_file(name, path)) for name, path in files.items()}
+    vectors = {name: embedder.embed(name, embedder.encode(name, source)) for name, source in sources.items()}
     (hits,) = index.search(combined(vectors, weights), k, find)
-    return [Answer(key=None, given=tuple(files), hits=hits)]
+    return [Answer(key=None, given=tuple(sources), hits=hits)]
 
 
 def query_keys(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +22,9 @@ from tokenizers_zoo.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+SHOWN_REASONS = 5
+"""Reasons that are shown of each modality of which samples are not there."""
 
 
 @click.group()
@@ -158,8 +163,8 @@ def data_info(data_dir: Path) -> None:
             table.add_row(part.split, part.modality, *counts, part.vocabulary, part.fingerprint[:12])
         show_table(table)
         for part in tokens:
-            for key, reason in part.dropped.items():
-                click.echo(f"dropped: {part.split}/{part.modality}/{key}: {reason}")
+            place = f"{part.split}/{part.modality}"
+            _show_dropped(place, [f"{place}/{key}: {reason}" for key, reason in part.dropped.items()])
         return
     description = describe_data(open_zoo(), data_dir)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
@@ -170,5 +175,14 @@ def data_info(data_dir: Path) -> None:
     show_table(table)
     for split, count in description.aligned.items():
         click.echo(f"{split}: {count} samples have every modality")
-    for line in description.reasons:
+    lines = iter(description.reasons)
+    for row in description.rows:
+        _show_dropped(f"{row.split}/{row.modality}", list(islice(lines, row.dropped)))
+
+
+def _show_dropped(place: str, lines: Sequence[str]) -> None:
+    """The first of the reasons why samples of a modality are not there, and how many more there are."""
+    for line in lines[:SHOWN_REASONS]:
         click.echo(f"dropped: {line}")
+    if len(lines) > SHOWN_REASONS:
+        click.echo(f"dropped: {place}: {len(lines) - SHOWN_REASONS} more")

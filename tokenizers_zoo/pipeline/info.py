@@ -77,7 +77,7 @@ def describe_data(zoo: Zoo, data: Path) -> DataDescription:
                 )
             )
             result.reasons += [f"{split}/{name}/{reason}" for reason in reasons]
-        result.aligned[split] = len(store.aligned_keys(split, modalities))
+        result.aligned[split] = 0 if failed else len(store.aligned_keys(split, modalities))
     return result
 
 

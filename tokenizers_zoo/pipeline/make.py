@@ -29,7 +29,7 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, scan_shard, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, close_names
 from tokenizers_zoo.modality import GridLayout, PatchesLayout
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
@@ -39,6 +39,8 @@ from tokenizers_zoo.source_handle import name_at_source
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
 
+ALIKE = 0.85
+"""How alike a name that nobody knows is to one that was meant: `captions` and `caption`, not `boxes_3d` and `boxes`."""
 SHARD_SIZE = 500
 
 
@@ -128,8 +130,9 @@ def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> l
     problems = zoo.problems()
     for name in names:
         if name not in served:
-            reason = problems.get(name, "no enabled modality of this name: install its plugin, or enable it")
-            result.skipped[name] = reason
+            meant = "".join(f"; did you mean {close}?" for close in close_names(name, zoo.names(), ALIKE)[:1])
+            reason = f"no enabled modality of this name: install its plugin, or enable it{meant}"
+            result.skipped[name] = problems.get(name, reason)
     for handle in found:
         theirs = source.spec.classes.get(at_source[handle.name])
         ours = handle.spec.value.classes

@@ -51,13 +51,16 @@ class RunResult:
 
     def check(self) -> RunResult:
         """These results. Raises DataError where every sample of a modality failed: one by one they are dropped."""
-        for outcome in self.outcomes:
-            if outcome.failed and not outcome.written and not outcome.kept_shards:
-                raise DataError(
-                    f"{outcome.split}/{outcome.modality}: all {outcome.failed} samples failed; the first one: "
-                    f"{outcome.first_reason}"
-                )
-        return self
+        wholly = [one for one in self.outcomes if one.failed and not one.written and not one.kept_shards]
+        if not wholly:
+            return self
+        first, *others = wholly
+        problem = (
+            f"{first.split}/{first.modality}: all {first.failed} samples failed; the first one: {first.first_reason}"
+        )
+        if others:
+            problem += f"; so did all of {', '.join(f'{one.split}/{one.modality} ({one.failed})' for one in others)}"
+        raise DataError(problem)
 
 
 def failures_path(shard: Path) -> Path:

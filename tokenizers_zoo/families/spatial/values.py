@@ -75,8 +75,12 @@ class ImageValues:
         )
 
     def read(self, data: bytes, extension: str, options: Any) -> Array:
-        """One value of any size, of the axes and dtype that `kind` says, from a file's bytes. Raises ValueError."""
-        return read_array(data, extension)
+        """One value of any size, of the axes and dtype that `kind` says, from a file's bytes. Raises ValueError.
+
+        An array (h, w) is taken as the one channel of maps that have one.
+        """
+        array = read_array(data, extension)
+        return array[None] if array.ndim == 2 and self.channels == 1 and self.kind != "classes" else array
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
         """A file's bytes, and its extension in lower case without a dot; `read` reads it back."""

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
 
 Array = NDArray[Any]
-COLUMNS, CELL = 32, 4
-"""Numbers per row of a vector's picture, and pixels per number along each side."""
+COLUMNS, WIDTH = 32, 128
+"""Most numbers per row of a vector's picture, and about how many pixels that is wide."""
+NUMBER_METRICS = FEATURE_METRICS[::-1]
+"""The metrics of a vector whose numbers count each for itself: the first is the share of variance explained."""
 
 
 class VectorModality(PublishedTokenizers, TrainedModality):
@@ -109,11 +111,12 @@ class VectorModality(PublishedTokenizers, TrainedModality):
         """Its numbers row by row, blue below 0 and red above; full colour is 3 root mean squares."""
         from PIL import Image
 
-        numbers = np.pad(value.astype(np.float64), (0, -len(value) % COLUMNS)).reshape(-1, COLUMNS)
+        columns = min(COLUMNS, len(value))
+        numbers = np.pad(value.astype(np.float64), (0, -len(value) % columns)).reshape(-1, columns)
         fade = 1 - np.minimum(np.abs(numbers) / max(3 * float(np.sqrt((value**2).mean())), 1e-12), 1)
         colours = np.stack([np.where(numbers > 0, 1, fade), fade, np.where(numbers < 0, 1, fade)], axis=-1)
         pixels = np.ascontiguousarray((colours * 255 + 0.5).astype(np.uint8))
-        return Image.fromarray(pixels.repeat(CELL, axis=0).repeat(CELL, axis=1))
+        return Image.fromarray(pixels.repeat(WIDTH // columns, axis=0).repeat(WIDTH // columns, axis=1))
 
     @hookimpl
     def score(self, predicted: Sequence[Array], target: Sequence[Array]) -> Mapping[str, float]:
@@ -122,5 +125,8 @@ class VectorModality(PublishedTokenizers, TrainedModality):
 
     @hookimpl
     def constant_answer(self, values: Sequence[Array]) -> Array:
-        """The vector with the greatest mean cosine with these values, of their mean length."""
+        """The vector with the greatest mean cosine with these, of their mean length; by NUMBER_METRICS their mean."""
+        if self.metrics[0] == NUMBER_METRICS[0]:
+            mean: Array = np.mean(np.asarray(values, np.float64), axis=0).astype(np.float32)
+            return mean
         return central_value(values)
