@@ -209,6 +209,11 @@ MISTAKES = {
         {"    @hookimpl\n    def score(": "    @hookimpl\n    def vocabulary_tokens(self):\n"
          "        return ['[A]', '[A]']\n\n    @hookimpl\n    def score("},
     ),
+    "single ids that come twice": (
+        "vocabulary",
+        {"    @hookimpl\n    def score(": "    @hookimpl\n    def single_ids(self):\n"
+         "        return range(4)\n\n    @hookimpl\n    def score("},
+    ),
 }  # fmt: skip
 
 

@@ -220,6 +220,23 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
     assert made.tolist() == [9] * (sentinels - 1) + [after] * room
 
 
+@pytest.mark.parametrize("passes", [Guidance(), Guidance(scale=2.0)])
+def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None:
+    """Neither what is kept nor what was written; each sample as if it were alone."""
+    once = {7, 8, 9, 13}
+    plan = [TargetPlan(name="words", temperature=20.0, guidance=passes)]
+    kept = {"words": [np.array(row) for row in ([-1], [-1, 9, -1], [8, -1, 7, -1], [-1, 9]) for _ in range(8)]}
+    given = {"left": given_tokens(32)["left"]}
+    free, rows = (generate(model, given, plan, 2, kept=kept, once=ids)["words"] for ids in (None, {"words": once}))
+    assert any(len(named := [token for token in row.tolist() if token in once]) > len(set(named)) for row in free)
+    for row, part in zip(rows, kept["words"], strict=True):
+        named = [token for token in row.tolist() if token in once]
+        assert len(named) == len(set(named)) and {9} & set(part.tolist()) <= set(named)
+    assert any(set(row.tolist()) & once - {7, 8, 9} for row in rows)
+    alone = generate(model, only(given, 9), plan, 2, [9], kept={"words": kept["words"][9:10]}, once={"words": once})
+    assert alone["words"][0].tolist() == rows[9].tolist()
+
+
 def test_what_may_come_next_by_hand() -> None:
     """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1."""
     logits = torch.arange(20.0).expand(3, -1).clone()

@@ -294,6 +294,8 @@ def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
             "np.ascontiguousarray(picked": "np.float64(picked",
             '{"mae": float(': '{"rmse": float(',
             "return Image.fromarray(": "return np.asarray(",
+            "    @hookimpl\n    def score(": "    @hookimpl\n    def single_ids(self):\n        return [-1]\n\n"
+            "    @hookimpl\n    def score(",
         }
     )
     with pytest.raises(
@@ -304,6 +306,8 @@ def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
         handle.score(values(), values())
     with pytest.raises(PluginError, match=r"render .* gave uint8 .*, expected a PIL image or a str"):
         handle.render(values()[0])
+    with pytest.raises(PluginError, match=r"single_ids of plugin 'a_map' .* gave \[-1\], expected ids from 0 to \d+"):
+        handle.single_ids()
     with pytest.raises(DataError, match="a_map: is not derived from other modalities"):
         handle.derive({})
 
@@ -329,7 +333,7 @@ def test_defaults(ready: Callable[..., Any]) -> None:
     for damaged in (b"", b"garbage", data[:-7]):
         with pytest.raises(InvalidValueError, match=r"a_map: damaged .npy file"):
             handle.read(damaged, "npy")
-    assert handle.vocabulary_tokens() == () and handle.vocabulary_texts([value]) == ()
+    assert handle.vocabulary_tokens() == () and handle.vocabulary_texts([value]) == () and not handle.single_ids()
     levels = [np.full((1, 16, 16), level, np.float32) for level in (0, 0.4, 0.5, 0.9, 1)]
     assert handle.constant_answer(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
     with pytest.raises(InvalidValueError, match="as many predictions as targets"):

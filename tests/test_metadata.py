@@ -55,6 +55,14 @@ def test_metadata_is_exact_to_half_a_level(value: dict[str, float]) -> None:
         assert abs(decoded[name] - number) <= half + 1e-9
 
 
+def test_what_names_a_field_is_written_once() -> None:
+    tokenizer = load("metadata")
+    ids = metadata.single_ids(tokenizer)
+    tokens = metadata.encode(tokenizer, [{"brightness": 0.5, "num_objects": 3}])[0].tolist()
+    assert [token in ids for token in tokens] == [True, False, True, False]
+    assert len(set(ids)) == len(ids) >= len(FIELDS)
+
+
 def own_fields(**more: Any) -> dict[str, Any]:
     fields = {"weather": {"kind": "choice", "choices": ["sun", "rain, or <hail>"]}, "speed": {"high": 40, "bins": 5}}
     return {"fields": fields, "default_fields": False, **more}

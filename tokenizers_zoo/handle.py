@@ -473,6 +473,15 @@ class ModalityHandle:
         """The plain text in `values` that the shared text vocabulary has to cover well."""
         return self._strings("vocabulary_texts", values=values, settings=self.settings)
 
+    def single_ids(self) -> frozenset[int]:
+        """Ids of which a sequence has each at most once; generation writes none of them twice."""
+        if not self.implements("single_ids"):
+            return frozenset()
+        given = list(self._call("single_ids", tokenizer=self.tokenizer, settings=self.settings))
+        if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
+            raise self._wrong("single_ids", f"gave {given}, expected ids from 0 to {self.spec.vocab_size - 1}")
+        return frozenset(given)
+
     def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
         if not self.implements(hook):
             return ()

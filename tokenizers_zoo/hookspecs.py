@@ -165,6 +165,14 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def single_ids(self, tokenizer: Any, settings: Settings) -> Sequence[int]:
+        """Ids of which a sequence has each at most once, such as those that name a field of a table.
+
+        Generation writes none of them twice, and none that a kept part has. Default: none.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
         """Write a tokenizer that 4M published as a checkpoint of this modality at `out_dir`, bits and all.
 

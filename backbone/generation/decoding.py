@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,11 +108,12 @@ def decode_sequence(
     passes: Passes,
     kept: Sequence[Ids],
     advance: Advance,
+    once: Collection[int] = (),
 ) -> list[Ids]:
     """Decode left to right what fills the gaps of `kept`, from the first sentinel; each sample stops at its own end.
 
     The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end; or,
-    where the model is shown the end, one sentinel more.
+    where the model is shown the end, one sentinel more. Of the ids `once` none is written that is kept or was written.
     """
     layout = model.tables.spec(plan.name).layout
     assert isinstance(layout, SequenceLayout)
@@ -136,6 +137,8 @@ def decode_sequence(
     shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
     closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
+    spent = _spent(kept, once, model.tables.spec(plan.name).vocab_size).to(device)
+    single = _spent([np.array([*once], np.int64)], once, spent.shape[1])[0].to(device)
     last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
     done = 0
     while going.any():
@@ -148,11 +151,12 @@ def decode_sequence(
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
         is_last = gap[alive] + 1 >= gaps[alive]
         onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
-        logits = restricted(logits, layout, onward)
+        logits = restricted(logits.masked_fill(spent[alive], -torch.inf), layout, onward)
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
         moved = last == onward
         last = torch.where(going[alive] & ~(moved & is_last), last, layout.end)
         tokens[alive, done] = last
+        spent[alive, last] |= single[last]
         gap[alive] += (moved & ~is_last).long()
         count[alive] += (~moved).long()
         going[alive] = (last != layout.end) & (count[alive] < room[alive])
@@ -164,6 +168,14 @@ def decode_sequence(
         content = stream[: stream.index(layout.end)] if layout.end in stream else stream
         made.append(filled(row, content, layout))
     return made
+
+
+def _spent(rows: Sequence[Ids], once: Collection[int], vocab_size: int) -> Tensor:
+    """`rows ids`: which of `once` each row has."""
+    spent = torch.zeros(len(rows), vocab_size, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        spent[number, [token for token in row.tolist() if token in once]] = True
+    return spent
 
 
 def restricted(logits: Tensor, layout: SequenceLayout, onward: Tensor) -> Tensor:

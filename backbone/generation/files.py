@@ -109,12 +109,14 @@ class _Maker:
         """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch."""
         found = []
         given, kept = self.request.rows(rows)
+        once = {target.name: self.handles[target.name].single_ids() for target in self.plan}
         for part in _blocks(range(self.recipe.draws), BATCH):
             drawn = [(row, draw) for row in rows for draw in part]
             numbers = [self.request.numbers[row] + draw * DRAW for row, draw in drawn]
             made = generate(
-                self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), advance=advance
-            )
+                self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), once=once,
+                advance=advance,
+            )  # fmt: skip
             values = {name: self.handles[name].decode(tokens) for name, tokens in made.items()}
             found += [
                 _Draw(

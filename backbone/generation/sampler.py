@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def generate(
     *,
     kept: Mapping[str, Any] | None = None,
     draws: int = 1,
+    once: Mapping[str, Collection[int]] | None = None,
     advance: Advance = lambda steps: None,
 ) -> dict[str, Any]:
     """Generate the targets of `plan`, in its order, for a batch of samples.
@@ -35,7 +36,8 @@ def generate(
     `given` maps modalities to all their tokens, as codecs give them: grids `(batch, *shape)` and vectors `(batch, n)`
     int64, sequences a list of 1-D int64 arrays, continuous ones `(batch, n, dim)` float32 or a list of `(n, dim)`.
     `kept` maps targets to the part of their tokens that is kept, with -1 where something is to be made (see
-    partial.py); all that is kept is an input from the start, of other targets, too.
+    partial.py); all that is kept is an input from the start, of other targets, too. `once` are ids of sequences, by
+    modality, that none has twice (`ModalityHandle.single_ids`).
     Gives int64 tensors `(batch, *shape)` on the CPU, and for sequences lists of 1-D int64 arrays, without end and
     sentinels.
 
@@ -54,13 +56,13 @@ def generate(
     parts = {name: checked_partial(model.tables, name, part, count) for name, part in kept.items()}
     groups = alike(parts, count)
     if len(groups) == 1:
-        return _generate(model, given, parts, resolved, seed, numbers, draws, advance)
+        return _generate(model, given, parts, resolved, seed, numbers, draws, once or {}, advance)
     rows: dict[int, dict[str, Any]] = {}
     for number, group in enumerate(groups):
         drawn = [row * draws + draw for row in group for draw in range(draws)]
         made = _generate(
             model, _rows(given, group), _rows(parts, group), resolved, seed, [numbers[row] for row in drawn], draws,
-            (lambda steps: None) if number else advance,
+            once or {}, (lambda steps: None) if number else advance,
         )  # fmt: skip
         rows |= {row: {name: tokens[i] for name, tokens in made.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
@@ -75,6 +77,7 @@ def _generate(
     seed: int,
     numbers: Sequence[int],
     draws: int,
+    once: Mapping[str, Collection[int]],
     advance: Advance,
 ) -> dict[str, Any]:
     """`generate` for a checked plan, and samples that lack as many cells each."""
@@ -94,7 +97,8 @@ def _generate(
         assert target.guidance is not None
         steered = passes(target.guidance, target.name, inputs.names)
         if isinstance(part, list):
-            made[target.name] = decode_sequence(model, inputs, target, noise, steered, part, advance)
+            single = once.get(target.name, ())
+            made[target.name] = decode_sequence(model, inputs, target, noise, steered, part, advance, single)
             inputs.hide(target.name)  # the kept parts with their sentinels
             inputs.add_whole(target.name, made[target.name])
         else:

@@ -342,11 +342,16 @@ def derive(subject: Subject) -> None:
 
 @check
 def vocabulary(subject: Subject) -> None:
-    """Special tokens are distinct and not empty; texts are strings."""
+    """Special tokens are distinct and not empty; texts are strings; no value has one of the `single_ids` twice."""
     tokens = subject.handle.vocabulary_tokens()
     expect(len(set(tokens)) == len(tokens) and all(tokens), f"special tokens repeat or are empty: {tokens}")
     expect(tokens == subject.handle.vocabulary_tokens(), "the special tokens come in another order each time")
     subject.handle.vocabulary_texts(subject.values)
+    if subject.handle.implements("single_ids"):
+        single = subject.trained.single_ids()
+        for row in per_sample(subject.trained.encode(subject.values)):
+            named = [index for index in row.ravel().tolist() if index in single]
+            expect(len(set(named)) == len(named), "a value's tokens have one of single_ids twice")
 
 
 # ---------------------------------------------------------------- what it meets, and how it runs

@@ -106,6 +106,14 @@ class MetadataModality(TextModality[S]):
         table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
         return [declared.token(name, bins) for name, declared in table.items() if declared.number is None]
 
+    @hookimpl
+    def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
+        """Those that name a field: of a field with two values the first alone would count."""
+        named = [Special(token) for token in tokenizer.vocabulary.all_special_tokens if parse_token(token)]
+        numbers = [declared.number for declared in self.table(tokenizer.settings).values()]
+        numbered = [Coordinate(1, number) for number in numbers if number is not None]
+        return tokenizer.vocabulary.encode([*named, *numbered])
+
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         known, bins = self.checked(value, tokenizer.settings), tokenizer.bins
         pieces: list[Piece] = []
