@@ -48,5 +48,7 @@ class Run:
 def model_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run's model. Raises CheckpointError where it has none yet."""
     if not (folder / CONFIG).is_file():
+        if (folder / FILE).is_file():
+            raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
     return read_table(folder / CONFIG, "specs", "fingerprints", "weights_sha256")

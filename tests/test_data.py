@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
-from tokenizers_zoo.data.provenance import DATASET, digest, read_entries, read_entry, record_entry
+from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors, read_member, scan_shard, split_name, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
@@ -130,6 +130,18 @@ def test_a_shard_that_the_system_does_not_open_is_an_error_that_names_it(tmp_pat
     (tmp_path / "s.tar").symlink_to(tmp_path / "moved.tar")
     with pytest.raises(ReadError, match=r"s\.tar: cannot be read: No such file"):
         scan_shard(tmp_path / "s.tar")
+
+
+def test_values_of_another_kind_are_refused_with_what_differs(tmp_path: Path) -> None:
+    value = {"kind": "array", "shape": [1, 64, 64], "unit": "index", "low": -1.0, "high": 1.0}
+    write_tar(tmp_path / "train/ndvi/shard-00000.tar", {"a.bin": b"1"})
+    record_entry(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
+    check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
+    said = (
+        r"train/ndvi was made with another value \(value\.low was -1\.0, is 0\.0\); give another folder"
+    )
+    with pytest.raises(DataError, match=said):
+        check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": {**value, "low": 0.0}})
 
 
 def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_a_stage_killed_at_each_of_its_files_ends_as_if_it_had_not_been(world: W
             check_kill(world, stage, when, number)
 
 
+def test_a_backbone_that_was_killed_is_told_from_none(world: World) -> None:
+    world.put_back()
+    words = ROAD["backbone"].replace("--out run", "--out half")
+    assert world(words, kill_after=2).code < 0 and (world.folder / "half/run.json").exists()
+    for command in ("backbone eval half", "backbone generate half --make depth --out new"):
+        world(command).refused("half: its training has not come to its end; the command that began it goes on")
+
+
 @pytest.mark.parametrize("stage", ["train", "statistics", "vocabulary"])
 def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str) -> None:
     words = f"{ROAD[stage]} --overwrite --seed 1"

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """A run, and the zoo of --registry, of the registry of its training, or of ./registry.toml, in this order."""
-    from backbone.run import Run
+    """A run, and the zoo of --registry, of the registry of its training, or of ./registry.toml, in this order.
+
+    Raises CheckpointError where its training has not come to its end.
+    """
+    from backbone.run import Run, model_config
 
     run = Run.load(folder)
+    model_config(folder)
     root = click.get_current_context().find_root().obj or {}
     return run, open_zoo(root.get("registry") or run.registry)

@@ -86,7 +86,7 @@ def numbers_of_keys(keys: Iterable[str], shared: list[str], place: Path) -> list
     number = {key: row for row, key in enumerate(shared)}
     for key in keys:
         if key not in number:
-            raise UnknownNameError.of("sample", key, shared[:1000], f"(in {place})")
+            raise UnknownNameError.of("sample", key, shared[:1000], f"(in {place}; --split gives another part)")
     return [number[key] for key in keys]
 
 

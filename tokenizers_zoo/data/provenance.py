@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import held, read_json, write_json
+from tokenizers_zoo.checkpoint import difference, held, read_json, write_json
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.pretrained import networks_of
 
@@ -130,10 +130,14 @@ def check_same_source(root: Path, split: str, modality: str, new: Mapping[str, A
             continue
         keys = (*SOURCE_KEYS, "value", "shard_size") if other == modality else SOURCE_KEYS
         for key in keys:
-            if entry.get(key) != wanted.get(key):
+            old, asked = entry.get(key), wanted.get(key)
+            if old != asked:
+                said = f"with {key} {_short(old)}, now asked for {_short(asked)}"
+                if key == "value" and isinstance(old, Mapping):
+                    said = f"with another {key} ({difference(old, asked, key)})"
                 raise DataError(
-                    f"{root}: {split}/{other} was made with {key} {_short(entry.get(key))}, now asked for "
-                    f"{_short(wanted.get(key))}; give another folder, the same {key}, or delete {root / split}"
+                    f"{root}: {split}/{other} was made {said}; give another folder, the same {key}, or delete "
+                    f"{root / split}"
                 )
 
 
