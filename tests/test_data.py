@@ -137,9 +137,7 @@ def test_values_of_another_kind_are_refused_with_what_differs(tmp_path: Path) ->
     write_tar(tmp_path / "train/ndvi/shard-00000.tar", {"a.bin": b"1"})
     record_entry(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
     check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
-    said = (
-        r"train/ndvi was made with another value \(value\.low was -1\.0, is 0\.0\); give another folder"
-    )
+    said = r"train/ndvi was made with another value \(value\.low was -1\.0, is 0\.0\); give another folder"
     with pytest.raises(DataError, match=said):
         check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": {**value, "low": 0.0}})
 
