@@ -399,7 +399,13 @@ def test_files_of_which_none_is_sound(world: World) -> None:
     (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
     (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
     meant = "Depths: skipped: no enabled modality of this name: install its plugin, or enable it; did you mean depth?"
-    assert meant in " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
+    (world.folder / "files/train/rgb_patch").mkdir()
+    (world.folder / "files/train/captured").mkdir()
+    for name in ("rgb_patch", "captured"):
+        (world.folder / f"files/train/{name}/train00.npy").touch()
+    printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
+    assert meant in printed and "or enable it; did you mean rgb_patches?" in printed
+    assert "captured: skipped" in printed and "did you mean caption" not in printed, "which is another word"
     mine = world.folder / "mine" / "depth"
     mine.mkdir(parents=True)
     (mine / "a.npy").write_bytes((world.folder / "files/train/Depths/train00.npy").read_bytes())

@@ -63,6 +63,16 @@ def test_what_names_a_field_is_written_once() -> None:
     assert len(set(ids)) == len(ids) >= len(FIELDS)
 
 
+def test_the_number_of_a_field_is_written_once_and_its_level_as_often_as_it_comes(tmp_path: Path) -> None:
+    at = settings_of("metadata", fields={"speed": {"high": 5, "number": 2}, "height": {"high": 5, "number": 0}},
+                     default_fields=False)  # fmt: skip
+    metadata.train_tokenizer(at, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    tokens = metadata.encode(tokenizer, [{"speed": 1, "height": 1}])[0].tolist()
+    assert tokens[1] == tokens[3] and set(metadata.single_ids(tokenizer)) >= {tokens[0], tokens[2]}
+    assert tokens[1] not in metadata.single_ids(tokenizer)
+
+
 def own_fields(**more: Any) -> dict[str, Any]:
     fields = {"weather": {"kind": "choice", "choices": ["sun", "rain, or <hail>"]}, "speed": {"high": 40, "bins": 5}}
     return {"fields": fields, "default_fields": False, **more}

@@ -137,8 +137,9 @@ def decode_sequence(
     shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
     closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
-    spent = _spent(kept, once, model.tables.spec(plan.name).vocab_size).to(device)
-    single = _spent([np.array([*once], np.int64)], once, spent.shape[1])[0].to(device)
+    single = torch.zeros(model.tables.spec(plan.name).vocab_size, dtype=torch.bool, device=device)
+    single[list(once)] = True
+    spent = torch.stack([_holding(row, single) for row in kept])
     last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
     done = 0
     while going.any():
@@ -151,7 +152,9 @@ def decode_sequence(
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
         is_last = gap[alive] + 1 >= gaps[alive]
         onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
-        logits = restricted(logits.masked_fill(spent[alive], -torch.inf), layout, onward)
+        if once:
+            logits = logits.masked_fill(spent[alive], -torch.inf)
+        logits = restricted(logits, layout, onward)
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
         moved = last == onward
         last = torch.where(going[alive] & ~(moved & is_last), last, layout.end)
@@ -170,12 +173,11 @@ def decode_sequence(
     return made
 
 
-def _spent(rows: Sequence[Ids], once: Collection[int], vocab_size: int) -> Tensor:
-    """`rows ids`: which of `once` each row has."""
-    spent = torch.zeros(len(rows), vocab_size, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        spent[number, [token for token in row.tolist() if token in once]] = True
-    return spent
+def _holding(row: Ids, ids: Tensor) -> Tensor:
+    """Those of the ids, bool `ids`, that a row has."""
+    found = torch.zeros_like(ids)
+    found[torch.from_numpy(row[row != UNKNOWN])] = True
+    return found & ids
 
 
 def restricted(logits: Tensor, layout: SequenceLayout, onward: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ def generate_to_folder(
     if recipe.rank:
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
-    maker = _Maker(model, handles, request, plan, recipe)
+    once = {target.name: handles[target.name].single_ids() for target in plan}
+    maker = _Maker(model, handles, request, plan, recipe, once)
     places = {name: [out / name / str(rank) for rank in range(recipe.draws)] for name in request.names}
     todo = [row for row, name in enumerate(request.names) if name not in unfinished.done]
     blocks = _blocks(todo, max(1, BATCH // recipe.draws))
@@ -104,17 +105,17 @@ class _Maker:
     request: Request
     plan: Sequence[TargetPlan]
     recipe: Recipe
+    once: Mapping[str, Collection[int]]
 
     def draw(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[_Draw]:
         """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch."""
         found = []
         given, kept = self.request.rows(rows)
-        once = {target.name: self.handles[target.name].single_ids() for target in self.plan}
         for part in _blocks(range(self.recipe.draws), BATCH):
             drawn = [(row, draw) for row in rows for draw in part]
             numbers = [self.request.numbers[row] + draw * DRAW for row, draw in drawn]
             made = generate(
-                self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), once=once,
+                self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), once=self.once,
                 advance=advance,
             )  # fmt: skip
             values = {name: self.handles[name].decode(tokens) for name, tokens in made.items()}

@@ -55,8 +55,8 @@ def data_of_source(name: str, source: str) -> tuple[bytes, str]:
 
 
 def value_of_source(handle: ModalityHandle, source: str) -> Any:
-    """A value that is given, as it is read. Raises ConfigError, InvalidValueError."""
-    return handle.read(*data_of_source(handle.name, source))
+    """A value that is given, of the size that the modality has. Raises ConfigError, InvalidValueError."""
+    return handle.transform(handle.read(*data_of_source(handle.name, source)), Crop())
 
 
 def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
@@ -64,7 +64,7 @@ def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
     data, extension = data_of_source(handle.name, source)
     if extension == "json" and not is_written_out(source) and is_token_file(data):
         return [read_tokens(handle, Path(source))]
-    return handle.encode([handle.transform(handle.read(data, extension), Crop())])
+    return handle.encode([value_of_source(handle, source)])
 
 
 def stored_keys(run: Run, handles: Iterable[ModalityHandle], split: str) -> list[str]:

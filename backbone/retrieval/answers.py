@@ -15,7 +15,6 @@ from backbone.retrieval.query import Answer
 from backbone.run import Run
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.registry import Zoo
 
 if TYPE_CHECKING:
@@ -67,7 +66,4 @@ def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, st
     """What a query was asked with, as pictures or texts."""
     if answer.key is not None:
         return [shown(store, zoo[name], split, answer.key) for name in answer.given]
-    return [
-        zoo[name].render(zoo[name].transform(value_of_source(zoo[name], source), Crop()))
-        for name, source in sources.items()
-    ]
+    return [zoo[name].render(value_of_source(zoo[name], source)) for name, source in sources.items()]

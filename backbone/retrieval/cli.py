@@ -196,14 +196,14 @@ def parse_weights(weights: str | None) -> dict[str, float]:
 
 def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
     """Names of modalities of stored samples, or files and values by modality. Raises ConfigError."""
+    from backbone.generation.giving import is_written_out, sources_of
+
     if stored:
         if wrong := [item for item in given if "=" in item]:
             raise ConfigError(f"--given {wrong[0]}: expected a NAME beside --keys, or files without --keys")
         return list(dict.fromkeys(name for item in given for name in split_names(item) or ())), {}
     if not given:
         raise ConfigError("zoo retrieve query: expected --given NAME=FILE, or --keys of stored samples")
-    from backbone.generation.giving import is_written_out, sources_of
-
     sources = sources_of(given)
     for name, source in sources.items():
         if not is_written_out(source) and not Path(source or ".").is_file():

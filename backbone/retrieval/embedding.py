@@ -23,7 +23,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
-from tokenizers_zoo.modality import Crop, ModalitySpec, VectorLayout
+from tokenizers_zoo.modality import ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN = "train"
@@ -144,7 +144,7 @@ class Embedder:
         """Tokens of one sample's modality, from a file or a value written out. Raises ZooErrors."""
         handle = self._handle(self.tables.spec(name).name)
         check_codec(handle, self.trained_on.get(name))
-        return handle.encode([handle.transform(value_of_source(handle, source), Crop())])
+        return handle.encode([value_of_source(handle, source)])
 
 
 def check_fit(config: EmbeddingConfig, names: Sequence[str], present: npt.NDArray[np.bool_]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -163,8 +162,8 @@ def data_info(data_dir: Path) -> None:
             table.add_row(part.split, part.modality, *counts, part.vocabulary, part.fingerprint[:12])
         show_table(table)
         for part in tokens:
-            place = f"{part.split}/{part.modality}"
-            _show_dropped(place, [f"{place}/{key}: {reason}" for key, reason in part.dropped.items()])
+            reasons = [f"{key}: {reason}" for key, reason in part.dropped.items()]
+            _show_dropped(f"{part.split}/{part.modality}", reasons)
         return
     description = describe_data(open_zoo(), data_dir)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
@@ -175,14 +174,13 @@ def data_info(data_dir: Path) -> None:
     show_table(table)
     for split, count in description.aligned.items():
         click.echo(f"{split}: {count} samples have every modality")
-    lines = iter(description.reasons)
     for row in description.rows:
-        _show_dropped(f"{row.split}/{row.modality}", list(islice(lines, row.dropped)))
+        _show_dropped(f"{row.split}/{row.modality}", row.reasons)
 
 
-def _show_dropped(place: str, lines: Sequence[str]) -> None:
+def _show_dropped(place: str, reasons: Sequence[str]) -> None:
     """The first of the reasons why samples of a modality are not there, and how many more there are."""
-    for line in lines[:SHOWN_REASONS]:
-        click.echo(f"dropped: {line}")
-    if len(lines) > SHOWN_REASONS:
-        click.echo(f"dropped: {place}: {len(lines) - SHOWN_REASONS} more")
+    for reason in reasons[:SHOWN_REASONS]:
+        click.echo(f"dropped: {place}/{reason}")
+    if len(reasons) > SHOWN_REASONS:
+        click.echo(f"dropped: {place}: {len(reasons) - SHOWN_REASONS} more")

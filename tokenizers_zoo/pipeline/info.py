@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,27 @@ class DataRow:
     modality: str
     samples: int
     bytes: int
-    dropped: int
     made_by: str
+    reasons: Sequence[str]
+    """Why each sample is left out that is."""
+
+    @property
+    def dropped(self) -> int:
+        """Samples that are left out."""
+        return len(self.reasons)
 
 
 @dataclass(kw_only=True, slots=True)
 class DataDescription:
-    """A data folder: a row per split and modality, how many samples of a split have every modality, and reasons."""
+    """A data folder: a row per split and modality, and how many samples of a split have every modality."""
 
     rows: list[DataRow] = field(default_factory=list)
     aligned: dict[str, int] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why samples are left out, of all rows, each with its place."""
+        return [f"{row.split}/{row.modality}/{reason}" for row in self.rows for reason in row.reasons]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +82,10 @@ def describe_data(zoo: Zoo, data: Path) -> DataDescription:
                     modality=name,
                     samples=len(index.members),
                     bytes=index.bytes,
-                    dropped=len(reasons),
                     made_by=_made_by(entries.get(split, {}).get(name)),
+                    reasons=reasons,
                 )
             )
-            result.reasons += [f"{split}/{name}/{reason}" for reason in reasons]
         result.aligned[split] = 0 if failed else len(store.aligned_keys(split, modalities))
     return result
 
