@@ -220,6 +220,20 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
     assert made.tolist() == [9] * (sentinels - 1) + [after] * room
 
 
+def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
+    layout = dataclasses.replace(WORDS, num_sentinels=2)
+    config = dataclasses.replace(CONFIG, inputs_end=True)
+    model = sharp_model([dataclasses.replace(TEXT, layout=layout)], config)
+    with torch.no_grad():  # the likeliest is the way on from the first gap, then the id after the sentinels
+        model.output["text"].zero_()
+        model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
+        model.output["text"][4] = 1.0
+        model.output["text"][2:4] = 2.0
+    plan, row = [TargetPlan(name="words", temperature=0.0)], np.array([-1, 9, -1, 9])
+    made = generate(model, {}, plan, 0, [0], kept={"words": [row]})["words"][0]
+    assert made.tolist() == [9, 4, 4, 4, 4, 9]
+
+
 @pytest.mark.parametrize("passes", [Guidance(), Guidance(scale=2.0)])
 def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None:
     """Neither what is kept nor what was written; each sample as if it were alone."""
