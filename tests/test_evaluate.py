@@ -705,6 +705,20 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
 
 
+def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.copy(tmp_path / "run")
+    Run(tokens=world.tokens, data=world.data).save(run)
+    recipe = Recipe(given=("light",), target=(TargetPlan(name="letters", temperature=50.0),), samples="10")
+
+    def made(out: str) -> list[list[int]]:
+        places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
+        return [json.loads((place / "letters.tokens.json").read_text())["tokens"] for place in places]
+
+    assert any(len(set(tokens)) < len(tokens) for tokens in made("free"))
+    monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle: frozenset(range(handle.spec.vocab_size)))
+    assert all(len(set(tokens)) == len(tokens) for tokens in made("once"))
+
+
 @pytest.mark.parametrize(
     "other",
     ["nothing", "seed", "given", "weights", "device", "settings", "damaged", "lost", "halved", "scorer", "scorers",
