@@ -211,9 +211,16 @@ def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path:
     rows[-1] = (rows[-1] + 1) % part.metadata.vocab_size
     path.unlink()
     write_part(path, part.metadata, batch.column("key").to_pylist(), list(rows), dropped={})
+    renamed = Path(shutil.copytree(store, tmp_path / "renamed"))
+    for path in renamed.glob("train/*/*.arrow"):  # the same tokens, in the same order, of other samples
+        part, batch = read_part(path)
+        rows, keys = list(TokenColumn([path]).take(range(batch.num_rows))), batch.column("key").to_pylist()
+        path.unlink()
+        write_part(path, part.metadata, [f"other-{key}" for key in keys], rows, dropped={})
     before = files(folder)
-    with pytest.raises(ConfigError, match="a run on other samples, or on other tokens of them, than are there now"):
-        train(folder, other, all_layouts(), SMALL, TRAINING, run=Run(tokens=other))
+    for tokens in (other, renamed):
+        with pytest.raises(ConfigError, match="a run on other samples, or on other tokens of them, than are there now"):
+            train(folder, tokens, all_layouts(), SMALL, TRAINING, run=Run(tokens=tokens))
     assert files(folder) == before
     stored = read_table(folder / IDENTITY)
     del stored[CONTENTS]  # as earlier versions wrote it

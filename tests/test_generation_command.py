@@ -183,6 +183,8 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption='red --make depth", ("caption='red", "the quote")),
         ("--given depth=made/test00/0/caption.tokens.json --make caption", ("holds tokens of caption, not of depth",)),
         ("--given depth --make depth", ("depth: given and asked for",)),
+        # What is written out is a value; tokens come from a file.
+        ('--given depth={"modality":"depth","fingerprint":"a","tokens":[1]} --make caption', ("depth: .json file: ",)),
         ("--given rgb_patches --make depth --keep depth=box:0,0,1,1", ("keep depth: it is not given",)),
         ("--given depth --make caption --keep depth=box:0,0,1,0.5", ("depth: a part is kept", "not asked for")),
         ("--given depth --make depth --keep depth=box:0,0,1,1", ("depth: all of sample 0 is kept",)),

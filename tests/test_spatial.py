@@ -17,6 +17,7 @@ from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, se
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import crop_and_resize
 from tokenizers_zoo.modality import Crop
@@ -123,6 +124,12 @@ def test_depth_needs_a_unit() -> None:
             read(npy(bad), "npy")
     with pytest.raises(InvalidValueError, match="got int64"):
         read(npy(np.ones((1, 2), np.int64)), "npy")
+
+
+def test_a_chunk_is_of_as_many_samples_as_fit_and_of_one_where_none_does() -> None:
+    budgets = {"cpu": 10, "cuda": 40}
+    assert [chunk_size(budgets, device, 3) for device in ("cpu", "cuda:1", "mps")] == [3, 13, 3]
+    assert chunk_size(budgets, "cpu", 11) == 1
 
 
 def test_an_array_of_two_axes_is_the_one_channel_of_a_map() -> None:
