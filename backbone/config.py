@@ -63,8 +63,8 @@ class ModelConfig:
     """Sequences whose positions are computed for another length than theirs, and that length: the one that they were
     first trained with. Set when a trained model is loaded for sequences of another length."""
     inputs_end: bool = False
-    """Whether generation and features show the model where a given sequence ends: by the id `end` behind it, unless it
-    has its maximum length. Published models were trained so; in training here inputs have no end."""
+    """Whether the model is shown where a sequence of the input ends: by the id `end` behind it, unless it has its
+    maximum length. Published models were trained so."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:

@@ -9,6 +9,8 @@ Inputs are chosen first, targets from what is left:
   order; the others stay behind their sentinels, so `end` is never lost. A sequence that is not in the input is one
   span, of which the targets are a prefix where `end` does not fit; so they are of all spans where a sample has nothing
   else to predict and none of them fits.
+- Where the model is shown ends (`ModelConfig.inputs_end`), `end` is a token of the sequence like any other, kept or
+  masked, and what closes a stream is the sentinel after its last span's, as in training of the published models.
 
 Budgets are full whenever the sample has the tokens: a share that a modality cannot use goes to the others. Where a
 sample has fewer tokens than both budgets ask for, both get less in proportion, so that there is always something to
@@ -21,7 +23,7 @@ depends on seed, step, its slot in the batch and the sample itself, not on the b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,7 @@ class Masker:
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack; `first_slot` is the slot of the first sample where the batch is a part of a larger one."""
+        raw = self._ended(raw) if self.tables.inputs_end else raw
         draws = self._draw(len(raw), seed, step, first_slot)
         part = self._part(raw, draws)
         rows = np.arange(len(raw))
@@ -131,6 +134,20 @@ class Masker:
         if len(self._sequences):
             packing.add_sequences(spans, asked)
         return packing.batch()
+
+    def _ended(self, raw: RawBatch) -> RawBatch:
+        """The same samples with `end` behind each sequence that has not its maximum length."""
+        tokens, lengths = dict(raw.tokens), raw.lengths.copy()
+        for index, end in zip(self._sequences, self._end, strict=True):
+            spec, length = self.tables.specs[index], raw.lengths[:, index]
+            rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
+            stored = tokens[spec.name]
+            content = np.zeros((len(raw), spec.layout.length), stored.dtype)
+            content[:, : stored.shape[1]] = stored
+            content[rows, length[rows]] = end
+            tokens[spec.name] = content
+            lengths[rows, index] += 1
+        return replace(raw, tokens=tokens, lengths=lengths)
 
     def _draw(self, batch: int, seed: int, step: int, first_slot: int) -> Draws:
         """Fill the arrays slot by slot: each slot is a stream of its own."""
@@ -302,7 +319,10 @@ class _Packing:
         lengths, shares = raw.lengths[:, order].ravel(), self.inputs.counts[:, order].ravel()
         rows, rank, ids = input_tokens(flat, lengths, shares, spans, sentinel)
         self._put_sequences(self.inputs, rows, rank, ids)
-        read, predicted, _ = target_streams(flat, spans, asked, sentinel, end)
+        count = spans.starts.sum(axis=1)
+        onward = masker.tables.inputs_end & (count < np.tile(masker._limits, len(raw)))
+        closing = np.where(onward, sentinel + count, end)
+        read, predicted, _ = target_streams(flat, spans, asked, sentinel, closing)
         rows, rank = ragged(self.targets.counts[:, order].ravel())
         place = self._put_sequences(self.targets, rows, rank, predicted[rows, rank])
         kinds = order[rows % size]

@@ -2,7 +2,7 @@
 
 Here a row is one sequence of one sample. Its masked spans are apart by at least one kept token. The input reads the
 kept tokens with one sentinel for each span; the target stream reads `sentinel_0 span_0 sentinel_1 span_1 ...` and
-ends with `end`.
+ends with the id that closes it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Spans:
         return cls(masked=masked, starts=starts, index=index, rank=rank, row=row, length=length)
 
     def cost(self) -> Ints:
-        """Targets per row, `rows`: its masked tokens, a sentinel before each span but the first, and `end`."""
+        """Targets per row, `rows`: its masked tokens, a sentinel before each span but the first, and what closes."""
         cost: Ints = self.masked.sum(axis=1) + self.starts.sum(axis=1)
         return cost
 
@@ -153,11 +153,11 @@ def input_tokens(tokens: Ints, lengths: Ints, shares: Ints, spans: Spans, sentin
     return rows, rank, ids
 
 
-def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
+def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, closing: Ints) -> tuple[Ints, Ints, Ints]:
     """The target streams of the asked spans: `read` and `ids`, both `rows places`, and their lengths, `rows`.
 
-    Place j reads `read[:, j]`, at position j, and predicts `ids[:, j]`, which is read next; `end` is predicted last.
-    A row without spans reads its first sentinel and predicts `end`.
+    Place j reads `read[:, j]`, at position j, and predicts `ids[:, j]`, which is read next; `closing` (`rows`) is
+    predicted last. A row without spans reads its first sentinel and predicts that.
     """
     wanted = spans.masked.copy()
     wanted[wanted] = asked[spans.index[wanted]]
@@ -172,5 +172,5 @@ def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, end
     read[rows, through[rows, columns] - 2] = sentinel[rows] + spans.rank[rows, columns]
     ids = np.empty_like(read)
     ids[:, :-1] = read[:, 1:]
-    ids[np.arange(len(ids)), lengths - 1] = end
+    ids[np.arange(len(ids)), lengths - 1] = closing
     return read, ids, lengths

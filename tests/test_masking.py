@@ -199,7 +199,39 @@ def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_bud
         assert reads == [token for sentinel in asked for token in (sentinel, *spans[sentinel])]
 
 
-def check_batch(specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig) -> None:
+def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
+    """Read a sequence whose end is one of its tokens as one of words alone that END closes; gives its length."""
+    layout = item.layout
+    assert isinstance(layout, SequenceLayout)
+    word = FIRST_WORD + length  # what END is, where it is one of the tokens
+    given = [token for token, _ in sample.inputs.get(item.name, [])]
+    wanted = sample.targets.get(item.name, [])
+    ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
+    spans = sum(SENTINEL <= token < FIRST_WORD for token in given) if given else 1
+    closing = SENTINEL + spans if spans < layout.num_sentinels else END
+    last_asked = SENTINEL + spans - 1 in reads
+    closed = bool(ids) and ids[-1] == closing
+    if closed and closing == END and END not in given and length < layout.max_length:
+        closed = END in ids[:-1] or not last_asked
+    assert ids.count(closing) == closed or closing == END
+    if length < layout.max_length:
+        assert END not in reads or last_asked
+        length += 1
+    ids = [word if token == END else token for token in ids]
+    if closed:
+        ids[-1] = END
+    sample.inputs[item.name] = [(word if token == END else token, place) for place, token in enumerate(given)]
+    sample.targets[item.name] = [
+        (token, position, word if read == END else read) for token, (_, position, read) in zip(ids, wanted, strict=True)
+    ]
+    sample.inputs = {name: tokens for name, tokens in sample.inputs.items() if tokens}
+    sample.targets = {name: tokens for name, tokens in sample.targets.items() if tokens}
+    return length
+
+
+def check_batch(
+    specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig, inputs_end: bool = False
+) -> None:
     tables = Tables(specs)
     for number in range(len(raw)):
         sample = Unpacked(tables, batch, number)
@@ -214,7 +246,9 @@ def check_batch(specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, co
                 assert len(set(places)) == len(places)
                 assert all(position < raw.lengths[number, column] for position in places)
             elif isinstance(item.layout, SequenceLayout):
-                check_sequence(item, sample, int(raw.lengths[number, column]), config.target_budget)
+                length = int(raw.lengths[number, column])
+                length = without_end(item, sample, length) if inputs_end else length
+                check_sequence(item, sample, length, config.target_budget)
             else:
                 check_fixed(item, sample, raw.tokens[item.name][number])
     for name, (index, vectors) in batch.inputs.vectors.items():
@@ -235,9 +269,10 @@ def check_batch(specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, co
     st.integers(1, 60),
     st.floats(1, 6),
     st.sampled_from([0.0, 0.4]),
+    st.booleans(),
 )
 def test_every_sample_can_be_read_back(
-    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float
+    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float, inputs_end: bool
 ) -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
@@ -245,9 +280,9 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    batch = Masker(Tables(specs), config)(raw, seed=seed, step=3)
+    batch = Masker(Tables(specs, inputs_end=inputs_end), config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
-    check_batch(specs, raw, batch, config)
+    check_batch(specs, raw, batch, config, inputs_end)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
@@ -321,6 +356,43 @@ def test_an_empty_sequence_predicts_its_end() -> None:
     assert not batch.inputs.mask.any()
     assert batch.targets.mask.sum(dim=1).tolist() == [1, 1]
     assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
+
+
+def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
+    specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
+    tables = Tables(specs, inputs_end=True)
+    raw = raw_batch(specs, 300)
+    raw.lengths[:, 0] = 4
+    mixtures = (Mixture(inputs=("words",)),)
+    config = MaskingConfig(input_budget=3, target_budget=20, min_input=0, mixtures=mixtures)
+    closed: dict[tuple[int, ...], list[int]] = {}
+    for span_length in (1, 3):
+        batch = Masker(tables, dataclasses.replace(config, span_length=span_length))(raw, seed=0, step=0)
+        for number in range(300):
+            sample = Unpacked(tables, batch, number)
+            given = tuple(token for token, _ in sample.inputs.get("words", []))
+            wanted = [token for token, _, _ in sample.targets.get("words", [])]
+            closed[given] = max(closed.get(given, []), wanted, key=len)
+    s, w = SENTINEL, FIRST_WORD
+    assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # its end is kept
+    assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # and asked for
+    asked = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
+    targets = Unpacked(tables, Masker(tables, asked)(raw, seed=0, step=0), 0).targets["words"]
+    assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all of it is asked for
+    whole = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
+    assert Unpacked(tables, Masker(tables, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
+    raw.lengths[:, 0] = 8  # the maximum
+    assert Unpacked(tables, Masker(tables, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
+
+
+def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
+    specs = [spec("words", sequence(8, 1), 100)]
+    raw = raw_batch(specs, 50)
+    raw.lengths[:, 0] = 4
+    config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
+    targets = Masker(Tables(specs, inputs_end=True), config)(raw, seed=0, step=0).targets
+    last = targets.mask.sum(dim=1) - 1
+    assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 
 
 def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:

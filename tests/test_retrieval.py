@@ -415,8 +415,10 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     ("words", "parts"),
     [
         (("--given", "letter=FILE"), ("unknown modality of this index 'letter'", "did you mean letters?")),
-        (("--given", "light"), ("--given light=: expected NAME=FILE",)),
-        (("--given", "light=absent.npy"), ("absent.npy", "NAME=FILE with a file that is there")),
+        (("--given", "light"), ("--given light: expected NAME=FILE",)),
+        (("--given", "lihgt='dark'"), ("'lihgt'", "did you mean light?")),
+        (("--given", "lihgt=a b"), ("'lihgt'", "did you mean light?")),
+        (("--given", "light=absent.npy"), ("absent.npy", "expected a file that is there")),
         (("--given", "letters=FILE", "--given", "letters=FILE"), ("letters is given twice",)),
         (("--given", "letters=FILE", "--find", "lihgt"), ("'lihgt'", "did you mean light?")),
         (("--given", "letters=FILE", "--weights", "dark=1"), ("--weights dark: is not given; given: letters",)),

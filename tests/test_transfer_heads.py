@@ -31,8 +31,9 @@ from backbone.transfer.kinds import (
     kind_to_json,
 )
 from backbone.transfer.reading import Grid, padded_features, unpadded
-from backbone.transfer.samples import chosen, spread
+from backbone.transfer.samples import chosen
 from backbone.transfer.tasks import whole_kind
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import interval
 from tokenizers_zoo.modality import (
@@ -343,7 +344,7 @@ def test_classes_keep_their_shares_and_none_is_lost() -> None:
 
 
 def test_places_are_spread_evenly() -> None:
-    assert spread(5, 10) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]
+    assert spread(5, 10) == [0, 1, 2, 3, 4] and spread(99, 3) == [0, 33, 66]
 
 
 def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:

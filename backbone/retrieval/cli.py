@@ -196,7 +196,7 @@ def parse_weights(weights: str | None) -> dict[str, float]:
 
 def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
     """Names of modalities of stored samples, or files and values by modality. Raises ConfigError."""
-    from backbone.generation.giving import is_written_out, sources_of
+    from backbone.generation.giving import sources_of
 
     if stored:
         if wrong := [item for item in given if "=" in item]:
@@ -205,9 +205,6 @@ def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str
     if not given:
         raise ConfigError("zoo retrieve query: expected --given NAME=FILE, or --keys of stored samples")
     sources = sources_of(given)
-    for name, source in sources.items():
-        if not is_written_out(source) and not Path(source or ".").is_file():
-            raise ConfigError(
-                f'--given {name}={source}: expected NAME=FILE with a file that is there, or NAME="TEXT" in quotes'
-            )
+    if bare := [name for name, source in sources.items() if not source]:
+        raise ConfigError(f'--given {bare[0]}: expected NAME=FILE or NAME="TEXT", or --keys of stored samples')
     return [], sources

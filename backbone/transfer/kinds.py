@@ -94,7 +94,7 @@ class Numbers(JudgedNumbers):
         if spec is not None:
             value = spec.value
             bounds = {"shape": value.shape, "low": value.low, "high": value.high, "dtype": value.dtype}
-        return cls(mean=tuple(table.mean(0).tolist()), std=spread(table.std(0)), **bounds)
+        return cls(mean=tuple(table.mean(0).tolist()), std=divisors(table.std(0)), **bounds)
 
     @property
     def outputs(self) -> int:
@@ -184,7 +184,7 @@ class NumberMap(JudgedNumbers):
         table = np.log(table) if chosen == "log" else table
         height, width = value.shape[1:]
         return cls(
-            mean=tuple(table.mean((0, 2)).tolist()), std=spread(table.std((0, 2))), size=(int(height), int(width)),
+            mean=tuple(table.mean((0, 2)).tolist()), std=divisors(table.std((0, 2))), size=(int(height), int(width)),
             scale=chosen, low=value.low, high=value.high, dtype=value.dtype,
         )  # fmt: skip
 
@@ -300,7 +300,7 @@ def kind_from_json(data: Mapping[str, Any]) -> Any:
     return from_mapping(KINDS[data["kind"]], {key: value for key, value in data.items() if key != "kind"})
 
 
-def spread(std: Any) -> tuple[float, ...]:
+def divisors(std: Any) -> tuple[float, ...]:
     """Standard deviations to divide by: 1 where nothing varies."""
     return tuple(np.where(std > 1e-12, std, 1.0).tolist())
 

@@ -10,9 +10,10 @@ from typing import Any
 from backbone.evaluation.gallery import write_sheet
 from backbone.retrieval.pictures import shown
 from backbone.transfer.probe import Probe
-from backbone.transfer.samples import Places, spread
+from backbone.transfer.samples import Places
 from backbone.transfer.scores import predictions
 from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import DataError
 

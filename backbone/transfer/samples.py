@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from backbone.codecs import stored_samples
 from backbone.training.data import TokenData
 from backbone.transfer.config import VALIDATION_LEAST, TransferConfig
@@ -223,8 +221,3 @@ class Examples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         return Example(part=self.part, place=self.places[index])
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Up to `most` of `count` places, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backbone.transfer.probe import Probe
-from backbone.transfer.samples import Part, spread
+from backbone.transfer.samples import Part
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
