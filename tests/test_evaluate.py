@@ -719,6 +719,26 @@ def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, mo
     assert all(len(set(tokens)) == len(tokens) for tokens in made("once"))
 
 
+def test_what_a_plugin_has_once_is_scored_as_it_is_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+
+    def noted(*arguments: Any, **options: Any) -> dict[str, Any]:
+        made = generate(*arguments, **options)
+        drawn.extend(row.tolist() for row in made["letters"])
+        return made
+
+    monkeypatch.setattr(evaluation, "generate", noted)
+    config = dataclasses.replace(CONFIG, temperature=50.0, gallery_pairs=1)
+    world.evaluate(world.copy(tmp_path / "free"), config, given=[("light",)], targets=["letters"])
+    assert any(len(set(tokens)) < len(tokens) for tokens in drawn)
+    drawn.clear()
+    monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle: frozenset(range(handle.spec.vocab_size)))
+    world.evaluate(world.copy(tmp_path / "once"), config, given=[("light",)], targets=["letters"])
+    assert drawn and all(len(set(tokens)) == len(tokens) for tokens in drawn)
+
+
 @pytest.mark.parametrize(
     "other",
     ["nothing", "seed", "given", "weights", "device", "settings", "damaged", "lost", "halved", "scorer", "scorers",

@@ -261,12 +261,14 @@ class _Evaluation:
     def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan) -> Any:
         """Tokens of the target, `draws` of each sample one after the other: a tensor, or a list for sequences."""
         given, target = pair
+        once = {target: self.data.handles[target].single_ids()}
         parts = []
         for start in range(0, len(keys), self.config.batch_size):
             here = keys[start : start + self.config.batch_size]
             numbers = range(start * draws, (start + len(here)) * draws)
             tokens = {name: self.data.tokens(name, here) for name in given}
-            parts.append(generate(self.model, tokens, [plan], self.config.seed, numbers, draws=draws)[target])
+            made = generate(self.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=once)
+            parts.append(made[target])
         return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [row for part in parts for row in part]
 
     def _score(self, pair: Pair) -> dict[str, Any]:
