@@ -20,7 +20,7 @@ three of the MLP, layer norms."""
 class ModelConfig:
     """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
 
-    The fields from `tables` to `stored_positions`, and `inputs_end`, say how the published models differ from what
+    The fields from `tables` to `stored_positions`, and `marked_inputs`, say how the published models differ from what
     trains best here.
     """
 
@@ -62,9 +62,10 @@ class ModelConfig:
     position_lengths: Mapping[str, int] = field(default_factory=dict)
     """Sequences whose positions are computed for another length than theirs, and that length: the one that they were
     first trained with. Set when a trained model is loaded for sequences of another length."""
-    inputs_end: bool = False
-    """Whether the model is shown where a sequence of the input ends: by the id `end` behind it, unless it has its
-    maximum length. Published models were trained so."""
+    marked_inputs: bool = False
+    """Whether inputs mark sequences as in the training of the published models: the id `end` stands behind one that has
+    not its maximum length, and one sentinel for all of a sequence that is yet to be made, or that the unconditional
+    pass of guidance does not see. In masking `end` is a token like any other."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
@@ -241,9 +242,9 @@ class TrainConfig:
     schedule: Literal["cosine", "wsd"] = "cosine"
     """How the rate falls after warm-up. cosine: from then on; wsd (warm-up, stable, decay): at the end alone."""
     decay_share: float = 0.2
-    """Share of all steps that the end of "wsd" takes; 0: the rate stays."""
+    """Share of all steps that the end of "wsd" takes, at most all after warm-up; 0: the rate stays."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, at most half of `steps`: a shorter run reaches its peak rate and falls from it, too."""
     weight_decay: float = 0.05
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)

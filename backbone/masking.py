@@ -9,8 +9,9 @@ Inputs are chosen first, targets from what is left:
   order; the others stay behind their sentinels, so `end` is never lost. A sequence that is not in the input is one
   span, of which the targets are a prefix where `end` does not fit; so they are of all spans where a sample has nothing
   else to predict and none of them fits.
-- Where the model is shown ends (`ModelConfig.inputs_end`), `end` is a token of the sequence like any other, kept or
-  masked, and what closes a stream is the sentinel after its last span's, as in training of the published models.
+- Where inputs are marked as in training of the published models (`ModelConfig.marked_inputs`), `end` is a token of the
+  sequence like any other, kept or masked; where not all spans fit, neighbours are asked for; and the sentinel of the
+  next span closes.
 
 Budgets are full whenever the sample has the tokens: a share that a modality cannot use goes to the others. Where a
 sample has fewer tokens than both budgets ask for, both get less in proportion, so that there is always something to
@@ -116,7 +117,7 @@ class Masker:
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack; `first_slot` is the slot of the first sample where the batch is a part of a larger one."""
-        raw = self._ended(raw) if self.tables.inputs_end else raw
+        raw = self._ended(raw) if self.tables.marked_inputs else raw
         draws = self._draw(len(raw), seed, step, first_slot)
         part = self._part(raw, draws)
         rows = np.arange(len(raw))
@@ -231,7 +232,7 @@ class Masker:
         # Whole sequences may be cut anywhere: all of them is asked for, and a prefix taken.
         may_be_cut = whole[of_sequences].ravel()
         room = np.where(may_be_cut, LARGEST, counts[of_sequences].ravel())
-        asked = spans.that_fit(room, draws.turns)
+        asked = spans.that_fit(room, draws.turns, side_by_side=self.tables.marked_inputs)
         used = np.bincount(np.repeat(spans.row[asked], spans.length[asked] + 1), minlength=len(may_be_cut))
         counts[of_sequences] = np.where(whole[of_sequences], counts[of_sequences], used.reshape(shape))
         rest = np.where(self._is_sequence & ~whole, 0, capacity - counts)
@@ -319,9 +320,9 @@ class _Packing:
         lengths, shares = raw.lengths[:, order].ravel(), self.inputs.counts[:, order].ravel()
         rows, rank, ids = input_tokens(flat, lengths, shares, spans, sentinel)
         self._put_sequences(self.inputs, rows, rank, ids)
-        count = spans.starts.sum(axis=1)
-        onward = masker.tables.inputs_end & (count < np.tile(masker._limits, len(raw)))
-        closing = np.where(onward, sentinel + count, end)
+        following = spans.last(asked) + 1
+        onward = masker.tables.marked_inputs & (following < np.tile(masker._limits, len(raw)))
+        closing = np.where(onward, sentinel + following, end)
         read, predicted, _ = target_streams(flat, spans, asked, sentinel, closing)
         rows, rank = ragged(self.targets.counts[:, order].ravel())
         place = self._put_sequences(self.targets, rows, rank, predicted[rows, rank])

@@ -77,7 +77,7 @@ class FourM(nn.Module):
         self.config = config
         self.tables = Tables(
             specs, separate=config.tables == "separate", stored_positions=config.stored_positions,
-            position_lengths=config.position_lengths, inputs_end=config.inputs_end,
+            position_lengths=config.position_lengths, marked_inputs=config.marked_inputs,
         )  # fmt: skip
         _check_names(self.tables)
         dim = config.dim

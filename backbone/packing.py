@@ -57,7 +57,7 @@ def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) 
 def filled(tables: Tables, spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
 
-    Sequences end as the model has seen them end in training, see `ModelConfig.inputs_end`.
+    Sequences end as the model has seen them end in training, see `ModelConfig.marked_inputs`.
     """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
     if (end := shown_end(tables, spec)) is not None:
@@ -69,7 +69,7 @@ def filled(tables: Tables, spec: ModalitySpec, found: Any, device: torch.device 
 
 def shown_end(tables: Tables, spec: ModalitySpec) -> int | None:
     """The id behind a sequence of this modality that is given to its end; None where there is none."""
-    return spec.layout.end if tables.inputs_end and isinstance(spec.layout, SequenceLayout) else None
+    return spec.layout.end if tables.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:

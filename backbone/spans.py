@@ -114,10 +114,11 @@ class Spans:
         cost: Ints = self.masked.sum(axis=1) + self.starts.sum(axis=1)
         return cost
 
-    def that_fit(self, budget: Ints, keys: Keys) -> Bools:
+    def that_fit(self, budget: Ints, keys: Keys, side_by_side: bool = False) -> Bools:
         """Which spans to ask for, `spans`, so that each row's cost is at most `budget` (`rows`).
 
-        Rows that fit ask for all; in the others spans are taken in random order as long as they fit.
+        Rows that fit ask for all; in the others spans are taken in random order as long as they fit: any, or, with
+        `side_by_side`, a random one and those that follow it.
         """
         need = self.cost()
         asked = (need <= budget)[self.row]
@@ -127,16 +128,28 @@ class Spans:
         counts = self.starts.sum(axis=1)
         first = (np.cumsum(counts) - counts)[tight]
         order = sorted_draw(keys[tight], counts[tight])
+        if side_by_side:
+            order = order[:, :1] + np.arange(order.shape[1])
         left = budget[tight].copy()
         for turn in range(int(counts[tight].max())):
             live = np.flatnonzero((turn < counts[tight]) & (left >= 2))
+            live = live[order[live, turn] < counts[tight[live]]]
             if not len(live):
                 break
             span = first[live] + order[live, turn]
             fits = self.length[span] + 1 <= left[live]
             asked[span[fits]] = True
             left[live[fits]] -= self.length[span[fits]] + 1
+            if side_by_side:
+                left[live[~fits]] = 0
         return asked
+
+    def last(self, asked: Bools) -> Ints:
+        """The number in its row of the last span of each row that is asked for, `rows`; -1 without one."""
+        rank = np.full(len(self.masked), -1, np.int64)
+        number = np.arange(len(self.row)) - (np.cumsum(self.starts.sum(axis=1)) - self.starts.sum(axis=1))[self.row]
+        rank[self.row[asked]] = number[asked]  # spans of a row rise, so the last one stays
+        return rank
 
 
 def input_tokens(tokens: Ints, lengths: Ints, shares: Ints, spans: Spans, sentinel: Ints) -> tuple[Ints, Ints, Ints]:

@@ -37,7 +37,7 @@ class Tables:
 
     With `separate`, modalities of one vocabulary have token rows of their own each. `stored_positions` are modalities
     whose position rows are weights, and how many they have; `position_lengths` sequences whose rows are computed for
-    another length than theirs, and that one; `inputs_end` is `ModelConfig`'s. A modality added at the end leaves all
+    another length than theirs, and that one; `marked_inputs` is `ModelConfig`'s. A modality added at the end leaves all
     earlier rows where they were; on disk each table and modality is stored under its own name, so any other order loads
     too.
     """
@@ -49,7 +49,7 @@ class Tables:
         separate: bool = False,
         stored_positions: Mapping[str, int] | None = None,
         position_lengths: Mapping[str, int] | None = None,
-        inputs_end: bool = False,
+        marked_inputs: bool = False,
     ) -> None:
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
@@ -57,7 +57,7 @@ class Tables:
         self.specs: tuple[ModalitySpec, ...] = tuple(specs)
         self.names = tuple(names)
         self.separate = separate
-        self.inputs_end = inputs_end
+        self.marked_inputs = marked_inputs
         self.token_tables: dict[str, Rows] = {}
         self.positions: dict[str, Rows] = {}
         self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}

@@ -9,12 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from backbone_samples import (
     FIRST_WORD,
@@ -26,6 +27,7 @@ from backbone_samples import (
     write_splits,
     write_store,
 )
+from safetensors.torch import save_file
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
@@ -171,15 +173,83 @@ def test_a_run_that_trains_is_not_trained_by_another(
     assert files(tmp_path)["model.safetensors"] == files(finished)["model.safetensors"]
 
 
-def test_a_damaged_state_is_named(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed.TrainingState, "forget", lambda self: None)
-    config = dataclasses.replace(TRAINING, steps=4)
-    train(tmp_path, store, all_layouts(), SMALL, config)
-    (tmp_path / "config.json").unlink()
-    tensors = next(tmp_path.glob("training_state/step-*/*.safetensors"))
-    tensors.write_bytes(tensors.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start anew"):
-        train(tmp_path, store, all_layouts(), SMALL, config)
+@pytest.fixture(scope="module")
+def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its last step, before the model was written."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.TrainingState, "forget", lambda self: None)
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+    (folder / "config.json").unlink()
+    return folder
+
+
+def halved(path: Path) -> None:
+    """Leave of a tensor the second half of its rows alone, as the second of two processes writes it."""
+    with safetensors.safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    name = "model/context_projection.weight"
+    offsets = json.loads(metadata["DCP_SHARDING_INFO"])
+    offsets[name]["saved_offsets"][0] = len(tensors[name]) // 2
+    tensors[name] = tensors[name][len(tensors[name]) // 2 :].clone()
+    save_file(tensors, path, {**metadata, "DCP_SHARDING_INFO": json.dumps(offsets)})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "its tensors cannot be read: Error while deserial"),
+        (
+            lambda file: file.write_bytes(b""),
+            "its tensors cannot be read: Error while deserializing header: header too",
+        ),
+        (Path.unlink, "expected the .safetensors files of all processes that wrote it, found none"),
+        (halved, "files of all processes that wrote it, found a part of model/context_projection.weight"),
+        (
+            lambda file: save_file({"other": torch.zeros(1)}, file),
+            "cannot be read: Missing key in checkpoint state_dict",
+        ),
+    ],
+    ids=["cut off", "empty", "missing", "half", "other"],
+)
+def test_a_damaged_state_is_named(
+    stopped: Path, store: Path, tmp_path: Path, change: Callable[[Path], object], problem: str
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    change(next(folder.glob("training_state/step-*/*.safetensors")))
+    with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start anew$") as raised:
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+    assert problem in str(raised.value) and "ranks:" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", r"expected the step in the name of its folder and a time, .*, got \[\]"),
+        ('{"step": null, "seconds": 1}', 'got {"step": null, "seconds": 1}'),
+        ('{"step": 99, "seconds": 1}', 'got {"step": 99, "seconds": 1}'),
+        ('{"step": 4.0, "seconds": 1}', 'got {"step": 4.0, "seconds": 1}'),
+        ('{"step": 4}', 'got {"step": 4}'),
+        ('{"step": 4, "seconds": NaN}', 'got {"step": 4, "seconds": NaN}'),
+        ('{"step": 4,', "cannot be read as JSON: "),
+        (None, "it has no progress.json"),
+    ],
+)
+def test_progress_that_is_none_is_named(
+    stopped: Path, store: Path, tmp_path: Path, text: str | None, problem: str
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    progress = folder / distributed.STATE / "step-00000004" / distributed.PROGRESS
+    progress.unlink()
+    if text is not None:
+        progress.write_text(text)
+    message = rf"step-00000004: damaged: .*progress\.json.*{problem}.*; remove it to start anew$"
+    if text is None:
+        message = rf"step-00000004: damaged: {problem}; remove it to start anew$"
+    with pytest.raises(CheckpointError, match=message):
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+    shutil.rmtree(progress.parent)
+    train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
 
 def test_a_finished_run_is_left_alone_and_another_is_refused(

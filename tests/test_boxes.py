@@ -105,6 +105,15 @@ def test_boxes_follow_the_crop() -> None:
     assert boxes.transform(value, Crop(left=0.5, width=0.5), strict) == []
 
 
+def test_of_boxes_as_4m_has_them_any_part_stays() -> None:
+    person, crop = box("person", 0, 0.1, 0.3, 0.9), Crop(left=0.29, width=0.71)
+    assert boxes.transform([person], crop, settings_of("boxes")) == []
+    at = settings_of("boxes", preset="4m")
+    (seen,) = boxes.transform([person], crop, at)
+    assert np.allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
+    assert boxes.transform([person], Crop(left=0.3, width=0.7), at) == []
+
+
 def test_boxes_on_disk() -> None:
     value = [box("é", 0.1, 0, 1, 1)]
     data, extension = boxes.write_value(value)

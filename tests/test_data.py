@@ -156,6 +156,19 @@ def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> Non
     assert "second member" in index.dropped[0].reason
 
 
+@pytest.mark.parametrize("name", ["../../b.x", "/b.x", "a/../../b.x", "a//b.x", "a/./b.x", "a\\b.x"])
+def test_a_key_that_leads_out_of_a_folder_costs_its_member(tmp_path: Path, name: str) -> None:
+    """Or that is another's path: what is made of a sample is written below a folder, under its key."""
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for member in (name, "./a/b.x"):
+            tar.addfile(tarfile.TarInfo(member))
+    index = scan_shard(tmp_path / "s.tar")
+    assert list(index.members) == ["a/b"]
+    assert [item.reason for item in index.dropped] == [
+        f"the name {name!r}: a key has no backslash, and no part that is empty, '.' or '..'"
+    ]
+
+
 def test_a_name_that_is_not_utf8_costs_its_member(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for name in (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a.\xff"):

@@ -22,7 +22,7 @@ from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 from backbone.cli.main import backbone as command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from backbone.evaluation import evaluate as evaluation
-from backbone.evaluation.data import EvaluationData, gap_closed
+from backbone.evaluation.data import HELD, EvaluationData, gap_closed
 from backbone.evaluation.evaluate import EvaluationConfig, evaluate
 from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
 from backbone.evaluation.pairs import default_pairs, ranked_names
@@ -30,17 +30,19 @@ from backbone.evaluation.preview import Previews
 from backbone.evaluation.table import gap_tables
 from backbone.generation import TargetPlan, files, generate
 from backbone.generation.recipe import Recipe
+from backbone.generation.request import requested
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -219,6 +221,51 @@ def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: d
     assert found["gap_closed"] == pytest.approx(expected)
 
 
+def test_the_test_split_is_ordered_once_for_each_pair(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, ordered = EvaluationData._order, []
+    monkeypatch.setattr(EvaluationData, "_order", lambda data, key: (ordered.append(key), order(data, key))[1])
+    config = dataclasses.replace(CONFIG, samples=3, answers=1, gallery_pairs=2)
+    asked: dict[str, Any] = {"given": [("light",), ("letters",)], "targets": ["dark"]}
+    assert len(world.evaluate(world.copy(tmp_path / "run"), config, **asked)["galleries"]) == 2
+    assert len([key for key in ordered if key.startswith("test")]) == 2 * TEST
+
+
+def test_fewer_and_more_keys_are_those_of_a_new_look(world: World) -> None:
+    def new() -> EvaluationData:
+        return EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
+
+    data, names = new(), ["light", "dark"]
+    for count in (5, 3, 9, TEST + 1, TEST + 7, 1):
+        found = data.keys(names, count)
+        assert found == new().keys(names, count) and len(found) == min(count, TEST)
+        found.clear()
+    assert data.keys(names[::-1], 4) == data.keys(names, 4)
+
+
+def test_true_values_of_the_latest_questions_alone_are_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
+    keys = data.keys(["light", "dark"], TEST)
+    questions = [keys[first : first + 2] for first in range(0, 2 * HELD + 4, 2)]
+    references = [data.reference("dark", question, 4, 8) for question in questions]
+    alive = [weakref.ref(reference.truth[0]) for reference in references]
+    expected = [(reference.floor, reference.ceiling, np.stack(reference.truth)) for reference in references]
+    del references
+    assert [there() is not None for there in alive] == [False] * 2 + [True] * HELD
+    read: list[str] = []
+    truth = EvaluationData.truth
+    monkeypatch.setattr(
+        EvaluationData, "truth", lambda data, name, keys: (read.extend(keys), truth(data, name, keys))[1]
+    )
+    monkeypatch.setattr(EvaluationData, "decoded", lambda *_: pytest.fail("rebuilt again"))
+    for question, (floor, ceiling, values) in zip(questions[::-1], expected[::-1], strict=True):
+        again = data.reference("dark", question, 4, 8)
+        assert (again.floor, again.ceiling) == (floor, ceiling)
+        np.testing.assert_array_equal(again.truth, values)
+    assert read == questions[1] + questions[0], "the others were still there"
+
+
 def test_cross_entropy_is_below_knowing_nothing(result: dict[str, Any]) -> None:
     found = result["cross_entropy"]
     assert found["samples"] == TEST
@@ -337,6 +384,39 @@ def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(wo
     pairs = [{**first["pairs"][0], "gap_closed": 0.125}]
     path.write_text(json.dumps({**first, "identity": identity, "pairs": pairs}))
     assert timeless(world.evaluate(run, config, given=[("light",)], targets=["dark"])) == timeless(first)
+
+
+def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> None:
+    run, data = world.copy(tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(world.data, data)
+    config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
+
+    def asked() -> dict[str, Any]:
+        return evaluate(run, world.zoo, world.tokens, data, config=config, given=[("light",)], targets=["dark"])
+
+    def darker(split: str) -> None:
+        store, handle = shards.ValueStore(data), world.zoo["dark"]
+        values = {key: 0.5 * store.read(handle, split, key) for key in store.keys(split, "dark")}
+        with writing_shard(data / split / "dark/shard-00000.tar") as writer:
+            for key, value in values.items():
+                writer.add(key, *handle.write(value))
+
+    first = asked()
+    assert timeless(asked()) == timeless(first)
+    darker("train")  # the constant answer is another
+    second = asked()
+    assert second["pairs"][0]["floor"] != first["pairs"][0]["floor"]
+    assert second["pairs"][0]["ceiling"] == first["pairs"][0]["ceiling"]
+    darker("test")
+    assert asked()["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
+
+
+def test_one_evaluation_of_a_run_at_a_time(world: World, tmp_path: Path) -> None:
+    run = world.copy(tmp_path / "run")
+    (run / "evaluation").mkdir()
+    with held(run / "evaluation", ""), pytest.raises(CheckpointError, match="another zoo backbone eval writes it"):
+        world.evaluate(run, given=[("light",)], targets=["dark"])
+    assert not (run / "evaluation/evaluation.json").exists()
 
 
 def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
@@ -703,6 +783,26 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     alone = {key: made(key, [key], 1)[f"{key}/0"] for key in keys}
     assert len(set(alone.values())) == 3
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
+
+
+def test_a_generation_stays_in_its_folder_and_has_it_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = world.copy(tmp_path / "run"), tmp_path / "out"
+    Run(tokens=world.tokens, data=world.data).save(run)
+    recipe = Recipe(given=("light",), target=(TargetPlan(name="dark"),), samples="2")
+    out.mkdir()
+    with held(out, ""), pytest.raises(CheckpointError, match="out: another generation writes it right now"):
+        files.generate_to_folder(run, world.zoo, recipe, out)
+    assert not list(out.iterdir())
+
+    def led_out(*arguments: Any) -> Any:
+        return dataclasses.replace(requested(*arguments), names=("test-000", "../kept"))
+
+    monkeypatch.setattr(files, "requested", led_out)
+    with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
+        files.generate_to_folder(run, world.zoo, recipe, out)
+    assert not list(out.iterdir())
 
 
 def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,6 @@ def test_draws_are_written_best_first(world: World) -> None:
         # What is written out is a value; tokens come from a file.
         ('--given depth={"modality":"depth","fingerprint":"a","tokens":[1]} --make caption', ("depth: .json file: ",)),
         ("--given rgb_patches --make depth --keep depth=box:0,0,1,1", ("keep depth: it is not given",)),
-        ("--given depth --make caption --keep depth=box:0,0,1,0.5", ("depth: a part is kept", "not asked for")),
         ("--given depth --make depth --keep depth=box:0,0,1,1", ("depth: all of sample 0 is kept",)),
         ("--given depth --make depth --keep depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
         ("--given depth --make depth --keep depth=mask:empty.npy", ("mask:empty.npy: cannot be read", "No data")),

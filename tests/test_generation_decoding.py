@@ -9,7 +9,8 @@ import pytest
 import torch
 from generation_samples import WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from backbone.generation import Guidance, TargetPlan, generate
+from backbone.generation import Guidance, TargetPlan, decoding, generate
+from backbone.generation.inputs import GrowingInputs
 from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
 from backbone.generation.schedules import temperatures, tokens_per_step
 from backbone.model import FourM
@@ -235,3 +236,23 @@ def test_steps_are_counted_as_announced(model: FourM) -> None:
     kept = {"right": torch.full((1, 3, 3), -1).index_fill(2, torch.tensor([0, 1]), 3)}
     generate(model, {}, plan, 0, [0], kept=kept, advance=counted.append)
     assert sum(counted) == plan_steps(model, plan) == 4 + 6 + 4
+
+
+@pytest.mark.parametrize("filter_first", [False, True])
+def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
+    model: FourM, monkeypatch: pytest.MonkeyPatch, filter_first: bool
+) -> None:
+    """The first cell's likeliest id has less than those of others, but is alone in the nucleus, as theirs are."""
+    logits = torch.full((1, 9, 11), -20.0)
+    logits[:, :, 0], logits[:, :, 1] = 1.0, 0.5
+    logits[:, 0, 1:3] = 0.8
+
+    def of_cells(*arguments: Any) -> torch.Tensor:
+        return logits.gather(1, arguments[3].unsqueeze(2).expand(-1, -1, 11))
+
+    monkeypatch.setattr(decoding, "cell_logits", of_cells)
+    decided: list[int] = []
+    monkeypatch.setattr(GrowingInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
+    plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_first=filter_first)
+    generate(model, {}, [plan], 0, [0])
+    assert decided == (list(range(9)) if filter_first else [*range(1, 9), 0])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from generation_samples import CONFIG, SPECS, contents, given_tokens, whole_inputs
+from generation_samples import CONFIG, SPECS, contents, given_tokens, sharp_model, whole_inputs
 
-from backbone.batch import RawBatch
+from backbone.batch import PackedInputs, RawBatch
 from backbone.config import MaskingConfig, Mixture
+from backbone.generation import Guidance, TargetPlan, generate
 from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs
 from backbone.masking import Masker
@@ -44,6 +47,63 @@ def test_nothing_given_is_one_unused_slot() -> None:
     packed = GrowingInputs(FourM(CONFIG, SPECS).tables, 3, torch.device("cpu")).packed()
     assert packed.ids.shape == (3, 1)
     assert not packed.mask.any()
+
+
+def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_model_marks_it() -> None:
+    config = dataclasses.replace(CONFIG, marked_inputs=True)
+    tables = FourM(config, SPECS).tables
+    hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
+    text = tables.token_rows("words").start
+
+    def shown(inputs: GrowingInputs, passes: Passes = hidden) -> list[list[int]]:
+        packed = inputs.packed(passes)
+        assert (packed.positions[packed.mask & (packed.ids == text + 2)] == tables.positions["words"].start).all()
+        return [(row[used] - text).tolist() for row, used in zip(packed.ids, packed.mask, strict=True)]
+
+    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    inputs.mark_open("words")
+    inputs.mark_open("left")
+    assert inputs.names == () and shown(inputs) == [[2]] * 4
+    inputs.add_whole("words", [np.array([9, 8]), np.array([7])])
+    inputs.mark_open("words")
+    assert shown(inputs) == [[2], [2], [9, 8, 1], [7, 1]]
+    assert shown(inputs, dataclasses.replace(hidden, marked=False)) == [[], [], [9, 8, 1], [7, 1]]
+    inputs.hide("words")
+    assert shown(inputs) == [[2]] * 4
+    unmarked = GrowingInputs(FourM(CONFIG, SPECS).tables, 2, torch.device("cpu"))
+    unmarked.mark_open("words")
+    assert shown(unmarked) == [[]] * 4
+
+
+@pytest.mark.parametrize("guidance", [Guidance(scale=2.0), Guidance(weights={"words": 2.0})])
+def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
+    guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4M marks a hidden sequence with a scale, and not with weights."""
+    model = sharp_model(config=dataclasses.replace(CONFIG, marked_inputs=True))
+    seen: list[list[list[int]]] = []
+    packed = GrowingInputs.packed
+
+    def noted(inputs: GrowingInputs, passes: Passes) -> PackedInputs:
+        found = packed(inputs, passes)
+        words = found.mask & (found.modalities == 1)
+        start = model.tables.token_rows("words").start
+        seen.append([(row[used] - start).tolist() for row, used in zip(found.ids, words, strict=True)])
+        return found
+
+    monkeypatch.setattr(GrowingInputs, "packed", noted)
+    right = TargetPlan(name="right", steps=1)
+    generate(model, {"words": [np.array([9, 8])]}, [dataclasses.replace(right, guidance=guidance)], 0)
+    assert seen == [[[2] if guidance.weights == {} else [], [9, 8, 1]]]
+    seen.clear()
+    words = TargetPlan(name="words", temperature=0.0)
+    made = generate(
+        model, {"left": torch.zeros(1, 2, 3, dtype=torch.int64)}, [right, words, TargetPlan(name="bag", steps=1)], 0
+    )
+    assert seen == [[[2]], [[2]], [[*made["words"][0], *([1] if len(made["words"][0]) < 6 else [])]]]
+    seen.clear()
+    generate(model, {}, [right], 0, kept={"words": [np.array([-1]), np.array([-1, 9])]})
+    assert seen == [[[2], [2, 9, 1]]]
 
 
 def test_whole_inputs_read_as_in_training() -> None:

@@ -34,7 +34,7 @@ def model() -> FourM:
 @pytest.fixture(scope="module")
 def shown_ends() -> FourM:
     """One that sees where sequences end, as published ones do."""
-    return sharp_model(config=dataclasses.replace(CONFIG, inputs_end=True))
+    return sharp_model(config=dataclasses.replace(CONFIG, marked_inputs=True))
 
 
 # --- grids
@@ -161,7 +161,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
     packed, start = inputs.packed(), model.tables.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
     gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
-    closing = 2 + gaps if model.config.inputs_end and row[-1] >= 0 else WORDS.end
+    closing = 2 + gaps if model.config.marked_inputs and row[-1] >= 0 else WORDS.end
     gap, stream = 0, list[int]()
     while sum(token > 5 or token == 0 for token in stream) < room:
         read = [start + token for token in [2, *stream]]
@@ -222,7 +222,7 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
 
 def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=2)
-    config = dataclasses.replace(CONFIG, inputs_end=True)
+    config = dataclasses.replace(CONFIG, marked_inputs=True)
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)], config)
     with torch.no_grad():  # the likeliest is the way on from the first gap, then the id after the sentinels
         model.output["text"].zero_()
@@ -249,6 +249,16 @@ def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None
     assert any(set(row.tolist()) & once - {7, 8, 9} for row in rows)
     alone = generate(model, only(given, 9), plan, 2, [9], kept={"words": kept["words"][9:10]}, once={"words": once})
     assert alone["words"][0].tolist() == rows[9].tolist()
+
+
+def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
+    """The same as where the rest is made, but after it."""
+    kept = {"words": [np.array([9, 8, -1]), np.array([-1, 7])], "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2)}
+    right, words = TargetPlan(name="right", steps=3), TargetPlan(name="words")
+    alone = generate(model, {}, [right], 0, kept=kept)
+    assert set(alone) == {"right"}
+    assert torch.equal(alone["right"], generate(model, {}, [right, words], 0, kept=kept)["right"])
+    assert not torch.equal(alone["right"], generate(model, {}, [right], 0, [0, 1])["right"])
 
 
 def test_what_may_come_next_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from generation_samples import spec
 
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import ModelConfig
-from backbone.generation import TargetPlan, generate
+from backbone.generation import TargetPlan, generate, ranking
 from backbone.generation.ranking import Agreement, best_first, cosine
 from backbone.model import FourM
 from tokenizers_zoo import Zoo
@@ -172,6 +173,48 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
         scorer.check([], ["b"])
     with pytest.raises(ConfigError, match="rank b: draws are compared as vectors, and its values are object"):
         Agreement(model, "b", decode)
+
+
+@pytest.mark.parametrize("whole", ["a", "c"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_draws_are_scored_in_blocks_and_what_they_share_once(
+    monkeypatch: pytest.MonkeyPatch, whole: str, listed: bool
+) -> None:
+    """Of two samples with 35 draws each; the slow twin is one batch in which each row is predicted for itself."""
+    model, draws, seen = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED, 0), 35, []
+    with torch.no_grad():  # so that what is predicted depends on what is seen
+        for weights in model.parameters():
+            weights.normal_(generator=torch.Generator().manual_seed(weights.numel()))
+
+    def decode(tokens: torch.Tensor) -> list[np.ndarray]:
+        seen.append(("decoded", len(tokens)))
+        return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
+
+    def counted(model: FourM, given: dict[str, torch.Tensor], *rest: Any, **options: Any) -> dict[str, Any]:
+        seen.append((next(iter(given)), len(next(iter(given.values())))))
+        return generate(model, given, *rest, **options)
+
+    random = torch.Generator().manual_seed(0)
+    given = torch.randint(0, 6, (2, 2, 2), generator=random).repeat_interleave(draws, 0)
+    made = torch.randint(0, 6, (2 * draws, 2, 2), generator=random)
+    plan = [TargetPlan(name="c", temperature=0, steps=1)]
+    wanted = given if whole == "c" else generate(model, {whole: given}, plan, 0)["c"]
+    pairs = zip(decode(generate(model, {"b": made}, plan, 0)["c"]), decode(wanted), strict=True)
+    expected = [cosine(one.ravel(), other.ravel()) for one, other in pairs]
+    assert len(set(expected)) > 3
+    seen.clear()
+    monkeypatch.setattr(ranking, "generate", counted)
+    found = Agreement(model, "c", decode)({whole: list(given) if listed else given}, {"b": list(made)})
+    assert found == pytest.approx(expected, abs=1e-12)
+    blocks = [("b", 32), ("decoded", 32), ("b", 32), ("decoded", 32), ("b", 6), ("decoded", 6)]
+    assert seen == [*([("a", 2)] if whole == "a" else []), ("decoded", 2), *blocks]
+
+
+def test_equal_rows_are_one_group_where_they_follow_one_another() -> None:
+    words = [np.array(row) for row in ([1, 2], [1, 2], [1], [1, 2], [])]
+    left = torch.tensor([0, 0, 0, 0, 0])
+    assert ranking.equal_neighbours({"words": words, "left": left}) == ([0, 2, 3, 4], [0, 0, 1, 2, 3])
+    assert ranking.equal_neighbours({"left": left}) == ([0], [0] * 5)
 
 
 def test_ranks_and_cosines_by_hand() -> None:

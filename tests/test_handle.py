@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from examples import only, trained, values, write_registry
+from small_modalities import LETTERS, installed
 
 from tokenizers_zoo import Zoo, defaults
 from tokenizers_zoo.checkpoint import (
@@ -64,6 +65,25 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
     assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
     assert torch.equal(handle.encode(np.stack(values())), tokens)
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+
+
+@pytest.mark.parametrize("given", ["row", "torch.from_numpy(row)"], ids=["arrays", "tensors"])
+def test_sequences_are_the_callers_own_where_a_plugin_uses_its_buffer_again(tmp_path: Path, given: str) -> None:
+    encode = LETTERS[LETTERS.index("        return [np.array([ord") : LETTERS.index("    @hookimpl\n    def decode")]
+    again = f"""        import torch
+        rows = []
+        for row, value in zip(self.buffer, values):
+            row[: len(value)] = [ord(letter) - ord("a") + 3 for letter in value]
+            rows.append(({given})[: len(value)])
+        return rows
+    buffer = np.zeros((8, 4), np.int64)
+"""
+    with installed(tmp_path, "again", {"letters": LETTERS.replace(encode, again)}):
+        zoo = only({"letters": {"checkpoint": str(tmp_path / "letters")}})
+        trained(zoo, "letters", tmp_path / "letters")
+        first = zoo["letters"].encode(["abc", "d"])
+        zoo["letters"].encode(["fff", "fff"])
+        assert [row.tolist() for row in first] == [[3, 4, 5], [6]]
 
 
 @pytest.mark.parametrize("same", [True, False])

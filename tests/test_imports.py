@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# From the ground up: a line may import from the lines above it, and from itself. The twin of docs/architecture.md.
+# From the ground up: a line may import from the lines above it, and from itself. docs/architecture.md draws it.
 ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "keys", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers",
@@ -163,6 +163,51 @@ def test_modules_import_from_below_only(package: str) -> None:
             elif theirs is not None and rank[theirs] > rank[mine]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} ({mine}) imports {name}, which stands above it")
     assert not wrong, "\n".join(wrong)
+
+
+def picture(page: str) -> dict[str, list[str]]:
+    """The lines of the picture in docs/architecture.md, by package: the modules that each begins with, in order."""
+    lines: dict[str, list[str]] = {}
+    for line in page.partition("\n## The house, from the ground up\n")[2].partition("\n## ")[0].splitlines():
+        if head := re.fullmatch(r" {4}(\w+)/", line):
+            lines[head[1]] = []
+        elif names := re.match(r" {6}([\w/]+(?:\.py|/)(?: {2}[\w/]+\.py)*)(?= |$)", line):
+            found = [name.removesuffix(".py").strip("/").replace("/", ".") for name in names[1].split()]
+            lines[list(lines)[-1]] += found
+    return lines
+
+
+def test_the_reader_of_the_picture_sees_names_and_no_words_about_them() -> None:
+    page = """
+## The house, from the ground up
+
+Words of settings.md.
+
+    core/
+      a.py                    b.py is none
+      c.py  low/d.py   two on a line
+      low/                    e.py is none, and
+                              f.py is none either
+    house/
+      cli/
+
+## Another
+
+      g.py                    of another picture
+"""
+    assert picture(page) == {"core": ["a", "c", "low.d", "low"], "house": ["cli"]}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_the_picture_is_in_the_order_of_the_imports(package: str) -> None:
+    """At the picture's own granularity: a line of it stands for lines of ORDER that follow each other."""
+    drawn = picture((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))[package]
+    folders = [ROOT / package / name.replace(".", "/") for name in drawn]
+    assert not [path for path in folders if not path.is_dir() and not path.with_suffix(".py").is_file()]
+    # A folder without modules, such as templates, has no place in ORDER.
+    drawn = [name for name, path in zip(drawn, folders, strict=True) if not path.is_dir() or files(str(path))]
+    wanted = [place(line, tuple(drawn)) or f"{line}, which has no line" for line in ORDER[package]]
+    assert drawn == [name for name, before in zip(wanted, [None, *wanted], strict=False) if name != before]
 
 
 def docstrings(tree: ast.AST) -> set[ast.AST]:

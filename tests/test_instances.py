@@ -20,8 +20,8 @@ from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
 from tokenizers_zoo.modality import Crop, SequenceLayout
 from zoo_images.sam_edge import plugin as edge_plugin
-from zoo_semantics.instance_maps import instances_of, map_of_masks, mask_of_runs
-from zoo_semantics.sam_instance import plugin
+from zoo_semantics.instance_maps import instances_of, map_of_masks, mask_of_runs, told_once
+from zoo_semantics.sam_instance import InstanceSettings, plugin
 
 NAME = "sam_instance"
 SIZE = 32
@@ -91,6 +91,19 @@ def runs_text(counts: list[int]) -> str:
             more = number != (-1 if bits & 16 else 0)
             text += chr((bits | 32 if more else bits) + 48)
     return text
+
+
+@pytest.mark.parametrize(("layout", "count"), [("4m", 2), ("codes", 3)])
+def test_an_instance_that_is_told_nearly_alike_is_one_where_points_tell(layout: str, count: int) -> None:
+    """120 and 121 of 1000 as an edge; one inside of it, and one that shares half of it, are others."""
+    options = InstanceSettings(layout=layout, image_size=100, mask_size=32)  # type: ignore[arg-type]
+    boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
+    made = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
+    assert made.max() == count
+    assert told_once([]) == []
+    left, right = np.zeros((2, 4, 9), bool)
+    left[:, :6], right[:, 2:8] = True, True  # IoU 0.5
+    assert len(told_once([left, right, left])) == 2
 
 
 def test_run_lengths_go_down_the_columns() -> None:

@@ -208,8 +208,11 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
     wanted = sample.targets.get(item.name, [])
     ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
     spans = sum(SENTINEL <= token < FIRST_WORD for token in given) if given else 1
-    closing = SENTINEL + spans if spans < layout.num_sentinels else END
-    last_asked = SENTINEL + spans - 1 in reads
+    asked = [read for read in reads if SENTINEL <= read < FIRST_WORD]
+    assert asked == [asked[0] + number for number in range(len(asked))], "spans that are not neighbours"
+    following = asked[-1] + 1 if asked else SENTINEL
+    closing = following if following < SENTINEL + layout.num_sentinels else END
+    last_asked = SENTINEL + spans - 1 in asked
     closed = bool(ids) and ids[-1] == closing
     if closed and closing == END and END not in given and length < layout.max_length:
         closed = END in ids[:-1] or not last_asked
@@ -230,7 +233,7 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
 
 
 def check_batch(
-    specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig, inputs_end: bool = False
+    specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig, marked_inputs: bool = False
 ) -> None:
     tables = Tables(specs)
     for number in range(len(raw)):
@@ -247,7 +250,7 @@ def check_batch(
                 assert all(position < raw.lengths[number, column] for position in places)
             elif isinstance(item.layout, SequenceLayout):
                 length = int(raw.lengths[number, column])
-                length = without_end(item, sample, length) if inputs_end else length
+                length = without_end(item, sample, length) if marked_inputs else length
                 check_sequence(item, sample, length, config.target_budget)
             else:
                 check_fixed(item, sample, raw.tokens[item.name][number])
@@ -272,7 +275,7 @@ def check_batch(
     st.booleans(),
 )
 def test_every_sample_can_be_read_back(
-    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float, inputs_end: bool
+    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float, marked_inputs: bool
 ) -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
@@ -280,9 +283,9 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    batch = Masker(Tables(specs, inputs_end=inputs_end), config)(raw, seed=seed, step=3)
+    batch = Masker(Tables(specs, marked_inputs=marked_inputs), config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
-    check_batch(specs, raw, batch, config, inputs_end)
+    check_batch(specs, raw, batch, config, marked_inputs)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
@@ -360,7 +363,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
 
 def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
-    tables = Tables(specs, inputs_end=True)
+    tables = Tables(specs, marked_inputs=True)
     raw = raw_batch(specs, 300)
     raw.lengths[:, 0] = 4
     mixtures = (Mixture(inputs=("words",)),)
@@ -385,12 +388,25 @@ def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes
     assert Unpacked(tables, Masker(tables, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
+def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for() -> None:
+    specs = [spec("words", sequence(60, 30), 200), spec("picture", GridLayout(shape=(6, 6)))]
+    raw = raw_batch(specs, 200)
+    raw.lengths[:, 0] = 50
+    config = MaskingConfig(input_budget=30, target_budget=16, min_input=0, mixtures=(Mixture(inputs=("words",)),))
+    batch = Masker(Tables(specs, marked_inputs=True), config)(raw, seed=0, step=0)
+    check_batch(specs, raw, batch, config, marked_inputs=True)
+    read = np.where(batch.targets.mask & (batch.targets.modalities == 0), batch.targets.read, FIRST_WORD)
+    first = np.where(read < FIRST_WORD, read, FIRST_WORD).min(axis=1)
+    several = ((read >= SENTINEL) & (read < FIRST_WORD)).sum(axis=1) > 1
+    assert len(set(first[several].tolist())) > 3  # which come first is drawn
+
+
 def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
     specs = [spec("words", sequence(8, 1), 100)]
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
     config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
-    targets = Masker(Tables(specs, inputs_end=True), config)(raw, seed=0, step=0).targets
+    targets = Masker(Tables(specs, marked_inputs=True), config)(raw, seed=0, step=0).targets
     last = targets.mask.sum(dim=1) - 1
     assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 

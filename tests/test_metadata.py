@@ -28,10 +28,11 @@ from text_tokenizers import (
 )  # fmt: skip
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from zoo_metadata.fields import MetadataField, parse_token
 from zoo_metadata.geometric import occlusion_edges
-from zoo_metadata.metadata import FIELDS
+from zoo_metadata.metadata import FIELDS, TableSettings
 from zoo_metadata.semantic import COUNTABLE
 from zoo_semantics.semseg import CLASSES
 
@@ -107,6 +108,7 @@ def test_a_changed_range_is_another_token_and_old_tokens_keep_their_meaning(tmp_
         MetadataField(kind="choice", choices=("a]", 'b"', "<c>")),
         MetadataField(high=1e-7, bins=9),
         MetadataField(kind="log", low=0.1, high=100, unit="m"),
+        MetadataField(high=3, bins=7, rounding="down"),
     ],
 )
 def test_a_field_token_holds_the_declaration(declared: MetadataField) -> None:
@@ -114,6 +116,7 @@ def test_a_field_token_holds_the_declaration(declared: MetadataField) -> None:
     assert parsed is not None and parsed[0] == "some_field"
     assert [parsed[1].value(k, BINS) for k in (0, 1, 99)] == [declared.value(k, BINS) for k in (0, 1, 99)]
     assert (parsed[1].kind, parsed[1].unit) == (declared.kind, declared.unit)
+    assert parsed[1].rounding == declared.rounding
     assert parse_token("<other>") is None and parse_token("<field:x float [1] m>") is None
 
 
@@ -145,6 +148,11 @@ def test_wrong_metadata_is_refused(value: Any, message: str) -> None:
         ({"fields": {"x": {"kind": "log"}}}, "low: expected a number above 0 for a log field, got 0"),
         ({"fields": {"x": {"kind": "word"}}}, "expected one of"),
         ({"fields": {"x": {"hihg": 2}}}, "did you mean high"),
+        ({"fields": {"x": {"kind": "int", "rounding": "down"}}}, "rounding: expected 'nearest' for kind 'int'"),
+        ({"fields": {"x": {"kind": "choice", "choices": ["a", "b"], "clip": True}}}, "clip: expected false"),
+        ({"fields": {"x": {"thresholds": [1]}}}, "thresholds: expected rising numbers, one less than choices"),
+        ({"fields": {"x": {"kind": "choice", "choices": ["a", "b"], "thresholds": [1, 2]}}}, "thresholds: expected"),
+        ({"fields": {"x": {"kind": "choice", "choices": ["a", "b", "c"], "thresholds": [1, 1]}}}, "thresholds: .*1.0"),
         ({"fields": {"X y": {}}}, "lower-case"),
         ({"default_fields": False}, "at least one is needed"),
         ({"fields": {"x": {"kind": "int", "high": 64}}}, "field x has 65 levels.*coordinate_bins is 64"),
@@ -211,6 +219,89 @@ def test_declared_fields_are_in_the_spec() -> None:
         assert all(": " in meaning for meaning in fields.values()), "every field says what it means"
     spec = image_metadata.modality_spec(settings_of("image_metadata"))
     assert dict(spec.value.fields)["entropy"] == "of the luma in 256 levels: a number from 0 to 8 bits, in 64 steps"
+
+
+# ---- as 4M has them
+
+AS_4M = Settings("metadata", {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
+PUBLISHED = from_mapping(TableSettings, TableSettings.presets["4m"]).fields
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "level"),
+    [
+        ("original_width", 500, 15),
+        ("original_width", 40_000, 999),
+        ("brightness", 103.0, 19),
+        ("brightness", 300, 49),
+        ("brightness", -3, 0),
+        pytest.param("brightness", 10**400, 49, id="more-than-a-float"),
+        ("walkability", 0.99, 48),
+        ("walkability", 1.0, 49),
+        ("colorfulness", 160.0, 49),
+        ("caption_n_chars", 1500, 999),
+        ("n_humans", -1, 0),
+        ("watermark_score", 0.1, 0),
+        ("watermark_score", 0.5, 1),
+        ("aesthetic_score", 4.49, 0),
+        ("aesthetic_score", 4.5, 1),
+        ("aesthetic_score", 5.0, 1),
+        ("aesthetic_score", 5.5, 2),
+        ("aesthetic_score", 7, 2),
+        ("aesthetic_score", "4.5 to 5.5", 1),
+    ],
+)
+def test_numbers_become_the_levels_of_4m(name: str, value: Any, level: int) -> None:
+    assert PUBLISHED[name].level(value, 1000) == level
+
+
+def test_pixels_are_divided_by_32_and_shares_by_the_range() -> None:
+    """Also where computed numbers are just below whole ones: 4M divides pixels exactly, and other numbers do not."""
+    sizes = range(32_000)
+    assert [PUBLISHED["original_height"].level(size, 1000) for size in sizes] == [size // 32 for size in sizes]
+    shares = [pixels / 50_176 for pixels in range(50_177)]
+    assert [PUBLISHED["walkability"].level(share, 1000) for share in shares] == [int(share * 49) for share in shares]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_read_is_written_as_the_same_level(name: str) -> None:
+    declared = PUBLISHED[name]
+    levels = range(declared.levels(1000))
+    assert [declared.level(declared.value(level, 1000), 1000) for level in levels] == list(levels)
+
+
+def test_a_level_is_read_as_the_middle_of_what_becomes_it() -> None:
+    assert [PUBLISHED["original_width"].value(level, 1000) for level in (0, 15, 998, 999)] == [16, 496, 31_952, 31_968]
+    field = MetadataField(kind="log", low=1, high=1000, bins=4, rounding="down")
+    assert [field.level(value, BINS) for value in (1, 9.99, 10.01, 999, 1000)] == [0, 0, 1, 2, 3]
+    assert [field.value(level, BINS) for level in (0, 3)] == pytest.approx([10**0.5, 1000])
+    assert field.declaration(BINS).endswith("in 4 steps even in the logarithm, rounded down")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, wrong) for name in ("brightness", "n_humans", "aesthetic_score")
+          for wrong in (float("nan"), float("inf"), True, None, "much", [5.0])),
+        ("n_humans", 2.5),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_of_a_published_field_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"expected|outside its range"):
+        PUBLISHED[name].level(value, 1000)
+
+
+def test_metadata_files_of_4m_are_read_and_scored() -> None:
+    data = b'{"brightness": 300, "caption_n_chars": 1500, "original_width": 500, "aesthetic_score": 5.0}'
+    value = metadata.read_value(data, "json", AS_4M)
+    assert value == {"brightness": 255, "caption_n_chars": 999, "original_width": 500, "aesthetic_score": "4.5 to 5.5"}
+    assert isinstance(value["caption_n_chars"], int)
+    as_numbers = [{"aesthetic_score": 5.0}, {"aesthetic_score": 5.2}, {"aesthetic_score": 2.0}]
+    assert metadata.constant_answer(as_numbers, AS_4M) == {"aesthetic_score": "4.5 to 5.5"}
+    assert metadata.score([{"aesthetic_score": "4.5 to 5.5"}], as_numbers[:1], AS_4M)["field_accuracy"] == 1.0
+    assert PUBLISHED["aesthetic_score"].fitted(9.0) == "5.5 and more"
+    with pytest.raises(InvalidValueError, match=r"aesthetic_score: expected one of below .*, or a number, got 'good'"):
+        metadata.read_value(b'{"aesthetic_score": "good"}', "json", AS_4M)
 
 
 # ---- computed from other modalities

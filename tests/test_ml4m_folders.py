@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tomllib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from published_tokenizers import TINY_VIT
 from published_tokenizers import published as published_tokenizer
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -20,7 +22,8 @@ from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.ml4m import write_published
+from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
+from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.vocabulary import Coordinate, TextVocabulary, VocabularyConfig
 
@@ -52,6 +55,20 @@ MEMCODES = {
     "patch_size": 1, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes", "num_codebooks": 4,
 }  # fmt: skip
 """A tokenizer of vectors, but for how long these are."""
+
+
+GRID = {
+    "class": "VQVAE", "enc_type": "vit_t_enc", "dec_type": "vit_t_dec", "image_size": 448, "patch_size": 16,
+    "latent_dim": 8,
+}  # fmt: skip
+CLIP = {**GRID, "patch_proj": False, "n_channels": 512, "codebook_size": 8192}
+SEMSEG = {**GRID, "n_labels": 134, "n_channels": 6, "codebook_size": 4096}
+GRIDS = ("4M_tokenizers_CLIP-B16_8k_224-448", "4M_tokenizers_semseg_4k_224-448")
+SIZED = {
+    **VARIANTS["gated"], "image_size": 224, "patch_size": 16, "domains_in": ["tok_clip@224", "tok_semseg@224"],
+    "domains_out": ["tok_clip@224", "tok_semseg@224"],
+}  # fmt: skip
+"""A backbone of 14 x 14 tokens of both, which the tokenizers are at 224 pixels."""
 
 
 def text_file(path: Path, **changed: int) -> Path:
@@ -138,10 +155,17 @@ def test_plugins_write_sequences_as_4m_does(tmp_path: Path) -> None:
     things = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
     text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # nearest the upper left corner first
     assert written("boxes", things) == theirs.encode(text).ids
-    colours = np.full((7, 3), (0, 0.5, 1), np.float32)
-    assert written("palette", colours) == theirs.encode("v1=7" + " v0=0 v0=128 v0=255" * 7).ids
-    table = {"original_width": 640.0, "n_humans": 3, "brightness": 98.9, "aesthetic_score": "4.5 to 5.5"}
-    assert written("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=20 v0=1").ids
+    colours = np.array([(0, 0.5, 1), (1, 0.5, 0)] * 3 + [(0, 0.5, 1)], np.float32)
+    text = "v1=7" + " v0=0 v0=128 v0=255 v0=255 v0=128 v0=0" * 3 + " v0=0 v0=128 v0=255"
+    assert written("palette", colours) == theirs.encode(text).ids
+    colours[3:] = colours[2]  # three of them: the last is repeated for those that are missing
+    fewer = theirs.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
+    assert written("palette", colours) == fewer
+    file = io.BytesIO()
+    np.save(file, colours[:3])
+    assert written("palette", zoo["palette"].read(file.getvalue(), "npy")) == fewer
+    table = {"original_width": 650.0, "n_humans": 3, "brightness": 103, "walkability": 0.99, "aesthetic_score": 5.0}
+    assert written("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
 
 
 def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path) -> None:
@@ -363,3 +387,103 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
         ("text.json", "1 text tokenizers"),
     ):
         fails(ConfigError, f"--as depth: is for one tokenizer, .* holds .*{held}", "--as", "depth", tmp_path / place)
+
+
+# ---------------------------------------------------------------------- at which size tokenizers run
+
+
+@pytest.fixture
+def sized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A backbone at 224 pixels, and tokenizers of two of its modalities that were built for 448."""
+    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
+    for name, config in zip(GRIDS, (CLIP, SEMSEG), strict=True):
+        write_published(published_tokenizer(**config), tmp_path / "in" / name)
+    write_published(backbone_of("224"), tmp_path / "in" / "4M_B")
+    return tmp_path / "in"
+
+
+def backbone_of(*sizes: str) -> PublishedCheckpoint:
+    """A backbone of maps of both kinds at these sizes, in pixels."""
+    names = [f"tok_{name}@{size}" for size in sizes for name in ("clip", "semseg")]
+    ids = {"clip": 8192, "semseg": 4096}
+    tables = {name.replace("@", "_at_"): ((int(name[-3:]) // 16) ** 2, ids[name[4:-4]]) for name in names}
+    return published({**SIZED, "domains_in": names, "domains_out": names}, **tables)
+
+
+def grids(out: Path) -> dict[str, tuple[int, ...]]:
+    """The grids of the two modalities, in registry.toml; that tokenizers run at them is checked on the way."""
+    zoo = Zoo.from_toml(out / "registry.toml")
+    found = {name: zoo[name].spec.layout.shape for name in ("clip", "semseg")}
+    for name, shape in found.items():
+        tokens = zoo[name].encode(np.zeros((1, *zoo[name].spec.value.shape), zoo[name].spec.value.dtype))
+        assert tuple(tokens.shape) == (1, *shape)
+    return found
+
+
+def same_as_in_backbone(out: Path) -> bool:
+    """Whether the backbone's modalities are those of the registry, with as many tokens."""
+    zoo = Zoo.from_toml(out / "registry.toml")
+    specs = {spec.name: spec.layout for spec in load_model(out / "backbone").tables.specs}
+    return all(specs.get(name) == zoo[name].spec.layout for name in ("clip", "semseg"))
+
+
+@pytest.mark.parametrize("order", [("4M_B", *GRIDS), (*GRIDS, "4M_B"), ("",)], ids=["backbone", "tokenizers", "all"])
+def test_a_tokenizer_for_several_sizes_fits_the_backbone_in_any_order(order: tuple[str, ...], sized: Path) -> None:
+    out = sized.parent / "out"
+    said = "".join(run(import_command, sized / name, out) for name in order)
+    assert grids(out) == {"clip": (14, 14), "semseg": (14, 14)} and same_as_in_backbone(out)
+    words = " ".join(said.split())
+    assert words.count("it was built for") == 2 and "other tokens" not in words
+
+
+def test_without_a_backbone_the_name_says_the_size(sized: Path) -> None:
+    run(import_command, sized / GRIDS[0], sized.parent / "out")
+    (sized / GRIDS[1]).rename(sized / "semseg_256-512")  # of other sizes than that it was built for
+    said = run(import_command, sized / "semseg_256-512", sized.parent / "out")
+    assert grids(sized.parent / "out") == {"clip": (14, 14), "semseg": (28, 28)} and "built for" not in said
+
+
+@pytest.mark.parametrize("pixels", [224, 448])
+def test_a_backbone_changes_a_size_that_an_import_chose(pixels: int, sized: Path) -> None:
+    """From 448, which the tokenizers were built for, to 224; and the other way."""
+    out = sized.parent / "out"
+    for name, short in zip(GRIDS, ("CLIP-B16", "semseg"), strict=True):
+        run(import_command, (sized / name).rename(sized / short) if pixels == 224 else sized / name, out)
+    write_published(backbone_of(str(pixels)), sized / "other")
+    said = " ".join(run(import_command, sized / "other", out).split())
+    side = pixels // 16
+    assert grids(out) == {"clip": (side, side), "semseg": (side, side)} and same_as_in_backbone(out)
+    assert said.count("as this backbone has it; it was") == 2 and f"image_size = {pixels}," in said
+
+
+@pytest.mark.parametrize("order", [("4M_B", *GRIDS), (*GRIDS, "4M_B"), ("",)], ids=["backbone", "tokenizers", "all"])
+def test_a_size_that_the_registry_states_stays(order: tuple[str, ...], sized: Path) -> None:
+    out = sized.parent / "out"
+    out.mkdir()
+    (out / "registry.toml").write_text(
+        '[zoo]\ncheckpoints = "tokenizers"\n[modalities.clip]\nmap_size = 28\ncolours = "clip"\n'
+        "[modalities.semseg]\nimage_size = [448, 224]\n"
+    )
+    said = " ".join("".join(run(import_command, sized / name, out) for name in order).split())
+    assert grids(out) == {"clip": (28, 28), "semseg": (28, 14)}
+    assert "it was built for image_size = 448" in said and "the plugin clip has other tokens" in said
+    assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(out / "backbone").tables.specs}
+    assert Zoo.from_toml(out / "registry.toml")["clip"].known_settings()["colours"] == "clip"
+
+
+def test_a_stated_size_that_a_tokenizer_does_not_do_is_told(sized: Path) -> None:
+    out = sized.parent / "out"
+    out.mkdir()
+    (out / "registry.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
+    said = " ".join(run(import_command, sized / GRIDS[1], out).split())
+    assert "image_size = 448, its own: image_size = 100" in said and "16 does not divide the image size" in said
+    assert Zoo.from_toml(out / "registry.toml")["semseg"].spec.layout.shape == (28, 28)
+
+
+def test_two_sizes_in_one_backbone_are_two_modalities(sized: Path) -> None:
+    out = sized.parent / "out"
+    write_published(backbone_of("224", "448"), sized / "4M_B")
+    run(import_command, sized, out)
+    assert grids(out) == {"clip": (14, 14), "semseg": (14, 14)} and same_as_in_backbone(out)
+    zoo = Zoo.from_toml(out / "registry.toml")
+    assert all(zoo[f"{name}_448"].spec.layout.shape == (28, 28) for name in ("clip", "semseg"))

@@ -162,6 +162,7 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], Any], str]] =
     "flag": ({**VIT, "post_mlp": 1}, lambda t: None, "post_mlp 1: expected true or false"),
     "cells": ({**DIVAE, "image_size": 30, "patch_size": 6}, lambda t: None, "4 does not divide the image size 30 x 30"),
     "patch": ({**VIT, "image_size": 30}, lambda t: None, "patch_size 8: expected a divisor of the image size 30 x 30"),
+    "colours": ({**VIT, "undo_std": True}, lambda t: None, r"undo_std True: expected false: encoders here take"),
     "cut again": ({**VIT, "patch_size_dec": 4}, lambda t: None, "patch_size_dec 4: expected 8, the patch_size"),
 }  # fmt: skip
 
@@ -285,7 +286,7 @@ def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> 
 def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**MLP, **MEMCODES, "n_channels": 1280})
     table = zoo["imagebind_global"].import_published(checkpoint, tmp_path)
-    assert table["vector"] == "class"
+    assert (table["vector"], table["colours"]) == ("class", "imagenet")
     handle = registered("imagebind_global", table, tmp_path)
     values = torch.randn(3, 1280)
     found = twin(checkpoint, {"x": values[:, :, None, None]})

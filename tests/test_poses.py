@@ -443,6 +443,14 @@ def test_the_published_size() -> None:
     assert [ids.start for ids in spec.ordered_ids] == list(range(201, 28_201, 1000))
 
 
+def test_of_people_as_4m_has_them_any_part_stays() -> None:
+    value, crop = person(box=[0, 0.1, 0.3, 0.9]), Crop(left=0.29, width=0.71)
+    assert plugin.transform([value], crop, Settings(NAME)) == []
+    (seen,) = plugin.transform([value], crop, PUBLISHED)
+    np.testing.assert_allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
+    assert plugin.transform([value], Crop(left=0.3, width=0.7), PUBLISHED) == []
+
+
 def test_the_published_size_runs_forward_and_back() -> None:
     import torch
 

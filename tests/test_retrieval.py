@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -260,7 +261,7 @@ def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
     assert not place.exists() and len(list(tmp_path.iterdir())) == 1
-    other = tmp_path / f".index.more.{'0' * 16}.building"  # of an index that is being built
+    other = tmp_path / ".index.more.building"  # of an index that is being built
     other.mkdir()
     build(world.run, world.zoo, place, config=EmbeddingConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "index"]
@@ -268,6 +269,113 @@ def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
 
 
 rename = os.replace
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_index_that_a_kill_left_aside_comes_back(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Killed between the rename of the old index and that of the new one; then the next build is refused."""
+    place = tmp_path / "index"
+    shutil.copytree(index.folder, place)
+    reader = os.fork()
+    if reader == 0:  # pragma: no cover
+        monkeypatch.setattr(indexes.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
+        build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
+    assert not place.exists()
+    with pytest.raises(ZooError, match=r"holds an index with embedding|no sample of this split has"):
+        monkeypatch.setattr(indexes, "_embedded", no_samples)
+        build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    for path in index.folder.iterdir():
+        assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+
+
+def no_samples(*given: Any) -> Any:
+    raise ConfigError("no sample of this split has it")
+
+
+def test_an_index_comes_back_where_the_new_one_cannot_be_put_in_its_place(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "index"
+    shutil.copytree(index.folder, place)
+
+    def full(old: Path, new: Path) -> None:
+        if old.name == indexes.NEW:
+            raise OSError(28, "No space left on device")
+        rename(old, new)
+
+    monkeypatch.setattr(indexes.os, "replace", full)
+    words = ("build", world.run, "--out", place, "--space", "centred", "--overwrite")
+    assert "the disk is full" in refused(world, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert Index(place).config == index.config
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_one_process_at_a_time_builds_an_index(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    place, linked, written, told = tmp_path / "index", tmp_path / "link", indexes._write, list[str]()
+    linked.symlink_to(place)
+    if there:
+        shutil.copytree(index.folder, place)
+
+    def write(*given: Any) -> None:
+        for out, more in ((place, ["--overwrite"]), (place, []), (linked, ["--overwrite"])):
+            told.append(refused(world, "build", world.run, "--out", out, *more))
+        written(*given)
+
+    monkeypatch.setattr(indexes, "_write", write)
+    assert zoo(world, "build", world.run, "--out", place, "--space", "centred", "--overwrite").exception is None
+    assert told == [
+        f"{out}: another process builds this index right now; wait for its end, or stop it"
+        for out in (place, place, linked)
+    ]
+    assert Index(place).embedding.space == "centred"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "link"]
+
+
+def test_a_build_that_ends_while_another_begins_is_told(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other removes its folder between the second's look at it and its lock."""
+    taken = indexes.checkpoint.held
+
+    @contextlib.contextmanager
+    def late(folder: Path, told: str) -> Iterator[None]:
+        with taken(folder, told):
+            folder.rmdir()
+            yield
+
+    monkeypatch.setattr(indexes.checkpoint, "held", late)
+    assert "another process builds this index" in refused(world, "build", world.run, "--out", tmp_path / "index")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_no_place_for_an_index(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, empty, disk = (tmp_path / name for name in ("index", "empty", "disk"))
+    shutil.copytree(index.folder, place)
+    empty.mkdir()
+    disk.mkdir()
+    words = ("build", world.run.resolve(), "--out")
+    for folder in (place, empty):
+        monkeypatch.chdir(folder)
+        assert refused(world, *words, ".", "--overwrite") == (
+            ".: is where the command runs, and cannot be replaced; run it somewhere else"
+        )
+    monkeypatch.chdir(place)
+    assert zoo(world, *words, ".").exception is None  # the same is kept
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == disk)
+    assert refused(world, *words, disk).startswith(f"{disk}: is a disk of its own")
+    monkeypatch.chdir(tmp_path)
+    assert zoo(world, *words, "empty").exception is None and Index(empty).config == index.config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "empty", "index"]
 
 
 def test_an_approximate_index_finds_nearly_what_the_exact_one_does(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from backbone.retrieval.recall import chance, recall
+from backbone.retrieval import recall as recalls
+from backbone.retrieval.recall import AT, SAME, Recall, chance, recall
 from backbone.retrieval.spaces import RIDGE, Affine, Vectors, alone, fit, unit
 
 
@@ -128,3 +131,30 @@ def test_a_gallery_that_says_nothing_gives_what_chance_gives() -> None:
     assert recall(same, same) == chance(40)
     assert chance(40).at == {1: 1 / 40, 5: 5 / 40, 10: 10 / 40} and chance(40).median_rank == 20.5
     assert chance(4).at[10] == 1
+
+
+def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    gallery = unit(rng.standard_normal((101, 8)))
+    gallery[50:60] = gallery[3]  # as close as each other
+    queries = unit(gallery + 0.5 * rng.standard_normal(gallery.shape))
+    cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    own = np.diagonal(cosines)[:, None]
+    closer, equal = (cosines > own + SAME).sum(1), (np.abs(cosines - own) <= SAME).sum(1)
+    assert equal.max() > 1 and closer.max() > 10
+    at = {k: float(np.clip((k - closer) / equal, 0, 1).mean()) for k in AT}
+    whole = Recall(at=at, median_rank=float(np.median(closer + (equal + 1) / 2)))
+    for rows in (0.1, 1, 7, 100, 101, 1000):  # of a block, at least one
+        monkeypatch.setattr(recalls, "BLOCK", int(rows * 8 * len(gallery)))
+        assert recall(queries, gallery) == whole, rows
+
+
+def test_recall_holds_a_block_of_cosines_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit(np.random.default_rng(0).standard_normal((2000, 4)))
+    monkeypatch.setattr(recalls, "BLOCK", 2**20)
+    tracemalloc.start()
+    try:
+        assert recall(vectors, vectors).at[1] == 1
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20  # of 32 MB a table of all
+    finally:
+        tracemalloc.stop()

@@ -212,7 +212,7 @@ def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
 
 def test_where_the_values_are(tmp_path: Path) -> None:
     assert TokenStore(tmp_path).data is None
-    TokenStore.record_data(tmp_path, tmp_path / "data")
+    TokenStore.record(tmp_path, tmp_path / "data", {}, [])
     assert TokenStore(tmp_path).data == tmp_path / "data"
     for damaged in ("{}", "[]", "{"):
         (tmp_path / RECORD).write_text(damaged)

@@ -20,16 +20,18 @@ from toy_plugins import install_toy, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import scan_shard, writing_shard
-from tokenizers_zoo.data.tokens import TokenStore, read_part, write_part
+from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
+from tokenizers_zoo.data.tokens import RECORD, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
+from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import read_ahead
 from tokenizers_zoo.pipeline.info import describe_tokens
-from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer, training_samples
+from tokenizers_zoo.pipeline.views import Row, Views, random_crop
 
 
 @pytest.fixture
@@ -440,7 +442,7 @@ def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[.
     trained(zoo, one, "words")
     tokenize(zoo, one, out)
     before = snapshot(out)
-    with pytest.raises(DataError, match=f"words: holds tokens of {one}, and whether those of {two} are the same"):
+    with pytest.raises(DataError, match=f"holds tokens of words made of {one}; by their keys samples of {two} would"):
         tokenize(zoo, two, out)
     assert snapshot(out) == before
     assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "two/../one", out).outcomes] == [3]
@@ -450,6 +452,92 @@ def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[.
     tokenize(zoo, tmp_path / "made", tmp_path / "of_made")
     (tmp_path / "made").rename(tmp_path / "moved")
     assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "moved", tmp_path / "of_made").outcomes] == [21]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_modalities_of_other_samples_do_not_come_together(
+    toy: Callable[..., Zoo], tmp_path: Path, overwrite: bool
+) -> None:
+    """Their keys are the same, and a backbone would take them for the same samples."""
+    zoo, out = toy(), tmp_path / "tokens"
+    one, two = tmp_path / "one", tmp_path / "two"
+    make_toy(zoo, one)
+    make_toy(zoo, two, seed=1)
+    trained(zoo, one, "field", "words")
+    tokenize(zoo, one, out, modalities=["field"])
+    before = snapshot(out)
+    with pytest.raises(DataError, match=rf"(?s)holds tokens of field made of {one}; by their keys samples of {two} w"):
+        tokenize(zoo, two, out, modalities=["words"], overwrite=overwrite)
+    assert snapshot(out) == before
+    foreign(tmp_path / "three", "abc")
+    with pytest.raises(DataError, match="would be taken for the same ones; give another folder"):
+        tokenize(zoo, tmp_path / "three", out, modalities=["words"], overwrite=overwrite)
+    assert snapshot(out) == before
+    tokenize(zoo, one, out, modalities=["words"])
+    tokenize(zoo, two, out, modalities=["field", "words"], overwrite=True)
+    assert TokenStore(out).data == two
+    (out / RECORD).write_text(json.dumps({"data": str(two)}))  # as older versions wrote it
+    tokenize(zoo, two, out)
+
+
+def test_a_store_that_is_not_finished_is_known(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    monkeypatch.setattr(tokenize_module, "PART_SAMPLES", 8)
+    written: list[Path] = []
+
+    def killed(path: Path, *arguments: Any) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_part(path, *arguments)
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
+        context.setattr(tokenize_module, "write_part", killed)
+        tokenize(zoo, data, out)
+    store = TokenStore(out)
+    assert [f"{path.parent.parent.name}/{path.parent.name}" for path in written] == [
+        "test/field", "test/words", "train/field",
+    ]  # fmt: skip
+    store.check_whole("test")
+    for names in (None, ["field"]):
+        with pytest.raises(
+            DataError, match=r"train/field: holds 8 of 23 samples: `zoo tokenize` did not come to its end"
+        ):
+            store.check_whole("train", names)
+    with pytest.raises(DataError, match="train/words: holds 0 of 21 samples"):
+        store.check_whole("train", ["words"])
+    tokenize(zoo, data, out)
+    store.check_whole("train")
+
+
+def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    assert tokenize(zoo, data, out).unfinished == []
+    for split, name, shards in (("train", "field", ["shard-00001.tar"]), ("test", "words", ["shard-00000.tar"])):
+        for shard in shards:  # as a killed `zoo data make` leaves it
+            (data / split / name / shard).unlink()
+            (data / split / name / shard).with_suffix(".failed.jsonl").unlink(missing_ok=True)
+    result = tokenize(zoo, data, tmp_path / "others")
+    told = "train/field: 2 of 3 shards are there", "test/words: 0 of 1 shards are there"
+    assert set(result.unfinished) == set(told)
+    assert f"{told[0]}: `zoo data make` did not come to its end" in result.summary()
+    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).unfinished == [told[1]]
+
+
+def test_crops_are_drawn_when_their_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {key: Member(Path("0.tar"), place, 1, "x", 0) for place, key in enumerate("abc")}
+    views = Views(members, 4, seed=3)
+    assert views[5] == Row("b#1", members["b"], random_crop(3, "b", 1)) and len(views[2:12:3]) == 4
+    assert views.members(range(4, 12)) == [members["b"], members["c"]]
+    assert [row.key for row in Views(members, 1, seed=3)] == ["a", "b", "c"]
+    monkeypatch.setattr(views_module, "random_crop", None)
+    assert len(Views(members, 10**6, seed=0)) == 3 * 10**6 and views.key(11) == "c#3"
 
 
 def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from backbone.saving import load_model
 from backbone.tables import Tables
 from backbone.training.average import Average
 from backbone.training.balance import Balance
-from backbone.training.mixing import Mix, Source, open_sources
+from backbone.training.mixing import Mix, Source, names_in, open_sources
 from backbone.training.optim import learning_rate
 from backbone.training.train import Training, train
+from tokenizers_zoo.data.tokens import RECORD, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import GridLayout
 
@@ -87,6 +90,48 @@ def test_the_rate_of_wsd_stays_and_then_falls() -> None:
     assert learning_rate(config, 99, 2.0) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(19 / 20)))
     constant = dataclasses.replace(config, decay_share=0.0)
     assert {learning_rate(constant, step, 2.0) for step in range(10, 100)} == {2.0}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 50, 99, 100, 120, 199])
+def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, schedule: str, share: float) -> None:
+    config = TrainConfig(steps=steps, schedule=schedule, decay_share=share, min_learning_rate=0.1)
+    rates = [learning_rate(config, step, 2.0) for step in range(steps)]
+    peak = max(0, steps // 2 - 1)
+    assert rates[: peak + 1] == pytest.approx([2.0 * (step + 1) / (peak + 1) for step in range(peak + 1)])
+    assert rates[peak : peak + 2] == [2.0] * min(2, steps), "the fall starts after it"
+    assert all(0.1 <= after <= before for before, after in itertools.pairwise(rates[peak:]))
+    assert rates[-1] < 0.5 or steps < 50 or (schedule, share) == ("wsd", 0.0)
+
+
+def test_rates_of_short_runs_by_hand() -> None:
+    short = TrainConfig(steps=50)
+    assert [learning_rate(short, step, 1.0) for step in (0, 24, 25)] == pytest.approx([0.04, 1.0, 1.0])
+    assert learning_rate(short, 49, 1.0) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 24 / 25))
+    cut = TrainConfig(steps=120, schedule="wsd")
+    assert {learning_rate(cut, step, 1.0) for step in range(59, 97)} == {1.0}
+    assert learning_rate(cut, 119, 1.0) == pytest.approx(1 - math.sqrt(23 / 24))
+    decay = TrainConfig(steps=12, warmup_steps=4, schedule="wsd", decay_share=1.0)
+    rates = [1 - math.sqrt(step / 8) for step in range(8)]
+    assert [learning_rate(decay, step, 1.0) for step in range(3, 12)] == pytest.approx([1.0, *rates])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize(("steps", "warmup"), [(200, 100), (201, 100), (4000, 100), (12, 3), (3, 0), (1, 0)])
+def test_rates_are_what_they_were_where_there_is_room(steps: int, warmup: int, schedule: str) -> None:
+    """To the bit: a run that was begun before goes on as it would have."""
+    config = TrainConfig(steps=steps, warmup_steps=warmup, schedule=schedule, min_learning_rate=1e-4)
+    for step in range(steps):
+        if step < warmup:
+            rate = 3e-3 * (step + 1) / warmup
+        elif schedule == "wsd":
+            done = (step - (steps - 0.2 * steps)) / max(0.2 * steps, 1.0)
+            rate = 1e-4 + (3e-3 - 1e-4) * (1 - math.sqrt(max(done, 0.0)))
+        else:
+            done = (step - warmup) / max(steps - warmup, 1)
+            rate = 1e-4 + (3e-3 - 1e-4) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        assert learning_rate(config, step, 3e-3) == rate
 
 
 def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:
@@ -267,6 +312,28 @@ def test_any_share_is_kept_to_a_sample(weights: tuple[float, ...]) -> None:
     assert (taken.sum(1) == np.arange(500)).all() and set(np.unique(np.diff(taken, axis=0))) <= {0, 1}
     share = np.array(weights) / sum(weights)
     assert np.abs(taken - np.arange(500)[:, None] * share).max() < len(weights)
+
+
+def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) -> None:
+    root, specs = tmp_path / "store", all_layouts()
+    shutil.copytree(store, root)
+    counts = {item.name: len(TokenStore(root).open("train", item.name)) for item in specs}
+
+    def noted(split: str, name: str, count: int) -> None:
+        (root / RECORD).unlink(missing_ok=True)
+        TokenStore.record(root, tmp_path, {}, [("train", *of) for of in counts.items()] + [(split, name, count)])
+
+    datasets = [Dataset(tokens=root)]
+    noted("train", "picture", counts["picture"])
+    assert names_in(datasets) and open_sources(root, "train", specs, SHORT)
+    noted("train", "light", 5)  # one that was not begun
+    with pytest.raises(DataError, match=r"train/light: holds 0 of 5 samples: `zoo tokenize` did not come to its end"):
+        names_in(datasets)
+    assert open_sources(root, "train", specs, SHORT)
+    for split, name in (("train", "picture"), ("test", "words"), ("other", "words")):
+        noted(split, name, 1000)
+        with pytest.raises(DataError, match=rf"{split}/{name}: holds \d+ of 1000 samples"):
+            open_sources(root, split, specs, SHORT)
 
 
 def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:

@@ -28,6 +28,19 @@ NAMES = (
 )  # fmt: skip
 
 
+COLOURS = {
+    "clip": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation of red, green and blue, by the setting `colours`."""
+
+
+def normalised(pixels: torch.Tensor, colours: str) -> torch.Tensor:
+    """Pictures less the mean, over the deviation."""
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in COLOURS[colours])
+    return (pixels - mean) / std
+
+
 def picture(side: int = 32, seed: int = 0) -> np.ndarray:
     """A smooth picture."""
     rng = np.random.default_rng(seed)
@@ -76,6 +89,8 @@ def test_shapes_and_licences(name: str, shape: tuple[int, ...]) -> None:
     if published:
         assert published[name].spec.vocab_size == 8192
         assert published[name].spec.layout.length == (16 if len(shape) == 1 else shape[1] * shape[2])
+    if name in ("clip", "imagebind", "imagebind_global"):
+        assert [handle.known_settings()["colours"] for handle in (zoo_of()[name], published[name])] == [*COLOURS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,18 +139,18 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return networks.clip(tmp_path_factory.mktemp("clip"))
 
 
-def test_clip(clip_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("colours", COLOURS)
+def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     """The vectors are projected as CLIP projects the class vector, and lie where their patches lie."""
     import transformers
 
-    zoo = zoo_of(clip={"map_size": 4, "network": {"model": str(clip_folder), "device": "cpu"}})
+    zoo = zoo_of(clip={"map_size": 4, "colours": colours, "network": {"model": str(clip_folder), "device": "cpu"}})
     values = derived(data_of(tmp_path, zoo), zoo, "clip")
     assert [value.shape for value in values] == [(512, 4, 4)] * 3
     network = transformers.CLIPModel.from_pretrained(clip_folder).eval()
-    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
-    stored = ValueStore.of(tmp_path, zoo).read(zoo["rgb"], "train", "0000")
+    stored = torch.from_numpy(ValueStore.of(tmp_path, zoo).read(zoo["rgb"], "train", "0000"))[None]
     with torch.inference_mode():
-        hidden = network.vision_model((torch.from_numpy(stored)[None] - mean) / std).last_hidden_state[0, 1 + 4 * 2 + 3]
+        hidden = network.vision_model(normalised(stored, colours)).last_hidden_state[0, 1 + 4 * 2 + 3]
         vector = network.visual_projection(network.vision_model.post_layernorm(hidden))
     np.testing.assert_allclose(values[0][:, 2, 3], vector.numpy(), rtol=2e-2, atol=2e-3)
     assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # another place is another vector
@@ -161,6 +176,7 @@ def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) 
     assert written(zoo) == 0
     assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # where it runs decides nothing
     assert written(zoo_of(clip={**table, "map_size": 5})) == 3
+    assert written(zoo_of(clip={**table, "colours": "imagenet"})) == 3
     assert written(zoo) == 3
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config, indent=1))
@@ -192,9 +208,8 @@ def test_dinov2(tmp_path: Path) -> None:
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
     stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
-    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.inference_mode():
-        out = network((stored - mean) / std)
+        out = network(normalised(stored, "imagenet"))
     assert value.shape == (768, 16, 16)
     np.testing.assert_allclose(vector, out.pooler_output[0].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(value[:, 1, 2], out.last_hidden_state[0, 1 + 16 + 2].numpy(), rtol=2e-3, atol=2e-3)
@@ -230,17 +245,17 @@ def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> t
     return x[0, 1:], F.normalize(F.linear(x[:, 0], tensors[f"{head}2.weight"]), dim=-1)[0]
 
 
-def test_imagebind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("colours", COLOURS)
+def test_imagebind(colours: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors()
     (tmp_path / "net").mkdir()
     save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
-    where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    where = {"colours": colours, "network": {"model": str(tmp_path / "net"), "device": "cpu"}}
     zoo = zoo_of(imagebind=where, imagebind_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
     stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
-    mean, std = (torch.tensor(n)[:, None, None] for n in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
-    patches, embedding = plain_imagebind(tensors, (stored - mean) / std)
+    patches, embedding = plain_imagebind(tensors, normalised(stored, colours))
     np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
     again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated

@@ -283,8 +283,8 @@ class ModalityHandle:
         if problem:
             declared = expected_tokens(self.spec)
             raise self._wrong("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
-        # A copy made outside inference mode may be used in training, too.
-        return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else tokens
+        # Copies: a plugin may use its buffers again, and tensors of inference mode may not be used in training.
+        return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else [np.array(item) for item in tokens]
 
     def decode(self, tokens: Any) -> list[Any]:
         """The values of a batch of tokens, one per sample, each as `spec.value` declares. Takes what `encode` gives."""

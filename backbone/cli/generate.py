@@ -27,7 +27,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
               help="TOML file that says what to make and how.")  # fmt: skip
 @click.option("--keep", multiple=True, metavar="NAME=PART",
-              help="Part of a given target to keep: box:T,L,B,R, cells:..., mask:FILE, start, tokens:0-3, gaps:N, "
+              help="Part of what is given to keep: box:T,L,B,R, cells:..., mask:FILE, start, tokens:0-3, gaps:N, "
               "not:PART. Repeatable.")  # fmt: skip
 @click.option("--guide", metavar="WEIGHTS",
               help="Guidance: 3 for all that is given, or NAME=WEIGHT,...")  # fmt: skip

@@ -16,6 +16,8 @@ from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TRAIN, TEST = "train", "test"
+HELD = 4
+"""Questions whose true values are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,12 @@ class EvaluationData:
                 self.problems[name] = str(error)
             else:
                 self.handles[name], self.columns[name] = handle, column
-        self._references: dict[tuple[str, ...], Reference] = {}
+        self._keys: dict[tuple[str, ...], tuple[int, list[str]]] = {}
+        """By modalities: up to how many keys were asked for, and those found."""
+        self._truths: dict[tuple[str, ...], list[Any]] = {}
+        """By target and keys, those of the latest questions."""
+        self._bounds: dict[tuple[str, ...], tuple[dict[str, float | None], dict[str, float | None]]] = {}
+        """By target and keys, floor and ceiling."""
         self._constants: dict[str, Any] = {}
         self._read: dict[tuple[str, str], bool] = {}
 
@@ -74,13 +81,19 @@ class EvaluationData:
         The order is that of a hash of seed and key, so that questions about different modalities are asked about the
         same samples wherever they have them. Raises DataError where there are none.
         """
+        asked, sound = self._keys.get(tuple(names), (0, []))
+        if count > asked:
+            sound = self._first_keys(names, count)
+            self._keys[tuple(names)] = count, sound
+        if not sound:
+            raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
+        return sound[:count]
+
+    def _first_keys(self, names: Sequence[str], count: int) -> list[str]:
         known = self.values.aligned_keys(TEST, names)
         found = [key for key in known if all(key in self.columns[name].rows for name in names)]
         ordered = sorted(found, key=self._order)
-        sound = list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
-        if not sound:
-            raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
-        return sound
+        return list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
 
     def _order(self, key: str) -> bytes:
         return hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
@@ -129,17 +142,23 @@ class EvaluationData:
 
     def reference(self, name: str, keys: Sequence[str], floor_samples: int, batch_size: int) -> Reference:
         """What predictions of `name` for the samples `keys` are compared to."""
-        question = (name, *keys)
-        if question not in self._references:
-            truth = self.truth(name, keys)
+        question, truth = (name, *keys), self._held_truth(name, keys)
+        if question not in self._bounds:
             constant = self.constant(name, floor_samples)
             rebuilt = list(self.decoded(name, self.tokens(name, keys), batch_size))
-            self._references[question] = Reference(
-                truth=truth,
-                floor=self.score(name, [constant] * len(truth), truth),
-                ceiling=self.score(name, rebuilt, truth),
-            )
-        return self._references[question]
+            floor = self.score(name, [constant] * len(truth), truth)
+            self._bounds[question] = floor, self.score(name, rebuilt, truth)
+        floor, ceiling = self._bounds[question]
+        return Reference(truth=truth, floor=floor, ceiling=ceiling)
+
+    def _held_truth(self, name: str, keys: Sequence[str]) -> list[Any]:
+        """Test values; those of the latest questions are not read again."""
+        question = (name, *keys)
+        truth = self._truths.pop(question, None) or self.truth(name, keys)
+        self._truths[question] = truth
+        if len(self._truths) > HELD:
+            del self._truths[next(iter(self._truths))]  # the one that was asked for least lately
+        return truth
 
     def decoded(self, name: str, tokens: Any, batch_size: int) -> Iterator[Any]:
         """Values of any number of tokens, one after the other; `batch_size` samples are decoded at a time."""

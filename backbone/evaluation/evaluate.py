@@ -4,7 +4,8 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
 
     identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig,
                    "codecs": {name: fingerprint}, "data" and "tokens": their folders, "samples": sha256 of the test
-                   samples' keys and tokens}. Earlier versions did not note the last three: such figures are made anew
+                   samples' keys and tokens, "values": {"<split>/<name>": of the shards}}. Earlier versions did not note
+                   the last four: such figures are made anew
     complete       true once every pair asked for is there
     modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
@@ -46,7 +47,7 @@ import numpy as np
 import torch
 
 from backbone.config import MaskingConfig
-from backbone.evaluation.data import TEST, EvaluationData, gap_closed
+from backbone.evaluation.data import TEST, TRAIN, EvaluationData, gap_closed
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
 from backbone.generation import TargetPlan, generate
@@ -54,8 +55,9 @@ from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
 from backbone.saving import CLASS, load_model
 from backbone.training.data import TokenData
-from tokenizers_zoo.checkpoint import load_config, read_table, write_json
+from tokenizers_zoo.checkpoint import held, joint_fingerprint, load_config, read_table, write_json
 from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
@@ -63,6 +65,7 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
+BUSY = "{}: another zoo backbone eval writes it right now; wait for its end, or stop it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +121,8 @@ def evaluate(
     alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
     above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another codec than that
     of the training), and pairs that cannot be scored (no common test sample, no training value), are left out with the
-    reason; raises DataError where that modality, or both sides of that pair, were named. Model and tokenizers run on
-    `device`.
+    reason; raises DataError where that modality, or both sides of that pair, were named, and CheckpointError where
+    another evaluation of the run goes on. Model and tokenizers run on `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
@@ -135,13 +138,29 @@ def evaluate(
         "data": str(Path(data_root).resolve()),
         "tokens": str(Path(tokens_root).resolve()),
         "samples": samples_digest(data.columns),
+        "values": _digests(data),
     }
-    evaluation = _Evaluation(run / FOLDER, model, data, config, identity)
-    evaluation.describe()
     trained = card.get("train", {})  # how it was, which an imported one does not say
-    evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
-    evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
-    return read_table(run / FOLDER / FILE)
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    with held(folder, BUSY.format(folder)):
+        evaluation = _Evaluation(folder, model, data, config, identity)
+        evaluation.describe()
+        evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
+        evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
+    return read_table(folder / FILE)
+
+
+def _digests(data: EvaluationData) -> dict[str, str]:
+    """Of all shards of values that figures may come from: test values, and training values for the floor."""
+    store = data.values
+    return {
+        f"{split}/{name}": joint_fingerprint(*contents(store, split, name).values())
+        for split in (TRAIN, TEST)
+        if split in store.splits()
+        for name in data.handles
+        if name in store.modalities(split)
+    }
 
 
 class _Evaluation:

@@ -13,7 +13,7 @@ from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs
 from backbone.generation.partial import UNKNOWN, Ids, filled, sees_end, unknown_cells
 from backbone.generation.plan import TargetPlan
-from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
+from backbone.generation.sampling import COLDEST, CONFIDENCE, IDS, ORDER, Noise, draw, tempered
 from backbone.generation.schedules import temperatures, tokens_per_step
 from backbone.model import Context, FourM
 from backbone.transformer import KeyValueCache
@@ -68,6 +68,8 @@ def decode_grid(
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         ids = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
         if plan.scheme == "maskgit":
+            if plan.filter_first and temperature >= COLDEST:  # as 4M ranks cells
+                logits = tempered(logits, temperature, plan.top_k, plan.top_p, filter_first=True)
             score = logits.gather(2, ids.unsqueeze(2)).squeeze(2) - logits.logsumexp(dim=2)
             if plan.confidence_noise:
                 scale = plan.confidence_noise * (1 - step / len(counts))

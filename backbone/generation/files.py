@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.generation.plan import TargetPlan, resolved_plan
-from backbone.generation.ranking import Agreement, Scorer, best_first
+from backbone.generation.ranking import BATCH, Agreement, Scorer, best_first
 from backbone.generation.recipe import Recipe, read_recipe, written_recipe
 from backbone.generation.request import Request, handles_of, requested
 from backbone.generation.sampler import generate, plan_steps
@@ -17,17 +17,16 @@ from backbone.generation.unfinished import Unfinished, digest_of
 from backbone.model import FourM
 from backbone.run import Run, model_config
 from backbone.saving import load_model
-from tokenizers_zoo.checkpoint import replacing_file, write_json
+from tokenizers_zoo.checkpoint import held, replacing_file, write_json
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.tar import shown_name
+from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.token_file import token_text
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 PLAN, RANKING, TOKENS = "plan.toml", "ranking.json", ".tokens.json"
-BATCH = 32
-"""Samples generated at a time; what is made does not depend on it."""
+BUSY = "{}: another generation writes it right now; wait for its end, or give another folder"
 DRAW = 1 << 32
 """The number of a draw is that of its sample plus so much for each draw before it."""
 
@@ -51,21 +50,35 @@ def generate_to_folder(
     request = requested(run, model, handles, recipe)
     plan = recipe.plan()
     resolved_plan(model.tables, plan, request.given, request.kept)
+    for name in request.names:
+        if problem := key_problem(name):
+            raise DataError(f"{run.tokens / recipe.split}: sample {name!r}: {problem}; no file can be written for it")
     _check_inputs(recipe, out, request.names)
     notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
     written = written_recipe(recipe, notes)
     _check_names(written)
-    unfinished = Unfinished(out, "" if scorer else _identity(written, device, handles, request))
+    identity = "" if scorer else _identity(written, device, handles, request)
     if recipe.rank:
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
     once = {target.name: handles[target.name].single_ids() for target in plan}
     maker = _Maker(model, handles, request, plan, recipe, once)
-    places = {name: [out / name / str(rank) for rank in range(recipe.draws)] for name in request.names}
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out, BUSY.format(out)):
+        unfinished = Unfinished(out, identity)
+        _generate(maker, out, unfinished, scorer)
+        _write_text(out / PLAN, written)
+        unfinished.end()
+    return sorted(out / name / str(rank) for name in request.names for rank in range(recipe.draws))
+
+
+def _generate(maker: _Maker, out: Path, unfinished: Unfinished, scorer: Scorer | None) -> None:
+    """Make the samples that are not done, and say of each that it is."""
+    recipe, request = maker.recipe, maker.request
     todo = [row for row, name in enumerate(request.names) if name not in unfinished.done]
     blocks = _blocks(todo, max(1, BATCH // recipe.draws))
     batches = len(blocks) * -(-recipe.draws // BATCH)
-    with progress_bar("generate", batches * plan_steps(model, plan)) as advance:
+    with progress_bar("generate", batches * plan_steps(maker.model, maker.plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
             if rows is blocks[0]:
@@ -76,9 +89,6 @@ def generate_to_folder(
                 of_row = [draw for draw in draws if draw.row == row]
                 files = maker.write(out / request.names[row], of_row, ranking.get(row))
                 unfinished.add(request.names[row], files)
-    _write_text(out / PLAN, written)
-    unfinished.end()
-    return sorted(place for of_name in places.values() for place in of_name)
 
 
 def _identity(written: str, device: str, handles: Mapping[str, ModalityHandle], request: Request) -> str:

@@ -41,6 +41,8 @@ class Passes:
 
     hidden: tuple[frozenset[str], ...] = (frozenset(),)
     weights: tuple[float, ...] = (1.0,)
+    marked: bool = False
+    """Whether a hidden sequence is marked as open, where the model marks them, see `ModelConfig.marked_inputs`."""
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -59,6 +61,7 @@ def passes(guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
     The target's own tokens, as far as they are known, are never hidden. With u the logits of the pass that sees no
     condition and c_i those of the pass that sees condition i alone, the result is u + sum_i w_i (c_i - u), which is
     (1 - sum_i w_i) u + sum_i w_i c_i; a pass of weight 0 is not made. With `scale` all of `known` is one condition.
+    4M marks hidden sequences as open in the pass without condition of `scale`, and in none of `weights`.
     Raises ConfigError for a name that is not known yet.
     """
     others = [name for name in known if name != target]
@@ -81,4 +84,7 @@ def passes(guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
     made = [(everything, 1 - sum(weights))]
     made += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
     used = [(hidden, weight) for hidden, weight in made if weight]
-    return Passes(hidden=tuple(hidden for hidden, _ in used), weights=tuple(weight for _, weight in used))
+    return Passes(
+        hidden=tuple(hidden for hidden, _ in used), weights=tuple(weight for _, weight in used),
+        marked=not guidance.weights,
+    )  # fmt: skip

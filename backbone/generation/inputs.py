@@ -12,6 +12,7 @@ from backbone.batch import PackedInputs
 from backbone.generation.guidance import Passes
 from backbone.packing import accepted, filled
 from backbone.tables import Tables
+from tokenizers_zoo.modality import SequenceLayout
 
 ONE_PASS = Passes()
 
@@ -31,6 +32,7 @@ class GrowingInputs:
         self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
         self._vectors: list[tuple[str, int, Tensor]] = []
         self._names: list[str] = []
+        self._open: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,6 +60,20 @@ class GrowingInputs:
             self._append(name, torch.zeros_like(ranks), ranks, mask)
         else:
             self.add(name, content, ranks, mask)
+
+    def mark_open(self, name: str) -> None:
+        """Let a sequence of which a pass sees nothing stand as one sentinel, see `ModelConfig.marked_inputs`.
+
+        That is as long as it has no tokens here, and in passes that hide it where these are `marked`.
+        """
+        layout = self.tables.spec(name).layout
+        if not self.tables.marked_inputs or not isinstance(layout, SequenceLayout) or name in self._open:
+            return
+        self._open[name] = self._ids.shape[1]
+        names = list(self._names)
+        sentinel = torch.full((self.batch, 1), layout.sentinel_start, device=self.device)
+        self.add(name, sentinel, torch.zeros_like(sentinel), torch.zeros_like(sentinel) > 0)
+        self._names = names
 
     def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor) -> None:
         """Append rows of the token table."""
@@ -94,6 +110,9 @@ class GrowingInputs:
         times = len(passes)
         ids, positions, modalities = (x.repeat(times, 1) for x in (self._ids, self._positions, self._modalities))
         mask = self._mask.repeat(times, 1) & ~hidden.repeat_interleave(self.batch, 0).gather(1, modalities)
+        for name, column in self._open.items():
+            shown = [name not in self._names or (passes.marked and name in names) for names in passes.hidden]
+            mask[:, column] = torch.tensor(shown, device=self.device).repeat_interleave(self.batch)
         if ids.shape[1] == 0:
             empty = ids.new_zeros(len(ids), 1)
             return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())

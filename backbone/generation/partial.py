@@ -62,14 +62,19 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
 
 
 def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
-    """Let the kept tokens be inputs; of a sequence, with a sentinel for each gap, unless nothing is kept."""
+    """Let the kept tokens be inputs; of a sequence, with a sentinel for each gap.
+
+    One that is nothing but a gap has none, except where the model marks such, see `ModelConfig.marked_inputs`.
+    """
     if not isinstance(spec.layout, SequenceLayout):
         # As many cells for each sample, see `alike`.
         grid = tokens.to(inputs.device)
         cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
-    rows = [_with_sentinels(row, spec.layout, sees_end(inputs.tables, spec.name, row)) for row in tokens]
+    inputs.mark_open(spec.name)
+    marked = inputs.tables.marked_inputs
+    rows = [_with_sentinels(row, spec.layout, sees_end(inputs.tables, spec.name, row), marked) for row in tokens]
     width = max(len(row) for row in rows)
     ids = torch.zeros(inputs.batch, width, dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -80,15 +85,15 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
 
 
 def sees_end(tables: Tables, name: str, row: Ids) -> bool:
-    """Whether the model is shown that a partial sequence is kept to its end, see `ModelConfig.inputs_end`."""
+    """Whether the model is shown that a partial sequence is kept to its end, see `ModelConfig.marked_inputs`."""
     spec = tables.spec(name)
     return shown_end(tables, spec) is not None and len(row) < spec.layout.length and bool(row[-1] != UNKNOWN)
 
 
-def _with_sentinels(row: Ids, layout: SequenceLayout, sees_end: bool) -> Ids:
-    """The row as the model reads it: a sentinel in each gap; empty where it is nothing but a gap."""
+def _with_sentinels(row: Ids, layout: SequenceLayout, sees_end: bool, marked: bool) -> Ids:
+    """The row as the model reads it: a sentinel in each gap; empty where it is nothing but a gap that is not marked."""
     gaps = row == UNKNOWN
-    if gaps.all():
+    if gaps.all() and not marked:
         return row[:0]
     read: Ids = np.where(gaps, layout.sentinel_start + np.cumsum(gaps) - 1, row)
     return np.append(read, layout.end) if sees_end else read

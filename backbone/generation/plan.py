@@ -46,7 +46,8 @@ class TargetPlan:
     top_p: float = 1.0
     """Draw among the likeliest ids that together have this probability."""
     filter_first: bool = False
-    """Let top_k and top_p look at the probabilities before the temperature, as 4M's published code does."""
+    """As 4M's published code does: top_k and top_p look at the probabilities before the temperature, and MaskGIT ranks
+    cells by the probabilities that ids are drawn from, not by the model's."""
     confidence_noise: float = 0.0
     """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls evenly, to 0 after the last."""
     max_length: int = 0
@@ -95,8 +96,8 @@ class TargetPlan:
 def resolved_plan(
     tables: Tables, plan: Sequence[TargetPlan], given: Iterable[str], kept: Iterable[str] = ()
 ) -> list[TargetPlan]:
-    """The targets with all that the model decides filled in; `given` are the modalities given, `kept` the targets of
-    which a part is.
+    """The targets with all that the model decides filled in; `given` are the modalities given, `kept` those of which a
+    part is, targets or not.
 
     Raises ConfigError or UnknownNameError for what does not fit: nothing asked for, a modality twice, an input as a
     target, guidance by what is not known by then.
@@ -113,8 +114,6 @@ def resolved_plan(
         )
     for name in given:
         tables.spec(name)
-    if left := [name for name in kept if name not in names]:
-        raise ConfigError(f"generate: {', '.join(left)}: a part is kept, and the rest is not asked for")
     known = [*given, *kept]
     for target in resolved:
         assert target.guidance is not None

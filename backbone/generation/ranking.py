@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from backbone.generation.inputs import rows_of
 from backbone.generation.plan import TargetPlan
 from backbone.generation.sampler import generate
 from backbone.model import FourM
@@ -14,6 +15,8 @@ from tokenizers_zoo.errors import ConfigError
 
 Scorer = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[float]]
 """From the tokens given and those made, a row per draw, to a number per draw; more is better."""
+BATCH = 32
+"""Samples generated, or rows scored, at a time; nothing that is made depends on it."""
 
 
 class Agreement:
@@ -42,16 +45,34 @@ class Agreement:
             raise ConfigError(f"rank {self.name}: nothing is given whole that draws could agree with")
 
     def __call__(self, given: Mapping[str, Any], made: Mapping[str, Any]) -> list[float]:
-        """The score of each row."""
+        """The score of each row; of rows that follow one another the same condition is looked at once."""
         self.check(list(given), list(made))
-        seen = self._vectors(generate(self.model, made, self.plan, seed=0)[self.name])
-        wanted = given.get(self.name)
-        if wanted is None:
-            wanted = generate(self.model, given, self.plan, seed=0)[self.name]
-        return [cosine(one, other) for one, other in zip(seen, self._vectors(wanted), strict=True)]
+        condition = {self.name: given[self.name]} if self.name in given else given
+        firsts, numbers = equal_neighbours(condition)
+        wanted = list(self._vectors(condition, firsts))
+        seen = self._vectors(made, range(len(next(iter(made.values())))))
+        return [cosine(one, wanted[number]) for one, number in zip(seen, numbers, strict=True)]
 
-    def _vectors(self, tokens: Any) -> list[np.ndarray[Any, Any]]:
-        return [np.asarray(value, np.float64).ravel() for value in self.decode(tokens)]
+    def _vectors(self, tokens: Mapping[str, Any], rows: Sequence[int]) -> Iterator[np.ndarray[Any, Any]]:
+        """The modality's values as these rows of tokens have them, or as the model predicts them from the row."""
+        for start in range(0, len(rows), BATCH):
+            block = {name: rows_of(values, rows[start : start + BATCH]) for name, values in tokens.items()}
+            found = block.get(self.name)
+            if found is None:
+                found = generate(self.model, block, self.plan, seed=0)[self.name]
+            for value in self.decode(found):
+                yield np.asarray(value, np.float64).ravel()
+
+
+def equal_neighbours(tokens: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Of rows that are equal and follow one another, the first ones; and for each row the number of its group."""
+    firsts: list[int] = []
+    numbers = []
+    for row in range(len(next(iter(tokens.values())))):
+        if not row or not all(np.array_equal(values[row], values[row - 1]) for values in tokens.values()):
+            firsts.append(row)
+        numbers.append(len(firsts) - 1)
+    return firsts, numbers
 
 
 def cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:

@@ -35,9 +35,9 @@ def generate(
 
     `given` maps modalities to all their tokens, as codecs give them: grids `(batch, *shape)` and vectors `(batch, n)`
     int64, sequences a list of 1-D int64 arrays, continuous ones `(batch, n, dim)` float32 or a list of `(n, dim)`.
-    `kept` maps targets to the part of their tokens that is kept, with -1 where something is to be made (see
-    partial.py); all that is kept is an input from the start, of other targets, too. `once` are ids of sequences, by
-    modality, that none has twice (`ModalityHandle.single_ids`).
+    `kept` maps modalities to the part of their tokens that is kept, with -1 elsewhere (see partial.py): of a target the
+    rest is made; of others it stays open. All that is kept is an input from the start, of all targets. `once` are ids
+    of sequences, by modality, that none has twice (`ModalityHandle.single_ids`).
     Gives int64 tensors `(batch, *shape)` on the CPU, and for sequences lists of 1-D int64 arrays, without end and
     sentinels.
 
@@ -84,9 +84,12 @@ def _generate(
     tables = model.tables
     inputs = GrowingInputs(tables, len(numbers) // draws, model.token_embedding.weight.device, draws)
     for name, tokens in given.items():
+        inputs.mark_open(name)
         inputs.add_whole(name, tokens)
     for name, part in kept.items():
         add_partial(inputs, tables.spec(name), part)
+    for target in plan:
+        inputs.mark_open(target.name)
     made: dict[str, Any] = {}
     for target in plan:
         noise = Noise(seed, numbers, target.name)

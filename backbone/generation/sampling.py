@@ -60,20 +60,27 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
+def tempered(logits: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False) -> Tensor:
+    """The logits `... ids` that ids are drawn from, at a temperature above 0.
+
+    The temperature divides the logits first; top-k and top-p then look at the probabilities that it makes. With
+    `filter_first` they look at those before it.
+    """
+    if filter_first:
+        return filtered(logits, top_k, top_p) / temperature
+    return filtered(logits / temperature, top_k, top_p)
+
+
 def draw(
     logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
 ) -> Tensor:
     """Ids `...` from logits `... ids`, one uniform number `...` each; temperature 0, or all but, takes the likeliest.
 
-    The temperature divides the logits first; top-k and top-p then look at the probabilities that it makes. With
-    `filter_first` they look at those before it.
+    Of other temperatures see `tempered`.
     """
     if temperature < COLDEST:
         return logits.argmax(dim=-1)
-    if filter_first:
-        shares = (filtered(logits, top_k, top_p) / temperature).softmax(dim=-1)
-    else:
-        shares = filtered(logits / temperature, top_k, top_p).softmax(dim=-1)
+    shares = tempered(logits, temperature, top_k, top_p, filter_first).softmax(dim=-1)
     cumulative = shares.cumsum(dim=-1)
     total = cumulative[..., -1:]
     # Below the total even after rounding, so that the id found always has a share.

@@ -71,7 +71,7 @@ def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[Published
                 "patch_bias": False,
                 "registers": table["num_register_tokens"],
                 "stored_positions": {names[item.published]: item.positions for item in modalities},
-                "inputs_end": True,
+                "marked_inputs": True,
             },
         )
     except ConfigError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from backbone.ml4m.convert import export_backbone, import_backbone
 from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_of
+from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS
@@ -22,6 +23,8 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 BACKBONE, TOKENIZERS, REGISTRY, TOKENS = "backbone", "tokenizers", "registry.toml", "tokens"
+STAYING = ("colours",)
+"""Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
@@ -135,20 +138,27 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
 def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
     """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too.
 
-    What the registry says of the modality stays, but for what the tokenizer decides.
+    What the registry says of the modality stays, its size, too, but for what the tokenizer decides. A size that nobody
+    stated is recorded beside the tokenizer, so that a backbone may change it.
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
     if (target / CONFIG).is_file() and "sha256" in known:
         return Told(title, name, "is there already")
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
     before = {"zoo": {**tables["zoo"], "modalities": [name]}, "modalities": {name: said}}
-    table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(read_published(folder), target)
-    own = {**said, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    published = read_published(folder)
+    table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(published, target)
+    kept = {key: value for key, value in said.items() if key in STAYING}
+    own = {**said, **table, **kept, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    stated = Zoo.from_tables({**before, "modalities": {name: known}}, out / REGISTRY)
+    size = size_for(stated, name, own, [key for key in SIZES if key in table], title, published.config)
+    own |= size.table
+    record_chosen(target, size)
     tables.setdefault("modalities", {})[name] = own
     words = {"zoo": {**tables["zoo"], "modalities": [name]}, "vocabularies": {TEXT: {"preset": PRESET}}}
     if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    return Told(title, name)
+    return Told(title, name, size.note)
 
 
 def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
@@ -158,10 +168,14 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
         return [Told(title, BACKBONE, "is there already")]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
-    specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, tables.get("modalities", {}))
+    known = tables.get("modalities", {})
+    free = {name for name, table in known.items() if is_chosen(out / TOKENIZERS / name, table)}
+    specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, known, free)
+    moved = {name: found["modalities"][name] for name in free & set(found["modalities"])}
+    sized = {name: resized(known[name], table) for name, table in moved.items() if table != known[name]}
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
-    tables["modalities"] = found["modalities"] | tables.get("modalities", {})
+    tables["modalities"] = found["modalities"] | known | moved
     enable(tables)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
@@ -178,9 +192,10 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     write_registry(out / REGISTRY, tables)
     Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
     told = [Told(title, BACKBONE, f"{len(modalities)} modalities")]
-    return told + [
-        Told(item.published, specs[item.published].name, notes.get(item.published, "")) for item in modalities
-    ]
+    for item in modalities:
+        name = specs[item.published].name
+        told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))
+    return told
 
 
 def enable(tables: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,24 +166,28 @@ def specs_of(
     installed: Zoo,
     path: Path,
     known_tables: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
     """The spec of each published modality, by its published name; tables of a registry.toml for `path`; and notes.
 
     A modality whose plugin has other tokens, or which no plugin knows, gets a spec of its own, and a note says why.
+    Tables that are not known, or whose size is `free`, get the size of the published modality where only that differs.
     """
     tables, published = registry_tables(checkpoint.config, modalities, installed, known_tables or {})
     zoo = Zoo.from_tables(tables, path)
     items = {item.published: item for item in modalities}
     specs: dict[str, ModalitySpec] = {}
     notes: dict[str, str] = {}
+    fixed = set(known_tables or {}) - set(free)
     for name, theirs in published.items():
-        try:
-            spec = zoo[name].spec
-        except ZooError as error:
-            problem: str | None = str(error)
-        else:
-            problem = misfit(spec, items[theirs])
-        if problem is None:
+        spec, problem = fitting(zoo, name, items[theirs])
+        if problem is not None and spec is not None and name not in fixed:
+            table = tables["modalities"][name] | size_of(items[theirs], zoo[name].known_settings())
+            resized = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], name: table}}, path)
+            again = fitting(resized, name, items[theirs])
+            if again[1] is None:
+                tables["modalities"][name], (spec, problem) = table, again
+        if spec is not None and problem is None:
             specs[theirs] = spec
         else:
             notes[theirs] = f"the plugin {name} has other tokens: {problem}"
@@ -195,6 +199,25 @@ def specs_of(
             notes.setdefault(item.published, "no installed plugin has this name among its aliases")
             specs[item.published] = plain_spec(item, checkpoint.config, taken)
     return specs, tables, notes
+
+
+def fitting(zoo: Zoo, name: str, item: PublishedModality) -> tuple[ModalitySpec | None, str | None]:
+    """The spec of a registry's modality, None where it has none, and why it is not that of a published one."""
+    try:
+        spec = zoo[name].spec
+    except ZooError as error:
+        return None, str(error)
+    return spec, misfit(spec, item)
+
+
+def size_of(item: PublishedModality, known: Mapping[str, Any]) -> dict[str, int]:
+    """The size of a published grid as a setting, of those that a plugin has: vectors by positions, pixels by name."""
+    if item.kind != "tokens" or item.size is None:
+        return {}
+    if "map_size" in known:
+        side = math.isqrt(item.positions)
+        return {"map_size": side} if side * side == item.positions else {}
+    return {"image_size": item.size} if "image_size" in known else {}
 
 
 def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:

@@ -8,18 +8,17 @@
     INDEX/together.faiss      a vector a sample: the mean of those of its modalities, at length 1
     INDEX/of-<name>.faiss     a vector for each sample that has the modality
 
-The folder is made beside its place and renamed when it is whole; a killed build leaves nothing that counts, and the
-same command begins again.
+One process at a time makes an index. It does so in `.INDEX.building` beside its place, where the index that it replaces
+waits, too, and renames it when it is whole. A killed build leaves nothing that counts: the same command begins again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ TOGETHER = ""
 """Names the vectors of all modalities together."""
 SAMPLES = "samples"
 """Where config.json says which samples it is of; indexes of earlier versions do not."""
-MARK = 8
-"""Random bytes in the name of a folder that is being written."""
+NEW, OLD = "new", "old"
+"""In the folder beside an index: the one that is being built, and the one that it replaces."""
 LARGE = 100_000
 """Vectors from which on an index is approximate where nothing else is asked for."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
@@ -179,8 +178,8 @@ def build(
     """Embed the stored samples of a split and write an index of them to `out`, which is whole or not there.
 
     An index that is there already and is the same is left as it is. Raises ConfigError where another one is there and
-    is not to be replaced, CheckpointError where more than an index would be, and ZooErrors for what does not fit
-    together.
+    is not to be replaced, CheckpointError where more than an index would be or another process builds it right now, and
+    ZooErrors for what does not fit together.
     """
     library = faiss()
     embedder = Embedder(run, zoo, config, device)
@@ -193,14 +192,73 @@ def build(
         "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
         "together": len(data), SAMPLES: samples_digest(data.columns),
     }  # fmt: skip
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            return _same(out, described, embedder.run.tokens / split)
-        _check_replaceable(out)
-    embedder.fit(names, lambda total: progress_bar("fit the space", total))
-    vectors, keys = _embedded(embedder, data, names)
-    _write(library, out, described, embedder.spaces, vectors, keys, kind)
+    place, tokens = out.resolve(), embedder.run.tokens / split
+    if not overwrite and _holds(place) and not _beside(place).exists():
+        return _same(out, described, tokens)
+    with _only_build(out) as folder:
+        if _holds(place):
+            if not overwrite:
+                return _same(out, described, tokens)
+            _check_replaceable(out)
+        _check_movable(out)
+        embedder.fit(names, lambda total: progress_bar("fit the space", total))
+        vectors, keys = _embedded(embedder, data, names)
+        _write(library, folder / NEW, described, embedder.spaces, vectors, keys, kind)
+        if _holds(place):
+            os.replace(place, folder / OLD)
+        os.replace(folder / NEW, place)
     return Index(out)
+
+
+def _holds(place: Path) -> bool:
+    """True for a folder in which something is."""
+    return place.exists() and any(place.iterdir())
+
+
+def _beside(place: Path) -> Path:
+    return place.parent / f".{place.name}.building"
+
+
+@contextlib.contextmanager
+def _only_build(out: Path) -> Iterator[Path]:
+    """A folder beside `out` with an empty NEW, for the only process that builds this index; removed after the block.
+
+    An index that is set aside there as OLD comes back where none has taken its place, also where a kill left it. Raises
+    CheckpointError where another process that is alive builds the index.
+    """
+    busy = f"{out}: another process builds this index right now; wait for its end, or stop it"
+    place = out.resolve()
+    folder = _beside(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as until_done:
+        try:
+            until_done.enter_context(checkpoint.held(folder, busy))
+            _tidy(folder, place)
+            (folder / NEW).mkdir()
+        except FileNotFoundError:  # the other removed its folder just now
+            raise CheckpointError(busy) from None
+        try:
+            yield folder
+        finally:
+            _tidy(folder, place)
+            checkpoint.remove_folder(folder)
+
+
+def _tidy(folder: Path, place: Path) -> None:
+    """Put OLD back where there is no index, and remove what else is there of a build."""
+    if checkpoint.is_complete(folder / OLD) and not _holds(place):
+        os.replace(folder / OLD, place)
+    for name in (NEW, OLD):
+        checkpoint.remove_folder(folder / name)
+
+
+def _check_movable(out: Path) -> None:
+    """Raise CheckpointError for a folder, even an empty one, in whose place no other can be put."""
+    place = out.resolve()
+    if place.exists() and Path.cwd().is_relative_to(place):
+        raise CheckpointError(f"{out}: is where the command runs, and cannot be replaced; run it somewhere else")
+    if place.is_mount():
+        raise CheckpointError(f"{out}: is a disk of its own, and cannot be replaced; give a folder in it")
 
 
 def _check_replaceable(out: Path) -> None:
@@ -258,36 +316,19 @@ def _embedded(
 
 
 def _write(
-    library: Any, out: Path, described: Mapping[str, Any], spaces: Mapping[str, Affine], vectors: Mapping[str, Vectors],
-    keys: Mapping[str, list[str]], kind: Search,
+    library: Any, folder: Path, described: Mapping[str, Any], spaces: Mapping[str, Affine],
+    vectors: Mapping[str, Vectors], keys: Mapping[str, list[str]], kind: Search,
 ) -> None:  # fmt: skip
-    """Write the folder beside its place, and rename it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    mark = "?" * 2 * MARK  # of no other index, whose name may begin with this one's and a dot
-    for ending in ("", ".old"):
-        for stale in out.parent.glob(f".{escape(out.name)}.{mark}{ending}.building"):
-            checkpoint.remove_folder(stale)
-    folder = out.parent / f".{out.name}.{secrets.token_hex(MARK)}.building"
-    folder.mkdir()
-    try:
-        tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
-        tensors |= {
-            f"{name}.projection": torch.from_numpy(space.projection)
-            for name, space in spaces.items() if space.projection is not None
-        }  # fmt: skip
-        for name, rows in vectors.items():
-            library.write_index(_index_of(library, rows, kind), str(folder / _file(name)))
-        checkpoint.write_json(folder / KEYS, dict(keys))
-        checkpoint.save_checkpoint(folder, tensors, described, _card(described))
-        if out.exists():
-            old = folder.with_name(f"{folder.name.removesuffix('.building')}.old.building")
-            os.replace(out, old)
-            os.replace(folder, out)
-            checkpoint.remove_folder(old)
-        else:
-            os.replace(folder, out)
-    finally:
-        checkpoint.remove_folder(folder)
+    """Fill an empty folder."""
+    tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
+    tensors |= {
+        f"{name}.projection": torch.from_numpy(space.projection)
+        for name, space in spaces.items() if space.projection is not None
+    }  # fmt: skip
+    for name, rows in vectors.items():
+        library.write_index(_index_of(library, rows, kind), str(folder / _file(name)))
+    checkpoint.write_json(folder / KEYS, dict(keys))
+    checkpoint.save_checkpoint(folder, tensors, described, _card(described))
 
 
 def _index_of(library: Any, vectors: Vectors, kind: Search) -> Any:

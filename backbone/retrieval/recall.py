@@ -11,6 +11,8 @@ from backbone.retrieval.spaces import Vectors
 AT = (1, 5, 10)
 SAME = 1e-6
 """Cosines that differ by less are equal: rounding does not decide who comes first."""
+BLOCK = 64 * 2**20
+"""Bytes of the cosines that are held at once, of some queries to all of the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +29,15 @@ def recall(queries: Vectors, gallery: Vectors) -> Recall:
     Vectors have length 1. Where others are as close as the right one, each order of them is as likely as another: a
     gallery of one vector repeated gives what chance gives.
     """
-    cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
-    own = np.diagonal(cosines)[:, None]
-    closer = (cosines > own + SAME).sum(1)
-    equal = (np.abs(cosines - own) <= SAME).sum(1)  # at least itself
+    count, exact = len(gallery), gallery.astype(np.float64).T
+    closer, equal = np.empty(count, np.int64), np.empty(count, np.int64)
+    step = max(1, BLOCK // (exact.itemsize * count))
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        cosines = queries[block].astype(np.float64) @ exact
+        own = np.diagonal(cosines, start)[:, None]
+        closer[block] = (cosines > own + SAME).sum(1)
+        equal[block] = (np.abs(cosines - own) <= SAME).sum(1)  # at least itself
     ranks = closer + (equal + 1) / 2
     at = {k: float(np.clip((k - closer) / equal, 0, 1).mean()) for k in AT}
     return Recall(at=at, median_rank=float(np.median(ranks)))

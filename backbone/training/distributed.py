@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,7 @@ from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
 from backbone.training.optim import local
-from tokenizers_zoo.checkpoint import read_json, write_json
+from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.errors import CheckpointError
 
 STATE, PROGRESS = "training_state", "progress.json"
@@ -183,7 +185,7 @@ class TrainingState:
         """Write the state after `step` steps, in one rename, and remove the one before."""
         weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         kept = {f"{part}/{name}": tensor for part, of in self.parts.items() for name, tensor in of.state().items()}
-        path, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.tmp"
+        path, temporary = self.folder / folder_name(step), self.folder / f".{folder_name(step)}.tmp"
         if self.ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -207,10 +209,13 @@ class TrainingState:
         if not found:
             return 0, 0.0
         path = found[-1]
+        step, seconds = read_progress(path)
         reader = HuggingFaceStorageReader(str(path))
         weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         try:
             stored = reader.read_metadata().state_dict_metadata
+            if problem := incomplete(stored):
+                raise damaged(path, f"expected the .safetensors files of all processes that wrote it, {problem}")
             kept = {
                 part: of.empty_state(name.removeprefix(f"{part}/") for name in stored if name.startswith(f"{part}/"))
                 for part, of in self.parts.items()
@@ -218,16 +223,62 @@ class TrainingState:
             tensors = weights | {f"{part}/{name}": x for part, found in kept.items() for name, x in found.items()}
             with alone_is_fine():
                 load(tensors, storage_reader=reader, no_dist=self.ranks.size == 1)
-            progress = read_json(path / PROGRESS)
-            self.saved, seconds = int(progress["step"]), float(progress["seconds"])
         except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{path}: damaged: {reason}; remove it to start anew") from None
+            raise damaged(path, f"its tensors cannot be read: {first_cause(error)}") from None
         for part, of in self.parts.items():
             of.load_state(kept[part])
-        return self.saved, seconds
+        self.saved = step
+        return step, seconds
 
     def forget(self) -> None:
         """Remove the state of a run that is finished."""
         if self.ranks.first:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_progress(state: Path) -> tuple[int, float]:
+    """The step of a state's folder and the seconds that all steps took. Raises CheckpointError."""
+    try:
+        progress = json.loads((state / PROGRESS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise damaged(state, f"it has no {PROGRESS}") from None
+    except (OSError, ValueError) as error:
+        raise damaged(state, f"{PROGRESS} cannot be read as JSON: {error}") from None
+    match progress:
+        case {"step": int(step), "seconds": int(seconds) | float(seconds)} if (
+            state.name == folder_name(step) and 0 <= seconds < math.inf
+        ):
+            return step, float(seconds)
+    expected = 'the step in the name of its folder and a time, such as {"step": 4, "seconds": 1.5}'
+    raise damaged(state, f"{PROGRESS}: expected {expected}, got {json.dumps(progress)[:80]}")
+
+
+def incomplete(stored: Mapping[str, Any]) -> str | None:
+    """What the files of a state lack, as DCP describes their tensors; None where they lack nothing.
+
+    DCP itself reads what there is of a tensor whose first part is missing, and leaves the rest as it was.
+    """
+    if not stored:
+        return "found none"
+    for name, tensor in stored.items():
+        if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) < math.prod(tensor.size):
+            return f"found a part of {name}"
+    return None
+
+
+def folder_name(step: int) -> str:
+    """That of the state after `step` steps."""
+    return f"step-{step:08}"
+
+
+def damaged(state: Path, problem: str) -> CheckpointError:
+    """The error of a state that a run cannot go on with."""
+    return CheckpointError(f"{state}: damaged: {problem}; remove it to start anew")
+
+
+def first_cause(error: BaseException) -> str:
+    """What went wrong, in a line; DCP wraps the errors of all processes into one."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

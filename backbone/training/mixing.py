@@ -41,7 +41,12 @@ def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
 
 
 def names_in(datasets: Sequence[Dataset]) -> list[str]:
-    """The modalities that the training splits have between them, in the order in which they are met."""
+    """The modalities that the training splits have between them, in the order in which they are met.
+
+    Raises DataError for a store that is not finished.
+    """
+    for dataset in datasets:
+        TokenStore(dataset.tokens).check_whole(TRAIN, dataset.modalities or None)
     return list(dict.fromkeys(name for dataset in datasets for name in _read(dataset, TokenStore(dataset.tokens))))
 
 
@@ -66,6 +71,8 @@ def open_sources(
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
         store = TokenStore(dataset.tokens)
+        there = _read(dataset, store, split) if split in store.splits() else [spec.name for spec in specs]
+        store.check_whole(split, [spec.name for spec in specs if spec.name in there])
         if split != TRAIN and split not in store.splits():
             continue
         if split == TRAIN and not number and not config.datasets and not known:

@@ -46,16 +46,18 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
     """The rate of step `step`, counted from 0: linear warm-up to `peak`, then what the schedule says.
 
     A cosine to the least (arXiv 1608.03983, eq. 5), or the peak until, over the last steps, it falls with 1 minus the
-    square root of the share of them that is done (arXiv 2405.18392, section 4).
+    square root of the share of them that is done (arXiv 2405.18392, section 4). Warm-up takes half of the steps at
+    most, and what falls starts after it, so that a run of any length reaches the peak and falls from there.
     """
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
+    warm = min(config.warmup_steps, config.steps // 2)
+    if step < warm:
+        return peak * (step + 1) / warm
     low = config.min_learning_rate
     if config.schedule == "wsd":
-        length = config.decay_share * config.steps
+        length = min(config.decay_share * config.steps, config.steps - warm)
         done = (step - (config.steps - length)) / max(length, 1.0)
         return low + (peak - low) * (1 - math.sqrt(max(done, 0.0)))
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    done = (step - warm) / max(config.steps - warm, 1)
     return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

@@ -34,7 +34,7 @@ from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
 from tokenizers_zoo.checkpoint import BUSY, CONFIG, check_weights, held, load_config, remove_folder
-from tokenizers_zoo.errors import ConfigError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
@@ -153,6 +153,10 @@ class Training:
         """Take the steps that are left; gives the seconds that all steps took."""
         config = self.config
         start, seconds = self.state.load()
+        if start > config.steps:
+            raise CheckpointError(
+                f"{self.folder}: holds a state of step {start}, and the run has {config.steps}; remove it to start anew"
+            )
         title = f"backbone, {len(self.model.tables)} modalities"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:

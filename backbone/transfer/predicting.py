@@ -15,6 +15,7 @@ from backbone.transfer.scores import predictions
 from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import DataError
 
 TABLE, PICTURE = "predictions.csv", "predictions.png"
@@ -43,6 +44,9 @@ def predict_to_folder(
     headers, rows = picture_of(probe, values, split, found, answers, truth)  # before anything is written
     whole = probe.task.whole
     if whole is not None and probe.kind.kind != "classes":
+        for key in found:
+            if problem := key_problem(key):
+                raise DataError(f"{places.tokens / split}: sample {key!r}: {problem}; no file can be written for it")
         for key, answer in zip(found, answers, strict=True):
             data, extension = whole.write(answer)
             with replacing_file(out / f"{key}.{extension}") as temporary:

@@ -87,6 +87,14 @@ def digest(entry: Mapping[str, Any] | None) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def samples_identity(root: Path, split: str) -> str | None:
+    """The identity (hex) of the samples of a split: of the source that made them; None where nothing is known of it."""
+    for _, entry in sorted(read_entries(root).get(split, {}).items()):
+        if "source" in entry:  # those of a split agree in these, see `check_same_source`
+            return digest({key: entry.get(key) for key in SOURCE_KEYS})
+    return None
+
+
 def has_shards(folder: Path) -> bool:
     """True where the folder holds a shard, whoever wrote it."""
     return any(folder.glob("*.tar"))

@@ -1,7 +1,8 @@
 """Tar shards of values: read by offset without extracting, written whole with the same bytes every time.
 
 The layout is webdataset's: a member is `<key>.<extension>`, the key being everything before the first dot of the
-basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png`, its last suffix).
+basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png`, its last suffix). A key is a path
+below a folder: members whose key leads elsewhere are not used.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffixes = base.partition(".")
     return (f"{folder}{slash}{stem}" if stem else ""), suffixes.rpartition(".")[2].lower()
+
+
+def key_problem(key: str) -> str | None:
+    """Why a key is no path below a folder, where it is none: with it a file would be written elsewhere."""
+    parts = key.split("/")
+    if "\\" in key or not {"", ".", ".."}.isdisjoint(parts):
+        return "a key has no backslash, and no part that is empty, '.' or '..'"
+    return None
 
 
 def shown_name(name: str) -> str:
@@ -132,6 +141,8 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, stat: os.stat_res
         reason = f"the name {info.name!r} has no key before its first dot"
     elif info.name != shown_name(info.name):
         reason = "its name is not UTF-8"
+    elif problem := key_problem(key):
+        reason = f"the name {info.name!r}: {problem}"
     elif info.offset_data + info.size > stat.st_size:
         reason = f"{CUT_OFF}: the shard ends inside it"
     elif key in index.members:
@@ -195,11 +206,10 @@ class ShardWriter:
     def add(self, key: str, data: bytes, extension: str) -> None:
         """Append a value. Raises DataError for a key that would not be read back as it is."""
         name = f"{key}.{extension}"
-        parts = key.split("/")
-        if split_name(name) != (key, extension) or "" in parts or ".." in parts or "\\" in key:
+        if split_name(name) != (key, extension) or key_problem(key):
             raise DataError(
-                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no empty part, no "
-                "'..' and no backslash, and the extension is lower case without a dot"
+                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, and no "
+                "part that is empty, '.' or '..', and the extension is lower case without a dot"
             )
         info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the same values give the same bytes
         info.size = len(data)

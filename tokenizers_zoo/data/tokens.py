@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -412,19 +412,57 @@ class TokenStore:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; `zoo tokenize DATA --out {self.root}` makes one")
 
+    def _record(self) -> dict[str, Any]:
+        """What was noted of the store; empty without a record. Raises CheckpointError where it is damaged."""
+        path = self.root / RECORD
+        return read_table(path, "data") if path.is_file() else {}
+
     @property
     def data(self) -> Path | None:
         """The folder of the values that the tokens were made of; None where it was not recorded.
 
         Raises CheckpointError where the record is damaged.
         """
-        path = self.root / RECORD
-        return Path(read_table(path, "data")["data"]) if path.is_file() else None
+        data = self._record().get("data")
+        return None if data is None else Path(data)
+
+    def samples(self, split: str) -> str | None:
+        """The identity of a split's samples, see `samples_identity`; None where it is not known."""
+        found: str | None = self._record().get("samples", {}).get(split)
+        return found
+
+    def knows_samples(self, split: str) -> bool:
+        """Whether the record says what is known of a split's samples; those of older versions do not."""
+        return split in self._record().get("samples", {})
+
+    def check_whole(self, split: str, names: Collection[str] | None = None) -> None:
+        """Raise DataError where a modality, of `names` or any, has fewer rows than it is to have: of a killed run."""
+        for name, count in self._record().get("rows", {}).get(split, {}).items():
+            if names is not None and name not in names:
+                continue
+            parts = sorted((self.root / split / name).glob("*.arrow"))
+            column = TokenColumn(parts) if parts else None
+            found = 0 if column is None else len(column) + len(column.dropped)
+            if found < count:
+                raise DataError(
+                    f"{self.root / split / name}: holds {found} of {count} samples: `zoo tokenize` did not come to its "
+                    "end; run it again, or name the modalities to use"
+                )
 
     @staticmethod
-    def record_data(root: Path, data: Path) -> None:
-        """Note beside the tokens where their values are."""
-        write_json(Path(root) / RECORD, {"data": str(Path(data).resolve())})
+    def record(root: Path, data: Path, samples: Mapping[str, str | None], rows: Iterable[tuple[str, str, int]]) -> None:
+        """Note beside the tokens where their values are, whose samples they are, and how many each modality is to have.
+
+        `samples` is by split, `rows` of split and modality; what is known of others stays.
+        """
+        path = Path(root) / RECORD
+        known = read_table(path, "data") if path.is_file() else {}
+        counts: dict[str, dict[str, int]] = {split: dict(of) for split, of in known.get("rows", {}).items()}
+        for split, name, count in rows:
+            counts.setdefault(split, {})[name] = count
+        write_json(path, {
+            "data": str(Path(data).resolve()), "samples": {**known.get("samples", {}), **samples}, "rows": counts,
+        })  # fmt: skip
 
     def splits(self) -> list[str]:
         """The splits that hold at least one part."""

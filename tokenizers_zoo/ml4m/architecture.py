@@ -99,6 +99,8 @@ class _Reader:
     def architecture(self) -> Architecture:
         """All keys, read."""
         cls = self.class_name()
+        if self.flag("undo_std", False):
+            raise self.wrong("undo_std", "false: encoders here take pictures in [-1, 1], not by ImageNet's colours")
         size = self.size("image_size", (224, 224))
         enc_type = self.text("enc_type", "vit_b_enc")
         pixels = enc_type.startswith("vit_") and self.flag("patch_proj", True)

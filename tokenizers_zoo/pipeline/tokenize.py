@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.made_of import contents, made_of
-from tokenizers_zoo.data.provenance import digest, read_entry, reading_settings
+from tokenizers_zoo.data.provenance import (
+    digest,
+    read_entries,
+    read_entry,
+    reading_settings,
+    samples_identity,
+)
 from tokenizers_zoo.data.shards import ValueStore, read_value
-from tokenizers_zoo.data.tar import Member, disk_errors
+from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.data.tokens import (
     PART_NAME,
     SETTINGS,
@@ -26,8 +31,10 @@ from tokenizers_zoo.data.tokens import (
     write_part,
 )
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
-from tokenizers_zoo.modality import Crop, EmbeddingsLayout, ModalitySpec, PatchesLayout
+from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.engines import read_ahead
+from tokenizers_zoo.pipeline.results import shards_in
+from tokenizers_zoo.pipeline.views import Row, Views
 from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -36,15 +43,6 @@ if TYPE_CHECKING:
 TRAIN = "train"
 PART_SAMPLES, PART_BYTES = 4096, 2**28
 """Most samples of a part, and most bytes of vectors, as the whole of a part is in memory."""
-CROP_SIDE = (0.5, 1.0)  # shortest and longest side of a random crop, as fractions of the picture's
-
-
-class Row(NamedTuple):
-    """One row to encode: its key in the token store, the stored value, and the crop that it is seen through."""
-
-    key: str
-    member: Member
-    crop: Crop
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,10 +60,11 @@ class TokenizeOutcome:
 
 @dataclass(kw_only=True, slots=True)
 class TokenizeResult:
-    """The outcomes of a run, and the modalities that it left out, each with the reason."""
+    """The outcomes of a run, the modalities that it left out, each with the reason, and what is not all there."""
 
     outcomes: list[TokenizeOutcome] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
 
     @property
     def encode_fraction(self) -> float:
@@ -85,6 +84,7 @@ class TokenizeResult:
                 dropped = f", {len(outcome.dropped)} dropped (first: {key}: {reason})"
             lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} encoded{rate}{kept}{dropped}")
         lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+        lines += [f"{what}: `zoo data make` did not come to its end" for what in self.unfinished]
         if any(outcome.written for outcome in self.outcomes):
             lines.append(f"{self.encode_fraction:.0%} of the time was spent in the tokenizers")
         return "\n".join(lines) or "nothing to do"
@@ -115,14 +115,17 @@ def tokenize(
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
     store = ValueStore.of(data, zoo)
-    result = TokenizeResult()
+    result = TokenizeResult(unfinished=_unfinished(store, splits))
     splits = splits or store.splits()
     for name in modalities or ():
         if not any(name in store.modalities(split) for split in splits):
             store.index(splits[0], name)  # says what is there
+    runs = []
     for split in splits:
         views = crops if split == TRAIN else 1
-        for handle in _chosen(zoo, store, split, modalities, result):
+        chosen = _chosen(zoo, store, split, modalities, result)
+        _check_samples(store, split, Path(out), [handle.name for handle in chosen], overwrite)
+        for handle in chosen:
             run = {
                 "data": digest(read_entry(store.root, split, handle.name)),
                 SETTINGS: reading_settings(handle),
@@ -130,20 +133,22 @@ def tokenize(
                 "flips": False,  # as tokens say that older versions wrote
                 "seed": seed if views > 1 else 0,
             }
-            metadata = TokenMetadata.of(handle, run)
             handle.device = device
-            if not overwrite:
-                _check_place(store, split, handle.name, Path(out))
             writer = _ModalityRun(
-                handle=handle, metadata=metadata, contents=contents(store, split, handle.name),
-                folder=Path(out) / split / handle.name, batch_size=batch_size, threads=threads,
+                handle=handle, metadata=TokenMetadata.of(handle, run), folder=Path(out) / split / handle.name,
+                rows=Views(store.index(split, handle.name).members, views, seed),
+                contents=contents(store, split, handle.name), part_rows=part_rows(handle.spec, views),
+                batch_size=batch_size, threads=threads,
                 outcome=TokenizeOutcome(split=split, modality=handle.name),
             )  # fmt: skip
-            rows = _rows(store, split, handle, views, seed)
-            with disk_errors(Path(out)):
-                result.outcomes.append(writer.run(rows, part_rows(handle.spec, views), overwrite))
+            runs.append(writer)
+    todo = [run.todo(overwrite) for run in runs]  # only after that it is known that none is refused
     with disk_errors(Path(out)):
-        TokenStore.record_data(out, store.root)
+        TokenStore.record(
+            out, store.root, {split: samples_identity(store.root, split) for split in splits},
+            [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs],
+        )  # fmt: skip
+        result.outcomes = [run.write(parts, overwrite) for run, parts in zip(runs, todo, strict=True)]
     return result
 
 
@@ -156,16 +161,39 @@ def part_rows(spec: ModalitySpec, views: int) -> int:
     return samples * views
 
 
-def _check_place(store: ValueStore, split: str, modality: str, out: Path) -> None:
-    """Raise DataError where tokens in `out` are of other data than these, of which nothing but their place is known."""
-    folder = out / split / modality
-    if read_entry(store.root, split, modality) is not None or not any(folder.glob("*.arrow")):
-        return  # what is known of data is in the metadata of their tokens
-    before = TokenStore(out).data
-    if before is not None and before != store.root.resolve():
+def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
+    """What a source was to make, by dataset.json, and has not made, as it was killed."""
+    found = []
+    for split, entries in read_entries(store.root).items():
+        for name, entry in entries.items() if splits is None or split in splits else ():
+            if "source" in entry:
+                shards = shards_in(store.folder(split, name))
+                if len(shards) < (wanted := -(-entry["count"] // entry["shard_size"])):
+                    found.append(f"{split}/{name}: {len(shards)} of {wanted} shards are there")
+    return found
+
+
+def _check_samples(store: ValueStore, split: str, out: Path, written: Collection[str], overwrite: bool) -> None:
+    """Raise DataError where tokens that stay in `out` are of other samples than those that are `written` to it now.
+
+    Modalities belong together by key, and keys of other data may be the same.
+    """
+    now = samples_identity(store.root, split)
+    # Of a modality's own tokens of known data their metadata say more.
+    apart = set(written) if overwrite or now is not None else set()
+    stay = {path.parent.name for path in (out / split).glob("*/*.arrow")} - apart
+    if not stay:
+        return
+    tokens = TokenStore(out)
+    before, data = tokens.samples(split), tokens.data
+    if now is None or (before is None and tokens.knows_samples(split)):
+        same = data is None or data == store.root.resolve()  # nothing is known of these but where they are
+    else:
+        same = before in (None, now)
+    if not same:
         raise DataError(
-            f"{folder}: holds tokens of {before}, and whether those of {store.root} are the same is not known; give "
-            "another folder, or --overwrite"
+            f"{out / split}: holds tokens of {', '.join(sorted(stay))} made of {data}; by their keys samples of "
+            f"{store.root} would be taken for the same ones; give another folder, or --overwrite all"
         )
 
 
@@ -187,55 +215,36 @@ def _chosen(
     return [handle for handle in handles if handle.has_tokenizer]
 
 
-def _rows(store: ValueStore, split: str, handle: ModalityHandle, crops: int, seed: int) -> list[Row]:
-    """All rows of a modality, the crops of one sample side by side."""
-    members = store.index(split, handle.name).members
-    if crops == 1:
-        return [Row(key, member, Crop()) for key, member in members.items()]
-    return [
-        Row(f"{key}#{number}", member, random_crop(seed, key, number))
-        for key, member in members.items()
-        for number in range(crops)
-    ]
-
-
-def random_crop(seed: int, key: str, number: int) -> Crop:
-    """The crop `number` of a sample, from the seed and the key alone: all its modalities share it. 0 is the whole.
-
-    Sides keep the picture's proportions and are uniform in [0.5, 1] of it, the place is uniform.
-    """
-    if number == 0:
-        return Crop()
-    name = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(name[:16], "big"))
-    side = float(rng.uniform(*CROP_SIDE))
-    top, left = (float(place) for place in rng.uniform(0, 1 - side, 2))
-    return Crop(top=top, left=left, height=side, width=side)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ModalityRun:
     """Encodes one modality of one split."""
 
     handle: ModalityHandle
     metadata: TokenMetadata
+    rows: Views
     contents: Mapping[Path, str]
     """A digest of each shard of the values."""
     folder: Path
+    part_rows: int
     batch_size: int
     threads: int
     outcome: TokenizeOutcome
 
-    def run(self, rows: Sequence[Row], part_rows: int, overwrite: bool) -> TokenizeOutcome:
-        """Write the parts that are missing."""
-        _ = self.handle.tokenizer  # an altered one is refused before anything is removed
-        if overwrite:
-            for path in self.folder.glob("*.arrow"):
-                path.unlink()
-        parts = {
-            self.folder / PART_NAME.format(number): rows[start : start + part_rows]
-            for number, start in enumerate(range(0, len(rows), part_rows))
+    @property
+    def parts(self) -> dict[Path, range]:
+        """All parts with their rows."""
+        starts = range(0, len(self.rows), self.part_rows)
+        return {
+            self.folder / PART_NAME.format(number): range(start, min(start + self.part_rows, len(self.rows)))
+            for number, start in enumerate(starts)
         }
+
+    def todo(self, overwrite: bool) -> dict[Path, range]:
+        """The parts that are missing, or of other samples or values. Raises DataError for what cannot stay."""
+        _ = self.handle.tokenizer  # an altered one is refused before anything is removed
+        parts = self.parts
+        if overwrite:
+            return parts
         stale: list[Path] = []
         older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts, stale)]
         todo = {path: part for path, part in parts.items() if path in stale or not path.exists()}
@@ -244,8 +253,12 @@ class _ModalityRun:
                 f"{older[0]}: written with an earlier vocabulary or decoder, and samples were added or changed since;"
                 " --overwrite"
             )
-        for path in stale:  # only now that nothing is refused any more; a key has to be in one part alone
-            path.unlink()
+        return todo
+
+    def write(self, todo: dict[Path, range], overwrite: bool) -> TokenizeOutcome:
+        """Write these parts; all that are in their place go first, as a key has to be in one part alone."""
+        for path in self.folder.glob("*.arrow") if overwrite else todo:
+            path.unlink(missing_ok=True)
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
         start = time.perf_counter()
         with progress_bar(description, sum(len(part) for part in todo.values())) as advance:
@@ -257,16 +270,16 @@ class _ModalityRun:
                     batch, values = next(batches)
                     self._encode(batch, values, encoded, dropped)
                     advance(len(batch))
-                keys = [row.key for row in part if row.key in encoded]
+                keys = [key for key in map(self.rows.key, part) if key in encoded]
                 tokens = [encoded.pop(key) for key in keys]
                 write_part(path, self.metadata, keys, tokens, dropped, self._made_of(part))
                 self.outcome.written += len(keys)
                 self.outcome.dropped.update(dropped)
         self.outcome.seconds = time.perf_counter() - start
-        self._check_all_dropped(parts)
+        self._check_all_dropped()
         return self.outcome
 
-    def _check_old(self, path: Path, parts: dict[Path, Sequence[Row]], stale: list[Path]) -> bool:
+    def _check_old(self, path: Path, parts: dict[Path, range], stale: list[Path]) -> bool:
         """Count a part that is what would be written, list one whose samples or values are others, refuse any other.
 
         Returns True for a part that was written before the vocabulary grew: its ids are still right.
@@ -286,7 +299,7 @@ class _ModalityRun:
             raise DataError(f"{path}: holds other tokens ({shown}); give another folder, or --overwrite")
         if path not in parts:
             raise DataError(f"{path}: holds samples that the data lack now; give another folder, or --overwrite")
-        expected = {row.key for row in parts[path]}
+        expected = set(map(self.rows.key, parts[path]))
         keys = batch.column("key").to_pylist()
         same_values = part.made_of in (None, self._made_of(parts[path]))
         if {*keys, *part.dropped} == expected and same_values:
@@ -296,13 +309,13 @@ class _ModalityRun:
             stale.append(path)
         return bool(names)
 
-    def _made_of(self, part: Sequence[Row]) -> str:
-        return made_of(self.contents, (row.member for row in part))
+    def _made_of(self, part: range) -> str:
+        return made_of(self.contents, self.rows.members(part))
 
-    def _batches(self, todo: dict[Path, Sequence[Row]]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
+    def _batches(self, todo: dict[Path, range]) -> Iterator[tuple[Sequence[Row], list[Any]]]:
         """All batches of all parts, read ahead across the parts' borders; a value that cannot be read is its error."""
         batches = (
-            part[start : start + self.batch_size]
+            [self.rows[row] for row in part[start : start + self.batch_size]]
             for part in todo.values()
             for start in range(0, len(part), self.batch_size)
         )
@@ -352,9 +365,9 @@ class _ModalityRun:
         self.outcome.encode_seconds += time.perf_counter() - start
         return arrays
 
-    def _check_all_dropped(self, parts: dict[Path, Sequence[Row]]) -> None:
+    def _check_all_dropped(self) -> None:
         if self.outcome.dropped and not self.outcome.written and not self.outcome.kept:
-            for path in parts:
+            for path in self.parts:
                 path.unlink(missing_ok=True)
             key, reason = next(iter(self.outcome.dropped.items()))
             count = len(self.outcome.dropped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.features import FeatureMapModality, MapSettings, published_map
 from tokenizers_zoo.pretrained import PretrainedConfig
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.ml4m.architecture import Architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +29,12 @@ class ClipNetwork(PretrainedConfig):
 class ClipSettings(MapSettings):
     """Settings of clip."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published_map(14)}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {**published_map(14), "colours": "imagenet"}}
     map_size: int | tuple[int, int] = 14
     """Vectors along each side; the picture is resized to that many patches."""
+    colours: Literal["clip", "imagenet"] = "clip"
+    """Whose mean and deviation the picture is normalised by for the network: those that CLIP was trained with, or
+    those of ImageNet, as published tokenizers had it."""
     network: ClipNetwork = ClipNetwork()
     """What derives the values from pictures."""
 
@@ -52,17 +58,22 @@ class Clip(FeatureMapModality):
         """What the network sees in the sample's rgb picture."""
         import torch
 
-        from zoo_features.pictures import CLIP, as_map, normalised
+        from zoo_features.pictures import COLOURS, as_map, normalised
 
         options = self.options(settings)
         network = options.network.transformers("CLIPVisionModelWithProjection")
         side = network.config.patch_size
-        pixels = normalised(sample["rgb"], options.size, side, CLIP, network.device.type)
+        colours = COLOURS[options.colours]
+        pixels = normalised(sample["rgb"], options.size, side, colours, network.device.type)
         with torch.inference_mode():
             trunk = network.vision_model
             hidden = trunk(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
             vectors = network.visual_projection(trunk.post_layernorm(hidden))
         return as_map(vectors, options.size, self.channels, options.network.model)
+
+    def published_settings(self, architecture: Architecture, options: ClipSettings) -> dict[str, Any]:
+        """The size of the map, and the colours of the published tokenizers."""
+        return {**super().published_settings(architecture, options), "colours": "imagenet"}
 
 
 plugin = Clip()

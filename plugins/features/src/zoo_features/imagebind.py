@@ -23,6 +23,8 @@ CLASS_VECTOR = 1280
 """Numbers of the vision trunk's class vector."""
 GLOBAL_SIZE = (16, 16)
 """Patches that the picture is resized to for the global vector: 224 x 224 pixels."""
+PUBLISHED_COLOURS = "imagenet"
+"""The setting `colours` of published tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +45,12 @@ class ImagebindNetwork(PretrainedConfig):
 class ImagebindSettings(MapSettings):
     """Settings of imagebind."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": published_map(16)}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {**published_map(16), "colours": PUBLISHED_COLOURS}}
     map_size: int | tuple[int, int] = 16
     """Vectors along each side; the picture is resized to that many patches."""
+    colours: Literal["clip", "imagenet"] = "clip"
+    """Whose mean and deviation the picture is normalised by for the network: those that CLIP and ImageBind were trained
+    with, or those of ImageNet, as published tokenizers had it."""
     network: ImagebindNetwork = ImagebindNetwork()
     """What derives the values from pictures."""
 
@@ -54,6 +59,11 @@ class ImagebindSettings(MapSettings):
 class ImagebindGlobalSettings(VectorSettings):
     """Settings of imagebind_global."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {**VectorSettings.presets["4m"], "colours": PUBLISHED_COLOURS}
+    }
+    colours: Literal["clip", "imagenet"] = "clip"
+    """Whose mean and deviation the picture is normalised by for the network; see imagebind."""
     network: ImagebindNetwork = ImagebindNetwork()
     """What derives the values from pictures."""
     vector: Literal["embedding", "class"] = "embedding"
@@ -61,16 +71,16 @@ class ImagebindGlobalSettings(VectorSettings):
     before them, which published tokenizers are of."""
 
 
-def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int]) -> Seen:
-    """What the vision trunk makes of the picture."""
+def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int], colours: str) -> Seen:
+    """What the vision trunk makes of the picture; `colours` as in the settings."""
     import torch
 
     from zoo_features.imagebind_network import load_vision_trunk
-    from zoo_features.pictures import CLIP, normalised
+    from zoo_features.pictures import COLOURS, normalised
 
     trunk = network.load(load_vision_trunk)
     with torch.inference_mode():
-        result: Seen = trunk(normalised(rgb, patches, trunk.side, CLIP, trunk.cls_token.device.type))
+        result: Seen = trunk(normalised(rgb, patches, trunk.side, COLOURS[colours], trunk.cls_token.device.type))
     return result
 
 
@@ -91,8 +101,12 @@ class Imagebind(FeatureMapModality):
         from zoo_features.pictures import as_map
 
         options = self.options(settings)
-        patches = seen(options.network, sample["rgb"], options.size).patches
+        patches = seen(options.network, sample["rgb"], options.size, options.colours).patches
         return as_map(patches, options.size, self.channels, options.network.model)
+
+    def published_settings(self, architecture: Architecture, options: ImagebindSettings) -> dict[str, Any]:
+        """The size of the map, and the colours of the published tokenizers."""
+        return {**super().published_settings(architecture, options), "colours": PUBLISHED_COLOURS}
 
 
 class ImagebindGlobal(VectorModality):
@@ -112,7 +126,7 @@ class ImagebindGlobal(VectorModality):
         from zoo_features.pictures import as_vector
 
         options = self.options(settings)
-        found = seen(options.network, sample["rgb"], GLOBAL_SIZE)
+        found = seen(options.network, sample["rgb"], GLOBAL_SIZE, options.colours)
         vector = found.embedding if options.vector == "embedding" else found.whole
         return as_vector(vector, self.numbers(options), options.network.model)
 
@@ -120,8 +134,9 @@ class ImagebindGlobal(VectorModality):
         return self.dim if options.vector == "embedding" else CLASS_VECTOR
 
     def published_settings(self, architecture: Architecture) -> dict[str, Any]:
-        """The vector that has as many numbers."""
-        return {"vector": "class" if architecture.channels == CLASS_VECTOR else "embedding"}
+        """The vector that has as many numbers, and the colours of the published tokenizers."""
+        vector = "class" if architecture.channels == CLASS_VECTOR else "embedding"
+        return {"vector": vector, "colours": PUBLISHED_COLOURS}
 
 
 plugin = Imagebind()

@@ -21,6 +21,8 @@ CLIP: Colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.
 """As CLIP was trained (arXiv 2103.00020; in its preprocessor_config.json), and ImageBind, too."""
 IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """As DINOv2 was trained."""
+COLOURS: dict[str, Colours] = {"clip": CLIP, "imagenet": IMAGENET}
+"""By the names that the setting `colours` has for them."""
 
 
 def normalised(

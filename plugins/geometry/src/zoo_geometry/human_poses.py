@@ -97,6 +97,7 @@ class PoseSettings(SpelledSettings):
             "sentinels": 200,
             "shape_size": 10,
             "max_people": published_people.MOST,
+            "min_visible": 1e-6,
             "tokenizer": {
                 "quantizer": "memcodes",
                 "codebook_size": 1024,
@@ -118,7 +119,7 @@ class PoseSettings(SpelledSettings):
 
     preset: Literal["4m"] | None = None
     """4m: the sizes and sequences of 4M-21 (arXiv 2406.09406): 8 product codes of 1024 for the pose, 1000 levels,
-    10 betas, spelled in the vocabulary `text`."""
+    10 betas, spelled in the vocabulary `text`; a person stays whatever a crop leaves of the box."""
     max_people: int = 4
     """Most people of one picture; those with the smallest boxes are dropped."""
     shape_size: int = 0

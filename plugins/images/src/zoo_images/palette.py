@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo import hookimpl
+from tokenizers_zoo import defaults, hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
@@ -42,7 +42,9 @@ class PaletteSettings:
     """Colours of a palette, 1 to 16."""
     layout: Literal["axes", "4m"] = "axes"
     """axes: red, green and blue on axes v0, v1 and v2. 4m: the number of colours on v1, then every red, green and blue
-    on v0, its level the number from 0 to 255."""
+    on v0, its level the number from 0 to 255. There a palette may have fewer colours: a file or tokens of fewer are
+    read as a palette that repeats its last, and one that repeats its last is written without the repetitions. One token
+    more than the colours take is left for the end of the sequence."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.colours <= 16:
@@ -92,13 +94,16 @@ class Palette(TextModality[PaletteSettings]):
         return ValueSpec(shape=(options.colours, 3), unit="sRGB", low=0.0, high=1.0)
 
     def max_length(self, options: PaletteSettings) -> int:
-        return 3 * options.colours + (options.layout == "4m")
+        return 3 * options.colours + 2 * (options.layout == "4m")
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[PaletteSettings]) -> list[int]:
         colours = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
         if tokenizer.settings.layout == "4m":
-            numbers = (Coordinate(0, round(float(number) * 255)) for number in colours.flatten())
-            return tokenizer.vocabulary.encode([Coordinate(1, len(colours)), *numbers])
+            rows = [[round(float(number) * 255) for number in colour] for colour in colours]
+            while len(rows) > 1 and rows[-1] == rows[-2]:
+                rows.pop()
+            numbers = (Coordinate(0, number) for row in rows for number in row)
+            return tokenizer.vocabulary.encode([Coordinate(1, len(rows)), *numbers])
         levels = (
             Coordinate(axis, coordinate_level(number, tokenizer.bins))
             for colour in colours
@@ -129,6 +134,15 @@ class Palette(TextModality[PaletteSettings]):
         import torch
 
         return torch.from_numpy(np.stack(super().decode(tokenizer, tokens)))
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
+        """A `.npy` file; with the layout 4m one of fewer colours, too, of which the last is repeated."""
+        options = settings.take(PaletteSettings)
+        value = defaults.read_value(self.value_spec(options), data, extension)
+        if options.layout == "4m" and value.shape[1:] == (3,) and 0 < len(value) < options.colours:
+            value = np.concatenate([value, np.repeat(value[-1:], options.colours - len(value), axis=0)])
+        return value
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Colours:

@@ -162,12 +162,15 @@ class MetadataModality(TextModality[S]):
         return self.fitting(read_json(data, extension), settings)
 
     def fitting(self, value: Any, settings: Settings) -> dict[str, Number]:
-        """The declared fields of `value`. Raises InvalidValueError, also for a number outside its field's range."""
+        """The declared fields of `value`, each as its field means it.
+
+        Raises InvalidValueError, also for a number outside its field's range.
+        """
         options, bins = settings.take(self.settings_type), self.bins(settings)
         known, table = self.checked(value, options), self.table(options)
         for name, number in known.items():
             level_of(name, table[name], number, bins)
-        return known
+        return {name: table[name].meant(number) for name, number in known.items()}
 
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
@@ -223,7 +226,7 @@ class MetadataModality(TextModality[S]):
         """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
         answer: dict[str, Number] = {}
         for name, declared in self.table(settings.take(self.settings_type)).items():
-            given = [value[name] for value in values if name in value]
+            given = [declared.meant(value[name]) for value in values if name in value]
             if given:
                 answer[name] = statistics.mode(given) if declared.kind == "choice" else statistics.median_low(given)
         return answer

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 from tokenizers_zoo.errors import InvalidValueError
@@ -30,8 +32,16 @@ class MetadataField:
     """Such as "m" or "deg"; empty for a plain number."""
     bins: int | None = None
     """Levels of a float or log field, 2 or more; absent, as many as the vocabulary has per coordinate axis."""
+    rounding: Literal["nearest", "down"] = "nearest"
+    """nearest: a number of a float or log field becomes the level nearest to it. down: the level at or below it, as in
+    4M; a level is then read as the middle of the numbers that become it, so that what is read is written the same."""
+    clip: bool = False
+    """Whether a number outside the range becomes its end, as in 4M; otherwise it is refused."""
     choices: tuple[str, ...] = ()
     """The words of a choice field, at least two."""
+    thresholds: tuple[float, ...] = ()
+    """Numbers between the choices, rising: a number is then the choice whose interval it is in, of which the lower end
+    is a part. Absent, a number is no choice."""
     meaning: str = ""
     """What it says of the sample, in a few words; shown by `zoo info`."""
     number: int | None = None
@@ -54,6 +64,16 @@ class MetadataField:
             raise ValueError(
                 f"bins: expected 2 or more, of a float or log field, got {self.bins} of kind {self.kind!r}"
             )
+        if self.rounding == "down" and self.kind not in ("float", "log"):
+            raise ValueError(f"rounding: expected 'nearest' for kind {self.kind!r}, got 'down'")
+        if self.clip and self.kind == "choice":
+            raise ValueError("clip: expected false for kind 'choice', got true")
+        if self.thresholds and (
+            len(self.thresholds) != len(self.choices) - 1
+            or not all(map(math.isfinite, self.thresholds))
+            or any(after <= before for before, after in pairwise(self.thresholds))
+        ):
+            raise ValueError(f"thresholds: expected rising numbers, one less than choices, got {self.thresholds!r}")
         if self.number is not None and self.number < 0:
             raise ValueError(f"number: expected 0 or more, got {self.number}")
         if re.search(r"[\s<>]", self.unit):
@@ -68,12 +88,13 @@ class MetadataField:
         return self.bins or bins
 
     def level(self, value: Any, bins: int) -> int:
-        """The level nearest to a value. Raises InvalidValueError where it is not one of the field's."""
+        """The level that a value is rounded to. Raises InvalidValueError where it is not one of the field's."""
+        value = self.meant(value)
         if self.kind == "choice":
             if value not in self.choices:
-                raise InvalidValueError(f"expected one of {', '.join(self.choices)}, got {value!r:.60}")
+                raise InvalidValueError(f"expected {self}, got {value!r:.60}")
             return self.choices.index(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r:.60}")
         slack = SLACK * (self.high - self.low)
         if not self.low - slack <= value <= self.high + slack:
@@ -82,16 +103,43 @@ class MetadataField:
             if value != round(value):
                 raise InvalidValueError(f"expected {self}, got {value!r:.30}")
             return round(value - self.low)
+        if self.rounding == "down":
+            return self.level_below(value, self.levels(bins))
         return coordinate_level(self.fraction(value), self.levels(bins))
 
+    def level_below(self, value: float, levels: int) -> int:
+        """The highest level that is not above a value, as 4M computes it.
+
+        A share of the range times the levels may be just below a whole number that it should be; levels that are whole
+        numbers apart, such as 32 pixels, are divided by, which is exact.
+        """
+        apart = (self.high - self.low) / (levels - 1)
+        if self.kind == "float" and apart.is_integer():
+            return int((min(max(value, self.low), self.high) - self.low) // apart)
+        return int(self.fraction(value) * (levels - 1))
+
+    def meant(self, value: Any) -> Any:
+        """A number outside the range as its end, with `clip`; one of `thresholds` as its choice; all else as it is."""
+        if is_number(value) and (isinstance(value, int) or math.isfinite(value)):
+            if self.thresholds:
+                return self.choices[bisect_right(self.thresholds, value)]
+            if self.clip and not self.low <= value <= self.high:
+                return self.fitted(value)
+        return value
+
     def value(self, level: int, bins: int) -> Number:
-        """What a level stands for: the centre of the values that are rounded to it."""
-        level = min(level, self.levels(bins) - 1)
+        """What a level stands for: the centre of the values that are rounded to it.
+
+        Of those rounded down the highest level stands for `high` alone.
+        """
+        last = self.levels(bins) - 1
+        level = min(level, last)
         if self.kind == "choice":
             return self.choices[level]
         if self.kind == "int":
             return int(self.low) + level
-        fraction = coordinate_fraction(level, self.levels(bins))
+        middle = min((level + 0.5) / last, 1.0)
+        fraction = middle if self.rounding == "down" else coordinate_fraction(level, last + 1)
         if self.kind == "log":
             return self.low * (self.high / self.low) ** fraction
         return self.low + fraction * (self.high - self.low)
@@ -106,6 +154,7 @@ class MetadataField:
     def fitted(self, value: Number) -> Number | None:
         """The field's value nearest to one that was computed, or that another declaration gave; None without one."""
         if self.kind == "choice" or isinstance(value, str):
+            value = self.meant(value)
             return value if value in self.choices else None
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "int" else float(value)
@@ -113,14 +162,14 @@ class MetadataField:
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
         if self.kind == "choice":
-            return float(predicted != target)
-        if isinstance(predicted, bool) or not isinstance(predicted, int | float):
+            return float(self.meant(predicted) != self.meant(target))
+        if not is_number(predicted):
             return 1.0
         return abs(self.fraction(predicted) - self.fraction(float(target)))
 
     def __str__(self) -> str:
         if self.kind == "choice":
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}{', or a number' if self.thresholds else ''}"
         what = "a whole number" if self.kind == "int" else "a number"
         return f"{what} from {self.low:g} to {self.high:g}{f' {self.unit}' if self.unit else ''}"
 
@@ -130,15 +179,23 @@ class MetadataField:
         if self.kind in ("int", "choice"):
             return f"{meaning}{self}"
         steps = " steps even in the logarithm" if self.kind == "log" else " steps"
-        return f"{meaning}{self}, in {self.levels(bins)}{steps}"
+        down = ", rounded down" if self.rounding == "down" else ""
+        return f"{meaning}{self}, in {self.levels(bins)}{steps}{down}"
 
     def token(self, name: str, bins: int) -> str:
         """The field's special token. It holds the declaration, so that another range is another token.
 
         What stored tokens mean thus never changes with registry.toml, and is known without it.
         """
-        numbers = list(self.choices) if self.kind == "choice" else [self.low, self.high, self.levels(bins)]
+        numbers: list[Number] = [self.low, self.high, self.levels(bins)]
+        numbers = list(self.choices) if self.kind == "choice" else numbers
+        numbers += ["down"] if self.rounding == "down" else []
         return f"<field:{name} {self.kind} {json.dumps(numbers, ensure_ascii=False)} {self.unit}>"
+
+
+def is_number(value: Any) -> bool:
+    """True for an int or a float; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=1024)
@@ -152,9 +209,12 @@ def parse_token(token: str) -> tuple[str, MetadataField] | None:
         given = json.loads(numbers)
         if kind == "choice":
             return name, MetadataField(kind="choice", choices=tuple(given), unit=unit)
-        low, high, bins = given
+        low, high, bins, *down = given
         if kind == "int":
             return name, MetadataField(kind="int", low=low, high=high, unit=unit)
-        return name, MetadataField(kind="log" if kind == "log" else "float", low=low, high=high, bins=bins, unit=unit)
+        return name, MetadataField(
+            kind="log" if kind == "log" else "float", low=low, high=high, bins=bins, unit=unit,
+            rounding="down" if down == ["down"] else "nearest",
+        )  # fmt: skip
     except (ValueError, TypeError):
         return None

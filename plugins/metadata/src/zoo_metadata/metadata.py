@@ -36,11 +36,13 @@ FIELDS = MappingProxyType(
 def _published() -> dict[str, dict[str, Any]]:
     """The fields of the 4M-21 model (arXiv 2406.09406, appendix), by the numbers that stand for them in its tokens.
 
-    Sizes are in steps of 32 pixels. 4M rounds levels down, here a level is the nearest: at most one apart.
+    Sizes are in steps of 32 pixels. As there, numbers are rounded down to a level, those beyond the range are clipped,
+    and scores may be numbers. A level is read as the middle of its interval; 4M's plots show another number of it.
     """
-    whole = {"kind": "int", "low": 0, "high": 999}
-    share = {"low": 0, "high": 1, "bins": 50}
-    sides = {"low": 0, "high": 32 * 999, "bins": 1000, "unit": "px"}
+    whole = {"kind": "int", "low": 0, "high": 999, "clip": True}
+    steps = {"bins": 50, "rounding": "down", "clip": True}
+    share = {"low": 0, "high": 1, **steps}
+    sides = {**steps, "low": 0, "high": 32 * 999, "bins": 1000, "unit": "px"}
     table: dict[str, dict[str, Any]] = {
         "original_width": sides,
         "original_height": sides,
@@ -51,18 +53,22 @@ def _published() -> dict[str, dict[str, Any]]:
         "n_sam_instances": whole,
         "n_coco_instances": whole,
         "coco_instance_diversity": whole,
-        "colorfulness": {"low": 0, "high": 150, "bins": 50},
-        "brightness": {"low": 0, "high": 255, "bins": 50},
-        "contrast": {"low": 0, "high": 127, "bins": 50},
-        "saturation": {"low": 0, "high": 255, "bins": 50},
-        "entropy": {"low": 0, "high": 10, "bins": 50, "unit": "bit"},
+        "colorfulness": {"low": 0, "high": 150, **steps},
+        "brightness": {"low": 0, "high": 255, **steps},
+        "contrast": {"low": 0, "high": 127, **steps},
+        "saturation": {"low": 0, "high": 255, **steps},
+        "entropy": {"low": 0, "high": 10, "unit": "bit", **steps},
         "walkability": share,
         "objectness": share,
         "semantic_diversity": whole,
-        "geometric_complexity": {"low": 0, "high": 0.75, "bins": 50},
-        "occlusion_score": {"low": 0, "high": 0.25, "bins": 50},
-        "watermark_score": {"kind": "choice", "choices": ["below 0.5", "0.5 and more"]},
-        "aesthetic_score": {"kind": "choice", "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"]},
+        "geometric_complexity": {"low": 0, "high": 0.75, **steps},
+        "occlusion_score": {"low": 0, "high": 0.25, **steps},
+        "watermark_score": {"kind": "choice", "choices": ["below 0.5", "0.5 and more"], "thresholds": [0.5]},
+        "aesthetic_score": {
+            "kind": "choice",
+            "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"],
+            "thresholds": [4.5, 5.5],
+        },
     }
     return {name: {**declared, "number": number} for number, (name, declared) in enumerate(table.items())}
 
@@ -74,7 +80,8 @@ class TableSettings(MetadataSettings):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"default_fields": False, "fields": _published()}}
 
     preset: Literal["4m"] | None = None
-    """4m: the fields of the 4M-21 model, in its tokens."""
+    """4m: the fields of the 4M-21 model, in its tokens. Numbers become the level at or below them, those outside the
+    range its ends, and the two scores may be numbers; a level is read as the middle of the numbers that become it."""
 
 
 class Metadata(MetadataModality[TableSettings]):

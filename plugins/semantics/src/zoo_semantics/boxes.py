@@ -33,10 +33,12 @@ THIN = 0.05  # of a level: half the width that a box gets whose two edges fall o
 class BoxesSettings:
     """Settings of `boxes`. Raises ValueError, naming the field, for a value out of range."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"max_length": 256, "max_boxes": 64, "order": "corner"}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {"max_length": 256, "max_boxes": 64, "order": "corner", "min_visible": 1e-6}
+    }
 
     preset: Literal["4m"] | None = None
-    """4m: sequences as the 4M papers have them."""
+    """4m: sequences as the 4M papers have them; a box stays whatever a crop leaves of it."""
     max_length: int = 96
     """Most tokens of one picture; the smallest boxes that do not fit are dropped."""
     max_boxes: int = 16

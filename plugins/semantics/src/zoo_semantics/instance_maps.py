@@ -13,6 +13,8 @@ from tokenizers_zoo.values import text_of
 
 Array = NDArray[Any]
 MOST_IDS = 65535  # what a 16-bit PNG holds
+SAME = 0.8
+"""Overlap (IoU) above which two masks are one instance that was told twice; 4M's drawing of samples has it, too."""
 
 
 class Instance(NamedTuple):
@@ -58,6 +60,21 @@ def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
     for number, mask in enumerate(ordered, 1):
         result[mask] = number
     return result
+
+
+def told_once(masks: Sequence[Array]) -> list[Array]:
+    """The masks, bool (height, width), without those that overlap an earlier one by an IoU above SAME."""
+    if not masks:
+        return []
+    flat = np.stack(masks).reshape(len(masks), -1).astype(np.float32)
+    shared = flat @ flat.T
+    areas = shared.diagonal()
+    same = shared > SAME * (areas[:, None] + areas - shared)
+    kept: list[int] = []
+    for number in range(len(masks)):
+        if not same[number, kept].any():
+            kept.append(number)
+    return [masks[number] for number in kept]
 
 
 def mask_of_runs(counts: str | Sequence[int], size: tuple[int, int]) -> Array:

@@ -38,6 +38,7 @@ from zoo_semantics.instance_maps import (
     map_of_masks,
     point_within,
     resized_mask,
+    told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
 from zoo_semantics.maps import open_map
@@ -203,7 +204,10 @@ class SamInstances(ObjectModality):
         return np.concatenate([np.floor(places * FRAME) / FRAME, boxes], axis=1)
 
     def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
-        """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out."""
+        """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out.
+
+        With `layout = "4m"`, where several points may be of one instance, one that is told nearly alike is one, too.
+        """
         height, width = options.size
         boxes = coordinates[:, -len(BOX) :].clip(0, 1)
         edges = np.rint(boxes * (width, height, width, height)).astype(int)
@@ -213,7 +217,7 @@ class SamInstances(ObjectModality):
                 mask = np.zeros((height, width), bool)
                 mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
                 masks.append(mask)
-        return map_of_masks(masks, options.size)
+        return map_of_masks(told_once(masks) if options.layout == "4m" else masks, options.size)
 
     def published_settings(self, architecture: Architecture) -> dict[str, Any]:
         """The published sequences, and the size of a mask."""
