@@ -252,6 +252,15 @@ def test_progress_that_is_none_is_named(
     train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
 
+def test_a_state_beyond_the_run_is_not_taken_for_its_end(stopped: Path, store: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    state = (folder / distributed.STATE / "step-00000004").rename(folder / distributed.STATE / "step-00000099")
+    progress = state / distributed.PROGRESS
+    progress.write_text(json.dumps({**json.loads(progress.read_text()), "step": 99}))
+    with pytest.raises(CheckpointError, match="holds a state of step 99, and the run has 4; remove it to start anew"):
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+
+
 def test_a_finished_run_is_left_alone_and_another_is_refused(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
