@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_file import read_tokens
-from tokenizers_zoo.data.tokens import RECORD, TokenColumn, TokenMetadata, TokenStore, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -212,7 +213,7 @@ def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:
 
 def test_where_the_values_are(tmp_path: Path) -> None:
     assert TokenStore(tmp_path).data is None
-    TokenStore.record(tmp_path, tmp_path / "data", {}, [])
+    StoreRecord().and_of(tmp_path / "data", {}, []).write(tmp_path)
     assert TokenStore(tmp_path).data == tmp_path / "data"
     for damaged in ("{}", "[]", "{"):
         (tmp_path / RECORD).write_text(damaged)

@@ -20,8 +20,9 @@ from toy_plugins import install_toy, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.store_record import RECORD
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
-from tokenizers_zoo.data.tokens import RECORD, TokenStore, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module

@@ -29,7 +29,8 @@ from backbone.training.balance import Balance
 from backbone.training.mixing import Mix, Source, names_in, open_sources
 from backbone.training.optim import learning_rate
 from backbone.training.train import Training, train
-from tokenizers_zoo.data.tokens import RECORD, TokenStore
+from tokenizers_zoo.data.store_record import StoreRecord
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import GridLayout
 
@@ -320,8 +321,8 @@ def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) ->
     counts = {item.name: len(TokenStore(root).open("train", item.name)) for item in specs}
 
     def noted(split: str, name: str, count: int) -> None:
-        (root / RECORD).unlink(missing_ok=True)
-        TokenStore.record(root, tmp_path, {}, [("train", *of) for of in counts.items()] + [(split, name, count)])
+        rows = [*(("train", *of) for of in counts.items()), (split, name, count)]
+        StoreRecord().and_of(tmp_path, {}, rows).write(root)
 
     datasets = [Dataset(tokens=root)]
     noted("train", "picture", counts["picture"])

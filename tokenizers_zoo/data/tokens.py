@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, read_table, replacing_file, write_json
+from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, replacing_file
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 PART_NAME = "part-{:05d}.arrow"
-RECORD = "store.json"
 SETTINGS = "settings"
 """Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
 METADATA_KEY = b"tokenizers_zoo"
@@ -412,32 +412,19 @@ class TokenStore:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; `zoo tokenize DATA --out {self.root}` makes one")
 
-    def _record(self) -> dict[str, Any]:
-        """What was noted of the store; empty without a record. Raises CheckpointError where it is damaged."""
-        path = self.root / RECORD
-        return read_table(path, "data") if path.is_file() else {}
+    @property
+    def record(self) -> StoreRecord:
+        """What is noted of the store. Raises CheckpointError where it is damaged."""
+        return StoreRecord.read(self.root)
 
     @property
     def data(self) -> Path | None:
-        """The folder of the values that the tokens were made of; None where it was not recorded.
-
-        Raises CheckpointError where the record is damaged.
-        """
-        data = self._record().get("data")
-        return None if data is None else Path(data)
-
-    def samples(self, split: str) -> str | None:
-        """The identity of a split's samples, see `samples_identity`; None where it is not known."""
-        found: str | None = self._record().get("samples", {}).get(split)
-        return found
-
-    def knows_samples(self, split: str) -> bool:
-        """Whether the record says what is known of a split's samples; those of older versions do not."""
-        return split in self._record().get("samples", {})
+        """The folder of the values that the tokens were made of; None where it was not recorded."""
+        return self.record.data
 
     def check_whole(self, split: str, names: Collection[str] | None = None) -> None:
         """Raise DataError where a modality, of `names` or any, has fewer rows than it is to have: of a killed run."""
-        for name, count in self._record().get("rows", {}).get(split, {}).items():
+        for name, count in self.record.rows.get(split, {}).items():
             if names is not None and name not in names:
                 continue
             parts = sorted((self.root / split / name).glob("*.arrow"))
@@ -448,21 +435,6 @@ class TokenStore:
                     f"{self.root / split / name}: holds {found} of {count} samples: `zoo tokenize` did not come to its "
                     "end; run it again, or name the modalities to use"
                 )
-
-    @staticmethod
-    def record(root: Path, data: Path, samples: Mapping[str, str | None], rows: Iterable[tuple[str, str, int]]) -> None:
-        """Note beside the tokens where their values are, whose samples they are, and how many each modality is to have.
-
-        `samples` is by split, `rows` of split and modality; what is known of others stays.
-        """
-        path = Path(root) / RECORD
-        known = read_table(path, "data") if path.is_file() else {}
-        counts: dict[str, dict[str, int]] = {split: dict(of) for split, of in known.get("rows", {}).items()}
-        for split, name, count in rows:
-            counts.setdefault(split, {})[name] = count
-        write_json(path, {
-            "data": str(Path(data).resolve()), "samples": {**known.get("samples", {}), **samples}, "rows": counts,
-        })  # fmt: skip
 
     def splits(self) -> list[str]:
         """The splits that hold at least one part."""

@@ -20,12 +20,12 @@ from tokenizers_zoo.data.provenance import (
     samples_identity,
 )
 from tokenizers_zoo.data.shards import ValueStore, read_value
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.data.tokens import (
     PART_NAME,
     SETTINGS,
     TokenMetadata,
-    TokenStore,
     grew_from,
     read_part,
     write_part,
@@ -144,10 +144,11 @@ def tokenize(
             runs.append(writer)
     todo = [run.todo(overwrite) for run in runs]  # only after that it is known that none is refused
     with disk_errors(Path(out)):
-        TokenStore.record(
-            out, store.root, {split: samples_identity(store.root, split) for split in splits},
+        record = StoreRecord.read(Path(out)).and_of(
+            store.root, {split: samples_identity(store.root, split) for split in splits},
             [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs],
         )  # fmt: skip
+        record.write(Path(out))
         result.outcomes = [run.write(parts, overwrite) for run, parts in zip(runs, todo, strict=True)]
     return result
 
@@ -184,9 +185,9 @@ def _check_samples(store: ValueStore, split: str, out: Path, written: Collection
     stay = {path.parent.name for path in (out / split).glob("*/*.arrow")} - apart
     if not stay:
         return
-    tokens = TokenStore(out)
-    before, data = tokens.samples(split), tokens.data
-    if now is None or (before is None and tokens.knows_samples(split)):
+    record = StoreRecord.read(out)
+    before, data = record.samples.get(split), record.data
+    if now is None or (before is None and split in record.samples):
         same = data is None or data == store.root.resolve()  # nothing is known of these but where they are
     else:
         same = before in (None, now)
