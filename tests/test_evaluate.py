@@ -40,6 +40,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
@@ -409,6 +410,18 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     assert second["pairs"][0]["ceiling"] == first["pairs"][0]["ceiling"]
     darker("test")
     assert asked()["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
+
+
+def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Path) -> None:
+    run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
+    shutil.copytree(world.tokens, tokens)
+    StoreRecord().and_of(world.data, {}, [("test", "dark", TEST + 1)]).write(tokens)
+    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    told = f"dark: .*test/dark: holds {TEST} of {TEST + 1} samples: `zoo tokenize` did not come to its end"
+    with pytest.raises(DataError, match=told):
+        evaluate(run, world.zoo, tokens, world.data, config=config, given=[("light",)], targets=["dark"])
+    found = evaluate(run, world.zoo, tokens, world.data, config=config, given=[("light",)])
+    assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not come" in found["skipped"]["dark"]
 
 
 def test_one_evaluation_of_a_run_at_a_time(world: World, tmp_path: Path) -> None:

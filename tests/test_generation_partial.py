@@ -261,6 +261,15 @@ def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
     assert not torch.equal(alone["right"], generate(model, {}, [right], 0, [0, 1])["right"])
 
 
+def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: FourM) -> None:
+    whole = {"words": [np.array([9, 8]), np.array([], np.int64)], "left": torch.ones(2, 2, 3, dtype=torch.int64)}
+    for one in (model, shown_ends):
+        kept = generate(one, {}, [TargetPlan(name="right")], 0, kept=whole)["right"]
+        assert torch.equal(kept, generate(one, whole, [TargetPlan(name="right")], 0)["right"])
+        with pytest.raises(InvalidValueError, match="all of sample 0 is kept, so nothing is left to make"):
+            generate(one, {}, [TargetPlan(name="words")], 0, kept=whole)
+
+
 def test_what_may_come_next_by_hand() -> None:
     """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1."""
     logits = torch.arange(20.0).expand(3, -1).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -22,14 +23,15 @@ from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import RECORD
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
-from tokenizers_zoo.data.tokens import TokenStore, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import read_ahead
-from tokenizers_zoo.pipeline.info import describe_tokens
+from tokenizers_zoo.pipeline.info import describe_tokens, unfinished_tokens
+from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer, training_samples
 from tokenizers_zoo.pipeline.views import Row, Views, random_crop
@@ -413,11 +415,11 @@ def test_a_modality_that_was_asked_for_may_be_in_one_split_alone(toy: Callable[.
             tokenize(zoo, data, out, **arguments)
 
 
-def foreign(folder: Path, keys: str) -> Path:
+def foreign(folder: Path, keys: str, of: str = "train") -> Path:
     """Words that are not of this program's making."""
     with writing_shard(folder / "train/words/0.tar") as writer:
         for key in keys:
-            writer.add(key, f"{key} of train".encode(), "txt")
+            writer.add(key, f"{key} of {of}".encode(), "txt")
     return folder
 
 
@@ -439,16 +441,18 @@ def test_a_refusal_costs_no_tokens(toy: Callable[..., Zoo], tmp_path: Path, monk
 
 def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
-    one, two = foreign(tmp_path / "one", "abc"), foreign(tmp_path / "two", "abc")
+    one, two = foreign(tmp_path / "one", "abc"), foreign(tmp_path / "two", "abc", "train and others")
     trained(zoo, one, "words")
     tokenize(zoo, one, out)
     before = snapshot(out)
-    with pytest.raises(DataError, match=f"holds tokens of words made of {one}; by their keys samples of {two} would"):
+    with pytest.raises(DataError, match=f"words: holds tokens made of {one}; by their keys samples of {two} would"):
         tokenize(zoo, two, out)
     assert snapshot(out) == before
     assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "two/../one", out).outcomes] == [3]
     assert [outcome.written for outcome in tokenize(zoo, two, out, overwrite=True).outcomes] == [3]
     assert TokenStore(out).data == two
+    two.rename(tmp_path / "three")  # the same values, wherever they lie
+    assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "three", out).outcomes] == [3]
     make_toy(zoo, tmp_path / "made", test=0)
     tokenize(zoo, tmp_path / "made", tmp_path / "of_made")
     (tmp_path / "made").rename(tmp_path / "moved")
@@ -467,7 +471,7 @@ def test_modalities_of_other_samples_do_not_come_together(
     trained(zoo, one, "field", "words")
     tokenize(zoo, one, out, modalities=["field"])
     before = snapshot(out)
-    with pytest.raises(DataError, match=rf"(?s)holds tokens of field made of {one}; by their keys samples of {two} w"):
+    with pytest.raises(DataError, match=rf"field: holds tokens made of {one}; by their keys samples of {two} would be"):
         tokenize(zoo, two, out, modalities=["words"], overwrite=overwrite)
     assert snapshot(out) == before
     foreign(tmp_path / "three", "abc")
@@ -479,6 +483,91 @@ def test_modalities_of_other_samples_do_not_come_together(
     assert TokenStore(out).data == two
     (out / RECORD).write_text(json.dumps({"data": str(two)}))  # as older versions wrote it
     tokenize(zoo, two, out)
+
+
+def own_words(zoo: Zoo, folder: Path, of: str) -> Path:
+    """Files of a user as data: their path, as it is given, is the same for all."""
+    for number in range(3):
+        (folder / "files/words").mkdir(parents=True, exist_ok=True)
+        (folder / f"files/words/{number}.txt").write_text(f"{number} of train {of}")
+    with contextlib.chdir(folder):
+        make_data(
+            zoo, "folder", Path("data"), train=None, test=0, seed=0, options={"path": "files", "test_fraction": 0.0}
+        )
+    return folder / "data"
+
+
+def test_files_of_two_users_do_not_come_together(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, out = toy({"modalities": {"more": {"plugin": "words"}}}, enabled=("words", "more")), tmp_path / "tokens"
+    one, two = (own_words(zoo, tmp_path / name, name) for name in ("one", "two"))
+    trained(zoo, one, "words")
+    tokenize(zoo, one, out, modalities=["words"])
+    with pytest.raises(DataError, match=f"words: holds tokens made of {one}; by their keys samples of {two} would be"):
+        tokenize(zoo, two, out, modalities=["more"])
+    one.rename(tmp_path / "moved")
+    tokenize(zoo, tmp_path / "moved", out, modalities=["more"])
+
+
+def test_of_other_data_nothing_stays_where_a_new_beginning_is_killed(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, out = toy(), tmp_path / "tokens"
+    one, two = tmp_path / "one", tmp_path / "two"
+    make_toy(zoo, one)
+    make_toy(zoo, two, seed=1)
+    trained(zoo, one, "field", "words")
+    tokenize(zoo, one, out)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
+        context.setattr(tokenize_module, "write_part", killed)
+        tokenize(zoo, two, out, overwrite=True)
+    assert not list(out.rglob("*.arrow"))
+    tokenize(zoo, two, out, modalities=["field"])
+    with pytest.raises(DataError, match="words: is not there, and is to have"):
+        TokenStore(out).check_whole("train")
+    tokenize(zoo, two, out)
+    TokenStore(out).check_whole("train")
+
+
+def test_data_made_anew_in_the_same_folder_are_other_data(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    """Also for a store that an older version wrote, and where dataset.json still has what was made before."""
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    tokenize(zoo, data, out)
+    before = json.loads((data / "dataset.json").read_text())
+    for split in ("train", "test"):
+        shutil.rmtree(data / split)
+    make_toy(zoo, data, seed=1)
+    again = {"modalities": ["words"], "overwrite": True}
+    for written in ((out / RECORD).read_text(), json.dumps({"data": str(data)})):
+        (out / RECORD).write_text(written)
+        with pytest.raises(DataError, match="field: holds tokens made of"):
+            tokenize(zoo, data, out, **again)
+    now = json.loads((data / "dataset.json").read_text())
+    for split in ("train", "test"):
+        shutil.rmtree(data / split / "field")
+        now["splits"][split]["field"] = before["splits"][split]["field"]
+    (data / "dataset.json").write_text(json.dumps(now))
+    (out / RECORD).write_text(json.dumps({"data": str(data), "samples": {"train": "other", "test": "other"}}))
+    with pytest.raises(DataError, match="field: holds tokens made of"):
+        tokenize(zoo, data, out, **again)
+
+
+def test_what_cannot_be_encoded_at_all_is_not_waited_for(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    with pytest.raises(DataError, match="field: none of 5 samples could be encoded"), monkeypatch.context() as context:
+        context.setattr(TokenMetadata, "number_problem", lambda metadata, tokens: "no numbers")
+        tokenize(zoo, data, out, modalities=["field"])
+    tokenize(zoo, data, out, modalities=["words"])
+    TokenStore(out).check_whole("test")
 
 
 def test_a_store_that_is_not_finished_is_known(
@@ -505,12 +594,11 @@ def test_a_store_that_is_not_finished_is_known(
     ]  # fmt: skip
     store.check_whole("test")
     for names in (None, ["field"]):
-        with pytest.raises(
-            DataError, match=r"train/field: holds 8 of 23 samples: `zoo tokenize` did not come to its end"
-        ):
+        with pytest.raises(DataError, match=r"train/field: holds 8 of 23 samples: `zoo tokenize` did not come to its"):
             store.check_whole("train", names)
-    with pytest.raises(DataError, match="train/words: holds 0 of 21 samples"):
+    with pytest.raises(DataError, match="train/words: is not there, and is to have 21 samples; tokenize it"):
         store.check_whole("train", ["words"])
+    assert list(unfinished_tokens(out)) == ["train/field", "train/words"]
     tokenize(zoo, data, out)
     store.check_whole("train")
 
@@ -520,15 +608,14 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
     make_toy(zoo, data)
     trained(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).unfinished == []
-    for split, name, shards in (("train", "field", ["shard-00001.tar"]), ("test", "words", ["shard-00000.tar"])):
-        for shard in shards:  # as a killed `zoo data make` leaves it
-            (data / split / name / shard).unlink()
-            (data / split / name / shard).with_suffix(".failed.jsonl").unlink(missing_ok=True)
+    for split, name, shard in (("train", "field", "shard-00001.tar"), ("test", "words", "shard-00000.tar")):
+        (data / split / name / shard).unlink()
+        (data / split / name / shard).with_suffix(".failed.jsonl").unlink(missing_ok=True)
     result = tokenize(zoo, data, tmp_path / "others")
-    told = "train/field: 2 of 3 shards are there", "test/words: 0 of 1 shards are there"
-    assert set(result.unfinished) == set(told)
-    assert f"{told[0]}: `zoo data make` did not come to its end" in result.summary()
-    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).unfinished == [told[1]]
+    told = "train/field: 2 of 3 shards are there"  # as a killed `zoo data make` leaves it; words were taken away
+    assert result.unfinished == [told]
+    assert f"{told}: `zoo data make` did not come to its end" in result.summary()
+    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).unfinished == []
 
 
 def test_crops_are_drawn_when_their_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,17 +108,17 @@ BUSY = "{}: another process trains it right now; wait for its end, or stop it"
 
 
 @contextlib.contextmanager
-def held(folder: Path, told: str) -> Iterator[None]:
+def held(folder: Path, told: str = "") -> Iterator[None]:
     """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends.
 
-    Raises CheckpointError, which says what is `told`, where another holds it. Where a file system has no locks, nothing
-    is held.
+    Raises CheckpointError, which says what is `told`, where another holds it; with nothing to tell, waits until it does
+    not. Where a file system has no locks, nothing is held.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if told else 0))
             except BlockingIOError:
                 raise CheckpointError(told) from None
         yield

@@ -51,6 +51,7 @@ class EvaluationData:
         for name in names:
             try:
                 column = store.open(TEST, name)
+                store.check_whole(TEST, [name])
                 if _of_training(zoo, name, column, fingerprints.get(name)):
                     self.tokens_of.append(name)
                 handle = zoo[name]

@@ -25,12 +25,12 @@ UNKNOWN = -1
 Ids = np.ndarray[Any, Any]
 
 
-def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
+def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bool = True) -> Any:
     """Partial tokens: an int64 tensor `(batch, length)`, or for sequences a list of 1-D int64 arrays.
 
     Neighbouring gaps of a sequence become one. Raises InvalidValueError where the kept tokens do not fit the modality,
-    nothing is left to make of a sample, a sequence has more gaps than the modality has sentinels, or what is kept and
-    the gaps are more than the model has positions for.
+    nothing is left to make of a sample of what is `made`, a sequence has more gaps than the modality has sentinels, or
+    what is kept and the gaps are more than the model has positions for.
     """
     spec = tables.spec(name)
     if not isinstance(spec.layout, SequenceLayout):
@@ -38,7 +38,7 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
         accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated(batch))
         flat = grid.reshape(batch, -1)
         full = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
-        if full:
+        if full and made:
             raise InvalidValueError(f"{spec.name}: all of sample {full[0]} is kept, so nothing is left to make")
         return flat
     rows = [np.asarray(row) for row in tokens]
@@ -46,7 +46,7 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int) -> Any:
     rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())
-        if gaps == 0:
+        if gaps == 0 and made:
             raise InvalidValueError(f"{spec.name}: all of sample {number} is kept, so nothing is left to make")
         if gaps > spec.layout.num_sentinels:
             raise InvalidValueError(
@@ -87,7 +87,8 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
 def sees_end(tables: Tables, name: str, row: Ids) -> bool:
     """Whether the model is shown that a partial sequence is kept to its end, see `ModelConfig.marked_inputs`."""
     spec = tables.spec(name)
-    return shown_end(tables, spec) is not None and len(row) < spec.layout.length and bool(row[-1] != UNKNOWN)
+    to_its_end = not len(row) or row[-1] != UNKNOWN
+    return shown_end(tables, spec) is not None and len(row) < spec.layout.length and bool(to_its_end)
 
 
 def _with_sentinels(row: Ids, layout: SequenceLayout, sees_end: bool, marked: bool) -> Ids:

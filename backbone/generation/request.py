@@ -81,5 +81,5 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
     tokens |= {name: rows_of(value, [0] * len(names)) for name, value in values.items()}
     kept = {name: kept_part(model.tables.spec(name), tokens.pop(name), part) for name, part in recipe.keep.items()}
     for name, part in kept.items():
-        checked_partial(model.tables, name, part, len(names))
+        checked_partial(model.tables, name, part, len(names), name in {target.name for target in recipe.target})
     return Request(names=tuple(names), numbers=tuple(numbers), given=tokens, kept=kept)

@@ -53,7 +53,8 @@ def generate(
     count = len(numbers) // draws
     for name, tokens in given.items():
         accepted(model.tables.spec(name), tokens, count, generated(count))
-    parts = {name: checked_partial(model.tables, name, part, count) for name, part in kept.items()}
+    asked = {target.name for target in resolved}
+    parts = {name: checked_partial(model.tables, name, part, count, name in asked) for name, part in kept.items()}
     groups = alike(parts, count)
     if len(groups) == 1:
         return _generate(model, given, parts, resolved, seed, numbers, draws, once or {}, advance)

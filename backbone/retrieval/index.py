@@ -232,7 +232,10 @@ def _only_build(out: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as until_done:
         try:
+            found = folder.stat().st_ino
             until_done.enter_context(checkpoint.held(folder, busy))
+            if folder.stat().st_ino != found:  # another's, in the place of the one that is locked now
+                raise CheckpointError(busy)
             _tidy(folder, place)
             (folder / NEW).mkdir()
         except FileNotFoundError:  # the other removed its folder just now

@@ -34,7 +34,7 @@ class TokenData:
 
     Samples are in the order of their keys. By default a sample may lack modalities; `aligned` keeps those that have
     all. `names` are the modalities that are read, by default all; samples lack the others. Raises DataError where one
-    has no tokens, or tokens that do not fit its spec, and where two are of other crops.
+    has no tokens, not all of them, or tokens that do not fit its spec, and where two are of other crops.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class TokenData:
         self.specs = tuple(specs)
         read = [column for column, spec in enumerate(specs) if names is None or spec.name in names]
         self.columns: dict[str, TokenColumn] = {specs[i].name: store.open(split, specs[i].name) for i in read}
+        store.check_whole(split, self.columns)
         for name, spec in ((specs[i].name, specs[i]) for i in read):
             _check_fits(self.columns[name], spec, root / split / name)
         _check_crops(self.columns, root / split)

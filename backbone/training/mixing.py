@@ -71,8 +71,8 @@ def open_sources(
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
         store = TokenStore(dataset.tokens)
-        there = _read(dataset, store, split) if split in store.splits() else [spec.name for spec in specs]
-        store.check_whole(split, [spec.name for spec in specs if spec.name in there])
+        if split not in store.splits():
+            store.check_whole(split, [spec.name for spec in specs])
         if split != TRAIN and split not in store.splits():
             continue
         if split == TRAIN and not number and not config.datasets and not known:

@@ -153,7 +153,7 @@ def data_info(data_dir: Path) -> None:
       zoo data info data/scenes
       zoo data info runs/tokens
     """
-    from tokenizers_zoo.pipeline.info import describe_data, describe_tokens
+    from tokenizers_zoo.pipeline.info import describe_data, describe_tokens, unfinished_tokens
 
     if tokens := describe_tokens(data_dir) if data_dir.is_dir() else []:
         table = plain_table("split", "modality", ">samples", ">tokens", ">MB", ">dropped", "vocabulary", "codec")
@@ -164,6 +164,8 @@ def data_info(data_dir: Path) -> None:
         for part in tokens:
             reasons = [f"{key}: {reason}" for key, reason in part.dropped.items()]
             _show_dropped(f"{part.split}/{part.modality}", reasons)
+        for place, problem in unfinished_tokens(data_dir).items():
+            click.echo(f"{place}: {problem}")
         return
     description = describe_data(open_zoo(), data_dir)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")

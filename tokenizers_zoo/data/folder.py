@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import Member, not_read, read_member, shown_name, split_name
 from tokenizers_zoo.errors import ConfigError, DataError
@@ -118,7 +119,7 @@ class FolderSource:
     def source_spec(self) -> SourceSpec:
         """What it gives is known once the folder is: `modalities` is empty, the samples name them."""
         return SourceSpec(
-            name="folder", summary="your own files: one folder per modality, or value shards, aligned by key",
+            name=OWN_FILES, summary="your own files: one folder per modality, or value shards, aligned by key",
             modalities=(), licence="that of your files", settings=FolderSettings,
         )  # fmt: skip
 

@@ -26,6 +26,8 @@ they are.
 """
 NOT_IDENTITY = ("count", "shard_size", READ_WITH)  # more of the same values are the same data
 TOKENIZER_KEYS = ("tokenizer",)  # how values become tokens does not change the values
+OWN_FILES = "folder"
+"""The source of the user's own files."""
 SOURCE_KEYS = ("source", "distribution", "seed", "options", "image_size")
 
 Entries = dict[str, dict[str, dict[str, Any]]]
@@ -88,10 +90,14 @@ def digest(entry: Mapping[str, Any] | None) -> str:
 
 
 def samples_identity(root: Path, split: str) -> str | None:
-    """The identity (hex) of the samples of a split: of the source that made them; None where nothing is known of it."""
-    for _, entry in sorted(read_entries(root).get(split, {}).items()):
-        if "source" in entry:  # those of a split agree in these, see `check_same_source`
-            return digest({key: entry.get(key) for key in SOURCE_KEYS})
+    """The identity (hex) of the samples of a split: of the source that made them.
+
+    None where nothing tells them from others: without an entry, and of a source of the user's own files, which others
+    may have under the same path.
+    """
+    for name, entry in sorted(read_entries(root).get(split, {}).items()):
+        if "source" in entry and has_shards(root / split / name):  # these agree, see `check_same_source`
+            return None if entry["source"] == OWN_FILES else digest({key: entry.get(key) for key in SOURCE_KEYS})
     return None
 
 

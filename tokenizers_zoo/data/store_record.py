@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenizers_zoo.checkpoint import read_table, write_json
+from tokenizers_zoo.errors import CheckpointError
 
 RECORD = "store.json"
 
@@ -29,7 +30,16 @@ class StoreRecord:
         if not path.is_file():
             return cls()
         table = read_table(path, "data")
-        return cls(data=Path(table["data"]), samples=table.get("samples", {}), rows=table.get("rows", {}))
+        samples, rows = table.get("samples", {}), table.get("rows", {})
+        if not all(isinstance(item, Mapping) for item in (samples, rows, *dict(rows or {}).values())):
+            raise CheckpointError(f"{path}: damaged: expected tables `samples` and `rows`; delete it")
+        return cls(data=Path(table["data"]), samples=samples, rows=rows)
+
+    def without(self, split: str, name: str) -> StoreRecord:
+        """Where nothing of a modality can be written."""
+        rows = {key: {other: count for other, count in of.items() if (key, other) != (split, name)}
+                for key, of in self.rows.items()}  # fmt: skip
+        return replace(self, rows=rows)
 
     def and_of(
         self, data: Path, samples: Mapping[str, str | None], rows: Iterable[tuple[str, str, int]]

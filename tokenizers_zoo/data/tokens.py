@@ -422,19 +422,29 @@ class TokenStore:
         """The folder of the values that the tokens were made of; None where it was not recorded."""
         return self.record.data
 
-    def check_whole(self, split: str, names: Collection[str] | None = None) -> None:
-        """Raise DataError where a modality, of `names` or any, has fewer rows than it is to have: of a killed run."""
+    def unfinished(self, split: str, names: Collection[str] | None = None) -> dict[str, str]:
+        """The modalities, of `names` or all, with fewer rows than they are to have, as a killed tokenize leaves them.
+
+        Each with what is wrong. Stores of older versions do not say how many rows there are to be.
+        """
+        found = {}
         for name, count in self.record.rows.get(split, {}).items():
             if names is not None and name not in names:
                 continue
             parts = sorted((self.root / split / name).glob("*.arrow"))
             column = TokenColumn(parts) if parts else None
-            found = 0 if column is None else len(column) + len(column.dropped)
-            if found < count:
-                raise DataError(
-                    f"{self.root / split / name}: holds {found} of {count} samples: `zoo tokenize` did not come to its "
-                    "end; run it again, or name the modalities to use"
+            if column is None:
+                found[name] = (
+                    f"is not there, and is to have {count} samples; tokenize it, or name the modalities to use"
                 )
+            elif (rows := len(column) + len(column.dropped)) < count:
+                found[name] = f"holds {rows} of {count} samples: `zoo tokenize` did not come to its end; run it again"
+        return found
+
+    def check_whole(self, split: str, names: Collection[str] | None = None) -> None:
+        """Raise DataError for the first of the `unfinished`."""
+        for name, problem in self.unfinished(split, names).items():
+            raise DataError(f"{self.root / split / name}: {problem}")
 
     def splits(self) -> list[str]:
         """The splits that hold at least one part."""

@@ -118,3 +118,13 @@ def describe_tokens(tokens: Path) -> list[TokenRow]:
                 )
             )
     return rows
+
+
+def unfinished_tokens(tokens: Path) -> dict[str, str]:
+    """By "<split>/<modality>" what a token store lacks because `zoo tokenize` did not come to its end."""
+    store = TokenStore(tokens)
+    return {
+        f"{split}/{name}": problem
+        for split in sorted(store.record.rows)
+        for name, problem in store.unfinished(split).items()
+    }

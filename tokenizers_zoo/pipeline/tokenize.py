@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data.made_of import contents, made_of
 from tokenizers_zoo.data.provenance import (
     digest,
@@ -124,9 +125,10 @@ def tokenize(
     for split in splits:
         views = crops if split == TRAIN else 1
         chosen = _chosen(zoo, store, split, modalities, result)
-        _check_samples(store, split, Path(out), [handle.name for handle in chosen], overwrite)
+        known = samples_identity(store.root, split) is not None  # then tokens say themselves of which data they are
+        _check_samples(store, split, Path(out), [handle.name for handle in chosen] if overwrite or known else ())
         for handle in chosen:
-            run = {
+            made = {
                 "data": digest(read_entry(store.root, split, handle.name)),
                 SETTINGS: reading_settings(handle),
                 "crops": views,
@@ -134,22 +136,32 @@ def tokenize(
                 "seed": seed if views > 1 else 0,
             }
             handle.device = device
-            writer = _ModalityRun(
-                handle=handle, metadata=TokenMetadata.of(handle, run), folder=Path(out) / split / handle.name,
+            run = _ModalityRun(
+                handle=handle, metadata=TokenMetadata.of(handle, made), folder=Path(out) / split / handle.name,
                 rows=Views(store.index(split, handle.name).members, views, seed),
                 contents=contents(store, split, handle.name), part_rows=part_rows(handle.spec, views),
                 batch_size=batch_size, threads=threads,
                 outcome=TokenizeOutcome(split=split, modality=handle.name),
             )  # fmt: skip
-            runs.append(writer)
+            runs.append(run)
     todo = [run.todo(overwrite) for run in runs]  # only after that it is known that none is refused
     with disk_errors(Path(out)):
-        record = StoreRecord.read(Path(out)).and_of(
-            store.root, {split: samples_identity(store.root, split) for split in splits},
-            [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs],
-        )  # fmt: skip
-        record.write(Path(out))
-        result.outcomes = [run.write(parts, overwrite) for run, parts in zip(runs, todo, strict=True)]
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
+            run.remove()
+        with held(Path(out)):
+            record = StoreRecord.read(Path(out)).and_of(
+                store.root, {split: samples_identity(store.root, split) for split in splits},
+                [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs],
+            )  # fmt: skip
+            record.write(Path(out))
+        for run, parts in zip(runs, todo, strict=True):
+            result.outcomes.append(run.write(parts))
+            if problem := run.all_dropped():
+                run.remove()
+                with held(Path(out)):
+                    StoreRecord.read(Path(out)).without(run.outcome.split, run.handle.name).write(Path(out))
+                raise DataError(problem)
     return result
 
 
@@ -163,39 +175,52 @@ def part_rows(spec: ModalitySpec, views: int) -> int:
 
 
 def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
-    """What a source was to make, by dataset.json, and has not made, as it was killed."""
+    """Of what a source was to make, by dataset.json, what is begun and not all there, as it was killed."""
     found = []
     for split, entries in read_entries(store.root).items():
         for name, entry in entries.items() if splits is None or split in splits else ():
             if "source" in entry:
                 shards = shards_in(store.folder(split, name))
-                if len(shards) < (wanted := -(-entry["count"] // entry["shard_size"])):
+                if 0 < len(shards) < (wanted := -(-entry["count"] // entry["shard_size"])):
                     found.append(f"{split}/{name}: {len(shards)} of {wanted} shards are there")
     return found
 
 
-def _check_samples(store: ValueStore, split: str, out: Path, written: Collection[str], overwrite: bool) -> None:
-    """Raise DataError where tokens that stay in `out` are of other samples than those that are `written` to it now.
+def _check_samples(store: ValueStore, split: str, out: Path, replaced: Collection[str]) -> None:
+    """Raise DataError where tokens that stay in `out`, all but those `replaced`, are of other samples than these.
 
     Modalities belong together by key, and keys of other data may be the same.
     """
-    now = samples_identity(store.root, split)
-    # Of a modality's own tokens of known data their metadata say more.
-    apart = set(written) if overwrite or now is not None else set()
-    stay = {path.parent.name for path in (out / split).glob("*/*.arrow")} - apart
-    if not stay:
-        return
-    record = StoreRecord.read(out)
+    stay = sorted({path.parent.name for path in (out / split).glob("*/*.arrow")} - set(replaced))
+    record, now = StoreRecord.read(out), samples_identity(store.root, split)
     before, data = record.samples.get(split), record.data
-    if now is None or (before is None and split in record.samples):
-        same = data is None or data == store.root.resolve()  # nothing is known of these but where they are
-    else:
-        same = before in (None, now)
-    if not same:
-        raise DataError(
-            f"{out / split}: holds tokens of {', '.join(sorted(stay))} made of {data}; by their keys samples of "
-            f"{store.root} would be taken for the same ones; give another folder, or --overwrite all"
-        )
+    for name in stay:
+        same = _same_values(store, split, name, out / split / name)
+        if same is None and now and before:
+            same = now == before
+        if not (data in (None, store.root.resolve()) if same is None else same):
+            raise DataError(
+                f"{out / split / name}: holds tokens made of {data}; by their keys samples of {store.root} would be "
+                "taken for the same ones; give another folder, or make all of it anew by --overwrite without --only"
+            )
+
+
+def _same_values(store: ValueStore, split: str, name: str, folder: Path) -> bool | None:
+    """Whether tokens are of these data, by what their parts say of it; None where that is not known.
+
+    They are where the first part is of the same shards, and are not where the data were made otherwise.
+    """
+    if name not in store.modalities(split):
+        return None
+    part, batch = read_part(min(folder.glob("*.arrow")))
+    views = Views(store.index(split, name).members, int(part.metadata.run.get("crops", 1)), 0)
+    rows = range(min(batch.num_rows + len(part.dropped), len(views)))
+    if part.made_of is not None and part.made_of == made_of(contents(store, split, name), views.members(rows)):
+        return True
+    entry = read_entry(store.root, split, name)
+    if entry is None or samples_identity(store.root, split) is None:
+        return None
+    return bool(part.metadata.run.get("data") == digest(entry))
 
 
 def _chosen(
@@ -256,9 +281,14 @@ class _ModalityRun:
             )
         return todo
 
-    def write(self, todo: dict[Path, range], overwrite: bool) -> TokenizeOutcome:
-        """Write these parts; all that are in their place go first, as a key has to be in one part alone."""
-        for path in self.folder.glob("*.arrow") if overwrite else todo:
+    def remove(self) -> None:
+        """Delete all parts."""
+        for path in self.folder.glob("*.arrow"):
+            path.unlink()
+
+    def write(self, todo: dict[Path, range]) -> TokenizeOutcome:
+        """Write these parts; those in their place go first, as a key has to be in one part alone."""
+        for path in todo:
             path.unlink(missing_ok=True)
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
         start = time.perf_counter()
@@ -277,7 +307,6 @@ class _ModalityRun:
                 self.outcome.written += len(keys)
                 self.outcome.dropped.update(dropped)
         self.outcome.seconds = time.perf_counter() - start
-        self._check_all_dropped()
         return self.outcome
 
     def _check_old(self, path: Path, parts: dict[Path, range], stale: list[Path]) -> bool:
@@ -366,10 +395,9 @@ class _ModalityRun:
         self.outcome.encode_seconds += time.perf_counter() - start
         return arrays
 
-    def _check_all_dropped(self) -> None:
-        if self.outcome.dropped and not self.outcome.written and not self.outcome.kept:
-            for path in self.parts:
-                path.unlink(missing_ok=True)
-            key, reason = next(iter(self.outcome.dropped.items()))
-            count = len(self.outcome.dropped)
-            raise DataError(f"{self.handle.name}: none of {count} samples could be encoded; {key}: {reason}")
+    def all_dropped(self) -> str:
+        """Why there are no tokens at all; empty where there are, or where there is no sample."""
+        if not self.outcome.dropped or self.outcome.written or self.outcome.kept:
+            return ""
+        key, reason = next(iter(self.outcome.dropped.items()))
+        return f"{self.handle.name}: none of {len(self.outcome.dropped)} samples could be encoded; {key}: {reason}"
