@@ -30,6 +30,7 @@ from backbone.training.distributed import ManyRanks
 from backbone.training.starting import begin, freeze
 from backbone.training.train import Training, train
 from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 
@@ -448,6 +449,12 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add caption --tokens tokens --out x --set freeze=true --replay 0.1").refused("not both")
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
+    assert "left out of" not in warm.complaint
+    StoreRecord.read(world.folder / "part").without("train", "depth").without("test", "depth").write(
+        world.folder / "part"
+    )
+    fewer = world("backbone train --tokens part --out fewer --config backbone.toml --from old --set steps=2")
+    assert "left out of old, as there are no tokens of them: depth" in fewer.complaint
     assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]
     config = json.loads((world.folder / "old/config.json").read_text())
     config["fingerprints"]["depth"] = "0" * 64

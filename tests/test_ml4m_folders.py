@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +205,11 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
     again = run(import_command, tmp_path / "in", tmp_path / "out")
     assert again.count("is there already") == 2
     assert (tmp_path / "out" / "backbone" / "model.safetensors").stat().st_mtime_ns == before
+    shutil.copytree(tmp_path / "in" / "4M_B", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "num_register_tokens": 4}))
+    with pytest.raises(CheckpointError, match=r"backbone: holds another published .*num_register_tokens"):
+        run(import_command, tmp_path / "other", tmp_path / "out")
     run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "in" / "4M_B" / name).read_bytes()

@@ -385,7 +385,8 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     def handle() -> ModalityHandle:
         return Zoo.from_toml(out / "registry.toml")[POSES]
 
-    run(import_command, world.folder / "in" / "4M-21_B", out)
+    told = run(import_command, world.folder / "in" / "4M-21_B", out)
+    assert "no tokenizer yet: " in told and POSES in told.partition("no tokenizer yet: ")[2]
     assert handle().spec.own_tokenizer and not handle().has_tokenizer
     with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses; .*import a published"):
         handle().encode([[AT_REST]])
@@ -395,7 +396,8 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
         CheckpointError, match=r"human_poses: writes in the vocabulary text, and there is none at .*text"
     ):
         handle().encode([[AT_REST]])
-    run(import_command, world.folder / "in" / "words.json", out)
+    told = run(import_command, world.folder / "in" / "words.json", out)
+    assert POSES not in told
     assert handle().fingerprint == world.zoo[POSES].fingerprint
     assert np.array_equal(handle().encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
     assert load_model(out / "backbone", [handle().spec])

@@ -94,6 +94,9 @@ def train(
     check_codecs(datasets, handles)
     if start is not None:
         check_meaning(start, handles)
+        left = [spec["name"] for spec in load_config(start, CLASS)["specs"] if spec["name"] not in names]
+        if left and not only:
+            click.echo(f"left out of {start}, as there are no tokens of them: {', '.join(left)}", err=True)
     run = Run(tokens=tokens, data=store.data, registry=zoo.path)
     by_name = {handle.name: handle for handle in handles}
     with disk_errors(out):

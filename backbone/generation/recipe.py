@@ -43,7 +43,7 @@ class Recipe:
     given: tuple[str, ...] = ()
     """What is given: NAME of stored samples, NAME=FILE, NAME="TEXT"."""
     keep: Mapping[str, str] = field(default_factory=dict)
-    """Targets of which a part of what is given is kept, and which part: see docs/generation.md."""
+    """Modalities of which a part of what is given is kept, and which part: see docs/generation.md."""
     guidance: Guidance = field(default_factory=Guidance)
     """Of all targets that have none of their own."""
     samples: str = ""

@@ -72,7 +72,7 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         for key, wanted in (("keys", ", ".join(recipe.keys)), ("split", split)):
             if wanted:
                 raise ConfigError(f"{key} {wanted}: no modality of stored samples is given; leave it out")
-        if recipe.samples and values:
+        if recipe.samples not in ("", "1") and values:
             raise ConfigError(
                 f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"
             )

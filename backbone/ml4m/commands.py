@@ -33,7 +33,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
       zoo --registry 4m/registry.toml backbone generate 4m/backbone \\
           --file rgb_patches=photo.jpg --make depth --out made
     """
-    from backbone.ml4m.folders import import_folders
+    from backbone.ml4m.folders import import_folders, without_tokenizer
     from tokenizers_zoo.checkpoint import resolve_folder
 
     told: list[Told] = []
@@ -47,6 +47,8 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     for item in told:
         table.add_row(item.published, item.ours, item.note)
     show_table(table)
+    if lacking := without_tokenizer(registry):
+        click.echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
     click.echo(f"use it by: zoo --registry {registry} ...")
 
 

@@ -14,8 +14,8 @@ from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_o
 from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
-from backbone.saving import CLASS
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_config, read_table, replacing_file
+from backbone.saving import CLASS, PUBLISHED
+from tokenizers_zoo.checkpoint import CONFIG, difference, fingerprint, load_config, read_table, replacing_file
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
@@ -143,6 +143,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
     if (target / CONFIG).is_file() and "sha256" in known:
+        check_same(folder, target)
         return Told(title, name, "is there already")
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
     before = {"zoo": {**tables["zoo"], "modalities": [name]}, "modalities": {name: said}}
@@ -165,6 +166,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     """A published backbone as a run, and its modalities into the registry; run.json is written last."""
     target = out / BACKBONE
     if (target / RUN_FILE).is_file():
+        check_same(folder, target)
         return [Told(title, BACKBONE, "is there already")]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
@@ -196,6 +198,18 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
         name = specs[item.published].name
         told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))
     return told
+
+
+def check_same(folder: Path, there: Path) -> None:
+    """Raise CheckpointError where what was imported into `there` is of another published configuration."""
+    kept = load_config(there).get(PUBLISHED, {}).get("config")
+    if kept is not None and (other := difference(kept, read_table(folder / CONFIG), CONFIG)):
+        raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")
+
+
+def without_tokenizer(registry: Path) -> list[str]:
+    """The modalities of a registry that lack the tokenizer that they need."""
+    return [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]
 
 
 def enable(tables: dict[str, Any]) -> None:
