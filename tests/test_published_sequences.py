@@ -399,6 +399,8 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     told = run(import_command, world.folder / "in" / "words.json", out)
     assert POSES not in told
     assert handle().fingerprint == world.zoo[POSES].fingerprint
+    codecs = json.loads((out / "backbone/config.json").read_text())["fingerprints"]
+    assert codecs[POSES] == handle().fingerprint and MASKS not in codecs
     assert np.array_equal(handle().encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
     assert load_model(out / "backbone", [handle().spec])
 

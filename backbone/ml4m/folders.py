@@ -14,8 +14,16 @@ from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_o
 from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
-from backbone.saving import CLASS, PUBLISHED
-from tokenizers_zoo.checkpoint import CONFIG, difference, fingerprint, load_config, read_table, replacing_file
+from backbone.saving import CLASS, PUBLISHED, spec_from_json
+from tokenizers_zoo.checkpoint import (
+    CONFIG,
+    difference,
+    fingerprint,
+    load_config,
+    read_table,
+    replacing_file,
+    write_json,
+)
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
@@ -100,7 +108,19 @@ def import_folders(
     for folder in backbones:
         for told in import_model(folder, titles[folder], out, tables, installed):
             tell(told)
+    if (out / BACKBONE / RUN_FILE).is_file():
+        note_codecs(out / BACKBONE, registry)
     return registry
+
+
+def note_codecs(backbone: Path, registry: Path) -> None:
+    """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others."""
+    config, zoo = load_config(backbone), Zoo.from_toml(registry)
+    known = config["fingerprints"]
+    specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
+    found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
+    if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
+        write_json(backbone / CONFIG, {**config, "fingerprints": {**known, **new}})
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
