@@ -215,7 +215,8 @@ def test_where_the_values_are(tmp_path: Path) -> None:
     assert TokenStore(tmp_path).data is None
     StoreRecord().and_of(tmp_path / "data", {}, []).write(tmp_path)
     assert TokenStore(tmp_path).data == tmp_path / "data"
-    for damaged in ("{}", "[]", "{"):
+    tables = ('{"samples": null}', '{"rows": [1]}', '{"rows": {"train": 3}}')
+    for damaged in ("{}", "[]", "{", *(f'{{"data": "data", {table[1:]}' for table in tables)):
         (tmp_path / RECORD).write_text(damaged)
         with pytest.raises(CheckpointError, match=r"store.json: .*delete it"):
             _ = TokenStore(tmp_path).data

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from toy_plugins import install_toy, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.store_record import RECORD
+from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, read_part, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
@@ -555,6 +556,36 @@ def test_data_made_anew_in_the_same_folder_are_other_data(toy: Callable[..., Zoo
     (out / RECORD).write_text(json.dumps({"data": str(data), "samples": {"train": "other", "test": "other"}}))
     with pytest.raises(DataError, match="field: holds tokens made of"):
         tokenize(zoo, data, out, **again)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_what_is_derived_otherwise_since_is_of_the_same_samples(
+    toy: Callable[..., Zoo], tmp_path: Path, older: bool
+) -> None:
+    """Its own tokens are out of date, those of other modalities are not refused for it."""
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    tokenize(zoo, data, out)
+    entries = json.loads((data / "dataset.json").read_text())
+    for split in ("train", "test"):
+        entries["splits"][split]["words"] = {"derived_from": ["field"], "distribution": "another", "read_with": {}}
+        with writing_shard(data / split / "words/shard-00000.tar") as writer:
+            writer.add("0", f"0 of {split}, derived otherwise".encode(), "txt")
+    (data / "dataset.json").write_text(json.dumps(entries))
+    if older:
+        (out / RECORD).write_text(json.dumps({"data": str(data)}))
+    tokenize(zoo, data, out, modalities=["field"])
+
+
+def test_two_processes_note_at_once(tmp_path: Path) -> None:
+    def noted(number: int) -> None:
+        for row in range(20):
+            StoreRecord.note(tmp_path, tmp_path, {}, [("train", f"{number}-{row}", 1)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(noted, range(4)))
+    assert len(StoreRecord.read(tmp_path).rows["train"]) == 80
 
 
 def test_what_cannot_be_encoded_at_all_is_not_waited_for(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tokenizers_zoo.checkpoint import read_table, write_json
+from tokenizers_zoo.checkpoint import held, read_table, write_json
 from tokenizers_zoo.errors import CheckpointError
 
 RECORD = "store.json"
@@ -31,9 +31,24 @@ class StoreRecord:
             return cls()
         table = read_table(path, "data")
         samples, rows = table.get("samples", {}), table.get("rows", {})
-        if not all(isinstance(item, Mapping) for item in (samples, rows, *dict(rows or {}).values())):
+        tables = [samples, rows, *(rows.values() if isinstance(rows, Mapping) else ())]
+        if not all(isinstance(table, Mapping) for table in tables):
             raise CheckpointError(f"{path}: damaged: expected tables `samples` and `rows`; delete it")
         return cls(data=Path(table["data"]), samples=samples, rows=rows)
+
+    @classmethod
+    def note(
+        cls, root: Path, data: Path, samples: Mapping[str, str | None], rows: Iterable[tuple[str, str, int]]
+    ) -> None:
+        """Change that of a folder, see `and_of`; of processes that do so at once, one waits for the other."""
+        with held(root):
+            cls.read(root).and_of(data, samples, rows).write(root)
+
+    @classmethod
+    def forget(cls, root: Path, split: str, name: str) -> None:
+        """Change that of a folder, see `without`."""
+        with held(root):
+            cls.read(root).without(split, name).write(root)
 
     def without(self, split: str, name: str) -> StoreRecord:
         """Where nothing of a modality can be written."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data.made_of import contents, made_of
 from tokenizers_zoo.data.provenance import (
     digest,
@@ -121,12 +120,14 @@ def tokenize(
     for name in modalities or ():
         if not any(name in store.modalities(split) for split in splits):
             store.index(splits[0], name)  # says what is there
+    identities = {split: samples_identity(store.root, split) for split in splits}
     runs = []
-    for split in splits:
+    for split, identity in identities.items():
         views = crops if split == TRAIN else 1
         chosen = _chosen(zoo, store, split, modalities, result)
-        known = samples_identity(store.root, split) is not None  # then tokens say themselves of which data they are
-        _check_samples(store, split, Path(out), [handle.name for handle in chosen] if overwrite or known else ())
+        # Of known data the tokens of a modality say themselves of which they are.
+        written = [handle.name for handle in chosen] if overwrite or identity else ()
+        _check_samples(store, split, identity, Path(out), written)
         for handle in chosen:
             made = {
                 "data": digest(read_entry(store.root, split, handle.name)),
@@ -149,18 +150,13 @@ def tokenize(
         Path(out).mkdir(parents=True, exist_ok=True)
         for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
             run.remove()
-        with held(Path(out)):
-            record = StoreRecord.read(Path(out)).and_of(
-                store.root, {split: samples_identity(store.root, split) for split in splits},
-                [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs],
-            )  # fmt: skip
-            record.write(Path(out))
+        rows = [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs]
+        StoreRecord.note(Path(out), store.root, identities, rows)
         for run, parts in zip(runs, todo, strict=True):
             result.outcomes.append(run.write(parts))
             if problem := run.all_dropped():
                 run.remove()
-                with held(Path(out)):
-                    StoreRecord.read(Path(out)).without(run.outcome.split, run.handle.name).write(Path(out))
+                StoreRecord.forget(Path(out), run.outcome.split, run.handle.name)
                 raise DataError(problem)
     return result
 
@@ -186,29 +182,26 @@ def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _check_samples(store: ValueStore, split: str, out: Path, replaced: Collection[str]) -> None:
+def _check_samples(store: ValueStore, split: str, now: str | None, out: Path, replaced: Collection[str]) -> None:
     """Raise DataError where tokens that stay in `out`, all but those `replaced`, are of other samples than these.
 
-    Modalities belong together by key, and keys of other data may be the same.
+    Modalities belong together by key, and keys of other data may be the same. `now` is these samples' identity.
     """
-    stay = sorted({path.parent.name for path in (out / split).glob("*/*.arrow")} - set(replaced))
-    record, now = StoreRecord.read(out), samples_identity(store.root, split)
-    before, data = record.samples.get(split), record.data
-    for name in stay:
-        same = _same_values(store, split, name, out / split / name)
-        if same is None and now and before:
-            same = now == before
-        if not (data in (None, store.root.resolve()) if same is None else same):
+    record = StoreRecord.read(out)
+    before = record.samples.get(split)
+    for name in sorted({path.parent.name for path in (out / split).glob("*/*.arrow")} - set(replaced)):
+        same = now == before if now and before else _same_values(store, split, name, now, out / split / name)
+        if not (record.data in (None, store.root.resolve()) if same is None else same):
             raise DataError(
-                f"{out / split / name}: holds tokens made of {data}; by their keys samples of {store.root} would be "
-                "taken for the same ones; give another folder, or make all of it anew by --overwrite without --only"
+                f"{out / split / name}: holds tokens made of {record.data}; by their keys samples of {store.root} "
+                "would be taken for the same ones; give another folder, or make all anew by --overwrite without --only"
             )
 
 
-def _same_values(store: ValueStore, split: str, name: str, folder: Path) -> bool | None:
-    """Whether tokens are of these data, by what their parts say of it; None where that is not known.
+def _same_values(store: ValueStore, split: str, name: str, now: str | None, folder: Path) -> bool | None:
+    """Whether tokens are of these data, by what their first part says of it; None where that is not known.
 
-    They are where the first part is of the same shards, and are not where the data were made otherwise.
+    They are where it is of the same shards, and are not where a source has made the modality otherwise.
     """
     if name not in store.modalities(split):
         return None
@@ -218,7 +211,7 @@ def _same_values(store: ValueStore, split: str, name: str, folder: Path) -> bool
     if part.made_of is not None and part.made_of == made_of(contents(store, split, name), views.members(rows)):
         return True
     entry = read_entry(store.root, split, name)
-    if entry is None or samples_identity(store.root, split) is None:
+    if now is None or entry is None or "source" not in entry:
         return None
     return bool(part.metadata.run.get("data") == digest(entry))
 
