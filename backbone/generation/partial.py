@@ -72,7 +72,6 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
         cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
-    inputs.mark_open(spec.name)
     marked = inputs.tables.marked_inputs
     rows = [_with_sentinels(row, spec.layout, sees_end(inputs.tables, spec.name, row), marked) for row in tokens]
     width = max(len(row) for row in rows)

@@ -84,13 +84,12 @@ def _generate(
     """`generate` for a checked plan, and samples that lack as many cells each."""
     tables = model.tables
     inputs = GrowingInputs(tables, len(numbers) // draws, model.token_embedding.weight.device, draws)
-    for name, tokens in given.items():
+    for name in (*given, *kept, *(target.name for target in plan)):
         inputs.mark_open(name)
+    for name, tokens in given.items():
         inputs.add_whole(name, tokens)
     for name, part in kept.items():
         add_partial(inputs, tables.spec(name), part)
-    for target in plan:
-        inputs.mark_open(target.name)
     made: dict[str, Any] = {}
     for target in plan:
         noise = Noise(seed, numbers, target.name)
