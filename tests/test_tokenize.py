@@ -460,16 +460,22 @@ def test_data_of_which_nothing_is_known_are_known_by_their_place(toy: Callable[.
     assert [outcome.kept for outcome in tokenize(zoo, tmp_path / "moved", tmp_path / "of_made").outcomes] == [21]
 
 
+def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
+    """Samples of the same keys, and the tokenizers of the first."""
+    one, two = folder / "one", folder / "two"
+    make_toy(zoo, one)
+    make_toy(zoo, two, seed=1)
+    trained(zoo, one, "field", "words")
+    return one, two
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_modalities_of_other_samples_do_not_come_together(
     toy: Callable[..., Zoo], tmp_path: Path, overwrite: bool
 ) -> None:
     """Their keys are the same, and a backbone would take them for the same samples."""
     zoo, out = toy(), tmp_path / "tokens"
-    one, two = tmp_path / "one", tmp_path / "two"
-    make_toy(zoo, one)
-    make_toy(zoo, two, seed=1)
-    trained(zoo, one, "field", "words")
+    one, two = data_of_two_seeds(zoo, tmp_path)
     tokenize(zoo, one, out, modalities=["field"])
     before = snapshot(out)
     with pytest.raises(DataError, match=rf"field: holds tokens made of {one}; by their keys samples of {two} would be"):
@@ -513,10 +519,7 @@ def test_of_other_data_nothing_stays_where_a_new_beginning_is_killed(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "tokens"
-    one, two = tmp_path / "one", tmp_path / "two"
-    make_toy(zoo, one)
-    make_toy(zoo, two, seed=1)
-    trained(zoo, one, "field", "words")
+    one, two = data_of_two_seeds(zoo, tmp_path)
     tokenize(zoo, one, out)
 
     def killed(*arguments: Any) -> None:
