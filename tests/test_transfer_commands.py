@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import runpy
@@ -24,6 +25,7 @@ from backbone.run import Run
 from backbone.transfer import load
 from backbone.transfer.cli import settings_of
 from backbone.transfer.cli import transfer as command
+from backbone.transfer.samples import Part, Places
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
 
 
@@ -57,7 +59,7 @@ def refused(*words: Any) -> str:
     return text
 
 
-def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
+def test_the_commands_end_to_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
     done = zoo("train", world.run, "--task", "zones", "--given", "light", "--config", settings, "--labels", "0.5",
@@ -91,6 +93,18 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
         left, top, right, bottom = places[1][1]
         shown = np.asarray(picture.convert("L"))[top:bottom, left:right]
     assert np.array_equal(shown[8::16, 8::16], (wanted * 100).astype(np.uint8))
+
+    of_store = Places.part
+
+    def led_out(*arguments: Any) -> Part:
+        part = of_store(*arguments)
+        keys = [f"../{key}" for key in part.keys]
+        return dataclasses.replace(part, keys=keys, rows={f"../{key}": row for key, row in part.rows.items()})
+
+    monkeypatch.setattr(Places, "part", led_out)
+    refused = zoo("predict", place, "--samples", 3, "--out", tmp_path / "out")
+    assert refused.exit_code == 1 and "no file can be written for it" in str(refused.exception)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("test-*"))
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:

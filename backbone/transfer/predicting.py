@@ -38,15 +38,15 @@ def predict_to_folder(
             raise DataError(f"--keys {missing[0]}: no such sample with inputs and a label in the split {split}; keys "
                             f"there are like {part.keys[0]!r}")  # fmt: skip
         chosen = [number[key] for key in keys]
-    answers = predictions(probe, part, chosen)
     found = [part.keys[place] for place in chosen]
+    whole = None if probe.kind.kind == "classes" else probe.task.whole
+    for key in found if whole is not None else ():
+        if problem := key_problem(key):
+            raise DataError(f"{places.tokens / split}: sample {key!r}: {problem}; no file can be written for it")
+    answers = predictions(probe, part, chosen)
     truth = [probe.task.truth(probe.kind, part.labels[place]) for place in chosen]
     headers, rows = picture_of(probe, values, split, found, answers, truth)  # before anything is written
-    whole = probe.task.whole
-    if whole is not None and probe.kind.kind != "classes":
-        for key in found:
-            if problem := key_problem(key):
-                raise DataError(f"{places.tokens / split}: sample {key!r}: {problem}; no file can be written for it")
+    if whole is not None:
         for key, answer in zip(found, answers, strict=True):
             data, extension = whole.write(answer)
             with replacing_file(out / f"{key}.{extension}") as temporary:
