@@ -228,7 +228,7 @@ class TrainConfig:
     steps: int = 4000
     """Optimizer steps."""
     batch_size: int = 16
-    """Samples per step. Small, as runs of some thousand steps learn more from more steps than from steadier ones."""
+    """Samples per step. Small, as a short run learns more from many noisy steps than from few smooth ones."""
     parts: int = 1
     """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
     cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""

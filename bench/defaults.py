@@ -45,9 +45,9 @@ def row(zoo: Zoo, name: str, source: str) -> dict[str, Any]:
         "tokens": describe_layout(handle.spec.layout),
         "codes": codebook["size"],
         "main metric": f"{metric.name} {found['metrics'][metric.name]:.3g} {metric.unit}".rstrip(),
-        "codes in use": f"{codebook['usage']:.1%}",
+        "usage": f"{codebook['usage']:.1%}",
         "if evenly spread": f"{codebook['reachable']:.1%}",
-        "as varied as": round(codebook["perplexity"]),
+        "perplexity": round(codebook["perplexity"]),
         "steps": found["steps"],
     }
 

@@ -49,15 +49,20 @@ class Shell:
         self.environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
         self.environment.pop("PYTHONWARNINGS", None)
 
-    def run(self, command: str, *expect: int) -> str:
-        """Run a command line of a page, which ends with 0 or one of `expect`; gives all that it printed."""
+    def run(self, command: str, *expect: int, within: str = ".") -> str:
+        """Run a command line of a page, which ends with 0 or one of `expect`; gives all that it printed.
+
+        `within` is the folder, made where it is not there.
+        """
+        folder = self.folder / within
+        folder.mkdir(exist_ok=True)
         words = shlex.split(command)
         if words[0] == "pip":
             words = [str(self.folder / "env" / "bin" / "python"), "-m", *words]
             # The build backend is among the project's development packages, so that nothing has to be downloaded.
             words += ["--no-build-isolation"] if "install" in words else []
         done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
+            words, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         output = done.stdout + done.stderr
         assert done.returncode in (expect or (0,)), f"{command}: exit code {done.returncode}\n{output[-3000:]}"

@@ -229,7 +229,7 @@ def test_nothing_is_a_value(name: str, value: Any) -> None:
     ("name", "kind", "what", "part"),
     [
         ("video", "moving picture", "one frame", "one frame, which is a picture"),
-        ("video", "moving picture", "2 frames", "expected at least 8 frames, got 2"),
+        ("video", "moving picture", "2 frames", "shown for 0.2 s, which is 2 frames at 8 per second, expected 8"),
         ("video", "`.npy`", "7 instead of 8 along the first axis", "expected at least 8 frames, got 7"),
         ("audio", "`.wav`", "no sound in it", "it holds no sound"),
         ("audio", "`.wav`", "floats beyond full scale", "got a peak of 2; divide by the peak"),

@@ -11,6 +11,7 @@ from typing import Any
 import feature_networks as networks
 import numpy as np
 import pytest
+import torch
 
 from backbone.config import MaskingConfig, ModelConfig, TrainConfig
 from backbone.generation.plan import TargetPlan
@@ -25,7 +26,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
-from tokenizers_zoo.families.statistics import mean_and_deviation
+from tokenizers_zoo.families.statistics import channel_statistics, mean_and_deviation
 from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -186,6 +187,16 @@ def test_a_plugin_of_the_family(tmp_path: Path) -> None:
         letters.load_tokenizer(tmp_path, Settings("letters", {"dim": 3}))
     with pytest.raises(DataError, match="training and held-out samples are needed"):
         letters.train_tokenizer(SETTINGS, TrainingSamples(train=[], test=[]), tmp_path / "none", 0)
+
+
+def test_statistics_of_channels_are_those_of_all_numbers_at_once() -> None:
+    """Also far from 0, where a sum of squares in single precision would be noise."""
+    rng = np.random.default_rng(0)
+    batches = [torch.from_numpy(rng.normal(1e4, [[0.1], [3]], (n, 2, 5)).astype(np.float32)) for n in (1, 3, 2)]
+    mean, std = channel_statistics(iter(batches))
+    whole = torch.cat(batches).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, whole.mean(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(std, whole.std(dim=1, correction=0), rtol=1e-9, atol=0)
 
 
 def test_statistics_and_scores_by_hand() -> None:

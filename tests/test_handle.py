@@ -363,7 +363,7 @@ def test_defaults(ready: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "data", "extension"),
     [
-        ("text", "ein Bär\n", "ein Bär\n".encode(), "txt"),
+        ("text", "ein Bär", "ein Bär\n".encode(), "txt"),
         ("object", {"a": [1, 2.5, None, "ü"]}, '{"a": [1, 2.5, null, "ü"]}'.encode(), "json"),
     ],
 )
@@ -373,6 +373,7 @@ def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, e
     assert defaults.read_value(spec, data, extension) == value
     marked = defaults.read_value(spec, b"\xef\xbb\xbf" + data, extension)
     assert marked == value
+    assert defaults.read_value(spec, data.replace(b"\n", b"\r\n"), extension) == value  # saved on Windows
     with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
         defaults.read_value(spec, b"\xff", extension)
     assert isinstance(defaults.render(spec, value), str)

@@ -59,6 +59,22 @@ def test_each_frame_is_shown_as_long_as_the_file_says(kind: str) -> None:
     np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0, 0, 0.4], atol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rate", "durations"),
+    [
+        ("GIF", 8.0, [130, 120, 130, 120]),  # what ffmpeg makes of 8 frames per second
+        ("PNG", 8.0, [130, 120, 130, 120]),
+        ("GIF", 24.0, [40, 40, 50, 40]),
+        ("WEBP", 30.0, [33, 33, 34, 33]),
+        ("WEBP", 30.0, [34, 33, 33, 34]),
+        ("WEBP", 240.0, [5, 4, 4, 4]),
+    ],
+)
+def test_frames_whose_times_a_file_rounds_are_all_shown(kind: str, rate: float, durations: list[int]) -> None:
+    found = read_video(animation([0, 51, 102, 153], durations, kind), kind.lower(), frame_rate=rate)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
+
+
 def test_a_still_for_other_programs_is_no_frame() -> None:
     frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in (255, 0, 51, 102, 153)]
     buffer = io.BytesIO()
@@ -96,7 +112,7 @@ def test_bytes_are_read_as_0_to_255() -> None:
         (npy(np.zeros((1, 3, 16, 16), np.uint8)), "npy", "expected at least 4 frames, got 1"),
         (npy(np.zeros((4, 16, 16, 3), np.uint8)), "npy", r"expected \(time, 3, height, width\), got \(4, 16, 16, 3\)"),
         (animation([5], 100), "gif", "one frame, which is a picture"),
-        (animation([0, 50], 100), "gif", "expected at least 4 frames, got 2"),
+        (animation([0, 50], 100), "gif", "it is shown for 0.2 s, which is 2 frames at 8 per second, expected 4; set"),
         (b"....ftypmp42", "mp4", r"expected .npy or an animated .*convert it first \(ffmpeg"),
         (b"garbage", "gif", "this is not a picture"),
     ],
@@ -197,6 +213,12 @@ def test_tables_are_read_with_and_without_names() -> None:
         assert found[:, 0].tolist() == pytest.approx([0.1, 9.8, 0, 0, 0, 0.01])
 
 
+def test_columns_go_by_their_names() -> None:
+    text = "rate_z, rate_y, rate_x, acceleration_z, acceleration_y, acceleration_x\n" + "6,5,4,3,2,1\n" * 3
+    found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
+    assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("form", ["%.6e", "%.6E", "%g"])
 def test_a_first_line_of_numbers_is_no_header(form: str) -> None:
     rows = np.random.default_rng(0).normal(size=(6, 6))
@@ -211,6 +233,12 @@ def test_a_first_line_of_numbers_is_no_header(form: str) -> None:
     ("data", "extension", "message"),
     [
         (b"0,1,0,0,0,0\n" * 4, "csv", r"looks like g; multiply by 9.81"),
+        (
+            b"0,0,0,0.2,9.8,0\n" * 4,
+            "csv",
+            "rate is 9.80 mostly, which looks like the acceleration at rest; expected",
+        ),
+        (",".join(imu.NAMES).encode() + b"\n0,9.8,0\n" * 4, "csv", r"expected \(6, time\).*got \(3, 4\)"),
         (b"0,9.8,0\n" * 4, "csv", r"expected \(6, time\).*got \(3, 4\)"),
         (b"0,9.8,0,0,0\n1,2\n", "csv", "line 2: expected 5 numbers as in the lines before, got 2"),
         (b"", "json", "expected .npy or .csv"),

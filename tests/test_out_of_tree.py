@@ -33,16 +33,22 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     assert NAME not in shell.run("zoo list")
 
-    # A small model without the plugin, to be loaded again when it is there.
-    shell.run("zoo data make scenes data --train 256 --test 64")
-    shell.run("zoo data derive data --only rgb_patches")
-    shell.run("zoo tokenizer train rgb_patches --data data")
-    shell.run("zoo tokenizer train depth --data data --steps 20")
-    shell.run("zoo tokenize data --out old_tokens --only rgb_patches,depth")
-    train = "zoo backbone train --tokens old_tokens --out old_run --preset nano --set steps=4 --set batch_size=8"
-    shell.run(train)
-    old_model = (tmp_path / "old_run" / "model.safetensors").read_bytes()
-    old_tokens = {path: path.read_bytes() for path in (tmp_path / "old_tokens").rglob("*.arrow")}
+    # A small model without the plugin, in a folder of its own, to be loaded again when it is there.
+    def earlier(command: str) -> None:
+        shell.run(command, within="old")
+
+    old = tmp_path / "old"
+    earlier("zoo data make scenes data --train 256 --test 64")
+    earlier("zoo data derive data --only rgb_patches")
+    earlier("zoo tokenizer train rgb_patches --data data")
+    earlier("zoo tokenizer train depth --data data --steps 20")
+    tokenize = "zoo tokenize data --out tokens --only rgb_patches,depth"
+    earlier(tokenize)
+    train = "zoo backbone train --tokens tokens --out run --preset nano --set steps=4 --set batch_size=8"
+    earlier(train)
+    old_model = (old / "run" / "model.safetensors").read_bytes()
+    old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")}
+    assert old_tokens
 
     printed = {}
     for path, text in page_steps(PAGE):
@@ -66,19 +72,19 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert NAME in page and "zoo-elevation 0.1.0" in page
 
     # What was there before still loads, and is what it was.
-    generated = "zoo backbone generate old_run --given rgb_patches --make depth --samples 2 --out old_made"
-    shell.run(generated)
-    shell.run(train)
-    assert (tmp_path / "old_run" / "model.safetensors").read_bytes() == old_model
-    shell.run("zoo tokenize data --out old_tokens --only rgb_patches,depth")
-    assert {path: path.read_bytes() for path in (tmp_path / "old_tokens").rglob("*.arrow")} == old_tokens
+    generated = "zoo backbone generate run --given rgb_patches --make depth --samples 2 --out made"
+    earlier(generated)
+    earlier(train)
+    assert (old / "run" / "model.safetensors").read_bytes() == old_model
+    earlier(tokenize)
+    assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")} == old_tokens
 
     # Without it all others go on, and what needs it says so.
     shell.run("pip uninstall --yes zoo-elevation")
     assert NAME not in shell.run("zoo list")
-    shell.run(generated.replace("old_made", "old_made_again"))
-    first, second = (sorted((tmp_path / name).rglob("*.npy")) for name in ("old_made", "old_made_again"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    earlier(f"{generated}_again")
+    first, second = (sorted((old / name).rglob("*.npy")) for name in ("made", "made_again"))
+    assert first and [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     refused = shell.run("zoo backbone generate run --given rgb_patches --make elevation --out no", 1)
     assert "elevation" in refused and len(refused.strip().splitlines()) == 1
     assert core_digest() == before, "a file of the core or the backbone was changed"

@@ -62,8 +62,15 @@ def test_integers_become_reflectance(write: Any) -> None:
         (
             tiff_bytes(np.eye(4)[None] * np.ones((12, 1, 1)), nodata=0),
             "tif",
-            "12 of 16 pixels have no data, which is 0",
+            "12 of 16 pixels have no data, which 0 in all bands stands for",
         ),
+        (
+            npy(np.kron(np.ones((12, 1, 1)), np.eye(4)).astype(np.uint16) * 3000),
+            "npy",
+            "12 of 16 pixels have no data, which 0 in all bands stands for",
+        ),
+        (tiff_bytes(np.full((12, 4, 4), 3000, np.uint16), scale=0.01), "tif", "names scale 0.01 and offset 0, and the"),
+        (tiff_bytes(np.full((12, 4, 4), 0.3, np.float32), scale=0.01), "tif", "floats that are reflectance, and the"),
         (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
         (npy(np.full((12, 4, 4), -9999, np.float32)), "npy", "got -9999, as where there is no data; leave such"),
         (tiff(np.full((12, 4, 4), 0.3 + 0.4j, np.complex64)), "tif", "as floats or integers, got complex64; leave"),
@@ -91,9 +98,57 @@ def test_noise_below_0_is_cut_off_in_floats_as_in_integers() -> None:
 
 def test_bands_are_not_taken_for_colours() -> None:
     bands = np.arange(64, dtype=np.float32).reshape(2, 8, 4)
-    found, nodata = read_tiff(tiff_bytes(bands))  # a warning of tifffile would be an error
-    np.testing.assert_array_equal(found, bands)
-    assert nodata is None and read_tiff(tiff_bytes(bands, nodata=-9999))[1] == -9999
+    found = read_tiff(tiff_bytes(bands))  # a warning of tifffile would be an error
+    np.testing.assert_array_equal(found.numbers, bands)
+    assert (found.nodata, found.scale, found.offset) == (None, 1, 0)
+    assert read_tiff(tiff_bytes(bands, nodata=-9999)).nodata == -9999
+
+
+def of_two_pages(mask: np.ndarray, metadata: str = "") -> bytes:
+    """Heights, with a mask as GDAL writes it, and its own description."""
+    buffer = io.BytesIO()
+    tags = [(42112, "s", 0, metadata, True)] if metadata else []
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(np.full((4, 4), 1200, np.int16), photometric="minisblack", metadata=None, extratags=tags)
+        writer.write(mask, photometric="mask", subfiletype=4, metadata=None)
+    return buffer.getvalue()
+
+
+def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
+    whole = np.full((4, 4), True)
+    found = heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
+    assert found.shape == (1, 4, 4) and (found == 1200).all()
+    whole[0] = False
+    with pytest.raises(InvalidValueError, match="4 of 16 pixels have no data, says the mask in this file"):
+        heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
+
+
+def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
+    def described(*items: str) -> bytes:
+        words = "".join(f'<Item name="X" sample="{n}" role="{item}' for n, item in enumerate(items))
+        return of_two_pages(np.full((4, 4), True), f"<GDALMetadata>{words}</GDALMetadata>")
+
+    def read(data: bytes, **own: Any) -> Any:
+        return heightmap.plugin.read_value(data, "tif", settings("heightmap", **own))
+
+    both = described('scale">0.1</Item>', 'offset">-20</Item>')
+    np.testing.assert_allclose(read(both), 100)
+    with pytest.raises(InvalidValueError, match="16 of 16 pixels have no height, which 1200 stands for"):
+        read(both, nodata=1200.0)  # as the file has it
+    np.testing.assert_allclose(read(described('description">ground</Item>')), 1200)
+    with pytest.raises(InvalidValueError, match="its bands have scales or offsets of their own"):
+        read(described('scale">0.1</Item>', 'scale">0.2</Item>'))
+    numbers = tiff_bytes(np.full((12, 4, 4), 3000, np.uint16), scale=0.0001)
+    found = multispectral.plugin.read_value(numbers, "tif", settings("multispectral"))
+    np.testing.assert_allclose(found, 0.3, rtol=1e-6)
+
+
+def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:
+    numbers = np.zeros((12, 4, 4), np.uint16)
+    own = settings("multispectral", nodata=float("nan"))
+    assert (multispectral.plugin.read_value(npy(numbers), "npy", own) == 0).all()
+    floats = multispectral.plugin.read_value(npy(numbers.astype(np.float32)), "npy", settings("multispectral"))
+    assert (floats == 0).all()
 
 
 def test_a_pixel_has_no_data_where_no_band_has() -> None:
@@ -215,5 +270,5 @@ def test_what_stands_for_a_missing_height_is_a_setting() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.array([[0, 970]], np.uint16)).save(buffer, format="PNG")
     own = settings("heightmap", nodata=0.0, png_scale=0.1, png_offset=-100.0)
-    with pytest.raises(InvalidValueError, match="1 of 2 pixels have no height, which -100 stands for"):
+    with pytest.raises(InvalidValueError, match="1 of 2 pixels have no height, which 0 stands for"):
         heightmap.plugin.read_value(buffer.getvalue(), "png", own)

@@ -302,7 +302,7 @@ def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
     assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
 
 
-@pytest.mark.parametrize("text", ["", "é", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
+@pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
     """Also one that begins as a byte order mark does."""
     spec = ValueSpec(kind="text")

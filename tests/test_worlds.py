@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, PluginError
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.source import SourceSpec
 
 bouncing = pytest.importorskip("zoo_worlds.bouncing")
 terrain = pytest.importorskip("zoo_worlds.terrain")
@@ -52,6 +56,32 @@ def test_bad_counts_and_settings_are_refused(source: Any) -> None:
             source.samples(few.split("'")[1], None, 0, Settings("world", {}))
     with pytest.raises(ConfigError, match="image_size: expected 8 to 1024, got 4"):
         source.samples("train", 1, 0, Settings("world", {"image_size": 4}))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"frame_rate": 16.0}, r"video: frame_rate is 8.0, and bouncing gives values of frame_rate=16.0; set \[mod"),
+        (
+            {"sample_rate": 8000, "seconds": 2.0},
+            "audio: sample_rate is 16000, and bouncing gives values of sample_rate",
+        ),
+        ({"imu_rate": 256.0}, r"imu: sample_rate is 128.0, .* or make data with --set imu_rate=128.0"),
+    ],
+)
+def test_rates_that_values_do_not_show_agree_with_the_modalities(
+    own: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    zoo = Zoo.from_tables({"zoo": {"modalities": ["video", "audio", "imu"]}})
+    with pytest.raises(ConfigError, match=message):
+        make_data(zoo, "bouncing", tmp_path / "data", train=1, test=0, options=own)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_source_agrees_in_settings_that_it_has() -> None:
+    agrees = {"imu": {"sample_rate": "rate"}}
+    with pytest.raises(PluginError, match="world: SourceSpec agrees: rate: expected settings of the source"):
+        SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agrees)
 
 
 # ---------------------------------------------------------------- physics

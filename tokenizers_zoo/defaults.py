@@ -20,7 +20,10 @@ MARK = "\ufeff"  # at the start of a file, says that it is UTF-8
 
 
 def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
-    """One value from `.npy`, `.txt` (UTF-8) or `.json` bytes, by the kind of the spec. Raises InvalidValueError."""
+    """One value from `.npy`, `.txt` (UTF-8) or `.json` bytes, by the kind of the spec. Raises InvalidValueError.
+
+    A line feed at the end of a `.txt`, which editors put there, is not part of the text; lines may end as on Windows.
+    """
     expected = EXTENSIONS[spec.kind]
     if extension != expected:
         raise InvalidValueError(f"expected a .{expected} file, got .{extension}")
@@ -28,7 +31,7 @@ def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
         if spec.kind == "array":
             return array_of(data)
         text = text_of(data)
-        return text if spec.kind == "text" else json.loads(text)
+        return text.replace("\r\n", "\n").removesuffix("\n") if spec.kind == "text" else json.loads(text)
     except (ValueError, OSError) as error:
         raise InvalidValueError(f"damaged .{extension} file: {error}") from error
 
@@ -40,7 +43,7 @@ def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
         buffer = io.BytesIO()
         np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)  # also one without an axis stays so
         return buffer.getvalue(), extension
-    text = value if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = f"{value}\n" if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
     mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
     return f"{mark}{text}".encode(), extension
 

@@ -78,14 +78,14 @@ class PretrainedConfig:
         with contextlib.suppress(OSError, ValueError, PretrainedError):  # absent from the cache, or only in part
             return self._checked(self._snapshot(cached=True))
         if not download:
-            advice = "fetch it by zoo data derive DATA --only NAME, or set network.model to a local folder"
+            advice = "fetch it by zoo data derive DATA --only NAME, or set its model to a local folder"
             raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
         try:
             return self._checked(self._snapshot(cached=False))
         except (OSError, ValueError) as error:  # the hub's errors are OSErrors or ValueErrors
             reason = " ".join(str(error).split())[:200]
             what = f"{self.model}: no such folder, and the hub does not give it: {reason}"
-            raise PretrainedError(f"{what}; copy it here, and set network.model to that folder") from None
+            raise PretrainedError(f"{what}; copy it here, and set its model to that folder") from None
 
     def _snapshot(self, *, cached: bool) -> Path:
         from huggingface_hub import snapshot_download

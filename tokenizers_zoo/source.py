@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -18,8 +18,9 @@ Sample = tuple[str, Mapping[str, Any]]
 class SourceSpec:
     """A source's name, what it gives, under which licence, and its settings (a frozen dataclass with defaults).
 
-    `classes` names the class ids per modality where the source's values are class ids, so that a modality declared
-    with other classes is noticed before data are made. `settings` None means that the source takes none.
+    `classes` names the class ids per modality where the source's values are class ids, and `agrees` its settings that
+    have to be equal to one of the source's, such as `{"imu": {"sample_rate": "imu_rate"}}` where a rate cannot be seen
+    in the values: what disagrees is noticed before data are made. `settings` None means that the source takes none.
     """
 
     name: str
@@ -27,11 +28,15 @@ class SourceSpec:
     modalities: tuple[str, ...]
     licence: str
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    agrees: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
     settings: type | None = None
 
     def __post_init__(self) -> None:
         if not self.summary or "\n" in self.summary:
             raise PluginError(f"{self.name}: SourceSpec summary: expected one line")
+        known = {own.name for own in fields(self.settings)} if self.settings is not None else set[str]()
+        if unknown := sorted({own for keys in self.agrees.values() for own in keys.values()} - known):
+            raise PluginError(f"{self.name}: SourceSpec agrees: {', '.join(unknown)}: expected settings of the source")
 
 
 class MadeSamples(Sequence[Sample]):

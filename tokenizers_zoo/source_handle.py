@@ -58,6 +58,19 @@ class SourceHandle:
         except ConfigError:
             return self.spec.settings
 
+    def settings_with(self, options: Mapping[str, Any]) -> Any:
+        """The source's settings with `options`; None where it takes none. Raises ConfigError for unknown ones."""
+        settings = self._checked(options)
+        return None if self.spec.settings is None else settings.take(self.spec.settings)
+
+    def _checked(self, options: Mapping[str, Any] | None) -> Settings:
+        settings = Settings(self.name, options, shared=self._shared)
+        if self.spec.settings is not None:
+            settings.take(self.spec.settings)
+        elif settings:
+            raise ConfigError(f"source {self.name} takes no settings, got {', '.join(settings)}")
+        return settings
+
     def shared_settings(self) -> dict[str, Any]:
         """The source's settings that `[zoo]` gives."""
         fields = () if self.spec.settings is None else dataclasses.fields(self.spec.settings)
@@ -70,11 +83,7 @@ class SourceHandle:
 
         `options` are the source's settings. Raises ConfigError for those that it does not take.
         """
-        settings = Settings(self.name, options, shared=self._shared)
-        if self.spec.settings is not None:
-            settings.take(self.spec.settings)
-        elif settings:
-            raise ConfigError(f"source {self.name} takes no settings, got {', '.join(settings)}")
+        settings = self._checked(options)
         given = self._call("samples", split=split, count=count, seed=seed, settings=settings)
         if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
             raise PluginError(f"{self.name}: samples of {self._claim} gave {describe(given)}, expected a sequence")

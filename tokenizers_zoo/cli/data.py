@@ -127,7 +127,10 @@ def make(
 @data.command()
 @DATA
 @click.option(
-    "--only", metavar="NAMES", help="Comma-separated modalities. Default: all that can be derived and are absent."
+    "--only",
+    metavar="NAMES",
+    help="Comma-separated modalities; networks that they lack are downloaded. Default: all that "
+    "are absent and can be derived without a download.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 def derive(data_dir: Path, only: str | None, workers: int | None) -> None:

@@ -105,6 +105,25 @@ def to_divide_by(deviations: torch.Tensor) -> torch.Tensor:
     return deviations.where(deviations > 1e-6, least)
 
 
+def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation (channels,), float64, of each channel of batches (batch, channels, ...), one at a time.
+
+    Their sums of squares are joined around the mean so far (Chan, Golub and LeVeque 1979), so that nothing cancels.
+    """
+    import torch
+
+    count, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for batch in batches:
+        numbers = batch.double().transpose(0, 1).flatten(1)
+        new = numbers.shape[1]
+        variance, average = torch.var_mean(numbers, dim=1, correction=0)
+        shift = average - mean
+        squares = squares + new * variance + shift**2 * (count * new / (count + new))
+        mean = mean + shift * (new / (count + new))
+        count += new
+    return mean, (squares / count).sqrt()
+
+
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     """Mean and deviation of each number over all rows of values `(rows, numbers)`, float32.
 

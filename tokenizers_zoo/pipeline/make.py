@@ -87,8 +87,9 @@ def make_data(
     `train` and `test` count samples; None means all that the source has, 0 none. What is there already is kept: the
     same command goes on after a kill, writes a modality that was installed since, or makes more of the same samples.
     Of files that were replaced, or that a modality reads with other settings now, values are made again.
-    The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes are not the source's,
-    DataError where `out` holds values of another source, seed or size, CheckpointError where another command writes it.
+    The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes, or settings that have to
+    agree, are not the source's, DataError where `out` holds values of another source, seed or size, CheckpointError
+    where another command writes it.
     """
     source = zoo.source(source_name)
     options = dict(options or {})
@@ -97,7 +98,7 @@ def make_data(
     _samples.cache_clear()  # a folder's files may be others than at the last call in this process
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
-    given = {split: _given(zoo, source, samples, result) for split, samples in opened.items()}
+    given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
     with disk_errors(out), one_writer(out):
         jobs = []
         for split, samples in opened.items():
@@ -118,10 +119,13 @@ def make_data(
     return result.check()
 
 
-def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> list[ModalityHandle]:
+def _given(
+    zoo: Zoo, source: SourceHandle, samples: Any, options: Mapping[str, Any], result: RunResult
+) -> list[ModalityHandle]:
     """The enabled modalities that the source gives; instances under other names get their plugin's values.
 
-    Raises ConfigError where a modality's classes are not the source's.
+    Raises ConfigError where a modality's classes are not the source's, or a setting that has to agree with one of the
+    source's does not.
     """
     names = source.spec.modalities or getattr(samples, "modalities", ())
     at_source = {handle.name: name_at_source(handle, _offered(source, samples)) for handle in zoo.handles()}
@@ -141,12 +145,28 @@ def _given(zoo: Zoo, source: SourceHandle, samples: Any, result: RunResult) -> l
                 f"{handle.name}: declared with the {len(ours)} classes {_names(ours)}, and {source.name} gives the "
                 f"{len(theirs)} classes {_names(theirs)}; set [modalities.{handle.name}] classes to the source's"
             )
+        _check_agrees(source, options, handle, source.spec.agrees.get(at_source[handle.name], {}))
     if not found:
         raise ConfigError(
             f"{source.name} gives {', '.join(sorted(names)) or 'nothing'}, none of which is enabled; "
             f"enabled: {', '.join(zoo.names()) or 'none'}"
         )
     return found
+
+
+def _check_agrees(
+    source: SourceHandle, options: Mapping[str, Any], handle: ModalityHandle, agrees: Mapping[str, str]
+) -> None:
+    """Raises ConfigError where a setting of the modality is another than the one of the source that it goes by."""
+    if not agrees:
+        return
+    known, given = handle.known_settings(), source.settings_with(options)
+    for key, own in agrees.items():
+        if key in known and known[key] != (theirs := getattr(given, own)):
+            raise ConfigError(
+                f"{handle.name}: {key} is {known[key]}, and {source.name} gives values of {own}={theirs}; set "
+                f"[modalities.{handle.name}] {key} = {theirs}, or make data with --set {own}={known[key]}"
+            )
 
 
 def _offered(source: SourceHandle, samples: Any) -> Sequence[str]:

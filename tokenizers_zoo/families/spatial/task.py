@@ -17,7 +17,7 @@ from tokenizers_zoo.families.spatial.critic import PatchCritic, adaptive_weight,
 from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_losses, frequency_weights
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, SpatialVQ, model_inputs
 from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
-from tokenizers_zoo.families.statistics import to_divide_by
+from tokenizers_zoo.families.statistics import channel_statistics, to_divide_by
 from tokenizers_zoo.modality import Crop
 
 if TYPE_CHECKING:
@@ -63,13 +63,12 @@ class SpatialTask:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = SpatialVQ(self.modality.model_config(self.options))
         chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        values = torch.from_numpy(np.stack([train[int(index)] for index in chosen]))
+        values = (torch.from_numpy(train[int(index)]) for index in chosen)
         if self.modality.kind != "continuous":
             balance = self.table.class_balance if self.table.class_balance is not None else self.modality.class_balance
-            self.class_weights = frequency_weights(values, module.config.channels, balance)
+            self.class_weights = frequency_weights(torch.stack([*values]), module.config.channels, balance)
         elif self.modality.standardised:
-            inputs = self.modality.to_model(values).double()
-            std, mean = torch.std_mean(inputs, dim=(0, 2, 3), correction=0)
+            mean, std = channel_statistics(self.modality.to_model(value[None]) for value in values)
             if self.modality.common_scale:
                 std = std.square().mean().sqrt().expand_as(std)
             module.mean.copy_(mean[:, None, None])

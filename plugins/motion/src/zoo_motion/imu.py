@@ -84,7 +84,11 @@ class Imu(SeriesModality):
         return value * MIRRORED_SIGNS
 
     def read(self, data: bytes, extension: str, options: ImuSettings) -> NDArray[np.float32]:
-        """An .npy (6, time), or a .csv of 6 columns, a measurement a line, with or without a line of names."""
+        """An .npy (6, time), or a .csv of 6 columns, a measurement a line.
+
+        The columns are in the order of NAMES, or a first line has these names in another one. Raises ValueError, also
+        for what looks like g, or like the rates before the acceleration.
+        """
         if extension == "npy":
             value = read_array(data, extension)
             if value.dtype.kind != "f":
@@ -95,9 +99,14 @@ class Imu(SeriesModality):
             raise ValueError("expected .npy or .csv")
         if value.ndim != 2 or len(value) != self.channels:
             raise ValueError(f"expected ({self.channels}, time): {', '.join(NAMES)}; got {value.shape}")
-        felt = float(np.median(np.linalg.norm(value[:3], axis=0)))
+        felt, turned = (float(np.median(np.linalg.norm(part, axis=0))) for part in (value[:3], value[3:]))
         if 0.9 < felt < 1.1:
             raise ValueError(f"the acceleration is {felt:.2f} mostly, which looks like g; multiply by {GRAVITY}")
+        if abs(turned - GRAVITY) < 1 < abs(felt - GRAVITY):
+            raise ValueError(
+                f"the rotation rate is {turned:.2f} mostly, which looks like the acceleration at rest; expected the"
+                f" columns in the order {', '.join(NAMES)}, or a .csv whose first line has these names"
+            )
         return value.astype(np.float32)
 
     @hookimpl
@@ -108,6 +117,11 @@ class Imu(SeriesModality):
         return {
             "six columns": (line * options.length, "csv"),
             "a line of names before them": (names + line * options.length, "csv"),
+            "the same names in another order": (
+                ",".join(NAMES[3:] + NAMES[:3]).encode() + b"\n" + b"0,0,0,0,9.81,0\n" * options.length,
+                "csv",
+            ),
+            "the rates first, without names": (b"0,0,0,0,9.81,0\n" * options.length, "csv"),
             "acceleration in g": (b"0,1,0,0,0,0\n" * options.length, "csv"),
             "a column of times, too": (b"0.1," + (line + b"0.1,") * (options.length - 1) + line, "csv"),
             "semicolons instead of commas": (line.replace(b",", b";") * options.length, "csv"),
@@ -146,7 +160,10 @@ def _is_number(text: str) -> bool:
 
 
 def read_csv(data: bytes) -> NDArray[np.float64]:
-    """(columns, lines) of a file of numbers separated by commas. Raises ValueError, naming the line."""
+    """(columns, lines) of a file of numbers separated by commas, in the order of NAMES where its first line has these.
+
+    Raises ValueError, naming the line.
+    """
     lines = text_of(data).splitlines()
     words = lines[0].split(",") if lines else []
     first = 1 if any(map(str.isalpha, "".join(words))) and not any(map(_is_number, words)) else 0
@@ -161,7 +178,10 @@ def read_csv(data: bytes) -> NDArray[np.float64]:
         rows += [row] if row else []
     if not rows:
         raise ValueError("it holds no measurement")
-    return np.array(rows).T
+    columns, names = np.array(rows).T, [word.strip() for word in words]
+    if len(columns) == len(names) and sorted(names) == sorted(NAMES):
+        columns = columns[[names.index(name) for name in NAMES]]
+    return columns
 
 
 plugin = Imu()

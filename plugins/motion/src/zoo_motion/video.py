@@ -19,6 +19,8 @@ PSNR_CEILING = 100.0
 """PSNR of two equal videos, dB, where the formula has no bound."""
 COLUMNS = 4
 """Frames in a row of a contact sheet."""
+HALF_TICK = 5.0
+"""Milliseconds by which a frame of an animation may begin late: half of GIF's unit, by which its times are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,8 @@ class VideoSettings(ClipSettings):
     """Settings of video."""
 
     frame_rate: float = 8.0
-    """Frames per second of the values; of animated files the frame that is shown at each of these times is taken."""
+    """Frames per second of the values; of animated files the frame that is shown at each of these times is taken, one
+    that begins up to 5 ms late included, as such files round their times."""
 
     def __post_init__(self) -> None:
         ClipSettings.__post_init__(self)
@@ -107,14 +110,17 @@ class Video(ClipModality):
 
 
 def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.float32]:
-    """The frames (time, 3, height, width) that an animation shows at 0, 1, ... x 1 / `frame_rate` s. Raises ValueError.
+    """The frames (`frames`, 3, height, width) that an animation shows at 0, 1, ... x 1 / `frame_rate` s.
 
-    It may be shorter than `frames`, and it is not started again. Transparent parts are laid over white, as in pictures.
+    Files round the times of their frames, so that one that begins up to HALF_TICK late is shown already (but no more
+    than half of 1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and
+    for other files. Transparent parts are laid over white, as in pictures.
     """
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
     shown: list[NDArray[np.float32]] = []
     until = 0.0  # milliseconds
+    late = min(HALF_TICK, 500 / frame_rate)
     try:
         with Image.open(io.BytesIO(data)) as image:
             if getattr(image, "n_frames", 1) < 2:
@@ -128,12 +134,17 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
                 levels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32)
                 pixels = levels.transpose(2, 0, 1) / np.float32(255)
-                while len(shown) < frames and len(shown) * 1000 / frame_rate < until:
+                while len(shown) < frames and len(shown) * 1000 / frame_rate + late < until:
                     shown.append(pixels)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (Image.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {str(error).splitlines()[0]}") from None
+    if len(shown) < frames:
+        raise ValueError(
+            f"it is shown for {until / 1000:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
+            f" {frames}; set frames lower, or frame_rate higher"
+        )
     return np.stack(shown)
 
 

@@ -70,27 +70,32 @@ class Heightmap(SpatialModality):
         return (outputs.clamp(-6, 6).sinh() * KNEE).clamp(self.low, self.high)
 
     def read(self, data: bytes, extension: str, options: HeightmapSettings) -> NDArray[np.float32]:
-        """Metres in a .tif or .npy, or a 16-bit PNG with `png_scale`. Raises ValueError, also for missing heights."""
-        missing = [options.nodata]
+        """Metres in a .npy, in a .tif with the scale and offset that it names, or a 16-bit PNG with `png_scale`.
+
+        Raises ValueError, also for missing heights.
+        """
+        missing, scale, offset = {options.nodata}, 1.0, 0.0
         if extension == "npy":
             value = read_array(data, extension)
         elif extension in ("tif", "tiff"):
-            value, named = read_tiff(data)
-            missing += [] if named is None else [named]
+            raster = read_tiff(data)
+            value, scale, offset = raster.numbers, raster.scale, raster.offset
+            missing |= set() if raster.nodata is None else {raster.nodata}
         else:
             image = open_image(data, extension, EXACT_EXTENSIONS)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
-            value = np.asarray(image).astype(np.float64) * options.png_scale + options.png_offset
-            missing = [number * options.png_scale + options.png_offset for number in missing]
+            value, scale, offset = np.asarray(image), options.png_scale, options.png_offset
         value = value[None] if value.ndim == 2 else value
         if value.ndim != 3 or len(value) != 1:
             raise ValueError(f"expected (1, height, width), got {value.shape}")
         if value.dtype.kind not in "iuf":
             raise ValueError(f"expected metres as floats or integers, got {value.dtype}")
         if (holes := np.logical_or.reduce([equal(value, number) for number in missing])).any():
-            numbers = " or ".join(f"{number:g}" for number in sorted({*missing}))
+            numbers = " or ".join(f"{number:g}" for number in sorted(missing))
             raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {numbers} stands for")
+        if (scale, offset) != (1.0, 0.0):
+            value = value.astype(np.float64) * scale + offset
         bad = ~((value >= self.low) & (value <= self.high))
         if bad.any():
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels are no height in [{self.low:g}, {self.high:g}] m")
@@ -106,6 +111,7 @@ class Heightmap(SpatialModality):
         named[0, 0] = 0
         return {
             "16-bit integers": (tiff_bytes(metres), "tif"),
+            "decimetres, by the scale that the file names": (tiff_bytes(metres, scale=0.1), "tif"),
             "a pixel without data, -32768": (tiff_bytes(holed), "tif"),
             "a pixel of the number that the file names for no data": (tiff_bytes(named, nodata=0), "tif"),
         }

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import bands_first, equal, read_tiff, tiff_bytes
+from zoo_raster.tiff import Raster, bands_first, equal, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {
     "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
@@ -47,6 +47,9 @@ class MultispectralSettings(SpatialSettings):
     """Reflectance per unit of files of integers."""
     offset: float = 0.0
     """Reflectance that is added to it: -0.1 for Sentinel-2 products since baseline 04.00."""
+    nodata: float = 0.0
+    """The number of a pixel without data in files of integers, where all bands have it, beside one that a .tif names:
+    0 in Sentinel-2 products; nan: none is."""
     gain: float = field(default=3.0, metadata=SHOWN)
     """By how much reflectance is brightened in pictures."""
 
@@ -91,8 +94,8 @@ class Multispectral(SpatialModality):
         """
         if extension not in ("npy", "tif", "tiff"):
             raise ValueError("expected .tif or .npy")
-        array, nodata = (read_array(data, extension), None) if extension == "npy" else read_tiff(data)
-        value = bands_first(array, self.channels)
+        raster = Raster(numbers=read_array(data, extension)) if extension == "npy" else read_tiff(data)
+        value = bands_first(raster.numbers, self.channels)
         if value.dtype.kind == "c":
             raise ValueError(f"expected reflectance as floats or integers, got {value.dtype}; leave phases out")
         if value.dtype.itemsize == 1:
@@ -100,12 +103,23 @@ class Multispectral(SpatialModality):
                 f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
                 " the eye; save the product's own numbers"
             )
-        if nodata is not None and (holes := equal(value, nodata).all(axis=0)).any():
+        missing = set() if raster.nodata is None else {raster.nodata}
+        missing |= {options.nodata} if value.dtype.kind in "iu" else set()
+        if (holes := np.logical_or.reduce([_in_all_bands(value, number) for number in missing])).any():
+            numbers = " or ".join(f"{number:g}" for number in sorted(missing))
             raise ValueError(
-                f"{int(holes.sum())} of {holes.size} pixels have no data, which is {nodata:g} in this file"
+                f"{int(holes.sum())} of {holes.size} pixels have no data, which {numbers} in all bands stands for"
             )
+        named = raster.scale, raster.offset
         if value.dtype.kind in "iu":
+            if named not in ((1.0, 0.0), (options.scale, options.offset)):
+                raise ValueError(
+                    f"the file names scale {named[0]:g} and offset {named[1]:g}, and the settings have"
+                    f" {options.scale:g} and {options.offset:g}; set scale and offset to those of the file"
+                )
             value = reflectance(value, options)
+        elif named != (1.0, 0.0):
+            raise ValueError("expected floats that are reflectance, and the file names a scale; save it applied")
         if not np.isfinite(value).all():
             raise ValueError("every number has to be finite")
         top = float(np.max(value))
@@ -113,14 +127,17 @@ class Multispectral(SpatialModality):
             raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
         if (low := float(np.min(value))) < -NOISE:
             raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; leave such rasters out")
-        return np.maximum(value, 0).astype(np.float32)
+        return np.maximum(value, 0, dtype=np.float32)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """Rasters as products come."""
         numbers = np.full((8, 8, self.channels), 3000, np.uint16)
+        edge = numbers.copy()
+        edge[:4] = 0
         return {
             "16-bit integers, bands last": (tiff_bytes(numbers), "tif"),
+            "half of it beyond the edge of the swath, 0 in all bands": (tiff_bytes(edge), "tif"),
             "reflectance as floats": (tiff_bytes((numbers / 10000).astype(np.float32)), "tiff"),
             "three bands": (tiff_bytes(numbers[..., :3]), "tif"),
             "reflectance times 10000 as floats": (array_bytes(numbers.astype(np.float32)), "npy"),
@@ -143,19 +160,26 @@ class Multispectral(SpatialModality):
         return {"psnr": float(np.mean(psnr)), "spectral_angle": float(np.mean(angles))}
 
 
-def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float64]:
+def _in_all_bands(value: NDArray[Any], number: float) -> NDArray[np.bool_]:
+    """Which pixels (height, width) of bands (first axis) hold a number in all bands; band by band, for the memory."""
+    return np.logical_and.reduce([equal(band, number) for band in value])
+
+
+def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float32]:
     """Reflectance in [0, LARGEST] of a product's integers; noise below 0 and glints above LARGEST are cut off.
 
     Raises ValueError where more than these can explain lies outside.
     """
-    value = numbers * options.scale + options.offset
+    value = numbers.astype(np.float32)  # and from here on in place: a whole scene is large
+    value *= options.scale
+    value += options.offset
     advice = f"set scale and offset to those of the product (now {options.scale:g} and {options.offset:g})"
     low, high = float(np.min(value)), float(np.max(value))
     if low < min(options.offset, -NOISE) - 1e-6:
         raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; {advice}")
     if (share := float(np.mean(value > LARGEST))) > GLINTS:
         raise ValueError(f"expected reflectance up to {LARGEST:g}, got {high:g}, and {share:.0%} above it; {advice}")
-    return np.clip(value, 0, LARGEST)
+    return np.clip(value, 0, LARGEST, out=value)
 
 
 def spectral_angle(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:

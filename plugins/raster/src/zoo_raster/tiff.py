@@ -4,44 +4,76 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by the error
 
+GDAL_METADATA, GDAL_NODATA = 42112, 42113
+"""The tags by which GDAL says how numbers become values, and which stands for pixels without data (GTiff driver)."""
+MASK = 4  # the kind of a page that says where another has data (TIFF 6.0, NewSubfileType)
 
-GDAL_NODATA = 42113
-"""The tag by which GDAL says which number stands for pixels without data (GDAL, GeoTIFF driver)."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Raster:
+    """What a TIFF file holds."""
+
+    numbers: NDArray[Any]
+    """(height, width), or with the bands as the file has them."""
+    nodata: float | None = None
+    """The one that stands for a pixel without data, None where the file names none."""
+    scale: float = 1.0
+    """A value is `scale` times its number, plus `offset`."""
+    offset: float = 0.0
 
 
-def read_tiff(data: bytes) -> tuple[NDArray[Any], float | None]:
-    """The array of a TIFF file, (height, width) or with the bands as the file has them, and its number for no data.
-
-    Raises ValueError.
-    """
+def read_tiff(data: bytes) -> Raster:
+    """A TIFF file. Raises ValueError, also where a mask in it says that pixels have no data."""
     import tifffile
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages = len(file.pages)
-            array = np.asarray(file.asarray()) if pages else np.empty(0)
-            tag = file.pages.first.tags.get(GDAL_NODATA) if pages else None
-            nodata = float(str(tag.value).strip("\x00 ")) if tag is not None else None
+            numbers = np.asarray(file.asarray()) if pages else np.empty(0)
+            tags: Any = file.pages.first.tags if pages else {}
+            nodata = float(str(tags[GDAL_NODATA].value).strip("\x00 ")) if GDAL_NODATA in tags else None
+            scale, offset = _units(str(tags[GDAL_METADATA].value)) if GDAL_METADATA in tags else ({1.0}, {0.0})
+            holes = [np.asarray(page.asarray()) == 0 for page in file.pages[1:] if page.aspage().subfiletype == MASK]
     except Exception as error:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
     if not pages:
         raise ValueError("cannot be read as TIFF: there is no picture in it; the file may be cut off")
-    return array, nodata
+    for mask in holes:
+        if mask.any():
+            raise ValueError(f"{int(mask.sum())} of {mask.size} pixels have no data, says the mask in this file")
+    if len(scale) > 1 or len(offset) > 1:
+        raise ValueError("its bands have scales or offsets of their own; save all of them in one unit")
+    return Raster(numbers=numbers, nodata=nodata, scale=scale.pop(), offset=offset.pop())
 
 
-def tiff_bytes(array: NDArray[Any], nodata: float | None = None) -> bytes:
-    """An array as a TIFF file, with a number for pixels without data."""
+def _units(metadata: str) -> tuple[set[float], set[float]]:
+    """The scales and offsets of the bands, as GDAL writes them: an item of that role for each band."""
+    items = ElementTree.fromstring(metadata.strip("\x00 \n")).iter("Item")
+    found: dict[str, set[float]] = {"scale": set(), "offset": set()}
+    for item in items:
+        if (role := item.get("role", "")) in found:
+            found[role].add(float(item.text or "nan"))
+    return found["scale"] or {1.0}, found["offset"] or {0.0}
+
+
+def tiff_bytes(array: NDArray[Any], nodata: float | None = None, scale: float | None = None) -> bytes:
+    """An array as a TIFF file, with a number for pixels without data, and what a number is worth."""
     import tifffile
 
     buffer = io.BytesIO()
     tags = [] if nodata is None else [(GDAL_NODATA, "s", 0, f"{nodata:g}", True)]
+    if scale is not None:
+        item = f'<Item name="SCALE" sample="0" role="scale">{scale:g}</Item>'
+        tags.append((GDAL_METADATA, "s", 0, f"<GDALMetadata>{item}</GDALMetadata>", True))
     # Without "minisblack" some shapes would be taken for colours.
     tifffile.imwrite(buffer, array, photometric="minisblack", extratags=tags)
     return buffer.getvalue()

@@ -73,6 +73,11 @@ class BouncingSource:
             summary="balls that bounce in a box, filmed by hand: video, exact flow, sound, inertial sensor",
             modalities=("video", "flow", "audio", "imu"),
             licence="Apache-2.0, made by this code",
+            agrees={
+                "video": {"frame_rate": "frame_rate"},
+                "audio": {"sample_rate": "sample_rate"},
+                "imu": {"sample_rate": "imu_rate"},
+            },
             settings=BouncingSettings,
         )
 
