@@ -280,6 +280,14 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
 
 
+@pytest.mark.parametrize("name", ["README.md", "metrics.jsonl", "store.json"])
+def test_a_folder_of_somebody_is_not_trained_into(name: str, store: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=f"holds .*{name}.*; give another --out"):
+        train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "training_state.json").exists()
+
+
 def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
     """Killed it would go on with others; finished it would be taken for a model of these."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))

@@ -39,6 +39,7 @@ from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data import shards
+from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
@@ -375,6 +376,24 @@ def test_figures_are_those_of_the_data_and_tokens_asked_for(world: World, tmp_pa
     write_part(part, metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
     changed = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
     assert changed["pairs"][0]["score"] != first["pairs"][0]["score"]
+
+
+def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
+    """Known by the seed of the source; where one of them is not known, nothing is said."""
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    for name, seed in (("data", 0), ("other", 1)):
+        shutil.copytree(world.data, tmp_path / name)
+        record_entry(tmp_path / name, "test", "dark", {"source": "pairs", "seed": seed})
+    shutil.copytree(world.tokens, tmp_path / "tokens")
+
+    def asked(data: str) -> Any:
+        return evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / data, given=[("light",)], config=config)
+
+    asked("other")
+    StoreRecord.note(tmp_path / "tokens", tmp_path / "data", {"test": samples_identity(tmp_path / "data", "test")}, [])
+    asked("data")
+    with pytest.raises(DataError, match="other: its samples of the split test are others than those that the tokens"):
+        asked("other")
 
 
 def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(world: World, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "tokenizers_zoo": (
         "errors", "config", "keys", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers",
-        "source", "values", "data.samples", "hookspecs", "wordpieces", "ml4m.words", "vocabulary", "quantizers",
+        "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs", "wordpieces",
+        "ml4m.words", "vocabulary", "quantizers",
         "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
         "training.batches", "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery",
         "codec", "handle", "source_handle", "registry", "pipeline", "report", "report.pictures", "report.samples",

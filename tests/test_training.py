@@ -276,6 +276,29 @@ def test_other_values_of_the_same_number_are_another_run(uninterrupted: Path, tm
     train(VectorTask(), samples("c"), CONFIG, tmp_path / "old", 0, on_step=lambda _: pytest.fail("again"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("README.md", "holds README.md, no run's, which would be replaced; give another --out"),
+        ("metrics.jsonl", "holds metrics.jsonl, no run's"),
+        ("dataset.json", r"holds data \(dataset.json\); give another --out"),
+        ("store.json", r"holds data \(store.json\); give another --out"),
+    ],
+)
+def test_a_folder_of_somebody_is_not_trained_into(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=message):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_figures_of_an_evaluation_do_not_keep_a_folder_from_being_trained_into(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")

@@ -28,7 +28,9 @@ from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import chosen
 from backbone.transfer.scores import left_out_text
 from tokenizers_zoo.checkpoint import file_digest
+from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, write_part
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
@@ -372,6 +374,27 @@ def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World
     write_part(part, column.metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
     with pytest.raises(CheckpointError, match="train inputs was"):
         again("zones")
+
+
+def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "tokens", tmp_path / "tokens")
+    for name, seed in (("data", 0), ("other", 1)):
+        shutil.copytree(world.root / "data", tmp_path / name)
+        record_entry(tmp_path / name, "train", "facts", {"source": "made", "seed": seed})
+    identity = {"train": samples_identity(tmp_path / "data", "train")}
+    StoreRecord.note(tmp_path / "tokens", tmp_path / "data", identity, [])
+
+    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
+    Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")
+    mine = dataclasses.replace(world, run=tmp_path / "run")
+
+    def asked(name: str) -> Any:
+        return train(mine, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)
+
+    asked("data")
+    with pytest.raises(DataError, match="other: its samples of the split train are others than those that the tokens"):
+        asked("other")
+    assert not (tmp_path / "of_other").exists()
 
 
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, grew_from
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -48,6 +49,7 @@ class EvaluationData:
         self.tokens_of: list[str] = []
         self.unreadable: dict[str, dict[str, str]] = {}
         store = TokenStore(tokens)
+        StoreRecord.check(store.root, self.values.root, TEST)
         for name in names:
             try:
                 column = store.open(TEST, name)

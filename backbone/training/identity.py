@@ -14,6 +14,7 @@ from tokenizers_zoo.checkpoint import CONFIG, difference, read_table, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
+from tokenizers_zoo.training.state import check_free
 
 IDENTITY = "training_state.json"
 CONTENTS = "contents"
@@ -67,7 +68,10 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take a new folder, or one of the same run. Raises ConfigError where it holds another."""
+    """Take a new folder, or one of the same run.
+
+    Raises ConfigError where it holds another, CheckpointError where it is no run's: see `check_free`.
+    """
     path = folder / IDENTITY
     if path.is_file():
         stored = completed(read_table(path, "model", "train"))
@@ -84,4 +88,5 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
     elif (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: holds a model that was not trained here; give another folder")
     else:
+        check_free(folder)
         write_json(path, identity)

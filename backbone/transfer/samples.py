@@ -15,6 +15,7 @@ from backbone.training.data import TokenData
 from backbone.transfer.config import VALIDATION_LEAST, TransferConfig
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
@@ -69,7 +70,12 @@ class Places:
     """Whose training decided on the codecs, for messages."""
 
     def part(self, task: Task, split: str) -> Part:
-        """The labelled samples of a split, of crops the whole ones. Raises DataError where there are none."""
+        """The labelled samples of a split, of crops the whole ones.
+
+        Raises DataError where there are none, and for labels of samples that are known to be others than the tokens'.
+        """
+        if self.store is not None:
+            StoreRecord.check(self.tokens, self.store.root, split)
         inputs = stored_samples(
             self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
         )  # fmt: skip

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenizers_zoo.checkpoint import held, read_table, write_json
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.data.provenance import samples_identity
+from tokenizers_zoo.errors import CheckpointError, DataError
 
 RECORD = "store.json"
 
@@ -35,6 +36,20 @@ class StoreRecord:
         if not all(isinstance(table, Mapping) for table in tables):
             raise CheckpointError(f"{path}: damaged: expected tables `samples` and `rows`; delete it")
         return cls(data=Path(table["data"]), samples=samples, rows=rows)
+
+    @classmethod
+    def check(cls, root: Path, data: Path, split: str) -> None:
+        """Raise DataError where the samples of a split in `data` are known to be others than those of the tokens.
+
+        They may have the same keys, by which they would be taken for the same ones.
+        """
+        record = cls.read(root)
+        before, now = record.samples.get(split), samples_identity(data, split)
+        if before and now and before != now:
+            raise DataError(
+                f"{data}: its samples of the split {split} are others than those that the tokens in {root} were made"
+                f" of, {record.data}; give that, or tokens of {data}"
+            )
 
     @classmethod
     def note(

@@ -27,7 +27,9 @@ from tokenizers_zoo.checkpoint import (
     write_json,
     write_tensors,
 )
+from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
+from tokenizers_zoo.data.store_record import RECORD
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
 
@@ -70,7 +72,7 @@ class TrainingRun:
     def open(
         cls, folder: Path, identity: Mapping[str, Any], what: str = "tokenizer", result: str = EVALUATION
     ) -> TrainingRun:
-        """Take an empty folder, or one of the same run. Raises CheckpointError where it holds another.
+        """Take a free folder, see `check_free`, or one of the same run. Raises CheckpointError where it holds another.
 
         Nothing is written yet: see `begin`.
         """
@@ -83,6 +85,8 @@ class TrainingRun:
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
+        else:
+            check_free(folder, result)
         return cls(folder=folder, identity=identity, result=result)
 
     def begin(self) -> None:
@@ -145,6 +149,19 @@ class TrainingRun:
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def check_free(folder: Path, result: str = EVALUATION) -> None:
+    """Raise CheckpointError where a folder that is no run's holds what a run with this `result` would replace, or data.
+
+    Figures and pictures of an evaluation may be there, such as those of a tokenizer that came from the hub.
+    """
+    for name in sorted({CARD, METRICS, result} - {EVALUATION}):
+        if (folder / name).exists():
+            raise CheckpointError(f"{folder}: holds {name}, no run's, which would be replaced; give another --out")
+    for name in (DATASET, RECORD):
+        if (folder / name).exists():
+            raise CheckpointError(f"{folder}: holds data ({name}); give another --out")
 
 
 def _as_recorded(before: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
