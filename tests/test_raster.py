@@ -119,7 +119,9 @@ def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
     found = heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
     assert found.shape == (1, 4, 4) and (found == 1200).all()
     whole[0] = False
-    with pytest.raises(InvalidValueError, match="4 of 16 pixels have no data, says the mask in this file"):
+    with pytest.raises(
+        InvalidValueError, match="4 of 16 pixels have no height, which -9999 or the mask in it stands for"
+    ):
         heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
 
 

@@ -13,7 +13,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, open_image, read_array
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import equal, read_tiff, tiff_bytes
+from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -74,28 +74,26 @@ class Heightmap(SpatialModality):
 
         Raises ValueError, also for missing heights.
         """
-        missing, scale, offset = {options.nodata}, 1.0, 0.0
         if extension == "npy":
-            value = read_array(data, extension)
+            raster = Raster(numbers=read_array(data, extension))
         elif extension in ("tif", "tiff"):
             raster = read_tiff(data)
-            value, scale, offset = raster.numbers, raster.scale, raster.offset
-            missing |= set() if raster.nodata is None else {raster.nodata}
         else:
             image = open_image(data, extension, EXACT_EXTENSIONS)
             if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
                 raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
-            value, scale, offset = np.asarray(image), options.png_scale, options.png_offset
+            raster = Raster(numbers=np.asarray(image), scale=options.png_scale, offset=options.png_offset)
+        value = raster.numbers
         value = value[None] if value.ndim == 2 else value
         if value.ndim != 3 or len(value) != 1:
             raise ValueError(f"expected (1, height, width), got {value.shape}")
         if value.dtype.kind not in "iuf":
             raise ValueError(f"expected metres as floats or integers, got {value.dtype}")
-        if (holes := np.logical_or.reduce([equal(value, number) for number in missing])).any():
-            numbers = " or ".join(f"{number:g}" for number in sorted(missing))
-            raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {numbers} stands for")
-        if (scale, offset) != (1.0, 0.0):
-            value = value.astype(np.float64) * scale + offset
+        if (holes := raster.missing(options.nodata)).any():
+            why = raster.why(options.nodata)
+            raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {why} stands for")
+        if (raster.scale, raster.offset) != (1.0, 0.0):
+            value = value.astype(np.float64) * raster.scale + raster.offset
         bad = ~((value >= self.low) & (value <= self.high))
         if bad.any():
             raise ValueError(f"{int(bad.sum())} of {bad.size} pixels are no height in [{self.low:g}, {self.high:g}] m")

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
-from zoo_raster.tiff import Raster, bands_first, equal, read_tiff, tiff_bytes
+from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {
     "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
@@ -103,12 +103,11 @@ class Multispectral(SpatialModality):
                 f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
                 " the eye; save the product's own numbers"
             )
-        missing = set() if raster.nodata is None else {raster.nodata}
-        missing |= {options.nodata} if value.dtype.kind in "iu" else set()
-        if (holes := np.logical_or.reduce([_in_all_bands(value, number) for number in missing])).any():
-            numbers = " or ".join(f"{number:g}" for number in sorted(missing))
+        missing = (options.nodata,) if value.dtype.kind in "iu" else ()
+        if (holes := bands_first(raster.missing(*missing), self.channels).all(axis=0)).any():
+            why = raster.why(*missing)
             raise ValueError(
-                f"{int(holes.sum())} of {holes.size} pixels have no data, which {numbers} in all bands stands for"
+                f"{int(holes.sum())} of {holes.size} pixels have no data, which {why} in all bands stands for"
             )
         named = raster.scale, raster.offset
         if value.dtype.kind in "iu":
@@ -158,11 +157,6 @@ class Multispectral(SpatialModality):
             angles.append(spectral_angle(guess, truth).mean())
         psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
         return {"psnr": float(np.mean(psnr)), "spectral_angle": float(np.mean(angles))}
-
-
-def _in_all_bands(value: NDArray[Any], number: float) -> NDArray[np.bool_]:
-    """Which pixels (height, width) of bands (first axis) hold a number in all bands; band by band, for the memory."""
-    return np.logical_and.reduce([equal(band, number) for band in value])
 
 
 def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float32]:

@@ -29,10 +29,27 @@ class Raster:
     scale: float = 1.0
     """A value is `scale` times its number, plus `offset`."""
     offset: float = 0.0
+    masked: NDArray[np.bool_] | None = None
+    """Which pixels (height, width) have no data, where a mask in the file says that some have not."""
+
+    def missing(self, *numbers: float) -> NDArray[np.bool_]:
+        """Where there is no data, in the shape of `numbers`: at these numbers, at the file's own, and where masked."""
+        found = np.zeros(self.numbers.shape, bool)
+        for number in numbers if self.nodata is None else (*numbers, self.nodata):
+            found |= equal(self.numbers, number)
+        if self.masked is not None:
+            bands_last = found.ndim == 3 and found.shape[:2] == self.masked.shape
+            found |= self.masked[..., None] if bands_last else self.masked
+        return found
+
+    def why(self, *numbers: float) -> str:
+        """What stands for no data, in words: "-9999 or 0" and, where there is one, the mask."""
+        named = sorted({*numbers} if self.nodata is None else {*numbers, self.nodata})
+        return " or ".join([*(f"{number:g}" for number in named), *([] if self.masked is None else ["the mask in it"])])
 
 
 def read_tiff(data: bytes) -> Raster:
-    """A TIFF file. Raises ValueError, also where a mask in it says that pixels have no data."""
+    """A TIFF file. Raises ValueError."""
     import tifffile
 
     try:
@@ -42,17 +59,15 @@ def read_tiff(data: bytes) -> Raster:
             tags: Any = file.pages.first.tags if pages else {}
             nodata = float(str(tags[GDAL_NODATA].value).strip("\x00 ")) if GDAL_NODATA in tags else None
             scale, offset = _units(str(tags[GDAL_METADATA].value)) if GDAL_METADATA in tags else ({1.0}, {0.0})
-            holes = [np.asarray(page.asarray()) == 0 for page in file.pages[1:] if page.aspage().subfiletype == MASK]
+            masks = [np.asarray(page.asarray()) == 0 for page in file.pages[1:] if page.aspage().subfiletype == MASK]
     except Exception as error:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
     if not pages:
         raise ValueError("cannot be read as TIFF: there is no picture in it; the file may be cut off")
-    for mask in holes:
-        if mask.any():
-            raise ValueError(f"{int(mask.sum())} of {mask.size} pixels have no data, says the mask in this file")
     if len(scale) > 1 or len(offset) > 1:
         raise ValueError("its bands have scales or offsets of their own; save all of them in one unit")
-    return Raster(numbers=numbers, nodata=nodata, scale=scale.pop(), offset=offset.pop())
+    masked = np.logical_or.reduce(masks) if any(mask.any() for mask in masks) else None
+    return Raster(numbers=numbers, nodata=nodata, scale=scale.pop(), offset=offset.pop(), masked=masked)
 
 
 def _units(metadata: str) -> tuple[set[float], set[float]]:
