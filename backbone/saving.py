@@ -56,8 +56,11 @@ NEW = (
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    """A spec as JSON types."""
-    return {**dataclasses.asdict(spec), "layout": layout_to_json(spec.layout)}
+    """A spec as JSON types; without the key "unscored" of its values where all classes are scored, as before it was."""
+    record = {**dataclasses.asdict(spec), "layout": layout_to_json(spec.layout)}
+    if not spec.value.unscored:
+        del record["value"]["unscored"]
+    return record
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:

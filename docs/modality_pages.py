@@ -61,6 +61,7 @@ def page(handle: ModalityHandle) -> str:
         "value": f"{spec.value}"
         + (f": {spec.value.description}" if spec.value.kind == "array" else "").removesuffix(": "),
         "classes": ", ".join(f"{number} {name}" for number, name in enumerate(spec.value.classes)),
+        "not scored": ", ".join(spec.value.unscored),
         "tokens": tokens + (f", {spec.num_codebooks} codebooks" if spec.num_codebooks > 1 else ""),
         "vocabulary": f"`{spec.vocabulary}`{shared}" if spec.shared_vocabulary else "",
         "tokenized as": spec.token_space,

@@ -23,7 +23,7 @@ from backbone.saving import load_model, save_model, spec_from_json, spec_to_json
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, VectorLayout
+from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
 
 
 def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:
@@ -63,6 +63,19 @@ def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
     for item in all_layouts():
         assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
+
+
+def test_classes_that_are_not_scored_are_written_where_there_are_any() -> None:
+    """So that checkpoints of other modalities stay the same, and older ones are read."""
+    value = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
+    some = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
+    written = json.loads(json.dumps(spec_to_json(some)))
+    assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == some
+    del written["value"]["unscored"]
+    every = spec_from_json(written)
+    assert every.value == dataclasses.replace(value, unscored=()) and spec_to_json(every)["value"].keys() == {
+        "kind", "shape", "dtype", "unit", "low", "high", "classes", "description", "fields",
+    }  # fmt: skip
 
 
 def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[FourM, Path]) -> None:

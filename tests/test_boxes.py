@@ -93,6 +93,21 @@ def test_what_is_no_box_is_refused(value: Any, message: str) -> None:
         boxes.encode(load("boxes"), [value])
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [box("a" * 300000, 0, 0, 1, 1)],
+        [box("a  " * 90000, 0, 0, 1, 1)],
+        [box("a", *range(90000))],
+        [{"label": "a", "box": [0, 0, 1, 1], "b" * 90000: 1}],
+    ],
+)
+def test_a_refusal_is_a_short_line_whatever_the_value(value: Any) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        boxes.encode(load("boxes"), [value])
+    assert len(str(caught.value)) < 300
+
+
 def test_boxes_follow_the_crop() -> None:
     at = settings_of("boxes")
     value = [box("a", 0.25, 0.25, 0.75, 0.75), box("b", 0.0, 0.0, 0.3, 0.3)]

@@ -6,13 +6,14 @@ import errno
 import io
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from examples import only
 
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
 from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
@@ -222,6 +223,17 @@ def test_a_foreign_folder_is_read_as_it_is_and_aligned_by_key(ml4m: Path) -> Non
         assert store.read(text_handle("two"), "train", key) == f"two {number} (txt)"
     assert store.read_bytes("train", "two", "0009") == (b"two 9", "txt")
     assert read_entries(ml4m) == {}
+
+
+def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
+    install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
+    write_tar(tmp_path / "train/dark/000000.tar", {"0000.npy": b""})
+    write_tar(tmp_path / "train/bright/000000.tar", {"0000.npy": b""})
+    assert ValueStore.of(tmp_path, only()).modalities("train") == ["light"]
+    install_example("dark")
+    assert ValueStore.of(tmp_path, only()).modalities("train") == ["dark", "light"]
 
 
 def test_a_key_in_two_shards_is_read_from_the_first_and_reported(ml4m: Path) -> None:

@@ -33,9 +33,9 @@ ORDER = {
         "codecs", "features", "generation", "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.pairs",
         "evaluation.table", "evaluation.evaluate", "evaluation.preview", "growing", "cli", "cli.config", "cli.run",
         "retrieval", "transfer.config", "transfer.judging", "transfer.kinds", "transfer.tasks", "transfer.samples",
-        "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora", "transfer.probe", "transfer.saving",
-        "transfer.scores", "transfer.training", "transfer.compare", "transfer.predicting", "transfer.cli", "transfer",
-        "ml4m", "cli.generate", "cli.grow", "cli.main",
+        "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora", "transfer.probe", "transfer.keeping",
+        "transfer.saving", "transfer.scores", "transfer.training", "transfer.compare", "transfer.predicting",
+        "transfer.cli", "transfer", "ml4m", "cli.generate", "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}

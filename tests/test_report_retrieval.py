@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from backbone.retrieval.pictures import framed, write_hits
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.retrieval import retrieval_section
@@ -38,7 +39,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
         {"key": "k2", "hits": ["k2", "k1"], "cells": ["two", None, None]},
     ]
     pairs = [entry("caption", "depth", 0.4), entry("depth", "caption", 0.05)]
-    found = {
+    found: dict[str, Any] = {
         "identity": {"embedding": {"embedding": "predicted", "via": "minilm", "space": "centred"}}, "pairs": pairs,
         "mean": entry("", "", 0.225), "galleries": [
             {"query": "caption", "found": "depth", "picture": "gallery/x.png", "rows": rows,
@@ -47,11 +48,12 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
              "rows": [{"key": "k1", "hits": ["k1"], "cells": ["k1", "[right] words"]}]},
         ],
     }  # fmt: skip
-    (folder / "retrieval" / "retrieval.json").write_text(json.dumps(found))
     specs = [{"name": name, "layout": layout_to_json(zoo[name].spec.layout)} for name in ("depth", "caption")]
     (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}}))
     (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
     save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
+    found["identity"] |= {"fingerprint": fingerprint(folder), "split": "test"}
+    (folder / "retrieval" / "retrieval.json").write_text(json.dumps(found))
     return folder
 
 
@@ -78,10 +80,37 @@ def test_cells_have_roles_and_the_right_one_is_told(run: Path, tmp_path: Path) -
 def test_the_page_shows_it_and_does_without(run: Path, zoo: Zoo, tmp_path: Path) -> None:
     text = write_report(zoo, run).read_text(encoding="utf-8")
     for part in (
-        "What it finds: recall at 1, in %", "first 22.5 / 10.0 %", "median rank 2 / 6", "predicted minilm, centred",
+        "What it finds: recall at 1, in %", "A held-out sample (split test) is looked for",
+        "first 22.5 / 10.0 %", "median rank 2 / 6", "predicted minilm, centred",
         "caption finds depth", "a &lt;b&gt;red&lt;/b&gt; ball", "[right] words", "40.0 / 10.0",
     ):  # fmt: skip
         assert part in text, part
     (run / "retrieval" / "retrieval.json").unlink()
     assert retrieval_section(run, Pictures(folder=tmp_path)) is None
     assert "What it finds" not in write_report(zoo, run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("fingerprint", "0" * 64, "its figures are those of another model"),
+        ("split", "train", "its figures are those of samples that the model was trained on"),
+    ],
+)
+def test_figures_of_another_model_or_of_training_samples_are_left_out(
+    run: Path, zoo: Zoo, key: str, value: str, told: str
+) -> None:
+    path = run / "retrieval" / "retrieval.json"
+    found = json.loads(path.read_text())
+    found["identity"][key] = value
+    path.write_text(json.dumps(found))
+    text = write_report(zoo, run).read_text(encoding="utf-8")
+    assert f"retrieval/retrieval.json is left out: {told}; zoo retrieve eval RUN measures it again." in text
+    assert "held-out sample (split" not in text and "caption finds depth" not in text
+    assert not list((run / "report").rglob("*finds*"))
+
+
+def test_another_held_out_split_is_named(run: Path, zoo: Zoo) -> None:
+    path = run / "retrieval" / "retrieval.json"
+    path.write_text(path.read_text().replace('"split": "test"', '"split": "val"'))
+    assert "A held-out sample (split val) is looked for" in write_report(zoo, run).read_text(encoding="utf-8")

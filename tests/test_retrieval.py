@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,18 @@ from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.model import FourM
-from backbone.retrieval import index as indexes
+from backbone.retrieval import building
+from backbone.retrieval.building import build
 from backbone.retrieval.cli import retrieve
-from backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from backbone.retrieval.embedding import Embedder, check_via
+from backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
+from backbone.retrieval.embedding import Embedder, Samples, check_via
 from backbone.retrieval.evaluate import evaluate_retrieval
-from backbone.retrieval.index import TOGETHER, Index, build
+from backbone.retrieval.index import Index, faiss
 from backbone.retrieval.pictures import RIGHT, framed, write_hits
 from backbone.retrieval.query import combined, query_keys, query_values
 from backbone.retrieval.recall import chance
 from backbone.retrieval.spaces import unit
+from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import load_config, save_checkpoint, write_json
@@ -105,12 +108,12 @@ def test_the_space_is_fitted_to_training_samples_only(world: World) -> None:
         object.__setattr__(embedder.run, "tokens", root)
         if missing == "train":
             with pytest.raises(ZooError, match="no tokens of a split 'train'"):
-                embedder.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+                embedder.fit(NAMES, lambda total: building.progress_bar("fit", total))
         else:
-            embedder.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+            embedder.fit(NAMES, lambda total: building.progress_bar("fit", total))
             spaces.append(embedder.spaces["dark"].mean)
     whole = Embedder(world.run, world.zoo, EmbeddingConfig(space="centred"))
-    whole.fit(NAMES, lambda total: indexes.progress_bar("fit", total))
+    whole.fit(NAMES, lambda total: building.progress_bar("fit", total))
     assert np.array_equal(spaces[0], whole.spaces["dark"].mean)
 
 
@@ -156,8 +159,8 @@ def test_a_class_is_no_vector_of_numbers() -> None:
 
 
 def test_an_index_holds_every_modality_and_all_together(world: World, index: Index) -> None:
-    assert index.names == list(NAMES) and index.keys[TOGETHER] == world.keys
-    assert len(index.keys["letters"]) == 28 and "test-003" not in index.keys["letters"]
+    assert index.names == list(NAMES) and index.keys == world.keys
+    assert len(index.keys_of("letters")) == 28 and "test-003" not in index.keys_of("letters")
     config = load_config(index.folder)
     assert (config["together"], config["modalities"]["letters"], config["search"]) == (30, 28, "exact")
     embedder = index.embedder(world.zoo)
@@ -256,7 +259,7 @@ def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
     place = tmp_path / "index"
     reader = os.fork()
     if reader == 0:  # pragma: no cover
-        monkeypatch.setattr(indexes.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
+        monkeypatch.setattr(building.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
         build(world.run, world.zoo, place, config=EmbeddingConfig())
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
@@ -271,6 +274,259 @@ def test_a_killed_build_leaves_nothing_that_counts_and_begins_again(
 rename = os.replace
 
 
+@pytest.mark.parametrize("search", ["exact", "approximate"])
+def test_a_build_goes_on_after_a_kill(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search
+) -> None:
+    """To the same bytes, whether or not the run was moved meanwhile; what is damaged is made again."""
+    whole, place, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
+    shutil.copytree(world.run, run)
+    build(run, world.zoo, whole, config=EmbeddingConfig(), search=search)
+    written = building._write
+
+    def killed(library: Any, path: Path, *given: Any) -> None:
+        if path.name == "of-gist.faiss":
+            os._exit(9)
+        written(library, path, *given)
+
+    reader = os.fork()
+    if reader == 0:  # pragma: no cover
+        monkeypatch.setattr(building, "_write", killed)
+        build(world.run, world.zoo, place, config=EmbeddingConfig(), search=search)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
+    begun = tmp_path / ".index.building" / "new"
+    finished = {"of-light.faiss", "of-dark.faiss", "of-letters.faiss"}
+    assert {path.name for path in begun.glob("*.faiss")} == finished
+    (begun / "of-dark.faiss").write_bytes(b"IxF")
+    embedded: list[tuple[str, bool]] = []
+    monkeypatch.setattr(Embedder, "embed_stored", spied(embedded))
+    build(run, world.zoo, place, config=EmbeddingConfig(), search=search)
+    assert embedded == [("dark", False), ("gist", False), ("raw", False)], "no space is fitted again"
+    assert sorted(path.name for path in place.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "run", "whole"]
+
+
+def spied(embedded: list[tuple[str, bool]]) -> Any:
+    """`Embedder.embed_stored` that notes the modality, and whether it was to fit the space."""
+    made = Embedder.embed_stored
+
+    def embed(self: Embedder, data: Samples, name: str, *given: Any, raw: bool = False) -> Any:
+        embedded.append((name, raw))
+        return made(self, data, name, *given, raw=raw)
+
+    return embed
+
+
+def test_a_full_disk_is_told_in_one_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS wraps the system's error, as the text here."""
+    written = faiss().write_index
+
+    def full(index: Any, path: str) -> None:
+        if "of-letters" in path:
+            raise RuntimeError(f"Error in write_index: write error in {path}: 0 != 1 (No space left on device)")
+        written(index, path)
+
+    monkeypatch.setattr(faiss(), "write_index", full)
+    text = refused(world, "build", world.run, "--out", tmp_path / "index")
+    assert text.startswith(f"{tmp_path / 'index'}: the disk is full; what was finished is kept")
+    names = {path.name for path in (tmp_path / ".index.building" / "new").iterdir()}
+    assert names == {"config.json", "model.safetensors", "README.md", "of-light.faiss", "of-dark.faiss"}
+    monkeypatch.undo()
+    assert zoo(world, "build", world.run, "--out", tmp_path / "index").exception is None
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_another_build_begins_anew(world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that did not come to its end was of another space, and the next one of other modalities."""
+    place = tmp_path / "index"
+
+    def full(library: Any, path: Path, *given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for space, names in (("centred", NAMES), ("shared", NAMES[::-1])):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(building, "_write", full)
+            build(world.run, world.zoo, place, config=EmbeddingConfig(space=space), modalities=names)  # type: ignore[arg-type]
+        assert (tmp_path / ".index.building" / "new" / "config.json").is_file() and not place.exists()
+    build(world.run, world.zoo, place, config=EmbeddingConfig())
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    for path in index.folder.iterdir():
+        assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+
+
+def test_vectors_of_one_modality_at_a_time_are_held(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, alive = Embedder.embed_stored, list[Any]()
+
+    def embed(self: Embedder, *given: Any, raw: bool = False) -> Any:
+        if not raw:
+            assert not [name for name in alive if name() is not None]
+        found = made(self, *given, raw=raw)
+        if not raw:
+            alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Embedder, "embed_stored", embed)
+    for search in ("exact", "approximate"):
+        build(world.run, world.zoo, tmp_path / search, config=EmbeddingConfig(), search=search)  # type: ignore[arg-type]
+    assert len(alive) == 2 * len(NAMES)
+
+
+def test_how_far_a_graph_is_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is that of all vectors added in one go by one thread."""
+    vectors = unit(np.random.default_rng(0).standard_normal((3000, 16)))
+    library, told = faiss(), list[int]()
+    monkeypatch.setattr(building, "LOOK", 0.02)
+    made = building._index_of(library, vectors, "approximate", told.append)
+    assert len(told) > 3 and sum(told) == 3000 and min(told) >= 0 and max(told) < 3000
+    plain = library.IndexHNSWFlat(16, building.LINKS, library.METRIC_INNER_PRODUCT)
+    plain.hnsw.efConstruction = building.BUILD_WIDTH
+    threads = library.omp_get_max_threads()
+    library.omp_set_num_threads(1)
+    plain.add(vectors)
+    library.omp_set_num_threads(threads)
+    assert np.array_equal(library.serialize_index(made), library.serialize_index(plain))
+    with pytest.raises(AssertionError):
+        building._index_of(_Broken(library), vectors, "approximate")
+
+
+class _Broken:
+    """FAISS, whose graphs take no vectors."""
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.library, name)
+
+    def IndexHNSWFlat(self, dims: int, *given: Any) -> Any:
+        return self.library.IndexHNSWFlat(dims + 1, *given)
+
+
+def test_a_modality_that_no_sample_has_is_named_before_anything_is_embedded(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copied(world, tmp_path / "world")
+    rewrite(other, "letters", ([], []))
+    monkeypatch.setattr(Embedder, "embed_stored", lambda *given: pytest.fail("embedded"))
+    text = refused(world, "build", other.run, "--out", tmp_path / "index")
+    assert text == "letters: no sample of this split has it; leave it out of --modalities"
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+def test_keys_are_kept_once_and_an_earlier_index_opens(world: World, index: Index, tmp_path: Path) -> None:
+    table = json.loads((index.folder / "keys.json").read_text())
+    assert table == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
+    place = tmp_path / "index"
+    shutil.copytree(index.folder, place)
+    earlier = {"": world.keys, **{name: index.keys_of(name) for name in NAMES}}
+    write_json(place / "keys.json", earlier)
+    opened = Index(place)
+    assert opened.names == index.names and opened.keys == index.keys
+    for name in NAMES:
+        assert opened.keys_of(name) == index.keys_of(name) and opened.size(name) == index.size(name)
+    words = ("--keys", "test-004", "--given", "dark", "--find", "letters", "-k", 30)
+    assert zoo(world, "query", place, *words).output == zoo(world, "query", index.folder, *words).output
+    assert zoo(world, "build", world.run, "--out", place).exception is None, "it is the same"
+    assert json.loads((place / "keys.json").read_text()) == earlier
+    for damage in ({"keys": world.keys}, {"keys": world.keys, "lacks": {"light": [30]}}, {"keys": 3, "lacks": {}},
+                   {"keys": world.keys, "lacks": {"light": [1, 1]}}, {"keys": world.keys, "lacks": []},
+                   {"keys": world.keys, "lacks": {"light": ["a"]}}):  # fmt: skip
+        write_json(place / "keys.json", damage)
+        text = refused(world, "query", place, *words)
+        assert "index" in text and ("keys.json: damaged" in text or "does not describe" in text), text
+
+
+def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> None:
+    place, old, new = tmp_path / "index", tmp_path / "old", tmp_path / "new"
+    shutil.copytree(world.run, old)
+    assert zoo(world, "build", old, "--out", place).exception is None
+    old.rename(new)
+    words = ("query", place, "--keys", "test-004", "--given", "dark")
+    assert refused(world, *words) == f"{place}: its backbone was in {old}, which is gone; give --run FOLDER"
+    expected = zoo(world, "query", index.folder, *words[2:])
+    moved = zoo(world, *words, "--run", new, "--out", tmp_path / "found")
+    assert moved.exception is None and moved.output.startswith(expected.output)
+    assert (tmp_path / "found" / "hits.png").is_file()
+    assert "no run here" in refused(world, *words, "--run", old)
+    other = load_model(new)
+    with torch.no_grad():
+        other.encoder_norm.weight.mul_(1.01)
+    config = load_config(new)
+    shutil.copytree(new, tmp_path / "other")
+    save_model(other, tmp_path / "other", {key: config[key] for key in ("train", "fingerprints")})
+    assert "give the folder of that backbone with --run" in refused(world, *words, "--run", tmp_path / "other")
+    # Built again at the new place it is the same index, which notes the place.
+    vectors = (place / "together.faiss").stat().st_ino
+    assert zoo(world, "build", new, "--out", place).exception is None
+    assert (place / "together.faiss").stat().st_ino == vectors and Index(place).run == new
+    assert str(new) in (place / "README.md").read_text() and str(old) not in (place / "README.md").read_text()
+    assert zoo(world, *words).output == expected.output
+    for path in build(new, world.zoo, tmp_path / "again", config=EmbeddingConfig()).folder.iterdir():
+        assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+
+
+def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
+    """Under their plain keys, in the space, the index, queries and recall: as if there were no crops."""
+    other, plain = copied(world, tmp_path / "world"), tmp_path / "plain"
+    data, tokens = world.root / "data", other.root / "tokens"
+    Run(tokens=tokens, data=data, registry=other.root / "registry.toml").save(other.run)
+    words = ("--split", "train", "--modalities", "light,letters,dark")
+    assert zoo(world, "build", other.run, "--out", plain, *words).exception is None
+    asked = ("--keys", "train-003,train-150", "--given", "letters", "--find", "light", "--exclude-self", "--out")
+    expected = zoo(world, "query", plain, *asked, tmp_path / "found")
+    measured = [evaluated(world, other.run, tmp_path / "eval", *words)]
+    for name in NAMES:
+        column = TokenStore(tokens).open("train", name)
+        rows = [np.asarray(row) for row in column.take(range(len(column)))]
+        views = [(f"{key}#{view}", rows[(n + 7 * view) % len(rows)]) for n, key in enumerate(column.keys)
+                 for view in (2, 0, 1)]  # fmt: skip
+        run = {"crops": 3, "seed": 0}
+        (tokens / "train" / name / "part-00000.arrow").unlink()
+        write_part(tokens / "train" / name / "part-00000.arrow", TokenMetadata.of(other.zoo[name], run),
+                   [key for key, _ in views], [row for _, row in views], {})  # fmt: skip
+    place = tmp_path / "index"
+    assert zoo(world, "build", other.run, "--out", place, *words).exception is None
+    for path in plain.iterdir():
+        if path.name != "config.json":  # which has the digest of the samples as they are stored
+            assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+    before = (place / "config.json").stat().st_ino
+    assert zoo(world, "build", other.run, "--out", place, *words).exception is None
+    assert (place / "config.json").stat().st_ino == before
+    result = zoo(world, "query", place, *asked, tmp_path / "found-again")
+    assert result.exception is None and "#" not in result.output.replace("found-again", "found")
+    assert result.output.replace("found-again", "found") == expected.output
+    assert (tmp_path / "found-again" / "hits.png").read_bytes() == (tmp_path / "found" / "hits.png").read_bytes()
+    measured.append(evaluated(world, other.run, tmp_path / "eval-again", *words))
+    assert measured[0]["pairs"] == measured[1]["pairs"] and measured[0]["galleries"] == measured[1]["galleries"]
+    assert [pair["samples"] for pair in measured[1]["pairs"]] == [160] * 6
+    assert "unknown sample 'train-003#1'" in refused(world, "query", place, "--keys", "train-003#1")
+
+
+def evaluated(world: World, run: Path, out: Path, *words: str) -> dict[str, Any]:
+    """What `zoo retrieve eval` found."""
+    assert zoo(world, "eval", run, "--out", out, "--galleries", 2, *words).exception is None
+    return dict(json.loads((out / "retrieval.json").read_text()))
+
+
+def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: Path) -> None:
+    other = copied(world, tmp_path / "world")
+    words = ("eval", other.run, "--modalities", "light,dark", "--galleries", 0)
+    assert zoo(world, *words).exception is None
+    kept = (other.run / "retrieval" / "retrieval.json").read_bytes()
+    result = zoo(world, *words, "--split", "train")
+    assert result.output.endswith(f"all of it: {other.run / 'retrieval-train' / 'retrieval.json'}\n")
+    found = json.loads((other.run / "retrieval-train" / "retrieval.json").read_text())
+    assert found["identity"]["split"] == "train" and found["pairs"][0]["samples"] == 160
+    assert (other.run / "retrieval" / "retrieval.json").read_bytes() == kept
+    assert "no tokens of a split 'tset'" in refused(world, *words, "--split", "tset")
+    assert not (other.run / "retrieval-tset").exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_index_that_a_kill_left_aside_comes_back(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
@@ -280,17 +536,23 @@ def test_an_index_that_a_kill_left_aside_comes_back(
     shutil.copytree(index.folder, place)
     reader = os.fork()
     if reader == 0:  # pragma: no cover
-        monkeypatch.setattr(indexes.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
+        monkeypatch.setattr(building.os, "replace", lambda *paths: os._exit(9) if paths[1] == place else rename(*paths))
         build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
     assert not place.exists()
     with pytest.raises(ZooError, match=r"holds an index with embedding|no sample of this split has"):
-        monkeypatch.setattr(indexes, "_embedded", no_samples)
+        monkeypatch.setattr(building, "_fill", no_samples)
         build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".index.building", "index"], "it can go on"
     for path in index.folder.iterdir():
         assert path.read_bytes() == (place / path.name).read_bytes(), path.name
+    monkeypatch.undo()
+    # What is wanted is there: what was begun is not.
+    words = [] if overwrite else ["--overwrite", "--space", "centred"]
+    assert zoo(world, "build", world.run, "--out", place, *words).exception is None
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert Index(place).embedding.space == ("shared" if overwrite else "centred")
 
 
 def no_samples(*given: Any) -> Any:
@@ -304,22 +566,24 @@ def test_an_index_comes_back_where_the_new_one_cannot_be_put_in_its_place(
     shutil.copytree(index.folder, place)
 
     def full(old: Path, new: Path) -> None:
-        if old.name == indexes.NEW:
+        if old.name == building.NEW:
             raise OSError(28, "No space left on device")
         rename(old, new)
 
-    monkeypatch.setattr(indexes.os, "replace", full)
+    monkeypatch.setattr(building.os, "replace", full)
     words = ("build", world.run, "--out", place, "--space", "centred", "--overwrite")
     assert "the disk is full" in refused(world, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
     assert Index(place).config == index.config
+    monkeypatch.undo()
+    assert zoo(world, *words).exception is None, "it goes on"
+    assert [path.name for path in tmp_path.iterdir()] == ["index"] and Index(place).embedding.space == "centred"
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_one_process_at_a_time_builds_an_index(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    place, linked, written, told = tmp_path / "index", tmp_path / "link", indexes._write, list[str]()
+    place, linked, written, told = tmp_path / "index", tmp_path / "link", building._fill, list[str]()
     linked.symlink_to(place)
     if there:
         shutil.copytree(index.folder, place)
@@ -329,7 +593,7 @@ def test_one_process_at_a_time_builds_an_index(
             told.append(refused(world, "build", world.run, "--out", out, *more))
         written(*given)
 
-    monkeypatch.setattr(indexes, "_write", write)
+    monkeypatch.setattr(building, "_fill", write)
     assert zoo(world, "build", world.run, "--out", place, "--space", "centred", "--overwrite").exception is None
     assert told == [
         f"{out}: another process builds this index right now; wait for its end, or stop it"
@@ -343,7 +607,7 @@ def test_a_build_that_ends_while_another_begins_is_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other removes its folder between the second's look at it and its lock."""
-    taken = indexes.checkpoint.held
+    taken = building.checkpoint.held
 
     @contextlib.contextmanager
     def late(folder: Path, told: str) -> Iterator[None]:
@@ -351,7 +615,7 @@ def test_a_build_that_ends_while_another_begins_is_told(
             folder.rmdir()
             yield
 
-    monkeypatch.setattr(indexes.checkpoint, "held", late)
+    monkeypatch.setattr(building.checkpoint, "held", late)
     assert "another process builds this index" in refused(world, "build", world.run, "--out", tmp_path / "index")
     assert not list(tmp_path.iterdir())
 
@@ -383,13 +647,13 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
 ) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng.standard_normal((1000, 16))), unit(rng.standard_normal((50, 16)))
-    made = [indexes._index_of(indexes.faiss(), vectors, kind) for kind in ("exact", "approximate", "approximate")]
+    made = [building._index_of(faiss(), vectors, kind) for kind in ("exact", "approximate", "approximate")]
     rows = [made_one.search(queries, 5)[1] for made_one in made]
     expected = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
     assert np.array_equal(rows[0], expected)
     overlap = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows[1], expected, strict=True)])
     assert overlap > 0.95
-    library = indexes.faiss()
+    library = faiss()
     assert np.array_equal(library.serialize_index(made[1]), library.serialize_index(made[2]))  # the same again
     # Chosen by size, and by hand.
     place = tmp_path / "index"
@@ -399,7 +663,7 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
     keys, tokens = stored(world, "light", 3)
     opened = Index(place)
     assert [hits[0].key for hits in opened.search(opened.embedder(world.zoo).embed("light", tokens), 3)] == keys
-    monkeypatch.setattr(indexes, "LARGE", 20)
+    monkeypatch.setattr(building, "LARGE", 20)
     large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
     assert large.search_kind == "approximate" and large.names == ["light"]
 

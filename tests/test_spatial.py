@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, settings, values
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.provenance import value_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.chunks import chunk_size
@@ -306,6 +308,27 @@ def test_constant_answers_by_hand() -> None:
     np.testing.assert_allclose(np.linalg.norm(answer, axis=0), 1, atol=1e-5)
 
 
+def test_a_constant_answer_is_never_void() -> None:
+    """Void is most of each pixel, and all of the last; of other classes 2 is the commonest there is."""
+    chosen = settings("semseg", classes=["a", "void", "b"])
+    ids = [np.array([row]) for row in ([1, 1, 1], [1, 2, 1], [0, 2, 1], [1, 1, 1])]
+    answer = semseg.plugin.constant_answer(ids, chosen)
+    np.testing.assert_array_equal(answer, [[0, 2, 2]])
+    assert answer.dtype == np.int64
+    assert semseg.plugin.score([answer] * 4, ids, chosen) == {"miou": 1, "pixel_accuracy": 1}
+    np.testing.assert_array_equal(semseg.plugin.constant_answer([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
+    every = settings("semseg", classes=["a", "c", "b"])  # without a class void all are scored
+    np.testing.assert_array_equal(semseg.plugin.constant_answer(ids, every), [[1, 1, 1]])
+
+
+def test_void_is_declared_where_the_classes_have_it() -> None:
+    value = semseg.plugin.modality_spec(settings("semseg")).value
+    assert (value.unscored, value.unscored_ids) == (("void",), (0,))
+    assert semseg.plugin.modality_spec(settings("semseg", classes=["a", "b"])).value.unscored == ()
+    stored = value_identity(Zoo.from_tables({"modalities": {"semseg": {}}})["semseg"])
+    assert sorted(stored) == ["classes", "dtype", "fields", "high", "kind", "low", "shape", "unit"], "as data have it"
+
+
 def test_a_constant_answer_is_no_blank_picture_where_that_is_worth_nothing() -> None:
     lines = [np.zeros((1, 8, 8), np.float32) for _ in range(8)]
     for row, line in enumerate(lines):
@@ -425,6 +448,9 @@ def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_pat
         ({"tokenizer": {"quantizer": "grouped_residual_vq", "groups": 3}}, "groups: expected at least 2 that divide"),
         ({"preset": "5m"}, 'preset: expected "4m", or no such key; got'),
         ({"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
+        ({"image_size": 65}, "image_size: patch_size: 8 does not divide the image size 65 x 65"),
+        ({"image_size": [64]}, "image_size: expected 2 items, got 1"),
+        ({"image_size": [64, 64.0]}, "image_size: expected int, got float 64.0"),
         ({"patch_size": 5}, "patch_size: 5 does not divide the image size 16 x 16"),
         ({"loss": "l1"}, "loss: unknown key"),
         ({"png_scale": -1.0}, "png_scale: expected metres per unit above 0"),

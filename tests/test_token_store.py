@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_file import read_tokens
-from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, samples_digest, write_part
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -200,6 +201,42 @@ def test_alignment_is_that_of_the_slow_way_and_keeps_keys_once(tmp_path: Path) -
             slow.setdefault(key, [-1, -1, -1])[position] = row
     assert aligned.keys == list(slow) and aligned.rows.tolist() == list(slow.values())
     assert store.align({}).rows.shape == (0, 0)
+
+
+def test_the_digest_of_samples_is_that_of_the_slow_way_and_keeps_no_keys(tmp_path: Path) -> None:
+    """That of recorded indexes, evaluations and probes, whatever the layout, parts and order; b and c lack samples."""
+    rng = np.random.default_rng(0)
+    layouts = [LAYOUTS["sequence"], LAYOUTS["grid"], LAYOUTS["embeddings"], LAYOUTS["patches"], LAYOUTS["vector"]]
+    for name, layout, parts in zip("abcde", layouts, ((6, 0, 9), (8,), (0,), (3, 2), (20,)), strict=True):
+        for number, count in enumerate(parts):
+            keys = [f"k{key:02}é" for key in rng.choice(20, count, replace=False)]
+            part = tmp_path / f"train/{name}/part-{number:05}.arrow"
+            write_part(part, metadata(layout, modality=name), keys, random_rows(layout, count, rng), {})
+    store = TokenStore(tmp_path)
+    for names in ("abcde", "edcba", "bc", "a", "c", ""):
+        columns = {name: store.open("train", name) for name in names}
+        for only in (None, ["k07é", "k03é", "k11é", "absent"], []):
+            found = samples_digest(columns, only)
+            assert not any({"keys", "rows"} & set(vars(column)) for column in columns.values())
+            assert found == slow_digest({name: store.open("train", name) for name in names}, only)
+    assert samples_digest({"e": store.open("train", "e")}, ["k03é"]) != samples_digest(
+        {"e": store.open("train", "e")}, ["k07é"]
+    )
+
+
+def slow_digest(columns: dict[str, TokenColumn], only: list[str] | None) -> str:
+    """As it was first written."""
+    keys = sorted({key for column in columns.values() for key in column.rows} if only is None else only)
+    digest = hashlib.sha256(json.dumps(keys).encode())
+    for name in sorted(columns):
+        column = columns[name]
+        rows = np.array([column.rows.get(key, -1) for key in keys], np.int64)
+        digest.update(np.packbits(rows >= 0).tobytes())
+        rows = rows[rows >= 0]
+        if len(rows):
+            digest.update(column.lengths[rows].tobytes())
+            digest.update(np.concatenate(list(column.take(rows))).tobytes())
+    return digest.hexdigest()
 
 
 def test_a_part_is_one_batch_that_is_mapped_not_copied(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from backbone.transfer.kinds import (
 )
 from backbone.transfer.reading import Grid, padded_features, unpadded
 from backbone.transfer.samples import chosen
-from backbone.transfer.tasks import whole_kind
+from backbone.transfer.tasks import Task, whole_kind
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import interval
@@ -233,6 +235,62 @@ def test_maps_of_classes_by_hand() -> None:
     assert kind.score(maps[:1], maps[2:]) == {"accuracy": 0.0, "balanced_accuracy": 0.0}
 
 
+VOID = ClassMap(names=("a", "void", "b"), size=(1, 3), dtype="uint8", unscored=("void",))
+"""A class map with a class that is not scored."""
+
+
+def test_unscored_pixels_are_not_learned() -> None:
+    targets = VOID.encode([np.array([[0, 1, 2]], np.uint8)])
+    assert targets.dtype == torch.int64 and targets.tolist() == [[[0, IGNORED, 2]]]
+    outputs = torch.tensor([[[[1.0, 5, 0]], [[0, 7, 0]], [[0, 9, 2]]]], requires_grad=True)  # a, void, b
+    loss = VOID.loss(outputs, targets)
+    loss.backward()
+    expected = (-math.log(math.e / (math.e + 2)) - math.log(math.e**2 / (math.e**2 + 2))) / 2
+    assert float(loss.detach()) == pytest.approx(expected)
+    assert outputs.grad is not None and outputs.grad[..., 1].abs().max() == 0 < outputs.grad[..., 0].abs().max()
+
+
+def test_a_batch_without_a_scored_pixel_teaches_nothing() -> None:
+    outputs = torch.randn(2, 3, 1, 3, requires_grad=True)
+    loss = VOID.loss(outputs, VOID.encode([np.ones((1, 3), np.uint8)] * 2))
+    loss.backward()
+    assert float(loss.detach()) == 0 and torch.equal(outputs.grad, torch.zeros_like(outputs))
+
+
+def test_where_all_classes_are_scored_the_loss_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(4, 5, 8, 8), torch.randint(5, (4, 8, 8))
+    kind = ClassMap(names=tuple("abcde"), size=(8, 8))
+    assert torch.equal(kind.loss(outputs, targets), F.cross_entropy(outputs, targets))
+
+
+def test_an_answer_is_never_an_unscored_class() -> None:
+    outputs = torch.tensor([[[[0.0, 1, -3]], [[9, 9, 9]], [[1, 0, -2]]]])
+    answer = VOID.decode(outputs)[0]
+    assert answer.dtype == np.uint8 and answer.tolist() == [[2, 0, 2]]
+    assert outputs[0, 1].tolist() == [[9, 9, 9]], "outputs are left as they are"
+    every = dataclasses.replace(VOID, unscored=())  # as a probe of before has it
+    assert every.decode(outputs)[0].tolist() == [[1, 1, 1]]
+
+
+def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
+    maps = [np.array([row], np.uint8) for row in ([1, 1, 0], [1, 1, 2], [2, 1, 2])]
+    assert VOID.constant(maps).tolist() == [[2, 2, 2]]  # b where there is one of it, and b is the commonest of all
+    assert VOID.constant(maps).dtype == np.uint8
+    guess = [np.array([[0, 0, 0]], np.uint8)]
+    assert VOID.score(guess, [np.array([[0, 1, 2]], np.uint8)]) == {"accuracy": 0.5, "balanced_accuracy": 0.5}
+    nothing = VOID.score(guess, [np.array([[1, 1, 1]], np.uint8)])
+    assert list(nothing) == ["accuracy", "balanced_accuracy"] and all(map(math.isnan, nothing.values()))
+
+
+def test_what_a_modality_does_not_score_is_in_the_kind_and_only_there_on_disk() -> None:
+    value = ValueSpec(shape=(1, 3), dtype="uint8", classes=("a", "void", "b"), unscored=("void",))
+    handle: Any = SimpleNamespace(spec=spec(value))
+    assert Task(text="asked", handle=handle).fitted([np.zeros((1, 3), np.uint8)], "auto")[0] == VOID
+    assert kind_to_json(VOID)["unscored"] == ("void",)
+    assert "unscored" not in kind_to_json(dataclasses.replace(VOID, unscored=()))
+
+
 @pytest.mark.parametrize(
     ("low", "scale", "chosen"), [(0.1, "auto", "log"), (0.1, "linear", "linear"), (0, "auto", "linear")]
 )
@@ -268,7 +326,7 @@ def test_tokens_end_where_they_end() -> None:
 def test_kinds_come_back_from_json() -> None:
     kinds = [
         Classes(names=("a", "b")), Numbers(mean=(1.0, 2.0), std=(3.0, 4.0), shape=(2,), low=0.0),
-        ClassMap(names=("a",), size=(4, 4)), NumberMap(mean=(1.0,), std=(2.0,), size=(4, 4), scale="log"), KIND,
+        ClassMap(names=("a",), size=(4, 4)), VOID, NumberMap(mean=(1.0,), std=(2.0,), size=(4, 4), scale="log"), KIND,
     ]  # fmt: skip
     assert {kind.kind for kind in kinds} == set(KINDS) == set(HEADS)
     assert [kind_from_json(kind_to_json(kind)) for kind in kinds] == kinds

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenizers_zoo import defaults
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -25,6 +25,7 @@ from tokenizers_zoo.values import (
     array_of,
     batch_problem,
     checked_tokens,
+    commonest_classes,
     describe,
     expected_tokens,
     expected_value,
@@ -146,6 +147,31 @@ def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> 
     assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply"
     told = describe(value)
     assert told.startswith("list ") and len(told) < 70
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (ValueSpec(classes=("a", "b"), unscored=("void",)), "unscored 'void' is none of the classes a, b"),
+        (ValueSpec(classes=("a", "b"), unscored=("a", "b")), "unscored: at least one class has to be scored"),
+        (
+            ValueSpec(kind="text", classes=("a", "b"), unscored=("a",)),
+            "unscored classes are those of arrays, got kind 'text'",
+        ),
+    ],
+)
+def test_unscored_classes_are_some_of_those_of_an_array(value: ValueSpec, words: str) -> None:
+    with pytest.raises(PluginError, match=f"x: ModalitySpec value: {words}"):
+        ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
+
+
+def test_the_commonest_classes_by_hand() -> None:
+    maps = np.array([[3, 1, 0], [3, 1, 0], [2, 2, 0], [1, 2, 1]], np.uint8)
+    assert commonest_classes(maps).tolist() == [3, 1, 0]  # of equals the lower
+    assert commonest_classes(maps, [0, 3]).tolist() == [1, 1, 1]
+    assert commonest_classes(maps[:3], [0]).tolist() == [3, 1, 1]  # of all places 1, 2 and 3 are equally many
+    assert commonest_classes(maps[:, :1], [1, 2, 3]).tolist() == [0]
+    assert commonest_classes(maps, [3]).dtype == np.uint8
 
 
 def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:

@@ -119,9 +119,17 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     try:
         return cls(**values)
     except ValueError as error:
-        key = next((k for k in given if re.match(rf"{re.escape(k)}\b", str(error))), None)
-        where = origin.at(key) if key else (f"[{origin.table}]" if origin.table else cls.__name__)
+        key = _blamed(given, str(error))
+        table = f"[{origin.table}]" if origin.table else cls.__name__
+        where = origin.at(key) if key else table if origin.path is None else f"{origin.path}: {table}"
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{key}: ')}") from None
+
+
+def _blamed(given: Mapping[str, Any], message: str) -> str | None:
+    """The key of `given` that a message begins with, or speaks of in words: `image_size` as "image size"."""
+    begins = (key for key in given if re.match(rf"{re.escape(key)}\b", message))
+    in_words = (key for key in given if "_" in key and re.search(rf"\b{key.replace('_', ' ')}\b", message))
+    return next(begins, None) or next(in_words, None)
 
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
@@ -138,9 +146,10 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
             if option is not type(None):
                 try:
                     return _convert(option, value, origin, key)
-                except ConfigError as error:
-                    failures.append(error)
-        raise failures[0]
+                except ConfigError as error:  # told is that of a list where a list was given
+                    is_list = typing.get_origin(option) is tuple and isinstance(value, (list, tuple))
+                    failures.append((not is_list, len(failures), error))
+        raise min(failures)[2]
     if outer is typing.Literal:
         if value in typing.get_args(hint):
             return value

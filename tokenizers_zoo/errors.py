@@ -34,11 +34,11 @@ class UnknownNameError(ZooError):
     def of(cls, kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
         """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names."""
         names = sorted(known)
-        close = close_names(name, names)
+        close = close_names(name[:80], names)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
         offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"
-        return cls(f"unknown {kind} {name!r}; {offer}" + (f" {hint}" if hint else ""))
+        return cls(f"unknown {kind} {name!r:.80}; {offer}" + (f" {hint}" if hint else ""))
 
 
 class PluginError(ZooError):

@@ -142,6 +142,7 @@ class ModalityHooks:
     def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
         """The metrics of `ModalitySpec.metrics` over aligned lists of values: one number each for the whole list.
 
+        Where the truth is a class of `ValueSpec.unscored` nothing is counted, neither right nor wrong.
         Default: `exact`, the fraction of values that are equal.
         """
         raise NotImplementedError

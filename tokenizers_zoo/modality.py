@@ -31,6 +31,14 @@ class ValueSpec:
     description: str = ""
     fields: tuple[tuple[str, str], ...] = ()
     """Of tables with declared fields: each name with what it holds, in words; shown by `zoo info`."""
+    unscored: tuple[str, ...] = ()
+    """Of arrays: those of `classes` that say nothing, such as "void". Where the truth is one of them `score` counts
+    nothing; no constant answer is one, and no head of a transfer learns or gives one. Tokens hold them as any other."""
+
+    @property
+    def unscored_ids(self) -> tuple[int, ...]:
+        """The ids of `unscored`, in the order of `classes`."""
+        return tuple(number for number, name in enumerate(self.classes) if name in self.unscored)
 
     def __str__(self) -> str:
         if self.kind != "array":
@@ -236,6 +244,12 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
     bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
     if bounds != sorted(bounds):
         problems.append("ordered_ids: expected ids below vocab_size, none of them twice")
+    if spec.value.unscored and spec.value.kind != "array":
+        problems.append(f"value: unscored classes are those of arrays, got kind {spec.value.kind!r}")
+    elif strange := [name for name in spec.value.unscored if name not in spec.value.classes]:
+        problems.append(f"value: unscored {strange[0]!r} is none of the classes {', '.join(spec.value.classes)}")
+    elif spec.value.unscored and set(spec.value.classes) <= set(spec.value.unscored):
+        problems.append("value: unscored: at least one class has to be scored")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
         problems.append("metrics: two have one name")
     return problems

@@ -212,6 +212,21 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
     return array
 
 
+def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) -> np.ndarray[Any, Any]:
+    """Of integer class ids `(count, ...)` the most frequent one of each place `(...)`, the lowest of equals.
+
+    None is among the ids `unscored`: where a place has no others, it is the most frequent of all places; where no place
+    has, the lowest id that is scored.
+    """
+    ids = np.setdiff1d(maps, unscored)
+    if not len(ids):
+        ids = np.setdiff1d(np.arange(len(unscored) + 1), unscored)[:1]
+    counts = np.stack([(maps == number).sum(axis=0) for number in ids])
+    overall = counts.reshape(len(ids), -1).sum(axis=1).argmax()
+    places = np.where(counts.any(axis=0), counts.argmax(axis=0), overall)
+    return ids[places].astype(maps.dtype)
+
+
 def is_batched(spec: ValueSpec) -> bool:
     """True where plugins are given batches as one tensor: arrays of fixed shape."""
     return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)

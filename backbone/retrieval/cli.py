@@ -56,14 +56,14 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
                   exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index of them.
 
-    Killed, the same command begins again, and nothing half-written is left.
+    Killed, the same command goes on: modalities that were finished are kept.
 
     \b
     Examples:
       zoo retrieve build runs/backbone --out runs/index
       zoo retrieve build RUN --out INDEX --embedding predicted --via dinov2_global
     """
-    from backbone.retrieval.index import build
+    from backbone.retrieval.building import build
 
     config = embedding_config(embedding, via, space)
     _, zoo = open_run(folder)
@@ -78,6 +78,7 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
 
 @retrieve.command("query")
 @click.argument("folder", metavar="INDEX", type=PATH)
+@click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
 @click.option("--given", multiple=True, metavar="NAME=FILE", help="A file to ask with, 'NAME=\"TEXT\"' or JSON; or "
               "with --keys a NAME, then by default those of --weights, else all of the index. Repeatable.")  # fmt: skip
 @click.option("--keys", metavar="KEYS", help="Comma-separated stored samples to ask with.")
@@ -89,8 +90,9 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
 @click.option("--exclude-self", is_flag=True, help="Leave out the sample that was asked with.")
 @DEVICE
 @click.option("--out", type=PATH, help="Folder for hits.json and a picture of what was found.")
-def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split: str | None, weights: str | None,
-                  find: str, count: int, exclude_self: bool, device: str, out: Path | None) -> None:  # fmt: skip
+def query_command(folder: Path, run: Path | None, given: tuple[str, ...], keys: str | None, split: str | None,
+                  weights: str | None, find: str, count: int, exclude_self: bool, device: str,
+                  out: Path | None) -> None:  # fmt: skip
     """Find the stored samples that are closest to what is given.
 
     \b
@@ -110,7 +112,9 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
     names, sources = _given(given, stored=asked is not None)
     if asked is None and (exclude_self or split):
         raise ConfigError("--exclude-self and --split: are for stored samples; give --keys")
-    index = Index(folder)
+    index = Index(folder, run)
+    if run is None:
+        index.check_run()
     _, zoo = open_run(index.run)
     if asked is None:
         answers = query_values(index, zoo, sources, scale, count, find, device)
@@ -137,7 +141,8 @@ def query_command(folder: Path, given: tuple[str, ...], keys: str | None, split:
 
 @retrieve.command("eval")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--out", type=PATH, help="Default: RUN/retrieval, where zoo report looks.")
+@click.option("--out", type=PATH, help="Default: RUN/retrieval, where zoo report looks; of another "
+              "split than test RUN/retrieval-SPLIT.")  # fmt: skip
 @embedding_options
 @click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Held-out, at most.")
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs that are shown.")
@@ -155,10 +160,10 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
       zoo retrieve eval RUN --modalities rgb,depth,caption --space centred \\
           --out here
     """
-    from backbone.retrieval.evaluate import FILE, FOLDER, evaluate_retrieval, recall_table
+    from backbone.retrieval.evaluate import FILE, evaluate_retrieval, place_of, recall_table
     from backbone.training.mixing import TRAIN
 
-    place = out or folder / FOLDER
+    place = out or place_of(folder, split)
     config = embedding_config(embedding, via, space)
     _, zoo = open_run(folder)
     with disk_errors(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from backbone.retrieval.spaces import Affine, Vectors, alone, fit
 from backbone.run import Run, model_config
 from backbone.saving import load_model
 from backbone.tables import Tables
-from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -32,6 +32,31 @@ BATCH = 32
 
 Advance = Callable[[int], None]
 """Called with the number of samples that have been embedded since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Stored samples of a split. Of samples that are stored as several crops these are the whole pictures."""
+
+    keys: Sequence[str]
+    """Of the samples: without what tells their crops apart."""
+    stored: Sequence[str]
+    """The same, as they are stored."""
+    columns: Mapping[str, TokenColumn]
+    rows: npt.NDArray[np.int64]
+    """`samples modalities`, -1 where a sample lacks one."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def codecs(self) -> dict[str, str]:
+        """By modality, the codec that wrote its tokens."""
+        return {name: column.fingerprint for name, column in self.columns.items()}
+
+    def digest(self) -> str:
+        """sha256 (hex) of keys and tokens."""
+        return samples_digest(self.columns, self.stored)
 
 
 class Embedder:
@@ -79,10 +104,18 @@ class Embedder:
             raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
         return found
 
-    def stored(self, split: str, names: Sequence[str]) -> TokenData:
+    def stored(self, split: str, names: Sequence[str]) -> Samples:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
         specs = [self.tables.spec(name) for name in names]
-        return stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
+        data = stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
+        if not any(column.cropped for column in data.columns.values()):
+            return Samples(keys=data.keys, stored=data.keys, columns=data.columns, rows=data.rows)
+        whole = whole_samples(data.keys, data.columns.values())
+        if not whole:
+            raise DataError(f"{self.run.tokens / split}: has crops and no whole picture; tokenize again")
+        kept = set(whole.values())
+        places = [place for place, key in enumerate(data.keys) if key in kept]
+        return Samples(keys=list(whole), stored=list(whole.values()), columns=data.columns, rows=data.rows[places])
 
     @torch.inference_mode()
     def raw(self, name: str, tokens: Any) -> Vectors:
@@ -103,7 +136,7 @@ class Embedder:
         return self.spaces[name](self.raw(name, tokens))
 
     def embed_stored(
-        self, data: TokenData, name: str, rows: Sequence[int], advance: Advance, *, raw: bool = False
+        self, data: Samples, name: str, rows: Sequence[int], advance: Advance, *, raw: bool = False
     ) -> Vectors:
         """The vectors of stored samples, `rows` of the modality's column."""
         make = self.raw if raw else self.embed

@@ -27,11 +27,10 @@ import numpy as np
 from backbone.evaluation.gallery import text_of
 from backbone.evaluation.pairs import ranked_names
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from backbone.retrieval.embedding import Embedder
+from backbone.retrieval.embedding import Embedder, Samples
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.recall import AT, Recall, chance, recall
 from backbone.retrieval.spaces import Vectors
-from backbone.training.data import TokenData
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
@@ -43,10 +42,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
+HELD_OUT = "test"
+"""The split whose figures the report shows."""
 HITS = 5
 """Hits in a gallery."""
 
 Pair = tuple[str, str]
+
+
+def place_of(run: Path, split: str) -> Path:
+    """The folder in a run where the figures of a split are: those of HELD_OUT where the report looks."""
+    return run / (FOLDER if split == HELD_OUT else f"{FOLDER}-{split}")
 
 
 def evaluate_retrieval(
@@ -56,7 +62,7 @@ def evaluate_retrieval(
     *,
     embedding: EmbeddingConfig,
     config: RecallConfig | None = None,
-    split: str = "test",
+    split: str = HELD_OUT,
     modalities: Sequence[str] | None = None,
     data_root: Path | None = None,
     device: str = "cpu",
@@ -94,7 +100,7 @@ def evaluate_retrieval(
     result = {
         "identity": {
             "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-            "codecs": data.fingerprints | embedder.via_codec(), "settings": dataclasses.asdict(config),
+            "codecs": data.codecs | embedder.via_codec(), "settings": dataclasses.asdict(config),
         },
         "pairs": measured, "mean": _mean(measured), "galleries": galleries,
         "seconds": round(time.perf_counter() - started, 3),
@@ -103,7 +109,7 @@ def evaluate_retrieval(
     return result
 
 
-def _vectors(embedder: Embedder, data: TokenData, names: Sequence[str], chosen: Any) -> dict[str, Vectors]:
+def _vectors(embedder: Embedder, data: Samples, names: Sequence[str], chosen: Any) -> dict[str, Vectors]:
     """Unit vectors `samples dims` of each modality; zero where a sample lacks it."""
     table = data.rows[chosen]
     vectors: dict[str, Vectors] = {}

@@ -85,7 +85,7 @@ def query_keys(
     index.check([*given, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
     split = split or index.split
-    known = index.keys[TOGETHER] if split == index.split else ()
+    known = index.keys if split == index.split else ()
     queries = combined(_stored(embedder, split, keys, given, known), weights)
     found = index.search(queries, k, find, list(keys) if exclude_self and split == index.split else None)
     return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]

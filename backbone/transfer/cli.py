@@ -81,7 +81,7 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
       zoo transfer train RUN --task mine.csv --given caption --head knn
     """
     from backbone.transfer.compare import read_metrics
-    from backbone.transfer.scores import kept_text, left_out_text, score_table
+    from backbone.transfer.scores import kept_text, left_out_text, score_table, unseen_text
     from backbone.transfer.training import FOLDER
     from backbone.transfer.training import transfer as train_probe
 
@@ -97,6 +97,8 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
     metrics = read_metrics(place)
     show_table(score_table(metrics["metrics"]))
     if text := left_out_text(metrics["left_out"]):
+        click.echo(text)
+    if text := unseen_text(metrics.get("unseen", {})):  # none in probes from before it was counted
         click.echo(text)
     if text := kept_text(metrics):
         click.echo(text)
@@ -118,27 +120,31 @@ def eval_command(
 ) -> None:
     """Score a probe on the whole test split, of its own data or others.
 
-    The constant answer is the best for training labels of the same data, chosen as
-    those of its training were.
+    Others need no training split: the constant answer beside the scores is that of
+    the probe's own training.
 
     \b
     Example:
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
-    from backbone.transfer.samples import labelled
-    from backbone.transfer.saving import load, places_of, settings_of_probe
-    from backbone.transfer.scores import constant_of, score_table, scored
+    from backbone.transfer.kinds import Classes
+    from backbone.transfer.saving import load, places_of
+    from backbone.transfer.scores import score_table, scored, unseen_labels, unseen_text
 
     probe = load(folder, _zoo(), run=run, device=device)
     places = places_of(folder, probe, tokens, data)
-    test, train = places.part(probe.task, "test"), places.part(probe.task, "train")
-    used = labelled(probe.task, train, *settings_of_probe(folder))
-    metrics = scored(probe, test, constant_of(probe, used.part.labels))
+    test = places.part(probe.task, "test")
+    names = probe.kind.names if isinstance(probe.kind, Classes) else ()
+    metrics, unseen = scored(probe, test), unseen_labels(probe.kind, names, test.labels)
     if as_json:
-        click.echo(json.dumps({"samples": len(test), "metrics": metrics}, indent=2))
+        click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen": unseen}, indent=2))
     else:
         show_table(score_table(metrics))
+        if text := unseen_text(unseen):
+            click.echo(text)
         click.echo(f"{len(test)} held-out samples of {places.tokens}")
+    if probe.constant is None:
+        click.echo("constant answer: the probe is of a version that did not keep it; train it again", err=True)
 
 
 @transfer.command("predict")

@@ -42,15 +42,17 @@ class Network(nn.Module):
 class Probe(nn.Module):
     """A trained transfer: `predict` answers from tokens, `predict_values` from values.
 
-    Answers are as the task's labels are: values of its modality, numbers, or names of classes.
+    Answers are as the task's labels are: values of its modality, numbers, or names of classes. `constant` is the best
+    single answer to the labels of its training; None where an earlier version did not keep it.
     """
 
     def __init__(
-        self, network: Network, task: Task, kind: Kind, given: Sequence[str], zoo: Zoo, trained_on: Mapping[str, str]
-    ) -> None:
+        self, network: Network, task: Task, kind: Kind, given: Sequence[str], zoo: Zoo, trained_on: Mapping[str, str],
+        constant: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task, self.kind, self.given = network, task, kind, tuple(given)
-        self.zoo, self.trained_on = zoo, trained_on
+        self.zoo, self.trained_on, self.constant = zoo, trained_on, constant
         self.eval()
 
     @torch.inference_mode()

@@ -1,7 +1,9 @@
 """Probes on disk: model.safetensors holds the head, and of the encoder what was tuned; config.json all else.
 
 config.json: "class"; "task": {"text", "wanted"}; "kind"; "given"; "head"; "settings": TransferConfig; "seed";
-"backbone": {"run", "weights_sha256", "fingerprints", "model", "specs"}; "tokens"; "data"; "registry".
+"backbone": {"run", "weights_sha256", "fingerprints", "model", "specs"}; "tokens"; "data"; "registry"; "constant": of
+the best single answer to the training labels {"value"}, or where it is the tensor `constant` {}, or {"extension"} where
+that holds the bytes of its file. Probes of earlier versions have no constant.
 Tensors are `head.*`, and `encoder.*`: all of it for full and scratch, the additions for lora, none for frozen. What
 needs the backbone's own weights loads them from its run, which must be as it was.
 """
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +41,7 @@ from tokenizers_zoo.registry import Zoo
 
 CLASS = "Probe"
 HEAD, ENCODER = "head.", "encoder."
+CONSTANT = "constant"
 
 
 def tensors_of(network: Network, config: TransferConfig) -> dict[str, Tensor]:
@@ -48,6 +52,29 @@ def tensors_of(network: Network, config: TransferConfig) -> dict[str, Tensor]:
     elif config.tuning != "frozen":
         tensors |= {ENCODER + name: tensor for name, tensor in network.encoder.model.state_dict().items()}
     return tensors
+
+
+def packed_constant(task: Task, constant: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The best single answer to the training labels as what a probe's two files have of it."""
+    if isinstance(constant, np.ndarray):
+        return {CONSTANT: torch.from_numpy(np.array(constant, order="C"))}, {}
+    if isinstance(constant, str | int | float):
+        return {}, {"value": constant}
+    assert task.whole is not None
+    data, extension = task.whole.write(constant)
+    return {CONSTANT: torch.frombuffer(bytearray(data), dtype=torch.uint8)}, {"extension": extension}
+
+
+def unpacked_constant(task: Task, tensors: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Any:
+    """The answer that `packed_constant` wrote; None in probes of earlier versions."""
+    record = stored.get(CONSTANT)
+    if record is None or "value" in record:
+        return record and record["value"]
+    found = tensors[CONSTANT].numpy()
+    if "extension" not in record:
+        return found
+    assert task.whole is not None
+    return task.whole.read(found.tobytes(), record["extension"])
 
 
 def load(
@@ -85,7 +112,8 @@ def load(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"])
+    constant = unpacked_constant(task, tensors, stored)
+    return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"], constant)
 
 
 def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path | None) -> FourMEncoder:
@@ -108,12 +136,6 @@ def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, ru
 def zoo_of(stored: Mapping[str, Any]) -> Zoo:
     """The registry of a probe's training."""
     return Zoo.from_toml(Path(stored["registry"])) if stored["registry"] else Zoo.installed()
-
-
-def settings_of_probe(folder: Path) -> tuple[TransferConfig, int]:
-    """How a probe was trained, and from which seed."""
-    stored = load_config(folder, CLASS)
-    return from_mapping(TransferConfig, stored["settings"]), stored["seed"]
 
 
 def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path | None = None) -> Places:

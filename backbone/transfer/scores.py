@@ -9,6 +9,8 @@ metrics.json:
     settings     TransferConfig
     left_out     {"train": {"no_input", "no_label", "unreadable": labels that cannot be read, where there are any},
                  "test": ..., "unknown_keys"}
+    unseen       by class that some held-out samples have and no training sample has, how many: no answer to these is
+                 right
     backbone     {"run", "weights_sha256"}
     parameters   {"trained", "all"}; steps (done); seconds {"training", "all"}
     kept_step    the step that the weights are of, and validation {"name", "score"}: the main metric of that step on
@@ -18,11 +20,14 @@ metrics.json:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backbone.transfer.kinds import Kind
 from backbone.transfer.probe import Probe
 from backbone.transfer.samples import Part
+from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.progress import progress_bar
 
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 METRICS = "metrics.json"
 BATCH = 32
 """Samples predicted at a time."""
+NAMED = 5
+"""Classes, at most, that a line names."""
 FLOOR_SAMPLES = 1000
 """Labels, at most, that the constant answer is chosen for."""
 
@@ -47,21 +54,31 @@ def predictions(probe: Probe, part: Part, places: Sequence[int]) -> list[Any]:
     return answers
 
 
-def constant_of(probe: Probe, labels: Sequence[Any]) -> Any:
+def constant_of(task: Task, kind: Kind, labels: Sequence[Any]) -> Any:
     """The best single answer to labels, of which as many are looked at as FLOOR_SAMPLES says."""
-    return probe.task.constant(probe.kind, [labels[place] for place in spread(len(labels), FLOOR_SAMPLES)])
+    return task.constant(kind, [labels[place] for place in spread(len(labels), FLOOR_SAMPLES)])
 
 
-def scored(probe: Probe, part: Part, constant: Any) -> list[dict[str, Any]]:
-    """The table "metrics", over all samples of a part."""
+def scored(probe: Probe, part: Part) -> list[dict[str, Any]]:
+    """The table "metrics", over all samples of a part; without a floor where the probe has no constant answer."""
     labels = list(part.labels)
     score = probe.task.score(probe.kind, predictions(probe, part, range(len(part))), labels)
-    floor = probe.task.score(probe.kind, [constant] * len(labels), labels)
+    known = probe.constant is not None
+    floor = probe.task.score(probe.kind, [probe.constant] * len(labels), labels) if known else {}
     return [
         {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
-         "meaning": metric.meaning, "score": finite(score[metric.name]), "floor": finite(floor[metric.name])}
+         "meaning": metric.meaning, "score": finite(score[metric.name]),
+         "floor": finite(floor[metric.name]) if known else None}
         for metric in probe.task.metrics(probe.kind)
     ]  # fmt: skip
+
+
+def unseen_labels(kind: Kind, known: Iterable[Any], labels: Iterable[Any]) -> dict[str, int]:
+    """By class that is none of the `known`, those of training samples, how many of these labels are it."""
+    if kind.kind != "classes":
+        return {}
+    counts = Counter(map(str, labels))
+    return {name: counts[name] for name in sorted(counts.keys() - set(known))}
 
 
 def finite(number: float) -> float | None:
@@ -100,6 +117,17 @@ def left_out_text(left_out: Mapping[str, Any]) -> str:
     return f"left out: {', '.join(parts)}" if parts else ""
 
 
+def unseen_text(unseen: Mapping[str, int]) -> str:
+    """Which classes only held-out samples have, in words; empty where there are none."""
+    if not unseen:
+        return ""
+    count = sum(unseen.values())
+    said = "has a label" if count == 1 else "have a label" if len(unseen) == 1 else "have labels"
+    names = [f"{name!r} ({number})" if number > 1 else repr(name) for name, number in unseen.items()]
+    others = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
+    return f"{count} of test {said} that no training sample has: {', '.join(names[:NAMED])}{others}"
+
+
 def kept_text(metrics: Mapping[str, Any]) -> str:
     """Which weights a probe has, and by what they were chosen, in words; empty where they are the last."""
     if "kept_step" not in metrics:
@@ -119,6 +147,7 @@ def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         for row in metrics["metrics"]
     ]
     labels, parameters, kept = metrics["labels"], metrics["parameters"], kept_text(metrics)
+    unseen = unseen_text(metrics["unseen"])
     needs = {
         "frozen": f"Its encoder is that of the run {config['backbone']['run']}, which it needs.",
         "lora": f"Its encoder is that of the run {config['backbone']['run']}, which it needs, with additions.",
@@ -140,4 +169,4 @@ On {labels["test"]} held-out samples:
 | metric | score | best constant answer | unit | better | meaning |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
-"""
+{f"{chr(10)}{unseen}.{chr(10)}" if unseen else ""}"""

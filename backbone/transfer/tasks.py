@@ -105,21 +105,31 @@ class Task:
         if not self.reads_all:
             number = {key: place for place, key in enumerate(listed.keys)}
             return Labels(keys=listed.keys, read=lambda key: listed[number[key]], unreadable=len(dropped))
-        values = dict(zip(listed.keys, listed, strict=True))
         if not self.part:
+            values = dict(zip(listed.keys, listed, strict=True))
             return Labels(keys=listed.keys, read=values.__getitem__, unreadable=len(dropped))
-        found = {
-            key: value[self.part] for key, value in values.items()
-            if isinstance(value, dict) and value.get(self.part) is not None
-        }  # fmt: skip
-        if not found:
-            there = sorted({known for value in values.values() if isinstance(value, dict) for known in value})
-            if self.part in there:
-                raise DataError(f"--task {self.text}: no value of {store.root / split / name} has that field")
-            raise UnknownNameError.of(f"field of {name}", self.part, there)
-        if self.wanted == "classes":
-            found = {key: str(label) for key, label in found.items()}
+        keys = listed.keys
+        del listed  # which keeps the values that it reads
+        found = self.fields(store, split, keys)
         return Labels(keys=list(found), read=found.__getitem__, unreadable=len(dropped))
+
+    def fields(self, store: ValueStore, split: str, keys: Sequence[str]) -> dict[str, Any]:
+        """The field that is asked for, by key, of the values that have it; nothing else of them stays in memory."""
+        assert self.handle is not None
+        found: dict[str, Any] = {}
+        there = set[str]()
+        for key in keys:
+            value = store.read(self.handle, split, key)
+            if isinstance(value, dict):
+                there |= value.keys()
+                if (label := value.get(self.part)) is not None:
+                    found[key] = str(label) if self.wanted == "classes" else label
+        if found:
+            return found
+        name = self.handle.name
+        if self.part in there:
+            raise DataError(f"--task {self.text}: no value of {store.root / split / name} has that field")
+        raise UnknownNameError.of(f"field of {name}", self.part, sorted(there))
 
     @property
     def reads_all(self) -> bool:
@@ -186,7 +196,8 @@ class Task:
         if name == "class map":
             height, width = spec.value.shape
             size = int(height), int(width)
-            return ClassMap(names=spec.value.classes, size=size, dtype=spec.value.dtype), labels
+            unscored = spec.value.unscored
+            return ClassMap(names=spec.value.classes, size=size, dtype=spec.value.dtype, unscored=unscored), labels
         chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), STATISTICS)).astype(int))
         try:
             return NumberMap.of((labels[int(index)] for index in chosen), spec, scale), labels

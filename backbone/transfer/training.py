@@ -21,19 +21,20 @@ from backbone.saving import spec_from_json
 from backbone.tables import Tables
 from backbone.transfer.config import TransferConfig, chosen_head
 from backbone.transfer.heads import Neighbours, build_head
+from backbone.transfer.keeping import KeptFeatures
 from backbone.transfer.kinds import Classes, Kind, kind_to_json
 from backbone.transfer.lora import require_peft
 from backbone.transfer.probe import Network, Probe, encoder_of
-from backbone.transfer.reading import Grid, Head, padded_features, unpadded
+from backbone.transfer.reading import Grid, Head, padded_features
 from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Labelled, Part, Places, labelled
-from backbone.transfer.saving import CLASS, described, tensors_of
-from backbone.transfer.scores import METRICS, constant_of, probe_card, scored
+from backbone.transfer.saving import CLASS, CONSTANT, described, packed_constant, tensors_of
+from backbone.transfer.scores import METRICS, constant_of, probe_card, scored, unseen_labels
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import file_digest, read_table, save_checkpoint, write_json
-from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.progress import progress_bar, say
+from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
@@ -44,7 +45,7 @@ FOLDER = "transfer"
 DIGITS = 16
 """Of a digest that is compared."""
 BATCH = 64
-"""Samples whose features are computed at a time."""
+"""Samples that are answered at a time."""
 
 
 def transfer(
@@ -177,7 +178,7 @@ class TransferTask:
         self.spec = self.task.spec(self.kind)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.frozen = self.config.tuning == "frozen"
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.features: dict[int, KeptFeatures] = {}  # by the id of a part
         self.network: Network
         self.trained = 0  # parameters; those that are averaged, and judged, want no gradient
 
@@ -205,26 +206,25 @@ class TransferTask:
         module: nn.Module = head if self.frozen else self.network
         self.trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         if self.frozen:
-            self.keep(self.part, range(len(self.part)))
+            for part in (self.part, self.test):
+                self.features[id(part)] = KeptFeatures(self.network, part, self.config.batch_size)
+            self.keep()
         return module
 
-    def keep(self, part: Part, places: Sequence[int]) -> None:
-        """Compute and keep the features of the samples at these places."""
-        missing = [place for place in places if (id(part), place) not in self.kept]
-        with torch.no_grad(), progress_bar("features", len(missing)) as advance:
-            for start in range(0, len(missing), BATCH):
-                here = missing[start : start + BATCH]
-                prepared = self.network.encoder.prepare(part.tokens(here))
-                features, mask = self.network.read(*prepared)
-                for place, row in zip(here, unpadded(features, mask), strict=True):
-                    self.kept[id(part), place] = row.cpu()
-                advance(len(here))
+    def keep(self) -> None:
+        """Compute the features of what evaluations look at, and for knn of all that it learns from."""
+        if self.head == "knn":
+            self.features[id(self.part)].keep(range(len(self.part)))
+        elif self.validates:
+            self.features[id(self.part)].keep(self.used.validation)
+        else:
+            self.features[id(self.test)].keep(spread(len(self.test), self.config.eval_samples))
 
     def inputs(self, examples: Sequence[Example]) -> Any:
-        """What the trained module is given: features that are kept, or tokens."""
+        """What the trained module is given: features, or tokens."""
         part, places = examples[0].part, [example.place for example in examples]
         if self.frozen:
-            return padded_features([self.kept[id(part), place] for place in places])
+            return padded_features(self.features[id(part)].of(places))
         return self.network.encoder.prepare(part.tokens(places))
 
     def head_of(self, module: nn.Module) -> Head:
@@ -265,8 +265,6 @@ class TransferTask:
         answers = []
         for start in range(0, len(values), BATCH):
             here = values[start : start + BATCH]
-            if self.frozen:
-                self.keep(here[0].part, [example.place for example in here])
             outputs = module(*to_device(self.inputs(here), self.device))
             answers += self.task.answers(self.kind, self.kind.decode(outputs))
         return answers, None
@@ -294,7 +292,7 @@ class TransferTask:
         with seeded(self.seed):
             self.build(samples.train, np.random.default_rng(0))
         run.begin()
-        bank = torch.stack([self.kept[id(self.part), place] for place in range(len(self.part))])
+        bank = torch.stack(self.features[id(self.part)].of(range(len(self.part))))
         answers = self.kind.encode(list(self.targets))
         answers = F.one_hot(answers, self.kind.outputs).float() if isinstance(self.kind, Classes) else answers
         head = Neighbours(bank, answers, self.config.neighbours, self.config.temperature).to(self.device)
@@ -307,18 +305,22 @@ class TransferTask:
             self.network.head = self.head_of(module)
         else:
             self.network = cast(Network, module)
-        settings = dict(self.settings)
+        constant = constant_of(self.task, self.kind, self.part.labels)
+        kept_tensors, record = packed_constant(self.task, constant)
+        settings = {**self.settings, CONSTANT: record}
         probe = Probe(
-            self.network, self.task, self.kind, settings["given"], self.zoo, settings["backbone"]["fingerprints"]
+            self.network, self.task, self.kind, settings["given"], self.zoo, settings["backbone"]["fingerprints"],
+            constant,
         )  # fmt: skip
         result = {
             "task": {"name": self.task.title, "kind": self.kind.kind},
             "given": settings["given"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
             "labels": {"asked": self.config.labels, "train": len(self.used.training),
                        "validation": len(self.used.validation), "test": len(self.test)},
-            "metrics": scored(probe, self.test, constant_of(probe, self.part.labels)),
+            "metrics": scored(probe, self.test),
             "settings": settings["settings"],
             "left_out": dict(self.left_out),
+            "unseen": unseen_labels(self.kind, self.targets, self.test.labels),
             "backbone": {key: settings["backbone"][key] for key in ("run", "weights_sha256")},
             "parameters": {"trained": self.trained, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps,
@@ -326,5 +328,6 @@ class TransferTask:
                if kept is not None else {}),
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
-        save_checkpoint(run.folder, tensors_of(self.network, self.config), settings, probe_card(settings, result))
+        tensors = tensors_of(self.network, self.config) | kept_tensors
+        save_checkpoint(run.folder, tensors, settings, probe_card(settings, result))
         write_json(run.folder / METRICS, result)

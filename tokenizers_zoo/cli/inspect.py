@@ -147,6 +147,7 @@ def show_facts(handle: ModalityHandle) -> None:
         "value": str(spec.value)
         + (f": {spec.value.description}" if spec.value.description and spec.value.kind == "array" else ""),
         "classes": ", ".join(f"{i} {c}" for i, c in enumerate(spec.value.classes)),
+        "not scored": ", ".join(spec.value.unscored),
         "tokens": describe_layout(spec.layout)
         + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
         "vocabulary": spec.vocabulary,

@@ -109,11 +109,12 @@ def has_shards(folder: Path) -> bool:
 def value_identity(handle: ModalityHandle) -> dict[str, Any]:
     """What a modality's stored values have to agree on: their shape, type, bounds and classes.
 
-    Classes of text are stored by name, so that there may be more of them later.
+    Classes of text are stored by name, so that there may be more of them later. Which classes are scored changes no
+    value.
     """
     spec = handle.spec.value
     value = dataclasses.asdict(dataclasses.replace(spec, classes=() if spec.kind == "text" else spec.classes))
-    return as_json({key: item for key, item in value.items() if key != "description"})
+    return as_json({key: item for key, item in value.items() if key not in ("description", "unscored")})
 
 
 def own_settings(handle: ModalityHandle) -> dict[str, Any]:

@@ -62,9 +62,13 @@ class ValueStore:
 
     @classmethod
     def of(cls, root: Path, zoo: Zoo) -> ValueStore:
-        """The store at `root`, with the other names that the enabled modalities go by, but for those of tokens."""
+        """The store at `root`, with the other names that the enabled modalities go by, but for those of tokens.
+
+        What is a modality's own name is no other name of another's.
+        """
         pairs = [(alias, handle.name) for handle in zoo.handles() for alias in handle.spec.aliases]
-        aliases = {alias: name for alias, name in pairs if not alias.startswith(OF_TOKENS)}
+        own = set(zoo.names())
+        aliases = {alias: name for alias, name in pairs if not alias.startswith(OF_TOKENS) and alias not in own}
         return cls(root, aliases)
 
     def _folders(self, split: str) -> dict[str, Path]:

@@ -329,7 +329,8 @@ class TokenColumn:
         rows = rows[rows >= 0]
         for start in range(0, len(rows), HASHED):
             here = rows[start : start + HASHED]
-            digest.update(self.lengths[here].tobytes())
+            lengths = self.lengths[here] if self._variable else np.full(len(here), self.layout.length, np.int64)
+            digest.update(lengths.tobytes())
             digest.update(np.concatenate(list(self.take(here))).tobytes())
 
     def check_codec(self, handle: ModalityHandle) -> None:
@@ -380,13 +381,26 @@ def whole_samples(keys: Iterable[str], columns: Iterable[TokenColumn]) -> dict[s
 def samples_digest(columns: Mapping[str, TokenColumn], only: Iterable[str] | None = None) -> str:
     """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts and order they lie.
 
-    `only` are the keys that count, by default all.
+    `only` are the keys that count, each once, by default all. They are held once, not by column.
     """
-    keys = sorted({key for column in columns.values() for key in column.rows} if only is None else only)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    stored = {
+        name: pa.chunked_array([batch.column("key") for batch in column.batches], pa.string())
+        for name, column in columns.items()
+    }
+    if only is None:
+        chunks = [chunk for column in stored.values() for chunk in column.chunks]
+        only = pa.chunked_array(chunks, pa.string()).unique().to_pylist()
+    keys = sorted(only)
     digest = hashlib.sha256(json.dumps(keys).encode())
+    counted = pa.array(keys, pa.string())
     for name in sorted(columns):
-        rows = columns[name].rows
-        columns[name].add_to(digest, np.array([rows.get(key, -1) for key in keys], np.int64))
+        places = pc.index_in(stored[name], value_set=counted).fill_null(-1).to_numpy()
+        rows = np.full(len(keys), -1, np.int64)
+        rows[places[places >= 0]] = np.flatnonzero(places >= 0)
+        columns[name].add_to(digest, rows)
     return digest.hexdigest()
 
 

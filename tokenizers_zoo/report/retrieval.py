@@ -6,22 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.checkpoint import read_table
+from tokenizers_zoo.checkpoint import fingerprint, read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of
 from tokenizers_zoo.report.samples import Cell
 
 RECALL = "retrieval/retrieval.json"
+TRAIN = "train"
+AGAIN = "zoo retrieve eval RUN measures it again"
 
 
 def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
-    """What `zoo retrieve eval` left in the run, for the template; None where there is nothing."""
+    """What `zoo retrieve eval` left in the run, for the template; None where there is nothing.
+
+    Where it is of other weights than the run's, or of training samples, "left_out" alone says so.
+    """
     if not (run / RECALL).is_file():
         return None
     found = read_table(run / RECALL, "identity", "pairs", "mean", "galleries")
+    if reason := _left_out(run, found["identity"]):
+        return {"left_out": f"{RECALL} is left out: {reason}"}
     names = list(dict.fromkeys(entry["query"] for entry in found["pairs"]))
     shares = {(entry["query"], entry["found"]): entry for entry in found["pairs"]}
     counts = [entry["samples"] for entry in found["pairs"]]
     return {
+        "left_out": "",
+        "split": found["identity"]["split"],
         "names": names,
         "rows": [{"name": query, "cells": [_cell(shares.get((query, name))) for name in names]} for query in names],
         "samples": str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}",
@@ -33,6 +42,15 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         "embedding": found["identity"]["embedding"],
         "galleries": [_gallery(run, entry, pictures) for entry in found["galleries"]],
     }
+
+
+def _left_out(run: Path, identity: Mapping[str, Any]) -> str:
+    """Why figures are not those of this model on samples that it never saw; empty where they are."""
+    if identity.get("fingerprint") != fingerprint(run):
+        return f"its figures are those of another model; {AGAIN}"
+    if identity.get("split") in (None, TRAIN):
+        return f"its figures are those of samples that the model was trained on; {AGAIN}"
+    return ""
 
 
 def _cell(entry: Mapping[str, Any] | None) -> dict[str, str]:

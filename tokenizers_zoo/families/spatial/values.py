@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
-from tokenizers_zoo.values import array_of
+from tokenizers_zoo.values import array_of, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -51,6 +51,8 @@ class ImageValues:
     derived_from: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
+    unscored: ClassVar[tuple[str, ...]] = ()
+    """Classes that `measure` counts nowhere, such as "void"; those of them that the settings name are declared."""
 
     def options(self, settings: Settings) -> Any:
         """The plugin's settings dataclass."""
@@ -72,6 +74,7 @@ class ImageValues:
             high=len(names) - 1 if classes else self.high,
             classes=names,
             description=self.description,
+            unscored=tuple(name for name in names if name in self.unscored),
         )
 
     def read(self, data: bytes, extension: str, options: Any) -> Array:
@@ -145,18 +148,18 @@ class ImageValues:
             raise InvalidValueError(f"{settings.name}: a constant answer needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
         stack = np.stack([np.asarray(values[index]) for index in picked])
-        candidates = self.constant_maps(stack)
         options, metric, truth = self.options(settings), self.metrics[0], list(stack)
+        candidates = self.constant_maps(stack, options)
         if len(candidates) == 1:
             return candidates[0]
         marks = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
         return candidates[int(np.argmax(marks) if metric.higher_is_better else np.argmin(marks))]
 
-    def constant_maps(self, stack: Array) -> list[Array]:
+    def constant_maps(self, stack: Array, options: Any) -> list[Array]:
         """What may be the best constant answer to values `(count, ...)`; the usual one first.
 
-        Per pixel the median, other quantiles and the mean; or the most frequent class; or, for what is on or off,
-        where it is on in half of the values, and in fewer, down to everywhere.
+        Per pixel the median, other quantiles and the mean; or the most frequent class that is scored; or, for what is
+        on or off, where it is on in half of the values, and in fewer, down to everywhere.
         """
         if self.kind == "continuous":
             maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
@@ -164,9 +167,7 @@ class ImageValues:
         if self.kind == "binary":
             share = stack.mean(axis=0)
             return [(share >= least).astype(stack.dtype) for least in (0.5, *np.quantile(share, SHARES_ON))]
-        ids = np.unique(stack)
-        counts = np.stack([(stack == value).sum(axis=0) for value in ids])
-        return [ids[counts.argmax(axis=0)].astype(stack.dtype)]
+        return [commonest_classes(stack, self.value_spec(options).unscored_ids)]
 
 
 def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest: bool = False) -> Array:

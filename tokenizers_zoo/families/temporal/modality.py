@@ -60,7 +60,7 @@ class TemporalModality(ImageValues, TrainedModality):
             blocks=options.tokenizer.block_config(),
         )
 
-    def constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
+    def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
         """Per number the median, other quantiles and the mean of values `(count, ...)`."""
         maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
         bounded = [np.clip(found, self.low, self.high) for found in maps] if self.low is not None else maps

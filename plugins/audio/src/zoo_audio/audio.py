@@ -189,7 +189,7 @@ class Audio(TemporalModality):
             distance += float((spectra[0] - spectra[1]).square().mean(dim=0).sqrt().mean())
         return {"mel_l1": mel / len(target), "lsd": distance / len(target)}
 
-    def constant_maps(self, stack: NDArray[Any]) -> list[NDArray[Any]]:
+    def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
         """Silence, and the recordings themselves where they are few: no mean of waveforms sounds like any of them."""
         return [np.zeros_like(stack[0]), *stack[:: max(1, len(stack) // CANDIDATES)]]
 

@@ -351,7 +351,7 @@ def person_problem(person: Any) -> str | None:
     if missing := [name for name in REQUIRED if name not in person]:
         return f"lacks {', '.join(missing)}; of a person only shape may be missing"
     if unknown := [str(name) for name in person if name not in (*REQUIRED, "shape")]:
-        return f"unknown keys {', '.join(unknown)}; expected {', '.join(REQUIRED)} and maybe shape"
+        return f"unknown keys {', '.join(unknown):.80}; expected {', '.join(REQUIRED)} and maybe shape"
     for name, shape in ROWS.items():
         rows = numbers(person[name])
         if rows is None or rows.shape != shape:
@@ -359,7 +359,7 @@ def person_problem(person: Any) -> str | None:
             return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
     box = numbers(person["box"])
     if box is None or box.shape != (4,) or box.min() < 0 or box.max() > 1:
-        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {person['box']!r}"
+        return f"box: expected [xmin, ymin, xmax, ymax], fractions of the picture's sides, got {person['box']!r:.80}"
     if box[2] <= box[0] or box[3] <= box[1]:
         return f"box: expected xmin < xmax and ymin < ymax, got {person['box']!r}"
     if "shape" in person:

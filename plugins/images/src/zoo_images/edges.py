@@ -66,9 +66,9 @@ class EdgeMap(SpatialModality):
 
         return Image.fromarray(((value[0] > 0.5) * 255).astype(np.uint8))
 
-    def constant_maps(self, stack: np.ndarray) -> list[np.ndarray]:
+    def constant_maps(self, stack: np.ndarray, options: Any) -> list[np.ndarray]:
         """The usual ones, and lines three pixels apart where they are on: any edge there is within a pixel of one."""
-        usual = super().constant_maps(stack)
+        usual = super().constant_maps(stack, options)
         comb = (np.arange(stack.shape[-1]) % 3 == 1).astype(stack.dtype)
         return [*usual, *(found * comb for found in usual)]
 

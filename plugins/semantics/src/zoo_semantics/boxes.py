@@ -172,13 +172,13 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 def box_problem(box: Any) -> str | None:
     """What is wrong with one box, or None."""
     if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
-        got = f"keys {', '.join(map(str, box))}" if isinstance(box, Mapping) else type(box).__name__
+        got = f"keys {', '.join(map(str, box)):.80}" if isinstance(box, Mapping) else type(box).__name__
         return f'expected a table {{"label": ..., "box": ...}}, got {got}'
     if problem := label_problem(box["label"]):
         return problem
     edges = box["box"]
     if not isinstance(edges, list | tuple) or len(edges) != 4 or not all(map(is_fraction, edges)):
-        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r}"
+        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r:.80}"
     if edges[2] <= edges[0] or edges[3] <= edges[1]:
         return f"box: expected xmin < xmax and ymin < ymax, got {edges!r}"
     return None

@@ -216,7 +216,7 @@ def box_problem(box: Any) -> str | None:
     if missing := [key for key in KEYS if key not in box]:
         return f"lacks {', '.join(missing)}; expected {', '.join(KEYS)}"
     if unknown := [str(key) for key in box if key not in KEYS]:
-        return f"unknown keys {', '.join(unknown)}; expected {', '.join(KEYS)}"
+        return f"unknown keys {', '.join(unknown):.80}; expected {', '.join(KEYS)}"
     if problem := label_problem(box["label"]):
         return problem
     if not is_triple(box["center"], -FARTHEST, FARTHEST):

@@ -51,7 +51,7 @@ class LabelledBoxes(TextModality[S]):
 def label_problem(label: Any) -> str | None:
     """What is wrong with the label of a box, or None."""
     if not isinstance(label, str) or not label or label != " ".join(label.split()):
-        return f"label: expected words with single spaces between them, got {label!r}"
+        return f"label: expected words with single spaces between them, got {label!r:.80}"
     if len(label) > LONGEST_LABEL or control_character(label):
         return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
     return None

@@ -65,6 +65,7 @@ class Semseg(SpatialModality):
     kind = "classes"
     loss = "cross_entropy"
     class_balance = 0.25
+    unscored = (VOID,)
     aliases = ("tok_semseg@224", "tok_semseg@448", "semseg_coco")
     metrics = (
         Metric(
@@ -139,8 +140,7 @@ class Semseg(SpatialModality):
         table = np.zeros((count, count), dtype=np.int64)  # rows: truth
         for guess, truth in zip(predicted, target, strict=True):
             table += np.bincount((truth * count + guess).ravel(), minlength=count**2).reshape(count, count)
-        if VOID in options.classes:
-            table[options.classes.index(VOID)] = 0
+        table[list(self.value_spec(options).unscored_ids)] = 0
         hits, occurring = np.diag(table), table.sum(axis=1) > 0
         if not occurring.any():
             return {"miou": float("nan"), "pixel_accuracy": float("nan")}

@@ -1,0 +1,335 @@
+"""Building an index: each modality embedded, its vectors written and let go of, one after the other.
+
+One process at a time makes an index. It does so in `.INDEX.building` beside its place, where the index that it replaces
+waits, too, and renames it when it is whole. In there config.json and the space come first and say what is being built;
+each further file appears whole. A build that did not come to its end leaves them there, and the same command goes on;
+another one, or one for which it can no longer be known, begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbone.retrieval.config import EmbeddingConfig, Search
+from backbone.retrieval.embedding import Advance, Embedder, Samples
+from backbone.retrieval.index import CLASS, KEYS, TOGETHER, Index, faiss, file_of, spaces_of
+from backbone.retrieval.spaces import Affine, Vectors, unit
+from tokenizers_zoo import checkpoint
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.registry import Zoo
+
+SAMPLES = "samples"
+"""Where config.json says which samples it is of; indexes of earlier versions do not."""
+RUN = "run"
+"""Where config.json says in which folder the backbone is: it may be moved, and is the same."""
+NEW, OLD = "new", "old"
+"""In the folder beside an index: the one that is being built, and the one that it replaces."""
+LARGE = 100_000
+"""Vectors from which on an index is approximate where nothing else is asked for."""
+LINKS, BUILD_WIDTH = 32, 200
+"""Of HNSW (arXiv 1603.09320): links a vector, and candidates kept while building."""
+LOOK = 1.0
+"""Seconds between two looks at how far a graph is."""
+
+
+def build(
+    run: Path,
+    zoo: Zoo,
+    out: Path,
+    *,
+    config: EmbeddingConfig,
+    split: str = "test",
+    modalities: Sequence[str] | None = None,
+    search: Search | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Index:
+    """Embed the stored samples of a split and write an index of them to `out`, which is whole or not there.
+
+    An index that is there already and is the same is left as it is. Raises ConfigError where another one is there and
+    is not to be replaced, CheckpointError where more than an index would be or another process builds it right now, and
+    ZooErrors for what does not fit together.
+    """
+    library = faiss()
+    embedder = Embedder(run, zoo, config, device)
+    names = embedder.names(modalities, split)
+    data = embedder.stored(split, names)
+    if lacking := [name for name, has in zip(names, np.any(data.rows >= 0, axis=0), strict=True) if not has]:
+        raise ConfigError(f"{lacking[0]}: no sample of this split has it; leave it out of --modalities")
+    kind: Search = search or ("approximate" if len(data) > LARGE else "exact")
+    described = {
+        "class": CLASS, RUN: str(Path(run).resolve()), "fingerprint": embedder.fingerprint, "split": split,
+        "embedding": dataclasses.asdict(config), "codecs": data.codecs | embedder.via_codec(), "search": kind,
+        "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
+        "together": len(data), SAMPLES: data.digest(),
+    }  # fmt: skip
+    place, tokens = out.resolve(), embedder.run.tokens / split
+    if not overwrite and _holds(place) and not _beside(place).exists():
+        return _same(out, described, tokens)
+    with _only_build(out) as folder:
+        if _holds(place):
+            if not overwrite:
+                index = _same(out, described, tokens)
+                checkpoint.remove_folder(folder / NEW)
+                return index
+            _check_replaceable(out)
+        _check_movable(out)
+        new = folder / NEW
+        begun = _begun(new, described)
+        if begun is None:
+            embedder.fit(names, lambda total: progress_bar("fit the space", total))
+            checkpoint.save_checkpoint(new, _tensors(embedder.spaces), described, _card(described))
+        else:
+            embedder.spaces = begun
+        _fill(library, new, embedder, data, names, kind)
+        if _holds(place):
+            os.replace(place, folder / OLD)
+        os.replace(new, place)
+    return Index(out)
+
+
+def _holds(place: Path) -> bool:
+    """True for a folder in which something is."""
+    return place.exists() and any(place.iterdir())
+
+
+def _beside(place: Path) -> Path:
+    return place.parent / f".{place.name}.building"
+
+
+@contextlib.contextmanager
+def _only_build(out: Path) -> Iterator[Path]:
+    """A folder beside `out` with a NEW, empty or begun, for the only process that builds this index.
+
+    After the block it is removed, unless something is begun there still. An index that is set aside there as OLD comes
+    back where none has taken its place, also where a kill left it. Raises CheckpointError where another process that is
+    alive builds the index.
+    """
+    busy = f"{out}: another process builds this index right now; wait for its end, or stop it"
+    place = out.resolve()
+    folder = _beside(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as until_done:
+        try:
+            found = folder.stat().st_ino
+            until_done.enter_context(checkpoint.held(folder, busy))
+            if folder.stat().st_ino != found:  # another's, in the place of the one that is locked now
+                raise CheckpointError(busy)
+            _tidy(folder, place)
+            (folder / NEW).mkdir(exist_ok=True)
+        except FileNotFoundError:  # the other removed its folder just now
+            raise CheckpointError(busy) from None
+        try:
+            yield folder
+        finally:
+            _tidy(folder, place)
+            if not (folder / NEW).exists():
+                checkpoint.remove_folder(folder)
+
+
+def _tidy(folder: Path, place: Path) -> None:
+    """Put OLD back where there is no index, and remove what else is there but a build that is begun."""
+    if checkpoint.is_complete(folder / OLD) and not _holds(place):
+        os.replace(folder / OLD, place)
+    checkpoint.remove_folder(folder / OLD)
+    if not checkpoint.is_complete(folder / NEW):
+        checkpoint.remove_folder(folder / NEW)
+
+
+def _check_movable(out: Path) -> None:
+    """Raise CheckpointError for a folder, even an empty one, in whose place no other can be put."""
+    place = out.resolve()
+    if place.exists() and Path.cwd().is_relative_to(place):
+        raise CheckpointError(f"{out}: is where the command runs, and cannot be replaced; run it somewhere else")
+    if place.is_mount():
+        raise CheckpointError(f"{out}: is a disk of its own, and cannot be replaced; give a folder in it")
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise CheckpointError for a folder that is no index, or holds more than one: it would be lost."""
+    names = checkpoint.load_config(out, CLASS).get("modalities", ())
+    own = {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.CARD, KEYS, *map(file_of, (TOGETHER, *names))}
+    if foreign := sorted({path.name for path in out.iterdir()} - own):
+        raise CheckpointError(
+            f"{out}: holds {foreign[0]}, which is no part of an index and would be removed; move it away, or give "
+            "another folder"
+        )
+
+
+def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
+    """The index that is there. Raises ConfigError where it is another one, or of other samples than `tokens` has, and
+    CheckpointError where a file of vectors is damaged.
+    """
+    try:
+        index = Index(out)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{out}: is there, and is no index, or a damaged one ({error}); replace that with --overwrite, or give "
+            "another folder"
+        ) from None
+    for key, value in described.items():
+        if key == RUN or index.config.get(key) == value or (key == SAMPLES and key not in index.config):
+            continue
+        held = f"with {key} = {index.config.get(key)}, not {value}"
+        if key in ("together", SAMPLES) or (key == "modalities" and set(value) == set(index.names)):
+            held = f"of other samples than {tokens} has now (their number, keys or tokens)"
+        raise ConfigError(f"{out}: holds an index {held}; replace it with --overwrite, or give another folder")
+    for name in (TOGETHER, *index.names):
+        index.open(name)
+    if index.config[RUN] != described[RUN]:
+        _note_run(out, index.config, described)
+        return Index(out)
+    return index
+
+
+def _note_run(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    """Say in an index where its backbone is now."""
+    config = {**config, RUN: described[RUN]}
+    with checkpoint.replacing_file(folder / checkpoint.CARD) as temporary:
+        temporary.write_text(_card(config), encoding="utf-8")
+    checkpoint.write_json(folder / checkpoint.CONFIG, config)
+
+
+def _begun(new: Path, described: Mapping[str, Any]) -> dict[str, Affine] | None:
+    """The space of a build that is begun, and is the one `described`; None without one, and `new` is empty then."""
+    with contextlib.suppress(CheckpointError, KeyError):
+        tensors, config = checkpoint.load_checkpoint(new, CLASS)
+        here = {**config, RUN: described[RUN]}
+        here.pop("weights_sha256", None)
+        if checkpoint.json_text(here) == checkpoint.json_text(described):  # also modalities in the same order
+            spaces = spaces_of(tensors, list(described["modalities"]))
+            if config[RUN] != described[RUN]:
+                _note_run(new, config, described)
+            return spaces
+    checkpoint.remove_folder(new)
+    new.mkdir()
+    return None
+
+
+def _fill(
+    library: Any, new: Path, embedder: Embedder, data: Samples, names: Sequence[str], kind: Search
+) -> None:  # fmt: skip
+    """Write vectors and keys beside the space; the vectors that are there already are taken as they are."""
+    owners = {name: np.flatnonzero(data.rows[:, column] >= 0) for column, name in enumerate(names)}
+    count, times = sum(map(len, owners.values())), 1 if kind == "exact" else 2  # embedded, and linked
+    together = np.zeros(0, np.float32)
+    longest = f"embed {max(names, key=len)}"
+    with progress_bar(longest, count * times + (times - 1) * len(data)) as advance:
+        for column, (name, has) in enumerate(owners.items()):
+            path = new / file_of(name)
+            vectors = _finished(library, path, len(has))
+            if vectors is None:
+                told = partial(advance, title=f"embed {name}")
+                vectors = embedder.embed_stored(data, name, data.rows[has, column].tolist(), told)
+                _write(library, path, vectors, kind, partial(advance, title=f"link {name}"))
+            else:
+                advance(len(has) * times)
+            if not len(together):
+                together = np.zeros((len(data), vectors.shape[1]), np.float32)
+            together[has] += vectors
+            del vectors  # before those of the next are made
+        _write(library, new / file_of(TOGETHER), unit(together), kind, partial(advance, title="link all"))
+    lacks = {name: np.flatnonzero(data.rows[:, column] < 0).tolist() for column, name in enumerate(names)}
+    checkpoint.write_json(new / KEYS, {"keys": list(data.keys), "lacks": lacks})
+
+
+def _finished(library: Any, path: Path, count: int) -> Vectors | None:
+    """The vectors in a file that an earlier build finished; None where it did not."""
+    if path.is_file():
+        with contextlib.suppress(RuntimeError):
+            index = library.read_index(str(path))
+            if index.ntotal == count:
+                return np.asarray(index.reconstruct_n(0, count), np.float32)
+    return None
+
+
+def _write(library: Any, path: Path, vectors: Vectors, kind: Search, advance: Advance) -> None:
+    """Write a file of vectors, whole or not at all. Raises OSError where the disk is full."""
+    index = _index_of(library, vectors, kind, advance)
+    with checkpoint.replacing_file(path) as temporary:
+        try:
+            library.write_index(index, str(temporary))
+        except RuntimeError as error:  # which has what the system says, and not its number
+            number = next((number for number in checkpoint.DISK_ERRORS if os.strerror(number) in str(error)), None)
+            raise error if number is None else OSError(number, os.strerror(number)) from error
+
+
+def _index_of(library: Any, vectors: Vectors, kind: Search, advance: Advance = lambda count: None) -> Any:
+    """A FAISS index of unit vectors by inner product, the same whenever it is built.
+
+    `advance` is told how many vectors of a graph have been linked since.
+    """
+    dims = vectors.shape[1]
+    if kind == "exact":
+        index = library.IndexFlatIP(dims)
+        index.add(vectors)
+        return index
+    index = library.IndexHNSWFlat(dims, LINKS, library.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BUILD_WIDTH
+    failed: list[BaseException] = []
+
+    def add() -> None:
+        try:
+            library.omp_set_num_threads(1)  # of this thread: several link in the order in which they get there
+            index.add(vectors)
+        except BaseException as error:
+            failed.append(error)
+
+    # In one go: added in parts, vectors are linked in another order. So another thread does it, and this one looks on.
+    thread = threading.Thread(target=add, name="links", daemon=True)
+    thread.start()
+    done, size = 0, 0
+    while thread.is_alive():
+        thread.join(LOOK)
+        before, size = size, index.hnsw.neighbors.size()
+        if size == before and thread.is_alive():  # else the memory of the links is not laid out yet
+            linked = _linked(library, index, size)
+            advance(linked - done)
+            done = linked
+    if failed:
+        raise failed[0]
+    advance(len(vectors) - done)
+    return index
+
+
+def _linked(library: Any, index: Any, size: int) -> int:
+    """How many vectors of a graph have a link; `size` is how many links there is room for."""
+    first = library.vector_to_array(index.hnsw.offsets)[:-1].astype(np.int64)
+    return int((library.rev_swig_ptr(index.hnsw.neighbors.data(), size)[first] >= 0).sum()) if size else 0
+
+
+def _tensors(spaces: Mapping[str, Affine]) -> dict[str, torch.Tensor]:
+    """A space as model.safetensors has it."""
+    tensors = {f"{name}.mean": torch.from_numpy(space.mean) for name, space in spaces.items()}
+    return tensors | {
+        f"{name}.projection": torch.from_numpy(space.projection)
+        for name, space in spaces.items() if space.projection is not None
+    }  # fmt: skip
+
+
+def _card(described: Mapping[str, Any]) -> str:
+    """README.md of an index."""
+    rows = [f"| {name} | {count} |" for name, count in described["modalities"].items()]
+    embedding = ", ".join(f"{key} {value}" for key, value in described["embedding"].items() if value != "")
+    return f"""# An index of {described["together"]} samples
+
+Built from the split `{described["split"]}` of the tokens of `{described["run"]}` ({embedding});
+{described["search"]} search.
+
+    zoo retrieve query THIS_FOLDER --keys KEY --given NAME
+
+| modality | vectors |
+|---|---|
+{chr(10).join(rows)}
+"""

@@ -1,0 +1,151 @@
+"""How probes are judged: on data of elsewhere, on classes that training samples do not have, in little memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from small_modalities import installed, write_values
+from transfer_world import SOURCES, World, make_world, read, train
+
+from backbone.transfer import judging, load
+from backbone.transfer.cli import transfer as command
+from backbone.transfer.judging import errors
+from backbone.transfer.saving import packed_constant, unpacked_constant
+from backbone.transfer.scores import unseen_text
+from backbone.transfer.tasks import Task
+from tokenizers_zoo.data.shards import ValueStore
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with installed(tmp_path_factory.mktemp("site"), "task", SOURCES):
+        yield make_world(tmp_path_factory.mktemp("world"))
+
+
+def zoo(*words: Any) -> Result:
+    """Run `zoo transfer WORDS`, which succeeds."""
+    done = CliRunner().invoke(command, [str(word) for word in words], obj={"registry": None, "debug": False})
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done
+
+
+# ---------------------------------------------------------------- the constant answer
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
+     ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
+)  # fmt: skip
+def test_samples_of_elsewhere_need_no_training_split(
+    world: World, tmp_path: Path, text: str, table: dict[str, Any]
+) -> None:
+    """Class maps, numbers, classes, text, number maps: the constant answer is that of the probe's training."""
+    metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
+    for kind in ("tokens", "data"):
+        shutil.copytree(world.root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("train"))
+    where = ("--tokens", tmp_path / "tokens", "--data", tmp_path / "data")
+    done = zoo("eval", tmp_path / "probe", *where, "--json")
+    found = json.loads(done.stdout)
+    assert found == {"samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen": {}}
+    assert all(entry["floor"] is not None for entry in found["metrics"]) and "constant answer:" not in done.output
+
+
+def test_a_constant_answer_that_is_an_object_is_a_file_of_its_modality(world: World) -> None:
+    task, facts = Task.parse("facts", world.zoo), read(world, "facts", "test-000")
+    tensors, record = packed_constant(task, facts)
+    assert record == {"extension": "json"} and unpacked_constant(task, tensors, {"constant": record}) == facts
+
+
+def test_a_probe_of_before_has_no_constant_answer(world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path, "facts.total", head="knn")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("constant") == {"value": load(tmp_path).constant}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = zoo("eval", tmp_path)
+    rows = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert ["mae", f"{metrics['metrics'][0]['score']:.4g}", "-"] in rows
+    said = "constant answer: the probe is of a version that did not keep it; train it again"
+    assert done.stderr.splitlines()[-1] == said
+    found = json.loads(zoo("eval", tmp_path, "--json").stdout)["metrics"]
+    assert [(entry["score"], entry["floor"]) for entry in found] == [
+        (entry["score"], None) for entry in metrics["metrics"]
+    ]
+
+
+# ---------------------------------------------------------------- classes that no training sample has
+
+
+def test_a_class_of_held_out_samples_alone_is_said(world: World, tmp_path: Path) -> None:
+    rows = ["key,label"]
+    for split in ("train", "test"):
+        keys, _ = world.tokens("light", split)
+        rows += [f"{key},{'cat' if number % 3 else 'dog'}" for number, key in enumerate(keys)]
+    text = "\n".join(rows) + "\n"
+    (tmp_path / "animals.csv").write_text(text.replace("test-004,cat", "test-004,bird"))
+    out = tmp_path / "probe"
+    asked = ("--task", tmp_path / "animals.csv", "--given", "light", "--head", "knn", "--out", out)
+    line = "1 of test has a label that no training sample has: 'bird'"
+    assert line in zoo("train", world.run, *asked).stdout.splitlines()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["unseen"] == {"bird": 1} and metrics["labels"]["test"] == 24, "it counts, as wrong"
+    assert f"\n{line}.\n" in (out / "README.md").read_text()
+    assert line in zoo("eval", out).stdout.splitlines()
+    assert json.loads(zoo("eval", out, "--json").stdout)["unseen"] == {"bird": 1}
+    (tmp_path / "animals.csv").write_text(text)
+    assert "no training sample" not in zoo("train", world.run, *asked, "--overwrite").stdout
+    assert json.loads((out / "metrics.json").read_text())["unseen"] == {}
+
+
+def test_several_such_classes_in_words() -> None:
+    assert unseen_text({}) == ""
+    assert unseen_text({"bird": 2}) == "2 of test have a label that no training sample has: 'bird' (2)"
+    many = {"bird": 2, **{name: 1 for name in "abcdef"}}
+    said = "8 of test have labels that no training sample has: 'bird' (2), 'a', 'b', 'c', 'd' and 2 others"
+    assert unseen_text(many) == said
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 8, 8)])
+def test_errors_are_the_same_in_any_number_of_pieces(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    guess, true = (generator.normal(3, 2, (50, *shape)).astype(np.float32) for _ in range(2))
+    wide = guess.astype(np.float64), true.astype(np.float64)
+    residual, total = ((wide[0] - wide[1]) ** 2).sum(), ((wide[1] - wide[1].mean(0)) ** 2).sum()
+    wanted = {"mae": float(np.abs(wide[0] - wide[1]).mean()), "r2": float(1 - residual / total)}
+    assert errors(list(guess), list(true)) == wanted, "in one, to the bit"
+    monkeypatch.setattr(judging, "AT_A_TIME", 7 * max(1, true[0].size))
+    assert errors(list(guess), list(true)) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_errors_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [np.full((1, 64, 64), number, np.float32) for number in range(200)]
+    monkeypatch.setattr(judging, "AT_A_TIME", 4 * maps[0].size)
+    tracemalloc.start()
+    found = errors(maps, maps[::-1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["mae"] == 100.0 and peak < sum(one.nbytes for one in maps) / 2
+
+
+def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Path) -> None:
+    values = {f"k{number:02}": {"total": number, "list": list(range(1000, 6000))} for number in range(60)}
+    write_values(tmp_path, world.zoo, "train", "facts", values)
+    store, task = ValueStore.of(tmp_path / "data", world.zoo), Task.parse("facts.total", world.zoo)
+    task.labels(store, "train")  # which reads all once, and remembers what cannot be read
+    tracemalloc.start()
+    labels = task.labels(store, "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(labels.of(["k07", "k59"])) == [7, 59]
+    assert peak < 2e6, "sixty lists of 5,000 numbers are 12 MB"
