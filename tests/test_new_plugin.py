@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
@@ -20,6 +21,7 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.testing import check_modality
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +67,7 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     assert f"The modality `{NAME}` of tokenizers-zoo: " in readme
     assert not [line for line in readme.splitlines() if line != line.rstrip()]
     module = (folder / "src" / f"zoo_{NAME}" / "modality.py").read_text()
-    assert len(module.splitlines()) < (95 if family == "free" else 55)
+    assert len(module.splitlines()) < (100 if family == "free" else 55)
     for words in ("check", "format --check"):
         command = [
             sys.executable,
@@ -123,8 +125,14 @@ def test_no_name_hides_what_the_plugin_needs(
     assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
     assert module.plugin.modality_spec(Settings(name)).name == name
     if family == "free":
-        samples = TrainingSamples(train=[np.arange(16, dtype=np.float32)], test=[])
-        assert module.plugin.train_tokenizer(Settings(name), samples, tmp_path / "tokenizer") == tmp_path / "tokenizer"
+        train, folder = module.plugin.train_tokenizer, tmp_path / "tokenizer"
+        samples = TrainingSamples(train=[np.arange(16, dtype=np.float32)], test=[], provenance={"contents": "a"})
+        assert train(Settings(name), samples, folder) == folder
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        train(Settings(name), dataclasses.replace(samples, train=[np.zeros(16, np.float32)]), folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "it is finished"
+        with pytest.raises(CheckpointError, match=r'trained otherwise \(data.provenance.contents was'):
+            train(Settings(name), dataclasses.replace(samples, provenance={"contents": "b"}), folder)
 
 
 @pytest.mark.slow
