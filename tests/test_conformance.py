@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -189,6 +190,28 @@ MISTAKES = {
     ),
     "a flip that dims": ("transform", {"picked[..., ::-1]": "picked[..., ::-1] * np.float32(0.9)"}),
     "upside down scores": ("score", {"higher_is_better=False": "higher_is_better=True"}),
+    "a flip in place": (
+        "transform",
+        {"        height, width = value.shape[-2:]\n": "        height, width = value.shape[-2:]\n"
+         "        if crop.flip:\n            value[:] = value[..., ::-1].copy()\n",
+         "if crop.flip else": "if False else"},
+    ),
+    "a crop that marks what it saw": (
+        "transform",
+        {"        height, width = value.shape[-2:]\n": "        height, width = value.shape[-2:]\n"
+         "        if crop.top:\n            value[..., 0] = 1\n"},
+    ),
+    "encodes in place": ("encode", {"        means = reduce(values,": "        means = reduce(values.mul_(0.5),"}),
+    "scores in place": (
+        "score", {"        return {\"mae\"": "        target[0] -= predicted[0]\n        return {\"mae\""},
+    ),
+    "shows in place": (
+        "render",
+        {"        return Image.fromarray((value": "        value *= 255\n        return Image.fromarray((value"},
+    ),
+    "a score that tells nothing": (
+        "score", {"float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))": "0.0"},
+    ),
     "nothing to see": ("render", {"return Image.fromarray((value[0] * 255).astype(np.uint8))": "return ''"}),
     "a constant that is none": (
         "constant_answer",
@@ -224,6 +247,50 @@ def test_a_mistake_is_noticed(mistake: str, install_example: Install) -> None:
     found = results("mistaken")
     assert not found[check].passed, found
     assert found[check].message and "\n" not in found[check].message
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("a flip in place", "transform changes the values that it is given; let it work on a copy"),
+        ("a crop that marks what it saw", "transform changes"),
+        ("encodes in place", "encode changes"),
+        ("scores in place", "score changes"),
+        ("shows in place", "render changes"),
+        (
+            "a score that tells nothing",
+            "mae tells nothing: 0 for the values themselves, and no worse for other values or a constant, although",
+        ),
+    ],
+)
+def test_what_the_kit_says_of_a_mistake(mistake: str, told: str, install_example: Install, tmp_path: Path) -> None:
+    check, changes = MISTAKES[mistake]
+    install_example("mistaken", changes)
+    subject = Subject(zoo=Zoo.installed(), name="mistaken", workdir=tmp_path)
+    before = copy.deepcopy(subject.values)
+    with pytest.raises(AssertionError, match=f"^{told}"):
+        CHECKS[check](subject)
+    assert check == "encode" or all(np.array_equal(a, b) for a, b in zip(before, subject.values, strict=True))
+
+
+def test_values_that_are_alike_may_score_alike(install_example: Install, tmp_path: Path) -> None:
+    install_example("mistaken", MISTAKES["a score that tells nothing"][1])
+    grey = [{"mistaken": np.full((1, 16, 16), 0.5, np.float32)}] * 3
+    CHECKS["score"](Subject(zoo=Zoo.installed(), name="mistaken", workdir=tmp_path, given=grey))
+
+
+@pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
+def test_a_derive_that_changes_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
+    install_example("base")
+    score = "    @hookimpl\n    def score("
+    derive = f"    @hookimpl\n    def derive(self, sample):\n        value = sample['base'].copy()\n        {change}\n"
+    install_example("lit", {
+        "metrics=(": 'derived_from=("base",), metrics=(', score: f"{derive}        return value\n\n{score}",
+    })  # fmt: skip
+    pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in (0.2, 0.9)]
+    subject = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures)
+    with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
+        CHECKS["derive"](subject)
 
 
 def test_data_that_a_plugin_takes_although_its_spec_excludes_them(

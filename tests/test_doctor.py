@@ -16,12 +16,17 @@ from examples import only, write_registry
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.data.made_of import contents
+from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.doctor.patient import Patient
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import training_samples
 from tokenizers_zoo.testing.alignment import WEAK, edges, shift_between
 
 Install = Callable[..., Path]
@@ -178,6 +183,32 @@ def test_a_collapsed_codebook_and_a_declared_bound(install_example: Install, tmp
     failing(zoo, data, "bound", "mae 0.0", "bound 0.02")
 
 
+def codebooks(columns: str) -> dict[str, str]:
+    """The example plugin with eight codebooks, whose ids are `columns`."""
+    return {
+        "(side // 4, side // 4)": "(side // 4, side // 4, 8)",
+        "vocab_size=config.levels": "num_codebooks=8, vocab_size=config.levels",
+        f"return {ENCODE}": f"ids = {ENCODE}\n        return __import__('torch').stack({columns}, dim=-1)",
+        "tokenizer[tokens]": "tokenizer[tokens[..., 0]]",
+    }
+
+
+def test_good_codebooks_do_not_hide_those_that_collapsed(install_example: Install, tmp_path: Path) -> None:
+    install_example("field", codebooks("[ids] * 2 + [0 * ids] * 6"))
+    install_example("sound", codebooks("[ids] * 8"))
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    write_data(zoo, data, [blocks(i) for i in range(COUNT)], "sound")
+    shown = "29.7% of 16 codes used, 100.0% where tokens are spread evenly"
+    failing(zoo, data, "codebook", f"{shown}; codebook 3 of 8: 6.2%")
+    failing(zoo, data, "varied", "24 of 24 samples differ", "% of the tokens; codebook 3 of 8: 100.0%")
+    failing(zoo, data, "entropy", " bits per token of 4.00 ", "; codebook 3 of 8: 0.00 bits")
+    found = findings(zoo, data, "sound")
+    assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
+    for gate in ("codebook", "varied", "entropy"):
+        assert found[gate].passed and "of 8" not in found[gate].figure
+
+
 METRICS = 'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)'
 MARKS = """return {"mae": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))}"""
 
@@ -208,6 +239,48 @@ def test_every_declared_bound_counts_not_the_main_metric_alone(
     assert found.passed and found.figure.endswith("near 1, bound 0.99") and ("mae" in found.figure) == bool(mae)
     failing(zoo, data, "bound", "near 0.", "bound 0.99", name="coarse")
     assert "mae" not in findings(zoo, data, "coarse")["bound"].figure  # only what is worse is told
+
+
+RATIO = {
+    METRICS: 'metrics=(Metric(name="psnr", unit="dB", higher_is_better=True, meaning="signal to noise"),)',
+    MARKS: """errors = [np.mean((p - t) ** 2) for p, t in zip(predicted, target, strict=True)]
+        return {"psnr": float(np.mean(np.minimum(-10 * np.log10(np.maximum(errors, 1e-30)), 100)))}""",
+}
+
+
+def test_a_ratio_in_db_is_judged_by_a_bound_alone(install_example: Install, tmp_path: Path) -> None:
+    """Half way from the constant to where it is cut off is a figure that no tokenizer reaches."""
+    install_example("field", RATIO)
+    bounded = {METRICS: RATIO[METRICS].replace('"dB",', '"dB", bound=25.0,'), MARKS: RATIO[MARKS]}
+    install_example("bounded", bounded)
+    install_example("coarse", {**bounded, "levels: int = 16": "levels: int = 4"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = tmp_path / "data"
+    for name in ("field", "bounded", "coarse"):
+        write_data(zoo, data, [blocks(i) for i in range(COUNT)], name)
+    found = findings(zoo, data)["bound"]
+    assert found.skipped
+    assert found.figure == "half way to a perfect psnr in dB says nothing: declare a bound (Metric.bound)"
+    found = findings(zoo, data, "bounded")["bound"]
+    assert found.passed and not found.skipped and found.figure.endswith("bound 25 dB")
+    failing(zoo, data, "bound", "bound 25 dB", name="coarse")
+
+
+def test_every_ratio_in_db_that_is_a_main_metric_has_a_bound() -> None:
+    main = {handle.name: handle.spec.metrics[0] for handle in Zoo.installed().handles()}
+    ratios = {name: metric.bound for name, metric in main.items() if metric.unit == "dB" and metric.higher_is_better}
+    assert {"rgb", "multispectral", "video"} <= set(ratios) and None not in ratios.values(), ratios
+
+
+def test_a_constant_without_a_score_is_nothing_to_compare_with(install_example: Install, tmp_path: Path) -> None:
+    alike = "if all(np.array_equal(p, predicted[0]) for p in predicted):"
+    install_example("field", {MARKS: f"{alike}\n            return {{'mae': float('nan')}}\n        {MARKS}"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    found = findings(zoo, data)
+    assert found["floor"].skipped and found["bound"].skipped
+    assert found["floor"].figure.endswith("the best constant nan, which is no score to compare with")
+    assert found["bound"].figure == "the best constant has no mae from which a way could be measured"
 
 
 def test_a_tokenizer_of_few_steps_has_to_be_half_way_to_the_bound(tmp_path: Path) -> None:
@@ -398,3 +471,35 @@ def test_the_command_examines_on_the_device_that_is_asked_for(
             call(["--registry", str(registry), "doctor", "field", "--data", "d", *words], capsys, monkeypatch)[0] == 0
         )
     assert seen == ["cpu", "cuda"]
+
+
+def test_a_tokenizer_for_a_moment_looks_at_a_part_of_many_samples(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spread over the split; of fewer it is trained as any other, on all that can be read."""
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    with writing_shard(data / "train" / "field" / "shard-00001.tar") as shard:
+        shard.add("zz", b"\x93NUMPY damaged", "npy")
+    trained: list[TrainingSamples] = []
+    hashed, train = [], ModalityHandle.train_tokenizer
+    monkeypatch.setattr(
+        ModalityHandle,
+        "train_tokenizer",
+        lambda self, samples, *given: trained.append(samples) or train(self, samples, *given),
+    )
+    monkeypatch.setattr(tokenizers, "contents", lambda *given: hashed.append(given[1]) or contents(*given))
+    read: list[str] = []
+    read_value = ValueStore.read
+    monkeypatch.setattr(ValueStore, "read", lambda *given: read.append(given[-1]) or read_value(*given))
+    monkeypatch.setattr("tokenizers_zoo.doctor.patient.MOST", 10)
+    part = findings(zoo, data, samples=4)
+    there = ValueStore.of(data, zoo)
+    keys = sorted(there.keys("train", "field"))
+    assert trained[0].train.keys == [keys[place] for place in spread(len(keys), 10)]
+    assert sum(key in keys for key in read) == 10 and hashed == [] and not (data / ".audit").exists()
+    assert trained[0].provenance["contents"] == {"train": "", "test": ""}
+    monkeypatch.setattr("tokenizers_zoo.doctor.patient.MOST", len(keys))
+    assert findings(zoo, data, samples=4) == part
+    whole = training_samples(zoo, zoo["field"], there)
+    assert trained[1].train.keys == whole.train.keys == keys[:-1] and trained[1].provenance == whole.provenance
+    assert (data / ".audit" / "train-field.json").is_file() and whole.provenance["dropped"] == {"train": 1}

@@ -86,6 +86,35 @@ def test_sequences_are_the_callers_own_where_a_plugin_uses_its_buffer_again(tmp_
         assert [row.tolist() for row in first] == [[3, 4, 5], [6]]
 
 
+@pytest.mark.parametrize("given", ["whole", "list(whole)", "whole.numpy()"], ids=["batch", "list", "arrays"])
+def test_values_are_the_callers_own_where_a_plugin_uses_its_buffer_again(given: str, ready: Callable[..., Any]) -> None:
+    decoded = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
+    again = (
+        f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return {given}"
+    )
+    handle = ready({f"return {decoded}": again})
+    tokens = handle.encode(values())
+    first = handle.decode(tokens)
+    before = [value.copy() for value in first]
+    handle.decode(0 * tokens)
+    assert all(np.array_equal(a, b) for a, b in zip(first, before, strict=True)) and first[0].any()
+
+
+def test_objects_are_the_callers_own_where_a_plugin_uses_them_again(ready: Callable[..., Any]) -> None:
+    handle = ready({
+        'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")': 'ValueSpec(kind="object")',
+        'means = reduce(values, "batch 1 (h p) (w q) -> batch h w", "mean", p=4, q=4)\n'
+        "        return (means * (len(tokenizer) - 1)).round().long()":
+        "import torch\n\n        return torch.zeros(len(values), 4, 4, dtype=torch.int64)",
+        'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)':
+        "self.kept = getattr(self, 'kept', [[0]])\n        self.kept[0][0] += 1\n        return self.kept",
+    })  # fmt: skip
+    tokens = handle.encode([[0]])
+    first = handle.decode(tokens)
+    handle.decode(tokens)
+    assert first == [[1]]
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool

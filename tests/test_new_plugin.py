@@ -131,7 +131,7 @@ def test_no_name_hides_what_the_plugin_needs(
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         train(Settings(name), dataclasses.replace(samples, train=[np.zeros(16, np.float32)]), folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "it is finished"
-        with pytest.raises(CheckpointError, match=r'trained otherwise \(data.provenance.contents was'):
+        with pytest.raises(CheckpointError, match=r"trained otherwise \(data.provenance.contents was"):
             train(Settings(name), dataclasses.replace(samples, provenance={"contents": "b"}), folder)
 
 
@@ -170,6 +170,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     [
         ("Heat", "lower-case letters"), ("2d", "a letter first"), ("heat-map", "underscores"), ("heat__map", "single"),
         ("heat_", "lower-case"), ("../heat", "lower-case"), ("h" * 31, "up to 30"), ("normal", "zoo-geometry"),
+        ("text", "'text' is the vocabulary of boxes (zoo-"), ("edge", "'edge' is another name of canny (zoo-images"),
         ("scenes", "a source 'scenes'"), ("geometry", "zoo-geometry 0.1.0 is installed"),
     ],
 )  # fmt: skip

@@ -244,6 +244,18 @@ def test_usage_of_several_codebooks_is_their_mean() -> None:
     assert usage.perplexity == pytest.approx((1.0 + 4.0) / 2)
 
 
+def test_each_of_several_codebooks_has_figures_of_its_own() -> None:
+    usage = CodebookUsage(4, num_codebooks=2)
+    assert [one.largest_share for one in usage.apart()] == [0.0, 0.0]
+    usage.update(torch.tensor([[[0, 0], [0, 1]], [[0, 2], [0, 3]]]))
+    first, second = usage.apart()
+    assert (first.usage, first.entropy_bits, first.largest_share) == (0.25, 0.0, 1.0)
+    assert (second.usage, second.entropy_bits, second.largest_share) == (1.0, 2.0, 0.25)
+    assert usage.largest_share == pytest.approx((1.0 + 0.25) / 2)
+    first.update(torch.tensor([1]))
+    assert usage.counts[0].tolist() == [4, 0, 0, 0]
+
+
 def test_usage_rejects_unknown_ids() -> None:
     with pytest.raises(ValueError, match=r"expected ids in \[0, 4\), got 0 to 4"):
         CodebookUsage(4).update(np.array([0, 4]))

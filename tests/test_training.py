@@ -596,6 +596,30 @@ def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
     codebook = result_of(folder)["codebook"]
     assert codebook["usage"] == pytest.approx(expected)
     assert codebook["reachable"] == pytest.approx(1 - math.exp(-20 / 15))
+    each = [len(tokens[..., column].unique()) / 15 for column in range(3)]
+    assert (codebook["codebooks"], codebook["least_usage"]) == (3, pytest.approx(min(each)))
+    assert codebook["least_used"] == each.index(min(each)) + 1
+    names = {name for line in logged(folder) for name in line if name.startswith("codebook/")}
+    assert names == {"codebook/usage", "codebook/least_usage", "codebook/perplexity", "codebook/entropy_bits"}
+
+
+class OneOfThree(VectorTask):
+    """Of three codebooks the second gives one id."""
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], torch.Tensor]:
+        outputs, tokens = super().reconstruct(module, values)
+        return outputs, torch.stack([torch.arange(len(values)) % 15, 0 * tokens[..., 0, 1],
+                                     torch.arange(len(values)) % 15], dim=-1)  # fmt: skip
+
+
+def test_a_collapse_of_one_of_several_codebooks_is_told_by_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantizer = QuantizerConfig(kind="residual_fsq", levels=(5, 3), num_codebooks=3)
+    samples = TrainingSamples(train=SAMPLES.train, test=vectors(60, 2))
+    train(OneOfThree(quantizer), samples, dataclasses.replace(CONFIG, steps=2), tmp_path, 0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "vector: step 2: codebook 2 of 3 collapses: 6.7% of 15 codes are used on held-out samples; use" in told
 
 
 def test_the_first_place_where_settings_differ_is_named() -> None:

@@ -27,7 +27,15 @@ from tokenizers_zoo.vocabulary import (
     coordinate_fraction,
     coordinate_level,
 )
-from tokenizers_zoo.wordpieces import ALPHABET, BYTE_OF, CONTINUES, LONGEST_WORD, byte_characters
+from tokenizers_zoo.wordpieces import (
+    ALPHABET,
+    BYTE_OF,
+    CONTINUES,
+    LONGEST_WORD,
+    PieceMatcher,
+    byte_characters,
+    word_start,
+)
 
 CONFIG = VocabularyConfig(size=2048, sentinels=8, coordinate_axes=4, coordinate_bins=64)
 TEXTS = [
@@ -196,6 +204,77 @@ def test_text_is_cut_before_a_word() -> None:
     assert plain.decode_text(plain.encode_text("a red chair", 5)) == "a red"
     assert plain.decode_text(plain.encode_text("extraordinary", 5)) == "extra"
     assert plain.decode_text(plain.encode_text("ééé", 3)) == "é"
+
+
+JAPANESE = "色は匂へど散りぬるを我が世誰ぞ常ならむ有為の奥山今日越えて浅き夢見じ酔ひもせず、日本語の文章はとても長い。"
+OF_SCRIPTS = TextVocabulary.train(CONFIG, [*SENTENCES, JAPANESE, JAPANESE[3:]] * 3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.sampled_from([*SENTENCES, JAPANESE]),
+        st.text(st.sampled_from("".join(SENTENCES)), max_size=60),
+        st.lists(st.sampled_from(["it's", "'ll", "l", "x" * 9, "é", "日本", "'", "'re", "。"]), max_size=30).map(
+            "".join
+        ),
+    ),
+    st.integers(0, 25),
+    st.integers(0, 25),
+)
+def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, start: int, limit: int) -> None:
+    text = "".join(text.split())[start:]
+    for vocabulary in (OF_SCRIPTS, VOCABULARY, TextVocabulary(CONFIG)):
+        beginnings = (text[:end] for end in range(len(text), -1, -1))
+        longest = next(beginning for beginning in beginnings if len(vocabulary.encode_text(beginning)) <= limit)
+        ids = vocabulary.encode_text(text, limit)
+        assert len(ids) <= limit and vocabulary.decode_text(ids) == longest
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([f"{a} {b}" for a, b in pairwise(SENTENCES)]), st.integers(0, 30), st.integers(0, 30))
+def test_where_spaces_part_words_none_is_cut_but_the_first(text: str, start: int, limit: int) -> None:
+    text = text[start:]
+    for vocabulary in (OF_SCRIPTS, VOCABULARY, TextVocabulary(CONFIG)):
+        numbers, words = vocabulary._matcher.match(text)
+        ids = vocabulary.encode_text(text, limit)
+        if " " in text and len(numbers) > limit and (before := word_start(words, limit)):
+            assert ids == vocabulary.encode_text(text)[:before]
+        assert text.startswith(vocabulary.decode_text(ids))
+        assert ids or limit < len(vocabulary.encode_text(text[:1])) or not text
+
+
+def test_bytes_that_cross_characters_leave_something() -> None:
+    """The first byte of a character, then ever again the others of it and the first of the next."""
+    first, *others = (byte_characters()[byte] for byte in "日".encode())
+    crossing = TextVocabulary(CONFIG, pieces=[CONTINUES + "".join([*others, first])])
+    text = "日" * 100
+    assert [len(crossing.decode_text(crossing.encode_text(text, limit))) for limit in (2, 3, 4, 10)] == [0, 1, 2, 8]
+    assert len(crossing.decode_text(crossing.encode_text(text, 64))) > 50
+    mixed = crossing.encode_text("a " + text, 30)
+    assert "日日" in crossing.decode_text(mixed) and len(mixed) <= 30
+
+
+@pytest.mark.parametrize("text", [JAPANESE * 400, " " + "é" * 20_000, "x" * 20_000, "日" * 20_000], ids=len)
+def test_a_long_text_is_matched_a_few_times(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    matched: list[int] = []
+    match, of_word = PieceMatcher.match, PieceMatcher._of_word
+
+    def counting(self: PieceMatcher, text: str) -> tuple[list[int], list[int | None]]:
+        matched.append(len(text))
+        return match(self, text)
+
+    def counting_words(self: PieceMatcher, data: bytes) -> list[int]:
+        matched.append(len(data))
+        return of_word(self, data)
+
+    monkeypatch.setattr(PieceMatcher, "match", counting)
+    monkeypatch.setattr(PieceMatcher, "_of_word", counting_words)
+    for vocabulary in (OF_SCRIPTS, VOCABULARY, TextVocabulary(CONFIG)):
+        matched.clear()
+        ids = vocabulary.encode_text(text, 2000)
+        assert 1990 < len(ids) <= 2000
+        assert sum(matched) <= 2 * len(text) + 20 * LONGEST_WORD
 
 
 @settings(max_examples=100)

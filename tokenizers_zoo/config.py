@@ -141,7 +141,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        failures = []
+        failures: list[tuple[bool, int, ConfigError]] = []
         for option in options:
             if option is not type(None):
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -308,7 +309,7 @@ class ModalityHandle:
             raise self._wrong("decode", f"gave {len(listed)} values for {len(batch)} samples")
         for value in listed:
             self._check_given(value, "decode")
-        return listed
+        return [copy.deepcopy(value) for value in listed]  # copies, as of tokens: a plugin may use its buffers again
 
     def _batch(self, values: Any) -> Any:
         """The checked batch that a plugin is given: one tensor for arrays of fixed shape, else a list."""

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,8 @@ class Zoo:
             if name != spec.name and self._instances[name].checkpoint:
                 with contextlib.suppress(ZooError):  # told by whoever asks for it by name
                     handle = self[name]
-                    if handle.spec.vocabulary == spec.vocabulary and not handle.spec.own_tokenizer:
+                    shares = handle.spec.shared_vocabulary or _is_text(handle)
+                    if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
                         return handle.checkpoint, handle.codec.hub_id
         return self.checkpoints / spec.vocabulary, None
 
@@ -252,6 +253,11 @@ class Zoo:
 
     def handles(self) -> list[ModalityHandle]:
         """The enabled modalities that can be used, sorted by name; loads them all."""
+        loaded = self._loaded()
+        misplaced = _misplaced(loaded)
+        return [handle for handle in loaded if handle.name not in misplaced]
+
+    def _loaded(self) -> list[ModalityHandle]:
         found = []
         for name in self.names():
             try:
@@ -267,6 +273,15 @@ class Zoo:
             if not handle.spec.continuous:
                 found.setdefault(handle.spec.vocabulary, []).append(handle.name)
         return dict(sorted(found.items()))
+
+    def check_place(self, name: str, folder: Path) -> None:
+        """Raise ConfigError where the tokenizer of a modality, in this folder, would be in the way of a vocabulary."""
+        loaded = self._loaded()
+        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := _misplaced(loaded)):
+            raise ConfigError(found[name])
+        for vocabulary, sharing in _text_sharers(loaded).items():
+            if _is_apart(self[name], vocabulary) and folder.resolve() in _folders(sharing):
+                raise ConfigError(f"{name}: {_in_the_way(vocabulary, sharing, folder)}; give another one")
 
     # ------------------------------------------------------------------ sources
 
@@ -308,6 +323,7 @@ class Zoo:
             except ZooError as error:
                 found[f"source {name}"] = str(error)
         found.update(self._load_wrappers())
+        found.update(_misplaced(self._loaded()))
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
@@ -330,7 +346,7 @@ class Zoo:
                 continue  # the plugin's, not the file's: told by whoever uses it, and by problems()
         told = []
         for problem, resembles in self._unused().values():
-            if resembles or len(self.handles()) == len(self._instances):
+            if resembles or len(self._loaded()) == len(self._instances):
                 raise ConfigError(problem)
             told.append(problem)
         return told
@@ -342,7 +358,7 @@ class Zoo:
         if not shared and not self.tables["vocabularies"]:
             return {}  # without loading a plugin
         known = {
-            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self.handles())),
+            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self._loaded())),
             "vocabularies": set(self.vocabularies()),
         }
         for table, keys in (("zoo", shared), ("vocabularies", list(self.tables["vocabularies"]))):
@@ -362,6 +378,54 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
         where = Origin(path=path, table=parent).at(key)
         raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
     return table
+
+
+def _is_text(handle: ModalityHandle) -> bool:
+    """Whether a modality takes the table of its vocabulary, as those do that share one as text."""
+    return not handle.spec.continuous and handle.spec.vocabulary in handle.taken_vocabularies()
+
+
+def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityHandle]]:
+    """The text vocabularies that are not one modality's own, and who writes in each."""
+    found: dict[str, list[ModalityHandle]] = {}
+    for handle in filter(_is_text, handles):
+        found.setdefault(handle.spec.vocabulary, []).append(handle)
+    return {name: sharing for name, sharing in found.items() if any(other.name != name for other in sharing)}
+
+
+def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
+    """By name, what is no text and has its vocabulary or its checkpoint in the place of one that others share."""
+    found = {}
+    for vocabulary, sharing in _text_sharers(handles).items():
+        folders = _folders(sharing)
+        for handle in handles:
+            way = ""
+            if handle.spec.vocabulary == handle.name == vocabulary and not (_is_text(handle) or handle.spec.continuous):
+                way = f"is no text, and {vocabulary!r} is the text vocabulary of {_some_names(sharing)}"
+            elif _is_apart(handle, vocabulary) and handle.checkpoint.resolve() in folders:
+                way = _in_the_way(vocabulary, sharing, handle.checkpoint)
+            if way:
+                found[handle.name] = f"{handle.name}: {way}; rename the modality, or disable it"
+    return found
+
+
+def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
+    """Whether a modality's checkpoint holds another thing than a text vocabulary, and none that it shares by name."""
+    shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
+    return not shares and (handle.spec.own_tokenizer or not _is_text(handle))
+
+
+def _folders(sharing: Iterable[ModalityHandle]) -> set[Path]:
+    return {handle.codec.vocabulary.resolve() for handle in sharing}
+
+
+def _in_the_way(vocabulary: str, sharing: Iterable[ModalityHandle], folder: Path) -> str:
+    return f"{folder} is the folder of the text vocabulary {vocabulary!r} of {_some_names(sharing)}"
+
+
+def _some_names(handles: Iterable[ModalityHandle]) -> str:
+    names = [handle.name for handle in handles]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:

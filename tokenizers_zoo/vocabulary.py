@@ -249,22 +249,16 @@ class TextVocabulary:
     def encode_text(self, text: str, limit: int | None = None) -> list[int]:
         """Ids of plain text. Raises InvalidValueError where it has lone surrogates, which UTF-8 cannot write.
 
-        With more than `limit` ids the text is cut before the word that crosses it (inside a first word that long), so
-        that what is left decodes to an exact beginning of the text. What lies far beyond the limit is not matched.
+        Of a text with more than `limit` ids an exact beginning is left, in whole characters. Where spaces part its
+        words it is cut before the word that crosses the limit; inside a first word that long, and where no spaces do,
+        it is the longest beginning that fits. What lies far beyond the limit is not matched.
         """
         if limit is not None:
             text = checked_text(text)[: (limit + 2) * LONGEST_WORD]  # an id stands for LONGEST_WORD bytes at most
         numbers, words = self._matcher.match(text)
-        ids = [self._text_start + number for number in numbers]
-        if limit is None or len(ids) <= limit:
-            return ids
-        cut = limit
-        while cut > 0 and words[cut] == words[cut - 1]:
-            cut -= 1
-        cut = cut or limit
-        while self._matcher.exact and not text.startswith(self.decode_text(ids[:cut])):
-            cut -= 1  # a cut word may end inside a character
-        return ids[:cut]
+        if limit is not None and len(numbers) > limit:
+            numbers = self._matcher.cut(text, numbers, words, limit)
+        return [self._text_start + number for number in numbers]
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of text, coordinates and special tokens in a row. Raises InvalidValueError for what has no id."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
@@ -27,7 +30,8 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-BYTE_OF = {character: byte for byte, character in byte_characters().items()}
+CHARACTER_OF = byte_characters()
+BYTE_OF = {character: byte for byte, character in CHARACTER_OF.items()}
 ALPHABET = (*sorted(BYTE_OF), *(CONTINUES + character for character in sorted(BYTE_OF)))
 
 
@@ -59,8 +63,6 @@ def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
 class PieceMatcher:
     """The alphabet and learned pieces, numbered from 0. Raises CheckpointError for pieces that cannot be right."""
 
-    exact = True
-    """Whether decoding gives back what was encoded."""
     alphabet = len(ALPHABET)
     """How many of the first pieces stand for one byte each."""
 
@@ -94,6 +96,33 @@ class PieceMatcher:
         matched = self._matching().encode(checked_text(text), add_special_tokens=False)
         return matched.ids, matched.word_ids
 
+    def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
+        """What of `match` stands for a beginning of the text in at most `limit` pieces, of which there are more.
+
+        It ends with a character: before the word that crosses the limit, where the text has spaces, else as late as it
+        can.
+        """
+        data = text.encode()
+        ends = [0, *accumulate(len(self.bytes[number]) for number in numbers)]
+        if any(map(str.isspace, text)) and (start := word_start(words, limit)) and _parts_characters(data, ends[start]):
+            return list(numbers[:start])
+        # A longer beginning than that of the first `limit` pieces has them all, and more. A shorter one of whole
+        # characters may have more pieces, too, where one that crosses its end falls apart.
+        for end in filter(partial(_parts_characters, data), range(ends[limit], 0, -1)):
+            piece = bisect_left(ends, end)
+            if ends[piece] == end:
+                return list(numbers[:piece])
+            start = word_start(words, piece - 1)
+            if start + len(self._of_word(data[ends[start] : end])) <= limit:
+                found, _ = self.match(data[:end].decode())
+                if len(found) <= limit:  # half of an 's is two words
+                    return found
+        return []
+
+    def _of_word(self, data: bytes) -> list[int]:
+        """The numbers of the pieces of one word, of LONGEST_WORD bytes at most."""
+        return [token.id for token in self._matching().model.tokenize("".join(CHARACTER_OF[byte] for byte in data))]
+
     def _matching(self) -> tokenizers.Tokenizer:
         if self._tokenizer is None:
             from tokenizers import Tokenizer, models
@@ -108,6 +137,18 @@ class PieceMatcher:
             self._tokenizer = Tokenizer(model)
             self._tokenizer.pre_tokenizer = _word_splitter()
         return self._tokenizer
+
+
+def word_start(words: Sequence[int | None], place: int) -> int:
+    """The first place of the word that is at a place, of the numbers of words that `match` gives."""
+    while place > 0 and words[place] == words[place - 1]:
+        place -= 1
+    return place
+
+
+def _parts_characters(data: bytes, place: int) -> bool:
+    """Whether no character of UTF-8 has bytes on both sides of a place."""
+    return place == len(data) or data[place] & 0xC0 != 0x80
 
 
 def checked_text(text: str) -> str:

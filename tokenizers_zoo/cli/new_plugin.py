@@ -69,6 +69,8 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
 
 def check_name(name: str) -> None:
     """Raise ConfigError where no new modality can have this name."""
+    from tokenizers_zoo.registry import Zoo
+
     if not re.fullmatch(NAME, name) or len(name) > LONGEST:
         expected = f"up to {LONGEST} lower-case letters and digits, words joined by single underscores, a letter first"
         raise ConfigError(f"zoo new-plugin: the name {name!r}: expected {expected}")
@@ -76,6 +78,13 @@ def check_name(name: str) -> None:
     for kind, group in (("modality", MODALITIES), ("source", SOURCES)):
         for claim in claims[group].get(name, ()):
             raise ConfigError(f"zoo new-plugin: {claim.distribution} has a {kind} {name!r} already; take another name")
+    for handle in Zoo.installed().handles():
+        if handle.spec.vocabulary == name:
+            problem = f"{name!r} is the vocabulary of {handle.name} ({handle.distribution})"
+            raise ConfigError(f"zoo new-plugin: {problem}; take another name")
+        if name in handle.spec.aliases:
+            problem = f"{name!r} is another name of {handle.name} ({handle.distribution})"
+            raise ConfigError(f"zoo new-plugin: {problem}; take another name")
     distribution, package = distribution_of(name), package_of(name)
     try:
         there = f"{distribution} {version(distribution)}"

@@ -36,12 +36,13 @@ def remembered(store: ValueStore, handle: ModalityHandle, split: str) -> dict[st
 
 
 def audit(
-    store: ValueStore, handle: ModalityHandle, split: str, values: LazyValues, on_read: Callable[[], None]
-) -> dict[str, str]:
+    store: ValueStore, handle: ModalityHandle, split: str, values: LazyValues, on_read: Callable[[], None],
+    *, keep: bool = True,
+) -> dict[str, str]:  # fmt: skip
     """Read all `values` of a split once, calling `on_read` after each; gives, says and keeps those that cannot be read.
 
-    They are not kept where a plugin failed, not the value, nor where the data's folder cannot be written. Raises
-    ReadError for a file that the system does not read now.
+    They are not kept where a plugin failed, not the value, nor where the data's folder cannot be written, nor without
+    `keep`, as of values that are a part of the split. Raises ReadError for a file that the system does not read now.
     """
     found: dict[str, str] = {}
     to_keep = {"signature": _signature(store, handle, split), "unreadable": found}  # of the shards that are read now
@@ -55,7 +56,7 @@ def audit(
             found[key] = str(error)
             of_values &= isinstance(error, InvalidValueError | DataError)
         on_read()
-    if of_values:
+    if of_values and keep:
         with contextlib.suppress(OSError):
             write_json(_path(store, handle, split), to_keep)
     return _said(handle, split, found)

@@ -21,8 +21,8 @@ def spread(count: int, limit: int) -> list[int]:
 class TrainingSamples:
     """Lazy, aligned values of one modality, already checked and at the size that its settings say.
 
-    `texts` gives the plain text of ALL modalities that share this one's vocabulary, `special_tokens` their special
-    tokens in a fixed order; both are empty where the vocabulary is the modality's own. `provenance` says where the
+    `texts` gives the plain text of ALL modalities that write in this one's vocabulary, `special_tokens` their special
+    tokens in a fixed order; both are empty where they have none. `provenance` says where the
     values come from, what is in their shards and with which settings they are read, for the model card, and so that a
     tokenizer of other values is told from this one's (JSON types).
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def floor(patient: Patient) -> str:
     """decode(encode) scores better than the best constant answer."""
     metric, score, constant, perfect = main_scores(patient)
     figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
+    if math.isnan(constant):
+        raise NotApplicable(f"{figure}, which is no score to compare with")
     if constant == perfect:
         raise NotApplicable(f"{figure}, which is perfect already")
     if not (score > constant if metric.higher_is_better else score < constant):
@@ -120,6 +123,7 @@ def bound(patient: Patient) -> str:
     """decode(encode) is within every bound that a metric declares; without, half way from the best constant to perfect.
 
     A tokenizer that was trained for fewer steps than its settings say has to be half way to the main metric's bound.
+    A ratio in dB has no end, so that half way to perfect says nothing: one needs a bound.
     """
     metric, score, constant, perfect = main_scores(patient)
     assert patient.decoded is not None
@@ -135,6 +139,10 @@ def bound(patient: Patient) -> str:
         if worse:
             raise Failed("; ".join(told[n] for n in worse), advice)
         return "; ".join(told)
+    if math.isnan(constant):
+        raise NotApplicable(f"the best constant has no {metric.name} from which a way could be measured")
+    if metric.bound is None and metric.unit == "dB" and metric.higher_is_better:
+        raise NotApplicable(f"half way to a perfect {metric.name} in dB says nothing: declare a bound (Metric.bound)")
     goal, name = (perfect, "perfect") if metric.bound is None else (metric.bound, f"the bound {metric.bound:g}")
     if _within(metric, constant, goal):
         raise NotApplicable(f"the best constant is {'perfect' if metric.bound is None else 'within the bound'} already")
@@ -159,29 +167,41 @@ def counted(patient: Patient) -> CodebookUsage:
     return usage
 
 
+def least(usage: CodebookUsage, figure: Callable[[CodebookUsage], float]) -> tuple[CodebookUsage, str]:
+    """The codebook whose `figure` is the least, and "; codebook N of M: " of it; no words where there is only one."""
+    alone = usage.apart()
+    number = min(range(len(alone)), key=lambda index: figure(alone[index]))
+    return alone[number], f"; codebook {number + 1} of {len(alone)}: " if len(alone) > 1 else ""
+
+
 @gate
 def codebook(patient: Patient) -> str:
-    """Most codes are used that as many evenly spread tokens would use."""
+    """Most codes are used that as many evenly spread tokens would use: of several codebooks by the worst."""
     patient.need_tokens()
     if isinstance(patient.handle.spec.layout, SequenceLayout):
         raise NotApplicable("a vocabulary of words, not a codebook")
     usage = counted(patient)
     reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
     figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
-    if usage.usage < COLLAPSED * reachable:
+    worst, which = least(usage, lambda one: one.usage)
+    if worst.usage < COLLAPSED * reachable:
+        figure += f"{which}{worst.usage:.1%}" if which else ""
         raise Failed(figure, "fewer codes, the quantizer fsq, a lower learning rate, or longer training")
     return figure
 
 
 @gate
 def varied(patient: Patient) -> str:
-    """Tokens differ between samples, and no id has nearly all of them."""
+    """Tokens differ between samples, and no id has nearly all of them, also of none of several codebooks."""
     patient.need_tokens()
-    counts = counted(patient).counts.sum(axis=0)
+    usage = counted(patient)
+    counts = usage.counts.sum(axis=0)
     share = counts.max() / counts.sum()
     distinct = len({row.tobytes() for row in patient.rows})
     figure = f"{distinct} of {len(patient.rows)} samples differ; the most frequent id has {share:.1%} of the tokens"
-    if share > MOST_FREQUENT or (distinct == 1 and len(patient.rows) > 1):
+    worst, which = least(usage, lambda one: -one.largest_share)
+    if worst.largest_share > MOST_FREQUENT or (distinct == 1 and len(patient.rows) > 1):
+        figure += f"{which}{worst.largest_share:.1%}" if which else ""
         raise Failed(
             figure, "the values hardly differ for the tokenizer: check its input, train longer, or use more codes"
         )
@@ -190,12 +210,14 @@ def varied(patient: Patient) -> str:
 
 @gate
 def entropy(patient: Patient) -> str:
-    """Tokens carry a fair share of the bits that as many evenly spread ones would carry."""
+    """Tokens carry a fair share of the bits that evenly spread ones would carry: of several codebooks by the worst."""
     patient.need_tokens()
     usage = counted(patient)
     most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
     figure = f"{usage.entropy_bits:.2f} bits per token of {most:.2f} (perplexity {usage.perplexity:.0f})"
-    if usage.entropy_bits < LEAST_ENTROPY * most:
+    worst, which = least(usage, lambda one: one.entropy_bits)
+    if worst.entropy_bits < LEAST_ENTROPY * most:
+        figure += f"{which}{worst.entropy_bits:.2f} bits" if which else ""
         raise Failed(figure, "the vocabulary is larger than the values need: fewer codes, or a smaller patch_size")
     return figure
 

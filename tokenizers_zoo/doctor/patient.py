@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STEPS = 100
 """Training steps where there is no tokenizer yet."""
+MOST = 2000
+"""Training samples of a tokenizer that is thrown away again; of more, so many spread over the split."""
 
 
 class NotApplicable(Exception):
@@ -120,8 +122,9 @@ class Patient:
     def _train(self, data: Path, steps: int, workdir: Path) -> None:
         table = self.handle.known_settings().get("tokenizer")
         counted = dataclasses.is_dataclass(table) and any(item.name == "steps" for item in dataclasses.fields(table))
+        overrides = {"steps": steps} if counted else {}
         folder = train_tokenizer(
-            self.zoo, self.handle.name, data, out=workdir / "tokenizer", overrides={"steps": steps} if counted else {}
+            self.zoo, self.handle.name, data, out=workdir / "tokenizer", overrides=overrides, limit=MOST
         )
         self.trained = self.handle.at(folder)
         self.trained.device = self.handle.device

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.wordpieces import checked_text
+from tokenizers_zoo.wordpieces import checked_text, word_start
 
 UNKNOWN = "[UNK]"
 
@@ -22,8 +22,6 @@ class WordMatcher:
     `expected` are names that the file has to give certain ids. Raises CheckpointError where it does not.
     """
 
-    exact = False
-    """Whether decoding gives back what was encoded."""
     alphabet = 0
     """How many of the first pieces stand for one byte each."""
 
@@ -51,6 +49,10 @@ class WordMatcher:
         """
         matched = self._tokenizer.encode(checked_text(text), add_special_tokens=False)
         return [index - self.start for index in matched.ids], matched.word_ids
+
+    def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
+        """What of `match` is before the word that crosses the limit, or fits of a first word that long."""
+        return list(numbers[: word_start(words, limit) or limit])
 
     def text(self, numbers: Sequence[int]) -> str:
         """The text of pieces, with one space between words."""

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settings
-from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
@@ -55,6 +55,10 @@ class TokenizerJob:
         steps, batch = (self.overrides.get(key, getattr(table, key, 0)) for key in ("steps", "batch_size"))
         return int(steps) * int(batch)
 
+    def place(self, zoo: Zoo) -> Path:
+        """The folder that it is trained into, which modalities that share a vocabulary share."""
+        return (self.out or zoo[self.name].checkpoint).resolve()
+
     def run(self, zoo: Zoo) -> TrainedTokenizer:
         """Train it, in this process."""
         before = _fingerprint(self.out or zoo[self.name].checkpoint)
@@ -76,16 +80,25 @@ class TrainedTokenizer:
 def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
     """Train tokenizers, up to `workers` at a time, in processes that share the cores; gives each as it is finished.
 
-    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it; of the
-    others the longest ones first, so that none is left to train alone. The weights are those of one worker with as many
-    threads as a process has here. Raises as `train_tokenizer`, once those that run already have come to their end.
+    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it; it is
+    trained anew once for all of them. Of the others the longest ones come first, so that none is left to train alone.
+    The weights are those of one worker with as many threads as a process has here. Raises as `train_tokenizer`, once
+    those that run already have come to their end.
     """
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
-    apart = [job for job in jobs if workers > 1 and not zoo[job.name].spec.shared_vocabulary]
-    for job in jobs:
-        if job not in apart:
-            yield job.run(zoo)
+    places = [job.place(zoo) for job in jobs]
+    shared = [job for job, place in zip(jobs, places, strict=True) if places.count(place) > 1]
+    apart = [job for job in jobs if workers > 1 and job not in shared and not zoo[job.name].spec.shared_vocabulary]
+    done: dict[Path, TrainedTokenizer] = {}
+    for job in (*shared, *(job for job in jobs if job not in shared and job not in apart)):
+        place = job.place(zoo)
+        if place in done:  # trained anew a moment ago, for this one, too: it is not removed again
+            trained = replace(job, overwrite=False).run(zoo)
+            done[place] = replace(trained, as_it_was=trained.as_it_was and (done[place].as_it_was or not job.overwrite))
+        else:
+            done[place] = job.run(zoo)
+        yield done[place]
     apart.sort(key=lambda job: job.samples(zoo), reverse=True)
     yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
 
@@ -110,18 +123,22 @@ def train_tokenizer(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    limit: int | None = None,
 ) -> Path:
     """Train the tokenizer of modality `name` on `data`; returns its checkpoint folder.
 
     That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
     `overwrite` the tokenizer that is there is replaced, and stays where nothing is trained; else a run that was killed
     goes on. The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
-    is none yet. Raises DataError where `data` lack the modality, or no value of it can be read.
+    is none yet. With `limit` no more samples of a split are read than that, spread over it. Raises DataError where
+    `data` lack the modality, or no value of it can be read, ConfigError where the folder is that of a shared vocabulary
+    of others.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
-    samples = training_samples(zoo, handle, ValueStore.of(data, zoo))
+    zoo.check_place(name, folder)
+    samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
     if out is None and handle.codec.lacks_vocabulary:
         with disk_errors(handle.codec.vocabulary):
             train_vocabulary(handle, samples, handle.codec.vocabulary)
@@ -158,47 +175,58 @@ def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, An
     return {name: {key: value for key, value in overrides.items() if key in known[name]} for name in names}
 
 
-def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore) -> TrainingSamples:
-    """The values of a modality, those that cannot be read left out; and the text of all that share its vocabulary."""
+def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit: int | None = None) -> TrainingSamples:
+    """The values of a modality, those that cannot be read left out; and the text of all that write in its vocabulary.
+
+    With `limit` a split of more values gives so many, spread over it; the others are not looked at.
+    """
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
-    if not handle.spec.shared_vocabulary and len(sharing) <= 1:
-        sharing = []
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
-    train, test = (readable(handle, store, split) for split in (TRAIN, TEST))
+    train, test = (readable(handle, store, split, limit) for split in (TRAIN, TEST))
     entry = read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name}
     provenance = {
         "data": {key: value for key, value in entry.items() if key != READ_WITH},  # the contents tell
         "dropped": {split: len(dropped) for split, (_, dropped) in ((TRAIN, train), (TEST, test)) if dropped},
-        "contents": {split: _contents(store, split, handle.name) for split in (TRAIN, TEST)},
+        "contents": {split: _contents(store, split, handle.name, limit) for split in (TRAIN, TEST)},
         "settings": reading_settings(handle),
     }
     return TrainingSamples(
         train=train[0],
         test=test[0],
-        texts=lambda: _texts(store, sharing),
+        texts=lambda: _texts(store, sharing, limit),
         special_tokens=tuple(special),
         provenance=provenance,
     )
 
 
-def _contents(store: ValueStore, split: str, modality: str) -> str:
-    """What the shards of a modality hold, whatever their names and places; empty where the split has none."""
+def _contents(store: ValueStore, split: str, modality: str, limit: int | None) -> str:
+    """What the shards of a modality hold, whatever their names and places; empty where the split has none.
+
+    Empty, too, where more than `limit` values are in them, most of which are of no account.
+    """
     there = split in store.splits() and modality in store.modalities(split)
+    if there and limit is not None and len(store.keys(split, modality)) > limit:
+        return ""
     return joint_fingerprint(*contents(store, split, modality).values())[:16] if there else ""
 
 
-def readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[LazyValues, dict[str, str]]:
+def readable(
+    handle: ModalityHandle, store: ValueStore, split: str, limit: int | None = None
+) -> tuple[LazyValues, dict[str, str]]:
     """The values of a split that can be read, sorted by key, and the others by key with reasons, which it says, too.
 
-    They are read once, all of them, and what cannot be read is remembered in the data's folder. Raises ReadError for a
-    file that the system does not read now, DataError where none can be read.
+    They are read once, all of them, and what cannot be read is remembered in the data's folder; of more than `limit` so
+    many, spread over the split, are read, and nothing is remembered. Raises ReadError for a file that the system does
+    not read now, DataError where none can be read.
     """
-    keys = sorted(store.keys(split, handle.name)) if split == TRAIN or split in store.splits() else []
+    whole = store.keys(split, handle.name) if split == TRAIN or split in store.splits() else []
+    keys = _some(whole, limit)
     values = LazyValues(keys, lambda key: store.read(handle, split, key))
-    dropped = remembered(store, handle, split) if keys else {}
+    is_whole = len(keys) == len(whole)
+    dropped = {} if not keys else remembered(store, handle, split) if is_whole else None
     if dropped is None:
         with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
-            dropped = audit(store, handle, split, values, lambda: advance(1))
+            dropped = audit(store, handle, split, values, lambda: advance(1), keep=is_whole)
     values = values.without(dropped)
     if keys and not len(values):
         key, reason = next(iter(dropped.items()))
@@ -206,13 +234,19 @@ def readable(handle: ModalityHandle, store: ValueStore, split: str) -> tuple[Laz
     return values, dropped
 
 
-def _texts(store: ValueStore, sharing: Sequence[ModalityHandle]) -> Iterator[str]:
-    """The text of the training values of all modalities that share a vocabulary, by modality and then by key."""
+def _some(keys: Iterable[str], limit: int | None) -> list[str]:
+    """The keys in order, or `limit` of them, spread evenly."""
+    whole = sorted(keys)
+    return whole if limit is None else [whole[place] for place in spread(len(whole), limit)]
+
+
+def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
+    """The text of the training values of all modalities that write in a vocabulary, by modality and then by key."""
     present = store.modalities(TRAIN)
     for handle in sharing:
-        if handle.name not in present:
+        if handle.name not in present or not handle.implements("vocabulary_texts"):
             continue
-        keys = sorted(store.keys(TRAIN, handle.name))
+        keys = _some(store.keys(TRAIN, handle.name), limit)
         for start in range(0, len(keys), TEXT_BATCH):
             values = []
             for key in keys[start : start + TEXT_BATCH]:

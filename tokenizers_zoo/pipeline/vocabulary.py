@@ -59,7 +59,8 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
     for name, sharing in zoo.vocabularies().items():
         handles = [zoo[other] for other in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
-        if sequences and (handles[0].spec.shared_vocabulary or _holds_text(handles[0].codec.vocabulary_folder())):
+        shared = any(handle.spec.shared_vocabulary for handle in handles)
+        if sequences and (shared or _holds_text(handles[0].codec.vocabulary_folder())):
             found[name] = handles
     return found
 

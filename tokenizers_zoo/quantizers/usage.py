@@ -25,7 +25,8 @@ def reachable_usage(tokens: int, codebook_size: int) -> float:
 class CodebookUsage:
     """Running counts over all tokens given to `update`.
 
-    With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and figures are their means.
+    With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and figures are their means:
+    good ones hide a bad one, so that judging takes the figures of each (`apart`).
     """
 
     def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
@@ -43,6 +44,18 @@ class CodebookUsage:
             raise ValueError(f"tokens: expected ids in [0, {self.codebook_size}), got {ids.min()} to {ids.max()}")
         for counts, column in zip(self.counts, ids.reshape(-1, self.num_codebooks).T, strict=True):
             counts += np.bincount(column, minlength=self.codebook_size)
+
+    def apart(self) -> list[CodebookUsage]:
+        """Each codebook by itself, with the counts so far."""
+        alone = [CodebookUsage(self.codebook_size) for _ in self.counts]
+        for one, counts in zip(alone, self.counts, strict=True):
+            one.counts += counts
+        return alone
+
+    @property
+    def largest_share(self) -> float:
+        """Share of the tokens that the most frequent code has, in [0, 1]; 0 before any token."""
+        return float(np.mean([counts.max() / max(1, counts.sum()) for counts in self.counts]))
 
     @property
     def usage(self) -> float:

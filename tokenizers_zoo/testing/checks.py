@@ -24,10 +24,18 @@ from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.testing import files as met_files
 from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
-from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, per_sample
+from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, lent, per_sample
 from tokenizers_zoo.testing.probes.arrays import fits
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.values import bounds, describe, expected_tokens, expected_value, fixed_shape, has_fixed_length
+from tokenizers_zoo.values import (
+    bounds,
+    describe,
+    expected_tokens,
+    expected_value,
+    fixed_shape,
+    has_fixed_length,
+    is_batched,
+)
 
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and its samples one by one: ties that rounding decides."""
@@ -125,9 +133,15 @@ def _beyond(bound: float, step: int, dtype: np.dtype[Any]) -> float | None:
 
 @check
 def encode(subject: Subject) -> None:
-    """Tokens have the layout, the dtype and the range that the spec declares."""
-    tokens = subject.trained.encode(subject.values)
+    """Tokens have the layout, the dtype and the range that the spec declares; values are left as they are."""
     declared = subject.handle.spec
+    with lent("encode", subject.values) as values:
+        tokens = subject.trained.encode(values)
+    if is_batched(declared.value):
+        import torch
+
+        with lent("encode", np.stack(subject.values)) as batch:
+            subject.trained.encode(torch.from_numpy(batch))  # which a plugin is given as it is, and lists stacked
     expect(len(tokens) == len(subject.values), f"{len(tokens)} tokens for {len(subject.values)} values")
     for item in per_sample(tokens):
         got = f"expected {expected_tokens(declared)}, one sample is {describe(item)}"
@@ -255,14 +269,17 @@ def files(subject: Subject) -> None:
 
 @check
 def transform(subject: Subject) -> None:
-    """The whole picture stays as it is, two flips cancel out, and crops are values as the spec declares."""
+    """The whole picture stays as it is, two flips cancel out, crops are values as the spec declares, and what was given
+    is left as it is."""
     handle = subject.handle
-    mirror = Crop(flip=True)
+    mirror, part = Crop(flip=True), Crop(top=0.25, left=0.1, height=0.5, width=0.75, flip=True)
     for value in subject.values:
+        for crop in (mirror, part):
+            with lent("transform", value) as mine:
+                handle.check(handle.transform(mine, crop))
         expect(close(handle.transform(value, Crop()), value), "the crop of the whole picture changes the value")
         twice = handle.transform(handle.transform(value, mirror), mirror)
         expect(close(twice, value), "flipped twice, the value is another")
-        handle.check(handle.transform(value, Crop(top=0.25, left=0.1, height=0.5, width=0.75, flip=True)))
 
 
 def close(first: Any, second: Any) -> bool:
@@ -287,9 +304,10 @@ def crop_geometry(subject: Subject) -> None:
 
 @check
 def render(subject: Subject) -> None:
-    """A value can be shown: a PIL image that is not empty, or text."""
+    """A value can be shown, and stays as it is: a PIL image that is not empty, or text."""
     for value in subject.values:
-        shown = subject.handle.render(value)
+        with lent("render", value) as mine:
+            shown = subject.handle.render(mine)
         expect(bool(shown) if isinstance(shown, str) else min(shown.size) > 0, "nothing is shown")
 
 
@@ -298,14 +316,19 @@ def render(subject: Subject) -> None:
 
 @check
 def score(subject: Subject) -> None:
-    """A value scores best against itself, with finite numbers."""
+    """A value scores best against itself, with finite numbers, and others worse by the main metric."""
     handle, values = subject.handle, subject.values
+    with lent("score", (values, values)) as (predicted, target):
+        perfect = handle.score(predicted, target)
     rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_answer(values)] * len(values)}
-    perfect = handle.score(values, values)
     for name, number in perfect.items():
         expect(math.isfinite(number), f"{name} of values against themselves is {number}")
-    for rival, predicted in rivals.items():
-        marks = handle.score(predicted, values)
+    main, told = handle.spec.metrics[0], all_same(values[1:], values[:-1])
+    for rival, others in rivals.items():
+        with lent("score", (others, values)) as (predicted, target):
+            marks = handle.score(predicted, target)
+        gap = marks[main.name] - perfect[main.name]
+        told |= gap < 0 if main.higher_is_better else gap > 0
         for metric in handle.spec.metrics:
             sign = 1 if metric.higher_is_better else -1
             mine, theirs = perfect[metric.name], marks[metric.name]
@@ -313,6 +336,11 @@ def score(subject: Subject) -> None:
                 math.isnan(theirs) or sign * mine >= sign * theirs - 1e-6,
                 f"{metric.name} is better for {rival} ({theirs:g}) than for the values themselves ({mine:g})",
             )
+    expect(
+        told,
+        f"{main.name} tells nothing: {perfect[main.name]:g} for the values themselves, and no worse for"
+        f" {' or '.join(rivals)}, although the values differ",
+    )
 
 
 @check
@@ -337,7 +365,9 @@ def derive(subject: Subject) -> None:
         raise Skipped(f"nothing here gives {' and '.join(inputs)}")
     for sample, value in derived:
         subject.handle.check(subject.handle.transform(value, Crop()))
-        expect(same(value, subject.handle.derive(sample)), "derived again, the value is another")
+        with lent("derive", sample) as mine:
+            again = subject.handle.derive(mine)
+        expect(same(value, again), "derived again, the value is another")
 
 
 @check

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from tokenizers_zoo.defaults import same
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.testing.subject import Subject
+
+Given = TypeVar("Given")
 
 
 class Skipped(Exception):
@@ -31,6 +35,25 @@ def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
 def all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
     """True where two lists hold equal values."""
     return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+@contextmanager
+def lent(hook: str, given: Given) -> Iterator[Given]:
+    """A deep copy of `given`, to call `hook` with, which has to leave it as it is: values are kept and given again."""
+    mine = copy.deepcopy(given)
+    yield mine
+    expect(unchanged(given, mine), f"{hook} changes the values that it is given; let it work on a copy")
+
+
+def unchanged(before: Any, after: Any) -> bool:
+    """True where two values, or lists, tuples or dicts of such, are of the same types and equal."""
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(unchanged(before[key], after[key]) for key in before)
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(unchanged(a, b) for a, b in zip(before, after, strict=True))
+    return same(before, after)
 
 
 def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Subject:
         dropped: ZooError | None = None
         for sample in self.samples_with(self.handle.spec.derived_from):
             try:
-                found.append((sample, self.handle.derive(sample)))
+                found.append((sample, self.handle.derive(copy.deepcopy(sample))))
             except (PluginError, PretrainedError):
                 raise
             except ZooError as error:

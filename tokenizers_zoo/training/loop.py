@@ -314,18 +314,24 @@ class _Loop:
         )
 
     def _codebook(self, tokens: torch.Tensor) -> dict[str, float]:
-        """How much of the codebook is used; of several the mean, but for those of objects, which are counted as one."""
+        """How much of the codebook is used; of several the mean, and of the least used one its usage and number.
+
+        Those of objects are counted as one.
+        """
         from tokenizers_zoo.quantizers import CodebookUsage, reachable_usage
 
         size, count = self.task.codebook_size, self.task.spec.num_codebooks
         usage = CodebookUsage(size, count)
         usage.update(tokens)
+        each = [one.usage for one in usage.apart()]
+        of_several = {"codebooks": count, "least_usage": min(each), "least_used": each.index(min(each)) + 1}
         return {
             "size": size,
             "usage": usage.usage,
             "perplexity": usage.perplexity,
             "entropy_bits": usage.entropy_bits,
             "reachable": reachable_usage(tokens.numel() // count, size),
+            **(of_several if count > 1 else {}),
         }
 
     def take_best(self) -> None:

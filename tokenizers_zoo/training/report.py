@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
-NOT_LOGGED = ("size", "reachable")
-"""Figures of a codebook that stay as they are through a run."""
+NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
+"""What is said of a codebook and makes no curve."""
 ENOUGH = 0.98
 """Usage that evenly spread tokens have to reach for the usage to tell something by itself."""
 COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
@@ -39,12 +39,29 @@ class Evaluation:
     shown: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
     samples: int
     codebook: Mapping[str, float] = field(default_factory=dict)
-    """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach."""
+    """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach.
+
+    Of several codebooks these are means, and there are `codebooks`, how many they are, `least_usage`, the usage of
+    the one with the least, and `least_used`, its number from 1."""
 
     @property
     def collapsed(self) -> bool:
-        """True where far fewer codes are used than the tokens could reach; see COLLAPSED."""
-        return bool(self.codebook) and self.codebook["usage"] < COLLAPSED * self.codebook["reachable"]
+        """True where far fewer codes are used than the tokens could reach (see COLLAPSED), be it in one codebook."""
+        return bool(self.codebook) and self._least_usage < COLLAPSED * self.codebook["reachable"]
+
+    @property
+    def _least_usage(self) -> float:
+        return self.codebook.get("least_usage", self.codebook["usage"])
+
+    @property
+    def collapse(self) -> str:
+        """How much of the codebook is used, or which of several is used least and how much, in words."""
+        several = "codebooks" in self.codebook
+        which = f" {self.codebook['least_used']:.0f} of {self.codebook['codebooks']:.0f}" if several else ""
+        return (
+            f"{'' if several else 'the '}codebook{which} collapses: {self._least_usage:.1%} of"
+            f" {self.codebook['size']:.0f} codes are used on held-out samples"
+        )
 
 
 class TrainingReport(StepLog):
@@ -97,11 +114,7 @@ class TrainingReport(StepLog):
         ]
         self.note = ", ".join(part for part in found if part)
         if evaluation.collapsed:
-            self.say(
-                f"{self.spec.name}: step {done}: the codebook collapses: {codebook['usage']:.1%} of"
-                f" {codebook['size']:.0f} codes are used on held-out samples; {COLLAPSE_ADVICE}",
-                style="bold yellow",
-            )
+            self.say(f"{self.spec.name}: step {done}: {evaluation.collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
             self.board.add_image(

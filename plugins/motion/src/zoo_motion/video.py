@@ -53,6 +53,7 @@ class Video(ClipModality):
             unit="dB",
             higher_is_better=True,
             meaning="peak signal-to-noise ratio per video, peak 1, averaged over videos",
+            bound=21.0,
         ),
         Metric(
             name="change_error",

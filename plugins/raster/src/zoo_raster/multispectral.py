@@ -78,6 +78,7 @@ class Multispectral(SpatialModality):
             unit="dB",
             higher_is_better=True,
             meaning="peak signal-to-noise ratio over all bands, peak 1, averaged over rasters",
+            bound=27.0,
         ),
         Metric(
             name="spectral_angle",

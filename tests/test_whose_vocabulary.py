@@ -1,0 +1,167 @@
+"""Vocabularies of text: learned from the texts of whoever writes in them, trained once, and in nobody's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import only, values
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.pipeline import tokenizers
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
+from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
+from tokenizers_zoo.vocabulary import TextVocabulary
+
+Install = Callable[..., Path]
+NOTES = '''
+"""Texts over the vocabulary `VOCABULARY`."""
+from dataclasses import dataclass
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.families.text import TextModality
+from tokenizers_zoo.modality import ValueSpec
+
+@dataclass(frozen=True, kw_only=True)
+class NotesSettings:
+    max_length: int = 20
+
+class Notes(TextModality):
+    summary = "notes"
+    value = ValueSpec(kind="text")
+    settings_type = NotesSettings
+    vocabulary_name = "VOCABULARY"
+
+    @hookimpl
+    def vocabulary_tokens(self, settings):
+        return (f"<{settings.name}>",)
+
+    @hookimpl
+    def vocabulary_texts(self, values, settings):
+        return values
+
+    def encode_value(self, value, tokenizer):
+        return tokenizer.vocabulary.encode_text(value, tokenizer.settings.max_length)
+
+    def decode_value(self, pieces, tokenizer):
+        return "".join(piece for piece in pieces if isinstance(piece, str))
+
+plugin = Notes()
+'''
+TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
+
+
+@pytest.fixture
+def make(install: Install, tmp_path: Path) -> Callable[..., Zoo]:
+    """Makes a zoo of text modalities, each with the vocabulary that it names, and of what is installed beside them."""
+
+    def zoo(own: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
+        for name, vocabulary in own.items():
+            source = NOTES.replace("VOCABULARY", vocabulary)
+            install(f"zoo-{name}", {"tokenizers_zoo": {name: f"zoo_{name}:plugin"}}, {f"zoo_{name}": source})
+        tables = dict.fromkeys(own.values(), TABLE)
+        return only(modalities, zoo={"checkpoints": str(tmp_path / "tokenizers")}, vocabularies=tables)
+
+    return zoo
+
+
+def write(zoo: Zoo, folder: Path, name: str, made: Iterable[Any]) -> Path:
+    made = list(made)
+    for split in ("train", "test"):
+        with writing_shard(folder / split / name / "shard-00000.tar") as shard:
+            for number, value in enumerate(made):
+                shard.add(f"{split}-{number:03}", *zoo[name].write(value))
+    return folder
+
+
+def sentences(colour: str, count: int = 20) -> list[str]:
+    return [f"{colour} chairs and {colour} tables in room {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("vocabulary", ["notes", "journal"])
+def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
+    vocabulary: str, make: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    """Whether it has the name of the modality or another."""
+    zoo = make({"notes": vocabulary})
+    data = write(zoo, tmp_path / "data", "notes", sentences("red"))
+    folder = train_tokenizer(zoo, "notes", data)
+    learned = TextVocabulary.load(folder)
+    assert folder.name == vocabulary and learned.special_tokens == ("<notes>",)
+    assert {"chairs", "tables"} <= {piece.strip() for piece in learned.longest_pieces(20)}
+    assert list(text_vocabularies(zoo)) == [vocabulary]
+    assert describe_vocabulary(zoo, vocabulary).missing == ()
+
+
+def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], tmp_path: Path) -> None:
+    """Also where one of them has its name."""
+    zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
+    for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
+        data = write(zoo, tmp_path / "data", name, sentences(colour))
+    store = ValueStore.of(data, zoo)
+    for name in ("journal", "notes"):
+        samples = training_samples(zoo, zoo[name], store)
+        assert list(samples.texts()) == sentences("red") + sentences("blue")
+        assert samples.special_tokens == ("<journal>", "<notes>")
+    assert list(text_vocabularies(zoo)) == ["elsewhere", "journal"]
+
+
+def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
+    make: Callable[..., Zoo], install_example: Install, tmp_path: Path
+) -> None:
+    install_example("journal")
+    install_example("field")
+    folder = tmp_path / "tokenizers" / "journal"
+    zoo = make({"album": "journal", "notes": "journal"}, {"field": {"checkpoint": str(folder)}})
+    problems = zoo.problems()
+    assert problems == {
+        "journal": "journal: is no text, and 'journal' is the text vocabulary of album, notes; "
+        "rename the modality, or disable it",
+        "field": f"field: {folder} is the folder of the text vocabulary 'journal' of album, notes; "
+        "rename the modality, or disable it",
+    }
+    assert [handle.name for handle in zoo.handles()] == ["album", "notes"]
+    data = write(zoo, tmp_path / "data", "notes", sentences("red"))
+    for name in ("field", "journal"):
+        write(zoo, data, name, values())
+        with pytest.raises(ConfigError, match=f"^{name}: .* text vocabulary 'journal' of album, notes|'journal' is"):
+            train_tokenizer(zoo, name, data)
+    assert not folder.exists()
+    train_tokenizer(zoo, "notes", data)
+    assert describe_vocabulary(zoo, "journal").needs == {"album": ("<album>",), "notes": ("<notes>",)}
+    assert not grow_vocabulary(zoo, "journal").changed
+    other = make({}, {"journal": {"enabled": False}})
+    assert other["field"].checkpoint != folder and "field" not in other.problems()
+    with pytest.raises(
+        ConfigError, match=r"field: .*journal is the folder of the text vocabulary .*; give another one"
+    ):
+        train_tokenizer(other, "field", data, out=folder, overwrite=True)
+    assert TextVocabulary.load(folder).pieces
+    assert train_tokenizer(other, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shared_vocabulary_is_trained_anew_once(
+    workers: int, make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
+    names = zoo.names()
+    for name in names:
+        before = write(zoo, tmp_path / "before", name, sentences("red"))
+        data = write(zoo, tmp_path / "data", name, sentences("blue"))
+    train_tokenizer(zoo, "album", before)
+    trained, read = [], []
+    train, texts = TextVocabulary.train, tokenizers._texts
+    monkeypatch.setattr(TextVocabulary, "train", lambda *given: trained.append(1) or train(*given))
+    monkeypatch.setattr(tokenizers, "_texts", lambda *given: read.append(1) or texts(*given))
+    jobs = [TokenizerJob(name=name, data=data, overwrite=True) for name in names]
+    done = list(train_tokenizers(zoo, jobs, workers))
+    assert [job.name for job in done] == names and not any(job.as_it_was for job in done)
+    assert len(trained) == len(read) == 1
+    assert "blue" in [piece.strip() for piece in TextVocabulary.load(done[0].folder).longest_pieces(100)]
+    again = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], workers))
+    assert all(job.as_it_was for job in again) and len(trained) == 1
