@@ -53,7 +53,7 @@ def test_a_file_holds_a_name(data: bytes, extension: str, found: str | None) -> 
             handle_of().read(data, extension)
         return
     assert handle_of().read(data, extension) == found
-    assert handle_of().write(found) == (found.encode(), "txt")
+    assert handle_of().write(found) == (f"{found}\n".encode(), "txt")
 
 
 @pytest.mark.parametrize(

@@ -359,7 +359,8 @@ def person_problem(person: Any) -> str | None:
             return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
     box = numbers(person["box"])
     if box is None or box.shape != (4,) or box.min() < 0 or box.max() > 1:
-        return f"box: expected [xmin, ymin, xmax, ymax], fractions of the picture's sides, got {person['box']!r:.80}"
+        got = f"{person['box']!r:.80}"
+        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {got}"
     if box[2] <= box[0] or box[3] <= box[1]:
         return f"box: expected xmin < xmax and ymin < ymax, got {person['box']!r}"
     if "shape" in person:
