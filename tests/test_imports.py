@@ -22,8 +22,8 @@ ORDER = {
         "ml4m.words", "vocabulary", "quantizers",
         "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
         "training.batches", "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery",
-        "codec", "handle", "source_handle", "registry", "pipeline", "report", "report.pictures", "report.samples",
-        "report.retrieval", "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
+        "codec", "handle", "source_handle", "sharing", "registry", "pipeline", "report", "report.pictures",
+        "report.samples", "report.retrieval", "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
         "config", "tables", "batch", "budgets", "spans", "masking", "positions", "numbers", "transformer", "model",

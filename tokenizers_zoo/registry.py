@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
-from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
+from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.sharing import disagreements, in_the_way, is_text, misplaced
 from tokenizers_zoo.source_handle import SourceHandle
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
@@ -233,7 +234,7 @@ class Zoo:
             if name != spec.name and self._instances[name].checkpoint:
                 with contextlib.suppress(ZooError):  # told by whoever asks for it by name
                     handle = self[name]
-                    shares = handle.spec.shared_vocabulary or _is_text(handle)
+                    shares = handle.spec.shared_vocabulary or is_text(handle)
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
                         return handle.checkpoint, handle.codec.hub_id
         return self.checkpoints / spec.vocabulary, None
@@ -254,8 +255,8 @@ class Zoo:
     def handles(self) -> list[ModalityHandle]:
         """The enabled modalities that can be used, sorted by name; loads them all."""
         loaded = self._loaded()
-        misplaced = _misplaced(loaded)
-        return [handle for handle in loaded if handle.name not in misplaced]
+        apart = misplaced(loaded)
+        return [handle for handle in loaded if handle.name not in apart]
 
     def _loaded(self) -> list[ModalityHandle]:
         found = []
@@ -277,11 +278,10 @@ class Zoo:
     def check_place(self, name: str, folder: Path) -> None:
         """Raise ConfigError where the tokenizer of a modality, in this folder, would be in the way of a vocabulary."""
         loaded = self._loaded()
-        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := _misplaced(loaded)):
+        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := misplaced(loaded)):
             raise ConfigError(found[name])
-        for vocabulary, sharing in _text_sharers(loaded).items():
-            if _is_apart(self[name], vocabulary) and folder.resolve() in _folders(sharing):
-                raise ConfigError(f"{name}: {_in_the_way(vocabulary, sharing, folder)}; give another one")
+        if problem := in_the_way(self[name], folder, loaded):
+            raise ConfigError(f"{problem}; give another one")
 
     # ------------------------------------------------------------------ sources
 
@@ -323,9 +323,9 @@ class Zoo:
             except ZooError as error:
                 found[f"source {name}"] = str(error)
         found.update(self._load_wrappers())
-        found.update(_misplaced(self._loaded()))
+        found.update(misplaced(self._loaded()))
         for vocabulary, names in self.vocabularies().items():
-            for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
+            for name, problem in disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
         found.update({key: problem for key, (problem, _) in self._unused().items()})
         return found
@@ -378,73 +378,3 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
         where = Origin(path=path, table=parent).at(key)
         raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
     return table
-
-
-def _is_text(handle: ModalityHandle) -> bool:
-    """Whether a modality takes the table of its vocabulary, as those do that share one as text."""
-    return not handle.spec.continuous and handle.spec.vocabulary in handle.taken_vocabularies()
-
-
-def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityHandle]]:
-    """The text vocabularies that are not one modality's own, and who writes in each."""
-    found: dict[str, list[ModalityHandle]] = {}
-    for handle in filter(_is_text, handles):
-        found.setdefault(handle.spec.vocabulary, []).append(handle)
-    return {name: sharing for name, sharing in found.items() if any(other.name != name for other in sharing)}
-
-
-def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
-    """By name, what is no text and has its vocabulary or its checkpoint in the place of one that others share."""
-    found = {}
-    for vocabulary, sharing in _text_sharers(handles).items():
-        folders = _folders(sharing)
-        for handle in handles:
-            way = ""
-            if handle.spec.vocabulary == handle.name == vocabulary and not (_is_text(handle) or handle.spec.continuous):
-                way = f"is no text, and {vocabulary!r} is the text vocabulary of {_some_names(sharing)}"
-            elif _is_apart(handle, vocabulary) and handle.checkpoint.resolve() in folders:
-                way = _in_the_way(vocabulary, sharing, handle.checkpoint)
-            if way:
-                found[handle.name] = f"{handle.name}: {way}; rename the modality, or disable it"
-    return found
-
-
-def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
-    """Whether a modality's checkpoint holds another thing than a text vocabulary, and none that it shares by name."""
-    shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
-    return not shares and (handle.spec.own_tokenizer or not _is_text(handle))
-
-
-def _folders(sharing: Iterable[ModalityHandle]) -> set[Path]:
-    return {handle.codec.vocabulary.resolve() for handle in sharing}
-
-
-def _in_the_way(vocabulary: str, sharing: Iterable[ModalityHandle], folder: Path) -> str:
-    return f"{folder} is the folder of the text vocabulary {vocabulary!r} of {_some_names(sharing)}"
-
-
-def _some_names(handles: Iterable[ModalityHandle]) -> str:
-    names = [handle.name for handle in handles]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
-    """Modalities of one vocabulary have to agree on its size, its special ids and its checkpoint."""
-    first: ModalityHandle | None = None
-    for handle in handles:
-        first = first or handle
-        for what, mine, other in zip(
-            ("vocab_size", "(end, first sentinel, sentinels)", "checkpoint"), _ids(handle), _ids(first), strict=True
-        ):
-            if mine != other and mine is not None and other is not None:
-                yield (
-                    handle.name,
-                    f"{handle.name}: shares the vocabulary {vocabulary!r} with {first.name}, but has {what} {mine}"
-                    f" where {first.name} has {other}",
-                )
-
-
-def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
-    layout = handle.spec.layout
-    special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
-    return handle.spec.vocab_size, special, handle.codec.vocabulary
