@@ -16,7 +16,7 @@ from transfer_world import SOURCES, TRAIN, World, make_world, train
 from backbone.transfer import keeping
 from backbone.transfer.config import transfer_config
 from backbone.transfer.heads import build_head
-from backbone.transfer.keeping import KeptFeatures
+from backbone.transfer.keeping import KeptFeatures, widened
 from backbone.transfer.kinds import Numbers
 from backbone.transfer.probe import Network, encoder_of
 from backbone.transfer.reading import unpadded
@@ -126,6 +126,32 @@ def test_features_depend_on_no_other_sample(
         places = generator.integers(0, TRAIN, size).tolist()
         assert all(torch.equal(row, whole[place]) for row, place in zip(some.of(places), places, strict=True))
     assert 0 < len(some.kept) < 60
+
+
+def test_always_as_many_samples_are_encoded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, part = network_and_part(world, ("light",))
+    read, sizes = network.read, list[int]()
+
+    def noted(tokens: Any, used: Any) -> Any:
+        sizes.append(len(tokens["light"]))
+        return read(tokens, used)
+
+    monkeypatch.setattr(network, "read", noted)
+    features = KeptFeatures(network, part, rows=6)
+    for places in ([0], [1, 2, 3, 4, 5, 6, 7], [8, 9]):
+        features.of(places)
+    assert sizes == [6, 6, 6, 6]
+
+
+def test_vectors_of_variable_number_are_filled_up_as_tokens_are() -> None:
+    tokens = {"words": torch.ones(2, 3, dtype=torch.long), "vectors": torch.ones(2, 1, 5), "grid": torch.ones(2, 4)}
+    used = {"words": torch.ones(2, 3, dtype=torch.bool), "vectors": torch.ones(2, 1, dtype=torch.bool)}
+    wide, mask = widened(tokens, used, {"words": 5, "vectors": 3})
+    assert {name: tuple(value.shape) for name, value in wide.items()} == {
+        "words": (2, 5), "vectors": (2, 3, 5), "grid": (2, 4),
+    }  # fmt: skip
+    assert mask["words"].sum(1).tolist() == [3, 3] and mask["vectors"].sum(1).tolist() == [1, 1]
+    assert wide["vectors"][:, 1:].abs().sum() == 0 and tokens["vectors"].shape == (2, 1, 5)
 
 
 def test_what_is_kept_fits_and_holds_no_more_memory_than_it_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
