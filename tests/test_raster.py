@@ -140,6 +140,8 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
     np.testing.assert_allclose(read(described('description">ground</Item>')), 1200)
     with pytest.raises(InvalidValueError, match="its bands have scales or offsets of their own"):
         read(described('scale">0.1</Item>', 'scale">0.2</Item>'))
+    other = of_two_pages(np.full((4, 4), True), "height & slope")
+    np.testing.assert_allclose(read(other), 1200)
     numbers = tiff_bytes(np.full((12, 4, 4), 3000, np.uint16), scale=0.0001)
     found = multispectral.plugin.read_value(numbers, "tif", settings("multispectral"))
     np.testing.assert_allclose(found, 0.3, rtol=1e-6)

@@ -505,6 +505,10 @@ def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
     assert measured[0]["pairs"] == measured[1]["pairs"] and measured[0]["galleries"] == measured[1]["galleries"]
     assert [pair["samples"] for pair in measured[1]["pairs"]] == [160] * 6
     assert "unknown sample 'train-003#1'" in refused(world, "query", place, "--keys", "train-003#1")
+    keys = json.loads((place / "keys.json").read_text())
+    (place / "keys.json").write_text(json.dumps({**keys, "keys": [f"{key}#1" for key in keys["keys"]]}))
+    said = refused(world, "query", place, "--keys", "train-003#1", "--given", "letters")
+    assert "'train-003#1' is a crop, and the index one of crops by an earlier version; build it again with" in said
 
 
 def evaluated(world: World, run: Path, out: Path, *words: str) -> dict[str, Any]:

@@ -462,6 +462,19 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_statistics_of_values_that_a_plugin_mirrored() -> None:
+    """Views with strides below 0, which torch does not take, and read-only ones, of which it would warn."""
+    from tokenizers_zoo.families.spatial.task import SpatialTask
+
+    value = np.arange(16 * 16, dtype=np.float32).reshape(1, 16, 16) / 64
+    views = [value[..., ::-1], value[:, ::-1], value]
+    value.flags.writeable = False
+    task = SpatialTask(depth.plugin, Settings("depth", {"image_size": 16}))
+    mirrored = task.build(views, np.random.default_rng(0))
+    copied = task.build([view.copy() for view in views], np.random.default_rng(0))
+    assert torch.equal(mirrored.mean, copied.mean) and torch.equal(mirrored.std, copied.std)
+
+
 SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
 QUANTIZERS: list[dict[str, Any]] = [
     {"quantizer": kind, **({"levels": [5, 3]} if "levels" in fields else {"codebook_size": 16})}

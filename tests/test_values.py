@@ -328,6 +328,12 @@ def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
     assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
 
 
+@pytest.mark.parametrize("text", ["a\r\nb", "a\r"])
+def test_a_text_that_would_not_come_back_has_no_file(text: str) -> None:
+    with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
+        defaults.write_value(ValueSpec(kind="text"), text)
+
+
 @pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
     """Also one that begins as a byte order mark does."""

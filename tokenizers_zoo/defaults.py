@@ -37,12 +37,17 @@ def read_value(spec: ValueSpec, data: bytes, extension: str) -> Any:
 
 
 def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
-    """A value as bytes and their extension; `read_value` gives it back."""
+    """A value as bytes and their extension; `read_value` gives it back.
+
+    Raises InvalidValueError for a text with a carriage return, which reading takes for an end of a line.
+    """
     extension = EXTENSIONS[spec.kind]
     if spec.kind == "array":
         buffer = io.BytesIO()
         np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)  # also one without an axis stays so
         return buffer.getvalue(), extension
+    if spec.kind == "text" and "\r" in value:
+        raise InvalidValueError("a text with a carriage return has no file; end its lines with line feeds alone")
     text = f"{value}\n" if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
     mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
     return f"{mark}{text}".encode(), extension

@@ -305,8 +305,10 @@ def _index_of(library: Any, vectors: Vectors, kind: Search, advance: Advance = l
 
 def _linked(library: Any, index: Any, size: int) -> int:
     """How many vectors of a graph have a link; `size` is how many links there is room for."""
+    if not size:
+        return 0  # where the links begin is not laid out yet, either
     first = library.vector_to_array(index.hnsw.offsets)[:-1].astype(np.int64)
-    return int((library.rev_swig_ptr(index.hnsw.neighbors.data(), size)[first] >= 0).sum()) if size else 0
+    return int((library.rev_swig_ptr(index.hnsw.neighbors.data(), size)[first] >= 0).sum())
 
 
 def _tensors(spaces: Mapping[str, Affine]) -> dict[str, torch.Tensor]:

@@ -102,6 +102,11 @@ def _stored(
     where = f"{embedder.run.tokens / split}"
     numbers = {key: number for number, key in enumerate(data.keys)}
     for key in keys:
+        if key not in numbers and key in known and key.rpartition("#")[0] in numbers:
+            raise DataError(
+                f"{where}: {key!r} is a crop, and the index one of crops by an earlier version; build it again with"
+                " --overwrite, and give the sample's own key"
+            )
         if key not in numbers and key in known:
             raise DataError(f"{where}: sample {key!r} has no {' and no '.join(given)}")
         if key not in numbers:

@@ -63,7 +63,8 @@ class SpatialTask:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = SpatialVQ(self.modality.model_config(self.options))
         chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        values = (torch.from_numpy(train[int(index)]) for index in chosen)
+        # Copies: one that a plugin mirrored has strides that torch does not take.
+        values = (torch.from_numpy(np.array(train[int(index)], order="C")) for index in chosen)
         if self.modality.kind != "continuous":
             balance = self.table.class_balance if self.table.class_balance is not None else self.modality.class_balance
             self.class_weights = frequency_weights(torch.stack([*values]), module.config.channels, balance)

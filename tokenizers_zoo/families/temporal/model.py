@@ -157,7 +157,8 @@ class TemporalTask:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = TemporalVQ(self.modality.model_config(self.options))
         chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        values = (torch.from_numpy(train[int(index)])[None] for index in chosen)
+        # Copies: one that a plugin mirrored has strides that torch does not take.
+        values = (torch.from_numpy(np.array(train[int(index)], order="C"))[None] for index in chosen)
         mean, std = channel_statistics(self.modality.to_model(value, self.options) for value in values)
         module.mean.copy_(mean.view_as(module.mean))
         module.std.copy_(to_divide_by(std).view_as(module.std))

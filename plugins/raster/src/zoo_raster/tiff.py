@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from dataclasses import dataclass
@@ -71,12 +72,12 @@ def read_tiff(data: bytes) -> Raster:
 
 
 def _units(metadata: str) -> tuple[set[float], set[float]]:
-    """The scales and offsets of the bands, as GDAL writes them: an item of that role for each band."""
-    items = ElementTree.fromstring(metadata.strip("\x00 \n")).iter("Item")
+    """The scales and offsets of the bands, as GDAL writes them: an item of that role for each band; else 1 and 0."""
     found: dict[str, set[float]] = {"scale": set(), "offset": set()}
-    for item in items:
-        if (role := item.get("role", "")) in found:
-            found[role].add(float(item.text or "nan"))
+    with contextlib.suppress(ElementTree.ParseError):  # what another program wrote there says nothing
+        for item in ElementTree.fromstring(metadata.strip("\x00 \n")).iter("Item"):
+            if (role := item.get("role", "")) in found:
+                found[role].add(float(item.text or "nan"))
     return found["scale"] or {1.0}, found["offset"] or {0.0}
 
 
