@@ -23,7 +23,7 @@ from backbone.config import ModelConfig
 from backbone.model import FourM
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.config import from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -56,11 +56,8 @@ NEW = (
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    """A spec as JSON types; without the key "unscored" of its values where all classes are scored, as before it was."""
-    record = {**dataclasses.asdict(spec), "layout": layout_to_json(spec.layout)}
-    if not spec.value.unscored:
-        del record["value"]["unscored"]
-    return record
+    """A spec as JSON types."""
+    return {**recorded(spec), "layout": layout_to_json(spec.layout)}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:

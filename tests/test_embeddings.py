@@ -26,7 +26,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
-from tokenizers_zoo.families.statistics import channel_statistics, mean_and_deviation
+from tokenizers_zoo.families.statistics import mean_and_deviation, moments
 from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -193,14 +193,14 @@ def test_statistics_of_channels_are_those_of_all_numbers_at_once() -> None:
     """Also far from 0, where a sum of squares in single precision would be noise."""
     rng = np.random.default_rng(0)
     batches = [torch.from_numpy(rng.normal(1e4, [[0.1], [3]], (n, 2, 5)).astype(np.float32)) for n in (1, 3, 2)]
-    mean, std = channel_statistics(iter(batches))
+    mean, std = moments(iter(batches))
     whole = torch.cat(batches).double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(mean, whole.mean(dim=1), rtol=1e-12, atol=0)
     torch.testing.assert_close(std, whole.std(dim=1, correction=0), rtol=1e-9, atol=0)
 
 
 def test_statistics_and_scores_by_hand() -> None:
-    mean, std = mean_and_deviation([np.array([[1, 5]]), np.array([[2, 5], [3, 5]])])
+    mean, std = mean_and_deviation([np.array([[1, 5]]), np.empty((0, 2)), np.array([[2, 5], [3, 5]])])
     np.testing.assert_allclose(mean, [2, 5])
     np.testing.assert_allclose(std, [(2 / 3) ** 0.5, 0.005 * (2 / 3) ** 0.5], rtol=1e-6)  # the floor: 1 % of their mean
     target = [np.array([[1.0, 0], [0, 2]]), np.array([[3.0, 0]])]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.errors import PluginError
 
 
@@ -31,14 +32,14 @@ class ValueSpec:
     description: str = ""
     fields: tuple[tuple[str, str], ...] = ()
     """Of tables with declared fields: each name with what it holds, in words; shown by `zoo info`."""
-    unscored: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = field(default=(), metadata=ADDED)
     """Of arrays: those of `classes` that say nothing, such as "void". Where the truth is one of them `score` counts
     nothing; no constant answer is one, and no head of a transfer learns or gives one. Tokens hold them as any other."""
 
     @property
     def unscored_ids(self) -> tuple[int, ...]:
         """The ids of `unscored`, in the order of `classes`."""
-        return tuple(number for number, name in enumerate(self.classes) if name in self.unscored)
+        return ids_of(self.unscored, self.classes)
 
     def __str__(self) -> str:
         if self.kind != "array":
@@ -119,6 +120,11 @@ TokenLayout = GridLayout | VectorLayout | SequenceLayout | PatchesLayout | Embed
 LAYOUTS: dict[str, type[TokenLayout]] = {
     cls.kind: cls for cls in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
 }
+
+
+def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
+    """The ids of those `classes` that are among `names`, in their order."""
+    return tuple(number for number, name in enumerate(classes) if name in names)
 
 
 def layout_to_json(layout: TokenLayout) -> dict[str, Any]:

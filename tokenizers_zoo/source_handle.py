@@ -51,10 +51,8 @@ class SourceHandle:
 
     def settings_in_use(self) -> Any:
         """The source's settings with what `[zoo]` shares; the class itself where a key has to be given; None: none."""
-        if self.spec.settings is None:
-            return None
         try:
-            return Settings(self.name, shared=self._shared).take(self.spec.settings)
+            return self.settings_with({})
         except ConfigError:
             return self.spec.settings
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from backbone.transfer.config import Scale
 from backbone.transfer.judging import JudgedClasses, JudgedNumbers, accuracies
-from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout
+from tokenizers_zoo.config import ADDED, from_mapping, recorded
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout, ids_of
 from tokenizers_zoo.values import commonest_classes
 
 IGNORED = -100
@@ -136,7 +135,7 @@ class ClassMap(JudgedClasses):
     names: tuple[str, ...]
     size: tuple[int, int]
     dtype: str = "int64"
-    unscored: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = field(default=(), metadata=ADDED)
     """Those of `names` that are neither learned nor given. Probes of earlier versions learned them as any other."""
 
     @property
@@ -145,9 +144,9 @@ class ClassMap(JudgedClasses):
         return len(self.names)
 
     @property
-    def unscored_ids(self) -> list[int]:
+    def unscored_ids(self) -> tuple[int, ...]:
         """The ids of the unscored classes."""
-        return [number for number, name in enumerate(self.names) if name in self.unscored]
+        return ids_of(self.unscored, self.names)
 
     def encode(self, labels: Sequence[Any]) -> Tensor:
         """See `Kind`."""
@@ -312,9 +311,8 @@ KINDS: dict[str, Any] = {cls.kind: cls for cls in (Classes, Numbers, ClassMap, N
 
 
 def kind_to_json(kind: Any) -> dict[str, Any]:
-    """A kind as JSON types; without the key "unscored" where all classes are scored, as before it was."""
-    record = {"kind": kind.kind, **dataclasses.asdict(kind)}
-    return {key: value for key, value in record.items() if key != "unscored" or value}
+    """A kind as JSON types."""
+    return {"kind": kind.kind, **recorded(kind)}
 
 
 def kind_from_json(data: Mapping[str, Any]) -> Any:

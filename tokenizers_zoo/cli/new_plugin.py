@@ -79,12 +79,10 @@ def check_name(name: str) -> None:
         for claim in claims[group].get(name, ()):
             raise ConfigError(f"zoo new-plugin: {claim.distribution} has a {kind} {name!r} already; take another name")
     for handle in Zoo.installed().handles():
-        if handle.spec.vocabulary == name:
-            problem = f"{name!r} is the vocabulary of {handle.name} ({handle.distribution})"
-            raise ConfigError(f"zoo new-plugin: {problem}; take another name")
-        if name in handle.spec.aliases:
-            problem = f"{name!r} is another name of {handle.name} ({handle.distribution})"
-            raise ConfigError(f"zoo new-plugin: {problem}; take another name")
+        if name == handle.spec.vocabulary or name in handle.spec.aliases:
+            what = "the vocabulary" if name == handle.spec.vocabulary else "another name"
+            owner = f"{handle.name} ({handle.distribution})"
+            raise ConfigError(f"zoo new-plugin: {name!r} is {what} of {owner}; take another name")
     distribution, package = distribution_of(name), package_of(name)
     try:
         there = f"{distribution} {version(distribution)}"

@@ -105,7 +105,15 @@ def to_divide_by(deviations: torch.Tensor) -> torch.Tensor:
     return deviations.where(deviations > 1e-6, least)
 
 
-def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def some_values(train: Sequence[Any], most: int, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+    """Up to `most` values in random order, as copies: torch takes no mirrored arrays, and warns of read-only ones."""
+    import torch
+
+    chosen = rng.permutation(len(train))[:most]
+    return (torch.from_numpy(np.array(train[int(index)], order="C")) for index in chosen)
+
+
+def moments(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation (channels,), float64, of each channel of batches (batch, channels, ...), one at a time.
 
     Their sums of squares are joined around the mean so far (Chan, Golub and LeVeque 1979), so that nothing cancels.
@@ -115,7 +123,8 @@ def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, t
     count, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for batch in batches:
         numbers = batch.double().transpose(0, 1).flatten(1)
-        new = numbers.shape[1]
+        if not (new := numbers.shape[1]):
+            continue
         variance, average = torch.var_mean(numbers, dim=1, correction=0)
         shift = average - mean
         squares = squares + new * variance + shift**2 * (count * new / (count + new))
@@ -130,13 +139,9 @@ def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     A deviation is at least 1e-6, and LEAST_DEVIATION of their mean: a number that hardly varies in training must not be
     all that is seen of a value where it does.
     """
-    count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for value in values:
-        rows = value.astype(np.float64)
-        count += len(rows)
-        total = total + rows.sum(axis=0)
-        squares = squares + (rows**2).sum(axis=0)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    import torch
+
+    batches = (torch.from_numpy(np.array(value, np.float64, order="C")) for value in values)
+    mean, deviation = (found.numpy() for found in moments(batches))
     least = max(1e-6, LEAST_DEVIATION * float(deviation.mean()))
     return mean.astype(np.float32), np.maximum(deviation, least).astype(np.float32)

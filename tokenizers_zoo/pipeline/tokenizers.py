@@ -90,15 +90,14 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
     places = [job.place(zoo) for job in jobs]
     shared = [job for job, place in zip(jobs, places, strict=True) if places.count(place) > 1]
     apart = [job for job in jobs if workers > 1 and job not in shared and not zoo[job.name].spec.shared_vocabulary]
-    done: dict[Path, TrainedTokenizer] = {}
+    before = {place: _fingerprint(place) for place in places}
+    done = set[Path]()
     for job in (*shared, *(job for job in jobs if job not in shared and job not in apart)):
         place = job.place(zoo)
-        if place in done:  # trained anew a moment ago, for this one, too: it is not removed again
-            trained = replace(job, overwrite=False).run(zoo)
-            done[place] = replace(trained, as_it_was=trained.as_it_was and (done[place].as_it_was or not job.overwrite))
-        else:
-            done[place] = job.run(zoo)
-        yield done[place]
+        # What was trained anew a moment ago, for this one, too, is not removed again.
+        trained = replace(job, overwrite=job.overwrite and place not in done).run(zoo)
+        done.add(place)
+        yield replace(trained, as_it_was=_fingerprint(place) == before[place])
     apart.sort(key=lambda job: job.samples(zoo), reverse=True)
     yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
 
@@ -223,7 +222,9 @@ def readable(
     keys = _some(whole, limit)
     values = LazyValues(keys, lambda key: store.read(handle, split, key))
     is_whole = len(keys) == len(whole)
-    dropped = {} if not keys else remembered(store, handle, split) if is_whole else None
+    dropped: dict[str, str] | None = {}
+    if keys:
+        dropped = remembered(store, handle, split) if is_whole else None
     if dropped is None:
         with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
             dropped = audit(store, handle, split, values, lambda: advance(1), keep=is_whole)

@@ -56,12 +56,11 @@ class Evaluation:
     @property
     def collapse(self) -> str:
         """How much of the codebook is used, or which of several is used least and how much, in words."""
-        several = "codebooks" in self.codebook
-        which = f" {self.codebook['least_used']:.0f} of {self.codebook['codebooks']:.0f}" if several else ""
-        return (
-            f"{'' if several else 'the '}codebook{which} collapses: {self._least_usage:.1%} of"
-            f" {self.codebook['size']:.0f} codes are used on held-out samples"
-        )
+        which = "the codebook"
+        if "codebooks" in self.codebook:
+            which = f"codebook {self.codebook['least_used']:.0f} of {self.codebook['codebooks']:.0f}"
+        size = self.codebook["size"]
+        return f"{which} collapses: {self._least_usage:.1%} of {size:.0f} codes are used on held-out samples"
 
 
 class TrainingReport(StepLog):

@@ -15,6 +15,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.diffusion import DiffusionTokenizer, DiffusionVQ
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, model_inputs
 from tokenizers_zoo.families.spatial.task import STATISTICS_SAMPLES, SpatialTask
+from tokenizers_zoo.families.statistics import some_values
 
 if TYPE_CHECKING:
     from tokenizers_zoo.families.spatial.critic import PatchCritic
@@ -70,8 +71,7 @@ class DiffusionTask(SpatialTask):
         plain = self.base.module if self.base is not None else super().build(train, rng)
         module = DiffusionVQ.around(plain, self.diffusion, self.modality.kind).eval()
         if self.base is not None:
-            chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-            values = torch.from_numpy(np.stack([train[int(index)] for index in chosen]))
+            values = torch.stack([*some_values(train, STATISTICS_SAMPLES, rng)])
             module.measure_scale(model_inputs(self.modality, values, module.config))
         return module
 

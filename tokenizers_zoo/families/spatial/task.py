@@ -17,7 +17,7 @@ from tokenizers_zoo.families.spatial.critic import PatchCritic, adaptive_weight,
 from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_losses, frequency_weights
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, SpatialVQ, model_inputs
 from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
-from tokenizers_zoo.families.statistics import channel_statistics, to_divide_by
+from tokenizers_zoo.families.statistics import moments, some_values, to_divide_by
 from tokenizers_zoo.modality import Crop
 
 if TYPE_CHECKING:
@@ -62,14 +62,12 @@ class SpatialTask:
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> SpatialVQ:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = SpatialVQ(self.modality.model_config(self.options))
-        chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        # Copies: one that a plugin mirrored has strides that torch does not take.
-        values = (torch.from_numpy(np.array(train[int(index)], order="C")) for index in chosen)
+        values = some_values(train, STATISTICS_SAMPLES, rng)
         if self.modality.kind != "continuous":
             balance = self.table.class_balance if self.table.class_balance is not None else self.modality.class_balance
             self.class_weights = frequency_weights(torch.stack([*values]), module.config.channels, balance)
         elif self.modality.standardised:
-            mean, std = channel_statistics(self.modality.to_model(value[None]) for value in values)
+            mean, std = moments(self.modality.to_model(value[None]) for value in values)
             if self.modality.common_scale:
                 std = std.square().mean().sqrt().expand_as(std)
             module.mean.copy_(mean[:, None, None])

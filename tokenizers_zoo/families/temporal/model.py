@@ -18,7 +18,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import chunk_size, in_chunks
-from tokenizers_zoo.families.statistics import channel_statistics, to_divide_by
+from tokenizers_zoo.families.statistics import moments, some_values, to_divide_by
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import build_quantizer
@@ -156,10 +156,8 @@ class TemporalTask:
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> TemporalVQ:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = TemporalVQ(self.modality.model_config(self.options))
-        chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        # Copies: one that a plugin mirrored has strides that torch does not take.
-        values = (torch.from_numpy(np.array(train[int(index)], order="C"))[None] for index in chosen)
-        mean, std = channel_statistics(self.modality.to_model(value, self.options) for value in values)
+        values = some_values(train, STATISTICS_SAMPLES, rng)
+        mean, std = moments(self.modality.to_model(value[None], self.options) for value in values)
         module.mean.copy_(mean.view_as(module.mean))
         module.std.copy_(to_divide_by(std).view_as(module.std))
         return module

@@ -16,7 +16,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import in_chunks
-from tokenizers_zoo.families.statistics import LEAST_DEVIATION
+from tokenizers_zoo.families.statistics import LEAST_DEVIATION, some_values
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -136,8 +136,7 @@ class VectorTask:
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> VectorVQ:
         """A model with random weights, and the statistics of up to STATISTICS_SAMPLES training values."""
         module = VectorVQ(self.modality.model_config(self.modality.options(self.settings)))
-        chosen = rng.permutation(len(train))[:STATISTICS_SAMPLES]
-        values = torch.from_numpy(np.stack([train[int(index)] for index in chosen])).double()
+        values = torch.stack([*some_values(train, STATISTICS_SAMPLES, rng)]).double()
         std, mean = torch.std_mean(values, dim=0, correction=0)
         module.mean.copy_(mean)
         # A number that hardly varies in training must not be all that the model sees of a value where it does.
