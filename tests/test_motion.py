@@ -214,9 +214,18 @@ def test_tables_are_read_with_and_without_names() -> None:
 
 
 def test_columns_go_by_their_names() -> None:
-    text = "rate_z, rate_y, rate_x, acceleration_z, acceleration_y, acceleration_x\n" + "6,5,4,3,2,1\n" * 3
-    found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
-    assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    for shift in range(6):
+        names = [*imu.NAMES[shift:], *imu.NAMES[:shift]]
+        numbers = ",".join(str(imu.NAMES.index(name) + 1) for name in names)
+        text = ", ".join(names) + "\n" + f"{numbers}\n" * 3
+        found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
+        assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_turns_fast_and_falls_freely_or_not_is_no_mistake() -> None:
+    """Rates of nearly g beside an acceleration of g."""
+    found = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
+    assert found[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])
 
 
 @pytest.mark.parametrize("form", ["%.6e", "%.6E", "%g"])

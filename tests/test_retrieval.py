@@ -376,6 +376,29 @@ def test_vectors_of_one_modality_at_a_time_are_held(
     assert len(alive) == 2 * len(NAMES)
 
 
+@pytest.mark.parametrize("search", ["exact", "approximate"])
+def test_the_bars_of_a_build_come_to_their_end(
+    world: World, search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All vectors are embedded, and for graphs linked, those of all modalities together included."""
+    bars = list[list[int]]()
+
+    @contextlib.contextmanager
+    def bar(title: str, total: int) -> Iterator[Any]:
+        bars.append([total, 0])
+
+        def advance(count: int, title: str = "") -> None:
+            bars[-1][1] += count
+
+        yield advance
+
+    monkeypatch.setattr(building, "progress_bar", bar)
+    index = build(world.run, world.zoo, tmp_path / "index", config=EmbeddingConfig(), search=search)
+    vectors = sum(map(index.size, index.names))
+    assert all(total == done for total, done in bars)
+    assert bars[-1][0] == (vectors if search == "exact" else 2 * vectors + index.size())
+
+
 def test_how_far_a_graph_is_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is that of all vectors added in one go by one thread."""
     vectors = unit(np.random.default_rng(0).standard_normal((3000, 16)))

@@ -144,6 +144,17 @@ def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
     assert train_tokenizer(other, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
 
 
+def test_one_that_names_the_vocabulary_of_others_is_not_in_its_way(
+    make: Callable[..., Zoo], install_example: Install
+) -> None:
+    """What it has to agree on with them is told."""
+    install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
+    zoo = make({"album": "journal", "notes": "journal"})
+    assert [handle.name for handle in zoo.handles()] == ["album", "field", "notes"]
+    problem = "field: shares the vocabulary 'journal' with album, but has vocab_size 16 where album has 900"
+    assert zoo.problems() == {"field": problem}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_shared_vocabulary_is_trained_anew_once(
     workers: int, make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

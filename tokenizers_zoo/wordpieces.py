@@ -115,7 +115,7 @@ class PieceMatcher:
             start = word_start(words, piece - 1)
             if start + len(self._of_word(data[ends[start] : end])) <= limit:
                 found, _ = self.match(data[:end].decode())
-                if len(found) <= limit:  # half of an 's is two words
+                if len(found) <= limit:  # a beginning may part into words otherwise
                     return found
         return []
 
