@@ -183,9 +183,14 @@ class Masker:
         )  # fmt: skip
 
     def _part(self, raw: RawBatch, draws: Draws) -> Ints:
-        """The part of the mixture for each sample, among those for which it has something to predict."""
-        possible = (raw.present[:, None] & self._may_be_target).any(axis=2)
-        weights = np.where(possible | ~possible.any(axis=1, keepdims=True), self._weights, 0.0)
+        """The part of the mixture for each sample, among those for which it has something to predict and, where there
+        are any, something to give.
+        """
+        asked = (raw.present[:, None] & self._may_be_target).any(axis=2)
+        given = asked & (raw.present[:, None] & self._may_be_input).any(axis=2)
+        weights = self._weights
+        for possible in (asked, given):
+            weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)
         edges = np.cumsum(weights, axis=1)
         chosen: Ints = np.argmax(edges > draws.part[:, None] * edges[:, -1:], axis=1)
         return chosen

@@ -274,6 +274,10 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
         train(finished, store, all_layouts(), dataclasses.replace(SMALL, heads=4), TRAINING)
     with pytest.raises(ConfigError, match=r"modalities\.vectors was .*, is null"):
         train(finished, store, all_layouts()[:-1], SMALL, TRAINING)
+    with pytest.raises(
+        ConfigError, match=r"in another order: expected picture, clip, .*; got vectors, tags, .*give that"
+    ):
+        train(finished, store, all_layouts()[::-1], SMALL, TRAINING)
     assert files(finished) == before
     save_model(FourM(SMALL, all_layouts()), tmp_path)
     with pytest.raises(ConfigError, match="not trained here"):

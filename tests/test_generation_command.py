@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command_world import World, the_world
+
+from backbone.generation import TargetPlan, files
+from backbone.generation.recipe import Recipe
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.tokens import TokenColumn
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 
 MAKE = "backbone generate run --out new"
 
@@ -24,6 +31,12 @@ def tokens(world: World, place: str, name: str = "depth") -> Any:
 
 def made(world: World, out: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
+
+
+def generated(world: World, recipe: Recipe, **options: Any) -> list[Path]:
+    """What the command does, in this process."""
+    zoo = Zoo.from_toml(world.folder / "registry.toml")
+    return files.generate_to_folder(world.folder / "run", zoo, recipe, world.folder / "new", **options)
 
 
 def went(world: World, words: str) -> str:
@@ -137,6 +150,51 @@ def test_what_is_given_is_not_replaced_by_what_is_made_of_it(world: World) -> No
     went(world, f"{MAKE} {words.replace('--draws 2', '')}")
 
 
+def test_a_plan_of_ones_own_is_not_replaced(world: World) -> None:
+    plan = world.folder / "new" / "plan.toml"
+    plan.parent.mkdir()
+    plan.write_text(text := '# mine\ngiven = ["caption"]\n[[target]]\nname = "depth"\n')
+    for words in ("--plan new/plan.toml --seed 1", "--given caption --make depth"):
+        world(f"{MAKE} {words}").refused("new/plan.toml: no generation wrote it", "another --out")
+    assert made(world, "new") == {"plan.toml": text.encode()}
+    went(world, "backbone generate run --plan new/plan.toml --out again --samples 1")
+
+
+def test_values_are_given_where_no_tokens_are(world: World) -> None:
+    for file in sorted((world.folder / "tokens").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (world.folder / "tokens").rmdir()
+    went(world, f"{MAKE} --given caption='red' --make depth")
+    went(world, f"{MAKE} --make depth --samples 1")
+    world(f"{MAKE} --given caption --make depth").refused("tokens: no such folder")
+
+
+def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it may be more than memory holds."""
+    read: list[int] = []
+    take = TokenColumn.take
+
+    def noted(column: TokenColumn, indices: list[int]) -> Any:
+        read.append(len(indices))
+        return take(column, indices)
+
+    monkeypatch.setattr(TokenColumn, "take", noted)
+    monkeypatch.setattr(files, "BATCH", 3)
+    recipe = Recipe(given=("rgb_patches", "caption"), target=(TargetPlan(name="depth", steps=1),), samples="8")
+    assert len(generated(world, recipe)) == 8
+    assert max(read) == 3
+
+
+def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
+    recipe = Recipe(given=("caption",), target=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
+    for scores in ([1.0, float("nan")], [1.0]):
+        with pytest.raises(InvalidValueError, match="rank: expected a number for each of 2 draws, got list"):
+            generated(world, recipe, scorer=lambda given, made, scores=scores: scores)
+    with pytest.raises(ConfigError, match="rank rgb_patches: a scorer is given, too"):
+        generated(world, dataclasses.replace(recipe, rank="rgb_patches"), scorer=lambda given, made: [0.0, 0.0])
+    assert not made(world, "new")
+
+
 def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
     (world.folder / "keys.toml").write_text(
         'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'
@@ -193,6 +251,8 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1", ("rgb_patches", "input only")),
         ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
         ("--given caption --make depth --guide much", ("--guide much: expected a number",)),
+        ("--given caption --make depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
+        ("--given , --make depth", ("leave --given out to give nothing",)),
         ("--given caption --make depth --guide caption=nan", ("weights: expected finite",)),
         ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
         ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),

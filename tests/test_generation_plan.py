@@ -90,3 +90,11 @@ def test_what_is_given_is_not_kept_and_asked_for_too(model: FourM) -> None:
     part = {"left": torch.full((1, 2, 3), -1)}
     with pytest.raises(ConfigError, match="left: given and asked for"):
         generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, kept=part)
+    with pytest.raises(ConfigError, match="generate left: it is given whole and in part"):
+        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="right")], 0, kept=part)
+
+
+@pytest.mark.parametrize("name", ["pixels", "vectors"])
+def test_no_part_of_a_continuous_modality_is_kept(model: FourM, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"generate {name}: of a .* modality no part is kept; give all of it"):
+        generate(model, {}, [TargetPlan(name="right")], 0, kept={name: given_tokens(1)[name]})

@@ -175,6 +175,14 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
         Agreement(model, "b", decode)
 
 
+@pytest.mark.parametrize("values", [ValueSpec(shape=(4,), dtype="int32"), ValueSpec(dtype="uint8", classes=("a", "b"))])
+def test_draws_are_not_ranked_by_ids(values: ValueSpec) -> None:
+    specs = [*RANKED[:2], dataclasses.replace(SEEN, value=values)]
+    model = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs, 0)
+    with pytest.raises(ConfigError, match="rank c: draws are compared as vectors, and its values are ids"):
+        Agreement(model, "c", list)
+
+
 @pytest.mark.parametrize("whole", ["a", "c"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_draws_are_scored_in_blocks_and_what_they_share_once(

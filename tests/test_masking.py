@@ -466,6 +466,9 @@ def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
     raw.present[:, tables.index("clip")] = False
     raw.lengths[:, tables.index("clip")] = 0
     assert (masker(raw, seed=0, step=0).targets.modalities == tables.index("code")).all()
+    inputs = (Mixture(weight=9, inputs=("clip",), targets=("code",)), Mixture(inputs=("picture",), targets=("code",)))
+    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=inputs))
+    assert (masker(raw, seed=0, step=0).inputs.modalities == tables.index("picture")).all(), "not asked from nothing"
 
 
 def test_input_budgets_are_drawn_from_the_least_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from backbone.saving import load_model
 from backbone.tables import Tables
 from backbone.training.average import Average
 from backbone.training.balance import Balance
+from backbone.training.compiling import compile_blocks
 from backbone.training.mixing import Mix, Source, names_in, open_sources
 from backbone.training.optim import learning_rate
 from backbone.training.train import Training, train
@@ -259,12 +261,63 @@ def test_compiled_blocks_are_used(store: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_blocks_are_compiled_for_all_that_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    specs = [spec("picture", GridLayout(shape=(6, 6)))]
+    model = FourM.seeded(dataclasses.replace(SMALL, encoder_depth=1, decoder_depth=1), specs, 0)
+
+    def compiled(size: int, budget: int, absent: float = 0.0) -> int:
+        """How many graphs are made for a batch, forward with and without gradient."""
+        before = len(graphs)
+        batch = packed_batch(specs, size, budget, absent=absent)
+        assert bool(batch.inputs.mask.all()) == (not absent)
+        model(batch)
+        with torch.no_grad():
+            model(batch)
+        return len(graphs) - before
+
+    assert not compile_blocks(model, lambda: model(packed_batch(specs, 4, 8)))
+    kinds = [(4, 8), (3, 12), (4, 16, 0.5), (1, 8)]
+    made = [compiled(*kind) for kind in kinds]
+    assert sum(made) + 2 > 8 and made[-1] == 4, "an encoder's and a decoder's graph, twice"
+    assert [compiled(*kind) for kind in kinds] == [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = train(tmp_path / "plain", store, all_layouts(), SMALL, SHORT)
     fast = train(tmp_path / "fast", store, all_layouts(), SMALL, dataclasses.replace(SHORT, compile=True))
     assert "fails" not in capsys.readouterr().err
     for one, other in zip(lines(plain), lines(fast), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, taken = Training.step, []
+
+    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        taken.append(batch.targets.ids)
+        return step(self, batch, rate)
+
+    monkeypatch.setattr(Training, "step", watched)
+    config = dataclasses.replace(SHORT, steps=1)
+    first = train(tmp_path / "first", store, all_layouts(), SMALL, config)
+    second = train(tmp_path / "second", store, all_layouts(), SMALL, config, start=first)
+    train(tmp_path / "same", store, all_layouts(), SMALL, config, start=first)
+    train(tmp_path / "third", store, all_layouts(), SMALL, config, start=second)
+    before, after, same, last = taken
+    assert torch.equal(after, same)
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations((before, after, last), 2))
 
 
 def other_store(root: Path) -> Path:
@@ -346,6 +399,10 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
 
     with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
         opened(Dataset(tokens=other, modalities=("mroe",)))
+    with pytest.raises(
+        DataError, match=r"other.train: has no tokens of words, .* it has more, picture; tokenize it too"
+    ):
+        opened(Dataset(tokens=other, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
         opened(Dataset(tokens=other, modalities=("more",)))
     nothing = r"other.train: has more, picture, and the run asks it for words: nothing to train on; leave that"

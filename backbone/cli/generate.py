@@ -78,12 +78,12 @@ def generate_command(
     names = split_names(targets, "--make takes at least one")
     table["target"] = _targets(names, table.get("target", []), parse_assignments(assignments))
     table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
-    table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep)}
+    table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep, "PART")}
     if guide is not None:
         table["guidance"] = _guidance(guide)
         for target in table["target"]:
             target.pop("guidance", None)
-    chosen = {"keys": split_names(keys), **options}
+    chosen = {"keys": split_names(keys, "--keys takes at least one"), **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
         if chosen[one] is not None:
             table.pop(other, None)  # the plan's
@@ -116,7 +116,7 @@ def _items(given: Iterable[str]) -> list[str]:
     """`a,b` as two items; what has a value is one."""
     found = []
     for text in given:
-        found += [text] if "=" in text else split_names(text) or []
+        found += [text] if "=" in text else split_names(text, "leave --given out to give nothing") or []
     return found
 
 
@@ -135,13 +135,13 @@ def _checked_file(item: str) -> str:
     return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
 
 
-def _pairs(option: str, items: Iterable[str]) -> dict[str, str]:
-    """`NAME=TEXT` to a table. Raises ConfigError."""
+def _pairs(option: str, items: Iterable[str], what: str) -> dict[str, str]:
+    """`NAME=WHAT` to a table. Raises ConfigError."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not (name and equals and text):
-            raise ConfigError(f"{option} {item}: expected NAME=PART")
+            raise ConfigError(f"{option} {item}: expected NAME={what}")
         if name in pairs:
             raise ConfigError(f"{option} {item}: {name} is there twice")
         pairs[name] = text
@@ -153,6 +153,7 @@ def _guidance(text: str) -> dict[str, Any]:
     try:
         if "=" not in text:
             return {"scale": float(text)}
-        return {"weights": {name: float(weight) for name, weight in _pairs("--guide", text.split(",")).items()}}
+        weights = _pairs("--guide", text.split(","), "WEIGHT")
+        return {"weights": {name: float(weight) for name, weight in weights.items()}}
     except ValueError:
         raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None

@@ -140,7 +140,7 @@ def decode_sequence(
     closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
     single = torch.zeros(model.tables.spec(plan.name).vocab_size, dtype=torch.bool, device=device)
-    single[list(once)] = True
+    single[[number for number in once if number < len(single)]] = True  # a vocabulary may have grown since
     spent = torch.stack([_holding(row, single) for row in kept])
     last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
     done = 0

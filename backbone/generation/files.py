@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from tokenizers_zoo.checkpoint import held, replacing_file, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.token_file import token_text
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.values import describe
 
 PLAN, RANKING, TOKENS = "plan.toml", "ranking.json", ".tokens.json"
+MADE_BY = "made by"
 BUSY = "{}: another generation writes it right now; wait for its end, or give another folder"
 DRAW = 1 << 32
 """The number of a draw is that of its sample plus so much for each draw before it."""
@@ -37,10 +40,10 @@ def generate_to_folder(
     """Generate with the backbone in `folder`; writes OUT/<key>/<draw>/<modality>.<ext>, .png and .tokens.json.
 
     With a scorer, or `recipe.rank`, draw 0 is the best, and OUT/<key>/ranking.json has the scores. OUT/plan.toml, which
-    is written last, makes the same again. What an earlier generation made of these samples is replaced, and its plan
-    removed before. Killed, the same call goes on after the samples that are done, unless it has a scorer, of which
-    nothing is known. Model and tokenizers run on `device`. Gives the folders of all draws. Raises ZooErrors for what
-    does not fit together, before anything is written.
+    is written last, makes the same again, but for the order that a scorer gave. What an earlier generation made of
+    these samples is replaced, and its plan removed before. Killed, the same call goes on after the samples that are
+    done, unless it has a scorer, of which nothing is known. Model and tokenizers run on `device`. Gives the folders of
+    all draws. Raises ZooErrors for what does not fit together, before anything is written.
     """
     run, config = Run.load(folder), model_config(folder)
     model = load_model(folder, device=device).eval()
@@ -54,11 +57,14 @@ def generate_to_folder(
         if problem := key_problem(name):
             raise DataError(f"{run.tokens / recipe.split}: sample {name!r}: {problem}; no file can be written for it")
     _check_inputs(recipe, out, request.names)
-    notes = {"made by": str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
+    _check_plan(out / PLAN)
+    notes = {MADE_BY: str(folder.resolve()), "weights sha256": str(config["weights_sha256"])}
     written = written_recipe(recipe, notes)
     _check_names(written)
     identity = "" if scorer else _identity(written, device, handles, request)
     if recipe.rank:
+        if scorer:
+            raise ConfigError(f"rank {recipe.rank}: a scorer is given, too; draws are ranked by one of the two")
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
     once = {target.name: handles[target.name].single_ids() for target in plan}
@@ -81,10 +87,10 @@ def _generate(maker: _Maker, out: Path, unfinished: Unfinished, scorer: Scorer |
     with progress_bar("generate", batches * plan_steps(maker.model, maker.plan)) as advance:
         for rows in blocks:
             draws = maker.draw(rows, advance)
+            ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             if rows is blocks[0]:
                 _withdraw_plan(out / PLAN, recipe)
                 unfinished.begin()
-            ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
             for row in rows:
                 of_row = [draw for draw in draws if draw.row == row]
                 files = maker.write(out / request.names[row], of_row, ranking.get(row))
@@ -94,7 +100,9 @@ def _generate(maker: _Maker, out: Path, unfinished: Unfinished, scorer: Scorer |
 def _identity(written: str, device: str, handles: Mapping[str, ModalityHandle], request: Request) -> str:
     """Of all that the files of a generation depend on."""
     codecs = [repr((name, handle.fingerprint, handle.known_settings())) for name, handle in handles.items()]
-    return digest_of((written, device, *request.names, *codecs), (request.given, request.kept))
+    blocks = _blocks(range(len(request.names)), BATCH)
+    tokens = (part for rows in blocks for part in request.rows(rows))
+    return digest_of((written, device, *request.names, *codecs), tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +165,15 @@ class _Maker:
 def _ranked(
     scorer: Scorer, request: Request, draws: Sequence[_Draw], recipe: Recipe
 ) -> dict[int, tuple[list[int], list[float]]]:
-    """For each sample the numbers of its draws, the best first, and their scores."""
+    """For each sample the numbers of its draws, the best first, and their scores.
+
+    Raises InvalidValueError where the scorer does not give a number for each draw.
+    """
     given, _ = request.rows([draw.row for draw in draws])
     made = {name: [draw.tokens[name] for draw in draws] for name in draws[0].tokens}
     scores = [float(score) for score in scorer(given, made)]
+    if len(scores) != len(draws) or any(map(math.isnan, scores)):
+        raise InvalidValueError(f"rank: expected a number for each of {len(draws)} draws, got {describe(scores)}")
     result = {}
     for number, order in enumerate(best_first(scores, recipe.draws)):
         first = number * recipe.draws
@@ -194,6 +207,12 @@ def _check_inputs(recipe: Recipe, out: Path, names: Sequence[str]) -> None:
         of_draw = file.parent.parent in places and file.parent.name in map(str, range(recipe.draws))
         if of_draw and targets & {file.stem, file.name.removesuffix(TOKENS)}:
             raise ConfigError(f"{file}: is given, and would be replaced by what is made of it; give another --out")
+
+
+def _check_plan(path: Path) -> None:
+    """Raise ConfigError where somebody's own plan would be replaced."""
+    if path.is_file() and not path.read_bytes().startswith(f"# {MADE_BY}: ".encode()):
+        raise ConfigError(f"{path}: no generation wrote it, and it would be replaced; rename it, or give another --out")
 
 
 def _check_names(written: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from backbone.run import Run
 from tokenizers_zoo.data.token_file import is_token_file, read_tokens
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.registry import ModalityHandle
@@ -67,17 +67,22 @@ def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
     return handle.encode([value_of_source(handle, source)])
 
 
-def stored_keys(run: Run, handles: Iterable[ModalityHandle], split: str) -> list[str]:
-    """Keys of the stored samples that have tokens of all these. Raises DataError where there are none."""
+def stored_columns(run: Run, handles: Iterable[ModalityHandle], split: str) -> dict[str, TokenColumn]:
+    """The stored tokens of these modalities. Raises DataError where there are none, or they are of another codec."""
     store = TokenStore(run.tokens)
     columns = {handle.name: store.open(split, handle.name) for handle in handles}
     for handle in handles:
         columns[handle.name].check_codec(handle)
+    return columns
+
+
+def shared_keys(columns: Mapping[str, TokenColumn], place: Path) -> list[str]:
+    """Keys of the samples that have tokens of all these. Raises DataError where there are none."""
     shared = [
         key for key in next(iter(columns.values())).keys if all(key in column.rows for column in columns.values())
     ]
     if not shared:
-        raise DataError(f"{run.tokens / split}: no sample has tokens of {', '.join(columns)}")
+        raise DataError(f"{place}: no sample has tokens of {', '.join(columns)}")
     return shared
 
 
@@ -90,8 +95,6 @@ def numbers_of_keys(keys: Iterable[str], shared: list[str], place: Path) -> list
     return [number[key] for key in keys]
 
 
-def stored_tokens(run: Run, names: Iterable[str], split: str, keys: list[str]) -> Mapping[str, Any]:
-    """The tokens of stored samples, by modality."""
-    store = TokenStore(run.tokens)
-    columns = {name: store.open(split, name) for name in names}
-    return {name: column.take([column.rows[key] for key in keys]) for name, column in columns.items()}
+def stored_tokens(column: TokenColumn, keys: Iterable[str]) -> Any:
+    """The tokens of the samples `keys`, in this order."""
+    return column.take([column.rows[key] for key in keys])

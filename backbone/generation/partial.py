@@ -34,7 +34,7 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bo
     """
     spec = tables.spec(name)
     if not isinstance(spec.layout, SequenceLayout):
-        grid = torch.as_tensor(tokens)
+        grid = torch.as_tensor(tokens).cpu()
         accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated(batch))
         flat = grid.reshape(batch, -1)
         full = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()

@@ -100,7 +100,7 @@ def resolved_plan(
     part is, targets or not.
 
     Raises ConfigError or UnknownNameError for what does not fit: nothing asked for, a modality twice, an input as a
-    target, guidance by what is not known by then.
+    target or in part, guidance by what is not known by then.
     """
     given, kept = list(given), list(kept)
     resolved = [target.resolved(tables.spec(target.name)) for target in plan]
@@ -114,6 +114,11 @@ def resolved_plan(
         )
     for name in given:
         tables.spec(name)
+    for name in kept:
+        if (spec := tables.spec(name)).continuous:
+            raise ConfigError(f"generate {name}: of a {spec.layout.kind} modality no part is kept; give all of it")
+        if name in given:
+            raise ConfigError(f"generate {name}: it is given whole and in part; give one of the two")
     known = [*given, *kept]
     for target in resolved:
         assert target.guidance is not None

@@ -32,8 +32,9 @@ class Agreement:
         self.name = name
         self.decode = decode
         self.plan = [TargetPlan(name=name, temperature=0, steps=1).resolved(model.tables.spec(name))]
-        kind = model.tables.spec(name).value.kind
-        if kind != "array":
+        value = model.tables.spec(name).value
+        if value.kind != "array" or value.classes or value.dtype.startswith("int"):
+            kind = "ids" if value.kind == "array" else value.kind
             raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; expected "
                               "a modality of arrays, such as a global vector")  # fmt: skip
 

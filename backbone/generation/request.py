@@ -7,30 +7,51 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbone.codecs import check_codec
-from backbone.generation.giving import numbers_of_keys, sources_of, stored_keys, stored_tokens, tokens_of_source
+from backbone.generation.giving import (
+    numbers_of_keys,
+    shared_keys,
+    sources_of,
+    stored_columns,
+    stored_tokens,
+    tokens_of_source,
+)
 from backbone.generation.inputs import rows_of
 from backbone.generation.partial import checked_partial
 from backbone.generation.recipe import DEFAULT_SPLIT, Recipe
 from backbone.generation.regions import kept_part
 from backbone.model import FourM
 from backbone.run import Run
+from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Samples with their names, numbers and tokens: those given whole, and the kept parts of targets."""
+    """Samples with their names, numbers and tokens: those given whole, and the kept parts of targets.
+
+    Of stored samples what is given whole is read when `rows` asks for it: all of it may be more than memory holds.
+    """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
-    given: Mapping[str, Any]
+    stored: Mapping[str, TokenColumn]
+    """Given whole, of stored samples, whose keys are `names`."""
+    values: Mapping[str, Any]
+    """Given whole: the tokens of one sample, which all samples have."""
     kept: Mapping[str, Any]
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The modalities given whole."""
+        return (*self.stored, *self.values)
+
     def rows(self, rows: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`given` and `kept` of the samples `rows`."""
-        of_given = {name: rows_of(tokens, rows) for name, tokens in self.given.items()}
-        return of_given, {name: rows_of(tokens, rows) for name, tokens in self.kept.items()}
+        """The tokens given whole, and `kept`, of the samples `rows`."""
+        keys = [self.names[row] for row in rows]
+        given = {name: stored_tokens(column, keys) for name, column in self.stored.items()}
+        given |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items()}
+        return given, {name: rows_of(tokens, rows) for name, tokens in self.kept.items()}
 
 
 def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, str]) -> dict[str, ModalityHandle]:
@@ -44,15 +65,16 @@ def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, 
 
 
 def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], recipe: Recipe) -> Request:
-    """The tokens of all samples. Raises ZooErrors."""
+    """The samples, and what is given of them. Raises ZooErrors."""
     sources = sources_of(recipe.given)
     for name in recipe.keep:
         if name not in sources:
             raise ConfigError(f"keep {name}: it is not given, so there is nothing to keep; give it, too")
     values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
-    stored = [name for name, source in sources.items() if not source]
-    if stored:
-        shared = stored_keys(run, [handles[name] for name in stored], recipe.split)
+    stored: dict[str, TokenColumn] = {}
+    if named := [handles[name] for name, source in sources.items() if not source]:
+        stored = stored_columns(run, named, recipe.split)
+        shared = shared_keys(stored, run.tokens / recipe.split)
         numbers: Sequence[int]
         if recipe.keys:
             numbers = numbers_of_keys(recipe.keys, shared, run.tokens / recipe.split)
@@ -66,7 +88,6 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
                     f"numbers 0 to {len(shared) - 1}"
                 )
         names = [shared[number] for number in numbers]
-        tokens = dict(stored_tokens(run, stored, recipe.split, names))
     else:
         split = recipe.split if recipe.split != DEFAULT_SPLIT else ""
         for key, wanted in (("keys", ", ".join(recipe.keys)), ("split", split)):
@@ -76,10 +97,14 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
             raise ConfigError(
                 f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"
             )
-        numbers, tokens = ([0], {}) if values else (recipe.numbers(), {})
+        numbers = [0] if values else recipe.numbers()
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
-    tokens |= {name: rows_of(value, [0] * len(names)) for name, value in values.items()}
-    kept = {name: kept_part(model.tables.spec(name), tokens.pop(name), part) for name, part in recipe.keep.items()}
-    for name, part in kept.items():
-        checked_partial(model.tables, name, part, len(names), name in {target.name for target in recipe.target})
-    return Request(names=tuple(names), numbers=tuple(numbers), given=tokens, kept=kept)
+    kept = {}
+    for name, region in recipe.keep.items():
+        if name in stored:
+            tokens = stored_tokens(stored.pop(name), names)
+        else:
+            tokens = rows_of(values.pop(name), [0] * len(names))
+        kept[name] = kept_part(model.tables.spec(name), tokens, region)
+        checked_partial(model.tables, name, kept[name], len(names), name in {target.name for target in recipe.target})
+    return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _tables(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def digest_of(texts: Iterable[str], tokens: Sequence[Mapping[str, Any]]) -> str:
+def digest_of(texts: Iterable[str], tokens: Iterable[Mapping[str, Any]]) -> str:
     """sha256 (hex) of texts, and of tokens by modality as codecs give them: arrays, or a sequence for each sample."""
     digest = hashlib.sha256()
     for text in texts:

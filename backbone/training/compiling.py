@@ -8,12 +8,20 @@ import torch
 
 from backbone.model import FourM
 
+GRAPHS = 64
+"""How many graphs are kept of a block's code: each is of one kind of block, with or without a mask, with or without
+gradient, of a batch of one or of more, ... The first held-out losses reach PyTorch's default of 8, and what comes then
+would not be compiled any more."""
+
 
 def compile_blocks(model: FourM, attempt: Callable[[], object]) -> str:
     """Compile each block; `attempt` is then done once. Gives why that fails, with all as it was, or nothing.
 
     Blocks alone, since they are the cost, and alike: what comes before and after them has shapes that change.
     """
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
     blocks = [*model.encoder, *model.decoder]
     for block in blocks:
         block.forward = torch.compile(block.forward)

@@ -80,6 +80,13 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"
             )
+        # Tables have their rows, and a state its tensors, in this order.
+        before, now = (", ".join(record["modalities"]) for record in (stored, identity))
+        if before != now:
+            raise ConfigError(
+                f"{folder}: holds a run of the same modalities in another order: expected {before}; got {now}; give "
+                "that order again, or another folder"
+            )
         if contents != identity[CONTENTS]:
             raise ConfigError(
                 f"{folder}: holds a run on other samples, or on other tokens of them, than are there now; give those"

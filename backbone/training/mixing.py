@@ -64,9 +64,9 @@ def open_sources(
     """A split of all stores of a run, without those that have no such split, or held-out samples of nothing of it.
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
-    DataError where any other modality has none to train on, UnknownNameError for one that a dataset names and the run
-    has not, and ConfigError for a store that has no modality of the run to train on, or shares none with the others, or
-    has nothing of what its samples are asked for.
+    DataError where any other modality has none to train on, or a dataset none of one that it names, UnknownNameError
+    for one that it names and the run has not, and ConfigError for a store that has no modality of the run to train on,
+    or shares none with the others, or has nothing of what its samples are asked for.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -79,7 +79,7 @@ def open_sources(
             names = None  # the only store has all, or says which it lacks
         else:
             names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
-            _check_named(dataset, [spec.name for spec in specs])
+            _check_named(dataset, [spec.name for spec in specs], store, split)
             if split != TRAIN and not names:
                 continue
             if not names:
@@ -105,10 +105,16 @@ def _read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
     return [name for name in found if not dataset.modalities or name in dataset.modalities]
 
 
-def _check_named(dataset: Dataset, names: Sequence[str]) -> None:
+def _check_named(dataset: Dataset, names: Sequence[str], store: TokenStore, split: str) -> None:
+    found = store.modalities(split) if split == TRAIN else dataset.modalities
     for name in dataset.modalities:
         if name not in names:
             raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, names)
+        if name not in found:
+            raise DataError(
+                f"datasets: {dataset.tokens / split}: has no tokens of {name}, which its modalities name; it has "
+                f"{', '.join(found)}; tokenize it too, or leave that name out"
+            )
 
 
 def _check_shared(sources: Sequence[Source]) -> None:

@@ -49,6 +49,12 @@ class Beginning:
         """The modalities that are known."""
         return tuple(self.record["knows"]) if self.record else ()
 
+    def seed(self, seed: int) -> int:
+        """The seed of samples and masks: `seed` for a new model; another where the run starts from a backbone, or what
+        that one saw with the same seed would all come again, in the same order.
+        """
+        return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
+
 
 def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: Path | None) -> Beginning:
     """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape."""

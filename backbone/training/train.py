@@ -127,7 +127,7 @@ class Training:
         if config.batch_size % ranks.size:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
         if config.preview_every and (show is None or ranks.size > 1):
-            raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; leave it out here")
+            raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; set it to 0 here")
         if config.known_rate != 1 and beginning.record is None:
             raise ConfigError(f"known_rate {config.known_rate}: expected a backbone to start from; leave it out here")
         self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
@@ -139,7 +139,7 @@ class Training:
         ranks.shard(self.model)
         known = beginning.known
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=known)
-        self.mix = Mix(sources, self.model.tables, config)
+        self.mix = Mix(sources, self.model.tables, dataclasses.replace(config, seed=beginning.seed(config.seed)))
         self.held_out = Mix(held_out, self.model.tables, config)
         together = ranks.size == 1 and ranks.device.type == "cpu"
         self.parts = Parts(self.model, config.parts, together=together)
