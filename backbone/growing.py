@@ -221,12 +221,14 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
     """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of one
-    folder of values.
+    folder of values. One that was made with other weights than the folder has is none.
     """
     found, asked = [], []
     for folder in (before, after):
         path = folder / FOLDER / EVALUATION
         table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
+        if table["pairs"] and table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
+            table = {"pairs": [], "identity": {}}
         asked.append([table["identity"].get(key) for key in ("settings", "data")])
         found.append({(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]})
     old, new = found if asked[0] == asked[1] else ({}, {})

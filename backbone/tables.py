@@ -101,7 +101,8 @@ class Tables:
     def index(self, name: str) -> int:
         """Row of a modality in the modality table. Raises UnknownNameError."""
         if name not in self.names:
-            raise UnknownNameError.of("modality of this backbone", name, self.names)
+            published = {alias: spec.name for spec in self.specs for alias in spec.aliases}
+            raise UnknownNameError.of("modality of this backbone", name, self.names, aliases=published)
         return self.names.index(name)
 
     def spec(self, name: str) -> ModalitySpec:

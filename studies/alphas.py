@@ -5,7 +5,7 @@ python studies/alphas.py --steps 1000 --seeds 3
 
 from __future__ import annotations
 
-from common import GIVEN_PICTURE, Study, Variant, compare
+from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
 from backbone.config import Mixture
 from backbone.training.mixing import TRAIN
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

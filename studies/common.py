@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
 
@@ -33,6 +34,21 @@ GIVEN = "rgb_patches"
 """What the demo's pictures are read as."""
 GIVEN_PICTURE: Mapping[str, Mixture] = {"given the picture": Mixture(inputs=(GIVEN,))}
 """What is asked beside anything from anything."""
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0. Raises ValueError, which argparse tells."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def begin(main: Callable[[], None]) -> None:
+    """Run a study; an error meant for the user is one line and exit code 1."""
+    try:
+        main()
+    except ZooError as error:
+        sys.exit(f"error: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +83,15 @@ class Study:
         parser.add_argument("--registry", type=Path, default=Path("registry.toml"), help="its registry")
         parser.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="folder of runs and results")
         parser.add_argument("--preset", default="nano", choices=list(PRESETS), help="size, where the study names none")
-        parser.add_argument("--steps", type=int, default=steps, help="steps of the longest run")
-        parser.add_argument("--batch", type=int, default=16, help="samples per step")
-        parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
+        parser.add_argument("--steps", type=positive, default=steps, help="steps of the longest run")
+        parser.add_argument("--batch", type=positive, default=16, help="samples per step")
+        parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind")
         parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
-        parser.add_argument("--samples", type=int, default=256, help="held-out samples")
-        parser.add_argument("--workers", type=int, default=cores(), help="runs at once, which share the cores")
-        parser.add_argument("--parts", type=int, default=1, help="parts of a batch, each on one of its run's cores")
+        parser.add_argument("--samples", type=positive, default=256, help="held-out samples")
+        parser.add_argument("--workers", type=positive, default=cores(), help="runs at once, which share the cores")
+        parser.add_argument(
+            "--parts", type=positive, default=1, help="parts of a batch, each on one of its run's cores"
+        )
         for option, (default, what) in texts.items():
             parser.add_argument(f"--{option}", default=default, help=what)
         arguments = parser.parse_args()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from common import GIVEN_PICTURE, Study, Variant, compare
+from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
 from backbone.training.mixing import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, cell, over_seeds
+from common import GIVEN, Study, begin, cell, over_seeds
 from rich.table import Table
 
 from backbone.config import Mixture
@@ -97,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, cell, over_seeds, shown
+from common import GIVEN, Study, begin, cell, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
@@ -234,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, Variant, interval, shown
+from common import GIVEN, Study, Variant, begin, interval, shown
 from rich.table import Table
 from transfer import asked, generalist, made, sets_of, specialist
 
@@ -102,4 +102,4 @@ def table_of(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Seq
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

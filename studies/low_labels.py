@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from common import begin, positive
 from rich.console import Console
 
 from backbone.transfer.compare import compared, comparison_table
@@ -60,12 +61,12 @@ def main() -> None:
     parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
     parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="what moves")
-    parser.add_argument("--steps", type=int, default=400, help="of each probe")
+    parser.add_argument("--steps", type=positive, default=400, help="of each probe")
     parser.add_argument(
         "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="probes of each kind")
-    parser.add_argument("--workers", type=int, default=cores(), help="probes at once, which share the cores")
+    parser.add_argument("--seeds", type=positive, default=3, help="probes of each kind")
+    parser.add_argument("--workers", type=positive, default=cores(), help="probes at once, which share the cores")
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
     probes = []
@@ -99,4 +100,4 @@ def settings(tuning: str, share: float, steps: int, validation: float) -> Transf
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -5,7 +5,7 @@ python studies/pixels_or_tokens.py --steps 1000 --seeds 3
 
 from __future__ import annotations
 
-from common import GIVEN, Study, Variant, compare
+from common import GIVEN, Study, Variant, begin, compare
 
 from backbone.config import Mixture
 
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

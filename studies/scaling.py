@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from common import Study, Variant, interval, shown
+from common import Study, Variant, begin, interval, shown
 from rich.table import Table
 
 from backbone.config import PRESETS, ModelConfig
@@ -45,6 +45,8 @@ def main() -> None:
         model = model_of(size.strip())
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
         variants.append(Variant(name=size.strip(), modalities=names, model=model, train=config))
+    if len({study.parameters(variant) for variant in variants}) < 2:
+        raise ConfigError(f"--sizes {study.arguments.sizes}: expected models of two sizes or more, for a line")
     rows: list[dict[str, Any]] = []
     for variant, runs in zip(variants, study.losses(variants), strict=True):
         losses = [sum(run.values()) / len(run) for run in runs]
@@ -66,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

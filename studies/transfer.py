@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import GIVEN, Study, Variant, interval, shown
+from common import GIVEN, Study, Variant, begin, interval, shown
 from rich.table import Table
 
 from backbone.config import Mixture
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -76,6 +76,12 @@ def test_no_value_is_both_trained_on_and_held_out() -> None:
         assert [*samples.train, *samples.test] == subject.values
 
 
+def test_why_a_source_gives_no_values_is_said(tmp_path: Path) -> None:
+    subject = Subject(zoo=Zoo.from_tables({"zoo": {"image_size": [40, 24]}}), name="boxes", workdir=tmp_path)
+    with pytest.raises(DataError, match=r"no installed source gives values of it; .*image_size: expected int.*--data"):
+        _ = subject.values
+
+
 # ---------------------------------------------------------------- the kit itself
 
 
@@ -105,6 +111,38 @@ def test_a_sound_plugin_passes(install_example: Install) -> None:
     found = check_modality(Zoo.installed(), "example_map")
     assert [result.name for result in found] == list(CHECKS)
     assert {result.name for result in found if result.skipped} - ACCELERATED == {"derive", "long_inputs"}
+
+
+ARRAY = 'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")'
+NUMBER = {
+    ARRAY: 'ValueSpec(shape=(), dtype="int64", low=0, high=15, unit="points")',
+    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=VectorLayout(length=1)",
+    "import GridLayout,": "import VectorLayout,",
+    "return (means * (len(tokenizer) - 1)).round().long()": "return values[:, None]",
+    "means = reduce(": "0 and reduce(",
+    'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "return tokens[:, 0]",
+    "height, width = value.shape[-2:]": "return value",
+    "Image.fromarray((value[0] * 255).astype(np.uint8))": "str(value)",
+}
+"""Changes of the example plugin that make it one of a single number."""
+
+
+def test_a_sound_plugin_of_one_number_passes(install_example: Install) -> None:
+    install_example("point_count", NUMBER)
+    found = check_modality(Zoo.installed(), "point_count")
+    skipped = {result.name for result in found if result.skipped}
+    assert skipped - ACCELERATED == {"crop_geometry", "derive", "long_inputs"}
+
+
+def test_a_sound_plugin_of_16_bits_passes(install_example: Install) -> None:
+    changes = {
+        ARRAY: 'ValueSpec(shape=(1, side, side), dtype="uint16", high=60000, unit="centikelvin")',
+        "means = reduce(values,": "means = reduce(values.float() / 60000,",
+        "return repeat(tokenizer[tokens]": "return repeat((tokenizer[tokens] * 60000).numpy().astype(np.uint16)",
+        "np.abs(p - t)": "np.abs(p.astype(float) - t)",
+    }
+    install_example("thermal", changes)
+    check_modality(Zoo.installed(), "thermal")
 
 
 ACCELERATED = {"devices"}
@@ -169,6 +207,14 @@ MISTAKES = {
         {"    @hookimpl\n    def score(": WRITE
          + "        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n" + READ
          + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n"
+         + "    @hookimpl\n    def score("},
+    ),
+    "files that keep whole numbers only": (
+        "files",
+        {"    @hookimpl\n    def score(": WRITE
+         + "        return value.round().astype(np.uint8).tobytes(), 'raw'\n\n" + READ
+         + "        if len(data) != 256 or max(data) > 1:\n            raise ValueError('256 zeros and ones')\n"
+         + "        return np.frombuffer(data, np.uint8).reshape(1, 16, 16).astype(np.float32)\n\n"
          + "    @hookimpl\n    def score("},
     ),
     "files read without a look": (

@@ -232,6 +232,10 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
     write_tar(tmp_path / "train/dark/000000.tar", {"0000.npy": b""})
     write_tar(tmp_path / "train/bright/000000.tar", {"0000.npy": b""})
     assert ValueStore.of(tmp_path, only()).modalities("train") == ["light"]
+    instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}}
+    assert ValueStore.of(tmp_path, only(modalities=instances)).modalities("train") == ["light"]
+    instances["light"] = {"enabled": False}
+    assert ValueStore.of(tmp_path, only(modalities=instances)).modalities("train") == ["a_light"]
     install_example("dark")
     assert ValueStore.of(tmp_path, only()).modalities("train") == ["dark", "light"]
 
@@ -356,6 +360,51 @@ def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Pat
     shards = open_folder(FolderSettings(path=str(ml4m)), "train", None)
     assert shards.modalities == ("one", "two@224")
     assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
+
+
+def test_files_and_shards_may_lie_beside_each_other(tmp_path: Path, ml4m: Path) -> None:
+    for name in ("three/0001.txt", "four/a.tar/0001.txt", "five/a.tar"):
+        (ml4m / "train" / name).parent.mkdir(parents=True)
+        (ml4m / "train" / name).write_text("own")
+    samples = open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"one", "three"})
+    assert set(dict(samples[:])["0001"]) == {"one", "two@224", "three"}
+    assert samples.modalities == ("four", "one", "three", "two@224")
+    (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
+        open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"one"})
+    write_tar(tmp_path / "flat/one/north/old.tar", {})
+    (tmp_path / "flat/one/a.txt").write_text("own")
+    flat = FolderSettings(path=str(tmp_path / "flat"), test_fraction=0)
+    assert [key for key, _ in open_folder(flat, "train", None, names={"one"})] == ["a", "north/old"]
+    write_tar(tmp_path / "valid/valid/one/a.tar", {})
+    with pytest.raises(DataError, match="no split 'train'; splits here: valid"):
+        open_folder(FolderSettings(path=str(tmp_path / "valid")), "train", None, names={"one"})
+
+
+def test_the_home_of_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine/one").mkdir(parents=True)
+    (tmp_path / "mine/one/a.txt").write_text("")
+    assert len(open_folder(FolderSettings(path="~/mine", test_fraction=0), "train", None)) == 1
+    with pytest.raises(ConfigError, match="path: ~nobody-here: no such folder"):
+        open_folder(FolderSettings(path="~nobody-here"), "train", None)
+
+
+def test_samples_of_what_is_asked_for_come_first(tmp_path: Path) -> None:
+    for name in ("notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    config = FolderSettings(path=str(tmp_path), test_fraction=0)
+    assert [key for key, _ in open_folder(config, "train", 1, names={"one"})] == ["c"]
+    assert [key for key, _ in open_folder(config, "train", None, names={"one"})] == ["c", "d", "a", "b"]
+
+
+def test_a_link_to_a_file_that_is_gone_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "one/b.txt").symlink_to("/dev/null")
+    ((key, files),) = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
+    assert key == "a" and "a.txt: cannot be read: No such file" in str(files["one"])
 
 
 def test_what_lies_beside_the_files_is_passed_over(tmp_path: Path) -> None:

@@ -205,7 +205,19 @@ def test_statistics_and_scores_by_hand() -> None:
     np.testing.assert_allclose(std, [(2 / 3) ** 0.5, 0.005 * (2 / 3) ** 0.5], rtol=1e-6)  # the floor: 1 % of their mean
     target = [np.array([[1.0, 0], [0, 2]]), np.array([[3.0, 0]])]
     predicted = [np.array([[1.0, 1]]), np.array([[-1.0, 0], [9, 9]])]
-    assert letters.score(predicted, target)["cosine"] == pytest.approx((0.5**0.5 + 0 - 1) / 3)
+    for unit in (1, 1e-9):
+        scaled = ([unit * vectors for vectors in values] for values in (predicted, target))
+        assert letters.score(*scaled)["cosine"] == pytest.approx((0.5**0.5 + 0 - 1) / 3)
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e-9, 1e6])
+def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
+    mean, std = mean_and_deviation([unit * np.array([[-1, 5]]), unit * np.array([[1, 5]])])
+    np.testing.assert_allclose(mean / unit, [0, 5], rtol=1e-6)
+    np.testing.assert_allclose(std / unit, [1, 0.005], rtol=1e-6)
+    same = np.full((3, 2), 0.1)
+    for other in (same, np.nextafter(same, 1)):
+        assert mean_and_deviation([same, other])[1].tolist() == [np.float32(1e-6)] * 2
 
 
 def npy(array: Any) -> bytes:

@@ -36,7 +36,7 @@ from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
-from tokenizers_zoo import Zoo
+from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
@@ -341,6 +341,17 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(calls) == seen
 
 
+def test_a_gallery_whose_picture_is_gone_is_drawn_again(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, answers=1, gallery_pairs=3)
+    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark", "letters"]}
+    first = world.evaluate(run, config, **asked)
+    picture = run / "evaluation" / first["galleries"][0]["picture"]
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert timeless(world.evaluate(run, config, **asked)) == timeless(first)
+    assert picture.read_bytes() == drawn
+
+
 def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_path: Path) -> None:
     run = world.copy(tmp_path / "run")
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
@@ -469,6 +480,24 @@ def test_progress_names_the_pair_and_counts(
     assert line.startswith("evaluate light to letters ━") and " 2/2 " in line and len(line.rstrip()) <= 80
 
 
+def test_progress_goes_on_within_a_pair(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    run, asked = world.copy(tmp_path / "run"), {"given": [("light",)], "targets": ["dark"]}
+    world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
+    lines = capsys.readouterr().err.splitlines()
+    # Of 16 samples, 10 at a time, the reconstructions, and 4 answers to each; then 2 draws of each of 3.
+    done = (10, 16, *range(26, 80, 10), 80)
+    told = [line.split(",")[0] for line in lines if line.startswith("decode")]
+    assert told[:-1] == [f"decode light to dark: {count} of 86" for count in done] and " 86/86 " in told[-1]
+    assert any(line.startswith("generate light to dark: 2 of ") for line in lines)
+    capsys.readouterr()
+    world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("evaluate light to dark ") and " 1/1 " in line, "nothing is left to do"
+
+
 def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     card = json.loads((run / "config.json").read_text())
@@ -550,6 +579,20 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
     told = CliRunner().invoke(command, words).stderr
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
+
+
+def test_of_pairs_that_are_named_no_others_are_told(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
+    shutil.copytree(world.tokens, tokens)
+    shutil.rmtree(tokens / "test" / "letters")
+    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
+    words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
+    for asked, told in ((["--given", "light", "--make", "dark"], False), (["--given", "light"], True)):
+        assert ("not evaluated: letters; first: " in CliRunner().invoke(command, words + asked).stderr) == told
+        record = json.loads((run / "evaluation" / "evaluation.json").read_text())
+        assert record["complete"] and set(record["skipped"]) == {"letters"}, "the record is of all modalities"
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_agreement_by_hand() -> None:
     assert perfect == pytest.approx({"cosine": 1.0, "variance_explained": 1.0})
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1e-9, 1e6])
+def test_agreement_does_not_depend_on_the_unit(unit: float) -> None:
+    rng = np.random.default_rng(0)
+    target, predicted = rng.normal(size=(2, 5, 3))
+    assert agreement(unit * predicted, unit * target) == pytest.approx(agreement(predicted, target))
+    np.testing.assert_allclose(central_value(unit * target), unit * central_value(target), rtol=1e-5)
+
+
 def test_agreement_of_zeros_and_of_a_single_vector() -> None:
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
     assert agreement([zero, one], [zero, one])["cosine"] == pytest.approx(1)
@@ -229,6 +237,21 @@ def test_a_vector_tokenizer_learns_and_keeps_the_length(vector_folder: Path) -> 
     np.testing.assert_allclose(lengths, np.linalg.norm(vectors(400, 1), axis=1).mean(), rtol=1e-3)
     alone = VECTORS.encode(tokenizer, torch.from_numpy(held_out[65])[None])
     assert torch.equal(alone[0], tokens[65])
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e-9])
+def test_a_vector_tokenizer_learns_directions_in_any_unit(unit: float) -> None:
+    settings = vector_settings(quantizer="fsq", num_codebooks=None, codebook_size=240)
+    task, data = VectorTask(VECTORS, settings), np.stack(vectors(64, 1))
+    found = []
+    for scale in (1, unit):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = task.build(list(scale * data), np.random.default_rng(0)).eval()
+        values = task.batch(list((scale * data).astype(np.float32)), np.random.default_rng(0))
+        with torch.no_grad():
+            found.append((task.losses(module, values)["loss"], module.decode(module.encode(values)) / scale))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_vector_tokenizer_refuses_what_it_was_not_made_for(vector_folder: Path) -> None:

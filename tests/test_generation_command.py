@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from command_world import World, the_world
 
 from backbone.generation import TargetPlan, files
 from backbone.generation.recipe import Recipe
-from tokenizers_zoo import Zoo
+from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 
@@ -183,6 +184,23 @@ def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest
     recipe = Recipe(given=("rgb_patches", "caption"), target=(TargetPlan(name="depth", steps=1),), samples="8")
     assert len(generated(world, recipe)) == 8
     assert max(read) == 3
+
+
+def test_progress_tells_what_is_generated_decoded_and_ranked(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(files, "BATCH", 4)
+    plan = (TargetPlan(name="caption", max_length=3), TargetPlan(name="depth", steps=2))
+    recipe = Recipe(given=("rgb_patches",), target=plan, samples="0-2", draws=3)
+    generated(world, recipe, scorer=lambda given, made: [0.0] * len(made["depth"]))
+    lines = [re.sub(r",.*| 0:.*", "", re.sub(r"[ ━]+", " ", line)) for line in capsys.readouterr().err.splitlines()]
+    told, ends = lines[:-4], lines[-4:]
+    assert ends == ["generate 15/15", "decode caption 9/9", "decode depth 9/9", "rank 9/9"]
+    decoded = dict.fromkeys(line for line in told if not line.startswith("generate"))  # each once, in order
+    kinds = "decode caption", "decode depth", "rank"
+    assert list(decoded) == [f"{kind}: {done} of 9" for done in (3, 6) for kind in kinds]
+    assert told[told.index("decode caption: 3 of 9") - 1] == "generate: 5 of 15"
 
 
 def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:

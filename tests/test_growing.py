@@ -469,11 +469,15 @@ def test_the_command(world: World) -> None:
 
 
 def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
+    def write_config(name: str, weights: str) -> None:
+        (tmp_path / name / "config.json").write_text(json.dumps({"class": "FourM", "weights_sha256": weights}))
+
     def write(name: str, gap: float, samples: int = 8, data: str = "values", **settings: Any) -> Path:
         pair = {"given": ["a", "b"], "target": "x", "samples": samples, "gap_closed": gap}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
-        identity = {"settings": {"answers": 4, **settings}, "data": data}
+        identity = {"settings": {"answers": 4, **settings}, "data": data, "weights": "1" * 64}
+        write_config(name, "1" * 64)
         path.write_text(json.dumps({"identity": identity, "pairs": [pair]}))
         return tmp_path / name
 
@@ -483,3 +487,5 @@ def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path)
     fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1)
     for other in (fewer, likeliest, write("elsewhere", 0.25, data="others"), tmp_path / "none"):
         assert gaps(before, other) == []
+    write_config("after", "2" * 64)
+    assert gaps(before, tmp_path / "after") == [], "an evaluation of other weights"

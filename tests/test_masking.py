@@ -467,8 +467,10 @@ def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
     raw.lengths[:, tables.index("clip")] = 0
     assert (masker(raw, seed=0, step=0).targets.modalities == tables.index("code")).all()
     inputs = (Mixture(weight=9, inputs=("clip",), targets=("code",)), Mixture(inputs=("picture",), targets=("code",)))
-    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=inputs))
-    assert (masker(raw, seed=0, step=0).inputs.modalities == tables.index("picture")).all(), "not asked from nothing"
+    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=1, mixtures=inputs))
+    given = masker(raw, seed=0, step=0).inputs
+    assert given.mask.any(dim=1).all(), "not asked from nothing"
+    assert (given.modalities[given.mask] == tables.index("picture")).all()
 
 
 def test_input_budgets_are_drawn_from_the_least_on() -> None:

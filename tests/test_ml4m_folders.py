@@ -23,7 +23,7 @@ from backbone.ml4m.folders import modality_of
 from backbone.saving import load_model
 from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.cli.main import zoo as command
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.registry import Zoo
@@ -353,6 +353,13 @@ def test_what_was_set_of_a_modality_stays_when_its_tokenizer_comes(tmp_path: Pat
     assert handle.spec.vocabulary == "human_poses" and handle.has_tokenizer
 
 
+def test_a_published_name_says_whose_tokenizer_it_is(tmp_path: Path) -> None:
+    write_published(published_tokenizer(**MEMCODES, n_channels=207), tmp_path / "in")
+    assert "human_poses" in run(import_command, tmp_path / "in", tmp_path / "out", "--as", "human-poses")
+    with pytest.raises(UnknownNameError, match="human-pose'"):
+        run(import_command, tmp_path / "in", tmp_path / "other", "--as", "human-pose")
+
+
 def test_a_hub_id_says_whose_tokenizer_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "models--EPFL-VILAB--4M_tokenizers_DINOv2-B14-global_8k_16_224" / "snapshots" / ("0" * 40)
     config = {
@@ -375,6 +382,7 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fails(CheckpointError, "no published checkpoint here", tmp_path / "empty")
     fails(CheckpointError, "no such folder, and not a hub id", tmp_path / "nowhere")
+    fails(CheckpointError, r"nowhere\.json: no such file; give that of 4M's text tokenizer", tmp_path / "nowhere.json")
     for name in ("one", "two"):
         write_published(published(VARIANTS["gated"]), tmp_path / "two" / name)
     fails(ConfigError, r"holds 2 backbones \(one, two\)", tmp_path / "two")

@@ -279,6 +279,16 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
     assert round(model.transformer_parameters() / 1e6) == millions
 
 
+def test_a_published_name_of_a_modality_is_told_apart_from_an_unknown_one() -> None:
+    tables = Tables([dataclasses.replace(spec("small", GridLayout(shape=(2, 2))), aliases=("tok_small",))])
+    with pytest.raises(
+        UnknownNameError, match=r"unknown modality of this backbone 'tok_small'; here it is called small$"
+    ):
+        tables.spec("tok_small")
+    with pytest.raises(UnknownNameError, match=r"unknown modality of this backbone 'smal'; did you mean small\?$"):
+        tables.spec("smal")
+
+
 def test_presets_and_their_errors() -> None:
     assert [(c.dim, c.encoder_depth, c.decoder_depth, c.heads) for c in list(PRESETS.values())[1:]] == [
         (384, 6, 6, 6), (512, 8, 8, 8), (768, 12, 12, 12), (1024, 24, 24, 16), (2048, 24, 24, 32),

@@ -262,6 +262,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest
         assert "\n" not in str(caught.value)
 
     refused(rf"absent: no such folder or wheel; {get}", tmp_path / "absent")
+    refused(rf"~nobody-here/x: no such folder or wheel; {get}", "~nobody-here/x")
     refused(rf"there is no pose_detection.tflite and no pose_landmark_full.tflite in it; {get}", tmp_path)
     refused(rf"zoo-no-such-wheel: is not installed; {get}", "pip:zoo-no-such-wheel")
     (tmp_path / "text").write_text("no wheel")

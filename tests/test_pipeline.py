@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import ShardWriter, scan_shard, writing_shard
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ReadError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ReadError, ZooError
 from tokenizers_zoo.pipeline import derive as derive_module
+from tokenizers_zoo.pipeline import engines
 from tokenizers_zoo.pipeline import make as make_module
 from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import training_samples
@@ -143,6 +147,21 @@ if __name__ == "__main__":
     mine, theirs = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     assert {name for name in theirs if "json" not in name} == {name for name in mine if "json" not in name}
     assert {name: theirs[name] for name in mine} == mine
+
+
+def test_a_dead_worker_is_told_with_what_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying(ThreadPoolExecutor):
+        def __init__(self, workers: int, *_: Any) -> None:
+            super().__init__(workers)
+
+        def submit(self, *_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", Dying)
+    with pytest.raises(ZooError, match=r'lack of memory.* a script of yours .*`if __name__ == "__main__":`'):
+        list(run_jobs(only(), lambda zoo, job: job, [1, 2], 2, lambda count: None))
 
 
 def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(
@@ -329,6 +348,20 @@ def test_a_file_that_fails_is_told_whatever_is_in_its_name(toy: Callable[..., Zo
         assert [(o.written, o.kept_shards) for o in made.outcomes] == [(written, kept)] * 2
     (reason,) = describe_data(zoo, data).reasons
     assert f": {name}: field: damaged .npy" in reason
+
+
+def test_what_is_lost_of_a_users_shards_is_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, mine = toy(), tmp_path / "mine"
+    with writing_shard(mine / "train/words/a.tar") as writer:
+        for key in "abc":
+            writer.add(key, key.encode(), "txt")
+    os.truncate(mine / "train/words/a.tar", 2 * 1024 + 512)
+    options = {"path": str(mine)}
+    for _ in range(2):
+        made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+        assert made.lost == ["train/words: not used of what its shards hold: 1 (first: a.tar: c: cut off: the shard "
+                             "ends inside it)"]  # fmt: skip
+        assert made.lost[0] in made.summary()
 
 
 def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
@@ -795,6 +828,20 @@ def test_what_is_skipped_in_one_split_is_an_input_in_another(
     result = derive_data(zoo, given.parents[1], modalities=["dark", "alpha"], workers=1)
     assert result.skipped == {"dark": "is there, and was not derived"}
     assert [outcome.modality for outcome in result.outcomes] == ["alpha"]
+
+
+@pytest.mark.parametrize("wanted", [None, ["alpha"]])
+def test_what_was_derived_is_an_input_when_its_own_are_gone(
+    wanted: list[str] | None, toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    install_example("alpha", derived("dark"))
+    zoo, data = toy(enabled=("field", "dark", "alpha", "words")), tmp_path / "data"
+    make_toy(zoo, data, train=5, test=0)
+    derive_data(zoo, data, modalities=["dark"], workers=1)
+    shutil.rmtree(data / "train/field")
+    result = derive_data(zoo, data, modalities=wanted, workers=1)
+    assert [(o.modality, o.failed == 0) for o in result.outcomes] == [("alpha", True)]
+    assert set(ValueStore.of(data, zoo).keys("train", "alpha")) == set(ValueStore.of(data, zoo).keys("train", "dark"))
 
 
 def test_make_does_not_need_torch(toy: Callable[..., Zoo], tmp_path: Path) -> None:

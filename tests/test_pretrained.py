@@ -64,6 +64,7 @@ ALL = ("config.json", "model.safetensors")
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
+    refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
     refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
     refused(WeightsOnly(), "weights_only", "get it from its authors")
     refused(PretrainedConfig(model=str(tmp_path)), "no config.json")

@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 from examples import EVERYTHING_ELSE, only, trained, values, write_registry
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -22,7 +25,9 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     ZooError,
 )
-from tokenizers_zoo.pipeline.tokenizers import overrides_of_each
+from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
+from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.source import MadeSamples
 
 Install = Callable[..., Path]
@@ -219,6 +224,35 @@ def test_unknown_settings_name_file_and_line(install_example: Install, tmp_path:
         zoo["strict"]
 
 
+def test_a_mistyped_key_may_mean_one_that_the_registry_reads(install_example: Install, tmp_path: Path) -> None:
+    install_example("strict")
+
+    def told(key: str) -> str:
+        text = f"[modalities.strict]\n{key} = 'x'\n"
+        return Zoo.from_toml(write_registry(tmp_path / "registry.toml", text)).problems()["strict"]
+
+    assert told("chekpoint").endswith(":2 [modalities.strict] chekpoint: unknown key; did you mean checkpoint?")
+    assert told("zzz").endswith("known keys: checkpoint, enabled, image_size, levels, plugin, sha256")
+
+
+@pytest.mark.parametrize("table", ["[zoo]\ncheckpoints", "[modalities.strict]\ncheckpoint"])
+def test_a_home_that_is_none_is_a_mistake_of_the_file(table: str, install_example: Install, tmp_path: Path) -> None:
+    install_example("strict")
+    place = write_registry(tmp_path / "registry.toml", f"{table} = '~nobody-at-all/x'\n")
+    expected = rf"registry.toml:2 {re.escape(table.replace(chr(10), ' '))}: ~nobody-at-all/x: there is no home folder"
+    with pytest.raises(ConfigError, match=expected):
+        Zoo.from_toml(place)
+
+
+def test_a_vocabulary_of_modalities_that_do_not_load_is_not_called_unused() -> None:
+    """But one that resembles another is told all the same."""
+    zoo = Zoo.from_tables({"zoo": {"modalities": ["rgb", "caption"]}, "vocabularies": {"text": {"size": "x"}}})
+    assert set(zoo.problems()) == {"caption"}
+    typo = {"modalities": ["rgb", "caption"], "pach_size": 8}
+    zoo = Zoo.from_tables({"zoo": typo, "vocabularies": {"text": {"size": "x"}}})
+    assert set(zoo.problems()) == {"caption", "[zoo] pach_size"}
+
+
 def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, tmp_path: Path) -> None:
     install_example("strict")
     text = "[zoo]\nimage_size = 32\nlevels = 8\nleveles = 7\n[vocabularies.txet]\nsize = 4\n"
@@ -240,6 +274,59 @@ def test_another_quantizer_leaves_out_what_was_for_the_first() -> None:
         zoo["depth"].check_overrides({"quantizer": "vq", "levels": [8, 8]})
     with pytest.raises(ConfigError, match=r"^\[modalities.\*.tokenizer\] codebok_size: .*did you mean codebook_size"):
         overrides_of_each(zoo, ["caption", "depth"], {"steps": 3, "codebok_size": 512})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(TokenizerConfig):
+    patience: int | None = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceDefaults(SpatialSettings):
+    tokenizer: TokenizerConfig = Slow(steps=5000, quantizer="residual_vq", num_codebooks=2)
+
+
+def test_a_table_replaces_only_its_own_keys_of_what_a_plugin_sets_by_an_instance() -> None:
+    settings = Settings("x", {"tokenizer": {"learning_rate": 1e-4}})
+    given = settings.take(InstanceDefaults).tokenizer
+    assert given == Slow(steps=5000, quantizer="residual_vq", num_codebooks=2, learning_rate=1e-4)
+    assert settings.changed(tokenizer={"steps": 3}).take(InstanceDefaults).tokenizer == replace(given, steps=3)
+    assert Settings("x").take(InstanceDefaults) == InstanceDefaults()
+    with pytest.raises(ConfigError, match=r"\[tokenizer\] lr: unknown key"):
+        Settings("x", {"tokenizer": {"lr": 1}}).take(InstanceDefaults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual(TokenizerConfig):
+    quantizer: QuantizerKind = "residual_vq"
+    num_codebooks: int | None = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDefaults(SpatialSettings):
+    tokenizer: TokenizerConfig = Residual()
+
+
+@pytest.mark.parametrize("cls", [InstanceDefaults, ClassDefaults])
+def test_another_quantizer_in_a_table_leaves_out_what_a_plugin_set_for_the_first(cls: type[SpatialSettings]) -> None:
+    """So does a preset's, and another one beside a preset, as on the command line."""
+
+    def kind(**own: object) -> tuple[str, int | None]:
+        tokenizer = Settings("x", own).take(cls).tokenizer
+        return tokenizer.quantizer, tokenizer.num_codebooks
+
+    assert kind() == kind(tokenizer={"quantizer": "residual_vq"}) == ("residual_vq", 2)
+    assert kind(tokenizer={"quantizer": "fsq"}) == ("fsq", None)
+    assert kind(tokenizer={"quantizer": "product_vq"}) == ("product_vq", 2)
+    assert kind(preset="4m") == ("vq", None)
+    assert kind(preset="4m", tokenizer={"quantizer": "residual_vq", "num_codebooks": 3}) == ("residual_vq", 3)
+    assert kind(preset="4m", tokenizer={"quantizer": "lfq"}) == ("lfq", None)
+    for own in (
+        {"tokenizer": {"quantizer": "fsq", "num_codebooks": 3}},
+        {"preset": "4m", "tokenizer": {"levels": [3]}},
+    ):
+        with pytest.raises(ConfigError, match=r"^\[tokenizer\] (num_codebooks|levels): used by .*; leave it out"):
+            kind(**own)
 
 
 def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
@@ -316,6 +403,33 @@ def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) ->
     problems = only({"two": {"levels": 8}}).problems()
     assert "shares the vocabulary 'levels' with one, but has vocab_size 8 where one has 16" in problems["two"]
     assert "has checkpoint" in only({"two": {"checkpoint": "elsewhere"}}).problems()["two"]
+
+
+def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    tables = {name: {"plugin": "rgb_patches", "checkpoint": str(folder)} for name in ("left", "right")}
+    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": [*tables]}, "modalities": tables})
+    jobs = [TokenizerJob(name=name, data=tmp_path / "absent") for name in tables]
+    with pytest.raises(ConfigError, match=r"^right: .* that of left would both be in .*mine, .*modalities.right"):
+        next(train_tokenizers(zoo, jobs))
+    pictures = [np.repeat(value, 3, axis=0) for value in values()]
+    before = zoo["left"].train_tokenizer(TrainingSamples(train=pictures, test=pictures), folder, 0)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left; give it a checkpoint"):
+            train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=overwrite)  # before any value is read
+    (before / "config.json").unlink()  # as in the middle of training
+    with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left"):
+        train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)
+    with pytest.raises(DataError, match="absent"):
+        train_tokenizer(zoo, "left", tmp_path / "absent")
+
+
+def test_one_tokenizer_may_serve_two_instances_of_a_plugin(install_example: Install, tmp_path: Path) -> None:
+    install_example("left")
+    zoo = only({"left": {"checkpoint": str(tmp_path)}, "right": {"plugin": "left", "checkpoint": str(tmp_path)}})
+    trained(zoo, "left", tmp_path)
+    assert not {"left", "right"} & zoo.problems().keys()
+    assert (zoo["left"].encode(values()) == zoo["right"].encode(values())).all()
 
 
 # ---------------------------------------------------------------- derive, wrappers, sources

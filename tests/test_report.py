@@ -17,11 +17,21 @@ from safetensors.numpy import save_file
 from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.modality import VectorLayout, layout_to_json
-from tokenizers_zoo.report.pictures import Pictures, _round_numbers, cells_of, curve_chart, legend_of, percent, png_of
+from tokenizers_zoo.report.pictures import (
+    NOISY,
+    Pictures,
+    _round_numbers,
+    cells_of,
+    curve_chart,
+    legend_of,
+    percent,
+    png_of,
+)
 from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
+from tokenizers_zoo.report.zoo import write_zoo_report
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 Run = tuple[Path, dict[str, Any]]
@@ -172,6 +182,16 @@ def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) ->
     assert drawn == [names]
 
 
+def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", lambda figure: drawn.extend(figure.axes[0].lines))
+    noisy = [(step, 1.0 + step % 2) for step in range(2 * NOISY)]
+    curve_chart({"held-out": [(0, 5.0), (2 * NOISY, 4.0)], "training": noisy, "once": [(9, 3.0)]}, "loss")
+    held_out, once, training = drawn
+    assert held_out.get_zorder() > training.get_zorder() < once.get_zorder()
+    assert [line.get_marker() for line in (held_out, once, training)] == ["", "o", ""]
+
+
 def test_percent() -> None:
     gaps = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None, ("a", "v"): -0.001}
     assert [percent(gaps, "a", name) for name in "xyzwv"] == ["62", "−5", "–", "", "0"]
@@ -236,6 +256,34 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     page = write_report(zoo, folder, tmp_path / "elsewhere.html")
     text = page.read_text(encoding="utf-8")
     assert "The tokenizers" in text and "gap closed, in %" not in text and "How training went" not in text
+
+
+def test_a_folder_is_no_place_for_a_page(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "out" / "pages").mkdir(parents=True)
+    for write in (lambda out: write_report(zoo, run[0], out), lambda out: write_zoo_report(zoo, out)):
+        with pytest.raises(ConfigError, match="pages: a folder is where the page should be; give a file, such as"):
+            write(tmp_path / "out" / "pages")
+    assert list((tmp_path / "out").rglob("*")) == [tmp_path / "out" / "pages"]
+
+
+def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "weights_sha256": "b" * 64}))
+    for weights, there in (("b", True), ("a", False)):
+        found = {**evaluation, "identity": {"weights": 64 * weights}}
+        (folder / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+        text = write_report(zoo, folder).read_text(encoding="utf-8")
+        assert [part in text for part in ("closes 62 %", ">−25</td>", "truth", "3.21")] == [there, there, True, there]
+        assert ("evaluation.json is left out: its figures are those of another model" in text) is not there
+
+
+def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    (folder / "evaluation" / evaluation["galleries"][0]["picture"]).unlink()
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "evaluation/gallery/rgb_patches-to-depth.png is gone: zoo backbone eval RUN draws it again" in text
+    assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">62</b>" in text
 
 
 def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:

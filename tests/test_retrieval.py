@@ -804,7 +804,9 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     assert everything.output.splitlines()[0] == f"asked with {' + '.join(NAMES)} of test-001:"
     assert everything.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
     alone = zoo(world, "query", index.folder, "--keys", "test-001", "--weights", "dark=2", "--exclude-self", "-k", 2)
-    assert alone.output.startswith("asked with dark of test-001:") and "test-001" not in alone.output[28:]
+    assert alone.output.startswith("asked with 2 dark of test-001:") and "test-001" not in alone.output[30:]
+    unlike = zoo(world, "query", index.folder, "--keys", "test-001", "--weights", "raw=-1,dark=0.5,light=1", "-k", 1)
+    assert unlike.output.startswith("asked with - raw + 0.5 dark + light of test-001:")
 
 
 # ---------------------------------------------------------------- bad input
@@ -865,7 +867,7 @@ def test_vectors_that_cannot_be(
 
 def test_a_folder_that_is_no_run_and_one_that_is_no_index(world: World, tmp_path: Path) -> None:
     assert "no run here" in refused(world, "build", tmp_path, "--out", tmp_path / "out")
-    assert "no checkpoint here" in refused(world, "query", tmp_path, "--keys", "a")
+    assert "no index here; make one with zoo retrieve build RUN" in refused(world, "query", tmp_path, "--keys", "a")
     assert "holds a FourM, expected a RetrievalIndex" in refused(world, "query", world.run, "--keys", "a")
     assert "at least two modalities" in refused(world, "eval", world.run, "--modalities", "light")
 

@@ -166,6 +166,17 @@ def test_edges_are_0_or_1() -> None:
             canny.plugin.read_value(npy(np.float32([[[0, 1, value]]])), "npy", settings("canny"))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_picture_that_numbers_edges_is_not_taken_for_one_without(dtype: type) -> None:
+    numbers = np.eye(4, dtype=dtype)
+    with pytest.raises(InvalidValueError, match="got numbers 0 and 1, all of them black; save 1 as 255"):
+        canny.plugin.read_value(png(numbers), "png", settings("canny"))
+    white = numbers * np.iinfo(dtype).max
+    for sound in (white, np.zeros_like(white), numbers + numbers):
+        value = canny.plugin.read_value(png(sound), "png", settings("canny"))
+        np.testing.assert_array_equal(value[0], sound > 2)
+
+
 def test_pictures_of_32_bits_have_no_range() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.array([[0, 255]], np.int32)).save(buffer, format="TIFF")

@@ -108,8 +108,21 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
     assert sum(errors) == pytest.approx(0, abs=1e-9)
     assert sum(error * math.log(count) for error, count in zip(errors, parameters, strict=True)) == pytest.approx(0)
     assert f"parameters ^ {line['exponent']:.4f}" in printed
-    refused = run_study("scaling", tmp_path / "other", "--sizes", "64,huge")
-    assert "--sizes huge: expected one of nano, tiny" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--sizes", "64,huge", "error: --sizes huge: expected one of nano, tiny"),
+        ("--sizes", "nano,128", "error: --sizes nano,128: expected models of two sizes or more, for a line"),
+        ("--tokens", "gone", "error: gone: no such folder"),
+        ("--seeds", "0", "scaling.py: error: argument --seeds: invalid positive value: '0'"),
+    ],
+)
+def test_what_a_study_cannot_do_is_said_in_a_line(tmp_path: Path, option: str, value: str, told: str) -> None:
+    refused = run_study("scaling", tmp_path / "other", option, value)
+    assert told in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
     assert refused.returncode and not (tmp_path / "other").exists()
 
 

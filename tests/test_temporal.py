@@ -132,6 +132,15 @@ def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees(
     assert module.std.flatten().tolist() == pytest.approx([1, expected])
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1e-9, 1e-3, 1e6])
+def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
+    """Magnetic fields in tesla are that small, and what a model is to see of them is not."""
+    modality, own, _, _ = CASES["one axis"]
+    data = [(unit * np.stack([np.full(16, sign), np.full(16, 0.1)])).astype(np.float32) for sign in (-1, 1)]
+    module = TemporalTask(modality, settings(own)).build(data, np.random.default_rng(0))
+    assert (module.std.flatten() / unit).tolist() == pytest.approx([1, 0.005])
+
+
 def test_weighted_losses_by_hand() -> None:
     modality, own, shape, _ = CASES["one axis"]
     table = {**TINY, "loss": "l1", "l2_weight": 0.5}

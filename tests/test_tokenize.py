@@ -638,6 +638,17 @@ def test_a_store_that_is_not_finished_is_known(
     store.check_whole("train")
 
 
+def test_a_split_without_a_value_of_a_modality_is_whole(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    with writing_shard(data / "test/field/shard-00000.tar"):
+        pass
+    tokenize(zoo, data, out)
+    assert unfinished_tokens(out) == {} and TokenStore(out).modalities("test") == ["words"]
+    TokenStore(out).check_whole("test")
+
+
 def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)

@@ -484,3 +484,5 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
         compared([folders[0], finished("again", metrics=main(9.0))])
     with pytest.raises(CheckpointError, match="no finished probe here"):
         compared([tmp_path])
+    with pytest.raises(CheckpointError, match="no probe here; train one with zoo transfer train"):
+        load(tmp_path)

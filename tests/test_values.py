@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from tokenizers_zoo import defaults
 from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.modality import (
+    DTYPES,
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -63,6 +65,7 @@ def test_what_is_expected(spec: ValueSpec, words: str) -> None:
         (np.full(2, np.inf), "float64 (2,) without a finite number"),
         (np.zeros(0), "float64 (0,)"),
         (np.array([True]), "bool (1,)"),
+        (np.int64(4), "int64 () 4..4"),
         (torch.tensor([[1, 2]]), "int64 (1, 2) 1..2"),
         (torch.zeros(2, dtype=torch.bfloat16), "bfloat16 (2,) 0..0"),
         ("a cat", "str 'a cat'"),
@@ -163,6 +166,31 @@ def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> 
 def test_unscored_classes_are_some_of_those_of_an_array(value: ValueSpec, words: str) -> None:
     with pytest.raises(PluginError, match=f"x: ModalitySpec value: {words}"):
         ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
+
+
+@pytest.mark.parametrize("dtype", ["float", "flaot32", "complex64", "bfloat16"])
+def test_a_type_that_no_array_can_have_is_told(dtype: str) -> None:
+    layout = VectorLayout(length=2)
+    with pytest.raises(PluginError, match=f"x: ModalitySpec value: dtype '{dtype}': expected one of bool, int8, "):
+        ModalitySpec(name="x", summary="x", value=ValueSpec(shape=(2,), dtype=dtype), layout=layout, vocab_size=2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 1), (0.001, math.inf), (math.nan, 1), (-math.inf, None)])
+def test_bounds_that_no_number_meets_or_all_do_are_told(low: float, high: float | None) -> None:
+    value = ValueSpec(shape=(2,), low=low, high=high)
+    with pytest.raises(PluginError, match=f"x: ModalitySpec value: low {low} and high {high}: expected finite numbers"):
+        ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=2), vocab_size=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_of_any_type_are_bounded_alone_and_in_batches(dtype: str) -> None:
+    spec = ValueSpec(shape=(), dtype=dtype, low=None if dtype == "bool" else 1, high=None if dtype == "bool" else 3)
+    for number, sound in ((1, True), (3, True), (4, dtype == "bool")):
+        values = np.array([1, number], dtype)
+        assert (value_problem(spec, values[1]) is None) is sound
+        assert (value_problem(spec, values[1:].reshape(())) is None) is sound
+        assert (batch_problem(spec, values) is None) is sound
+        assert (batch_problem(spec, torch.from_numpy(values)) is None) is sound
 
 
 def test_the_commonest_classes_by_hand() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from labeller_networks import new, save
 from safetensors.torch import save_file
 
 from tokenizers_zoo import Zoo
@@ -213,6 +214,18 @@ def test_dinov2(tmp_path: Path) -> None:
     assert value.shape == (768, 16, 16)
     np.testing.assert_allclose(vector, out.pooler_output[0].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(value[:, 1, 2], out.last_hidden_state[0, 1 + 16 + 2].numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_registers_are_not_left_out_of_a_dinov2_that_has_them(tmp_path: Path) -> None:
+    """Its weights would fit the class without them, which would see something else."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
+    )
+    save(tmp_path / "net", new("Dinov2WithRegistersModel", config))
+    zoo = zoo_of(dinov2_global={"network": {"model": str(tmp_path / "net"), "device": "cpu"}})
+    with pytest.raises(PretrainedError, match="net: is a dinov2_with_registers, expected a dinov2 without registers"):
+        zoo["dinov2_global"].derive({"rgb": np.zeros((3, 56, 56), np.float32)})
 
 
 # ---------------------------------------------------------------- ImageBind: the published names

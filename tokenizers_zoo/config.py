@@ -31,6 +31,8 @@ class Origin:
     """Keys, after their tables' names, that do not stand in the file but on the command line; see `keys_of`."""
     shared: frozenset[str] = frozenset()
     """Keys of this table that do not stand in it, but in `[zoo]` for all."""
+    beside: frozenset[str] = frozenset()
+    """Keys that may stand in this table, too, and are read elsewhere: what a mistyped key may have meant."""
 
     def at(self, key: str) -> str:
         """`registry.toml:12 [modalities.x] key`, with the line where it can be found."""
@@ -45,7 +47,8 @@ class Origin:
         """The origin of the table that `key` holds."""
         if key in self.shared:
             return self._of_all.inner(key)
-        return dataclasses.replace(self, table=f"{self.table}.{key}" if self.table else key, shared=frozenset())
+        table = f"{self.table}.{key}" if self.table else key
+        return dataclasses.replace(self, table=table, shared=frozenset(), beside=frozenset())
 
     @property
     def _of_all(self) -> Origin:
@@ -93,9 +96,10 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
     """Raise UnknownKeyError for the first key of `given` that is not `known`, with the close ones."""
-    names = sorted(known)
+    known = set(known)
+    names = sorted(known | origin.beside)
     for key in given:
-        if key not in names:
+        if key not in known:
             close = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
             offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
             raise UnknownKeyError(f"{origin.at(key)}: unknown key; {offer}")
@@ -104,14 +108,16 @@ def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin
 def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:
     """Build the dataclass `cls` from `given`, recursing into nested dataclasses.
 
-    Raises ConfigError for an unknown key, a value of another type, a missing required key, or whatever the class's
-    `__post_init__` rejects with ValueError.
+    A table given for a field whose default is a dataclass replaces only the keys that it has, and those that it leaves
+    no use for; see `_beneath`. Raises ConfigError for an unknown key, a value of another type, a missing required key,
+    or whatever the class's `__post_init__` rejects with ValueError.
     """
     origin = origin or Origin()
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     reject_unknown(given, fields, origin)
-    values = {key: _convert(hints[key], value, origin, key) for key, value in given.items()}
+    values = dict.fromkeys(_emptied(cls, given))
+    values |= {key: _field(fields[key], hints[key], value, origin) for key, value in given.items()}
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if no_default and name not in values:
@@ -123,6 +129,39 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
         table = f"[{origin.table}]" if origin.table else cls.__name__
         where = origin.at(key) if key else table if origin.path is None else f"{origin.path}: {table}"
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{key}: ')}") from None
+
+
+def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin) -> Any:
+    """The value of a field. Keys that a table leaves out are as in the field's default, where that is a dataclass."""
+    default = _default(field)
+    nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(default, hint)
+    if not (nested and isinstance(value, Mapping)):
+        return _convert(hint, value, origin, field.name)
+    own = {f.name: (getattr(default, f.name), f.default) for f in dataclasses.fields(default) if f.init}
+    others = {name: given for name, (given, usual) in own.items() if given != usual}
+    return from_mapping(type(default), {**_beneath(type(default), others, value), **value}, origin.inner(field.name))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _emptied(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
+    """The fields of `cls` that a table leaves no use for, as the class's own `emptied_by(table)` says; mostly none."""
+    return getattr(cls, "emptied_by", lambda _: ())(table)
+
+
+def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A table for `cls` without the keys, in its inner tables, too, that the table `over` it leaves no use for."""
+    empty = set(_emptied(cls, over))
+    kept = {key: value for key, value in table.items() if key not in empty}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        inner, own = kept.get(field.name), over.get(field.name)
+        if isinstance(inner, Mapping) and isinstance(own, Mapping):
+            default = _default(field)
+            if dataclasses.is_dataclass(default):
+                kept[field.name] = _beneath(type(default), inner, own)
+    return kept
 
 
 def _blamed(given: Mapping[str, Any], message: str) -> str | None:
@@ -278,7 +317,7 @@ class Settings(Mapping[str, Any]):
         if cls not in self._taken:
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
             offered = {key: value for key, value in self.shared.items() if key in names}
-            own = merged(preset_of(cls, self.own, self.origin), self.own)
+            own = merged(_beneath(cls, preset_of(cls, self.own, self.origin), self.own), self.own)
             origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - own.keys()))
             self._taken[cls] = from_mapping(cls, {**offered, **own}, origin)
         result: T = self._taken[cls]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MOST_NAMES = 20
 """Names that a message lists where none is close."""
@@ -31,8 +31,15 @@ class UnknownNameError(ZooError):
     """A name that nothing answers to; the message offers close names."""
 
     @classmethod
-    def of(cls, kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
-        """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names."""
+    def of(
+        cls, kind: str, name: str, known: Iterable[str], hint: str = "", *, aliases: Mapping[str, str] | None = None
+    ) -> UnknownNameError:
+        """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names.
+
+        `aliases` are other names that some of them go by elsewhere.
+        """
+        if aliases and name in aliases:
+            return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}" + (f" {hint}" if hint else ""))
         names = sorted(known)
         close = close_names(name[:80], names)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

@@ -19,7 +19,7 @@ from tokenizers_zoo.discovery import Claim, Plugins, reason
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.modality import Crop, ModalitySpec
-from tokenizers_zoo.quantizers.config import unused_fields
+from tokenizers_zoo.progress import decoding
 from tokenizers_zoo.values import (
     batch_problem,
     checked_tokens,
@@ -258,7 +258,7 @@ class ModalityHandle:
             return self.settings
         table = dict(tokenizer_overrides)
         if "quantizer" in table and isinstance(self.known_settings().get("tokenizer"), QuantizedTrainConfig):
-            table = dict.fromkeys(unused_fields(str(table["quantizer"]))) | table
+            table = dict.fromkeys(QuantizedTrainConfig.emptied_by(table)) | table
         config = self.settings.changed(tokenizer=table)
         given = keys_of({"tokenizer": table}, config.origin.table)
         config.origin = dataclasses.replace(config.origin, given=frozenset(given))
@@ -297,7 +297,7 @@ class ModalityHandle:
             raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(tokens)}: {problem}")
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
-        with torch.inference_mode():
+        with torch.inference_mode(), decoding(len(batch)):
             given = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
             try:
                 values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given

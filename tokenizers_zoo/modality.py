@@ -12,13 +12,19 @@ from typing import Any, ClassVar, Literal
 from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.errors import PluginError
 
+DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+"""What the numbers of an array may be, as numpy and torch call them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSpec:
     """What one raw value looks like.
 
     `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape`
-    holds fixed sizes and, as strings, the names of free axes ("height"); `low` and `high` are inclusive bounds.
+    holds fixed sizes and, as strings, the names of free axes ("height"), and `dtype` is one of DTYPES; `low` and `high`
+    are inclusive bounds.
     `classes` names the class ids 0, 1, ... of an array; a text is one of the names.
     """
 
@@ -250,6 +256,12 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
     bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
     if bounds != sorted(bounds):
         problems.append("ordered_ids: expected ids below vocab_size, none of them twice")
+    if spec.value.kind == "array" and spec.value.dtype not in DTYPES:
+        problems.append(f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}")
+    low, high = spec.value.low, spec.value.high
+    limits = [limit for limit in (low, high) if limit is not None]
+    if not all(map(math.isfinite, limits)) or limits != sorted(limits):
+        problems.append(f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound")
     if spec.value.unscored and spec.value.kind != "array":
         problems.append(f"value: unscored classes are those of arrays, got kind {spec.value.kind!r}")
     elif strange := [name for name in spec.value.unscored if name not in spec.value.classes]:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class PretrainedConfig:
         """The folder of the network's files, fetched from the hub at the first use. Raises PretrainedError."""
         if self.model.startswith(PIP):
             return self._checked(self._packaged(self.model.removeprefix(PIP)))
-        path = Path(self.model).expanduser()
+        path = Path(os.path.expanduser(self.model))  # as it is where there is no such home
         if path.is_dir():
             return self._checked(path)
         if self.model.count("/") != 1 or path.is_absolute() or self.model.startswith((".", "~")):

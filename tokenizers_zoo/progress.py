@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,11 @@ SHORTEST = 4
 """Columns that the title, and that the bar, takes at least."""
 SECONDS_BETWEEN_LINES = 20.0
 """How often progress is printed where there is no terminal that could show it live."""
+SECONDS_OF_SPEED = 3600.0
+"""How old steps may be that tell the speed, and so the time left: older than slow ones, and turns of others, take."""
+
+_told: ContextVar[Callable[[int], None]] = ContextVar("_told", default=lambda count: None)
+_share: ContextVar[Callable[[float], None]] = ContextVar("_share", default=lambda share: None)
 
 
 def progress_of(title: str, total: int, console: Console) -> Progress:
@@ -34,7 +40,8 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
     text = TextColumn("{task.description}", table_column=shown)
     bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
     times = TimeElapsedColumn(), TextColumn("left"), Remaining()
-    return Progress(text, bar, MofNCompleteColumn(), *times, console=console, disable=total == 0)
+    columns = text, bar, MofNCompleteColumn(), *times
+    return Progress(*columns, console=console, speed_estimate_period=SECONDS_OF_SPEED, disable=total == 0)
 
 
 class Lines:
@@ -68,22 +75,92 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
     """Progress on stderr towards `total`; `title` is its first title, and of several the longest."""
+    with progress_bars({title: total}) as (advance,):
+        yield advance
+
+
+@contextlib.contextmanager
+def progress_bars(totals: Mapping[str, int]) -> Iterator[list[Advance]]:
+    """As `progress_bar`, of several kinds of work that take turns: gives what moves each of them on, in their order.
+
+    Each has a line of its own, with its own time left, as none tells how long a step of another takes. An `advance` by
+    0 before anything is done says that it begins. One with nothing to do is not shown.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    lines = Lines(console, total)
-    with progress_of(title, total, console) as progress:
-        task = progress.add_task(title, total=total)
-        done, shown = 0, title
+    clocks: dict[str, Lines] = {}
+    with progress_of(max(totals, key=len), max(totals.values()), console) as progress:
 
-        def advance(count: int, title: str = "") -> None:
-            nonlocal done, shown
-            done, shown = done + count, title or shown
-            progress.update(task, completed=done, description=shown)
-            if left := lines.due(done):
-                say(console, f"{shown}: {done} of {total}, {left}")
+        def bar(first: str, total: int) -> Advance:
+            task = progress.add_task(first, total=total, visible=total > 0)
+            clocks[first] = Lines(console, total)
+            done, shown = 0, first
 
-        yield advance
+            def advance(count: int, title: str = "") -> None:
+                nonlocal done, shown
+                if done == count == 0:
+                    clocks[first].started = time.perf_counter()
+                done, shown = done + count, title or shown
+                progress.update(task, completed=done, description=shown)
+                if left := clocks[first].due(done):
+                    say(console, f"{shown}: {done} of {total}, {left}")
+                    for clock_of_all in clocks.values():
+                        clock_of_all.printed = clocks[first].printed
+
+            return advance
+
+        yield [bar(title, total) for title, total in totals.items()]
+
+
+@contextlib.contextmanager
+def part_of(advance: Advance, total: int, title: str) -> Iterator[Advance]:
+    """A part of some work, that counts as `total`: more than that is not told on, and less is made up at its end."""
+    done = 0
+    advance(0, title)
+
+    def within(count: int, title: str = "") -> None:
+        nonlocal done
+        now = min(total, done + count)
+        advance(now - done, title)
+        done = now
+
+    yield within
+    advance(total - done)
+
+
+@contextlib.contextmanager
+def decoded_samples(advance: Callable[[int], None]) -> Iterator[None]:
+    """In here `advance` is called with the number of samples that any modality has decoded since."""
+    before = _told.set(advance)
+    try:
+        yield
+    finally:
+        _told.reset(before)
+
+
+@contextlib.contextmanager
+def decoding(count: int) -> Iterator[None]:
+    """In here `count` samples are decoded, of which `tick` tells how many are done; at the end all are."""
+    advance, done = _told.get(), 0
+
+    def to(share: float) -> None:
+        nonlocal done
+        if (now := int(share * count)) > done:
+            advance(now - done)
+            done = now
+
+    before = _share.set(to)
+    try:
+        yield
+    finally:
+        _share.reset(before)
+    to(1.0)
+
+
+def tick(share: float) -> None:
+    """Say that this share (0 to 1) of a batch is done, where someone waits for it: see `decoding`."""
+    _share.get()(share)
 
 
 def say(console: Console, line: str, style: str = "") -> None:

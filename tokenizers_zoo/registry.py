@@ -46,8 +46,17 @@ class InstanceConfig:
     """The fingerprint that the tokenizer has to have; empty means any."""
 
     def __post_init__(self) -> None:
+        _check_home("checkpoint", self.checkpoint)
         if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"sha256 {self.sha256!r}: expected 64 lower-case hexadecimal digits")
+
+
+def _check_home(key: str, path: str) -> None:
+    """Raise ValueError for a path in the home of somebody who has none on this machine."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{key}: {path}: there is no home folder {Path(path).parts[0]} here") from None
 
 
 RESERVED = tuple(field.name for field in dataclasses.fields(InstanceConfig))
@@ -65,6 +74,9 @@ class ZooConfig:
     """The folder of the tokenizers, relative to registry.toml. `~` is your home."""
     modalities: tuple[str, ...] | None = None
     """The only ones that are enabled; absent means all that is installed or has a table."""
+
+    def __post_init__(self) -> None:
+        _check_home("checkpoints", self.checkpoints)
 
 
 CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))
@@ -217,7 +229,7 @@ class Zoo:
             own,
             shared=self.tables["zoo"],
             vocabularies=self.tables["vocabularies"],
-            origin=self._origin(table),
+            origin=dataclasses.replace(self._origin(table), beside=frozenset(RESERVED)),
         )
 
     def _locate(self, instance: InstanceConfig, spec: ModalitySpec) -> Path:
@@ -310,7 +322,11 @@ class Zoo:
         return self._wrapper_problems
 
     def problems(self) -> dict[str, str]:
-        """All that is wrong, a line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads all."""
+        """All that is wrong, a line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads all.
+
+        A shared key that nothing uses is none yet where a modality that does not load may be the one that would, unless
+        it resembles a known one.
+        """
         found: dict[str, str] = {}
         for name in self.names():
             try:
@@ -327,7 +343,8 @@ class Zoo:
         for vocabulary, names in self.vocabularies().items():
             for name, problem in disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
-        found.update({key: problem for key, (problem, _) in self._unused().items()})
+        all_loaded = len(self._loaded()) == len(self)
+        found.update({key: told for key, (told, resembles) in self._unused().items() if resembles or all_loaded})
         return found
 
     def check_file(self) -> list[str]:

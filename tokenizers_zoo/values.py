@@ -33,6 +33,8 @@ _NPY = re.compile(
 )
 """An .npy file of numbers up to where they begin: version 1.0, the length of the header in two bytes, the header."""
 _NPY_LOCK = threading.Lock()
+NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
+"""Types of which torch finds no least number."""
 
 
 def expected_value(spec: ValueSpec) -> str:
@@ -63,8 +65,8 @@ def describe(value: Any) -> str:
             value.detach().cpu().float().numpy() if value.dtype.is_floating_point else value.detach().cpu().numpy()
         )
         return f"{dtype} {_shape(value.shape)}{_span(numbers)}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {_shape(value.shape)}{_span(value)}"
+    if isinstance(value, np.ndarray | np.number):
+        return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
     try:
         text = repr(value)
     except RecursionError:
@@ -99,7 +101,7 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
             return _json_problem(value, "value")
         except RecursionError:
             return "it is nested too deeply"
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
         return "give a numpy array"
     shape: tuple[int | str, ...] = spec.shape
     if any_size and len(shape) >= 2:
@@ -109,6 +111,8 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
 
 def batch_problem(spec: ValueSpec, values: torch.Tensor | np.ndarray[Any, Any]) -> str | None:
     """What is wrong with a batch `(batch, *shape)` of array values, or None."""
+    if spec.dtype in NO_ORDER_IN_TORCH and not isinstance(values, np.ndarray):
+        values = values.cpu().numpy()
     return _array_problem(spec, values, ("batch", *spec.shape))
 
 

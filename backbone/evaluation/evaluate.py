@@ -38,7 +38,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from backbone.evaluation.data import TEST, TRAIN, EvaluationData, gap_closed
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
 from backbone.generation import TargetPlan, generate
+from backbone.generation.sampler import plan_steps
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
 from backbone.saving import CLASS, load_model
@@ -61,7 +62,7 @@ from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
-from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars
 from tokenizers_zoo.registry import Zoo
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
@@ -119,10 +120,11 @@ def evaluate(
 
     Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
     alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
-    above) has finished are kept. Modalities that cannot be evaluated (no test tokens or values, another codec than that
-    of the training), and pairs that cannot be scored (no common test sample, no training value), are left out with the
-    reason; raises DataError where that modality, or both sides of that pair, were named, and CheckpointError where
-    another evaluation of the run goes on. Model and tokenizers run on `device`.
+    above) has finished are kept; a gallery whose picture is gone is drawn again. Modalities that cannot be evaluated
+    (no test tokens or values, another codec than that of the training), and pairs that cannot be scored (no common test
+    sample, no training value), are left out with the reason; raises DataError where that modality, or both sides of
+    that pair, were named, and CheckpointError where another evaluation of the run goes on. Model and tokenizers run on
+    `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
@@ -244,25 +246,70 @@ class _Evaluation:
         One that cannot be scored is left out with the reason, unless the pairs are `named`: then DataError is raised.
         """
         scored = {pair_of(entry) for entry in self.result["pairs"]}
+        self.result["galleries"] = list(filter(self._has_picture, self.result["galleries"]))
         drawn = {pair_of(entry) for entry in self.result["galleries"]}
         longest = max(map(title_of, pairs), key=len, default="")
-        with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
+        work = [
+            self._work(pair[1], pair not in scored, self._draws_gallery(pair, drawn, place))
+            for place, pair in enumerate(pairs)
+        ]
+        totals = {
+            f"evaluate {longest}": len(pairs),
+            f"generate {longest}": sum(steps for steps, _ in work),
+            f"decode {longest}": sum(values for _, values in work),
+        }
+        with progress_bars(totals) as (advance, generated, decoded):
             number = 0  # of those that can be scored
-            for pair in pairs:
-                advance(0, f"evaluate {title_of(pair)}")
-                if pair in scored or self._possible(pair, named):
-                    if pair not in scored:
-                        self.result["pairs"].append(self._score(pair))
-                        self._write()
-                    if pair not in drawn and number < self.config.gallery_pairs:
-                        self.result["galleries"].append(self._gallery(pair))
-                        self._write()
-                    number += 1
+            for pair, (steps, values) in zip(pairs, work, strict=True):
+                title = title_of(pair)
+                advance(0, f"evaluate {title}")
+                with (
+                    part_of(generated, steps, f"generate {title}") as step,
+                    part_of(decoded, values, f"decode {title}") as value,
+                    decoded_samples(value),
+                ):
+                    if pair in scored or self._possible(pair, named):
+                        if pair not in scored:
+                            self.result["pairs"].append(self._score(pair, step))
+                            self._write()
+                        if self._draws_gallery(pair, drawn, number):
+                            self.result["galleries"].append(self._gallery(pair, step))
+                            self._write()
+                        number += 1
                 advance(1)
         order = {pair: number for number, pair in enumerate(pairs)}
         for key in ("pairs", "galleries"):
             self.result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write(complete=True)
+
+    def _draws_gallery(self, pair: Pair, drawn: Collection[Pair], number: int) -> bool:
+        """Whether a pair gets a gallery now; it has this number among those that can be scored."""
+        return pair not in drawn and number < self.config.gallery_pairs
+
+    def _work(self, target: str, scores: bool, draws: bool) -> tuple[int, int]:
+        """How many steps of decoding, and values from a tokenizer, a pair takes at most, to be scored and drawn.
+
+        It takes fewer where the data have fewer samples, or another pair of the target had them reconstructed.
+        """
+        config = self.config
+        steps = values = 0
+        for wanted, samples, each, plan in (
+            (scores, config.samples, config.answers, self._scored_plan(target)),
+            (draws, config.gallery_samples, config.draws, _gallery_plan(target)),
+        ):
+            if wanted:
+                steps += -(-samples // config.batch_size) * plan_steps(self.model, [plan])
+                values += samples * each
+        return steps, values + (config.samples if scores else 0)
+
+    def _scored_plan(self, target: str) -> TargetPlan:
+        """How answers are drawn."""
+        temperature = self.config.temperature if self.config.answers > 1 else 0.0
+        return TargetPlan(name=target, temperature=temperature, steps=self.config.steps)
+
+    def _has_picture(self, gallery: dict[str, Any]) -> bool:
+        """Whether an earlier gallery is still there: its picture may be gone."""
+        return gallery["picture"] is None or (self.folder / gallery["picture"]).is_file()
 
     def _possible(self, pair: Pair, named: bool) -> bool:
         """Whether the data let a pair be scored; where not, the reason is noted, or raised where it was `named`."""
@@ -277,7 +324,7 @@ class _Evaluation:
             return False
         return True
 
-    def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan) -> Any:
+    def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan, advance: Advance) -> Any:
         """Tokens of the target, `draws` of each sample one after the other: a tensor, or a list for sequences."""
         given, target = pair
         once = {target: self.data.handles[target].single_ids()}
@@ -286,20 +333,20 @@ class _Evaluation:
             here = keys[start : start + self.config.batch_size]
             numbers = range(start * draws, (start + len(here)) * draws)
             tokens = {name: self.data.tokens(name, here) for name in given}
-            made = generate(self.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=once)
+            made = generate(
+                self.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=once, advance=advance
+            )
             parts.append(made[target])
         return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [row for part in parts for row in part]
 
-    def _score(self, pair: Pair) -> dict[str, Any]:
+    def _score(self, pair: Pair, advance: Advance) -> dict[str, Any]:
         """One entry of "pairs"."""
         given, target = pair
         config = self.config
         keys = self.data.keys([*given, target], config.samples)
         reference = self.data.reference(target, keys, config.floor_samples, config.batch_size)
         start = time.perf_counter()
-        temperature = config.temperature if config.answers > 1 else 0.0
-        plan = TargetPlan(name=target, temperature=temperature, steps=config.steps)
-        tokens = self._draw(pair, keys, config.answers, plan)
+        tokens = self._draw(pair, keys, config.answers, self._scored_plan(target), advance)
         generated = time.perf_counter()
         decoding: list[float] = []
         made = timed(self.data.decoded(target, tokens, config.batch_size), decoding)
@@ -324,13 +371,12 @@ class _Evaluation:
             },
         }
 
-    def _gallery(self, pair: Pair) -> dict[str, Any]:
+    def _gallery(self, pair: Pair, advance: Advance) -> dict[str, Any]:
         """One entry of "galleries"; writes its picture."""
         given, target = pair
         draws = self.config.draws
         keys = self.data.keys([*given, target], self.config.gallery_samples)
-        plan = TargetPlan(name=target, top_p=0.95)
-        tokens = self._draw(pair, keys, draws, plan)
+        tokens = self._draw(pair, keys, draws, _gallery_plan(target), advance)
         made = list(self.data.decoded(target, tokens, self.config.batch_size))
         columns = [list(map(self.data.handles[name].render, self.data.truth(name, keys))) for name in given]
         show = self.data.handles[target].render
@@ -346,6 +392,11 @@ class _Evaluation:
             "columns": headers,
             "rows": [{"key": key, "cells": list(map(text_of, row))} for key, row in zip(keys, rows, strict=True)],
         }
+
+
+def _gallery_plan(target: str) -> TargetPlan:
+    """How what a gallery shows is drawn."""
+    return TargetPlan(name=target, top_p=0.95)
 
 
 def timed(items: Iterable[Any], seconds: list[float]) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.token_file import token_text
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.progress import Advance, decoded_samples, progress_bars
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.values import describe
 
@@ -83,11 +83,18 @@ def _generate(maker: _Maker, out: Path, unfinished: Unfinished, scorer: Scorer |
     recipe, request = maker.recipe, maker.request
     todo = [row for row, name in enumerate(request.names) if name not in unfinished.done]
     blocks = _blocks(todo, max(1, BATCH // recipe.draws))
-    batches = len(blocks) * -(-recipe.draws // BATCH)
-    with progress_bar("generate", batches * plan_steps(maker.model, maker.plan)) as advance:
+    batches, draws_in_all = len(blocks) * -(-recipe.draws // BATCH), len(todo) * recipe.draws
+    totals = {"generate": batches * plan_steps(maker.model, maker.plan)}
+    totals |= {f"decode {target.name}": draws_in_all for target in maker.plan}
+    totals["rank"] = draws_in_all if scorer else 0
+    with progress_bars(totals) as (generated, *decoded, ranked):
         for rows in blocks:
-            draws = maker.draw(rows, advance)
-            ranking = _ranked(scorer, request, draws, recipe) if scorer else {}
+            draws = maker.draw(rows, generated, decoded)
+            ranking = {}
+            if scorer:
+                ranked(0)
+                ranking = _ranked(scorer, request, draws, recipe)
+                ranked(len(draws))
             if rows is blocks[0]:
                 _withdraw_plan(out / PLAN, recipe)
                 unfinished.begin()
@@ -125,8 +132,11 @@ class _Maker:
     recipe: Recipe
     once: Mapping[str, Collection[int]]
 
-    def draw(self, rows: Sequence[int], advance: Callable[[int], None]) -> list[_Draw]:
-        """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch."""
+    def draw(self, rows: Sequence[int], generated: Advance, decoded: Sequence[Advance]) -> list[_Draw]:
+        """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch.
+
+        `generated` is told of steps, and that of each target in `decoded` of values.
+        """
         found = []
         given, kept = self.request.rows(rows)
         for part in _blocks(range(self.recipe.draws), BATCH):
@@ -134,9 +144,13 @@ class _Maker:
             numbers = [self.request.numbers[row] + draw * DRAW for row, draw in drawn]
             made = generate(
                 self.model, given, self.plan, self.recipe.seed, numbers, kept=kept, draws=len(part), once=self.once,
-                advance=advance,
+                advance=generated,
             )  # fmt: skip
-            values = {name: self.handles[name].decode(tokens) for name, tokens in made.items()}
+            values = {}
+            for (name, tokens), advance in zip(made.items(), decoded, strict=True):
+                advance(0)
+                with decoded_samples(advance):
+                    values[name] = self.handles[name].decode(tokens)
             found += [
                 _Draw(
                     row=row,

@@ -34,9 +34,9 @@ class Agreement:
         self.plan = [TargetPlan(name=name, temperature=0, steps=1).resolved(model.tables.spec(name))]
         value = model.tables.spec(name).value
         if value.kind != "array" or value.classes or value.dtype.startswith("int"):
-            kind = "ids" if value.kind == "array" else value.kind
+            kind = "ids or other whole numbers" if value.kind == "array" else value.kind
             raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; expected "
-                              "a modality of arrays, such as a global vector")  # fmt: skip
+                              "a modality of arrays of measures, such as a global vector")  # fmt: skip
 
     def check(self, given: Sequence[str], targets: Sequence[str]) -> None:
         """Raise ConfigError where there is nothing to compare."""

@@ -35,15 +35,19 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     """
     from backbone.ml4m.folders import import_folders, without_tokenizer
     from tokenizers_zoo.checkpoint import resolve_folder
+    from tokenizers_zoo.errors import CheckpointError
 
     told: list[Told] = []
     path = Path(source)
     with disk_errors(out):
         if path.exists():
             registry = import_folders(path, out, name, told.append)
+        elif path.suffix == ".json":
+            raise CheckpointError(f"{path}: no such file; give that of 4M's text tokenizer")
         else:
             registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
     table = plain_table("published", "here", "note")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for item in told:
         table.add_row(item.published, item.ours, item.note)
     show_table(table)

@@ -79,17 +79,19 @@ def import_folders(
 ) -> Path:
     """Import what is at `source` into `out`, and give the registry.toml under which it runs.
 
-    `name` says which modality a single tokenizer is of; `called` is the name of `source`, where that of the folder is
-    another, as in a cache of the hub. What is in `out` already is left as it is, so a killed import goes on. Raises
-    CheckpointError, ConfigError, UnknownNameError.
+    `name` says which modality a single tokenizer is of, as it is called here or was published; `called` is the name of
+    `source`, where that of the folder is another, as in a cache of the hub. What is in `out` already is left as it is,
+    so a killed import goes on. Raises CheckpointError, ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
     titles = {folder: called if called and folder == source else folder.resolve().name for folder in folders}
     registry = out / REGISTRY
     tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
     installed = Zoo.installed()
-    if name is not None and name not in installed:
-        raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
+    if name is not None:
+        if (ours := by_published_name(installed).get(name)) is None:
+            raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
+        name = ours
     configs = {folder: read_table(folder / CONFIG) for folder in folders}
     backbones = [folder for folder, config in configs.items() if "domains_in" in config]
     if len(backbones) > 1:
@@ -138,6 +140,11 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
 
 
+def by_published_name(installed: Zoo) -> dict[str, str]:
+    """The installed modalities by the names they were published under, and by their own."""
+    return {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+
+
 def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     """The installed modality that a published tokenizer is of: by its configuration, else by its folder's name.
 
@@ -145,7 +152,7 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     """
     if config.get("class") == CLASS:
         raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
-    known = {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+    known = by_published_name(installed)
     domain = str(config.get("domain", ""))
     if domain in known:
         return known[domain]

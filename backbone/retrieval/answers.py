@@ -11,7 +11,7 @@ from backbone.evaluation.pairs import ranked_names
 from backbone.generation.giving import value_of_source
 from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import framed, shown, write_hits
-from backbone.retrieval.query import Answer
+from backbone.retrieval.query import Answer, in_words
 from backbone.run import Run
 from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
@@ -51,7 +51,9 @@ def write_answers(
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
             own = answer.key if split == index.split else None
             hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])
-        drawn = write_hits(out / PICTURE, [f"asked: {name}" for name in answers[0].given], asked, hits)
+        drawn = write_hits(
+            out / PICTURE, [f"asked: {in_words([name], weights)}" for name in answers[0].given], asked, hits
+        )
     if not drawn:
         (out / PICTURE).unlink(missing_ok=True)  # that of an earlier query
     result = {

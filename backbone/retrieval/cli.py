@@ -105,7 +105,7 @@ def query_command(folder: Path, run: Path | None, given: tuple[str, ...], keys: 
     """
     from backbone.retrieval.answers import write_answers
     from backbone.retrieval.index import Index
-    from backbone.retrieval.query import query_keys, query_values
+    from backbone.retrieval.query import in_words, query_keys, query_values
 
     scale = parse_weights(weights)
     asked = split_names(keys)
@@ -129,7 +129,7 @@ def query_command(folder: Path, run: Path | None, given: tuple[str, ...], keys: 
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(answer.hits, 1):
             table.add_row(str(rank), hit.key, f"{hit.cosine:.3f}")
-        click.echo(f"asked with {' + '.join(answer.given)} of {answer.key or 'files'}:")
+        click.echo(f"asked with {in_words(answer.given, scale)} of {answer.key or 'files'}:")
         show_table(table)
     if out is not None:
         with disk_errors(out):
@@ -171,6 +171,9 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
             folder, zoo, place, embedding=config, config=RecallConfig(samples=samples, gallery_pairs=galleries),
             split=split, modalities=split_names(modalities), device=device,
         )  # fmt: skip
+    click.echo(
+        "recall among the first 1, 5 and 10, in %, and the median rank of so many samples; after the slash: by chance"
+    )
     show_table(recall_table(result))
     if split == TRAIN:
         click.echo("these samples are what the backbone was trained on, and a space is fitted to: not held-out figures")

@@ -63,6 +63,8 @@ class Index:
 
     def __init__(self, folder: Path, run: Path | None = None) -> None:
         self.folder = Path(folder)
+        if not (self.folder / checkpoint.CONFIG).is_file():
+            raise CheckpointError(f"{folder}: no index here; make one with zoo retrieve build RUN --out {folder}")
         tensors, self.config = checkpoint.load_checkpoint(self.folder, CLASS)
         self.keys, self._lacks = _read_keys(self.folder / KEYS)
         try:

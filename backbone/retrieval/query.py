@@ -44,6 +44,16 @@ def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Ve
     return unit(total.astype(np.float32))
 
 
+def in_words(given: Sequence[str], weights: Mapping[str, float]) -> str:
+    """What is asked with, as a sum: `caption + 0.5 depth - semseg`."""
+    terms = []
+    for name in given:
+        weight = weights.get(name, 1.0)
+        size = "" if abs(weight) == 1 else f"{abs(weight):g} "
+        terms.append(f"{'-' if weight < 0 else '+'} {size}{name}")
+    return " ".join(terms).removeprefix("+ ")
+
+
 def query_values(
     index: Index,
     zoo: Zoo,

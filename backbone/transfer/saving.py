@@ -33,7 +33,7 @@ from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid
 from backbone.transfer.samples import Places
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import load_checkpoint, load_config
+from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError
@@ -84,6 +84,8 @@ def load(
 
     `zoo` and `run` take the place of the registry and the run of its training, where those have moved.
     """
+    if not (Path(folder) / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no probe here; train one with zoo transfer train")
     tensors, stored = load_checkpoint(Path(folder), CLASS)
     config = from_mapping(TransferConfig, stored["settings"])
     zoo = zoo or zoo_of(stored)

@@ -20,8 +20,8 @@ from typing import Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import Member, not_read, read_member, shown_name, split_name
+from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
+from tokenizers_zoo.data.tar import Dropped, Member, not_read, read_member, shown_name, split_name
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
@@ -37,7 +37,7 @@ class FolderSettings:
     """Where the files are, and which part of them is for testing."""
 
     path: str
-    """The folder."""
+    """The folder. `~` is your home."""
     test_fraction: float = 0.1
     """Part of the keys that is for testing where the folder has no train and test folders, in [0, 1)."""
 
@@ -57,15 +57,19 @@ class FileBytes:
 class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem.
 
-    A file that cannot be read is its error. `offered` are the modalities of all splits, `modalities` those of this one.
+    A file that cannot be read is its error. `offered` are the modalities of all splits, `modalities` those of this one,
+    `dropped` what their shards hold and cannot be used. Samples that have none of `names`, unless these are None, come
+    last.
     """
 
     def __init__(
-        self, files: Mapping[str, Mapping[str, Member]], count: int | None, offered: Iterable[str] = ()
-    ) -> None:
+        self, files: Mapping[str, Mapping[str, Member]], count: int | None, offered: Iterable[str] = (),
+        names: Collection[str] | None = None, dropped: Mapping[str, Sequence[Dropped]] | None = None,
+    ) -> None:  # fmt: skip
         self.modalities = tuple(sorted({modality for members in files.values() for modality in members}))
         self.offered = tuple(sorted({*self.modalities, *offered}))
-        keys = sorted(files)
+        self.dropped = dict(dropped or {})
+        keys = sorted(files, key=lambda key: (names is not None and files[key].keys().isdisjoint(names), key))
         if count is not None and count > len(keys):
             raise DataError(f"the folder has {len(keys)} samples for this split, asked for {count}")
         self._samples = [(key, files[key]) for key in keys[:count]]
@@ -138,34 +142,34 @@ def open_folder(
     the folder, and where `out` is the folder itself, DataError without the split or `count` samples, ReadError for a
     folder in it that cannot be read.
     """
-    root, out = Path(config.path), None if out is None else out.resolve()
+    root, out = Path(os.path.expanduser(config.path)), None if out is None else out.resolve()
     try:
         if not root.is_dir():
             raise ConfigError(f"path: {config.path}: no such folder")
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
-        files, offered = _find(root, split, config.test_fraction, out, names)
-        return FolderSamples(files, count, offered)
+        dropped: dict[str, list[Dropped]] = {}
+        files, offered = _find(root, split, config.test_fraction, out, names, dropped)
+        return FolderSamples(files, count, offered, names, dropped)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
 def _find(
-    root: Path, split: str, test_fraction: float, out: Path | None, names: Collection[str] | None
-) -> tuple[dict[str, dict[str, Member]], set[str]]:
-    """The files of a split, by key and modality; and the modalities of all splits."""
+    root: Path, split: str, test_fraction: float, out: Path | None, names: Collection[str] | None,
+    dropped: dict[str, list[Dropped]],
+) -> tuple[dict[str, dict[str, Member]], set[str]]:  # fmt: skip
+    """The files of a split, by key and modality; and the modalities of all splits. Fills `dropped`, by modality."""
     folders = _folders(root)
-    if any(root.glob("*/*/*.tar")):
-        store = ValueStore(root)
-        offered = {name for each in store.splits() for name in store.modalities(each)}
-        return _by_key({name: store.index(split, name).members for name in store.modalities(split)}), offered
-    if any(folder.name in ("train", "test") for folder in folders):
+    both = [folder for folder in folders if folder.name in ("train", "test")]
+    if not both and any(root.glob("*/*/*.tar")) and not any(folder.name in (names or ()) for folder in folders):
+        ValueStore(root).modalities(split)  # says which splits there are
+    if both:
         if not (root / split).is_dir():
             raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
-        found = _by_key({path.name: _files(path, out, names) for path in _folders(root / split)})
+        found = _by_key({path.name: _members(path, out, names, dropped) for path in _folders(root / split)})
         if not found:
             raise DataError(f"{root / split}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
-        both = [folder for folder in folders if folder.name in ("train", "test")]
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
         return found, offered
     everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
@@ -185,12 +189,35 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _members(
+    folder: Path, out: Path | None, names: Collection[str] | None, dropped: dict[str, list[Dropped]]
+) -> dict[str, Member]:
+    """What a modality's folder holds: the members of its shards, with what cannot be used of them, or files."""
+    shards = sorted(path for path in folder.glob("*.tar") if not path.is_dir())
+    if not shards:
+        return _files(folder, out, names)
+    try:
+        index = ModalityIndex(shards)
+    except DataError:
+        if _wanted(folder, names):
+            raise
+        return {}
+    if index.dropped and _wanted(folder, names):
+        dropped[folder.name] = index.dropped
+    return index.members
+
+
+def _wanted(folder: Path, names: Collection[str] | None) -> bool:
+    return names is None or folder.name in names
+
+
 def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dict[str, Member]:
     """The files below a modality's folder, but for those in `out`, by key: the path up to the file name's first dot.
 
-    What is wrong is an error where the folder is of `names`, or these are None; elsewhere it is passed over.
+    A link to a file that is not there is a file that cannot be read. What is wrong is an error where the folder is of
+    `names`, or these are None; elsewhere it is passed over.
     """
-    wanted = names is None or folder.name in names
+    wanted = _wanted(folder, names)
 
     def refuse(error: OSError) -> None:
         if wanted:
@@ -202,7 +229,10 @@ def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dic
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
         aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
-        if aside or not key or not extension or not path.is_file():
+        if aside or not key or not extension:
+            continue
+        gone = not path.is_file()
+        if gone and (path.exists() or not path.is_symlink()):
             continue
         name = path.relative_to(folder.parent).as_posix()
         if not wanted and (key in found or name != shown_name(name)):
@@ -211,7 +241,7 @@ def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dic
             raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
         if key in found:
             raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
-        stat = path.stat()
+        stat = path.lstat() if gone else path.stat()
         found[key] = Member(path, 0, stat.st_size, extension, stat.st_mtime_ns)
     return found
 

@@ -64,11 +64,15 @@ class ValueStore:
     def of(cls, root: Path, zoo: Zoo) -> ValueStore:
         """The store at `root`, with the other names that the enabled modalities go by, but for those of tokens.
 
-        What is a modality's own name is no other name of another's.
+        What is a modality's own name is no other name of another's. Of the instances of a plugin, which share its other
+        names, the one of the plugin's own name has them, else the first.
         """
-        pairs = [(alias, handle.name) for handle in zoo.handles() for alias in handle.spec.aliases]
+        handles = sorted(zoo.handles(), key=lambda handle: handle.name != handle.plugin_name)
         own = set(zoo.names())
-        aliases = {alias: name for alias, name in pairs if not alias.startswith(OF_TOKENS) and alias not in own}
+        aliases: dict[str, str] = {}
+        for alias, name in ((alias, handle.name) for handle in handles for alias in handle.spec.aliases):
+            if not alias.startswith(OF_TOKENS) and alias not in own:
+                aliases.setdefault(alias, name)
         return cls(root, aliases)
 
     def _folders(self, split: str) -> dict[str, Path]:

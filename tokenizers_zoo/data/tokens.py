@@ -443,7 +443,7 @@ class TokenStore:
         """
         found = {}
         for name, count in self.record.rows.get(split, {}).items():
-            if names is not None and name not in names:
+            if not count or (names is not None and name not in names):
                 continue
             parts = sorted((self.root / split / name).glob("*.arrow"))
             column = TokenColumn(parts) if parts else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.progress import tick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,9 @@ def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, de
     """
     if not len(batch):
         raise InvalidValueError("encode and decode need at least one sample")
-    for chunk in batch.split(size):
+    for number, chunk in enumerate(batch.split(size), 1):
         filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
         with torch.inference_mode():
             result = function(filled.to(device))[: len(chunk)].to(batch.device)
+        tick(min(1.0, number * size / len(batch)))
         yield result

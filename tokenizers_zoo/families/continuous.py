@@ -152,5 +152,5 @@ class PatchesModality(ImageValues):
 
 
 def channel_statistics(values: Iterable[Array]) -> tuple[Array, Array]:
-    """Mean and deviation (at least 1e-6) per channel over all pixels of values (channels, height, width), float32."""
+    """Mean and deviation per channel over all pixels of values (channels, height, width), float32."""
     return mean_and_deviation(value.reshape(len(value), -1).T for value in values)

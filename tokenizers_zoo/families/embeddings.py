@@ -209,5 +209,5 @@ class EmbeddingsModality(Generic[S]):
             pairs = min(len(guess), len(truth))
             a, b = guess[:pairs].astype(np.float64), truth[:pairs].astype(np.float64)
             lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            total += float((np.einsum("vd,vd->v", a, b) / np.maximum(lengths, 1e-12)).sum())
+            total += float((np.einsum("vd,vd->v", a, b) / np.maximum(lengths, np.finfo(np.float64).tiny)).sum())
         return {"cosine": total / count}

@@ -27,6 +27,8 @@ LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096
 """Values that a constant answer is computed from, evenly spread over those given."""
+TINY = float(np.finfo(np.float64).tiny)
+"""What a length of 0 is divided by; values may be in units in which all are small."""
 SHOWN_PIXELS = 128
 """Pixels along the longer side of a map's picture, about."""
 FEATURE_METRICS = (
@@ -196,12 +198,12 @@ def agreement(predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, 
         a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (p, t))
         lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
         both_zero = ~a.any(axis=0) & ~b.any(axis=0)
-        cosine += float(np.where(both_zero, 1.0, (a * b).sum(axis=0) / np.maximum(lengths, 1e-12)).sum())
+        cosine += float(np.where(both_zero, 1.0, (a * b).sum(axis=0) / np.maximum(lengths, TINY)).sum())
         error += float(((a - b) ** 2).sum())
         total, squares, count = total + b.sum(axis=1), squares + float((b**2).sum()), count + b.shape[1]
     around_mean = squares - float((total**2).sum()) / count
     varies = around_mean > 1e-9 * squares
-    explained = 1 - error / max(around_mean if varies else squares, 1e-12)
+    explained = 1 - error / ((around_mean if varies else squares) or 1e-12)
     return {"cosine": cosine / count, "variance_explained": explained}
 
 
@@ -215,7 +217,7 @@ def central_value(values: Sequence[Array]) -> Array:
     directions, length = np.zeros(1), np.zeros(1)
     for value in (np.asarray(values[index], dtype=np.float64) for index in picked):
         lengths = np.linalg.norm(value, axis=0, keepdims=True)
-        directions = directions + value / np.maximum(lengths, 1e-12)
+        directions = directions + value / np.maximum(lengths, TINY)
         length = length + lengths / len(picked)
     central = directions / np.maximum(np.linalg.norm(directions, axis=0, keepdims=True), 1e-12) * length
     return central.astype(np.float32)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
+from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind, unused_fields
 from tokenizers_zoo.training.config import TrainConfig
 
 
@@ -49,6 +49,11 @@ class QuantizedTrainConfig(TrainConfig):
         if self.latent_dim < 1:
             raise ValueError(f"latent_dim: expected at least 1, got {self.latent_dim}")
         self.quantizer_config()
+
+    @classmethod
+    def emptied_by(cls, table: Mapping[str, Any]) -> Iterable[str]:
+        """Fields that were for another kind than the one that a table names, whoever set them: a class or a preset."""
+        return unused_fields(str(table["quantizer"])) if "quantizer" in table else ()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
         """Fields of the quantizer that the family fills where the table leaves them empty."""

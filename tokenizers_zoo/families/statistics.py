@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 LEAST_DEVIATION = 0.01
 """Share of the mean deviation below which no number's deviation is taken to be."""
+SMALL, ROUNDING = 1e-6, 1e-9
+"""Deviations up to which a number never varies: as a share of the greatest one, where that is below 1, and of its mean.
+Where none varies SMALL is the deviation of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,13 +99,22 @@ def import_statistics(
     save_checkpoint(out_dir, tensors, description, card)
 
 
-def to_divide_by(deviations: torch.Tensor) -> torch.Tensor:
-    """Deviations of channels in training; of one that never varies there LEAST_DEVIATION of their mean, at least 1e-6.
+def to_divide_by(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Deviations of channels in training; of one that never varies there LEAST_DEVIATION of their mean.
 
     Else it would be all that a model sees of a value where it does. One that varies little may have another unit.
     """
-    least = max(1e-6, LEAST_DEVIATION * float(deviations.mean()))
-    return deviations.where(deviations > 1e-6, least)
+    return deviations.where(vary(mean, deviations), least_deviation(mean, deviations))
+
+
+def vary(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Which numbers vary in training by more than rounding, in whatever unit they are: see SMALL and ROUNDING."""
+    return deviations > (ROUNDING * mean.abs()).clamp_min(SMALL * min(1.0, float(deviations.max())))
+
+
+def least_deviation(mean: torch.Tensor, deviations: torch.Tensor) -> float:
+    """LEAST_DEVIATION of the mean deviation; SMALL where none varies."""
+    return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL
 
 
 def some_values(train: Sequence[Any], most: int, rng: np.random.Generator) -> Iterator[torch.Tensor]:
@@ -136,12 +148,12 @@ def moments(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     """Mean and deviation of each number over all rows of values `(rows, numbers)`, float32.
 
-    A deviation is at least 1e-6, and LEAST_DEVIATION of their mean: a number that hardly varies in training must not be
-    all that is seen of a value where it does.
+    A deviation is at least LEAST_DEVIATION of their mean: a number that hardly varies in training must not be all that
+    is seen of a value where it does.
     """
     import torch
 
     batches = (torch.from_numpy(np.array(value, np.float64, order="C")) for value in values)
-    mean, deviation = (found.numpy() for found in moments(batches))
-    least = max(1e-6, LEAST_DEVIATION * float(deviation.mean()))
-    return mean.astype(np.float32), np.maximum(deviation, least).astype(np.float32)
+    mean, deviations = moments(batches)
+    deviations = deviations.clamp_min(least_deviation(mean, deviations))
+    return mean.numpy().astype(np.float32), deviations.numpy().astype(np.float32)

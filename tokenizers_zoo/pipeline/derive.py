@@ -111,7 +111,10 @@ def _order(
         raise DataError(f"modalities that are derived from each other: {' -> '.join(error.args[1])}") from None
     missing: dict[str, str] = {}
     for name in order:
-        lacks = [n for n in derivable[name].spec.derived_from if n not in present and (n not in graph or n in missing)]
+        lacks = [
+            n for n in derivable[name].spec.derived_from
+            if n not in present and (n not in graph or (n in missing and n not in kept))  # else it is there as it is
+        ]  # fmt: skip
         if lacks and name not in present:
             missing[name] = f"derived from {', '.join(lacks)}, which {store.root / split} lacks"
     if wanted is None:
@@ -126,7 +129,8 @@ def _order(
                 raise DataError(f"{name}: {reason}; {split} has {', '.join(store.modalities(split))}")
             if name in present:
                 result.skipped[name] = "is there, and was not derived"
-        chosen = [name for name in order if name in _with_inputs(wanted, graph) and name not in present]
+        needed = _with_inputs(wanted, graph) - present - set(missing)
+        chosen = [name for name in order if name in needed]
     return [derivable[name] for name in chosen]
 
 

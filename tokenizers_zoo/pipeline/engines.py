@@ -84,7 +84,8 @@ def run_jobs(
         except BrokenProcessPool:
             raise ZooError(
                 "a worker process died, perhaps for lack of memory; run the same command again to go on, with fewer "
-                "workers, or with one to see the reason"
+                "workers, or with one to see the reason; a script of yours has to call this under "
+                '`if __name__ == "__main__":`'
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

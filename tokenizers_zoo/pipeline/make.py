@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -99,6 +99,7 @@ def make_data(
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
+    result.lost = [line for split, samples in opened.items() for line in _lost(split, samples)]
     with disk_errors(out), one_writer(out):
         jobs = []
         for split, samples in opened.items():
@@ -152,6 +153,14 @@ def _given(
             f"enabled: {', '.join(zoo.names()) or 'none'}"
         )
     return found
+
+
+def _lost(split: str, samples: Any) -> Iterator[str]:
+    """What the shards among a user's files hold and cannot be used, a line for each modality."""
+    for name, dropped in samples.dropped.items() if isinstance(samples, FolderSamples) else ():
+        first = dropped[0]
+        reason = f"{first.shard}: {first.key or 'unknown member'}: {first.reason}"
+        yield f"{split}/{name}: not used of what its shards hold: {len(dropped)} (first: {reason})"
 
 
 def _check_agrees(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import fingerprint, joint_fingerprint, read_table, write_json
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, joint_fingerprint, read_table, write_json
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.made_of import contents
@@ -19,11 +19,11 @@ from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settin
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split, replacing_run
+from tokenizers_zoo.training.state import EVALUATION, PICTURES, RUN, of_split, replacing_run
 from tokenizers_zoo.values import has_fixed_length
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
@@ -83,11 +83,19 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
     Those of a shared vocabulary come first and one after the other, since one process at a time writes in it; it is
     trained anew once for all of them. Of the others the longest ones come first, so that none is left to train alone.
     The weights are those of one worker with as many threads as a process has here. Raises as `train_tokenizer`, once
-    those that run already have come to their end.
+    those that run already have come to their end; before any begins where two of one folder share no vocabulary.
     """
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
     places = [job.place(zoo) for job in jobs]
+    first: dict[Path, ModalityHandle] = {}
+    for job, place in zip(jobs, places, strict=True):
+        one, other = first.setdefault(place, zoo[job.name]), zoo[job.name]
+        if other.name != one.name and _is_of(one) != _is_of(other):
+            raise ConfigError(
+                f"{other.name}: its tokenizer and that of {one.name} would both be in {place}, and they share no"
+                f" vocabulary; change {other.settings.origin.at('checkpoint')}"
+            )
     shared = [job for job, place in zip(jobs, places, strict=True) if places.count(place) > 1]
     apart = [job for job in jobs if workers > 1 and job not in shared and not zoo[job.name].spec.shared_vocabulary]
     before = {place: _fingerprint(place) for place in places}
@@ -100,6 +108,11 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
         yield replace(trained, as_it_was=_fingerprint(place) == before[place])
     apart.sort(key=lambda job: job.samples(zoo), reverse=True)
     yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
+
+
+def _is_of(handle: ModalityHandle) -> str:
+    """Whose a modality's checkpoint is: its own, or its vocabulary's."""
+    return handle.name if handle.spec.own_tokenizer else handle.spec.vocabulary
 
 
 def _train(zoo: Zoo, job: TokenizerJob) -> TrainedTokenizer:
@@ -131,18 +144,37 @@ def train_tokenizer(
     goes on. The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
     is none yet. With `limit` no more samples of a split are read than that, spread over it. Raises DataError where
     `data` lack the modality, or no value of it can be read, ConfigError where the folder is that of a shared vocabulary
-    of others.
+    of others, or holds the tokenizer of another modality whose checkpoint it is.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
     zoo.check_place(name, folder)
+    _check_whose(zoo, name, folder)
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
     if out is None and handle.codec.lacks_vocabulary:
         with disk_errors(handle.codec.vocabulary):
             train_vocabulary(handle, samples, handle.codec.vocabulary)
     with disk_errors(folder), replacing_run(folder, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+
+
+def _check_whose(zoo: Zoo, name: str, folder: Path) -> None:
+    """Raise ConfigError where a folder holds the tokenizer of another modality than `name`, whose checkpoint it is."""
+    whose = _trained_for(folder)
+    for other in zoo.handles() if whose not in (None, name) else ():
+        if other.name == whose and other.checkpoint.resolve() == folder.resolve():
+            raise ConfigError(f"{name}: {folder} holds the tokenizer of {whose}; give it a checkpoint of its own")
+
+
+def _trained_for(folder: Path) -> Any:
+    """The modality that the tokenizer in a folder, which may be half trained, was for; None where it does not say."""
+    for file in (CONFIG, RUN):
+        with contextlib.suppress(CheckpointError):
+            table = read_table(folder / file)
+            model = table.get("model")
+            return table.get("modality") or (model.get("modality") if isinstance(model, Mapping) else None)
+    return None
 
 
 def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: Path) -> None:

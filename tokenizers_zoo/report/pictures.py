@@ -110,7 +110,10 @@ def gap_text(gap: float | None) -> str:
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
-    """Curves over training steps, told apart by colour and dashes; several are named in the order of their ends."""
+    """Curves over training steps, told apart by colour and dashes; several are named in the order of their ends.
+
+    A single point is a dot, and noisy curves lie below the others, which they would hide.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 3.5), layout="constrained")
@@ -118,8 +121,11 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     styles = itertools.cycle(["-", "--", ":", "-."])
     lines = {}
     for name, points in sorted(curves.items(), key=lambda item: -item[1][-1][1]):
-        width = 0.6 if len(points) > NOISY else 2.0
-        lines[name] = axes.plot(*zip(*points, strict=True), next(styles), linewidth=width)[0]
+        width, above = (0.6, 2) if len(points) > NOISY else (2.0, 3)
+        marker = "o" if len(points) == 1 else ""
+        (lines[name],) = axes.plot(
+            *zip(*points, strict=True), next(styles), linewidth=width, marker=marker, zorder=above
+        )
     axes.set_xlabel("training step")
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)

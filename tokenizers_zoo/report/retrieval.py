@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.checkpoint import fingerprint, read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of
-from tokenizers_zoo.report.samples import Cell
+from tokenizers_zoo.report.samples import Cell, gone_sheets
 
 RECALL = "retrieval/retrieval.json"
 TRAIN = "train"
@@ -28,6 +28,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     names = list(dict.fromkeys(entry["query"] for entry in found["pairs"]))
     shares = {(entry["query"], entry["found"]): entry for entry in found["pairs"]}
     counts = [entry["samples"] for entry in found["pairs"]]
+    gone = gone_sheets((run / RECALL).parent, found["galleries"])
     return {
         "left_out": "",
         "split": found["identity"]["split"],
@@ -40,7 +41,8 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
             for entry in found["pairs"]
         ],
         "embedding": found["identity"]["embedding"],
-        "galleries": [_gallery(run, entry, pictures) for entry in found["galleries"]],
+        "galleries": [_gallery(run, entry, pictures) for entry in found["galleries"] if entry["picture"] not in gone],
+        "gone": gone,
     }
 
 

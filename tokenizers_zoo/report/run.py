@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, gap_text, legend_of, matrix_chart, percent
 from tokenizers_zoo.report.retrieval import retrieval_section
-from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions
+from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.step_log import METRICS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TEMPLATE = "report.html.j2"
-RUN, EVALUATION = "run.json", "evaluation/evaluation.json"
+RUN, EVALUATION = "run.json", f"{FOLDER}/evaluation.json"
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
 
@@ -45,12 +45,19 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` beside it.
 
     Reads run.json, config.json, metrics.jsonl, evaluation/, retrieval/ and transfer/ of the run, its data, and the
-    checkpoints of the zoo. Raises CheckpointError where `run` is not a run.
+    checkpoints of the zoo. Raises CheckpointError where `run` is not a run, ConfigError where `out` is a folder.
     """
     registry_of(run)
-    page = out or run / "report" / "index.html"
+    page = no_folder(out or run / "report" / "index.html")
     with replacing_file(page) as temporary:
         temporary.write_text(environment().get_template(TEMPLATE).render(_content(zoo, run, page)), encoding="utf-8")
+    return page
+
+
+def no_folder(page: Path) -> Path:
+    """The path of a page. Raises ConfigError where a folder is there, before anything is written."""
+    if page.is_dir():
+        raise ConfigError(f"{page}: a folder is where the page should be; give a file, such as {page / 'index.html'}")
     return page
 
 
@@ -71,6 +78,9 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     names = [spec["name"] for spec in config["specs"]]
     scores = run / EVALUATION
     evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
+    left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
+    if left_out:
+        evaluation = {}
     data = Path(where["data"]) if where.get("data") else None
     handles, tokenizers, problems = {}, [], []
     for name in names:
@@ -92,6 +102,8 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "overview": overview(galleries, gaps),
         "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
         "galleries": galleries,
+        "gone": gone_sheets(run / FOLDER, evaluation.get("galleries", [])),
+        "left_out": left_out,
         "gaps": gaps,
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),

@@ -20,6 +20,8 @@ from tokenizers_zoo.training.state import EVALUATION, PICTURES
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+FOLDER = "evaluation"
+"""In a run, where its evaluation is."""
 HELD_OUT = "test"
 SHOWN = 3
 """Reconstructions per tokenizer."""
@@ -71,8 +73,19 @@ class Gallery:
 
 
 def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[Gallery]:
-    """The galleries that evaluation left; each sheet goes to the page's folder of pictures."""
-    return [_gallery(run, entry, pictures) for entry in evaluation.get("galleries", [])]
+    """The galleries that evaluation left; each sheet goes to the page's folder of pictures.
+
+    Those whose sheet is gone are left out.
+    """
+    entries = evaluation.get("galleries", [])
+    gone = gone_sheets(run / FOLDER, entries)
+    return [_gallery(run, entry, pictures) for entry in entries if entry["picture"] not in gone]
+
+
+def gone_sheets(folder: Path, galleries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The pictures of galleries that are not in `folder` any more."""
+    sheets = [entry["picture"] for entry in galleries if entry["picture"]]
+    return [sheet for sheet in sheets if not (folder / sheet).is_file()]
 
 
 def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery:
@@ -80,7 +93,7 @@ def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery
     gallery = Gallery(given=given, target=target, keys=[row["key"] for row in entry["rows"]])
     images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
     if entry["picture"]:
-        sheet = run / "evaluation" / entry["picture"]
+        sheet = run / FOLDER / entry["picture"]
         uri = pictures.add(f"made-{sheet.stem}", sheet.read_bytes())
         cut = cells_of(sheet)
         if cut is None:

@@ -11,7 +11,15 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_lines, read_table, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.report.pictures import Pictures, curve_chart
-from tokenizers_zoo.report.run import about, environment, layout_in_words, legend_card, metric_rows, token_facts
+from tokenizers_zoo.report.run import (
+    about,
+    environment,
+    layout_in_words,
+    legend_card,
+    metric_rows,
+    no_folder,
+    token_facts,
+)
 from tokenizers_zoo.report.samples import SHOWN, left_behind
 from tokenizers_zoo.step_log import METRICS
 
@@ -28,9 +36,9 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
 
     Gives the first one's path. Reads the checkpoint folders only; a modality whose files are damaged has a problem in
     place of its page. Default: `report/index.html` beside the folder of the tokenizers. Pictures go to a folder
-    `pictures` beside the page.
+    `pictures` beside the page. Raises ConfigError where `out` is a folder.
     """
-    page = out or zoo.checkpoints.parent / "report" / "index.html"
+    page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
     pictures = Pictures(folder=page.parent / "pictures")
     problems = list(zoo.problems().values())
     contents: dict[str, dict[str, Any]] = {}

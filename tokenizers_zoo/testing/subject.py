@@ -42,6 +42,8 @@ class Subject:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.refused: ZooError | None = None
+        """Why the first source that gives nothing does not."""
         self.handle: ModalityHandle = self.zoo[self.name]
         if self.handle.codec.lacks_vocabulary:
             self.handle = self.handle.at(self.handle.checkpoint, self.workdir / "vocabulary")
@@ -61,8 +63,9 @@ class Subject:
         if not raw:
             raw = generated_values(self.handle.spec.value, COUNT, self.rng)
         if len(raw) < 2:
+            why = f"; {self.refused}" if self.refused else ""
             raise DataError(
-                f"{self.name}: no installed source gives values of it; give a folder of value shards that has some"
+                f"{self.name}: no installed source gives values of it{why}; give a folder of value shards that has some"
                 " (--data, --zoo-data), or install a source"
             )
         return [self.handle.transform(value, Crop()) for value in raw]
@@ -141,8 +144,9 @@ class Subject:
             if not set(wanted.values()) <= set(offered):
                 return
             samples = drawn(self.zoo, source_name, self.seed)
-        except ZooError:
-            return  # a source in trouble is told by `zoo check`; here another one may do
+        except ZooError as error:
+            self.refused = self.refused or error  # told where no other one does
+            return
         for sample in samples:
             yield {name: sample[theirs] for name, theirs in wanted.items() if theirs in sample}
 
@@ -201,11 +205,11 @@ def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> l
             int(low if low is not None else 0),
             int(high if high is not None else 1 if dtype.kind == "b" else 9),
         )
-        return [rng.integers(first, last + 1, shape).astype(dtype) for _ in range(count)]
+        return [np.asarray(rng.integers(first, last + 1, shape), dtype) for _ in range(count)]
     if low is None or high is None:
         noise = rng.standard_normal((count, *shape))
-        return [np.maximum(field, low if low is not None else -np.inf).astype(dtype) for field in noise]
-    return [(low + (high - low) * _smooth(shape, rng)).astype(dtype) for _ in range(count)]
+        return [np.asarray(np.maximum(field, low if low is not None else -np.inf), dtype) for field in noise]
+    return [np.asarray(low + (high - low) * _smooth(shape, rng), dtype) for _ in range(count)]
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:

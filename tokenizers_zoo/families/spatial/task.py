@@ -71,7 +71,7 @@ class SpatialTask:
             if self.modality.common_scale:
                 std = std.square().mean().sqrt().expand_as(std)
             module.mean.copy_(mean[:, None, None])
-            module.std.copy_(to_divide_by(std)[:, None, None])
+            module.std.copy_(to_divide_by(mean, std)[:, None, None])
         return module
 
     def build_critic(self) -> PatchCritic | None:

@@ -159,7 +159,7 @@ class TemporalTask:
         values = some_values(train, STATISTICS_SAMPLES, rng)
         mean, std = moments(self.modality.to_model(value[None], self.options) for value in values)
         module.mean.copy_(mean.view_as(module.mean))
-        module.std.copy_(to_divide_by(std).view_as(module.std))
+        module.std.copy_(to_divide_by(mean, std).view_as(module.std))
         return module
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:

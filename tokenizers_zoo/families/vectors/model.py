@@ -16,7 +16,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import in_chunks
-from tokenizers_zoo.families.statistics import LEAST_DEVIATION, some_values
+from tokenizers_zoo.families.statistics import least_deviation, some_values
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -29,6 +29,8 @@ STATISTICS_SAMPLES = 4096
 """Training values from which mean, deviation and length are computed."""
 CHUNK = 64
 """Vectors that go through the model at once; see `VectorTokenizer`."""
+SHORT = 1e-6
+"""Share of the mean length below which a vector counts as shorter than it is, where only directions are trained."""
 
 
 class VectorVQ(nn.Module):
@@ -60,7 +62,8 @@ class VectorVQ(nn.Module):
     def restore(self, outputs: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Values of outputs: the inverse of `standardise`; where only directions were trained, of the mean length."""
         values = outputs * self.std + self.mean
-        return F.normalize(values, dim=1, eps=1e-12) * self.length if self.config.loss == "cosine" else values
+        least = torch.finfo(values.dtype).tiny
+        return F.normalize(values, dim=1, eps=least) * self.length if self.config.loss == "cosine" else values
 
     def encode(self, values: Float[Tensor, "batch dim"]) -> Int[Tensor, "batch codes"]:
         """Tokens of values."""
@@ -140,7 +143,7 @@ class VectorTask:
         std, mean = torch.std_mean(values, dim=0, correction=0)
         module.mean.copy_(mean)
         # A number that hardly varies in training must not be all that the model sees of a value where it does.
-        module.std.copy_(std.clamp_min(max(1e-6, LEAST_DEVIATION * float(std.mean()))))
+        module.std.copy_(std.clamp_min(least_deviation(mean, std)))
         module.length.copy_(values.norm(dim=1).mean())
         return module
 
@@ -154,7 +157,8 @@ class VectorTask:
         outputs, quantizer_loss = module(batch)
         outputs = outputs.float()
         if module.config.loss == "cosine":
-            directions = F.cosine_similarity(outputs * module.std + module.mean, batch, dim=1, eps=1e-6)
+            least = SHORT * min(1.0, float(module.length))
+            directions = F.cosine_similarity(outputs * module.std + module.mean, batch, dim=1, eps=least)
             reconstruction = 1 - directions.mean()
         else:
             reconstruction = F.smooth_l1_loss(outputs, module.standardise(batch))

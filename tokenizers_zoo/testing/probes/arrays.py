@@ -45,8 +45,13 @@ def made_up(handle: ModalityHandle) -> Array | None:
 
 
 def bars(shape: tuple[int, ...], tones: tuple[float, float], dtype: str = "float32") -> Array:
-    """An array of two numbers, in bars along the last two axes that look otherwise when turned or mirrored."""
+    """An array of two numbers, in bars along the last two axes that look otherwise when turned or mirrored.
+
+    Without an axis there is one number.
+    """
     pattern = np.array([[0, 1], [1, 0], [1, 1]])
+    if not shape:
+        return np.asarray(tones[0], dtype)
     if len(shape) < 2:
         return np.broadcast_to(np.array(tones)[pattern[:, 0]].repeat(-(-shape[-1] // 3))[: shape[-1]], shape).astype(
             dtype
@@ -89,14 +94,14 @@ def array_probes(handle: ModalityHandle, good: Array) -> Iterator[Probe]:
     if good.ndim >= 3 or (good.ndim == 2 and good.dtype.kind in "iu"):
         larger = good.repeat(2, axis=-1).repeat(2, axis=-2)
         yield Probe(what="twice as high and wide", file=npy(larger), readings=(("resized", plain),))
-    else:
+    elif good.ndim:
         half = good[..., : good.shape[-1] // 2]
         filled = np.concatenate([half, np.zeros_like(good)[..., half.shape[-1] :]], axis=-1)
         twice = np.concatenate([good, good], axis=-1)
         yield Probe(what="half as long", file=npy(half), readings=(("zeros after it", npy(filled)),))
         yield Probe(what="twice as long", file=npy(twice), readings=(("cut at the end", plain),))
     yield Probe(what="an axis too many", file=npy(good[None]))
-    yield Probe(what="an empty array", file=npy(good[..., :0]))
+    yield Probe(what="an empty array", file=npy(good[..., :0] if good.ndim else good[None][:0]))
     yield Probe(what="cut off", file=replace(plain, data=plain.data[:-4]), damaged=True)
     yield Probe(what="Python objects in it", file=pickled(), damaged=True)
     yield Probe(what="no array", file=File(data=b"no array", extension="npy"), damaged=True)

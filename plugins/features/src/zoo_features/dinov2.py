@@ -12,7 +12,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.features import FeatureMapModality, MapSettings, published_map
 from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
-from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
 
 if TYPE_CHECKING:
     import torch
@@ -50,12 +50,17 @@ class Dinov2GlobalSettings(VectorSettings):
 
 
 def last_layer(network: Dinov2Network, rgb: np.ndarray, patches: tuple[int, int]) -> torch.Tensor:
-    """The class vector and the patch vectors of the last layer after its norm: (1, 1 + patches, dim)."""
+    """The class vector and the patch vectors of the last layer after its norm: (1, 1 + patches, dim).
+
+    Raises PretrainedError for another network.
+    """
     import torch
 
     from zoo_features.pictures import IMAGENET, normalised
 
     loaded = network.transformers("Dinov2Model")
+    if loaded.config.model_type != "dinov2":  # it would load all the same, less what the class does not know
+        raise PretrainedError(f"{network.model}: is a {loaded.config.model_type}, expected a dinov2 without registers")
     with torch.inference_mode():
         pixels = normalised(rgb, patches, loaded.config.patch_size, IMAGENET, loaded.device.type)
         hidden: torch.Tensor = loaded(pixel_values=pixels).last_hidden_state

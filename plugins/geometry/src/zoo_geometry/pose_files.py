@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
+import os
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def place_of(model: str) -> Path:
             return Path(str(importlib.metadata.distribution(name).locate_file(name.replace("-", "_"))))
         except importlib.metadata.PackageNotFoundError:
             raise PretrainedError(f"{model}: is not installed; {ADVICE}") from None
-    place = Path(model).expanduser()
+    place = Path(os.path.expanduser(model))  # as it is where there is no such home
     if not place.exists():
         raise PretrainedError(f"{model}: no such folder or wheel; {ADVICE}")
     if place.is_file() and not zipfile.is_zipfile(place):

@@ -12,6 +12,9 @@ from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_array, read_grey
 from tokenizers_zoo.modality import Crop, Metric
 
+ONE = 1 / 255, 1 / 65535
+"""How bright the number 1 is in pictures of 8 and of 16 bits."""
+
 
 class EdgeMap(SpatialModality):
     """float32 (1, height, width): 1 on an edge, else 0. A plugin adds what it is derived from, and how."""
@@ -56,7 +59,12 @@ class EdgeMap(SpatialModality):
             if (strange := ~np.isin(value, (0, 1))).any():
                 raise ValueError(f"expected 1 on an edge, else 0, got {value[strange][0]:g}; compare with a threshold")
             return value
-        return (read_grey(data, extension) >= 0.5).astype(np.float32)
+        value = read_grey(data, extension)
+        if np.isclose(value.max(), ONE, atol=0).any():
+            raise ValueError(
+                "expected white on an edge, else black, got numbers 0 and 1, all of them black; save 1 as 255"
+            )
+        return (value >= 0.5).astype(np.float32)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options).convert("1")), "png"

@@ -14,7 +14,7 @@ FIELDS = MappingProxyType(
     {
         "camera_height": MetadataField(low=0, high=3, unit="m", meaning="of the camera above the floor"),
         "camera_pitch": MetadataField(low=-60, high=30, unit="deg", meaning="of the camera, up is above 0"),
-        "camera_fov": MetadataField(low=30, high=110, unit="deg", meaning="angle that the picture spans"),
+        "camera_fov": MetadataField(low=30, high=110, unit="deg", meaning="vertical angle that the picture spans"),
         "room_width": MetadataField(low=2, high=12, unit="m", meaning="of the room, across"),
         "room_depth": MetadataField(low=2, high=12, unit="m", meaning="of the room, along"),
         "room_height": MetadataField(low=2, high=5, unit="m", meaning="of the room"),
