@@ -171,9 +171,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
             folder, zoo, place, embedding=config, config=RecallConfig(samples=samples, gallery_pairs=galleries),
             split=split, modalities=split_names(modalities), device=device,
         )  # fmt: skip
-    click.echo(
-        "recall among the first 1, 5 and 10, in %, and the median rank of so many samples; after the slash: by chance"
-    )
+    click.echo("R@k: how many % are among the first k; after the slash: by guessing")
     show_table(recall_table(result))
     if split == TRAIN:
         click.echo("these samples are what the backbone was trained on, and a space is fitted to: not held-out figures")
