@@ -150,6 +150,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
         "--labels", "0.1", "1", "--steps", "3", "--seeds", "1", "--workers", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
+    monkeypatch.syspath_prepend(study.parent)  # as for a script that is run
     found = []
     for _ in range(2):
         runpy.run_path(str(study), run_name="__main__")
