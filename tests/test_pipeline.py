@@ -359,9 +359,23 @@ def test_what_is_lost_of_a_users_shards_is_told(toy: Callable[..., Zoo], tmp_pat
     options = {"path": str(mine)}
     for _ in range(2):
         made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
-        assert made.lost == ["train/words: not used of what its shards hold: 1 (first: a.tar: c: cut off: the shard "
+        assert made.notes == ["train/words: not used of what its shards hold: 1 (first: a.tar: c: cut off: the shard "
                              "ends inside it)"]  # fmt: skip
-        assert made.lost[0] in made.summary()
+        assert made.notes[0] in made.summary()
+
+
+def test_pictures_that_are_larger_than_the_source_draws_are_told(tmp_path: Path) -> None:
+    tables = {
+        "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "rgb_32", "scene_class"]},
+        "modalities": {"rgb_32": {"plugin": "rgb", "image_size": 32}},
+    }
+    zoo = Zoo.from_tables(tables)
+    made = make_data(zoo, "scenes", tmp_path / "small", train=1, test=1, workers=1)
+    assert made.notes == [
+        "rgb_32: enlarged, as scenes draws 16 pixels and image_size is 32; --set image_size=32 draws as many"
+    ]
+    made = make_data(zoo, "scenes", tmp_path / "large", train=1, test=1, options={"image_size": 32}, workers=1)
+    assert not made.notes
 
 
 def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(

@@ -99,7 +99,8 @@ def make_data(
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
-    result.lost = [line for split, samples in opened.items() for line in _lost(split, samples)]
+    result.notes = [line for split, samples in opened.items() for line in _lost(split, samples)]
+    result.notes += dict.fromkeys(line for found in given.values() for line in _enlarged(source, options, found))
     with disk_errors(out), one_writer(out):
         jobs = []
         for split, samples in opened.items():
@@ -161,6 +162,19 @@ def _lost(split: str, samples: Any) -> Iterator[str]:
         first = dropped[0]
         reason = f"{first.shard}: {first.key or 'unknown member'}: {first.reason}"
         yield f"{split}/{name}: not used of what its shards hold: {len(dropped)} (first: {reason})"
+
+
+def _enlarged(source: SourceHandle, options: Mapping[str, Any], found: Sequence[ModalityHandle]) -> Iterator[str]:
+    """The modalities whose pictures are larger than those that the source draws, a line for each."""
+    drawn: Any = getattr(source.settings_with(options), "image_size", None)
+    for handle in found if isinstance(drawn, int) else ():
+        size = handle.known_settings().get("image_size", drawn)
+        largest = size if isinstance(size, int) else max(size)
+        if largest > drawn and _is_picture(handle):
+            yield (
+                f"{handle.name}: enlarged, as {source.name} draws {drawn} pixels and image_size is {largest}; "
+                f"--set image_size={largest} draws as many"
+            )
 
 
 def _check_agrees(

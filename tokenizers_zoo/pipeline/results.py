@@ -34,11 +34,11 @@ class Outcome:
 
 @dataclass(kw_only=True, slots=True)
 class RunResult:
-    """The outcomes of a command, the modalities that it left out, each with the reason, and what was no value."""
+    """The outcomes of a command, the modalities that it left out, each with the reason, and lines about its values."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """What was done, a line per split and modality."""
@@ -48,7 +48,7 @@ class RunResult:
             failed = f", {outcome.failed} failed (first: {outcome.first_reason})" if outcome.failed else ""
             lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} written{kept}{failed}")
         lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
-        return "\n".join([*lines, *self.lost]) or "nothing to do"
+        return "\n".join([*lines, *self.notes]) or "nothing to do"
 
     def check(self) -> RunResult:
         """These results. Raises DataError where every sample of a modality failed: one by one they are dropped."""
