@@ -151,7 +151,7 @@ def test_what_growing_costs(tmp_path: Path) -> None:
     for run in result["runs"]:
         assert len({figures["held-out loss"] for figures in run["new"].values()}) == 4, "each a run of its own"
     for option, value, says in (
-        ("--add", "rgb_patches", "UnknownNameError: unknown modality"),
+        ("--add", "rgb_patches", "error: unknown modality"),
         ("--shares", "0.2,2", "--shares 2: expected numbers above 0, up to 1"),
         ("--shares", "0.2,", "--shares : expected numbers above 0, up to 1"),
     ):
