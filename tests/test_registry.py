@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import pytest
 from examples import EVERYTHING_ELSE, only, trained, values, write_registry
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
     CheckpointError,
@@ -232,6 +233,9 @@ def test_a_mistyped_key_may_mean_one_that_the_registry_reads(install_example: In
         return Zoo.from_toml(write_registry(tmp_path / "registry.toml", text)).problems()["strict"]
 
     assert told("chekpoint").endswith(":2 [modalities.strict] chekpoint: unknown key; did you mean checkpoint?")
+    inner = Settings("x", {"tokenizer": {"chekpoint": 1}}, origin=Origin(beside=frozenset({"checkpoint"})))
+    with pytest.raises(ConfigError, match=r"\[tokenizer\] chekpoint: unknown key; known keys: "):
+        inner.take(SpatialSettings)
     assert told("zzz").endswith("known keys: checkpoint, enabled, image_size, levels, plugin, sha256")
 
 
@@ -417,6 +421,9 @@ def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: 
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left; give it a checkpoint"):
             train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=overwrite)  # before any value is read
+    spare = shutil.copytree(folder, tmp_path / "spare")  # nobody's checkpoint
+    with pytest.raises(DataError, match="absent"):
+        train_tokenizer(zoo, "right", tmp_path / "absent", out=spare, overwrite=True)
     (before / "config.json").unlink()  # as in the middle of training
     with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left"):
         train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)

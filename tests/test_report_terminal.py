@@ -119,6 +119,20 @@ def test_kinds_of_work_that_take_turns_have_their_own_time_left(
     assert [line.split(" ")[0] for line in lines[5:]] == ["generate", "decode"], "nothing to rank"
 
 
+def test_kinds_of_work_share_the_time_between_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with progress.progress_bars({"generate": 9, "decode": 9}) as kinds:
+        for _ in range(6):
+            for advance in kinds:
+                now += 6
+                advance(1)
+        printed = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in printed] == ["decode: 2 of 9", "decode: 4 of 9", "decode: 6 of 9"]
+
+
 def test_samples_are_counted_while_a_batch_is_decoded() -> None:
     told: list[int] = []
     progress.tick(0.5)  # nobody waits

@@ -791,6 +791,16 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists(), "nothing of this query is a picture"
 
 
+def test_the_picture_of_a_query_says_the_weights(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headings: list[list[str]] = []
+    monkeypatch.setattr("backbone.retrieval.answers.write_hits", lambda path, asked, *_: headings.append(asked))
+    weights = ("--given", "raw,dark", "--weights", "raw=-1")
+    zoo(world, "query", index.folder, "--keys", "test-001", *weights, "--out", tmp_path / "found")
+    assert headings == [["asked: - raw", "asked: dark"]]
+
+
 def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001,test-004", "--given", "raw,dark", "--weights", "raw=0.25")
