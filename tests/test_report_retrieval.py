@@ -113,7 +113,7 @@ def test_figures_of_another_model_or_of_training_samples_are_left_out(
 def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Path, zoo: Zoo) -> None:
     (run / "retrieval/gallery/x.png").unlink()
     text = write_report(zoo, run).read_text(encoding="utf-8")
-    assert "retrieval/gallery/x.png is gone: zoo retrieve eval RUN draws it again" in text
+    assert "retrieval/gallery/x.png is gone: the zoo retrieve eval that drew it draws it again" in text
     assert "caption finds depth" not in text and "depth finds caption" in text and "first 22.5 / 10.0 %" in text
 
 
