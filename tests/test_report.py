@@ -282,7 +282,7 @@ def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     (folder / "evaluation" / evaluation["galleries"][0]["picture"]).unlink()
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "evaluation/gallery/rgb_patches-to-depth.png is gone: the zoo backbone eval that drew it draws it again" in text
+    assert "rgb_patches-to-depth.png is gone: the zoo backbone eval that drew it draws it again" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">62</b>" in text
 
 
