@@ -36,43 +36,51 @@ class RawBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedInputs:
-    """Selected input tokens, `batch inputs`.
-
-    `ids` are rows of the token table (0 at continuous tokens), `positions` of the position table, `modalities` of the
-    modality table. `mask` is True where a token is used. `vectors` holds, per continuous modality, the flat indices
-    (sample * inputs + slot) of its tokens and their values `(count, dim)`.
+class Packed:
+    """Selected tokens, `batch slots`: `ids` are rows of the token table, `positions` of the position table,
+    `modalities` of the modality table. `mask` is True where a token is used.
     """
 
     ids: Tensor
     positions: Tensor
     modalities: Tensor
     mask: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that have one row per sample."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return dataclasses.replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedInputs(Packed):
+    """Selected input tokens, `batch inputs`; `ids` are 0 at continuous ones.
+
+    `vectors` holds, per continuous modality, the flat indices (sample * inputs + slot) of its tokens and their values
+    `(count, dim)`.
+    """
+
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        return type(self)(**_moved(self, device))
+        vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.vectors.items()}
+        return dataclasses.replace(super().to(device), vectors=vectors)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedTargets:
+class PackedTargets(Packed):
     """Selected target tokens, `batch targets`, each modality's in one run, sequences in reading order.
 
     `ids` are the rows of the token table to predict; `read` the row that the decoder reads at that place: for
-    sequences the token before, for grids and vectors -1 (the mask token). `positions`, `modalities`, `mask` as for
-    inputs.
+    sequences the token before, for grids and vectors -1 (the mask token).
     """
 
-    ids: Tensor
     read: Tensor
-    positions: Tensor
-    modalities: Tensor
-    mask: Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
-        return type(self)(**_moved(self, device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +123,8 @@ class PackedBatch:
             name: (index // budget * inputs + index % budget, rows)
             for name, (index, rows) in self.inputs.vectors.items()
         }
-        first = {name: tensor[:, :inputs].contiguous() for name, tensor in _tensors(self.inputs).items()}
-        second = {name: tensor[:, :targets].contiguous() for name, tensor in _tensors(self.targets).items()}
+        first = {name: tensor[:, :inputs].contiguous() for name, tensor in self.inputs.tensors().items()}
+        second = {name: tensor[:, :targets].contiguous() for name, tensor in self.targets.tensors().items()}
         return PackedBatch(inputs=PackedInputs(**first, vectors=vectors), targets=PackedTargets(**second))
 
     def split(self, parts: int) -> list[PackedBatch]:
@@ -133,8 +141,8 @@ class PackedBatch:
             here = (index >= first * budget) & (index < end * budget)
             if bool(here.any()):
                 vectors[name] = index[here] - first * budget, rows[here]
-        inputs = {name: tensor[first:end] for name, tensor in _tensors(self.inputs).items()}
-        targets = {name: tensor[first:end] for name, tensor in _tensors(self.targets).items()}
+        inputs = {name: tensor[first:end] for name, tensor in self.inputs.tensors().items()}
+        targets = {name: tensor[first:end] for name, tensor in self.targets.tensors().items()}
         return PackedBatch(inputs=PackedInputs(**inputs, vectors=vectors), targets=PackedTargets(**targets))
 
 
@@ -144,25 +152,7 @@ def _width(mask: Tensor) -> int:
     return max(WIDTH, -(-longest // WIDTH) * WIDTH)
 
 
-def _tensors(packed: PackedInputs | PackedTargets) -> dict[str, Tensor]:
-    """The fields that have one row per sample."""
-    fields = {item.name: getattr(packed, item.name) for item in dataclasses.fields(packed)}
-    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-
-
-def _joined(sides: Sequence[PackedInputs | PackedTargets]) -> dict[str, Tensor]:
+def _joined(sides: Sequence[Packed]) -> dict[str, Tensor]:
     """The fields that have one row per sample, one below the other."""
-    fields = [_tensors(side) for side in sides]
+    fields = [side.tensors() for side in sides]
     return {name: torch.cat([side[name] for side in fields]) for name in fields[0]}
-
-
-def _moved(packed: PackedInputs | PackedTargets, device: torch.device | str) -> dict[str, Any]:
-    """The fields of a packed side on another device."""
-    moved: dict[str, Any] = {}
-    for item in dataclasses.fields(packed):
-        value = getattr(packed, item.name)
-        if isinstance(value, dict):
-            moved[item.name] = {name: (index.to(device), rows.to(device)) for name, (index, rows) in value.items()}
-        else:
-            moved[item.name] = value.to(device)
-    return moved

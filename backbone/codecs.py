@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbone.training.data import TokenData
-from tokenizers_zoo.data.tokens import TokenColumn, grew_from
+from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -49,7 +49,7 @@ def check_stored(column: TokenColumn, codec: str | None, zoo: Zoo, owner: str) -
 
 def _is_or_was(handle: ModalityHandle, codec: str) -> bool:
     """True where a handle's tokenizer is this codec, or one that grew from it."""
-    return grew_from(handle, codec, 0) or (handle.has_tokenizer and handle.fingerprint == codec)
+    return handle.codec.grew_from(codec) or (handle.has_tokenizer and handle.fingerprint == codec)
 
 
 def check_codec(handle: ModalityHandle, codec: str | None) -> None:
@@ -57,7 +57,7 @@ def check_codec(handle: ModalityHandle, codec: str | None) -> None:
 
     A vocabulary that has grown since speaks of the same ids.
     """
-    if codec not in (None, handle.fingerprint) and not grew_from(handle, str(codec), 0):
+    if codec not in (None, handle.fingerprint) and not handle.codec.grew_from(str(codec)):
         raise DataError(
             f"{handle.name}: the model was trained on codec {str(codec)[:12]}, the registry has "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"

@@ -87,8 +87,9 @@ class ModelConfig:
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden units of an MLP."""
-        return int((2 / 3 if self.gated_mlp else 1) * self.mlp_ratio * self.dim)
+        """Hidden units of an MLP: of a gated one two thirds, rounded as 4M's code does."""
+        hidden = int(self.mlp_ratio * self.dim)
+        return int(2 * hidden / 3) if self.gated_mlp else hidden
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -131,22 +132,6 @@ class Mixture:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if not 0 <= self.alone <= 1:
             raise ValueError(f"alone: expected 0 to 1, got {self.alone}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
-    """What `zoo backbone eval` asks, in the table [eval] beside how much."""
-
-    given: tuple[tuple[str, ...], ...] | None = None
-    """Sets of modalities that are given, each set for itself; absent: each modality alone. `--given` takes
-    precedence."""
-    make: tuple[str, ...] | None = None
-    """Modalities that are made of each set; absent: all that are discrete. `--make` takes precedence."""
-
-    def __post_init__(self) -> None:
-        for key, what in (("given", "set of modalities"), ("make", "modality")):
-            if getattr(self, key) == ():
-                raise ValueError(f"{key}: expected at least one {what}, or no such key")
 
 
 MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1, alone=0.1), Mixture(alone=0.1)

@@ -18,11 +18,12 @@ from backbone.run import Run
 from backbone.saving import CLASS, spec_from_json
 from backbone.training.held_out import losses_of
 from backbone.training.mixing import TRAIN, datasets_of
-from tokenizers_zoo.checkpoint import load_config, read_table, write_json
+from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 REPORT = "growth.json"
@@ -141,9 +142,7 @@ def growing_config(
 ) -> TrainConfig:
     """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
 
-    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise.
-
-    Raises ConfigError.
+    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises ConfigError.
     """
     if not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")

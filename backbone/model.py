@@ -75,10 +75,7 @@ class FourM(nn.Module):
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.config = config
-        self.tables = Tables(
-            specs, separate=config.tables == "separate", stored_positions=config.stored_positions,
-            position_lengths=config.position_lengths, marked_inputs=config.marked_inputs,
-        )  # fmt: skip
+        self.tables = Tables(specs, config)
         _check_names(self.tables)
         dim = config.dim
         self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
@@ -96,8 +93,8 @@ class FourM(nn.Module):
             self.register_buffer("turn_rows", turn_table(self.tables, dim // config.heads), persistent=False)
         self.register_buffer("learned_rows", learned_rows(self.tables), persistent=False)
         self.learned_positions = nn.ParameterDict(
-            {str(key[1]): nn.Parameter(torch.empty(rows.count, dim))
-             for key, rows in self.tables.position_keys.items() if key[0] == "learned"}
+            {name: nn.Parameter(torch.empty(rows.count, dim))
+             for name, rows in self.tables.positions_of("learned").items()}
         )  # fmt: skip
         self.projections = nn.ModuleDict(
             {spec.name: nn.Linear(spec.layout.dim, dim, config.patch_bias or isinstance(spec.layout, EmbeddingsLayout))
@@ -163,7 +160,7 @@ class FourM(nn.Module):
         if not self.learned_positions:
             return embedded
         # Row 0 stands for all fixed positions, so that the cost does not depend on how many positions there are.
-        learned = [self.learned_positions[str(key[1])] for key in self.tables.position_keys if key[0] == "learned"]
+        learned = [self.learned_positions[name] for name in self.tables.positions_of("learned")]
         table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *learned])
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
@@ -323,9 +320,9 @@ class FourM(nn.Module):
 
 def _check_names(tables: Tables) -> None:
     """Raise ConfigError for a vocabulary or modality whose weights PyTorch cannot hold under its name, as `type`."""
-    learned = [str(key[1]) for key in tables.position_keys if key[0] == "learned"]
     projected = [spec.name for spec in tables.specs if spec.continuous]
-    held = (nn.ParameterDict(), [*tables.token_tables, *learned]), (nn.ModuleDict(), projected)
+    parameters = [*tables.token_tables, *tables.positions_of("learned")]
+    held = (nn.ParameterDict(), parameters), (nn.ModuleDict(), projected)
     for container, names in held:
         for name in names:
             if hasattr(container, name):

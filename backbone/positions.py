@@ -22,11 +22,10 @@ CYCLES = (0.25, 8.0)
 def position_table(tables: Tables, dim: int) -> Tensor:
     """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at rows of learned and stored ones."""
     table = torch.zeros(tables.num_positions, dim)
-    for key, rows in tables.position_keys.items():
-        if key[0] == "grid":
-            table[rows.slice] = sincos_grid(key[1], dim)  # type: ignore[arg-type]
-        elif key[0] == "line":
-            table[rows.slice] = sincos_grid((rows.count,), dim, (key[2],))  # type: ignore[arg-type]
+    for shape, rows in tables.positions_of("grid").items():
+        table[rows.slice] = sincos_grid(shape, dim)
+    for (count, computed_for), rows in tables.positions_of("line").items():
+        table[rows.slice] = sincos_grid((count,), dim, (computed_for,))
     return POSITION_SIZE * table
 
 
@@ -34,10 +33,9 @@ def learned_rows(tables: Tables) -> Tensor:
     """int64 `positions`: for learned ones their row, from 1, in all learned tables one after the other; else 0."""
     result = torch.zeros(tables.num_positions, dtype=torch.int64)
     count = 1
-    for key, rows in tables.position_keys.items():
-        if key[0] == "learned":
-            result[rows.slice] = torch.arange(count, count + rows.count)
-            count += rows.count
+    for rows in tables.positions_of("learned").values():
+        result[rows.slice] = torch.arange(count, count + rows.count)
+        count += rows.count
     return result
 
 
@@ -70,9 +68,8 @@ def turn_table(tables: Tables, head_size: int) -> Tensor:
     """
     pairs = head_size // 2
     angles = torch.zeros(tables.num_positions, pairs)
-    for key, rows in tables.position_keys.items():
-        if key[0] == "grid":
-            angles[rows.slice] = grid_angles(key[1], pairs)  # type: ignore[arg-type]
+    for shape, rows in tables.positions_of("grid").items():
+        angles[rows.slice] = grid_angles(shape, pairs)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

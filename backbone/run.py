@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG, read_table, write_json
+from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.records import read_table, write_json
 
 FILE = "run.json"
 

@@ -47,11 +47,8 @@ BY_MODALITY = {
 STORED = {"fixed_positions": "input_positions", "target_positions": "target_positions"}
 """Flat tables of the state dict, and what the names of their parts on disk begin with."""
 LEARNED = "learned_positions."
-GROWING = "tokens.", "read.", "output."
-NEW = (
-    *GROWING, "modalities.", "target_modalities.", "masks.", "positions.", "input_positions.", "target_positions.",
-    "projections.",
-)  # fmt: skip
+GROWING = (*(f"{prefix}." for prefix in BY_TABLE.values()), "output.")
+NEW = *GROWING, *(f"{prefix}." for prefix in (BY_MODALITY | STORED).values()), "positions.", "projections."
 """How the names of tensors begin that a model with more modalities, or longer vocabularies, has more of."""
 
 

@@ -147,7 +147,7 @@ class Spans:
     def last(self, asked: Bools) -> Ints:
         """The number in its row of the last span of each row that is asked for, `rows`; -1 without one."""
         rank = np.full(len(self.masked), -1, np.int64)
-        number = np.arange(len(self.row)) - (np.cumsum(self.starts.sum(axis=1)) - self.starts.sum(axis=1))[self.row]
+        _, number = ragged(self.starts.sum(axis=1))
         rank[self.row[asked]] = number[asked]  # spans of a row rise, so the last one stays
         return rank
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
+from backbone.config import ModelConfig
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -18,6 +20,9 @@ from tokenizers_zoo.modality import (
     SequenceLayout,
     VectorLayout,
 )
+
+Positions = Literal["grid", "line", "learned", "stored"]
+"""Kinds of position rows: computed for the cells of a grid or for the places of a sequence, or weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +38,21 @@ class Rows:
 
 
 class Tables:
-    """The layout of the flat tables for a list of specs, in the order given.
+    """The layout of the flat tables for a list of specs, in the order given, in a model with this configuration.
 
-    With `separate`, modalities of one vocabulary have token rows of their own each. `stored_positions` are modalities
-    whose position rows are weights, and how many they have; `position_lengths` sequences whose rows are computed for
-    another length than theirs, and that one; `marked_inputs` is `ModelConfig`'s. A modality added at the end leaves all
-    earlier rows where they were; on disk each table and modality is stored under its own name, so any other order loads
-    too.
+    A modality added at the end leaves all earlier rows where they were; on disk each table and modality is stored under
+    its own name, so any other order loads too.
     """
 
-    def __init__(
-        self,
-        specs: Sequence[ModalitySpec],
-        *,
-        separate: bool = False,
-        stored_positions: Mapping[str, int] | None = None,
-        position_lengths: Mapping[str, int] | None = None,
-        marked_inputs: bool = False,
-    ) -> None:
+    def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
+        config = config or ModelConfig()
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"backbone: expected at least one modality, each once; got {names}")
         self.specs: tuple[ModalitySpec, ...] = tuple(specs)
         self.names = tuple(names)
-        self.separate = separate
-        self.marked_inputs = marked_inputs
+        self.separate = config.tables == "separate"
+        self.marked_inputs = config.marked_inputs
         self.token_tables: dict[str, Rows] = {}
         self.positions: dict[str, Rows] = {}
         self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}
@@ -77,23 +72,21 @@ class Tables:
             self.token_tables[table] = Rows(start, size)
             start += size
         self.num_tokens = start
-        shared: dict[tuple[object, ...], Rows] = {}
+        self._shared: dict[tuple[Positions, Any], Rows] = {}
         start = 0
-        stored = stored_positions or {}
         for spec in specs:
-            if spec.name in stored and stored[spec.name] < (least := least_positions(spec)):
+            stored = config.stored_positions.get(spec.name)
+            if stored is not None and stored < (least := least_positions(spec)):
                 raise ConfigError(
-                    f"backbone: {spec.name} needs {least} positions, and the model stores {stored[spec.name]}; give it "
+                    f"backbone: {spec.name} needs {least} positions, and the model stores {stored}; give it "
                     "a shorter maximum length or a smaller grid"
                 )
-            length = (position_lengths or {}).get(spec.name)
-            key = ("stored", spec.name) if spec.name in stored else position_key(spec, length)
-            if key not in shared:
-                shared[key] = Rows(start, stored.get(spec.name) or num_positions(spec))
-                start += shared[key].count
-            self.positions[spec.name] = shared[key]
+            key = position_key(spec, config)
+            if key not in self._shared:
+                self._shared[key] = Rows(start, stored or num_positions(spec))
+                start += self._shared[key].count
+            self.positions[spec.name] = self._shared[key]
         self.num_positions = start
-        self.position_keys = {key: rows for key, rows in shared.items()}
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -117,10 +110,14 @@ class Tables:
         """Rows of a discrete modality's token table."""
         return self.token_tables[self.table_of(self.spec(name))]
 
+    def positions_of(self, kind: Positions) -> dict[Any, Rows]:
+        """The position rows of one kind, under what tells them apart (see `position_key`)."""
+        return {key: rows for (of, key), rows in self._shared.items() if of == kind}
+
     @property
     def stored_positions(self) -> tuple[str, ...]:
         """Modalities whose position rows are weights."""
-        return tuple(str(key[1]) for key in self.position_keys if key[0] == "stored")
+        return tuple(self.positions_of("stored"))
 
     @cached_property
     def causal(self) -> np.ndarray:
@@ -157,15 +154,17 @@ def num_positions(spec: ModalitySpec, length: int | None = None) -> int:
     return 2 * length + 2 if isinstance(spec.layout, SequenceLayout) else length
 
 
-def position_key(spec: ModalitySpec, length: int | None = None) -> tuple[object, ...]:
-    """Modalities with equal keys share fixed position rows; vectors have learned rows of their own.
+def position_key(spec: ModalitySpec, config: ModelConfig) -> tuple[Positions, Any]:
+    """The kind of a modality's positions, and what tells them apart: modalities with equal keys share their rows.
 
-    `length` is that which a sequence's rows are computed for, where that is not its own.
+    Grids have a shape; lines how many rows they are, and how many they are computed for; weights the modality's name.
     """
     layout = spec.layout
+    if spec.name in config.stored_positions:
+        return "stored", spec.name
     if isinstance(layout, GridLayout | PatchesLayout):
-        return ("grid", layout.shape)
+        return "grid", layout.shape
     if isinstance(layout, SequenceLayout | EmbeddingsLayout):
-        return ("line", num_positions(spec), num_positions(spec, length))
+        return "line", (num_positions(spec), num_positions(spec, config.position_lengths.get(spec.name)))
     assert isinstance(layout, VectorLayout)
-    return ("learned", spec.name, layout.length)
+    return "learned", spec.name

@@ -6,8 +6,8 @@ import torch
 from markdown_tables import keys_table, settings_tables, table, told_tables
 
 from backbone.cli.generate import SAMPLING
-from backbone.config import PRESETS, ModelConfig, Questions, TrainConfig
-from backbone.evaluation.evaluate import EvaluationConfig
+from backbone.config import PRESETS, ModelConfig, TrainConfig
+from backbone.evaluation.config import EvaluationConfig, Questions
 from backbone.generation.recipe import Recipe
 from backbone.model import FourM
 from backbone.transfer.config import TUNING, TransferConfig

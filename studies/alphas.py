@@ -8,21 +8,18 @@ from __future__ import annotations
 from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
 from backbone.config import Mixture
-from backbone.training.mixing import TRAIN
-from tokenizers_zoo.data.tokens import TokenStore
 
 ALPHAS = 0.01, 0.1, 1.0, 10.0
 
 
 def main() -> None:
     study = Study.from_command_line("alphas", __doc__, steps=1000)
-    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     mixtures = {f"alpha {alpha:g}": Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in ALPHAS}
     parts = {**{name: (mixture,) for name, mixture in mixtures.items()}, "all four mixed": tuple(mixtures.values())}
     compare(
         study,
         [
-            Variant(name=name, modalities=names, model=study.model, train=study.settings(part))
+            Variant(name=name, modalities=study.modalities, model=study.model, train=study.settings(part))
             for name, part in parts.items()
         ],
         also=GIVEN_PICTURE,

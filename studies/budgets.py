@@ -9,15 +9,11 @@ import dataclasses
 
 from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
-from backbone.training.mixing import TRAIN
-from tokenizers_zoo.data.tokens import TokenStore
-
 FACTORS = 0.5, 1.0, 2.0
 
 
 def main() -> None:
     study = Study.from_command_line("budgets", __doc__, steps=1000)
-    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     variants = []
     for factor in FACTORS:
         config = study.settings()
@@ -26,7 +22,7 @@ def main() -> None:
         batch = max(1, round(config.batch_size / factor))
         config = dataclasses.replace(config, masking=masking, batch_size=batch, parts=min(config.parts, batch))
         name = f"{inputs} in, {targets} out, {batch} samples"
-        variants.append(Variant(name=name, modalities=names, model=study.model, train=config))
+        variants.append(Variant(name=name, modalities=study.modalities, model=study.model, train=config))
     compare(study, variants, also=GIVEN_PICTURE)
 
 

@@ -16,16 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.evaluation.evaluate import EvaluationConfig, evaluate
+from backbone.evaluation.config import EvaluationConfig
+from backbone.evaluation.evaluate import evaluate
 from backbone.model import FourM
 from backbone.training.held_out import losses_of
+from backbone.training.mixing import TRAIN
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
+from tokenizers_zoo.records import write_json
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -106,6 +108,11 @@ class Study:
     def model(self) -> ModelConfig:
         """The size in use."""
         return PRESETS[self.arguments.preset]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that the training split of the tokens has."""
+        return tuple(TokenStore(self.tokens).modalities(TRAIN))
 
     def settings(self, mixtures: Sequence[Mixture] = (Mixture(),), steps: int = 0, **changes: Any) -> TrainConfig:
         """How the demo trains, for `steps` steps."""

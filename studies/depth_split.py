@@ -9,19 +9,15 @@ import dataclasses
 
 from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
-from backbone.training.mixing import TRAIN
-from tokenizers_zoo.data.tokens import TokenStore
-
 
 def main() -> None:
     study = Study.from_command_line("depth_split", __doc__, steps=1000)
-    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     blocks = study.model.encoder_depth + study.model.decoder_depth
     variants = []
     for decoder in range(1, blocks):
         model = dataclasses.replace(study.model, encoder_depth=blocks - decoder, decoder_depth=decoder)
         name = f"{blocks - decoder} encoder, {decoder} decoder"
-        variants.append(Variant(name=name, modalities=names, model=model, train=study.settings()))
+        variants.append(Variant(name=name, modalities=study.modalities, model=model, train=study.settings()))
     compare(study, variants, also=GIVEN_PICTURE)
 
 

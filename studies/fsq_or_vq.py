@@ -16,13 +16,11 @@ from common import GIVEN, Study, begin, cell, over_seeds
 from rich.table import Table
 
 from backbone.config import Mixture
-from backbone.training.mixing import TRAIN
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import read_table
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
+from tokenizers_zoo.records import read_table
 from tokenizers_zoo.training.state import EVALUATION
 
 TARGETS = "depth", "normal", "semseg"
@@ -33,8 +31,7 @@ MADE, BEST, GAP, USAGE = "made", "reconstructed", "gap closed", "codes in use"
 
 def targets_of(study: Study) -> tuple[str, ...]:
     """Those of the targets that there are tokens of."""
-    there = TokenStore(study.tokens).modalities(TRAIN)
-    return tuple(name for name in TARGETS if name in there)
+    return tuple(name for name in TARGETS if name in study.modalities)
 
 
 def zoo_of(study: Study, kind: str, checkpoints: Path) -> Zoo:

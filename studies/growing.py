@@ -23,9 +23,7 @@ from transfer import asked, generalist
 
 from backbone.cli.grow import REPLAY
 from backbone.growing import Trained, growing_config, grown_specs, write_report
-from backbone.training.mixing import TRAIN
 from backbone.training.train import train
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 
 SHARES = "0.2"
@@ -220,7 +218,7 @@ def main() -> None:
         shares=(SHARES, "steps of growing, as shares of --steps, with commas between"),
     )  # fmt: skip
     new, shares = study.arguments.add, shares_of(study.arguments.shares)
-    names = TokenStore(study.tokens).modalities(TRAIN)
+    names = study.modalities
     if new not in (can_be := [name for name in names if not study.zoo[name].spec.continuous]):
         raise UnknownNameError.of(f"modality with tokens in {study.tokens}, to be made:", new, can_be)
     runs = study.at_once("measured", measured, [(names, shares, seed) for seed in range(study.arguments.seeds)])

@@ -16,9 +16,7 @@ from common import Study, Variant, begin, interval, shown
 from rich.table import Table
 
 from backbone.config import PRESETS, ModelConfig
-from backbone.training.mixing import TRAIN
 from backbone.training.optim import for_width
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 
 SIZES = "nano,tiny,small"
@@ -39,12 +37,11 @@ def main() -> None:
     study = Study.from_command_line(
         "scaling", __doc__, steps=2000, sizes=(SIZES, "presets, or widths of nano's shape, with commas between")
     )
-    names = tuple(TokenStore(study.tokens).modalities(TRAIN))
     variants = []
     for size in dict.fromkeys(study.arguments.sizes.split(",")):
         model = model_of(size.strip())
         config = study.settings(learning_rate=for_width(study.arguments.rate, model.dim))
-        variants.append(Variant(name=size.strip(), modalities=names, model=model, train=config))
+        variants.append(Variant(name=size.strip(), modalities=study.modalities, model=model, train=config))
     if len({study.parameters(variant) for variant in variants}) < 2:
         raise ConfigError(f"--sizes {study.arguments.sizes}: expected models of two sizes or more, for a line")
     rows: list[dict[str, Any]] = []

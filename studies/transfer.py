@@ -16,8 +16,6 @@ from common import GIVEN, Study, Variant, begin, interval, shown
 from rich.table import Table
 
 from backbone.config import Mixture
-from backbone.training.mixing import TRAIN
-from tokenizers_zoo.data.tokens import TokenStore
 
 ORDER = GIVEN, "depth", "semseg", "normal", "caption", "boxes", "metadata"
 """Which come first in the smaller sets; others follow by name."""
@@ -54,7 +52,7 @@ def made(study: Study, names: Sequence[str]) -> list[str]:
 
 def sets_of(study: Study) -> list[tuple[str, ...]]:
     """The modalities of each generalist, the smallest set first."""
-    there = TokenStore(study.tokens).modalities(TRAIN)
+    there = study.modalities
     ordered = [name for name in ORDER if name in there] + [name for name in there if name not in ORDER]
     return [tuple(ordered[:size]) for size in dict.fromkeys((*SIZES, len(ordered))) if size <= len(ordered)]
 

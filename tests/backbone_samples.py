@@ -13,7 +13,7 @@ from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.tables import Tables
 from backbone.training.optim import Optimizer
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,

@@ -50,6 +50,8 @@ def backbone_results(
         if not any(len(ids) for ids, _, _ in streams):
             losses.append(torch.zeros(()))
             results[f"loss/{theirs}"] = torch.zeros(1)
+            results |= {f"target/{theirs}/{part}": torch.zeros(0) for part in ("logsumexp", "logprob")}
+            results |= {f"target/{theirs}/{part}": torch.zeros(0, dtype=torch.long) for part in ("ids", "argmax")}
             continue
         wanted, tokens_read, ranks = (pad_sequence(list(part), batch_first=True) for part in zip(*streams, strict=True))
         used = pad_sequence([torch.ones(len(ids), dtype=torch.bool) for ids, _, _ in streams], batch_first=True)

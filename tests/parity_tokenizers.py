@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.codec import CodecFiles
+from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.discovery import MODALITIES, Claim, Plugins, check_hooks
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
@@ -118,7 +119,7 @@ def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, .
 
 
 def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = None) -> Iterator[ModalityHandle]:
-    """The installed modalities that can import, that of the domain first; last the neutral one.
+    """The installed modalities that have tokenizers and can import, that of the domain first; last the neutral one.
 
     Those that spell tokens as text have them as ids here, which needs no vocabulary.
     """
@@ -127,7 +128,7 @@ def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = N
     zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in spelled}})
     hints = str(published.config.get("domain", "")), Path(published.place).name.replace("-", "_")
     handles = [zoo[name] for name in (zoo.names() if names is None else names)]
-    able = [handle for handle in handles if handle.implements("import_published")]
+    able = [handle for handle in handles if handle.implements("import_published") and not handle.spec.continuous]
     called = {handle.name: (handle.name, *handle.spec.aliases) for handle in able}
     yield from sorted(
         able,
@@ -162,5 +163,5 @@ def neutral(architecture: Architecture, table: dict[str, Any], checkpoint: Path)
     plugins.pm.register(plugin)
     return ModalityHandle(
         plugins=plugins, plugin=plugin, claim=claim, hooks=hooks, settings=Settings(NEUTRAL, table),
-        locate=lambda _: checkpoint,
+        codec=lambda spec: CodecFiles(spec=spec, checkpoint=checkpoint, origin=Origin()),
     )  # fmt: skip

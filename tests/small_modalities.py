@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 
 EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 LETTERS = '''

@@ -29,7 +29,7 @@ from backbone.model import FourM
 from backbone.training.data import Loader, Order, TokenData
 from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.tokens import TokenMetadata, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout, VectorLayout
 

@@ -67,7 +67,7 @@ def test_products_tell_the_difference_of_places_alone() -> None:
 
 def test_only_grids_turn() -> None:
     specs = all_layouts()
-    tables = Tables(specs, stored_positions={"clip": 40})
+    tables = Tables(specs, ModelConfig(stored_positions={"clip": 40}))
     rows = turn_table(tables, 8)
     still = torch.tensor([1.0] * 4 + [0.0] * 4)
     for name in ("picture", "pixels"):

@@ -40,11 +40,13 @@ from backbone.training.held_out import held_out_losses
 from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.mixing import Mix, open_sources
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
-from tokenizers_zoo.checkpoint import load_config, read_table, write_json
+from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.tokens import TokenColumn, read_part, write_part
+from tokenizers_zoo.data.token_part import read_part, write_part
+from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout
+from tokenizers_zoo.records import read_table, write_json
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
 HERE = Path(__file__).parent

@@ -16,9 +16,10 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.testing import check_modality
 from zoo_semantics.scene_class import PLACES
 

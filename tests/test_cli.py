@@ -427,6 +427,24 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     refused(zoo("backbone", "generate", "run", "--make", "rgb_patches", "--out", "made"), "rgb_patches", "input")
 
 
+def test_a_backbone_of_one_modality_has_nothing_to_be_asked(zoo: Run) -> None:
+    train = (
+        "--tokens",
+        "tokens",
+        "--out",
+        "alone",
+        "--modalities",
+        "depth",
+        "--set",
+        "steps=1",
+        "--set",
+        "batch_size=4",
+    )
+    assert zoo("backbone", "train", *train)[0] == 0
+    code, shown, _ = zoo("backbone", "eval", "alone")
+    assert code == 0 and "no pairs: nothing can be made here from something else" in shown
+
+
 def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def raising(error: BaseException) -> Callable[..., None]:
         def stop(**_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,7 @@ from tokenizers_zoo.errors import DataError, InvalidValueError
 from tokenizers_zoo.modality import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
-from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.testing.subject import Subject, generated_values
 
 ROOT = Path(__file__).parent.parent
 SMALL = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}})
@@ -368,6 +369,30 @@ def test_devices_are_compared(install_example: Install, monkeypatch: pytest.Monk
         "moody", {'return tensors["codes"].to(device)': 'return tensors["codes"][: 8 if device != "cpu" else 16]'}
     )
     assert "tokens differ between cpu and cpu:0" in results("moody")["devices"].message
+
+
+@pytest.mark.parametrize(("low", "high", "within"), [(None, 0.0, (-9, 0)), (5.0, None, (5, 14)), (None, None, (-9, 9))])
+def test_made_up_values_lie_within_one_bound_and_are_of_several_lengths(
+    low: float | None, high: float | None, within: tuple[float, float]
+) -> None:
+    made = generated_values(ValueSpec(shape=("time", 7), low=low, high=high), 8, np.random.default_rng(0))
+    assert [value.shape for value in made] == [(length, 7) for length in range(32, 24, -1)]
+    for value in made:
+        assert value.dtype == np.float32 and within[0] <= value.min() < value.max() <= within[1]
+        assert len(np.unique(value)) > 100
+
+
+def test_arrays_of_free_length_are_made_far_too_long(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
+    (module,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "Landmarks()" in text)
+    install("zoo-sound", {"tokenizers_zoo": {"sound": "zoo_sound:plugin"}}, {"zoo_sound": module})
+    uncut = module.replace("[:most]", "")
+    install("zoo-uncut", {"tokenizers_zoo": {"uncut": "zoo_uncut:plugin"}}, {"zoo_uncut": uncut})
+    assert all(result.passed for result in results("sound").values())
+    assert "of up to 96" in results("uncut")["long_inputs"].message
+    monkeypatch.setattr("tokenizers_zoo.testing.running.LONG_BASE", 0)
+    monkeypatch.setattr("tokenizers_zoo.testing.running.LONG_FACTOR", 0)
+    assert re.search(r"\d+ bytes take \d+ MB to encode, at most 0", results("sound")["long_inputs"].message)
 
 
 def test_long_inputs_are_watched(monkeypatch: pytest.MonkeyPatch, subjects: Callable[[str], Subject]) -> None:

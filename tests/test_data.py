@@ -18,7 +18,8 @@ from examples import only
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
 from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.data.tar import disk_errors, read_member, scan_shard, split_name, writing_shard
+from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
 
 BLOCK = 512

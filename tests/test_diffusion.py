@@ -18,7 +18,6 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.denoiser import Denoiser
 from tokenizers_zoo.families.spatial.diffusion import (
@@ -33,7 +32,7 @@ from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
 from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
 from tokenizers_zoo.families.spatial.sharpness import figures
-from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded
 from tokenizers_zoo.training.loop import train as loop
@@ -286,7 +285,7 @@ def test_tokens_of_the_base_stay_valid(base: Path, second: Path, tmp_path: Path,
     assert load_config(second)["lineage"] == [{"fingerprint": codec, "length": size}]
     assert fingerprint(second) != codec
     handle = zoo["rgb"].at(second)
-    assert grew_from(handle, codec, size) and not grew_from(handle, codec, size + 1)
+    assert handle.codec.grew_from(codec, size) and not handle.codec.grew_from(codec, size + 1)
     third = train(tmp_path / "third", diffusing(base=str(second), seed=3))
     assert [old["fingerprint"] for old in load_config(third)["lineage"]] == [codec, fingerprint(second)]
 

@@ -17,9 +17,9 @@ from typing import Literal
 import pytest
 
 from backbone.cli.config import TABLES
-from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview, Questions
+from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from backbone.config import TrainConfig as BackboneTrainConfig
-from backbone.evaluation.evaluate import EvaluationConfig
+from backbone.evaluation.config import EvaluationConfig, Questions
 from backbone.generation import Guidance, TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig

@@ -22,8 +22,9 @@ from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 from backbone.cli.main import backbone as command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from backbone.evaluation import evaluate as evaluation
+from backbone.evaluation.config import EvaluationConfig
 from backbone.evaluation.data import HELD, EvaluationData, gap_closed
-from backbone.evaluation.evaluate import EvaluationConfig, evaluate
+from backbone.evaluation.evaluate import evaluate
 from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
 from backbone.evaluation.pairs import default_pairs, ranked_names
 from backbone.evaluation.preview import Previews
@@ -37,13 +38,14 @@ from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo, progress
-from tokenizers_zoo.checkpoint import held
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,

@@ -297,6 +297,18 @@ def test_a_number_that_hardly_varies_in_training_does_not_drown_the_others() -> 
     assert module.standardise(other[None]).abs().max() < 30
 
 
+def test_numbers_of_unlike_units_are_learnt_alike() -> None:
+    units = np.where(np.arange(24) % 2, 1e5, 1e-3)
+    values = [(units * value).astype(np.float32) for value in vectors(200, 1)]
+    for value in values:
+        value[5] = 3.0  # never varies
+    settings = vector_settings(loss="smooth_l1")
+    module = VectorTask(VECTORS, settings).build(values, np.random.default_rng(0))
+    seen = module.standardise(torch.from_numpy(np.stack(values)))
+    expected = (np.arange(24) != 5).astype(np.float32)
+    np.testing.assert_allclose(seen.std(dim=0, correction=0).numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_channels_of_a_map_share_one_scale() -> None:
     from tokenizers_zoo.families.spatial.task import SpatialTask
 

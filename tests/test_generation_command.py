@@ -268,6 +268,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
         ("--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1", ("rgb_patches", "input only")),
         ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
+        ("--given caption=a.txt,depth=b.npy --make depth", ("caption=a.txt,depth=b.npy", "--given once for each")),
         ("--given caption --make depth --guide much", ("--guide much: expected a number",)),
         ("--given caption --make depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
         ("--given , --make depth", ("leave --given out to give nothing",)),

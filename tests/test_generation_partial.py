@@ -11,6 +11,7 @@ import pytest
 import torch
 from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
+from backbone.config import ModelConfig
 from backbone.generation import Guidance, TargetPlan, generate
 from backbone.generation.decoding import restricted
 from backbone.generation.inputs import GrowingInputs
@@ -122,7 +123,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 def test_kept_tokens_with_their_gaps_fit_the_positions_that_a_model_stores() -> None:
     least = TEXT.layout.max_length + 1
-    tables = Tables([TEXT, RIGHT], stored_positions={"words": least})
+    tables = Tables([TEXT, RIGHT], ModelConfig(stored_positions={"words": least}))
     kept = [np.array([-1, *[9] * (least - 3), -1, 8])]
     assert len(checked_partial(tables, "words", kept, 1)[0]) == least
     kept = [np.array([-1, *[9] * (least - 3), -1, 8, -1])]

@@ -16,14 +16,8 @@ from examples import only, trained, values, write_registry
 from small_modalities import LETTERS, installed
 
 from tokenizers_zoo import Zoo, defaults
-from tokenizers_zoo.checkpoint import (
-    fingerprint,
-    is_complete,
-    load_checkpoint,
-    replacing_file,
-    resolve_folder,
-    save_checkpoint,
-)
+from tokenizers_zoo.checkpoint import fingerprint, is_complete, load_checkpoint, resolve_folder, save_checkpoint
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -219,7 +213,7 @@ def test_a_hub_id_is_no_folder_that_is_missing(
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
     made = dataclasses.replace(hub.codec, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, revision: f"/cache/{hub_id}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: f"/cache/{hub_id}")
     assert made.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
     assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
@@ -322,6 +316,7 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
         (".round().long()", ".round().long()[:, :2]", r"gave int64 \(3, 2, 4\).* declares int64 \(batch, 4, 4\) in"),
         (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
         ("means = reduce(", "means = reduse(", r"encode .* failed: NameError: name 'reduse' is not defined \(.*zoo_a"),
+        ("return repeat(", "raise NotImplementedError  # (", r"decode .* failed: .*: decode is to be written"),
         ("return (means", "return None and (means", r"encode .* gave None"),
         ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
         ("p=4, q=4)\n\n    @hookimpl\n    def tr", "p=4, q=2)\n\n    @hookimpl\n    def tr", r"decode .* \(1, 16, 8\)"),
@@ -366,6 +361,14 @@ def test_transform_takes_any_size_and_gives_the_declared_one(ready: Callable[...
     assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
     with pytest.raises(InvalidValueError, match="shape is not"):
         handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
+
+
+def test_a_size_that_transform_keeps_is_the_values_own(ready: Callable[..., Any]) -> None:
+    """Of plugins that mirror and do not resize: it is the file that does not fit, and not what the plugin does."""
+    handle = ready({"return np.ascontiguousarray(picked": "return value  # ("})
+    assert handle.transform(values()[0], Crop()).shape == (1, 16, 16)
+    with pytest.raises(InvalidValueError, match=r"a_map: expected float32 \(1, 16, 16\).* got float32 \(1, 40, 40\)"):
+        handle.transform(values(side=40)[0], Crop())
 
 
 # ---------------------------------------------------------------- defaults of optional hooks

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a line may import from the lines above it, and from itself. docs/architecture.md draws it.
 ORDER = {
     "tokenizers_zoo": (
-        "errors", "config", "keys", "checkpoint", "intervals", "device", "pretrained", "modality", "labellers",
-        "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs", "wordpieces",
-        "ml4m.words", "vocabulary", "quantizers",
+        "errors", "config", "keys", "disk", "records", "checkpoint", "intervals", "device", "pretrained", "modality",
+        "labellers", "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs",
+        "wordpieces", "ml4m.words", "vocabulary", "quantizers",
         "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
         "training.batches", "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery",
         "codec", "handle", "source_handle", "sharing", "registry", "pipeline", "report", "report.pictures",
@@ -30,12 +30,13 @@ ORDER = {
         "saving", "run", "training", "training.data", "training.mixing", "training.held_out", "training.muon",
         "training.optim", "training.average", "training.balance", "training.compiling", "training.distributed",
         "training.identity", "training.starting", "training.log", "training.parts", "training.train", "packing",
-        "codecs", "features", "generation", "evaluation", "evaluation.gallery", "evaluation.data", "evaluation.pairs",
-        "evaluation.table", "evaluation.evaluate", "evaluation.preview", "growing", "cli", "cli.config", "cli.run",
-        "retrieval", "transfer.config", "transfer.judging", "transfer.kinds", "transfer.tasks", "transfer.samples",
-        "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora", "transfer.probe", "transfer.keeping",
-        "transfer.saving", "transfer.scores", "transfer.training", "transfer.compare", "transfer.predicting",
-        "transfer.cli", "transfer", "ml4m", "cli.generate", "cli.grow", "cli.main",
+        "codecs", "features", "generation", "evaluation", "evaluation.config", "evaluation.gallery", "evaluation.data",
+        "evaluation.loss", "evaluation.pairs", "evaluation.table", "evaluation.evaluate", "evaluation.preview",
+        "growing", "cli", "cli.config", "cli.run", "retrieval", "transfer.config", "transfer.metrics",
+        "transfer.judging", "transfer.kinds", "transfer.tasks", "transfer.samples", "transfer.reading",
+        "transfer.decoder", "transfer.heads", "transfer.lora", "transfer.probe", "transfer.keeping", "transfer.saving",
+        "transfer.scores", "transfer.training", "transfer.compare", "transfer.predicting", "transfer.cli", "transfer",
+        "ml4m", "cli.generate", "cli.grow", "cli.main",
     ),
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}
@@ -289,3 +290,9 @@ def test_listing_modalities_imports_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     names, specs = map(int, done.stdout.split())
     assert names >= len(modality_names()) and specs > 0
+
+
+def test_comparing_probes_imports_no_torch() -> None:
+    """Their figures are in files."""
+    script = "import sys, backbone.transfer.compare; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

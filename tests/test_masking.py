@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backbone.batch import PackedBatch, RawBatch
 from backbone.budgets import fill, fill_with_limit
-from backbone.config import MaskingConfig, Mixture
+from backbone.config import MaskingConfig, Mixture, ModelConfig
 from backbone.masking import Masker
 from backbone.spans import Spans, choose, mask_spans, ragged
 from backbone.tables import Tables
@@ -283,7 +283,7 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    batch = Masker(Tables(specs, marked_inputs=marked_inputs), config)(raw, seed=seed, step=3)
+    batch = Masker(Tables(specs, ModelConfig(marked_inputs=marked_inputs)), config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
     check_batch(specs, raw, batch, config, marked_inputs)
 
@@ -363,7 +363,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
 
 def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
-    tables = Tables(specs, marked_inputs=True)
+    tables = Tables(specs, ModelConfig(marked_inputs=True))
     raw = raw_batch(specs, 300)
     raw.lengths[:, 0] = 4
     mixtures = (Mixture(inputs=("words",)),)
@@ -393,7 +393,7 @@ def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for(
     raw = raw_batch(specs, 200)
     raw.lengths[:, 0] = 50
     config = MaskingConfig(input_budget=30, target_budget=16, min_input=0, mixtures=(Mixture(inputs=("words",)),))
-    batch = Masker(Tables(specs, marked_inputs=True), config)(raw, seed=0, step=0)
+    batch = Masker(Tables(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config, marked_inputs=True)
     read = np.where(batch.targets.mask & (batch.targets.modalities == 0), batch.targets.read, FIRST_WORD)
     first = np.where(read < FIRST_WORD, read, FIRST_WORD).min(axis=1)
@@ -406,7 +406,7 @@ def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
     config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
-    targets = Masker(Tables(specs, marked_inputs=True), config)(raw, seed=0, step=0).targets
+    targets = Masker(Tables(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0).targets
     last = targets.mask.sum(dim=1) - 1
     assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from backbone_samples import TRAINING, spec, write_store
 from parity import drawn
 from parity_backbone import backbone_results
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backbone.ml4m.convert import export_backbone, import_backbone
@@ -59,7 +59,8 @@ def shapes_of(config: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> dict
     shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, DIM), "decoder_proj_context.weight": (DIM, DIM)}
     shapes["decoder_proj_context.bias"] = (DIM,)
     gated = config.get("gated_mlp", False)
-    hidden = int((2 / 3 if gated else 1) * config["mlp_ratio"] * DIM)
+    hidden = int(config["mlp_ratio"] * DIM)
+    hidden = int(2 * hidden / 3) if gated else hidden
 
     def linear(name: str, outputs: int, inputs: int, key: str) -> None:
         shapes[f"{name}.weight"] = (outputs, inputs)
@@ -293,6 +294,25 @@ def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path
     assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
 
 
+def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
+    """4M's code reads the configuration from there, too; a file may say nothing at all."""
+    for number, metadata in enumerate(({"dim": "24", "act_layer": "SiLU", "format": "pt"}, {})):
+        folder = tmp_path / str(number)
+        write_published(dataclasses.replace(published(VARIANTS["gated"]), metadata=metadata), folder / "published")
+        found = read_published(folder / "published")
+        assert found.metadata == metadata and not found.same_as
+        imported(found, folder)
+        write_published(export_backbone(folder / "backbone"), folder / "again")
+        assert read_published(folder / "again").metadata == metadata
+
+
+def test_a_tensor_in_two_files_is_told(tmp_path: Path) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path)
+    save_file({"mask_token": torch.zeros(1, 1, DIM)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: has mask_token, as another file|model\.safe.* has"):
+        read_published(tmp_path)
+
+
 def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path) -> None:
     """Spans are marked from [S_1] on, id 5; [EOS], id 3, stands behind what is given to its end."""
     imported(published(VARIANTS["gated"]), tmp_path)
@@ -398,6 +418,13 @@ def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:
         (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU: expected SiLU or GELU"),
         (lambda config, tensors: config.update(decoder_causal_mask=True), "decoder_causal_mask = True"),
         (lambda config, tensors: config.update(num_heads=5), "multiple of 4 and of heads"),
+        (lambda config, tensors: config.update(norm_bias="no"), "norm_bias 'no': expected true or false"),
+        (lambda config, tensors: config.update(image_size=None), "image_size None: expected a number of pixels"),
+        (lambda config, tensors: config.update(patch_size=0), "patch_size 0: expected a number of pixels"),
+        (
+            lambda config, tensors: tensors.update(mask_token=tensors["mask_token"].double()),
+            r"mask_token is torch\.float64, which float32 does not hold to the bit",
+        ),
         (lambda config, tensors: config["domains_in"].append("det"), "names det, and there is no tensor of it"),
         (
             lambda config, tensors: tensors.update({"encoder_norm.bias": torch.ones(DIM)}),

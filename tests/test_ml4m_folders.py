@@ -21,11 +21,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from backbone.ml4m.commands import export_command, import_command
 from backbone.ml4m.folders import modality_of
 from backbone.saving import load_model
-from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
+from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.vocabulary import Coordinate, TextVocabulary, VocabularyConfig
 
@@ -267,6 +267,54 @@ def test_a_tokenizer_is_imported_once_and_runs(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
 
 
+def test_what_is_there_is_told_from_others_of_the_same_configuration(tmp_path: Path) -> None:
+    """Published variants (CC12M, COYO, text to image) share a configuration; only their weights differ."""
+    backbone = {name: published({**VARIANTS["gated"], "domains_in": ["caption"], "domains_out": ["caption"]}, seed=name)
+                for name in ("CC12M", "COYO")}  # fmt: skip
+    for name, checkpoint in backbone.items():
+        write_published(checkpoint, tmp_path / name)
+    for seed, name in enumerate(("one", "two")):
+        tokenizer = published_tokenizer(seed=seed, **MEMCODES, n_channels=768)
+        write_published(tokenizer, tmp_path / name / "dinov2_global")
+    write_published(published_tokenizer(**{**MEMCODES, "codebook_size": 64}, n_channels=768), tmp_path / "three")
+    for first, others in (("CC12M", {"COYO": "the weights differ"}), ("one", {
+        "two": "the weights differ", "three": r"config\.json\.codebook_size was 32, is 64"})):  # fmt: skip
+        more = () if first == "CC12M" else ("--as", "dinov2_global")
+        inner = "" if first == "CC12M" else "dinov2_global"
+        run(import_command, tmp_path / first / inner, tmp_path / "out", *more)
+        before = files_in(tmp_path / "out")
+        for other, difference in others.items():
+            source = tmp_path / other / (inner if other == "two" else "")
+            with pytest.raises(CheckpointError, match=rf"another published checkpoint than .* \({difference}\)"):
+                run(import_command, source, tmp_path / "out", *more)
+        assert "is there already" in run(import_command, tmp_path / first / inner, tmp_path / "out", *more)
+        assert files_in(tmp_path / "out") == before
+
+
+def test_what_was_not_imported_stays(tmp_path: Path) -> None:
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "in" / "dinov2_global")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "registry.toml").unlink()
+    place = tmp_path / "out" / "tokenizers" / "dinov2_global" / "config.json"
+    config = read_table(place)
+    del config["published"]  # as one that was trained here
+    place.write_text(json.dumps(config))
+    before = files_in(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"dinov2_global: holds a .* that was not imported; give another OUT"):
+        run(import_command, tmp_path / "in", tmp_path / "out")
+    assert files_in(tmp_path / "out") == before
+
+
+def test_another_vocabulary_is_not_taken_for_the_published_one(tmp_path: Path) -> None:
+    file = text_file(tmp_path / "text.json")
+    run(import_command, file, tmp_path / "out")
+    assert "is there already" in run(import_command, file, tmp_path / "out")
+    other = tmp_path / "other.json"
+    other.write_text(file.read_text().replace("sit", "run"))
+    with pytest.raises(CheckpointError, match=r"text: holds another vocabulary than .*other\.json; give another OUT"):
+        run(import_command, other, tmp_path / "out")
+
+
 class Killed(BaseException):
     """In place of a signal."""
 
@@ -382,6 +430,8 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fails(CheckpointError, "no published checkpoint here", tmp_path / "empty")
     fails(CheckpointError, "no such folder, and not a hub id", tmp_path / "nowhere")
+    (tmp_path / "model.safetensors").touch()
+    fails(CheckpointError, "is a file; give the folder of the checkpoint", tmp_path / "model.safetensors")
     fails(CheckpointError, r"nowhere\.json: no such file; give that of 4M's text tokenizer", tmp_path / "nowhere.json")
     for name in ("one", "two"):
         write_published(published(VARIANTS["gated"]), tmp_path / "two" / name)

@@ -24,7 +24,7 @@ from tokenizers_zoo.families.spatial.diffusion import noise_schedule
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import UNETS, VITS, read_architecture
-from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 
 TOLERANCE = 2e-5
 VIT: dict[str, Any] = {
@@ -134,6 +134,14 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     assert_same(handle.export_published(), checkpoint)
     write_published(handle.export_published(), tmp_path / "again")
     assert_same(read_published(tmp_path / "again"), checkpoint)
+
+
+def test_what_a_file_says_beside_its_tensors_is_exported(tmp_path: Path) -> None:
+    """4M reads the configuration from there."""
+    checkpoint = dataclasses.replace(published(**VIT), metadata={"format": "pt", "enc_type": "vit_b_enc"})
+    exported = imported(checkpoint, tmp_path / "own", names=()).export_published()
+    write_published(exported, tmp_path / "again")
+    assert read_published(tmp_path / "again").metadata == checkpoint.metadata
 
 
 def test_a_file_that_does_not_say_its_class(tmp_path: Path) -> None:
@@ -408,6 +416,11 @@ def test_the_installed_modality_is_chosen_by_domain_or_name(zoo: Zoo) -> None:
     ):
         found = list(candidates(published(place=place, **config), names))
         assert found[0].name == first and found[-1].name == NEUTRAL
+
+
+@pytest.mark.parametrize("case", ["features", "vectors"])
+def test_values_that_no_installed_modality_has_are_of_a_neutral_one(case: str, tmp_path: Path) -> None:
+    assert imported(published(**CASES[case][0]), tmp_path).name == NEUTRAL
 
 
 def test_other_names_are_unambiguous(zoo: Zoo) -> None:

@@ -129,10 +129,10 @@ def test_only_matrices_and_output_rows_decay() -> None:
 
 def test_stored_positions_have_to_suffice() -> None:
     specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
-    Tables(specs, stored_positions={"words": 21, "picture": 36})
+    Tables(specs, ModelConfig(stored_positions={"words": 21, "picture": 36}))
     for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
         with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
-            Tables(specs, stored_positions={name: rows})
+            Tables(specs, ModelConfig(stored_positions={name: rows}))
 
 
 @pytest.mark.parametrize("name", ["type", "values", "half"])
@@ -300,6 +300,12 @@ def test_presets_and_their_errors() -> None:
     for ratio in (0.001, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=rf"mlp_ratio: expected a number that gives an MLP .*, got {ratio}"):
             ModelConfig(mlp_ratio=ratio)
+
+
+def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
+    """int(2 * int(5 * 60) / 3), where two thirds, five times and sixty times in a row come to 199.99."""
+    assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0).mlp_hidden == 200
+    assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
 
 
 def test_tables_place_each_modality_once() -> None:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
-from page_shell import Shell, page_files, page_steps
+import numpy as np
+import pytest
+from page_shell import BLOCK, Shell, page_files, page_steps
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
+from tokenizers_zoo.testing import check_modality
+from tokenizers_zoo.values import array_bytes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"
@@ -88,6 +100,58 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     refused = shell.run("zoo backbone generate run --given rgb_patches --make elevation --out no", 1)
     assert "elevation" in refused and len(refused.strip().splitlines()) == 1
     assert core_digest() == before, "a file of the core or the backbone was changed"
+
+
+@pytest.fixture
+def example(install: Callable[..., Path]) -> Callable[[str], Zoo]:
+    """Install a plugin that the page shows whole, by the name of its class."""
+    texts = [text for path, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if not path]
+
+    def add(name: str) -> Zoo:
+        (module,) = (text for text in texts if f"plugin = {name}()" in text)
+        key = name.lower()
+        install(f"zoo-{key}", {"tokenizers_zoo": {key: f"zoo_{key}:plugin"}}, {f"zoo_{key}": module})
+        return Zoo.installed()
+
+    return add
+
+
+@pytest.mark.parametrize("name", ["Joints", "Reach", "Landmarks", "Weather"])
+def test_the_other_plugins_of_the_page_keep_the_contract(name: str, example: Callable[[str], Zoo]) -> None:
+    results = check_modality(example(name), name.lower())
+    assert ("long_inputs" in {result.name for result in results if result.skipped}) == (name != "Landmarks")
+
+
+def test_a_series_is_read_as_the_page_says(example: Callable[[str], Zoo]) -> None:
+    reach = example("Reach")["reach"]
+    steps = np.random.default_rng(0).uniform(-1, 1, (11, 7)).round(2)
+    value = reach.read(array_bytes(steps), "npy")
+    assert np.array_equal(value, np.concatenate([steps, steps[-1:].repeat(5, 0)]).T.astype(np.float32))
+    for wrong, message in (
+        (steps.T, r"expected \(time, 7\), got \(7, 11\)"),
+        (np.full((16, 7), np.nan), "has to be finite"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            reach.read(array_bytes(wrong), "npy")
+
+
+def test_an_instance_needs_no_plugin() -> None:
+    (tables,) = (text for _, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if 'plugin = "semseg"' in text)
+    value = Zoo.from_tables(tomllib.loads(tables))["organs"].spec.value
+    assert value.classes == ("void", "background", "liver", "kidney", "spleen") and value.unscored == ("void",)
+
+
+def test_all_that_a_series_lets_a_plugin_say_is_named() -> None:
+    section = PAGE.read_text(encoding="utf-8").split("## A time series")[1].split("\n## ")[0].split("Attributes ")[1]
+    named = set(re.findall(r"`([a-z_]+)[`(]", section))
+    as_of_pictures = set(re.findall(r"`([a-z_]+)[`(]", PAGE.with_name("own-sensor.md").read_text(encoding="utf-8")))
+    declared = {name for base in SeriesModality.__mro__ for name in inspect.get_annotations(base)}
+    assert named <= {*dir(SeriesModality), *declared}
+    public = {
+        name for base in (SeriesModality, TemporalModality) for name, member in vars(base).items()
+        if inspect.isfunction(member) and not hasattr(member, "tokenizers_zoo_impl")
+    }  # fmt: skip
+    assert public <= named | as_of_pictures
 
 
 def test_no_file_of_the_core_knows_the_plugin() -> None:

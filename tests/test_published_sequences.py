@@ -421,7 +421,7 @@ def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World
 
 def test_a_vocabulary_on_the_hub_is_read_from_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     source = world.folder / "out" / "tokenizers" / "text"
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, revision: str(source))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(source))
     tables = world.zoo.tables
     caption = {**tables["modalities"].get("caption", {}), "checkpoint": "somebody/text"}
     zoo = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], "caption": caption}}, world.zoo.path)
@@ -466,7 +466,8 @@ def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
     """Training makes the vocabulary, too; tokens are stored, and still its own after the vocabulary has grown."""
     from tokenizers_zoo.data.shards import ValueStore
     from tokenizers_zoo.data.tar import writing_shard
-    from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer
+    from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
     from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
 
     zoo = small(tmp_path, MASKS, "caption")

@@ -24,24 +24,27 @@ from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.model import FourM
-from backbone.retrieval import building
+from backbone.retrieval import building, vector_files
 from backbone.retrieval.building import build
 from backbone.retrieval.cli import retrieve
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
 from backbone.retrieval.embedding import Embedder, Samples, check_via
 from backbone.retrieval.evaluate import evaluate_retrieval
-from backbone.retrieval.index import Index, faiss
+from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import RIGHT, framed, write_hits
 from backbone.retrieval.query import combined, query_keys, query_values
 from backbone.retrieval.recall import chance
 from backbone.retrieval.spaces import unit
+from backbone.retrieval.vector_files import faiss, index_of
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import load_config, save_checkpoint, write_json
-from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
+from tokenizers_zoo.checkpoint import load_config, save_checkpoint
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.report.pictures import cells_of
 
 
@@ -282,16 +285,16 @@ def test_a_build_goes_on_after_a_kill(
     whole, place, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
     shutil.copytree(world.run, run)
     build(run, world.zoo, whole, config=EmbeddingConfig(), search=search)
-    written = building._write
+    written = building.write_vectors
 
-    def killed(library: Any, path: Path, *given: Any) -> None:
+    def killed(path: Path, *given: Any) -> None:
         if path.name == "of-gist.faiss":
             os._exit(9)
-        written(library, path, *given)
+        written(path, *given)
 
     reader = os.fork()
     if reader == 0:  # pragma: no cover
-        monkeypatch.setattr(building, "_write", killed)
+        monkeypatch.setattr(building, "write_vectors", killed)
         build(world.run, world.zoo, place, config=EmbeddingConfig(), search=search)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 9
@@ -343,12 +346,12 @@ def test_another_build_begins_anew(world: World, index: Index, tmp_path: Path, m
     """A build that did not come to its end was of another space, and the next one of other modalities."""
     place = tmp_path / "index"
 
-    def full(library: Any, path: Path, *given: Any) -> None:
+    def full(path: Path, *given: Any) -> None:
         raise OSError(28, "No space left on device")
 
     for space, names in (("centred", NAMES), ("shared", NAMES[::-1])):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(building, "_write", full)
+            patch.setattr(building, "write_vectors", full)
             build(world.run, world.zoo, place, config=EmbeddingConfig(space=space), modalities=names)  # type: ignore[arg-type]
         assert (tmp_path / ".index.building" / "new" / "config.json").is_file() and not place.exists()
     build(world.run, world.zoo, place, config=EmbeddingConfig())
@@ -403,18 +406,19 @@ def test_how_far_a_graph_is_is_told_and_changes_nothing(monkeypatch: pytest.Monk
     """The graph is that of all vectors added in one go by one thread."""
     vectors = unit(np.random.default_rng(0).standard_normal((3000, 16)))
     library, told = faiss(), list[int]()
-    monkeypatch.setattr(building, "LOOK", 0.02)
-    made = building._index_of(library, vectors, "approximate", told.append)
+    monkeypatch.setattr(vector_files, "LOOK", 0.02)
+    made = index_of(vectors, "approximate", told.append)
     assert len(told) > 3 and sum(told) == 3000 and min(told) >= 0 and max(told) < 3000
-    plain = library.IndexHNSWFlat(16, building.LINKS, library.METRIC_INNER_PRODUCT)
-    plain.hnsw.efConstruction = building.BUILD_WIDTH
+    plain = library.IndexHNSWFlat(16, vector_files.LINKS, library.METRIC_INNER_PRODUCT)
+    plain.hnsw.efConstruction = vector_files.BUILD_WIDTH
     threads = library.omp_get_max_threads()
     library.omp_set_num_threads(1)
     plain.add(vectors)
     library.omp_set_num_threads(threads)
     assert np.array_equal(library.serialize_index(made), library.serialize_index(plain))
+    monkeypatch.setattr(vector_files, "faiss", lambda: _Broken(library))
     with pytest.raises(AssertionError):
-        building._index_of(_Broken(library), vectors, "approximate")
+        index_of(vectors, "approximate")
 
 
 class _Broken:
@@ -634,7 +638,7 @@ def test_a_build_that_ends_while_another_begins_is_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other removes its folder between the second's look at it and its lock."""
-    taken = building.checkpoint.held
+    taken = building.held
 
     @contextlib.contextmanager
     def late(folder: Path, told: str) -> Iterator[None]:
@@ -642,7 +646,7 @@ def test_a_build_that_ends_while_another_begins_is_told(
             folder.rmdir()
             yield
 
-    monkeypatch.setattr(building.checkpoint, "held", late)
+    monkeypatch.setattr(building, "held", late)
     assert "another process builds this index" in refused(world, "build", world.run, "--out", tmp_path / "index")
     assert not list(tmp_path.iterdir())
 
@@ -674,7 +678,7 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
 ) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng.standard_normal((1000, 16))), unit(rng.standard_normal((50, 16)))
-    made = [building._index_of(faiss(), vectors, kind) for kind in ("exact", "approximate", "approximate")]
+    made = [index_of(vectors, kind) for kind in ("exact", "approximate", "approximate")]
     rows = [made_one.search(queries, 5)[1] for made_one in made]
     expected = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
     assert np.array_equal(rows[0], expected)
@@ -835,6 +839,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
         (("--given", "letters=FILE", "--weights", "dark=1"), ("--weights dark: is not given; given: letters",)),
         (("--given", "letters=FILE", "--weights", "letters=much"), ("--weights letters=much: expected NAME=NUMBER",)),
         (("--given", "letters=FILE", "--weights", "letters=nan"), ("--weights letters=nan: expected NAME=NUMBER",)),
+        (("--given", "letters=FILE", "--weights", "letters=1,letters=2"), ("letters=2: letters is there twice",)),
         (("--given", "letters=FILE", "--exclude-self"), ("give --keys",)),
         (("--keys", "test-000", "--given", "letters=FILE"), ("expected a NAME beside --keys",)),
         (("--keys", "tset-000", "--given", "light"), ("unknown sample 'tset-000'", "did you mean test-000")),

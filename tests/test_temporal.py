@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from examples import only
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.doctor import examine
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.temporal.model import TemporalCodec, TemporalTask, TemporalVQ
 from tokenizers_zoo.modality import Crop, Metric
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.testing import check_modality
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")
 TINY = {"steps": 2, "eval_every": 2, "batch_size": 2, "width": 16, "depth": 1, "levels": [4, 3], "latent_dim": 8}
@@ -46,6 +53,20 @@ class Film(ClipModality, Pulse):
         return {}
 
 
+LEADS = """
+import numpy as np
+from tokenizers_zoo.families.temporal import SeriesModality
+from tokenizers_zoo.modality import Metric
+
+class Leads(SeriesModality):
+    summary, channels, low, high = "32 electrodes", 32, -5.0, 5.0
+    metrics = (Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)
+
+    def measure(self, predicted, target, options):
+        return {"mae": float(np.mean([np.abs(a - b).mean() for a, b in zip(predicted, target, strict=True)]))}
+
+plugin = Leads()
+"""
 SERIES, CLIP = {"length": 16, "patch_length": 4}, {"frames": 4, "patch_frames": 2, "image_size": 8, "patch_size": 4}
 CASES: dict[str, tuple[Any, dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     "one axis": (Pulse(), {**SERIES, "tokenizer": TINY}, (2, 16), (4,)),
@@ -163,6 +184,53 @@ def test_mirroring_and_cutting() -> None:
     film = values((4, 1, 8, 8), 1)[0]
     mirrored = Film().transform(film, Crop(flip=True), settings(CASES["space and time"][1]))
     np.testing.assert_allclose(mirrored, film[..., ::-1], atol=1e-6)
+
+
+def test_the_picture_of_a_series_has_a_curve_for_each_channel() -> None:
+    class Drawn(Pulse):
+        picture = SeriesModality.picture
+
+    value = np.stack([np.linspace(-3, 5, 16), np.full(16, 2.0)]).astype(np.float32)
+    drawn = np.asarray(Drawn().render(value, settings(CASES["one axis"][1])).convert("L")) < 255
+    assert drawn.shape == (64, 256)
+    rising, flat = drawn[:32], drawn[32:]
+    first, last = rising[:, 0].nonzero()[0], rising[:, -1].nonzero()[0]
+    assert first.min() > 25 and last.max() < 5 and len(np.unique(flat.nonzero()[0])) == 1
+    assert Drawn().render(value.repeat(40, 0), settings(CASES["one axis"][1])).size == (256, 80 * 8)
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "residual_fsq"])
+def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callable[..., Path], tmp_path: Path) -> None:
+    """However many channels it has: what crops and shifts of pictures are judged by says nothing about it."""
+    install("zoo-leads", {"tokenizers_zoo": {"leads": "zoo_leads:plugin"}}, {"zoo_leads": LEADS})
+    table = {"checkpoints": str(tmp_path / "tokenizers")}
+    zoo = only(zoo=table, modalities={"leads": {"tokenizer": {"quantizer": quantizer}}})
+    found = {result.name: result for result in check_modality(zoo, "leads")}
+    assert found["crop_geometry"].message == "skipped: its values are no pictures that are cropped"
+    for split in ("train", "test"):
+        with writing_shard(tmp_path / "data" / split / "leads" / "shard-00000.tar") as shard:
+            for number, value in enumerate(values((32, 128), 6)):
+                shard.add(f"{split}-{number}", *zoo["leads"].write(value))
+    gates = {finding.gate: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}
+    assert gates["crops"].skipped and gates["crops"].figure == "its values are no pictures that are cropped"
+    assert zoo["leads"].spec.places == (zoo["leads"].spec.layout.shape[0],)
+
+
+def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:
+    """Beside pictures: channels and time steps are no height and width, though its tokens have two axes."""
+    table = {"length": 32, "patch_length": 8, "tokenizer": {"quantizer": "residual_fsq"}}
+    sizes = {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "imu"]}
+    zoo = Zoo.from_tables({"zoo": sizes, "modalities": {"imu": table}})
+    rng = np.random.default_rng(0)
+    for name, shape in (("rgb", (3, 16, 16)), ("imu", zoo["imu"].spec.value.shape)):
+        folder, unit = tmp_path / "own" / name, 20 if name == "imu" else 1
+        folder.mkdir(parents=True)
+        for number in range(2):
+            data, extension = zoo[name].write(rng.uniform(0, unit, shape).astype(np.float32))
+            (folder / f"{number}.{extension}").write_bytes(data)
+    options = {"path": str(tmp_path / "own"), "test_fraction": 0}
+    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    assert [(outcome.modality, outcome.written) for outcome in made.outcomes] == [("imu", 2), ("rgb", 2)]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS
+from tokenizers_zoo.codec import CodecFiles
+from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_file import read_tokens
-from tokenizers_zoo.data.tokens import TokenColumn, TokenMetadata, TokenStore, read_part, samples_digest, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
@@ -138,8 +141,9 @@ def codec(
     folder = tmp_path / "codec"
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))
-    spec = SimpleNamespace(layout=layout, vocab_size=vocab_size)
-    files = SimpleNamespace(folder=lambda: folder)
+    (folder / WEIGHTS).touch()
+    spec: Any = SimpleNamespace(layout=layout, vocab_size=vocab_size)
+    files = CodecFiles(spec=spec, checkpoint=folder, origin=Origin())
     return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, codec=files, spec=spec)
 
 

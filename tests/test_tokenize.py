@@ -20,22 +20,24 @@ from examples import only
 from toy_plugins import install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import difference
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
-from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, read_part, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import read_ahead
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.info import describe_tokens, unfinished_tokens
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer, train_tokenizer, training_samples
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
 from tokenizers_zoo.pipeline.views import Row, Views, random_crop
+from tokenizers_zoo.records import difference
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
     with writing_shard(data / "test/words/zzz.tar") as writer:
         for key in ("zz-1", "zz-2"):
             writer.add(key, b"nothing", "txt")
-    monkeypatch.setattr("tokenizers_zoo.pipeline.tokenizers.BATCH", whole.samples + 2)
+    monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.BATCH", whole.samples + 2)
     result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch of which all is refused
     assert (result.samples, set(result.dropped)) == (whole.samples, {"odd", "broken", "zz-1", "zz-2"})
     for path in (data / "test/words").glob("*.tar"):

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_zoo.checkpoint import difference, load_checkpoint
+from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.records import difference
 from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train

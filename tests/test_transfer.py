@@ -25,14 +25,15 @@ from backbone.transfer import load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
+from backbone.transfer.metrics import left_out_text
 from backbone.transfer.samples import chosen
-from backbone.transfer.scores import left_out_text
-from tokenizers_zoo.checkpoint import file_digest
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.tokens import TokenStore, write_part
+from tokenizers_zoo.data.token_part import write_part
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.training.state import STATE

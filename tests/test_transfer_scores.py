@@ -18,8 +18,8 @@ from transfer_world import SOURCES, World, make_world, read, train
 from backbone.transfer import judging, load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.judging import errors
+from backbone.transfer.metrics import unseen_text
 from backbone.transfer.saving import packed_constant, unpacked_constant
-from backbone.transfer.scores import unseen_text
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
 

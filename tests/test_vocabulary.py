@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_plugins import snapshot
 
-from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.records import read_json, write_json
 from tokenizers_zoo.vocabulary import (
     PAD,
     Coordinate,

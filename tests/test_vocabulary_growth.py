@@ -15,7 +15,8 @@ from toy_plugins import snapshot
 
 from backbone.codecs import stored_samples
 from backbone.config import MaskingConfig, ModelConfig, TrainConfig
-from backbone.evaluation.evaluate import EvaluationConfig, evaluate
+from backbone.evaluation.config import EvaluationConfig
+from backbone.evaluation.evaluate import evaluate
 from backbone.generation.files import generate_to_folder
 from backbone.generation.plan import TargetPlan
 from backbone.generation.recipe import Recipe
@@ -27,7 +28,8 @@ from backbone.training.data import TokenData
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
-from tokenizers_zoo.data.tokens import TokenMetadata, TokenStore, write_part
+from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -176,7 +178,7 @@ def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
     older = shutil.copytree(world.vocabulary, world.folder / "older")
     grow_vocabulary(world.zoo(), "text")
     hub = world.vocabulary.rename(world.folder / "hub")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, revision: str(hub))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(hub))
     world.zoo()
     table = "".join(f'[modalities.{name}]\ncheckpoint = "somebody/text"\n' for name in USED)
     text = (world.folder / "registry.toml").read_text()
@@ -281,7 +283,7 @@ def test_want_of_room_and_more_room(world: World, add_mood: None) -> None:
 
 def shrunk(world: World, size: int) -> Zoo:
     """A zoo whose vocabulary was trained with room for `size` ids."""
-    from tokenizers_zoo.checkpoint import read_json, write_json
+    from tokenizers_zoo.records import read_json, write_json
 
     config: dict[str, Any] = read_json(world.vocabulary / "config.json")
     write_json(world.vocabulary / "config.json", config | {"vocabulary": config["vocabulary"] | {"size": size}})

@@ -93,6 +93,18 @@ class CodecFiles:
             )
         return checkpoints.joint_fingerprint(found, first_fingerprint(self.vocabulary_folder()))
 
+    def grew_from(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
+        """True where the codec grew from that one, and has the same first `needed_vocab_size` ids.
+
+        A text vocabulary gets more ids; a tokenizer of a base that was frozen gets another decoder.
+        """
+        try:
+            lineage = checkpoints.load_config(self.folder()).get("lineage", [])
+            lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            return False
+        return needed_vocab_size <= lengths.get(fingerprint, -1)
+
 
 def _is_there(folder: Path, hub_id: str | None) -> bool:
     return hub_id is not None or checkpoints.is_complete(folder)

@@ -119,8 +119,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     values = dict.fromkeys(_emptied(cls, given))
     values |= {key: _field(fields[key], hints[key], value, origin) for key, value in given.items()}
     for name, field in fields.items():
-        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if no_default and name not in values:
+        if name not in values and default_of(field) is dataclasses.MISSING:
             raise ConfigError(f"{origin.at(name)}: required, and not given")
     try:
         return cls(**values)
@@ -133,16 +132,17 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
 
 def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin) -> Any:
     """The value of a field. Keys that a table leaves out are as in the field's default, where that is a dataclass."""
-    default = _default(field)
+    default = default_of(field)
     nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(default, hint)
     if not (nested and isinstance(value, Mapping)):
         return _convert(hint, value, origin, field.name)
-    own = {f.name: (getattr(default, f.name), f.default) for f in dataclasses.fields(default) if f.init}
+    own = {f.name: (getattr(default, f.name), default_of(f)) for f in dataclasses.fields(default) if f.init}
     others = {name: given for name, (given, usual) in own.items() if given != usual}
     return from_mapping(type(default), {**_beneath(type(default), others, value), **value}, origin.inner(field.name))
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field; MISSING where it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
@@ -158,7 +158,7 @@ def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> di
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         inner, own = kept.get(field.name), over.get(field.name)
         if isinstance(inner, Mapping) and isinstance(own, Mapping):
-            default = _default(field)
+            default = default_of(field)
             if dataclasses.is_dataclass(default):
                 kept[field.name] = _beneath(type(default), inner, own)
     return kept
@@ -294,7 +294,10 @@ class Settings(Mapping[str, Any]):
         # A preset goes before what is shared, and who reads the table alone knows what is in it.
         shared_keys = frozenset() if "preset" in self.own else frozenset(self.shared.keys() - self.own.keys())
         self.origin = dataclasses.replace(origin or Origin(), shared=shared_keys)
-        self._taken: dict[Any, Any] = {}
+        self.taken: dict[type, Any] = {}
+        """What `take` gave, by class."""
+        self.taken_vocabularies: dict[tuple[str, type], Any] = {}
+        """What `vocabulary` gave, by the table's name and class."""
 
     def __getitem__(self, key: str) -> Any:
         return self.own[key]
@@ -314,22 +317,23 @@ class Settings(Mapping[str, Any]):
         Shared keys that it has; over them the keys of the preset that the own key `preset` names, one of the tables of
         the class's attribute `presets`; over them own keys. Raises ConfigError.
         """
-        if cls not in self._taken:
+        if cls not in self.taken:
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
             offered = {key: value for key, value in self.shared.items() if key in names}
             own = merged(_beneath(cls, preset_of(cls, self.own, self.origin), self.own), self.own)
             origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - own.keys()))
-            self._taken[cls] = from_mapping(cls, {**offered, **own}, origin)
-        result: T = self._taken[cls]
+            self.taken[cls] = from_mapping(cls, {**offered, **own}, origin)
+        result: T = self.taken[cls]
         return result
 
     def vocabulary(self, name: str, cls: type[T]) -> T:
         """The table `[vocabularies.NAME]` as the dataclass `cls`; a preset as in `take`, defaults without one."""
-        if (name, cls) not in self._taken:
+        if (name, cls) not in self.taken_vocabularies:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
             table = self.vocabularies.get(name, {})
-            self._taken[name, cls] = from_mapping(cls, merged(preset_of(cls, table, origin), table), origin)
-        result: T = self._taken[name, cls]
+            table = merged(preset_of(cls, table, origin), table)
+            self.taken_vocabularies[name, cls] = from_mapping(cls, table, origin)
+        result: T = self.taken_vocabularies[name, cls]
         return result
 
     def replaced(self, **own: Any) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.values import array_of, describe, text_of
+from tokenizers_zoo.values import array_bytes, array_of, describe, text_of
 
 EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
 EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
@@ -43,9 +42,7 @@ def write_value(spec: ValueSpec, value: Any) -> tuple[bytes, str]:
     """
     extension = EXTENSIONS[spec.kind]
     if spec.kind == "array":
-        buffer = io.BytesIO()
-        np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)  # also one without an axis stays so
-        return buffer.getvalue(), extension
+        return array_bytes(np.asarray(value, order="C")), extension  # also one without an axis stays so
     if spec.kind == "text" and "\r" in value:
         raise InvalidValueError("a text with a carriage return has no file; end its lines with line feeds alone")
     text = f"{value}\n" if spec.kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)

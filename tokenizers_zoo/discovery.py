@@ -60,7 +60,8 @@ def reason(error: BaseException) -> str:
     between = ("importlib", "pluggy", __file__)  # what lies between this project and the plugin
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(name in f.filename for name in between)]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())
+    unwritten = frames and isinstance(error, NotImplementedError)
+    text = " ".join(str(error).split()) or (f"{frames[-1].name} is to be written" if unwritten else "")
     return f"{type(error).__name__}{': ' + text if text else ''}{place}"
 
 

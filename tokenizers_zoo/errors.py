@@ -38,14 +38,15 @@ class UnknownNameError(ZooError):
 
         `aliases` are other names that some of them go by elsewhere.
         """
+        end = f" {hint}" if hint else ""
         if aliases and name in aliases:
-            return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}" + (f" {hint}" if hint else ""))
+            return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}{end}")
         names = sorted(known)
         close = close_names(name[:80], names)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
         offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"
-        return cls(f"unknown {kind} {name!r:.80}; {offer}" + (f" {hint}" if hint else ""))
+        return cls(f"unknown {kind} {name!r:.80}; {offer}{end}")
 
 
 class PluginError(ZooError):

@@ -55,12 +55,8 @@ class ModalityHandle:
         claim: Claim,
         hooks: frozenset[str],
         settings: Settings,
-        locate: Callable[[ModalitySpec], Path],
-        hub_id: str | None = None,
-        hub_evaluations: Path = Path(),
-        sha256: str | None = None,
+        codec: Callable[[ModalitySpec], CodecFiles],
         trained: Callable[[Path], None] | None = None,
-        locate_vocabulary: Callable[[ModalitySpec], tuple[Path, str | None]] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
     ) -> None:
         self.name = settings.name
@@ -74,10 +70,7 @@ class ModalityHandle:
         self._fingerprint: str | None = None
         self._device = "cpu"
         self.spec = self._checked_spec()
-        self.codec = CodecFiles(
-            spec=self.spec, checkpoint=locate(self.spec), locate_vocabulary=locate_vocabulary, hub_id=hub_id,
-            hub_evaluations=hub_evaluations, sha256=sha256, origin=settings.origin,
-        )  # fmt: skip
+        self.codec = codec(self.spec)
 
     def __repr__(self) -> str:
         return f"ModalityHandle({self.name!r}, plugin {self.plugin_name!r} of {self.distribution})"
@@ -95,11 +88,11 @@ class ModalityHandle:
 
     def taken_settings(self) -> list[Any]:
         """The dataclasses that the plugin has taken its settings as, each with the values in use."""
-        return [config for cls, config in self.settings._taken.items() if isinstance(cls, type)]
+        return list(self.settings.taken.values())
 
     def taken_vocabularies(self) -> dict[str, Any]:
         """The tables of shared vocabularies that the plugin has taken, by name, each with the values in use."""
-        return {key[0]: config for key, config in self.settings._taken.items() if isinstance(key, tuple)}
+        return {name: config for (name, _), config in self.settings.taken_vocabularies.items()}
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
@@ -142,14 +135,15 @@ class ModalityHandle:
 
         So with the shared vocabulary of one that has a tokenizer of its own beside it, where its folder is given.
         """
+        locate = self.codec.locate_vocabulary if vocabulary is None else lambda _: (vocabulary, None)
+        files = CodecFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=self.settings.origin)
         return ModalityHandle(
             plugins=self._plugins,
             plugin=self._plugin,
             claim=self._claim,
             hooks=self.hooks,
             settings=self.settings,
-            locate=lambda _: checkpoint,
-            locate_vocabulary=self.codec.locate_vocabulary if vocabulary is None else lambda _: (vocabulary, None),
+            codec=lambda _: files,
             specs_of=self._specs_of,
         )
 
@@ -401,12 +395,17 @@ class ModalityHandle:
     def transform(self, value: Any, crop: Crop) -> Any:
         """The value seen through `crop`, at the size of the settings: as `spec.value` declares."""
         self.check(value, any_size=self._resizes)
-        if self._resizes:
-            value = self._call("transform", value=value, crop=crop, settings=self.settings)
-            self._check_given(value, "transform")
-        else:
+        if not self._resizes:
             self.check(value)
-        return value
+            return value
+        seen = self._call("transform", value=value, crop=crop, settings=self.settings)
+        try:
+            self._check_given(seen, "transform")
+        except PluginError:
+            if getattr(seen, "shape", None) == getattr(value, "shape", ()):  # the plugin resizes nothing
+                self.check(value)
+            raise
+        return seen
 
     @property
     def derive_hint(self) -> str:

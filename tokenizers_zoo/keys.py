@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers_zoo.config import default_of
+
 UNSET = "-"
 """Stands for a default of None: the key is absent."""
 REQUIRED = "required"
@@ -96,11 +98,6 @@ def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent
         name=name, about=" ".join((inspect.getdoc(cls) or "").split()), kind=kind, absent=absent, keys=tuple(keys)
     )
     yield from itertools.chain.from_iterable(inner)
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field; MISSING where it has none."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _text(value: Any, below: type | None) -> str:

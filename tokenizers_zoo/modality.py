@@ -221,6 +221,14 @@ class ModalitySpec:
         return isinstance(self.layout, PatchesLayout | EmbeddingsLayout)
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Places along each axis of a grid or of patches, where the codes of one place are no axis; () of others."""
+        if not isinstance(self.layout, GridLayout | PatchesLayout):
+            return ()
+        coded = self.num_codebooks > 1 and self.layout.shape[-1] == self.num_codebooks
+        return self.layout.shape[:-1] if coded else self.layout.shape
+
+    @property
     def shared_vocabulary(self) -> bool:
         """True where the vocabulary is not the modality's own."""
         return self.vocabulary != self.name

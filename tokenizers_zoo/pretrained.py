@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from tokenizers_zoo.checkpoint import file_digest
 from tokenizers_zoo.device import device_problem
+from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import ZooError
 
 T = TypeVar("T")

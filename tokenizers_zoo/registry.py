@@ -12,6 +12,7 @@ from typing import Any
 
 import pluggy
 
+from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
@@ -207,35 +208,36 @@ class Zoo:
             raise UnknownNameError(f"{where}: {unknown}")
         self._load_wrappers()
         plugin, claim, hooks = self._plugins.load(MODALITIES, wanted, REQUIRED)
-        own = {key: value for key, value in self.tables["modalities"].get(name, {}).items() if key not in RESERVED}
+        settings = Settings(
+            name,
+            {key: value for key, value in self.tables["modalities"].get(name, {}).items() if key not in RESERVED},
+            shared=self.tables["zoo"],
+            vocabularies=self.tables["vocabularies"],
+            origin=dataclasses.replace(self._origin(f"modalities.{name}"), beside=frozenset(RESERVED)),
+        )
         return ModalityHandle(
             plugins=self._plugins,
             plugin=plugin,
             claim=claim,
             hooks=hooks,
-            settings=self._settings(name, own, f"modalities.{name}"),
-            locate=lambda spec: self._locate(instance, spec),
-            hub_id=self._hub_id(instance),
-            hub_evaluations=self.checkpoints / instance.checkpoint,
-            sha256=instance.sha256 or None,
+            settings=settings,
+            codec=lambda spec: self._codec(spec, instance, settings.origin),
             trained=self._trained,
-            locate_vocabulary=self._locate_vocabulary,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
         )
 
-    def _settings(self, name: str, own: Mapping[str, Any], table: str) -> Settings:
-        return Settings(
-            name,
-            own,
-            shared=self.tables["zoo"],
-            vocabularies=self.tables["vocabularies"],
-            origin=dataclasses.replace(self._origin(table), beside=frozenset(RESERVED)),
+    def _codec(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> CodecFiles:
+        """Where a modality's codec is: where its table says, else in the folder of the tokenizers."""
+        own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
+        return CodecFiles(
+            spec=spec,
+            checkpoint=self.folder / Path(own).expanduser() if own else usual,
+            locate_vocabulary=self._locate_vocabulary,
+            hub_id=self._hub_id(instance),
+            hub_evaluations=self.checkpoints / own,
+            sha256=instance.sha256 or None,
+            origin=origin,
         )
-
-    def _locate(self, instance: InstanceConfig, spec: ModalitySpec) -> Path:
-        if instance.checkpoint:
-            return self.folder / Path(instance.checkpoint).expanduser()
-        return self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
 
     def _locate_vocabulary(self, spec: ModalitySpec) -> tuple[Path, str | None]:
         """Folder and hub id of a shared vocabulary, for a modality whose checkpoint it is not: where others have it.

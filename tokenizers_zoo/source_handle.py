@@ -76,7 +76,7 @@ class SourceHandle:
 
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
-    ) -> Sequence[Sample]:
+    ) -> CheckedSamples:
         """Lazy samples `(key, {modality: value})`, random access. `count` None means all that the source has.
 
         `options` are the source's settings. Raises ConfigError for those that it does not take.
@@ -100,6 +100,11 @@ class CheckedSamples(Sequence[Sample]):
     def modalities(self) -> tuple[str, ...]:
         """What the samples may have: declared by the spec, or found by the samples where that depends on settings."""
         return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The modalities that the source has at all, also where these samples, of one split, do not have them."""
+        return self.modalities
 
     def __len__(self) -> int:
         return len(self._given)

@@ -1,4 +1,4 @@
-"""Values and tokens against what a modality declares: what is wrong, said in one line."""
+"""Values and tokens against what a modality declares: what is wrong, in one line; and values as files have them."""
 
 from __future__ import annotations
 
@@ -61,9 +61,8 @@ def describe(value: Any) -> str:
     """What a value is, for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
         dtype = str(value.dtype).removeprefix("torch.")
-        numbers = (
-            value.detach().cpu().float().numpy() if value.dtype.is_floating_point else value.detach().cpu().numpy()
-        )
+        numbers = value.detach().cpu()
+        numbers = (numbers.float() if value.dtype.is_floating_point else numbers).numpy()
         return f"{dtype} {_shape(value.shape)}{_span(numbers)}"
     if isinstance(value, np.ndarray | np.number):
         return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
@@ -214,6 +213,13 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
         except EOFError as error:  # of an empty file; the command line would take it for the end of the user's input
             raise ValueError(str(error)) from None
     return array
+
+
+def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as an .npy file; `array_of` reads it back."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) -> np.ndarray[Any, Any]:

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import BUSY, CONFIG, fingerprint, held, load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
+from tokenizers_zoo.disk import BUSY, held
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
 from tokenizers_zoo.modality import OrderedIds

@@ -1,8 +1,8 @@
-"""What the commands of the backbone share: the configuration file and its tables."""
+"""What the commands of the backbone share: the configuration file and its tables, options NAME=SOMETHING."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict
     return {name: dict(tables.get(name, {})) for name in names}
 
 
-def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`table` with `changes`, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
+def assigned(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`table` with `changes` in it, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
     result = dict(table)
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -46,6 +46,19 @@ def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             inner = inner[parent]
         inner[last] = value
     return result
+
+
+def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
+    """`NAME=WHAT` to a table. Raises ConfigError."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not (name and equals and text):
+            raise ConfigError(f"{option} {item}: expected NAME={what}")
+        if name in pairs:
+            raise ConfigError(f"{option} {item}: {name} is there twice")
+        pairs[name] = text
+    return pairs
 
 
 def check_drawn(table: Mapping[str, Any], every: int, origin: Origin) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from backbone.cli.config import pairs_of
 from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
@@ -21,7 +22,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.command("generate")
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--given", multiple=True, metavar="NAMES",
-              help='Stored modalities, NAME=FILE or NAME="TEXT". Repeatable.')  # fmt: skip
+              help="Stored modalities, NAME=FILE or 'NAME=\"TEXT\"'. Repeatable.")  # fmt: skip
 @click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --given NAME=FILE. Repeatable.")
 @click.option("--make", "targets", metavar="NAMES", help="Modalities to make, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
@@ -78,7 +79,7 @@ def generate_command(
     names = split_names(targets, "--make takes at least one")
     table["target"] = _targets(names, table.get("target", []), parse_assignments(assignments))
     table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
-    table["keep"] = {**table.get("keep", {}), **_pairs("--keep", keep, "PART")}
+    table["keep"] = {**table.get("keep", {}), **pairs_of("--keep", keep, "PART")}
     if guide is not None:
         table["guidance"] = _guidance(guide)
         for target in table["target"]:
@@ -135,25 +136,12 @@ def _checked_file(item: str) -> str:
     return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
 
 
-def _pairs(option: str, items: Iterable[str], what: str) -> dict[str, str]:
-    """`NAME=WHAT` to a table. Raises ConfigError."""
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not (name and equals and text):
-            raise ConfigError(f"{option} {item}: expected NAME={what}")
-        if name in pairs:
-            raise ConfigError(f"{option} {item}: {name} is there twice")
-        pairs[name] = text
-    return pairs
-
-
 def _guidance(text: str) -> dict[str, Any]:
     """`3` or `caption=3,depth=-1` to the table [guidance]. Raises ConfigError."""
     try:
         if "=" not in text:
             return {"scale": float(text)}
-        weights = _pairs("--guide", text.split(","), "WEIGHT")
+        weights = pairs_of("--guide", text.split(","), "WEIGHT")
         return {"weights": {name: float(weight) for name, weight in weights.items()}}
     except ValueError:
         raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backbone.cli.config import CONFIG_OPTION, check_drawn, merged, read_tables
+from backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
+from backbone.cli.run import asked_registry
 from tokenizers_zoo.cli.options import (
     PATH,
     open_zoo,
@@ -18,7 +19,7 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def grow_command(
     from tokenizers_zoo.data.tokens import TokenStore
 
     trained = Trained.load(folder)
-    root = click.get_current_context().find_root().obj or {}
-    zoo = open_zoo(root.get("registry") or (trained.run.registry if trained.run else None))
+    zoo = open_zoo(asked_registry() or (trained.run.registry if trained.run else None))
     store = TokenStore(tokens)
     new = split_names(added, "--add takes at least one that is new") or []
     stored = [name for name in trained.names if name in store.modalities("train")]
@@ -90,7 +90,7 @@ def grow_command(
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     tables = read_tables(config_file)
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
-    table = merged(tables["train"], {**changes, **({"freeze": True} if freeze else {})})
+    table = assigned(tables["train"], {**changes, **({"freeze": True} if freeze else {})})
     freeze = bool(table.get("freeze"))
     if freeze and replay is not None:
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from backbone.cli.config import CONFIG_OPTION, check_drawn, merged, read_tables
+from backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
 from backbone.cli.generate import generate_command
 from backbone.cli.grow import grow_command
 from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 
 
 @click.group()
@@ -83,7 +83,7 @@ def train(
     model = from_mapping(ModelConfig, size | tables["model"], Origin(path=config_file, table="model"))
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     origin = Origin(path=config_file, table="train")
-    table = merged(tables["train"], changes)
+    table = assigned(tables["train"], changes)
     config = from_mapping(TrainConfig, table, origin)
     check_drawn(table, config.preview_every, origin)
     zoo = open_zoo()
@@ -155,8 +155,8 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from backbone.config import Questions
-    from backbone.evaluation.evaluate import FILE, FOLDER, EvaluationConfig, evaluate
+    from backbone.evaluation.config import EvaluationConfig, Questions
+    from backbone.evaluation.evaluate import FILE, FOLDER, evaluate
     from backbone.evaluation.table import gap_tables
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
@@ -166,7 +166,7 @@ def evaluate_command(
     made = split_names(targets) or questions.make
     options = {"samples": samples, "seed": seed}
     changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
-    config = from_mapping(EvaluationConfig, merged(table, changes), origin)
+    config = from_mapping(EvaluationConfig, assigned(table, changes), origin)
     run, zoo = open_run(folder)
     with disk_errors(folder):
         result = evaluate(
@@ -184,4 +184,6 @@ def evaluate_command(
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)
+    if not result["pairs"]:
+        click.echo("no pairs: nothing can be made here from something else")
     click.echo(f"every score: {folder / FOLDER / FILE}")

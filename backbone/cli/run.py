@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
 
+def asked_registry() -> Path | None:
+    """What `--registry` says."""
+    root = click.get_current_context().find_root().obj or {}
+    return root.get("registry")
+
+
 def open_run(folder: Path) -> tuple[Run, Zoo]:
     """A run, and the zoo of --registry, of the registry of its training, or of ./registry.toml, in this order.
 
@@ -23,5 +29,4 @@ def open_run(folder: Path) -> tuple[Run, Zoo]:
 
     run = Run.load(folder)
     model_config(folder)
-    root = click.get_current_context().find_root().obj or {}
-    return run, open_zoo(root.get("registry") or run.registry)
+    return run, open_zoo(asked_registry() or run.registry)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, grew_from
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
@@ -190,7 +190,8 @@ def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | 
     A vocabulary that has grown since speaks of the same ones.
     """
     column.check_codec(handle)
-    if trained_on not in (None, column.fingerprint, handle.fingerprint) and not grew_from(handle, str(trained_on), 0):
+    agreed = trained_on in (None, column.fingerprint, handle.fingerprint)
+    if not agreed and not handle.codec.grew_from(str(trained_on)):
         raise DataError(
             f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on "
             f"tokens of {str(trained_on)[:12]}; evaluate with the tokens of its training, or train it again"

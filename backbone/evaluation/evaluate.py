@@ -36,73 +36,36 @@ that a model that knows nothing but how values are spread comes out at about 0. 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from backbone.config import MaskingConfig
+from backbone.evaluation.config import EvaluationConfig
 from backbone.evaluation.data import TEST, TRAIN, EvaluationData, gap_closed
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
+from backbone.evaluation.loss import cross_entropy
 from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
 from backbone.generation import TargetPlan, generate
 from backbone.generation.sampler import plan_steps
-from backbone.masking import Masker
-from backbone.model import FourM, uniform_loss
+from backbone.model import FourM
 from backbone.saving import CLASS, load_model
-from backbone.training.data import TokenData
-from tokenizers_zoo.checkpoint import held, joint_fingerprint, load_config, read_table, write_json
+from tokenizers_zoo.checkpoint import joint_fingerprint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.tokens import samples_digest
+from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars
+from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
 BUSY = "{}: another zoo backbone eval writes it right now; wait for its end, or stop it"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """How much is evaluated, and how."""
-
-    samples: int = 32
-    """Test samples per pair."""
-    floor_samples: int = 256
-    """Training values that the constant answer is chosen for."""
-    loss_samples: int = 256
-    """Test samples for the cross-entropy."""
-    batch_size: int = 32
-    """Samples generated and decoded at a time."""
-    answers: int = 16
-    """Draws per sample that the scored answer is the best constant answer to; 1: the likeliest tokens, no draw."""
-    temperature: float = 0.7
-    """Of these draws: below 1 fewer of them show what is likely."""
-    steps: int = 1
-    """Decoding steps of scored grids and vectors. More make the tokens of a draw agree with one another."""
-    gallery_pairs: int = 24
-    """Pairs, the first ones, that get a gallery."""
-    gallery_samples: int = 4
-    """Samples in a gallery."""
-    draws: int = 3
-    """Draws per sample in a gallery."""
-    seed: int = 0
-    """Seed of the choice of samples, of masks and of draws."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("seed", "gallery_pairs") else 1
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature:g}")
 
 
 def evaluate(
@@ -204,41 +167,20 @@ class _Evaluation:
         }
         self.result["skipped"] = dict(self.data.problems)
 
-    @torch.inference_mode()
     def measure_loss(self, tokens: Path, masking: MaskingConfig) -> None:
         """Measure the cross-entropy of every modality's targets, unless an earlier run has.
 
         Tokens of another codec than that of the training are neither targets nor inputs.
         """
-        tables, batch_size, names = self.model.tables, self.config.batch_size, self.data.tokens_of
-        earlier = self.result.get("cross_entropy", {})
-        if "modalities" in earlier and earlier.get("tokens_of", list(tables.names)) == names:
+        names, earlier = self.data.tokens_of, self.result.get("cross_entropy", {})
+        if "modalities" in earlier and earlier.get("tokens_of", list(self.model.tables.names)) == names:
             return
         try:
-            if not set(names) & set(tables.discrete):
-                raise DataError(f"{tokens / TEST}: has no tokens to predict that a codec of the training wrote")
-            data = TokenData(tokens, TEST, tables.specs, names=names)
+            self.result["cross_entropy"] = cross_entropy(self.model, tokens, names, masking, self.config)
         except DataError as error:
             self.result["cross_entropy"] = {"problem": str(error)}
-            return
-        masker = Masker(tables, masking)
-        chosen = np.random.default_rng(self.config.seed).permutation(len(data))[: self.config.loss_samples]
-        device = self.model.token_embedding.weight.device
-        sums, counts = np.zeros(len(tables)), np.zeros(len(tables))
-        for step, start in enumerate(range(0, len(chosen), batch_size)):
-            batch = masker(data.batch(chosen[start : start + batch_size]), self.config.seed, step)
-            losses = self.model(batch.trimmed().to(device))
-            sums, counts = sums + losses.sums.cpu().numpy(), counts + losses.counts.cpu().numpy()
-        self.result["cross_entropy"] = {
-            "samples": len(chosen),
-            "tokens_of": list(names),
-            "modalities": {
-                spec.name: {"nats": total / count, "uniform": uniform_loss(spec.vocab_size), "targets": int(count)}
-                for spec, total, count in zip(tables.specs, sums.tolist(), counts.tolist(), strict=True)
-                if count
-            },
-        }
-        self._write()
+        else:
+            self._write()
 
     def measure_pairs(self, pairs: Sequence[Pair], named: bool = True) -> None:
         """Score every pair that has not been, and draw the galleries of the first ones.

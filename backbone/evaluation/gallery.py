@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tokenizers_zoo.checkpoint import replacing_file
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
+from tokenizers_zoo.disk import replacing_file
 
+Shown = Image.Image | str
 Box = tuple[int, int, int, int]
 
 CELL = 128
@@ -30,7 +29,7 @@ LONGEST_NAME = 150
 """Bytes of a sheet's name, without its extension, at most: disks take 255 with what is added while it is written."""
 
 
-def text_of(shown: Image | str) -> str | None:
+def text_of(shown: Shown) -> str | None:
     """A cell's text; None for pictures."""
     return shown if isinstance(shown, str) else None
 
@@ -44,15 +43,13 @@ def sheet_name(given: Sequence[str], target: str) -> str:
     return f"{stem}.png"
 
 
-def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Image | str]]) -> bool:
+def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Shown]]) -> bool:
     """Write the columns as one PNG, a row per sample; False where all of them are text, which needs no picture.
 
     Small pictures are enlarged by whole factors where that fills a cell, so that their pixels stay visible. The PNG's
     text "cells" says, as JSON, where each picture lies: a row per sample, a box (left, top, right, bottom) or null
     per column.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     pictured = [any(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
     if not any(pictured):
         return False
@@ -65,12 +62,10 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Imag
 
 
 def _drawn(
-    headers: Sequence[str], rows: Sequence[Sequence[Image | str]], widths: Sequence[int]
-) -> tuple[Image, list[list[Box | None]]]:
+    headers: Sequence[str], rows: Sequence[Sequence[Shown]], widths: Sequence[int]
+) -> tuple[Image.Image, list[list[Box | None]]]:
     """The sheet, and where its pictures are."""
-    from PIL import Image as images
-
-    pen = _pen(images.new("RGB", (1, 1)))
+    pen = _pen(Image.new("RGB", (1, 1)))
     texts = [
         [
             _wrapped(cell, width - 2 * GAP, pen) if isinstance(cell, str) else []
@@ -81,7 +76,7 @@ def _drawn(
     heights = [max(CELL, *(LINE * len(lines) for lines in row)) for row in texts]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
     tops = list(accumulate((height + GAP for height in heights), initial=HEADER))
-    sheet = images.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
+    sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
     pen = _pen(sheet)
     for header, left, width in zip(headers, lefts, widths, strict=True):
         pen.text((left, 1), _cut(header, width, pen), fill="black")
@@ -98,32 +93,27 @@ def _drawn(
     return sheet, places
 
 
-def _pen(sheet: Image) -> ImageDraw:
-    from PIL import ImageDraw as drawing
-    from PIL import ImageFont
-
-    pen = drawing.Draw(sheet)
+def _pen(sheet: Image.Image) -> ImageDraw.ImageDraw:
+    pen = ImageDraw.Draw(sheet)
     pen.font = ImageFont.load_default(12)
     return pen
 
 
-def _fitted(picture: Image) -> tuple[Image, tuple[int, int]]:
+def _fitted(picture: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
     """The picture at the size that fills a cell best, and where in the cell it goes."""
-    from PIL import Image as images
-
     picture = picture.convert("RGB")
     longest = max(picture.size)
     whole = -(-CELL // longest)
     if whole > 1:
-        picture = picture.resize((picture.width * whole, picture.height * whole), images.Resampling.NEAREST)
+        picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
     if max(picture.size) > CELL:
         factor = CELL / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        picture = picture.resize(size, images.Resampling.LANCZOS)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     return picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
 
 
-def _wrapped(text: str, width: int, pen: ImageDraw) -> list[str]:
+def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw) -> list[str]:
     """The text in lines of at most `width` pixels, broken between words where possible."""
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -140,7 +130,7 @@ def _wrapped(text: str, width: int, pen: ImageDraw) -> list[str]:
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
 
 
-def _cut(text: str, width: int, pen: ImageDraw) -> str:
+def _cut(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
     """The text, or as much of it as `width` pixels hold with an ellipsis."""
     start = text[:width]  # few letters are as narrow as a pixel
     if start == text and pen.textlength(text) <= width:

@@ -8,7 +8,7 @@ from typing import Any
 from backbone.evaluation.data import EvaluationData
 from backbone.model import FourM
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout
+from tokenizers_zoo.modality import ModalitySpec
 
 Pair = tuple[tuple[str, ...], str]
 """What is given, and what is made of it."""
@@ -51,9 +51,8 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
     """Names with those first that show a sample best: pictures before all else, then what others are derived from."""
 
     def rank(spec: ModalitySpec) -> tuple[bool, bool, int, str]:
-        picture = isinstance(spec.layout, GridLayout | PatchesLayout) and len(spec.layout.shape) == 2
         children = sum(spec.name in other.derived_from for other in specs)
-        return not picture, bool(spec.derived_from), -children, spec.name
+        return len(spec.places) != 2, bool(spec.derived_from), -children, spec.name
 
     return [spec.name for spec in sorted(specs, key=rank)]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbone.generation.plan import TargetPlan, resolved_plan
+from backbone.generation.plan import resolved_plan
 from backbone.generation.ranking import BATCH, Agreement, Scorer, best_first
 from backbone.generation.recipe import Recipe, read_recipe, written_recipe
 from backbone.generation.request import Request, handles_of, requested
@@ -18,12 +18,13 @@ from backbone.generation.unfinished import Unfinished, digest_of
 from backbone.model import FourM
 from backbone.run import Run, model_config
 from backbone.saving import load_model
-from tokenizers_zoo.checkpoint import held, replacing_file, write_json
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.token_file import token_text
+from tokenizers_zoo.disk import held, replacing_file
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.progress import Advance, decoded_samples, progress_bars
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.values import describe
 
@@ -67,8 +68,7 @@ def generate_to_folder(
             raise ConfigError(f"rank {recipe.rank}: a scorer is given, too; draws are ranked by one of the two")
         scorer = Agreement(model, recipe.rank, handles[recipe.rank].decode)
         scorer.check(list(request.given), [target.name for target in plan])
-    once = {target.name: handles[target.name].single_ids() for target in plan}
-    maker = _Maker(model, handles, request, plan, recipe, once)
+    maker = _Maker(model, handles, request, recipe)
     out.mkdir(parents=True, exist_ok=True)
     with held(out, BUSY.format(out)):
         unfinished = Unfinished(out, identity)
@@ -121,16 +121,13 @@ class _Draw:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class _Maker:
     """Draws and decodes the samples of a request."""
 
-    model: FourM
-    handles: Mapping[str, ModalityHandle]
-    request: Request
-    plan: Sequence[TargetPlan]
-    recipe: Recipe
-    once: Mapping[str, Collection[int]]
+    def __init__(self, model: FourM, handles: Mapping[str, ModalityHandle], request: Request, recipe: Recipe) -> None:
+        self.model, self.handles, self.request, self.recipe = model, handles, request, recipe
+        self.plan = recipe.plan()
+        self.once = {target.name: handles[target.name].single_ids() for target in self.plan}
 
     def draw(self, rows: Sequence[int], generated: Advance, decoded: Sequence[Advance]) -> list[_Draw]:
         """All draws of the samples `rows`, sample by sample: one sample, or so many that all fit into a batch.

@@ -8,7 +8,8 @@ NAME={...}, [...]     JSON, for values that are written as JSON
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def data_of_source(name: str, source: str) -> tuple[bytes, str]:
         return source.encode(), "json"
     path = Path(source)
     if not path.is_file():
-        raise ConfigError(f'given {name}={source}: expected a file that is there, or "TEXT" in quotes')
+        several = "; give --given once for each" if re.search(r",\w+=", source) else ""
+        raise ConfigError(f'given {name}={source}: expected a file that is there, or "TEXT" in quotes{several}')
     return path.read_bytes(), path.suffix.removeprefix(".").lower()
 
 
@@ -86,7 +88,7 @@ def shared_keys(columns: Mapping[str, TokenColumn], place: Path) -> list[str]:
     return shared
 
 
-def numbers_of_keys(keys: Iterable[str], shared: list[str], place: Path) -> list[int]:
+def numbers_of_keys(keys: Iterable[str], shared: Sequence[str], place: Path) -> list[int]:
     """The number of each key among all. Raises UnknownNameError."""
     number = {key: row for row, key in enumerate(shared)}
     for key in keys:

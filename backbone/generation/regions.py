@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from backbone.generation.partial import UNKNOWN
 from tokenizers_zoo.errors import ConfigError
@@ -78,8 +79,6 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
 
 
 def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
-    from PIL import Image, UnidentifiedImageError
-
     try:
         data = path.read_bytes()
         if path.suffix == ".npy":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backbone.codecs import check_codec
@@ -74,29 +75,12 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
     stored: dict[str, TokenColumn] = {}
     if named := [handles[name] for name, source in sources.items() if not source]:
         stored = stored_columns(run, named, recipe.split)
-        shared = shared_keys(stored, run.tokens / recipe.split)
-        numbers: Sequence[int]
-        if recipe.keys:
-            numbers = numbers_of_keys(recipe.keys, shared, run.tokens / recipe.split)
-        elif not recipe.samples or recipe.samples.isdecimal():  # as many as there are
-            numbers = recipe.numbers()[: len(shared)]
-        else:
-            numbers = recipe.numbers()
-            if numbers[-1] >= len(shared) or max(numbers) >= len(shared):
-                raise ConfigError(
-                    f"samples {recipe.samples}: {run.tokens / recipe.split} has {len(shared)} with all that is given, "
-                    f"numbers 0 to {len(shared) - 1}"
-                )
+        place = run.tokens / recipe.split
+        shared = shared_keys(stored, place)
+        numbers = stored_numbers(recipe, shared, place)
         names = [shared[number] for number in numbers]
     else:
-        split = recipe.split if recipe.split != DEFAULT_SPLIT else ""
-        for key, wanted in (("keys", ", ".join(recipe.keys)), ("split", split)):
-            if wanted:
-                raise ConfigError(f"{key} {wanted}: no modality of stored samples is given; leave it out")
-        if recipe.samples not in ("", "1") and values:
-            raise ConfigError(
-                f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"
-            )
+        check_nothing_stored(recipe, values)
         numbers = [0] if values else recipe.numbers()
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
     kept = {}
@@ -108,3 +92,33 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         kept[name] = kept_part(model.tables.spec(name), tokens, region)
         checked_partial(model.tables, name, kept[name], len(names), name in {target.name for target in recipe.target})
     return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)
+
+
+def stored_numbers(recipe: Recipe, shared: Sequence[str], place: Path) -> Sequence[int]:
+    """The numbers of the stored samples among those that have all that is given, whose keys are `shared`.
+
+    Raises ConfigError, UnknownNameError.
+    """
+    if recipe.keys:
+        return numbers_of_keys(recipe.keys, shared, place)
+    numbers = recipe.numbers()
+    if not recipe.samples or recipe.samples.isdecimal():  # as many as there are
+        return numbers[: len(shared)]
+    if max(numbers) >= len(shared):
+        raise ConfigError(
+            f"samples {recipe.samples}: {place} has {len(shared)} with all that is given, numbers 0 to "
+            f"{len(shared) - 1}"
+        )
+    return numbers
+
+
+def check_nothing_stored(recipe: Recipe, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a recipe that gives nothing stored chooses among stored samples."""
+    split = recipe.split if recipe.split != DEFAULT_SPLIT else ""
+    for key, wanted in (("keys", ", ".join(recipe.keys)), ("split", split)):
+        if wanted:
+            raise ConfigError(f"{key} {wanted}: no modality of stored samples is given; leave it out")
+    if recipe.samples not in ("", "1") and values:
+        raise ConfigError(
+            f"samples {recipe.samples}: values are given, which make one sample; --draws makes several of it"
+        )

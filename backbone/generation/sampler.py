@@ -111,9 +111,9 @@ def _generate(
 
 def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
     """How many steps `generate` counts for a batch: those of grids, and for a sequence one a token at its longest."""
-    resolved = [target.resolved(model.tables.spec(target.name)) for target in plan]
-    grids = [target.name for target in resolved if not model.tables.causal[model.tables.index(target.name)]]
-    return sum(target.steps if target.name in grids else target.max_length for target in resolved)
+    tables = model.tables
+    resolved = [target.resolved(tables.spec(target.name)) for target in plan]
+    return sum(target.max_length if tables.causal[tables.index(target.name)] else target.steps for target in resolved)
 
 
 def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.disk import replacing_file
 
 FILE = ".unfinished.jsonl"
 

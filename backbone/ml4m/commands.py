@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 
 if TYPE_CHECKING:
     from backbone.ml4m.folders import Told

@@ -18,7 +18,7 @@ from backbone.saving import CLASS, PUBLISHED, model_card, model_tensors, spec_fr
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.ml4m.source import PLAIN_METADATA, PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
 
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu"}
@@ -50,6 +50,9 @@ def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[Published
     for key, only in (("decoder_causal_mask", False), ("decoder_sep_mask", True)):
         if table[key] != only:
             raise CheckpointError(f"{where}: {key} = {table[key]}: published models have {only}, and so has ours")
+    for key in (*BIASES, "share_modality_embeddings"):
+        if not isinstance(table[key], bool):
+            raise CheckpointError(f"{where}: {key} {table[key]!r}: expected true or false")
     if table["act_layer"] not in [*ACTIVATIONS]:
         raise CheckpointError(f"{where}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
     try:
@@ -99,7 +102,8 @@ def import_backbone(
 
     `codecs` are the fingerprints of tokenizers, by our names, whose tokens it was trained on, as far as they are known.
     Rows that the published model has not, because a modality is only read or only made, are zeros. Raises
-    CheckpointError for missing, unknown and misshapen tensors; nothing is written then.
+    CheckpointError for missing, unknown and misshapen tensors, and for numbers that float32 does not hold; nothing is
+    written then.
     """
     modalities = published_modalities(checkpoint)
     names = {item.published: specs[item.published].name for item in modalities}
@@ -111,7 +115,9 @@ def import_backbone(
     used = {theirs for pair in pairs for theirs in pair.theirs}
     for pair in pairs:
         for name, part in pair.split(torch.empty(shapes[pair.ours], device="meta")):
-            checkpoint.tensor(name, *part.shape)
+            dtype = checkpoint.tensor(name, *part.shape).dtype
+            if not dtype.is_floating_point or dtype.itemsize > torch.float32.itemsize:
+                raise CheckpointError(f"{checkpoint.place}: {name} is {dtype}, which float32 does not hold to the bit")
     extra = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used}
     _check_extra(checkpoint, config, extra)
     tensors = {pair.ours: pair.join(checkpoint.tensors).float() for pair in pairs}
@@ -127,6 +133,7 @@ def import_backbone(
             "modalities": [dataclasses.asdict(item) for item in modalities],
             "names": names,
             "same_as": dict(checkpoint.same_as),
+            "file_metadata": dict(checkpoint.metadata),
             "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
                        if tensor.dtype != torch.float32},
         },
@@ -191,4 +198,10 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     published |= {name: published[kept] for name, kept in origin["same_as"].items()}
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
-    return PublishedCheckpoint(config=origin["config"], tensors=published, same_as=origin["same_as"], place=str(folder))
+    return PublishedCheckpoint(
+        config=origin["config"],
+        tensors=published,
+        same_as=origin["same_as"],
+        metadata=origin.get("file_metadata", PLAIN_METADATA),
+        place=str(folder),
+    )

@@ -15,22 +15,20 @@ from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_f
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, PUBLISHED, spec_from_json
-from tokenizers_zoo.checkpoint import (
-    CONFIG,
-    difference,
-    fingerprint,
-    load_config,
-    read_table,
-    replacing_file,
-    write_json,
-)
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
+from tokenizers_zoo.families.published import ORIGIN
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.ml4m.source import weights_digest
+from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 BACKBONE, TOKENIZERS, REGISTRY, TOKENS = "backbone", "tokenizers", "registry.toml", "tokens"
+SOURCE = "source.json"
+"""Beside what was imported: the digest of the published weights, by which others of the same configuration are told."""
 STAYING = ("colours",)
 """Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
 HEADER = """\
@@ -56,6 +54,8 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
         return [], [source]
     if (source / CONFIG).is_file():
         return [source], []
+    if source.is_file():
+        raise CheckpointError(f"{source}: is a file; give the folder of the checkpoint, with its {CONFIG}")
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
     folders = sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
@@ -129,13 +129,15 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     """The published text tokenizer as the shared text vocabulary."""
     folder = out / TOKENIZERS / TEXT
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    if (folder / CONFIG).is_file():
-        return Told(path.name, f"vocabulary {TEXT}", "is there already")
     config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
     try:
         vocabulary = TextVocabulary(config, published=path.read_text(encoding="utf-8"))
     except (CheckpointError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if (folder / CONFIG).is_file():
+        if TextVocabulary.load(folder).published != vocabulary.published:
+            raise CheckpointError(f"{folder}: holds another vocabulary than {path}; give another OUT")
+        return Told(path.name, f"vocabulary {TEXT}", "is there already")
     vocabulary.save(folder)
     return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
 
@@ -169,9 +171,10 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     stated is recorded beside the tokenizer, so that a backbone may change it.
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
-    if (target / CONFIG).is_file() and "sha256" in known:
-        check_same(folder, target)
-        return Told(title, name, "is there already")
+    if (target / CONFIG).is_file():
+        check_same(folder, target, ORIGIN)
+        if "sha256" in known:
+            return Told(title, name, "is there already")
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
     before = {"zoo": {**tables["zoo"], "modalities": [name]}, "modalities": {name: said}}
     published = read_published(folder)
@@ -182,6 +185,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     size = size_for(stated, name, own, [key for key in SIZES if key in table], title, published.config)
     own |= size.table
     record_chosen(target, size)
+    record_source(target, folder)
     tables.setdefault("modalities", {})[name] = own
     words = {"zoo": {**tables["zoo"], "modalities": [name]}, "vocabularies": {TEXT: {"preset": PRESET}}}
     if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
@@ -193,7 +197,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     """A published backbone as a run, and its modalities into the registry; run.json is written last."""
     target = out / BACKBONE
     if (target / RUN_FILE).is_file():
-        check_same(folder, target)
+        check_same(folder, target, PUBLISHED)
         return [Told(title, BACKBONE, "is there already")]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
@@ -211,6 +215,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     handles = [zoo[spec.name] for spec in discrete]
     codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
     import_backbone(checkpoint, specs, target, codecs)
+    record_source(target, folder)
     for item in (item for item in modalities if item.kind != "tokens"):
         name = specs[item.published].name
         place = out / TOKENIZERS / name
@@ -227,11 +232,25 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     return told
 
 
-def check_same(folder: Path, there: Path) -> None:
-    """Raise CheckpointError where what was imported into `there` is of another published configuration."""
-    kept = load_config(there).get(PUBLISHED, {}).get("config")
-    if kept is not None and (other := difference(kept, read_table(folder / CONFIG), CONFIG)):
+def check_same(folder: Path, there: Path, origin: str) -> None:
+    """Raise CheckpointError where `there` holds what was not imported, or from other files than `folder` has.
+
+    `origin` is the key of its config.json under which an import keeps the published configuration.
+    """
+    config = load_config(there)
+    if origin not in config:
+        raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
+    other = difference(config[origin]["config"], read_table(folder / CONFIG), CONFIG)
+    if not other and (there / SOURCE).is_file():
+        kept = read_table(there / SOURCE, "sha256")["sha256"]
+        other = "" if kept == weights_digest(folder) else "the weights differ"
+    if other:
         raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")
+
+
+def record_source(there: Path, folder: Path) -> None:
+    """Remember with what was imported which weights it is of."""
+    write_json(there / SOURCE, {"sha256": weights_digest(folder)})
 
 
 def without_tokenizer(registry: Path) -> list[str]:

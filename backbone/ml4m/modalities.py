@@ -74,12 +74,17 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     """The modalities that a backbone reads or makes, sorted by name.
 
     What its configuration names and it has no tensors for on that side is not on that side. Raises CheckpointError for
-    one that has none on either, and where an embedding's tensors are of no known kind or shape.
+    one that has none on either, for sizes that are no pixels, and where an embedding's tensors are of no known kind or
+    shape.
     """
     for key in ("domains_in", "domains_out"):
         given = checkpoint.config.get(key)
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
             raise CheckpointError(f"{checkpoint.place}: config.json: {key} {given!r}: expected a list of names")
+    for key in ("image_size", "patch_size"):
+        pixels = checkpoint.config.get(key, 1)
+        if type(pixels) is not int or pixels < 1:
+            raise CheckpointError(f"{checkpoint.place}: config.json: {key} {pixels!r}: expected a number of pixels")
     names = sorted({*checkpoint.config["domains_in"], *checkpoint.config["domains_out"]})
     found = []
     for name in names:
@@ -103,8 +108,6 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
             )
         positions = table.shape[-2]
         size = size_in(name) or checkpoint.config.get("image_size", 0)
-        if kind == "patches" and type(size) is not int:
-            raise CheckpointError(f"{checkpoint.place}: config.json: image_size {size!r}: expected a number of pixels")
         pixels = size**2 // positions if kind == "patches" else 0
         if pixels and weight.shape[1] % pixels:
             raise CheckpointError(

@@ -1,3 +1,1 @@
 """Retrieval of any modality by any other: vectors in one space, indexes of them, queries, and how often it is right."""
-
-from __future__ import annotations

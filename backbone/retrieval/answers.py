@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from backbone.evaluation.gallery import Shown
 from backbone.evaluation.pairs import ranked_names
 from backbone.generation.giving import value_of_source
 from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.query import Answer, in_words
 from backbone.run import Run
-from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 FILE, PICTURE = "hits.json", "hits.png"
 SHOWN = 10
@@ -46,7 +43,7 @@ def write_answers(
         store = ValueStore.of(values, zoo)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
         asked = [_asked(store, zoo, answer, sources, split) for answer in answers]
-        hits: list[list[Image | str]] = []
+        hits: list[list[Shown]] = []
         for answer in answers:
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
             own = answer.key if split == index.split else None
@@ -64,7 +61,7 @@ def write_answers(
     write_json(out / FILE, result)
 
 
-def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, str], split: str) -> list[Image | str]:
+def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, str], split: str) -> list[Shown]:
     """What a query was asked with, as pictures or texts."""
     if answer.key is not None:
         return [shown(store, zoo[name], split, answer.key) for name in answer.given]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,15 @@ import numpy as np
 import torch
 
 from backbone.retrieval.config import EmbeddingConfig, Search
-from backbone.retrieval.embedding import Advance, Embedder, Samples
-from backbone.retrieval.index import CLASS, KEYS, TOGETHER, Index, faiss, file_of, spaces_of
-from backbone.retrieval.spaces import Affine, Vectors, unit
+from backbone.retrieval.embedding import Embedder, Samples
+from backbone.retrieval.index import CLASS, KEYS, TOGETHER, Index, file_of, spaces_of
+from backbone.retrieval.spaces import Affine, unit
+from backbone.retrieval.vector_files import faiss, write_vectors, written_vectors
 from tokenizers_zoo import checkpoint
+from tokenizers_zoo.disk import held, remove_folder, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import json_text, write_json
 from tokenizers_zoo.registry import Zoo
 
 SAMPLES = "samples"
@@ -37,10 +39,6 @@ NEW, OLD = "new", "old"
 """In the folder beside an index: the one that is being built, and the one that it replaces."""
 LARGE = 100_000
 """Vectors from which on an index is approximate where nothing else is asked for."""
-LINKS, BUILD_WIDTH = 32, 200
-"""Of HNSW (arXiv 1603.09320): links a vector, and candidates kept while building."""
-LOOK = 1.0
-"""Seconds between two looks at how far a graph is."""
 
 
 def build(
@@ -61,7 +59,7 @@ def build(
     is not to be replaced, CheckpointError where more than an index would be or another process builds it right now, and
     ZooErrors for what does not fit together.
     """
-    library = faiss()
+    faiss()
     embedder = Embedder(run, zoo, config, device)
     names = embedder.names(modalities, split)
     data = embedder.stored(split, names)
@@ -81,7 +79,7 @@ def build(
         if _holds(place):
             if not overwrite:
                 index = _same(out, described, tokens)
-                checkpoint.remove_folder(folder / NEW)
+                remove_folder(folder / NEW)
                 return index
             _check_replaceable(out)
         _check_movable(out)
@@ -92,7 +90,7 @@ def build(
             checkpoint.save_checkpoint(new, _tensors(embedder.spaces), described, _card(described))
         else:
             embedder.spaces = begun
-        _fill(library, new, embedder, data, names, kind)
+        _fill(new, embedder, data, names, kind)
         if _holds(place):
             os.replace(place, folder / OLD)
         os.replace(new, place)
@@ -123,7 +121,7 @@ def _only_build(out: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as until_done:
         try:
             found = folder.stat().st_ino
-            until_done.enter_context(checkpoint.held(folder, busy))
+            until_done.enter_context(held(folder, busy))
             if folder.stat().st_ino != found:  # another's, in the place of the one that is locked now
                 raise CheckpointError(busy)
             _tidy(folder, place)
@@ -135,16 +133,16 @@ def _only_build(out: Path) -> Iterator[Path]:
         finally:
             _tidy(folder, place)
             if not (folder / NEW).exists():
-                checkpoint.remove_folder(folder)
+                remove_folder(folder)
 
 
 def _tidy(folder: Path, place: Path) -> None:
     """Put OLD back where there is no index, and remove what else is there but a build that is begun."""
     if checkpoint.is_complete(folder / OLD) and not _holds(place):
         os.replace(folder / OLD, place)
-    checkpoint.remove_folder(folder / OLD)
+    remove_folder(folder / OLD)
     if not checkpoint.is_complete(folder / NEW):
-        checkpoint.remove_folder(folder / NEW)
+        remove_folder(folder / NEW)
 
 
 def _check_movable(out: Path) -> None:
@@ -196,9 +194,9 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
 def _note_run(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Say in an index where its backbone is now."""
     config = {**config, RUN: described[RUN]}
-    with checkpoint.replacing_file(folder / checkpoint.CARD) as temporary:
+    with replacing_file(folder / checkpoint.CARD) as temporary:
         temporary.write_text(_card(config), encoding="utf-8")
-    checkpoint.write_json(folder / checkpoint.CONFIG, config)
+    write_json(folder / checkpoint.CONFIG, config)
 
 
 def _begun(new: Path, described: Mapping[str, Any]) -> dict[str, Affine] | None:
@@ -207,19 +205,17 @@ def _begun(new: Path, described: Mapping[str, Any]) -> dict[str, Affine] | None:
         tensors, config = checkpoint.load_checkpoint(new, CLASS)
         here = {**config, RUN: described[RUN]}
         here.pop("weights_sha256", None)
-        if checkpoint.json_text(here) == checkpoint.json_text(described):  # also modalities in the same order
+        if json_text(here) == json_text(described):  # also modalities in the same order
             spaces = spaces_of(tensors, list(described["modalities"]))
             if config[RUN] != described[RUN]:
                 _note_run(new, config, described)
             return spaces
-    checkpoint.remove_folder(new)
+    remove_folder(new)
     new.mkdir()
     return None
 
 
-def _fill(
-    library: Any, new: Path, embedder: Embedder, data: Samples, names: Sequence[str], kind: Search
-) -> None:  # fmt: skip
+def _fill(new: Path, embedder: Embedder, data: Samples, names: Sequence[str], kind: Search) -> None:
     """Write vectors and keys beside the space; the vectors that are there already are taken as they are."""
     owners = {name: np.flatnonzero(data.rows[:, column] >= 0) for column, name in enumerate(names)}
     count, times = sum(map(len, owners.values())), 1 if kind == "exact" else 2  # embedded, and linked
@@ -228,87 +224,20 @@ def _fill(
     with progress_bar(longest, count * times + (times - 1) * len(data)) as advance:
         for column, (name, has) in enumerate(owners.items()):
             path = new / file_of(name)
-            vectors = _finished(library, path, len(has))
+            vectors = written_vectors(path, len(has))
             if vectors is None:
                 told = partial(advance, title=f"embed {name}")
                 vectors = embedder.embed_stored(data, name, data.rows[has, column].tolist(), told)
-                _write(library, path, vectors, kind, partial(advance, title=f"link {name}"))
+                write_vectors(path, vectors, kind, partial(advance, title=f"link {name}"))
             else:
                 advance(len(has) * times)
             if not len(together):
                 together = np.zeros((len(data), vectors.shape[1]), np.float32)
             together[has] += vectors
             del vectors  # before those of the next are made
-        _write(library, new / file_of(TOGETHER), unit(together), kind, partial(advance, title="link all"))
+        write_vectors(new / file_of(TOGETHER), unit(together), kind, partial(advance, title="link all"))
     lacks = {name: np.flatnonzero(data.rows[:, column] < 0).tolist() for column, name in enumerate(names)}
-    checkpoint.write_json(new / KEYS, {"keys": list(data.keys), "lacks": lacks})
-
-
-def _finished(library: Any, path: Path, count: int) -> Vectors | None:
-    """The vectors in a file that an earlier build finished; None where it did not."""
-    if path.is_file():
-        with contextlib.suppress(RuntimeError):
-            index = library.read_index(str(path))
-            if index.ntotal == count:
-                return np.asarray(index.reconstruct_n(0, count), np.float32)
-    return None
-
-
-def _write(library: Any, path: Path, vectors: Vectors, kind: Search, advance: Advance) -> None:
-    """Write a file of vectors, whole or not at all. Raises OSError where the disk is full."""
-    index = _index_of(library, vectors, kind, advance)
-    with checkpoint.replacing_file(path) as temporary:
-        try:
-            library.write_index(index, str(temporary))
-        except RuntimeError as error:  # which has what the system says, and not its number
-            number = next((number for number in checkpoint.DISK_ERRORS if os.strerror(number) in str(error)), None)
-            raise error if number is None else OSError(number, os.strerror(number)) from error
-
-
-def _index_of(library: Any, vectors: Vectors, kind: Search, advance: Advance = lambda count: None) -> Any:
-    """A FAISS index of unit vectors by inner product, the same whenever it is built.
-
-    `advance` is told how many vectors of a graph have been linked since.
-    """
-    dims = vectors.shape[1]
-    if kind == "exact":
-        index = library.IndexFlatIP(dims)
-        index.add(vectors)
-        return index
-    index = library.IndexHNSWFlat(dims, LINKS, library.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = BUILD_WIDTH
-    failed: list[BaseException] = []
-
-    def add() -> None:
-        try:
-            library.omp_set_num_threads(1)  # of this thread: several link in the order in which they get there
-            index.add(vectors)
-        except BaseException as error:
-            failed.append(error)
-
-    # In one go: added in parts, vectors are linked in another order. So another thread does it, and this one looks on.
-    thread = threading.Thread(target=add, name="links", daemon=True)
-    thread.start()
-    done, size = 0, 0
-    while thread.is_alive():
-        thread.join(LOOK)
-        before, size = size, index.hnsw.neighbors.size()
-        if size == before and thread.is_alive():  # else the memory of the links is not laid out yet
-            linked = _linked(library, index, size)
-            advance(linked - done)
-            done = linked
-    if failed:
-        raise failed[0]
-    advance(len(vectors) - done)
-    return index
-
-
-def _linked(library: Any, index: Any, size: int) -> int:
-    """How many vectors of a graph have a link; `size` is how many links there is room for."""
-    if not size:
-        return 0  # where the links begin is not laid out yet, either
-    first = library.vector_to_array(index.hnsw.offsets)[:-1].astype(np.int64)
-    return int((library.rev_swig_ptr(index.hnsw.neighbors.data(), size)[first] >= 0).sum())
+    write_json(new / KEYS, {"keys": list(data.keys), "lacks": lacks})
 
 
 def _tensors(spaces: Mapping[str, Affine]) -> dict[str, torch.Tensor]:

@@ -9,11 +9,12 @@ from typing import Any, get_args
 
 import click
 
+from backbone.cli.config import pairs_of
 from backbone.cli.run import open_run
 from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
 from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 
@@ -188,14 +189,13 @@ def embedding_config(embedding: str, via: str, space: str) -> EmbeddingConfig:
 def parse_weights(weights: str | None) -> dict[str, float]:
     """`a=1,b=-0.5` to numbers. Raises ConfigError."""
     found: dict[str, float] = {}
-    for item in split_names(weights) or ():
-        name, _, text = item.partition("=")
+    for name, text in pairs_of("--weights", split_names(weights) or (), "NUMBER").items():
         try:
             number = float(text)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ConfigError(f"--weights {item}: expected NAME=NUMBER")
+            raise ConfigError(f"--weights {name}={text}: expected NAME=NUMBER")
         found[name.strip()] = number
     return found
 

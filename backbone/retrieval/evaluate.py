@@ -18,27 +18,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbone.evaluation.gallery import text_of
+from backbone.evaluation.gallery import Shown, text_of
 from backbone.evaluation.pairs import ranked_names
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from backbone.retrieval.embedding import Embedder, Samples
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.recall import AT, Recall, chance, recall
 from backbone.retrieval.spaces import Vectors
-from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from rich.table import Table
 
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
@@ -81,22 +80,23 @@ def evaluate_retrieval(
     chosen = np.linspace(0, len(data) - 1, min(len(data), config.samples)).astype(np.int64)
     embedder.fit(names, lambda total: progress_bar("fit the space", total))
     vectors = _vectors(embedder, data, names, chosen)
-    rows = data.rows[chosen] >= 0
-    measured = [
-        _measured(pair, vectors, rows[:, names.index(pair[0])] & rows[:, names.index(pair[1])])
-        for pair in itertools.permutations(names, 2)
-    ]
-    measured = [entry for entry in measured if entry["samples"] > 1]
-    if not measured:
+    has = dict(zip(names, (data.rows[chosen] >= 0).T, strict=True))
+    both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
+    both = {pair: samples for pair, samples in both.items() if len(samples) > 1}
+    if not both:
         raise DataError(f"{embedder.run.tokens / split}: no two samples have two of {', '.join(names)}")
+    measured = [_measured(pair, vectors, samples) for pair, samples in both.items()]
     keys = [data.keys[sample] for sample in chosen]
     values = data_root or embedder.run.data
     galleries = []
     if values is not None and values.is_dir():
         store = ValueStore.of(values, zoo)
-        measured_pairs = {(entry["query"], entry["found"]) for entry in measured}
-        for pair in [pair for pair in gallery_pairs(embedder, names) if pair in measured_pairs][: config.gallery_pairs]:
-            galleries.append(_gallery(out, pair, vectors, rows, names, keys, store, zoo, split, config))
+
+        def show(name: str, sample: int) -> Shown:
+            return shown(store, zoo[name], split, keys[sample])
+
+        for pair in [pair for pair in gallery_pairs(embedder, names) if pair in both][: config.gallery_pairs]:
+            galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
     result = {
         "identity": {
             "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
@@ -124,15 +124,11 @@ def _vectors(embedder: Embedder, data: Samples, names: Sequence[str], chosen: An
 
 
 def _measured(pair: Pair, vectors: Mapping[str, Vectors], both: Any) -> dict[str, Any]:
-    """One entry of "pairs", over the samples that have both modalities."""
+    """One entry of "pairs"; `both` are the numbers of the samples that have both modalities."""
     query, found = pair
-    count = int(both.sum())
-    if count < 2:
-        return {"samples": count}
-    guessed = chance(count)
     return {
-        "query": query, "found": found, "samples": count,
-        **_as_json(recall(vectors[query][both], vectors[found][both])), "chance": _as_json(guessed),
+        "query": query, "found": found, "samples": len(both),
+        **_as_json(recall(vectors[query][both], vectors[found][both])), "chance": _as_json(chance(len(both))),
     }  # fmt: skip
 
 
@@ -159,20 +155,19 @@ def gallery_pairs(embedder: Embedder, names: Sequence[str]) -> list[Pair]:
 
 
 def _gallery(
-    out: Path, pair: Pair, vectors: Mapping[str, Vectors], rows: Any, names: Sequence[str], keys: Sequence[str],
-    store: ValueStore, zoo: Zoo, split: str, config: RecallConfig,
+    out: Path, pair: Pair, vectors: Mapping[str, Vectors], both: Any, keys: Sequence[str],
+    show: Callable[[str, int], Shown], count: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One entry of "galleries"; writes its picture."""
+    """One entry of "galleries", of `count` queries; writes its picture."""
     query, found = pair
-    both = np.flatnonzero(rows[:, names.index(query)] & rows[:, names.index(found)])
-    asked = both[np.linspace(0, len(both) - 1, min(len(both), config.gallery_samples)).astype(np.int64)]
+    asked = both[np.linspace(0, len(both) - 1, min(len(both), count)).astype(np.int64)]
     cosines = vectors[query][asked] @ vectors[found][both].T
     nearest = both[np.argsort(-cosines, axis=1, kind="stable")[:, :HITS]]
-    cells: list[list[Image | str]] = []
-    for own, hits in zip(asked, nearest, strict=True):
-        drawn = [shown(store, zoo[found], split, keys[hit]) for hit in hits]
-        cells.append([framed(cell) if hit == own else cell for cell, hit in zip(drawn, hits, strict=True)])
-    queries = [[shown(store, zoo[query], split, keys[own])] for own in asked]
+    cells = [
+        [framed(show(found, hit)) if hit == own else show(found, hit) for hit in hits]
+        for own, hits in zip(asked, nearest, strict=True)
+    ]
+    queries = [[show(query, own)] for own in asked]
     picture = f"{GALLERY}/{query}-finds-{found}.png"
     drawn_any = write_hits(out / picture, [f"asked: {query}"], queries, cells)
     return {

@@ -23,17 +23,17 @@ import torch
 from backbone.retrieval.config import EmbeddingConfig
 from backbone.retrieval.embedding import Embedder
 from backbone.retrieval.spaces import Affine, Vectors
+from backbone.retrieval.vector_files import SEARCH_WIDTH, faiss, open_vectors
 from tokenizers_zoo import checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, ZooError
+from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import Zoo
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"
 TOGETHER = ""
 """Names the vectors of all modalities together."""
-SEARCH_WIDTH = 128
-"""Candidates kept, at least, while an HNSW graph is searched (arXiv 1603.09320)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,17 +42,6 @@ class Hit:
 
     key: str
     cosine: float
-
-
-def faiss() -> Any:
-    """The library. Raises ZooError where it is not installed."""
-    try:
-        import faiss as library
-    except ImportError:
-        raise ZooError(
-            "retrieval: faiss is not installed; pip install 'tokenizers-zoo[retrieval]' (or faiss-cpu)"
-        ) from None
-    return library
 
 
 class Index:
@@ -148,13 +137,7 @@ class Index:
         """The vectors by which the modality `find` is searched. Raises CheckpointError where they are damaged."""
         if find not in self._opened:
             path = self.folder / file_of(find)
-            try:
-                index = faiss().read_index(str(path))
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise CheckpointError(
-                    f"{path}: no sound FAISS index ({reason}); build it again with --overwrite"
-                ) from None
+            index = open_vectors(path)
             if index.ntotal != self.size(find):
                 raise CheckpointError(
                     f"{path}: holds {index.ntotal} vectors, and {KEYS} has {self.size(find)}; build it again with "
@@ -183,7 +166,7 @@ def _numpy(tensor: torch.Tensor | None) -> Vectors | None:
 
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """All keys, and by modality the numbers of the samples that lack it. Raises CheckpointError."""
-    table = checkpoint.read_table(path)
+    table = read_table(path)
     try:
         if TOGETHER in table:  # of an earlier version, which repeated the keys for each modality
             keys = list(table.pop(TOGETHER))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from backbone.evaluation.gallery import CELL, write_sheet
+from PIL import Image, ImageDraw
+
+from backbone.evaluation.gallery import CELL, Shown, write_sheet
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from tokenizers_zoo.data.shards import ValueStore
-    from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.registry import ModalityHandle
 
 FRAME = 6
 """Width of the frame, pixels of a cell."""
@@ -22,7 +19,7 @@ MARK = "[right] "
 """Before a text that is the right one."""
 
 
-def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Image | str:
+def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Shown:
     """A stored sample's modality as a picture or text; its key where the value is not there."""
     try:
         return handle.render(values.read(handle, split, key))
@@ -30,23 +27,20 @@ def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> I
         return key
 
 
-def framed(cell: Image | str) -> Image | str:
+def framed(cell: Shown) -> Shown:
     """A cell marked as the right one: pictures with a frame within their borders."""
     if isinstance(cell, str):
         return MARK + cell
-    from PIL import Image as images
-    from PIL import ImageDraw as drawing
-
     picture = cell.convert("RGB")
     factor = max(1, CELL // max(picture.size))
-    picture = picture.resize((picture.width * factor, picture.height * factor), images.Resampling.NEAREST)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     width = FRAME * max(1, round(max(picture.size) / CELL))
-    drawing.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RIGHT, width=width)
+    ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RIGHT, width=width)
     return picture
 
 
 def write_hits(
-    path: Path, headers: Sequence[str], queries: Sequence[Sequence[Image | str]], hits: Sequence[Sequence[Image | str]]
+    path: Path, headers: Sequence[str], queries: Sequence[Sequence[Shown]], hits: Sequence[Sequence[Shown]]
 ) -> bool:
     """Write a sheet, a row per query: what was asked with, then its hits; rows with fewer are filled with nothing.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backbone.config import TrainConfig
 from backbone.tables import Tables
-from backbone.training.optim import RowAdam, names_of
+from backbone.training.optim import RowAdam
 from tokenizers_zoo.errors import ConfigError
 
 NAME = "log_variance"
@@ -58,9 +58,7 @@ class Balance:
 
     def state(self) -> dict[str, Tensor]:
         """What was learned."""
-        adam = self.adam
-        moments = zip(names_of(NAME), (adam.first, adam.second, adam.ticks), strict=True)
-        return {NAME: adam.table, **dict(moments)} if self.learned else {}
+        return {NAME: self.adam.table, **self.adam.state(NAME)} if self.learned else {}
 
     def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors like those of `state`."""
@@ -70,4 +68,4 @@ class Balance:
         """Go on from what `state` gave."""
         if self.learned:
             self.adam.table = tensors[NAME]
-            self.adam.first, self.adam.second, self.adam.ticks = (tensors[name] for name in names_of(NAME))
+            self.adam.load_state(NAME, tensors)

@@ -23,8 +23,6 @@ from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, SequenceLayo
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
-__all__ = ["Loader", "Order", "RawBatch", "TokenData"]
-
 COMPARED = 16_384
 """Samples whose tokens tell one store from another."""
 

@@ -27,8 +27,8 @@ from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
 from backbone.training.optim import local
-from tokenizers_zoo.checkpoint import write_json
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.records import write_json
 
 STATE, PROGRESS = "training_state", "progress.json"
 MODEL = "model/"

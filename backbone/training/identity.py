@@ -10,10 +10,11 @@ from typing import Any
 
 from backbone.config import ModelConfig, TrainConfig
 from backbone.training.data import TokenData
-from tokenizers_zoo.checkpoint import CONFIG, difference, read_table, write_json
+from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
+from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.training.state import check_free
 
 IDENTITY = "training_state.json"

@@ -61,7 +61,7 @@ def check_codecs(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle])
 def open_sources(
     tokens: Path, split: str, specs: Sequence[ModalitySpec], config: TrainConfig, known: Collection[str] = ()
 ) -> list[Source]:
-    """A split of all stores of a run, without those that have no such split, or held-out samples of nothing of it.
+    """A split of all stores of a run; held-out samples of those that have some.
 
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has none to train on, or a dataset none of one that it names, UnknownNameError

@@ -105,6 +105,14 @@ class RowAdam:
         rates = rate if self.factors is None else rate * self.factors[rows]
         table[rows] = table[rows].sub_(mean.mul_(rates / (1 - low**count)).div_(scale))
 
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The moments and ticks of the table, which goes by this name."""
+        return dict(zip(names_of(name), (self.first, self.second, self.ticks), strict=True))
+
+    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.first, self.second, self.ticks = (tensors[part] for part in names_of(name))
+
 
 class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
@@ -207,8 +215,7 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on, by `<parameter>.first`, `.second` and `.ticks`."""
-        rows = self.rows
-        tensors = dict(zip(names_of(TOKEN_TABLE), (rows.first, rows.second, rows.ticks), strict=True))
+        tensors = self.rows.state(TOKEN_TABLE)
         for name, parameter in self.parameters.items():
             if parameter in self.muon.momentum:
                 tensors[names_of(name)[0]] = self.muon.momentum[parameter]
@@ -242,7 +249,7 @@ class Optimizer:
             if first is None or second is None or ticks is None:
                 continue
             if name == TOKEN_TABLE:
-                self.rows.first, self.rows.second, self.rows.ticks = first, second, ticks
+                self.rows.load_state(name, tensors)
             else:
                 self.dense.state[parameter] = {"step": ticks, "exp_avg": first, "exp_avg_sq": second}
 

@@ -14,18 +14,15 @@ from torch import Tensor
 
 from backbone.config import ModelConfig
 from backbone.model import FourM
-from backbone.saving import CLASS, GROWING, PUBLISHED, load_model, model_tensors
+from backbone.saving import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors
 from backbone.training.optim import TOKEN_TABLE
-from tokenizers_zoo.checkpoint import WEIGHTS, difference, load_config
-from tokenizers_zoo.data.tokens import grew_from
+from tokenizers_zoo.checkpoint import WEIGHTS, load_config
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.records import difference
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
-
-MARKERS = "modality_embedding.weight", "target_modality_embedding.weight", "mask_embedding.weight"
-"""Tables with a row per modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +88,7 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     trained_on = load_config(start, CLASS).get("fingerprints", {})
     for handle in handles:
         codec = trained_on.get(handle.name, handle.fingerprint)
-        if codec != handle.fingerprint and not grew_from(handle, codec, 0):
+        if codec != handle.fingerprint and not handle.codec.grew_from(codec):
             raise DataError(
                 f"{start}: was trained on tokens of {handle.name} by codec {codec[:12]}, and its codec is now "
                 f"{handle.fingerprint[:12]}; use the registry of that training, or give the modality another name"
@@ -113,7 +110,7 @@ def known_rows(start: Path, model: FourM) -> dict[str, Tensor]:
 def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
     """Let a new modality's marker and mask token start as the mean of those that are there."""
     for name, table in model.named_parameters():
-        if name in MARKERS and known[name].any():
+        if name in BY_MODALITY and known[name].any():
             table[~known[name]] = table[known[name]].mean(0)
 
 

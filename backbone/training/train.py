@@ -33,7 +33,8 @@ from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_
 from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
-from tokenizers_zoo.checkpoint import BUSY, CONFIG, check_weights, held, load_config, remove_folder
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config
+from tokenizers_zoo.disk import BUSY, held, remove_folder
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
 

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import click
 
 from backbone.cli.config import read_tables
-from backbone.cli.run import open_run
-from backbone.transfer.config import As, Head, TransferConfig, Tuning, transfer_config
+from backbone.cli.run import asked_registry, open_run
+from backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 from tokenizers_zoo.cli.options import (
     DEVICE,
     PATH,
@@ -22,7 +22,7 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 RUN_OPTION = click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
@@ -47,7 +47,7 @@ def transfer() -> None:
 @click.option("--given", required=True, metavar="NAMES", help="Comma-separated modalities of RUN to predict from.")
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/<what it is>.")
 @click.option("--tuning", type=click.Choice(get_args(Tuning)), help="What of the encoder moves. Default: frozen.")
-@click.option("--head", type=click.Choice(get_args(Head)), help="Default: what goes with the kind of label.")
+@click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: what goes with the kind of label.")
 @click.option(
     "--labels",
     metavar="SHARE|COUNT",
@@ -80,8 +80,7 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
           --tuning full --labels 0.1 --seed 1
       zoo transfer train RUN --task mine.csv --given caption --head knn
     """
-    from backbone.transfer.compare import read_metrics
-    from backbone.transfer.scores import kept_text, left_out_text, score_table, unseen_text
+    from backbone.transfer.metrics import kept_text, left_out_text, read_metrics, score_table, unseen_text
     from backbone.transfer.training import FOLDER
     from backbone.transfer.training import transfer as train_probe
 
@@ -128,8 +127,9 @@ def eval_command(
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
     from backbone.transfer.kinds import Classes
+    from backbone.transfer.metrics import score_table, unseen_text
     from backbone.transfer.saving import load, places_of
-    from backbone.transfer.scores import score_table, scored, unseen_labels, unseen_text
+    from backbone.transfer.scores import scored, unseen_labels
 
     probe = load(folder, _zoo(), run=run, device=device)
     places = places_of(folder, probe, tokens, data)
@@ -218,19 +218,12 @@ def parse_labels(text: str) -> int | float:
 def default_name(task: str, given: list[str], config: TransferConfig, seed: int) -> str:
     """The name of a probe's folder: task, inputs, tuning, head where one is asked for, labels, seed."""
     asked = Path(task).stem if task.lower().endswith(".csv") else task
-    parts = [
-        asked,
-        "from",
-        *given,
-        config.tuning,
-        *([config.head] if config.head else []),
-        f"{config.labels}",
-        str(seed),
-    ]
+    head = [config.head] if config.head else []
+    parts = [asked, "from", *given, config.tuning, *head, str(config.labels), str(seed)]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def _zoo() -> Any:
     """The zoo of --registry; None for that of the probe's training."""
-    root = click.get_current_context().find_root().obj or {}
-    return open_zoo(root["registry"]) if root.get("registry") else None
+    registry = asked_registry()
+    return open_zoo(registry) if registry else None

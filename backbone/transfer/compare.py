@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from backbone.transfer.config import HEADS, TUNING, TransferConfig
-from backbone.transfer.scores import METRICS
-from tokenizers_zoo.checkpoint import read_table
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from backbone.transfer.metrics import read_metrics
+from tokenizers_zoo.cli.options import plain_table
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import SPREAD, interval
 from tokenizers_zoo.report.transfer import Question, titles
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-KEYS = ("task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone")
 NOT_APART = ("tuning", "head", "labels")
 """Settings that have a column of their own."""
 LOOKED = ("eval_every", "eval_samples")
@@ -57,13 +55,6 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
             for key, cells in rows.items()
         ],
     }  # fmt: skip
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics.json of a finished probe. Raises CheckpointError."""
-    if not (folder / METRICS).is_file():
-        raise CheckpointError(f"{folder}: no finished probe here; train one with zoo transfer train")
-    return read_table(folder / METRICS, *KEYS)
 
 
 class Setting(NamedTuple):
@@ -120,8 +111,6 @@ def cell(seeds: Mapping[int, tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
     """What `compared` gives, for a terminal; below stands the best constant answer, a mean over all probes."""
-    from tokenizers_zoo.cli.options import plain_table
-
     rows, columns = result["rows"], result["columns"]
     names = ["given", "tuning", "labels"]
     names += ["head"] if any(row["head"] != "default" for row in rows) else []

@@ -12,11 +12,11 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.training.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
-Head = Literal["linear", "attentive", "convnext", "knn", "tokens"]
+HeadName = Literal["linear", "attentive", "convnext", "knn", "tokens"]
 Scale = Literal["auto", "linear", "log"]
 As = Literal["classes", "numbers", "tokens"]
 
-HEADS: Mapping[str, tuple[Head, ...]] = {
+HEADS: Mapping[str, tuple[HeadName, ...]] = {
     "classes": ("attentive", "linear", "knn"),
     "numbers": ("attentive", "linear", "knn"),
     "class map": ("convnext", "linear"),
@@ -42,7 +42,7 @@ class TransferConfig(TrainConfig):
     tuning: Tuning = "frozen"
     """What of the encoder moves. frozen: nothing, its features are computed once; full: all, early layers least; lora:
     low-rank additions to the blocks' linear layers; scratch: all, from random weights, which is the comparison."""
-    head: Head | None = None
+    head: HeadName | None = None
     """What is put on the features; absent: the default for the kind of answer."""
     labels: int | float = 1.0
     """Training samples whose labels are used: a share above 0 and up to 1 with a point, or a number of samples."""
@@ -118,7 +118,7 @@ def transfer_config(table: Mapping[str, Any], origin: Origin | None = None) -> T
     return from_mapping(TransferConfig, {**defaults, **table}, origin)
 
 
-def chosen_head(kind: str, config: TransferConfig) -> Head:
+def chosen_head(kind: str, config: TransferConfig) -> HeadName:
     """The head for a kind of answer. Raises ConfigError where the one that is asked for does not give it."""
     if config.head is None:
         return HEADS[kind][0]

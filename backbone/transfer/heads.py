@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backbone.config import ModelConfig
-from backbone.transfer.config import Head as Name
-from backbone.transfer.config import TransferConfig
+from backbone.transfer.config import HeadName, TransferConfig
 from backbone.transfer.decoder import TokenDecoder
 from backbone.transfer.kinds import ClassMap, NumberMap, Tokens
 from backbone.transfer.reading import Grid, Head, Reads
@@ -157,7 +156,7 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
 
-def build_head(name: Name, kind: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None) -> Head:
+def build_head(name: HeadName, kind: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None) -> Head:
     """A new head on features of a backbone like `model`; maps lie on `grid`. knn is made of features, not here."""
     if name == "linear" and grid is None:
         return PooledLinear(model.dim, kind.outputs)

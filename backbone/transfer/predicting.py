@@ -12,10 +12,10 @@ from backbone.retrieval.pictures import shown
 from backbone.transfer.probe import Probe
 from backbone.transfer.samples import Places
 from backbone.transfer.scores import predictions
-from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
 
 TABLE, PICTURE = "predictions.csv", "predictions.png"

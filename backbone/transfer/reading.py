@@ -21,8 +21,11 @@ Reads = Literal["vector", "map", "tokens"]
 
 
 class Head(nn.Module):
-    """What is put on features: `vector` is `batch dim`, `map` is `batch dim rows columns`, `tokens` are
-    `batch tokens dim` with a bool mask `batch tokens` of those that a sample has (None: all)."""
+    """What is put on the features that it `reads`.
+
+    A "vector" is `batch dim`, a "map" `batch dim rows columns`, "tokens" are `batch tokens dim` with a bool mask
+    `batch tokens` of those that a sample has (None: all).
+    """
 
     reads: ClassVar[Reads]
 

@@ -222,11 +222,10 @@ class Task:
 
     def answers(self, kind: Kind, decoded: Sequence[Any]) -> list[Any]:
         """What `Kind.decode` gives as answers."""
-        if kind.kind != "tokens":
+        if not isinstance(kind, Tokens):
             return list(decoded)
         assert self.handle is not None
-        handle: ModalityHandle = self.handle
-        return handle.decode(np.stack(decoded) if kind.end is None else list(decoded))  # type: ignore[attr-defined]
+        return self.handle.decode(np.stack(decoded) if kind.end is None else list(decoded))
 
     def truth(self, kind: Kind, label: Any) -> Any:
         """A label as answers are written."""

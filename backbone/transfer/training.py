@@ -24,17 +24,20 @@ from backbone.transfer.heads import Neighbours, build_head
 from backbone.transfer.keeping import KeptFeatures
 from backbone.transfer.kinds import Classes, Kind, kind_to_json
 from backbone.transfer.lora import require_peft
+from backbone.transfer.metrics import METRICS, probe_card
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features
 from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Labelled, Part, Places, labelled
 from backbone.transfer.saving import CLASS, CONSTANT, described, packed_constant, tensors_of
-from backbone.transfer.scores import METRICS, constant_of, probe_card, scored, unseen_labels
+from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import file_digest, read_table, save_checkpoint, write_json
+from tokenizers_zoo.checkpoint import save_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.progress import say
+from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
@@ -66,8 +69,7 @@ def transfer(
 
     Labels are values in `data` (default: the run's), or a table's. Killed and called again it goes on, to the same
     weights; a finished folder is left alone; with `overwrite` a probe that is there is replaced, but stays where
-    nothing is trained. Raises ZooErrors for
-    what does not fit together, before anything is written.
+    nothing is trained. Raises ZooErrors for what does not fit together, before anything is written.
     """
     started = time.perf_counter()
     if not 0 <= seed < 2**63:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from tokenizers_zoo.config import ADDED
@@ -47,13 +47,9 @@ class BlockConfig:
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:
             raise ValueError(f"kind: expected one of {', '.join(KIND_DEFAULTS)}, got {self.kind!r}")
-        defaults = KIND_DEFAULTS[self.kind]
-        for name in ("heads", "mlp_ratio"):
-            if name not in defaults and getattr(self, name) is not None:
-                raise ValueError(f"{name}: used by kind vit only, and kind is {self.kind}; leave it out")
-        for name, default in (("final_norm", True), ("post_mlp", False), ("positions", ()), ("out_blocks", 0)):
-            if self.kind != "vit" and getattr(self, name) != default:
-                raise ValueError(f"{name}: used by kind vit only, and kind is {self.kind}; leave it out")
+        for item in fields(self) if self.kind != "vit" else ():
+            if item.name not in ("kind", "width", "depth") and getattr(self, item.name) != item.default:
+                raise ValueError(f"{item.name}: used by kind vit only, and kind is {self.kind}; leave it out")
         if self.positions and not (len(self.positions) <= 3 and min(self.positions) >= 1):
             raise ValueError(f"positions: expected one to three numbers of at least 1, got {list(self.positions)}")
         if self.out_blocks < 0:
@@ -61,7 +57,7 @@ class BlockConfig:
         for name in ("width", "depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
-        for name, default in defaults.items():
+        for name, default in KIND_DEFAULTS[self.kind].items():
             if getattr(self, name) is None or (name in ("width", "depth") and getattr(self, name) == 0):
                 object.__setattr__(self, name, default)
         if self.kind == "conv" and self.width % 16:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo
+from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, show_problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,10 +63,10 @@ def doctor_command(
 
     zoo = open_zoo()
     chosen = [zoo[name].name for name in dict.fromkeys(names)] or examinable(zoo, data_dir, split)
-    for name, problem in zoo.problems().items() if not names else ():
-        if name in zoo:
-            click.echo(f"problem: {problem}", err=True)
-    lost = unloadable(zoo, data_dir, split) if not names else []
+    lost: list[str] = []
+    if not names:
+        show_problems(zoo)
+        lost = unloadable(zoo, data_dir, split)
     found: dict[str, list[Finding]] = {}
     for name in chosen:
         zoo[name].device = device
@@ -88,13 +88,17 @@ def doctor_command(
     sys.exit(1 if failed or lost else 0)
 
 
+def state_of(finding: Finding) -> str:
+    """How a gate went, in a word."""
+    return "-" if finding.skipped else "ok" if finding.passed else "FAIL"
+
+
 def overview(found: Mapping[str, Sequence[Finding]], gates: Sequence[str]) -> list[str]:
     """A row per modality, a column per gate."""
     room = WIDTH - sum(len(gate) + 1 for gate in gates)
     lines = [" ".join(["".ljust(room), *gates])]
     for name, findings in found.items():
-        states = ["-" if f.skipped else "ok" if f.passed else "FAIL" for f in findings]
-        cells = [state.ljust(len(gate)) for state, gate in zip(states, gates, strict=True)]
+        cells = [state_of(finding).ljust(len(gate)) for finding, gate in zip(findings, gates, strict=True)]
         short = name if len(name) <= room else f"{name[: room - 1]}~"
         lines.append(" ".join([short.ljust(room), *cells]).rstrip())
     return lines
@@ -104,10 +108,9 @@ def details(title: str, findings: Sequence[Finding]) -> list[str]:
     """A paragraph per gate: how it went, its figures, and what to do."""
     lines = textwrap.wrap(title, WIDTH)
     for finding in findings:
-        state = "-" if finding.skipped else "ok" if finding.passed else "FAIL"
-        head = f"  {state:5}{finding.gate:9} "
-        lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+        head = f"  {state_of(finding):5}{finding.gate:9} "
+        indent = " " * len(head)
+        lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=indent)
         if finding.advice:
-            indent = " " * len(head)
             lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=f"{indent}> ", subsequent_indent=f"{indent}  ")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -42,16 +43,7 @@ def as_json(handle: ModalityHandle) -> dict[str, Any]:
         "vocabulary": spec.vocabulary,
         "vocab_size": spec.vocab_size,
         "derived_from": list(spec.derived_from),
-        "metrics": [
-            {
-                "name": m.name,
-                "unit": m.unit,
-                "higher_is_better": m.higher_is_better,
-                "meaning": m.meaning,
-                "bound": m.bound,
-            }
-            for m in spec.metrics
-        ],
+        "metrics": [dataclasses.asdict(metric) for metric in spec.metrics],
         "licence": spec.licence,
         "checkpoint": str(handle.checkpoint),
         "trained": handle.has_tokenizer,

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import disk_problem
 from tokenizers_zoo.cli.cores import give_way
+from tokenizers_zoo.disk import disk_problem
 from tokenizers_zoo.errors import UnknownNameError, ZooError
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that

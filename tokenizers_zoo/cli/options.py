@@ -53,6 +53,13 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     return zoo
 
 
+def show_problems(zoo: Zoo) -> None:
+    """Say on stderr what is wrong with modalities that are enabled, and are therefore left out."""
+    for name, problem in zoo.problems().items():
+        if name in zoo:
+            click.echo(f"problem: {problem}", err=True)
+
+
 def split_names(names: str | None, advice: str = "leave the option out for all") -> list[str] | None:
     """`a,b` to a list; None where nothing was given. Raises ConfigError, with `advice`, where no name is in it."""
     if names is None:

@@ -13,6 +13,7 @@ from tokenizers_zoo.cli.options import (
     parse_assignments,
     plain_table,
     settings_option,
+    show_problems,
     show_table,
 )
 from tokenizers_zoo.errors import ConfigError
@@ -79,9 +80,8 @@ def train(
     if bool(names) == everything:
         raise ConfigError("zoo tokenizer train: expected the names of modalities, or --all")
     chosen = trainable(zoo, data_dir) if everything else [zoo[name].name for name in names]
-    for name, problem in zoo.problems().items() if everything else ():
-        if name in zoo:
-            click.echo(f"problem: {problem}", err=True)
+    if everything:
+        show_problems(zoo)
     if out is not None and len(chosen) > 1:
         raise ConfigError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
@@ -110,21 +110,15 @@ def evaluate(name: str, data_dir: Path, split: str, limit: int | None, device: s
     Example:
       zoo tokenizer eval depth --data data/scenes
     """
-    from tokenizers_zoo.pipeline.tokenizers import evaluate_tokenizer
+    from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 
     zoo = open_zoo()
     zoo[name].device = device
     result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=limit)
-    meanings = {metric.name: metric for metric in zoo[name].spec.metrics}
     table = plain_table("metric", ">value", "unit", "meaning")
-    for key, value in result.metrics.items():
-        metric = meanings.get(key)
-        table.add_row(key, f"{value:.4g}", metric.unit if metric else "", metric.meaning if metric else "")
+    for metric in zoo[name].spec.metrics:
+        table.add_row(metric.name, f"{result.metrics[metric.name]:.4g}", metric.unit, metric.meaning)
     for key, value, unit, meaning in result.codebook_rows():
         table.add_row(key, f"{value:.4g}", unit, meaning)
     show_table(table)
-    click.echo(
-        f"{name}: {result.samples} {split} samples of {data_dir}; pictures in {result.pictures}"
-        if result.pictures
-        else f"{name}: {result.samples} {split} samples of {data_dir}"
-    )
+    click.echo(f"{name}: {result.samples} {split} samples of {data_dir}; pictures in {result.pictures}")

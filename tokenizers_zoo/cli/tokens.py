@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from tokenizers_zoo.checkpoint import replacing_file
 from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, open_zoo, split_names
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors, replacing_file
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import Crop
 

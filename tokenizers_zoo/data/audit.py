@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokenizers_zoo.checkpoint import read_json, write_json
 from tokenizers_zoo.data.provenance import value_identity
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError
 from tokenizers_zoo.progress import say
+from tokenizers_zoo.records import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import LazyValues, ValueStore

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers_zoo.checkpoint import file_digest, joint_fingerprint, read_json, write_json
+from tokenizers_zoo.checkpoint import joint_fingerprint
 from tokenizers_zoo.data.audit import FOLDER
 from tokenizers_zoo.data.tar import Member, not_read
+from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.records import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import difference, held, read_json, write_json
+from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.pretrained import networks_of
+from tokenizers_zoo.records import difference, read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle

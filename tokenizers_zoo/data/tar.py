@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tokenizers_zoo.checkpoint import disk_problem, replacing_file
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError, ReadError
 
 BLOCK = 512
@@ -234,16 +234,3 @@ def writing_shard(path: Path) -> Iterator[ShardWriter]:
         if writer.discarded:
             path.unlink(missing_ok=True)
             raise _Discarded
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, whoever met it, into one clear DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except BaseException as error:  # torch's CheckpointException is no Exception
-        if problem := disk_problem(error):
-            raise DataError(f"{path}: {problem}") from error
-        raise

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.tokens import grew_from
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.values import describe
 
@@ -45,7 +44,7 @@ def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
     if not isinstance(stored["fingerprint"], str):
         raise DataError(f"{file}: fingerprint: expected text, got {describe(stored['fingerprint'])}; encode again")
-    if stored["fingerprint"] != handle.fingerprint and not grew_from(handle, stored["fingerprint"], 0):
+    if stored["fingerprint"] != handle.fingerprint and not handle.codec.grew_from(stored["fingerprint"]):
         raise DataError(
             f"{file}: tokens were written by codec {stored['fingerprint'][:12]}, the tokenizer of {handle.name} is "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"

@@ -1,8 +1,4 @@
-"""The token store: `TOKENS/<split>/<modality>/part-00000.arrow`, memory-mapped Arrow IPC files that name their codec.
-
-Columns are `key` and `tokens`: fixed-size lists of int32 for grids and vectors, lists of int32 for sequences, float16
-or float32 for continuous layouts. Each part is one record batch, so that a column is one stretch of memory.
-"""
+"""The token store: `TOKENS/<split>/<modality>/*.arrow`, a column of tokens for each modality, aligned by key."""
 
 from __future__ import annotations
 
@@ -17,179 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.checkpoint import as_recorded, difference, load_config, replacing_file
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.errors import CheckpointError, DataError, UnknownNameError
-from tokenizers_zoo.modality import (
-    EmbeddingsLayout,
-    GridLayout,
-    PatchesLayout,
-    SequenceLayout,
-    TokenLayout,
-    layout_from_json,
-    layout_to_json,
-)
+from tokenizers_zoo.data.token_part import read_part
+from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout
+from tokenizers_zoo.values import fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tokenizers_zoo.registry import ModalityHandle
 
-PART_NAME = "part-{:05d}.arrow"
-SETTINGS = "settings"
-"""Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
-METADATA_KEY = b"tokenizers_zoo"
 WHOLE = "#0"
 """Ends the key of a sample's whole picture where its crops, `KEY#1`, `KEY#2`, ..., are stored, too."""
 HASHED = 4096
 """Samples whose tokens are in memory at a time while they are hashed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenMetadata:
-    """What every part of one modality says about its tokens; the parts agree on all of it."""
-
-    modality: str
-    vocabulary: str
-    vocab_size: int
-    layout: TokenLayout
-    fingerprint: str
-    distribution: str
-    run: Mapping[str, Any]
-    """What was encoded: the data's identity, settings, the number of crops and their seed (JSON types)."""
-
-    @classmethod
-    def of(cls, handle: ModalityHandle, run: Mapping[str, Any]) -> TokenMetadata:
-        """The metadata of tokens that this handle's tokenizer writes now."""
-        spec = handle.spec
-        return cls(
-            modality=handle.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
-            fingerprint=handle.fingerprint, distribution=handle.distribution, run=dict(run),
-        )  # fmt: skip
-
-    def number_problem(self, row: npt.NDArray[Any]) -> str | None:
-        """Why the numbers of a continuous layout cannot be stored; None where they can."""
-        if not isinstance(self.layout, PatchesLayout | EmbeddingsLayout):
-            return None
-        if _finite(row, np.dtype(self.layout.dtype)):
-            return None
-        if self.layout.dtype == "float16" and _finite(row, np.float32):
-            return f'numbers up to {np.abs(row).max():g} exceed float16; set dtype = "float32"'
-        return f"some numbers are not finite as {self.layout.dtype}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "layout": layout_to_json(self.layout), "run": dict(self.run)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TokenMetadata:
-        """What `to_json` wrote."""
-        return cls(**{**data, "layout": layout_from_json(data["layout"])})
-
-    def differences(self, other: TokenMetadata) -> list[str]:
-        """The names of the fields in which two parts differ; a plugin's version is not the codec's identity."""
-        mine, theirs = self.to_json(), other.to_json()
-        mine["run"], theirs["run"] = self._run_beside(other), other._run_beside(self)
-        return [name for name in mine if name != "distribution" and mine[name] != theirs[name]]
-
-    def run_difference(self, other: TokenMetadata) -> str:
-        """The first thing in which what was encoded here is not what another part is of, in words."""
-        return difference(self._run_beside(other), other._run_beside(self))
-
-    def _run_beside(self, other: TokenMetadata) -> dict[str, Any]:
-        return as_recorded(other.run, self.run, SETTINGS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """One part file: its metadata, the largest id in it plus one, and the samples that could not be encoded."""
-
-    path: Path
-    metadata: TokenMetadata
-    needed_vocab_size: int
-    dropped: Mapping[str, str]
-    made_of: str | None = None
-    """What values the tokens are of, by the contents of their shards; None where that was not recorded."""
-
-
-def write_part(path: Path, metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDArray[Any]],
-               dropped: Mapping[str, str], made_of: str | None = None) -> None:  # fmt: skip
-    """Write one part whole or not at all: a row per key, the dropped keys with their reasons, and what it is made of.
-
-    `rows` hold int ids of any shape with the layout's number of tokens, 1-D ids for sequences, and floats
-    `(tokens, dim)` for continuous layouts. Raises DataError where a row does not fit the layout or vocabulary.
-    """
-    import pyarrow as pa
-
-    column, needed = _column(metadata, keys, rows)
-    extra = {**metadata.to_json(), "needed_vocab_size": needed, "dropped": dict(dropped)}
-    if made_of is not None:
-        extra["made_of"] = made_of
-    schema = pa.schema(
-        [("key", pa.string()), ("tokens", column.type)],
-        metadata={METADATA_KEY: json.dumps(extra, ensure_ascii=False).encode()},
-    )
-    batch = pa.record_batch([pa.array(keys, pa.string()), column], schema=schema)
-    with (
-        replacing_file(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        writer.write_batch(batch)
-
-
-def _column(metadata: TokenMetadata, keys: Sequence[str], rows: Sequence[npt.NDArray[Any]]) -> tuple[pa.Array, int]:
-    """The rows as an Arrow array, and the vocabulary length that they need."""
-    import pyarrow as pa
-
-    layout = metadata.layout
-    dim = getattr(layout, "dim", 1)
-    variable = isinstance(layout, SequenceLayout | EmbeddingsLayout)
-    dtype: Any = np.int32 if not isinstance(layout, PatchesLayout | EmbeddingsLayout) else np.dtype(layout.dtype)
-    for key, row in zip(keys, rows, strict=True):
-        most = layout.length * dim
-        if row.size % dim or row.size > most or (row.size < most and not variable):
-            expected = f"{'up to ' if variable else ''}{layout.length} tokens" + (f" of {dim}" if dim > 1 else "")
-            raise DataError(f"{metadata.modality}: key {key!r}: expected {expected}, got an array of shape {row.shape}")
-    flat = np.concatenate([np.ravel(row) for row in rows]) if rows else np.zeros(0, dtype)
-    needed = 0
-    if dtype == np.int32 and flat.size:
-        low, needed = int(flat.min()), int(flat.max()) + 1
-        if low < 0 or needed > metadata.vocab_size:
-            raise DataError(f"{metadata.modality}: ids {low}..{needed - 1}, expected 0..{metadata.vocab_size - 1}")
-    elif flat.size and not _finite(flat, dtype):
-        raise DataError(f"{metadata.modality}: some numbers are not finite as {layout_to_json(layout)['dtype']}")
-    values = pa.array(flat.astype(dtype))
-    if not variable:
-        return pa.FixedSizeListArray.from_arrays(values, layout.length * dim), needed
-    offsets = np.concatenate([[0], np.cumsum([row.size // dim for row in rows])]).astype(np.int32)
-    vectors = pa.FixedSizeListArray.from_arrays(values, dim) if isinstance(layout, EmbeddingsLayout) else values
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), vectors), needed
-
-
-def _finite(numbers: npt.NDArray[Any], dtype: Any) -> bool:
-    """True where no number is, or becomes in this dtype, infinite or NaN."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(numbers.astype(dtype)).all())
-
-
-def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
-    """Open one part memory-mapped. Raises DataError where it is damaged."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path), "r") as source:
-            reader = pa.ipc.open_file(source)
-            data = json.loads(reader.schema.metadata[METADATA_KEY])
-            needed, dropped = data.pop("needed_vocab_size"), data.pop("dropped")
-            made_of = data.pop("made_of", None)
-            metadata = TokenMetadata.from_json(data)
-            batch = reader.get_batch(0)
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a sound part of a token store ({reason}); delete it and tokenize again") from None
-    return Part(path=path, metadata=metadata, needed_vocab_size=needed, dropped=dropped, made_of=made_of), batch
 
 
 class TokenColumn:
@@ -276,7 +114,7 @@ class TokenColumn:
 
     @property
     def _variable(self) -> bool:
-        return isinstance(self.layout, SequenceLayout | EmbeddingsLayout)
+        return not has_fixed_length(self.layout)
 
     def _open_column(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The part's numbers, and where each row starts (fixed layouts: their rows as a matrix, and nothing)."""
@@ -310,18 +148,11 @@ class TokenColumn:
         for part in np.unique(parts):
             here = parts == part
             result[here] = self._columns[part][0][local[here]]
-        return result.reshape(len(wanted), *self._row_shape)
+        return result.reshape(len(wanted), *fixed_shape(self.layout))
 
     def _row(self, part: int, row: int) -> npt.NDArray[Any]:
         numbers, offsets = self._columns[part]
         return numbers[offsets[row] : offsets[row + 1]]
-
-    @property
-    def _row_shape(self) -> tuple[int, ...]:
-        layout = self.layout
-        if isinstance(layout, GridLayout):
-            return layout.shape
-        return (layout.length, layout.dim) if isinstance(layout, PatchesLayout) else (layout.length,)
 
     def add_to(self, digest: hashlib._Hash, rows: npt.NDArray[np.int64]) -> None:
         """Let a digest be of the tokens of `rows`, in this order, and of which of them are -1, for none."""
@@ -329,8 +160,7 @@ class TokenColumn:
         rows = rows[rows >= 0]
         for start in range(0, len(rows), HASHED):
             here = rows[start : start + HASHED]
-            lengths = self.lengths[here] if self._variable else np.full(len(here), self.layout.length, np.int64)
-            digest.update(lengths.tobytes())
+            digest.update(self.lengths[here].tobytes())
             digest.update(np.concatenate(list(self.take(here))).tobytes())
 
     def check_codec(self, handle: ModalityHandle) -> None:
@@ -339,8 +169,8 @@ class TokenColumn:
         A grown vocabulary is the same codec for the ids that it had before: its config.json lists the fingerprints and
         lengths that it grew from under "lineage".
         """
-        where = self.paths[0].parent
-        if self.fingerprint != handle.fingerprint and not grew_from(handle, self.fingerprint, self.needed_vocab_size):
+        where, needed = self.paths[0].parent, self.needed_vocab_size
+        if self.fingerprint != handle.fingerprint and not handle.codec.grew_from(self.fingerprint, needed):
             raise DataError(
                 f"{where}: written by codec {self.fingerprint[:12]}, and {handle.name}'s tokenizer in "
                 f"{handle.checkpoint} is {handle.fingerprint[:12]}; tokenize again with --overwrite, or point "
@@ -351,24 +181,11 @@ class TokenColumn:
         if not same or getattr(now, "dim", 0) != getattr(self.layout, "dim", 0):
             stored = f"stored with the layout {self.layout}"
             raise DataError(f"{where}: {stored}, and {handle.name} now has {now}; tokenize again with --overwrite")
-        if self.needed_vocab_size > handle.spec.vocab_size:
+        if needed > handle.spec.vocab_size:
             raise DataError(
-                f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "
+                f"{where}: holds ids up to {needed - 1}, and {handle.name}'s vocabulary now has "
                 f"{handle.spec.vocab_size}; tokenize again, or raise its size"
             )
-
-
-def grew_from(handle: ModalityHandle, fingerprint: str, needed_vocab_size: int) -> bool:
-    """True where the handle's codec grew from that one, and has the same first `needed_vocab_size` ids.
-
-    A text vocabulary gets more ids; a tokenizer of a base that was frozen gets another decoder.
-    """
-    try:
-        lineage = load_config(handle.codec.folder()).get("lineage", [])
-        lengths = {str(old["fingerprint"]): int(old["length"]) for old in lineage}
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return False
-    return needed_vocab_size <= lengths.get(fingerprint, -1)
 
 
 def whole_samples(keys: Iterable[str], columns: Iterable[TokenColumn]) -> dict[str, str]:

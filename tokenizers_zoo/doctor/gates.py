@@ -15,7 +15,7 @@ from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.modality import Crop, Metric, SequenceLayout
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.testing.alignment import Shift, shift_between
-from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry
+from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry, is_picture
 from tokenizers_zoo.testing.subject import Subject
 from tokenizers_zoo.values import bounds
 
@@ -179,7 +179,7 @@ def codebook(patient: Patient) -> str:
     """Most codes are used that as many evenly spread tokens would use: of several codebooks by the worst."""
     patient.need_tokens()
     if isinstance(patient.handle.spec.layout, SequenceLayout):
-        raise NotApplicable("a vocabulary of words, not a codebook")
+        raise NotApplicable("ids of a sequence, not a codebook")
     usage = counted(patient)
     reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
     figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
@@ -261,8 +261,7 @@ def partners(patient: Patient) -> list[str]:
                 other = patient.zoo[name]
             except ZooError:
                 continue  # told where that modality is examined
-            shape = other.spec.value.shape
-            if other.spec.value.kind == "array" and other.implements("transform") and shape[-2:] == size:
+            if is_picture(other) and other.spec.value.shape[-2:] == size:
                 found.append(name)
     return found if min(size) >= SMALLEST else []
 

@@ -18,6 +18,7 @@ from tokenizers_zoo.families.statistics import (
     StatisticsConfig,
     fit_statistics,
     import_statistics,
+    load_statistics,
     mean_and_deviation,
 )
 from tokenizers_zoo.hookspecs import hookimpl
@@ -108,14 +109,9 @@ class PatchesModality(ImageValues):
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
         """Mean and deviation on `device`; patches are those of the settings."""
-        from tokenizers_zoo.checkpoint import load_checkpoint
-
-        tensors, _ = load_checkpoint(checkpoint, self.checkpoint_class)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {"mean": (self.channels,), "std": (self.channels,)} or not bool((tensors["std"] > 0).all()):
-            raise CheckpointError(f"{checkpoint}: expected mean and std of {self.channels} channels, got {shapes}")
+        mean, std = load_statistics(checkpoint, self.checkpoint_class, self.channels, "channels")
         options = self.options(settings)
-        return PatchesTokenizer(tensors["mean"].to(device), tensors["std"].to(device), options.patch_size, options.grid)
+        return PatchesTokenizer(mean.to(device), std.to(device), options.patch_size, options.grid)
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:

@@ -5,7 +5,6 @@ A plugin says which network makes the vectors, and of what; all else is here.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.families.statistics import StatisticsConfig, fit_statistics, import_statistics, mean_and_deviation
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.statistics import (
+    StatisticsConfig,
+    fit_statistics,
+    import_statistics,
+    load_statistics,
+    mean_and_deviation,
+)
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.values import array_of
+from tokenizers_zoo.values import array_bytes, array_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
@@ -141,14 +146,9 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
         """Mean and deviation. Raises CheckpointError where they are of vectors of another size."""
-        from tokenizers_zoo.checkpoint import load_checkpoint
-
-        tensors, _ = load_checkpoint(checkpoint, self.checkpoint_class)
         options = settings.take(self.settings_type)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != {"mean": (options.dim,), "std": (options.dim,)} or not bool((tensors["std"] > 0).all()):
-            raise CheckpointError(f"{checkpoint}: expected mean and std of {options.dim} numbers, got {shapes}")
-        return EmbeddingsTokenizer(tensors["mean"].numpy(), tensors["std"].numpy(), options.max_length)
+        mean, std = load_statistics(checkpoint, self.checkpoint_class, options.dim, "numbers")
+        return EmbeddingsTokenizer(mean.numpy(), std.numpy(), options.max_length)
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
@@ -192,9 +192,7 @@ class EmbeddingsModality(Generic[S]):
             stored = value.astype(dtype)
         if not np.isfinite(stored).all():
             raise InvalidValueError(f'some numbers are not finite as {dtype}; set dtype = "float32"')
-        buffer = io.BytesIO()
-        np.save(buffer, stored, allow_pickle=False)
-        return buffer.getvalue(), "npy"
+        return array_bytes(stored), "npy"
 
     @hookimpl
     def render(self, value: Vectors) -> str:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
 from tokenizers_zoo.families.spatial.settings import LossName
-from tokenizers_zoo.families.spatial.values import array_bytes, read_array
+from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.values import array_bytes
 
 if TYPE_CHECKING:
     import PIL.Image

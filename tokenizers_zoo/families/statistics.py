@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -61,7 +61,8 @@ def fit_statistics(
     """
     import torch
 
-    from tokenizers_zoo.training.loop import FINAL_SAMPLES, finish_run
+    from tokenizers_zoo.training.loop import FINAL_SAMPLES
+    from tokenizers_zoo.training.report import finish_run
     from tokenizers_zoo.training.state import TrainingRun
 
     train, test = samples.train, samples.test
@@ -97,6 +98,15 @@ def import_statistics(
     tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
     card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, description, card)
+
+
+def load_statistics(checkpoint: Path, expected_class: str, count: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of a checkpoint. Raises CheckpointError where they are not of `count` channels, or `what`."""
+    tensors, _ = load_checkpoint(checkpoint, expected_class)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != {"mean": (count,), "std": (count,)} or not bool((tensors["std"] > 0).all()):
+        raise CheckpointError(f"{checkpoint}: expected mean and std of {count} {what}, got {shapes}")
+    return tensors["mean"], tensors["std"]
 
 
 def to_divide_by(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, read_table, replacing_file, write_json, write_tensors
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, joint_fingerprint
+from tokenizers_zoo.disk import file_digest, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.records import read_table, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NOT_NAMES = ("format",)
-"""Keys of a safetensors file's metadata that are not names of tensors."""
+PLAIN_METADATA = {"format": "pt"}
+"""Metadata of a safetensors file that says no more than that torch wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,14 @@ class PublishedCheckpoint:
     """A configuration and tensors under their published names.
 
     `same_as` maps names to that of the tensor which stands for them: where a module holds one tensor under two names,
-    files hold one of them and say so in their metadata. `tensors` has both.
+    files hold one of them and say so in their metadata. `tensors` has both. `metadata` is what else they say there,
+    such as the configuration, which 4M's `load_safetensors` reads from it.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     same_as: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=lambda: PLAIN_METADATA)
     place: str = "the checkpoint"
     """Where it was read from, for messages."""
 
@@ -49,28 +53,44 @@ class PublishedCheckpoint:
 
 
 def read_published(folder: Path) -> PublishedCheckpoint:
-    """The checkpoint in a folder. Raises CheckpointError where a file is missing or damaged."""
+    """The checkpoint in a folder. Raises CheckpointError where a file is missing or damaged, or two disagree."""
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
     config = read_table(folder / CONFIG)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: has no .safetensors file; download all files of the checkpoint")
     tensors: dict[str, Tensor] = {}
-    same_as: dict[str, str] = {}
-    for path in files:
+    metadata: dict[str, str] = {}
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                same_as |= {key: name for key, name in (file.metadata() or {}).items() if key not in NOT_NAMES}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata |= file.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path}: damaged: {reason}; copy the file again") from None
-    same_as = {name: kept for name, kept in same_as.items() if kept in tensors and name not in tensors}
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise CheckpointError(
+                f"{path}: has {twice[0]}, as another file of the folder has; keep one checkpoint in it"
+            )
+        tensors |= found
+    same_as = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
     tensors |= {name: tensors[kept] for name, kept in same_as.items()}
-    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, place=str(folder))
+    metadata = {key: value for key, value in metadata.items() if key not in same_as}
+    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, place=str(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: has no .safetensors file; download all files of the checkpoint")
+    return files
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 (hex) of the files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
+    return joint_fingerprint(*map(file_digest, weight_files(folder)))
 
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
@@ -78,5 +98,5 @@ def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
     with replacing_file(folder / WEIGHTS) as temporary:
-        write_tensors(temporary, kept, {"format": "pt", **checkpoint.same_as})
+        write_tensors(temporary, kept, {**checkpoint.metadata, **checkpoint.same_as} or None)
     write_json(folder / CONFIG, checkpoint.config)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.families.spatial.sharpness import figures
 from tokenizers_zoo.training.report import picture_rows
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import as_recorded
 from tokenizers_zoo.data.made_of import contents, made_of, note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
@@ -22,7 +21,8 @@ from tokenizers_zoo.data.provenance import (
     value_identity,
 )
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
-from tokenizers_zoo.data.tar import Member, disk_errors, scan_shard, writing_shard
+from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
@@ -35,6 +35,7 @@ from tokenizers_zoo.pipeline.results import (
 )
 from tokenizers_zoo.pretrained import PretrainedError, networks_of
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_recorded
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

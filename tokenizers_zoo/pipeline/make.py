@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
+from tokenizers_zoo.data.folder import FolderSamples
 from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
@@ -27,12 +22,13 @@ from tokenizers_zoo.data.provenance import (
     record_entry,
     value_identity,
 )
-from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
-from tokenizers_zoo.data.tar import ShardWriter, disk_errors, looks_whole, scan_shard, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, close_names
-from tokenizers_zoo.modality import GridLayout, PatchesLayout
-from tokenizers_zoo.pipeline.engines import run_jobs, tick
-from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards, write_failures
+from tokenizers_zoo.data.shards import SHARD_NAME
+from tokenizers_zoo.data.tar import looks_whole, scan_shard
+from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.errors import ConfigError, DataError, close_names
+from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.make_shard import Samples, Shard, make_shard, open_samples, samples_of
+from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.source_handle import name_at_source
 
@@ -42,32 +38,6 @@ if TYPE_CHECKING:
 ALIKE = 0.85
 """How alike a name that nobody knows is to one that was meant: `captions` and `caption`, not `boxes_3d` and `boxes`."""
 SHARD_SIZE = 500
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """One job: samples [start, stop) of a split, written for the `modalities` whose shard is missing."""
-
-    root: Path
-    source: str
-    options: str
-    seed: int
-    split: str
-    count: int
-    number: int
-    start: int
-    stop: int
-    modalities: tuple[str, ...]
-    pictures: tuple[str, ...]
-    """All modalities of the data, written now or before, that show the sample as a picture."""
-    names: Mapping[str, str]
-    """By modality, these and those of `pictures`, the name under which the source gives it."""
-    made_of: Mapping[str, str] = field(default_factory=dict)
-    """By modality what files its shard is made of; empty for sources that have none."""
-
-    def path(self, modality: str) -> Path:
-        """Where the modality's shard goes."""
-        return self.root / self.split / modality / SHARD_NAME.format(self.number)
 
 
 def make_data(
@@ -95,7 +65,7 @@ def make_data(
     options = dict(options or {})
     out = Path(out)
     result = RunResult()
-    _samples.cache_clear()  # a folder's files may be others than at the last call in this process
+    samples_of.cache_clear()  # a folder's files may be others than at the last call in this process
     splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
@@ -104,11 +74,9 @@ def make_data(
     with disk_errors(out), one_writer(out):
         jobs = []
         for split, samples in opened.items():
-            count = len(samples)
             plan = _Plan(
-                zoo=zoo, source=source, samples=samples, out=out, split=split, count=count, seed=seed, options=options,
-                shard_size=shard_size,
-            )  # fmt: skip
+                source=source, samples=samples, out=out, split=split, seed=seed, options=options, shard_size=shard_size
+            )
             jobs += plan.jobs(given[split], result)
         outcomes = {(outcome.split, outcome.modality): outcome for outcome in result.outcomes}
         with progress_bar(f"make {source_name}", sum(job.stop - job.start for job in jobs)) as advance:
@@ -122,15 +90,15 @@ def make_data(
 
 
 def _given(
-    zoo: Zoo, source: SourceHandle, samples: Any, options: Mapping[str, Any], result: RunResult
+    zoo: Zoo, source: SourceHandle, samples: Samples, options: Mapping[str, Any], result: RunResult
 ) -> list[ModalityHandle]:
     """The enabled modalities that the source gives; instances under other names get their plugin's values.
 
     Raises ConfigError where a modality's classes are not the source's, or a setting that has to agree with one of the
     source's does not.
     """
-    names = source.spec.modalities or getattr(samples, "modalities", ())
-    at_source = {handle.name: name_at_source(handle, _offered(source, samples)) for handle in zoo.handles()}
+    names = samples.modalities
+    at_source = {handle.name: name_at_source(handle, samples.offered) for handle in zoo.handles()}
     found = [handle for handle in zoo.handles() if at_source[handle.name] in names]
     served = {at_source[handle.name] for handle in found}
     problems = zoo.problems()
@@ -156,7 +124,7 @@ def _given(
     return found
 
 
-def _lost(split: str, samples: Any) -> Iterator[str]:
+def _lost(split: str, samples: Samples) -> Iterator[str]:
     """What the shards among a user's files hold and cannot be used, a line for each modality."""
     for name, dropped in samples.dropped.items() if isinstance(samples, FolderSamples) else ():
         first = dropped[0]
@@ -192,12 +160,6 @@ def _check_agrees(
             )
 
 
-def _offered(source: SourceHandle, samples: Any) -> Sequence[str]:
-    """The modalities that a source has at all, whether or not these samples, of one split, have them."""
-    offered: Sequence[str] = source.spec.modalities or getattr(samples, "offered", getattr(samples, "modalities", ()))
-    return offered
-
-
 def _names(classes: Sequence[str]) -> str:
     return ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
 
@@ -206,12 +168,10 @@ def _names(classes: Sequence[str]) -> str:
 class _Plan:
     """What one split of the output needs, after what is there was found to be of the same kind."""
 
-    zoo: Zoo
     source: SourceHandle
-    samples: Any
+    samples: Samples
     out: Path
     split: str
-    count: int
     seed: int
     options: dict[str, Any]
     shard_size: int
@@ -271,12 +231,16 @@ class _Plan:
         return jobs
 
     @property
+    def count(self) -> int:
+        return len(self.samples)
+
+    @property
     def files(self) -> FolderSamples | None:
         """The samples, where they are files in folders."""
         return self.samples if isinstance(self.samples, FolderSamples) else None
 
     def _at_source(self, handle: ModalityHandle) -> str:
-        return name_at_source(handle, _offered(self.source, self.samples))
+        return name_at_source(handle, self.samples.offered)
 
     def _made_of(self, handles: Sequence[ModalityHandle], start: int, stop: int) -> dict[str, str]:
         files = self.files
@@ -346,118 +310,8 @@ class _Plan:
             remove_shards([self.out / self.split / handle.name / last])
 
 
-def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:
-    """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
-
-    A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
-    be read: the job that is returned does not know what it is made of.
-    """
-    samples = _samples(zoo, job.source, job.split, job.count, job.seed, job.options, job.root)
-    handles = {name: zoo[name] for name in job.modalities}
-    failures: dict[str, dict[str, str]] = {name: {} for name in handles}
-    counts = dict.fromkeys(handles, 0)
-    made_of = dict(job.made_of)
-    with disk_errors(job.root), contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(writing_shard(job.path(name))) for name in handles}
-        for index in range(job.start, job.stop):
-            tick()
-            try:
-                key, values = samples[index]
-            except ZooError as error:
-                for name in handles:
-                    failures[name][f"#{index}"] = str(error)
-                continue
-            found = _read_files(zoo, {name: job.names[name] for name in (*job.modalities, *job.pictures)}, values)
-            problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
-            for name, handle in handles.items():
-                if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
-                    failures[name][key] = reason
-                    if made_of and isinstance(found[name], ReadError):
-                        made_of[name] = ""
-        for name, writer in writers.items():
-            counts[name] = writer.count
-            write_failures(job.path(name), failures[name])
-            if failures[name] and not writer.count:
-                writer.discard()
-    return dataclasses.replace(job, made_of=made_of), {name: (counts[name], failures[name]) for name in handles}
-
-
-def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample's values by modality, files among them read; a file that cannot be read is its error.
-
-    `names` are the modalities, each with the name that it has in `values`.
-    """
-    found: dict[str, Any] = {}
-    for name, given in names.items():
-        if given not in values:
-            continue
-        found[name] = values[given]
-        if isinstance(found[name], FileBytes):
-            try:
-                found[name] = zoo[name].read(found[name].data, found[name].extension)
-            except ZooError as error:
-                found[name] = error
-    return found
-
-
 def _is_picture(handle: ModalityHandle) -> bool:
     """True for arrays that crops cut by the fractions of height and width that all pictures of a sample share."""
-    value, layout = handle.spec.value, handle.spec.layout
-    flat = isinstance(layout, GridLayout | PatchesLayout) and len(layout.shape) == 2
-    return flat and value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim >= 2
-
-
-def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """What is wrong with pictures of one sample that differ in proportions from as many others as they agree with.
-
-    They may have other sizes: a mask at half the height and width fits. But one of another shape would be stretched,
-    and would lie beside the picture that it belongs to.
-    """
-    problems = {}
-    for name, size in sizes.items():
-        others = [other for other, its in sizes.items() if not _same_proportions(size, its)]
-        if 2 * len(others) >= len(sizes) > 1:
-            (height, width), (its_height, its_width) = size, sizes[others[0]]
-            problems[name] = (
-                f"{name}: {height} x {width} pixels, where {others[0]} has {its_height} x {its_width}: the pictures of "
-                "a sample have to show the same, in the same proportions"
-            )
-    return problems
-
-
-def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """True where one size (height, width) is the other, scaled and rounded to whole pixels."""
-    small, large = sorted((first, second))
-    return abs(small[0] / large[0] - small[1] / large[1]) < 1 / large[0] + 1 / large[1]
-
-
-def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) -> str:
-    """Add one value at the size of the settings; returns why not, or nothing."""
-    if isinstance(value, ZooError):
-        return str(value)
-    try:
-        writer.add(key, *handle.write(handle.transform(value, WHOLE)))
-    except ZooError as error:
-        return str(error)
-    return ""
-
-
-@lru_cache(maxsize=4)
-def _samples(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str, out: Path) -> Any:
-    """The source's samples, opened once per process."""
-    return open_samples(zoo, zoo.source(source), split, count, seed, json.loads(options), out)
-
-
-def open_samples(
-    zoo: Zoo, source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any], out: Path
-) -> Any:
-    """The samples of a split. Files in folders are not values yet, and name their modalities themselves."""
-    if source.spec.settings is FolderSettings:
-        config = from_mapping(FolderSettings, options, Origin(table=source.name))
-        names = {name for handle in zoo.handles() for name in (handle.name, handle.plugin_name)}
-        return open_folder(config, split, count, out, names)
-    return source.samples(split, count, seed, options)
+    value = handle.spec.value
+    flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
+    return flat and len(handle.spec.places) == 2

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
 
 FAILED = ".failed.jsonl"

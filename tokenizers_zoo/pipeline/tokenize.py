@@ -21,15 +21,8 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.tar import disk_errors
-from tokenizers_zoo.data.tokens import (
-    PART_NAME,
-    SETTINGS,
-    TokenMetadata,
-    grew_from,
-    read_part,
-    write_part,
-)
+from tokenizers_zoo.data.token_part import PART_NAME, SETTINGS, TokenMetadata, read_part, write_part
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.engines import read_ahead
@@ -114,7 +107,7 @@ def tokenize(
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
-    store = ValueStore.of(data, zoo)
+    store, out = ValueStore.of(data, zoo), Path(out)
     result = TokenizeResult(unfinished=_unfinished(store, splits))
     splits = splits or store.splits()
     for name in modalities or ():
@@ -127,36 +120,25 @@ def tokenize(
         chosen = _chosen(zoo, store, split, modalities, result)
         # Of known data the tokens of a modality say themselves of which they are.
         written = [handle.name for handle in chosen] if overwrite or identity else ()
-        _check_samples(store, split, identity, Path(out), written)
+        _check_samples(store, split, identity, out, written)
         for handle in chosen:
-            made = {
-                "data": digest(read_entry(store.root, split, handle.name)),
-                SETTINGS: reading_settings(handle),
-                "crops": views,
-                "flips": False,  # as tokens say that older versions wrote
-                "seed": seed if views > 1 else 0,
-            }
             handle.device = device
-            run = _ModalityRun(
-                handle=handle, metadata=TokenMetadata.of(handle, made), folder=Path(out) / split / handle.name,
-                rows=Views(store.index(split, handle.name).members, views, seed),
-                contents=contents(store, split, handle.name), part_rows=part_rows(handle.spec, views),
-                batch_size=batch_size, threads=threads,
-                outcome=TokenizeOutcome(split=split, modality=handle.name),
-            )  # fmt: skip
+            run = _ModalityRun.of(
+                handle, store, split, out, crops=views, seed=seed, batch_size=batch_size, threads=threads
+            )
             runs.append(run)
     todo = [run.todo(overwrite) for run in runs]  # only after that it is known that none is refused
-    with disk_errors(Path(out)):
-        Path(out).mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
         for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
             run.remove()
         rows = [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs]
-        StoreRecord.note(Path(out), store.root, identities, rows)
+        StoreRecord.note(out, store.root, identities, rows)
         for run, parts in zip(runs, todo, strict=True):
             result.outcomes.append(run.write(parts))
             if problem := run.all_dropped():
                 run.remove()
-                StoreRecord.forget(Path(out), run.outcome.split, run.handle.name)
+                StoreRecord.forget(out, run.outcome.split, run.handle.name)
                 raise DataError(problem)
     return result
 
@@ -249,6 +231,26 @@ class _ModalityRun:
     threads: int
     outcome: TokenizeOutcome
 
+    @classmethod
+    def of(
+        cls, handle: ModalityHandle, store: ValueStore, split: str, out: Path,
+        *, crops: int, seed: int, batch_size: int, threads: int,
+    ) -> _ModalityRun:  # fmt: skip
+        """The values of a modality in `store`, to be tokens in the store `out`."""
+        made = {
+            "data": digest(read_entry(store.root, split, handle.name)),
+            SETTINGS: reading_settings(handle),
+            "crops": crops,
+            "flips": False,  # as tokens say that older versions wrote
+            "seed": seed if crops > 1 else 0,
+        }
+        return cls(
+            handle=handle, metadata=TokenMetadata.of(handle, made), folder=out / split / handle.name,
+            rows=Views(store.index(split, handle.name).members, crops, seed),
+            contents=contents(store, split, handle.name), part_rows=part_rows(handle.spec, crops),
+            batch_size=batch_size, threads=threads, outcome=TokenizeOutcome(split=split, modality=handle.name),
+        )  # fmt: skip
+
     @property
     def parts(self) -> dict[Path, range]:
         """All parts with their rows."""
@@ -292,7 +294,10 @@ class _ModalityRun:
                 dropped: dict[str, str] = {}
                 for _ in range(0, len(part), self.batch_size):
                     batch, values = next(batches)
-                    self._encode(batch, values, encoded, dropped)
+                    read = list(zip((row.key for row in batch), values, strict=True))
+                    dropped |= {key: str(value) for key, value in read if isinstance(value, ZooError)}
+                    sound = [(key, value) for key, value in read if not isinstance(value, ZooError)]
+                    self._encode(sound, encoded, dropped)
                     advance(len(batch))
                 keys = [key for key in map(self.rows.key, part) if key in encoded]
                 tokens = [encoded.pop(key) for key in keys]
@@ -311,7 +316,7 @@ class _ModalityRun:
         names = self.metadata.differences(part.metadata)
         old = part.metadata.fingerprint
         grown = set(names) <= {"fingerprint", "vocab_size"} and (
-            old == self.metadata.fingerprint or grew_from(self.handle, old, part.needed_vocab_size)
+            old == self.metadata.fingerprint or self.handle.codec.grew_from(old, part.needed_vocab_size)
         )
         if names and not (grown and part.needed_vocab_size <= self.metadata.vocab_size):
             was, now = part.metadata.to_json(), self.metadata.to_json()
@@ -353,33 +358,23 @@ class _ModalityRun:
             return error
 
     def _encode(
-        self, batch: Sequence[Row], values: Sequence[Any], encoded: dict[str, Any], dropped: dict[str, str]
+        self, values: Sequence[tuple[str, Any]], encoded: dict[str, npt.NDArray[Any]], dropped: dict[str, str]
     ) -> None:
-        """Encode a batch; where the tokenizer refuses it, one by one, so that only what it refuses is dropped."""
-        dropped |= {row.key: str(v) for row, v in zip(batch, values, strict=True) if isinstance(v, ZooError)}
-        sound = [(row.key, value) for row, value in zip(batch, values, strict=True) if not isinstance(value, ZooError)]
-        if not sound:
-            return
+        """Encode values by key; where the tokenizer refuses several, one by one, so that only those are dropped."""
         try:
-            tokens = self._forward([value for _, value in sound])
+            tokens = self._forward([value for _, value in values]) if values else []
         except ZooError as error:
-            if len(sound) == 1:
-                dropped[sound[0][0]] = str(error)
-                return
-            for key, value in sound:
-                try:
-                    self._keep(key, self._forward([value])[0], encoded, dropped)
-                except ZooError as reason:
-                    dropped[key] = str(reason)
+            if len(values) == 1:
+                dropped[values[0][0]] = str(error)
+            else:
+                for one in values:
+                    self._encode([one], encoded, dropped)
             return
-        for (key, _), item in zip(sound, tokens, strict=True):
-            self._keep(key, item, encoded, dropped)
-
-    def _keep(self, key: str, tokens: npt.NDArray[Any], encoded: dict[str, Any], dropped: dict[str, str]) -> None:
-        if problem := self.metadata.number_problem(tokens):
-            dropped[key] = f"{self.handle.name}: {problem}"
-        else:
-            encoded[key] = tokens
+        for (key, _), item in zip(values, tokens, strict=True):
+            if problem := self.metadata.number_problem(item):
+                dropped[key] = f"{self.handle.name}: {problem}"
+            else:
+                encoded[key] = item
 
     def _forward(self, values: list[Any]) -> list[npt.NDArray[Any]]:
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.checkpoint import CONFIG, load_config
-from tokenizers_zoo.data.tar import disk_errors
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError
 from tokenizers_zoo.modality import SequenceLayout
 from tokenizers_zoo.vocabulary import CLASS, TextVocabulary, VocabularyConfig

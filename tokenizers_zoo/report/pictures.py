@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.modality import ValueSpec
 
 if TYPE_CHECKING:
@@ -102,6 +102,12 @@ def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str)
     if (row, column) not in gaps:
         return ""
     return gap_text(gaps[row, column])
+
+
+def range_text(numbers: Sequence[int]) -> str:
+    """`100`, or `90 to 100`."""
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def gap_text(gap: float | None) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.checkpoint import fingerprint, read_table
-from tokenizers_zoo.report.pictures import Pictures, cells_of
+from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.records import read_table
+from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.samples import Cell, gone_sheets
 
 RECALL = "retrieval/retrieval.json"
@@ -27,14 +28,13 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         return {"left_out": f"{RECALL} is left out: {reason}"}
     names = list(dict.fromkeys(entry["query"] for entry in found["pairs"]))
     shares = {(entry["query"], entry["found"]): entry for entry in found["pairs"]}
-    counts = [entry["samples"] for entry in found["pairs"]]
     gone = gone_sheets((run / RECALL).parent, found["galleries"])
     return {
         "left_out": "",
         "split": found["identity"]["split"],
         "names": names,
         "rows": [{"name": query, "cells": [_cell(shares.get((query, name))) for name in names]} for query in names],
-        "samples": str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}",
+        "samples": range_text([entry["samples"] for entry in found["pairs"]]),
         "mean": _numbers(found["mean"]),
         "details": [
             {"query": entry["query"], "found": entry["found"], "samples": entry["samples"], **_numbers(entry)}

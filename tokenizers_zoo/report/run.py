@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG, read_lines, read_table, replacing_file
+from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
-from tokenizers_zoo.report.pictures import Pictures, curve_chart, gap_text, legend_of, matrix_chart, percent
+from tokenizers_zoo.records import read_lines, read_table
+from tokenizers_zoo.report.pictures import (
+    Pictures,
+    curve_chart,
+    gap_text,
+    legend_of,
+    matrix_chart,
+    percent,
+    range_text,
+)
 from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.transfer import transfer_section
@@ -188,13 +198,9 @@ def _matrix(
     return {
         "columns": columns,
         "rows": cells,
-        "samples": _range([pair["samples"] for pair in pairs]),
+        "samples": range_text([pair["samples"] for pair in pairs]),
         "details": [_detail(pair, modalities) for pair in pairs],
     }
-
-
-def _range(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
 
 
 def _colour(gap: float | None) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import read_table
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.report.pictures import Pictures, cells_of
+from tokenizers_zoo.records import read_table
+from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of
 from tokenizers_zoo.training.report import picture_rows
 from tokenizers_zoo.training.state import EVALUATION, PICTURES
 
@@ -210,8 +210,6 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
     """Encode and decode held-out values that can be read. Raises ZooError where they or the tokenizer are gone."""
-    from tokenizers_zoo.report.pictures import png_of
-
     values = []
     for key in sorted(store.keys(HELD_OUT, handle.name))[:SCORED]:
         with contextlib.suppress(ZooError):  # one that is damaged costs no other

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.testing.subject import Subject
 
@@ -30,8 +31,8 @@ def check_crop_geometry(subject: Subject) -> str | None:
     outside and one inside the rectangle, and another aspect than the result. A pixel of the result counts as inside
     where it is nearer to what a picture of the inner pixel alone gives under the same crop.
     """
-    handle, spec = subject.handle, subject.handle.spec.value
-    if spec.kind != "array" or len(spec.shape) < 2 or not handle.implements("transform"):
+    handle = subject.handle
+    if not is_picture(handle):
         return "its values are no pictures that are cropped"
     height, width = subject.values[0].shape[-2:]
     if min(height, width) < SMALLEST:
@@ -49,6 +50,14 @@ def check_crop_geometry(subject: Subject) -> str | None:
         seen = [handle.transform(np.ascontiguousarray(picture), crop) for picture in (marked, outer, inner)]
         compare(handle.name, crop, edges_found(*seen), edges_expected(crop, seen[0].shape[-2:]))
     return None
+
+
+def is_picture(handle: ModalityHandle) -> bool:
+    """True where a value's last two axes may be rows and columns, which they are not where tokens lie on one axis, as
+    those of a series (channels, time) do."""
+    value = handle.spec.value
+    flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
+    return flat and len(handle.spec.places) != 1
 
 
 def two_pixels(values: list[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

@@ -20,7 +20,7 @@ DEVICE_FLIPS_ALLOWED = 0.02
 THREADS = 4
 LONG_LETTERS = 100_000
 LONG_BASE, LONG_FACTOR = 32e6, 400
-"""Bytes that encoding a long value may take: some, and so many per letter."""
+"""Bytes that encoding a long value may take: some, and so many per letter, or byte of an array."""
 
 
 def odd_batches(subject: Subject) -> None:
@@ -92,19 +92,22 @@ def long_inputs(subject: Subject) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     expect(count <= subject.handle.spec.layout.length, "a long value gives more tokens than max_length")
-    size = len(json.dumps(value))
+    size, unit = (value.nbytes, "bytes") if isinstance(value, np.ndarray) else (len(json.dumps(value)), "letters")
     allowed = LONG_BASE + LONG_FACTOR * size
     expect(
-        peak <= allowed, f"{size} letters take {peak / 1e6:.0f} MB to encode, at most {allowed / 1e6:.0f} are expected"
+        peak <= allowed, f"{size} {unit} take {peak / 1e6:.0f} MB to encode, at most {allowed / 1e6:.0f} are expected"
     )
 
 
 def much_too_long(subject: Subject) -> Any:
-    """A text of 100,000 letters, or a list of as many letters' worth of sample items."""
+    """A text of 100,000 letters, a list of as many letters' worth of sample items, or an array of as many bytes."""
     spec = subject.handle.spec
-    if has_fixed_length(spec.layout) or spec.value.kind == "array":
+    free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
+    if has_fixed_length(spec.layout) or (spec.value.kind == "array" and not free):
         raise Skipped("all its values are of one length")
     first = subject.values[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first] * (LONG_LETTERS // first.nbytes + 1), axis=free[0])
     if isinstance(first, str):
         return (first.strip() + " ") * (LONG_LETTERS // (len(first.strip()) + 1) + 1)
     items = next((value for value in subject.values if isinstance(value, list) and value), None)

@@ -27,6 +27,8 @@ COUNT = 8
 """Sample values per modality."""
 TINY = {"steps": 3, "batch_size": 4, "eval_every": 3, "eval_samples": 4, "warmup_steps": 1}
 """Training that shows whether a tokenizer works, not how well."""
+LONGEST = 32
+"""Numbers along an axis of free size of the first made-up value; each next one has one less."""
 WORDS = ("the", "a", "red", "small", "old", "tree", "house", "dog", "on", "under", "near", "and", "two", "stones")
 
 
@@ -197,7 +199,12 @@ def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> l
         return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
     if spec.kind == "object":
         return []
-    shape = tuple(size if isinstance(size, int) else 32 for size in spec.shape)
+    return [_generated_array(spec, LONGEST - number, rng) for number in range(count)]
+
+
+def _generated_array(spec: ValueSpec, free: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """An array of which axes of free size have `free` numbers: samples of a modality are seldom of one length."""
+    shape = tuple(size if isinstance(size, int) else free for size in spec.shape)
     low, high = bounds(spec)
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "iub":
@@ -205,11 +212,15 @@ def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> l
             int(low if low is not None else 0),
             int(high if high is not None else 1 if dtype.kind == "b" else 9),
         )
-        return [np.asarray(rng.integers(first, last + 1, shape), dtype) for _ in range(count)]
-    if low is None or high is None:
-        noise = rng.standard_normal((count, *shape))
-        return [np.asarray(np.maximum(field, low if low is not None else -np.inf), dtype) for field in noise]
-    return [np.asarray(low + (high - low) * _smooth(shape, rng), dtype) for _ in range(count)]
+        return np.asarray(rng.integers(first, last + 1, shape), dtype)
+    if low is not None and high is not None:
+        return np.asarray(low + (high - low) * _smooth(shape, rng), dtype)
+    noise = np.asarray(rng.standard_normal(shape))
+    if low is not None:
+        noise = low + np.abs(noise)
+    elif high is not None:
+        noise = high - np.abs(noise)
+    return np.asarray(noise, dtype)
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:

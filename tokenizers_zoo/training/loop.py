@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import BUSY, held, save_checkpoint, write_json
 from tokenizers_zoo.data.samples import TrainingSamples, spread
+from tokenizers_zoo.disk import BUSY, held
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
-from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded, to_device
 from tokenizers_zoo.training.config import TrainConfig
-from tokenizers_zoo.training.report import Evaluation, TrainingReport, model_card, write_pictures
-from tokenizers_zoo.training.state import EVALUATION, TrainingRun
+from tokenizers_zoo.training.report import Evaluation, TrainingReport, finish_run
+from tokenizers_zoo.training.state import TrainingRun
 from tokenizers_zoo.training.task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
@@ -354,37 +353,3 @@ class _Loop:
             seconds=self.seconds,
             kept_step=self.best.step or None,
         )
-
-
-def finish_run(
-    run: TrainingRun,
-    spec: ModalitySpec,
-    tensors: Mapping[str, torch.Tensor],
-    config: Mapping[str, Any],
-    evaluation: Evaluation,
-    *,
-    steps: int,
-    seconds: float,
-    kept_step: int | None = None,
-) -> None:
-    """Write pictures, checkpoint and card, and last the evaluation, which says that the run is finished.
-
-    Also for tokenizers that are fitted without the loop. `kept_step` is the step that the weights are of, where that
-    need not be the last.
-    """
-    write_pictures(run.folder, evaluation.shown)
-    scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
-    result = {
-        "steps": steps,
-        **({"kept_step": kept_step} if kept_step is not None else {}),
-        "training_seconds": round(seconds, 1),
-        "samples": evaluation.samples,
-        "metrics": {
-            name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()
-        },
-        "units": {metric.name: metric.unit for metric in spec.metrics},
-        "codebook": dict(evaluation.codebook),
-    }
-    save_checkpoint(run.folder, tensors, config, model_card(spec, run.identity, result))
-    write_json(run.folder / EVALUATION, result)
-    run.forget_state()

@@ -1,8 +1,9 @@
-"""What a tokenizer's training shows and leaves behind: losses, held-out metrics, pictures, the model card."""
+"""What a tokenizer's training shows and leaves behind: losses, held-out metrics, pictures, checkpoint, model card."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import replacing_file
+from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.quantizers.usage import COLLAPSED
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.step_log import StepLog
-from tokenizers_zoo.training.state import PICTURES
+from tokenizers_zoo.training.state import EVALUATION, PICTURES, TrainingRun
 
 if TYPE_CHECKING:
     import PIL.Image
+    import torch
 
     from tokenizers_zoo.training.config import TrainConfig
     from tokenizers_zoo.training.task import Kept, TokenizerTask
@@ -162,6 +166,40 @@ def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = P
                 picture.save(temporary, format="PNG")
     for older in {*(folder / name).glob("*.png"), *(folder / name).glob("*.txt")} - written:
         older.unlink()
+
+
+def finish_run(
+    run: TrainingRun,
+    spec: ModalitySpec,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    evaluation: Evaluation,
+    *,
+    steps: int,
+    seconds: float,
+    kept_step: int | None = None,
+) -> None:
+    """Write pictures, checkpoint and card, and last the evaluation, which says that the run is finished.
+
+    Also for tokenizers that are fitted without the loop. `kept_step` is the step that the weights are of, where that
+    need not be the last.
+    """
+    write_pictures(run.folder, evaluation.shown)
+    scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
+    result = {
+        "steps": steps,
+        **({"kept_step": kept_step} if kept_step is not None else {}),
+        "training_seconds": round(seconds, 1),
+        "samples": evaluation.samples,
+        "metrics": {
+            name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()
+        },
+        "units": {metric.name: metric.unit for metric in spec.metrics},
+        "codebook": dict(evaluation.codebook),
+    }
+    save_checkpoint(run.folder, tensors, config, model_card(spec, run.identity, result))
+    write_json(run.folder / EVALUATION, result)
+    run.forget_state()
 
 
 def _used(codebook: Mapping[str, float]) -> str:

@@ -11,26 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    as_recorded,
-    check_weights,
-    difference,
-    held,
-    is_complete,
-    load_config,
-    read_table,
-    remove_folder,
-    replacing_file,
-    write_json,
-    write_tensors,
-)
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, check_weights, is_complete, load_config
 from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.data.store_record import RECORD
+from tokenizers_zoo.disk import held, remove_folder, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.records import as_recorded, difference, read_table, write_json
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:

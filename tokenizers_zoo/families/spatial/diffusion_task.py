@@ -87,7 +87,7 @@ class DiffusionTask(SpatialTask):
             loss = module.diffusion_loss(inputs, module.frozen_codes(inputs))
             return {"loss": loss, "diffusion_loss": loss}
         codes, quantizer_loss = module.codes(inputs)
-        losses, _, _ = self._judged(module, batch, module.decoder(codes).float(), quantizer_loss)
+        losses, _, _ = self._judged(module, batch, inputs, module.decoder(codes).float(), quantizer_loss)
         diffusion_loss = module.diffusion_loss(inputs, codes)
         return losses | {"loss": losses["loss"] + diffusion_loss, "diffusion_loss": diffusion_loss}
 

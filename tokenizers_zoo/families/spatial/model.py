@@ -153,11 +153,6 @@ class SpatialTokenizer:
         module.load_state_dict({name: part for name, part in tensors.items() if not name.startswith(DENOISER)})
         return module
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return self.module.quantizer.codebook_size
-
     def encode(self, values: Tensor) -> Int[Tensor, "batch h w *codes"]:
         """Tokens int64 on the device of `values`. Raises InvalidValueError for sizes the patch does not divide."""
         return self._chunks(values, lambda chunk: self.module.encode(self.inputs(chunk)), math.prod(values.shape[1:]))

@@ -110,13 +110,12 @@ class SpatialTask:
         assert isinstance(module, SpatialVQ)
         inputs = model_inputs(self.modality, batch, module.config)
         codes, quantizer_loss = module.codes(inputs)
-        return self._judged(module, batch, module.decoder(codes).float(), quantizer_loss)
+        return self._judged(module, batch, inputs, module.decoder(codes).float(), quantizer_loss)
 
     def _judged(
-        self, module: SpatialVQ, batch: Tensor, outputs: Tensor, quantizer_loss: Tensor
+        self, module: SpatialVQ, batch: Tensor, inputs: Tensor, outputs: Tensor, quantizer_loss: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What `_compared` gives, for given outputs."""
-        inputs = model_inputs(self.modality, batch, module.config)
+        """What `_compared` gives, for what the model was given of a batch and what came of it."""
         target = inputs if module.config.classes else module.standardise(inputs)
         class_weights = None if self.class_weights is None else self.class_weights.to(batch.device)
         parts = {

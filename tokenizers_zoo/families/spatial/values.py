@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
-from tokenizers_zoo.values import array_of, commonest_classes
+from tokenizers_zoo.values import array_bytes, array_of, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -195,13 +195,6 @@ def read_array(data: bytes, extension: str) -> Array:
     if not array.size:
         raise ValueError(f"the array {array.shape} is empty")
     return array
-
-
-def array_bytes(value: Array) -> bytes:
-    """An array as an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, value, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTENSIONS) -> PIL.Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,21 @@ from tokenizers_zoo.families.temporal.settings import SeriesSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, ValueSpec
 
+if TYPE_CHECKING:
+    import PIL.Image
+
+PICTURE = (256, 256)
+"""Pixels of a series' picture: its width, and the height that its channels share."""
+BAND = (8, 32)
+"""Least and most pixels of the height of one channel."""
+INK = (40, 70, 140)
+
 
 class SeriesModality(TemporalModality):
-    """float32 (channels, time). A plugin sets attributes, and `mirrored` where left and right mean something."""
+    """float32 (channels, time). A plugin sets attributes, and `mirrored` where left and right mean something.
+
+    It gives `measure`; `picture` draws a curve for each channel where it gives none.
+    """
 
     settings_class: ClassVar[type[Any]] = SeriesSettings
 
@@ -33,6 +45,21 @@ class SeriesModality(TemporalModality):
     def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
         """The same series of a scene whose left and right are exchanged."""
         return value
+
+    def picture(self, value: NDArray[Any], options: Any) -> PIL.Image.Image:
+        """Channels as curves over time, the first on top, each from its own least to its own greatest number."""
+        from PIL import Image, ImageDraw
+
+        width, band = PICTURE[0], int(np.clip(PICTURE[1] // len(value), *BAND))
+        sheet = Image.new("RGB", (width, band * len(value)), "white")
+        draw = ImageDraw.Draw(sheet)
+        places = np.linspace(0, width - 1, value.shape[1])
+        least, most = value.min(axis=1, keepdims=True), value.max(axis=1, keepdims=True)
+        heights = np.where(most > least, (most - value) / np.where(most > least, most - least, 1), 0.5)
+        for top, curve in zip(range(0, sheet.height, band), heights, strict=True):
+            levels = top + 1 + curve * (band - 3)
+            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=INK)
+        return sheet
 
     @hookimpl
     def transform(self, value: NDArray[Any], crop: Crop, settings: Settings) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import in_chunks
-from tokenizers_zoo.families.statistics import least_deviation, some_values
+from tokenizers_zoo.families.statistics import least_deviation, some_values, to_divide_by
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -142,8 +142,10 @@ class VectorTask:
         values = torch.stack([*some_values(train, STATISTICS_SAMPLES, rng)]).double()
         std, mean = torch.std_mean(values, dim=0, correction=0)
         module.mean.copy_(mean)
-        # A number that hardly varies in training must not be all that the model sees of a value where it does.
-        module.std.copy_(std.clamp_min(least_deviation(mean, std)))
+        # A number that hardly varies in training must not be all that the model sees of a value where it does. Where
+        # each number counts for itself it may as well be one of a larger unit: only what never varies is held back.
+        alike = module.config.loss == "cosine"
+        module.std.copy_(std.clamp_min(least_deviation(mean, std)) if alike else to_divide_by(mean, std))
         module.length.copy_(values.norm(dim=1).mean())
         return module
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.spatial.values import array_bytes, laid_over, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.spatial.values import laid_over, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.values import array_bytes
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
 PSNR_CEILING = 100.0

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
-from tokenizers_zoo.families.spatial.values import array_bytes, read_array, rgb_image
+from tokenizers_zoo.families.spatial.values import read_array, rgb_image
 from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.values import array_bytes
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {

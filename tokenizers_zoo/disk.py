@@ -1,0 +1,145 @@
+"""Files that are written whole or not at all, locks of folders, and what is wrong with a disk in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+
+if TYPE_CHECKING:
+    import torch
+
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; what was finished is kept: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "a file is larger than this disk or `ulimit -f` allows; what was finished is kept: raise the limit "
+    "or give another folder, and run the same command again",
+    errno.EROFS: "the disk is read-only; give another folder",
+    errno.EACCES: "permission denied; give another folder",
+    errno.ENOTDIR: "a file is where a folder should be; give another folder",
+    errno.EEXIST: "a file is where a folder should be; give another folder",
+    errno.EISDIR: "a folder is where a file should be; give another name",
+}
+BUSY = "{}: another process trains it right now; wait for its end, or stop it"
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, and what to do, where that is what an error says; None for any other error.
+
+    Libraries that write by themselves wrap the system's error, whose number is in their text then; a plugin's error
+    has it as its cause.
+    """
+    for found in (error, error.__cause__):
+        if isinstance(found, OSError) and found.errno is not None:
+            return DISK_ERRORS.get(found.errno)
+    if isinstance(error, ZooError) and not isinstance(error, PluginError):
+        return None
+    number = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
+    return DISK_ERRORS.get(int(number.group(1) or number.group(2))) if number else None
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk, whoever met it, into one clear DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if problem := disk_problem(error):
+            raise DataError(f"{path}: {problem}") from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it over `path` if the block succeeds, remove it if it fails.
+
+    What killed attempts at the same file left behind is removed: a temporary file is locked as long as it is written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), open(stale, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(_beside(stale), ignore_errors=True)
+            stale.unlink()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # of which the umask takes its part
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # whoever wrote it, as other files
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        os.close(handle)
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    temporary: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Fill the file of `replacing_file` with tensors, from wherever they are, as safetensors.
+
+    safetensors writes a file of another name beside the one asked for and renames it. It gets a folder of its own, of
+    which `replacing_file` knows, so that a kill does not leave it behind for ever.
+    """
+    from safetensors.torch import save_file
+
+    folder = _beside(temporary)
+    folder.mkdir()
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                  folder / temporary.name, None if metadata is None else dict(metadata))  # fmt: skip
+        os.rename(folder / temporary.name, temporary)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(temporary: Path) -> Path:
+    """The folder for what is written on the way to a temporary file."""
+    return temporary.with_name(f"{temporary.name}.d")
+
+
+@contextlib.contextmanager
+def held(folder: Path, told: str = "") -> Iterator[None]:
+    """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends.
+
+    Raises CheckpointError, which says what is `told`, where another holds it; with nothing to tell, waits until it does
+    not. Where a file system has no locks, nothing is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if told else 0))
+            except BlockingIOError:
+                raise CheckpointError(told) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that may not be there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,204 @@
+"""`zoo tokenizer eval`: how well a trained tokenizer keeps the values of a split, in figures and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.data.provenance import read_entry
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
+from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.quantizers.usage import CodebookUsage
+from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.training.report import write_pictures
+from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split
+from tokenizers_zoo.values import has_fixed_length
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+TEST = "test"
+OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
+"""Figures that training leaves and an evaluation has none of."""
+BATCH = 64
+SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerEvaluation:
+    """How well a tokenizer keeps held-out values: its modality's metrics, its codebook, its speed."""
+
+    samples: int
+    metrics: dict[str, float]
+    tokens_per_sample: float
+    encode_seconds: float
+    decode_seconds: float
+    usage: float | None = None
+    """Fraction of the vocabulary that occurred; None for continuous layouts."""
+    perplexity: float | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+    pictures: Path | None = None
+    compared: Sequence[tuple[str, float, str, str]] = ()
+    """Where there is a plain decoder, too: name, number, unit and meaning of how the two compare."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens encoded per second."""
+        return self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
+
+    def codebook_rows(self) -> list[tuple[str, float, str, str]]:
+        """Name, number, unit and meaning of all figures that no modality's metrics hold."""
+        rows = [
+            *self.compared,
+            ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
+            ("encoding", self.tokens_per_second, "tokens/s", "speed of encode, without reading"),
+        ]
+        if self.usage is not None and self.perplexity is not None:
+            rows.append(("usage", self.usage, "", "fraction of the vocabulary that occurred"))
+            rows.append(("perplexity", self.perplexity, "ids", "how many equally frequent ids would be as varied"))
+        if self.dropped:
+            rows.append(("dropped", float(len(self.dropped)), "samples", "could not be read or encoded"))
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types; None for a figure that is no finite number."""
+        figures = {key: number for key, number, _, _ in self.codebook_rows()}
+        return {"samples": self.samples, "metrics": _finite(self.metrics), **_finite(figures)}
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: number if math.isfinite(number) else None for name, number in figures.items()}
+
+
+def evaluate_tokenizer(
+    zoo: Zoo, name: str, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
+) -> TokenizerEvaluation:
+    """Encode and decode a split's values (up to `limit`, in the order of their keys) and score what comes back.
+
+    With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
+    modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
+    its id under `[zoo] checkpoints`. Those of another split than "test", or of a part of it, are not the checkpoint's
+    held-out figures: they go to evaluation-SPLIT.json and samples-SPLIT/ beside these.
+    Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
+    """
+    handle = zoo[name]
+    store = ValueStore.of(data, zoo)
+    whole = sorted(store.keys(split, name))
+    keys = whole[:limit]
+    of_part = split != TEST or len(keys) < len(whole)
+    figures, shown = (of_split(file, split) if of_part else file for file in (EVALUATION, PICTURES))
+    _ = handle.tokenizer  # loaded before the clock starts
+    usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
+    run = _Reconstruction()
+    with progress_bar(f"evaluate {split}/{name}", len(keys)) as advance:
+        for start in range(0, len(keys), BATCH):
+            batch = keys[start : start + BATCH]
+            run.add(handle, store, split, batch, usage)
+            advance(len(batch))
+    if not run.target:
+        reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
+        raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
+    folder = handle.codec.evaluations / name if handle.spec.shares_checkpoint else handle.codec.evaluations
+    with disk_errors(folder):
+        pictures = _write_samples(folder, shown, handle, run) if write else None
+    compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
+    result = TokenizerEvaluation(
+        samples=len(run.target),
+        metrics=handle.score(run.predicted, run.target),
+        tokens_per_sample=run.tokens / len(run.target),
+        encode_seconds=run.encode_seconds,
+        decode_seconds=run.decode_seconds,
+        usage=usage.usage if usage else None,
+        perplexity=usage.perplexity if usage else None,
+        dropped=run.dropped,
+        pictures=pictures,
+        compared=compared,
+    )
+    if write:
+        report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
+        with disk_errors(folder):
+            write_json(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
+    return result
+
+
+def _of_training(path: Path) -> dict[str, Any]:
+    """What training left in a file of figures, beside those that an evaluation puts in the place of its own."""
+    with contextlib.suppress(CheckpointError):
+        return {key: figure for key, figure in read_table(path).items() if key in OF_TRAINING}
+    return {}
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reconstruction:
+    """Values and what came back of them, with the time that it took."""
+
+    target: list[Any] = field(default_factory=list)
+    predicted: list[Any] = field(default_factory=list)
+    plain: list[Any] = field(default_factory=list)
+    """What a plain decoder makes of the same tokens, where the tokenizer has one beside that of `predicted`."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
+        """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason."""
+        sound = {}
+        for key in keys:
+            try:
+                sound[key] = store.read(handle, split, key)
+            except ZooError as error:
+                self.dropped[key] = str(error)
+        if sound:
+            self._reconstruct(handle, sound, usage)
+
+    def _reconstruct(self, handle: ModalityHandle, sound: Mapping[str, Any], usage: Any) -> None:
+        """Encode and decode values by key; where the tokenizer refuses them, one by one, so that only those drop out.
+
+        Raises PluginError where the plugin breaks its contract from the first batch on, whatever the value.
+        """
+        values = list(sound.values())
+        start = time.perf_counter()
+        try:
+            tokens = handle.encode(values)
+        except ZooError as error:
+            if len(sound) == 1:
+                self.dropped.update(dict.fromkeys(sound, str(error)))
+                return
+            for key, value in sound.items():
+                self._reconstruct(handle, {key: value}, usage)
+            if isinstance(error, PluginError) and not self.target:
+                raise
+            return
+        encoded = time.perf_counter()
+        self.predicted += handle.decode(tokens)
+        self.decode_seconds += time.perf_counter() - encoded
+        if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
+            import torch
+
+            there = torch.as_tensor(tokens).to(handle.device)
+            self.plain += list(handle.tokenizer.decode_plain(there).cpu().numpy())
+        self.encode_seconds += encoded - start
+        self.target += values
+        fixed = has_fixed_length(handle.spec.layout)
+        self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)
+        if usage is not None:
+            for item in [tokens] if fixed else tokens:
+                usage.update(item)
+
+
+def _write_samples(folder: Path, name: str, handle: ModalityHandle, run: _Reconstruction) -> Path:
+    """Draw some values beside their reconstructions into the folder's folder of this name, which is returned."""
+    pairs = zip(run.target[:SHOWN], run.predicted[:SHOWN], strict=True)
+    write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs], name)
+    if run.plain:
+        write_sheet(folder / name, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
+    return folder / name
