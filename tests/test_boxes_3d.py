@@ -74,6 +74,15 @@ def test_both_ends_of_the_circle_are_one_level() -> None:
     assert left == right and round_trip(tokenizer, [box("a", yaw=math.pi)])[0]["yaw"] == -math.pi
 
 
+def test_half_a_turn_may_come_from_single_precision() -> None:
+    half = float(np.arctan2(np.float32(0), np.float32(-1)))
+    assert half > math.pi
+    value = plugin.read_value(json.dumps([box("a", yaw=half), box("a", yaw=-half)]).encode(), "json")
+    assert {plugin.decode(load(NAME), plugin.encode(load(NAME), [value]))[0][n]["yaw"] for n in (0, 1)} == {-math.pi}
+    with pytest.raises(InvalidValueError, match="yaw: expected radians"):
+        plugin.read_value(json.dumps([box("a", yaw=3.15)]).encode(), "json")
+
+
 def test_what_is_beyond_the_ends_is_clipped() -> None:
     found = round_trip(load(NAME), [box("a", (9, -9, -90), (0.001, 50, 4))])[0]
     assert np.allclose([*found["center"], *found["size"]], [4, -2, -8, 0.05, 4, 4])

@@ -20,7 +20,14 @@ from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
 from tokenizers_zoo.modality import Crop, SequenceLayout
 from zoo_images.sam_edge import plugin as edge_plugin
-from zoo_semantics.instance_maps import instances_of, map_of_masks, mask_of_runs, told_once
+from zoo_semantics.instance_maps import (
+    instances_of,
+    map_of_masks,
+    mask_of_runs,
+    resized_mask,
+    shape_of,
+    told_once,
+)
 from zoo_semantics.sam_instance import InstanceSettings, plugin
 
 NAME = "sam_instance"
@@ -136,6 +143,20 @@ def test_round_things_stay_round(radius: int) -> None:
     assert plugin.score([as_written(disc)], [disc], SETTINGS)["best_iou"] > 0.93
 
 
+@pytest.mark.parametrize("size", [32, 512])
+def test_a_thin_slanting_thing_is_not_lost(size: int) -> None:
+    line = np.eye(size, dtype=bool)
+    found = shape_of(line, (16, 16))
+    assert found.diagonal().all() and found.sum() <= 48
+    block = line.copy()
+    block[:, : size // 2] = True  # beside what is covered by half, less does not count
+    np.testing.assert_array_equal(shape_of(block, (16, 16)), resized_mask(block, (16, 16)) >= 0.5)
+
+
+def test_instances_do_not_keep_the_whole_map() -> None:
+    assert all(instance.mask.base is None for instance in instances_of(ROOM))
+
+
 @given(arrays(np.int32, (SIZE, SIZE), elements=strategies.integers(0, 3)))
 @settings(max_examples=25, deadline=None)
 def test_any_map_can_be_taken_apart(value: np.ndarray) -> None:
@@ -196,6 +217,16 @@ def test_a_box_without_an_area_holds_nothing(instances: ModalityHandle) -> None:
     turned = good.copy()
     turned[2] = turned[0] + 2 * 256 - 10  # xmax left of xmin
     assert instances.decode([turned])[0].max() == 0
+
+
+def test_training_goes_through_what_is_tokenized_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map may have hundreds of instances, and a thousand maps are looked at."""
+    fitted = list[int]()
+    monkeypatch.setattr(type(plugin), "fit", lambda self, objects, options: fitted.append(len(objects)) or {})
+    task = plugin.task(SETTINGS)
+    task.build([picture(*((k, k, k + 2, k + 2) for k in range(0, 20, 2)))] * 3, np.random.default_rng(0))
+    assert fitted == [3 * OPTIONS.max_instances]
+    assert task.spare is not None and len(task.spare) == 1 and task.spare.base is None  # no view of all
 
 
 def test_maps_of_nothing_cannot_train(tmp_path: Path) -> None:

@@ -216,13 +216,13 @@ class ObjectTask:
         for count, index in enumerate(rng.permutation(len(train))):
             if count >= FITTED_VALUES and objects:
                 break
-            objects += self.modality.split(train[int(index)], self.options)
+            objects += self.modality.split_all([train[int(index)]], self.options, self.spec.name)[0]
         if not objects:
             raise DataError(f"{self.spec.name}: there is no object in any of the {len(train)} training values")
-        items = self.modality.items(objects, self.options)
-        self.spare = items[:1]
+        self.spare = self.modality.items(objects[:1], self.options)
         module = ObjectVQ(self.modality.model_config(self.settings))
         if self.modality.loss == "smooth_l1":
+            items = self.modality.items(objects, self.options)
             centred = items.astype(np.float64) - items.mean(axis=0, dtype=np.float64)
             module.mean.copy_(torch.from_numpy(items.mean(axis=0, dtype=np.float64)))
             module.scale.fill_(max(1e-6, float(np.sqrt(np.mean(centred**2)))))

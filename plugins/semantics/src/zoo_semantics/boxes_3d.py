@@ -33,6 +33,8 @@ FARTHEST = 1000.0
 """Metres that no centre is beyond; more is another unit."""
 LONGEST = 100.0
 """Metres that no side is beyond."""
+ROUNDED = 1e-6
+"""Radians that a yaw may be beyond half a turn: in single precision pi is 9e-8 more than it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,7 +227,7 @@ def box_problem(box: Any) -> str | None:
         return (
             f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {box['size']!r:.80}"
         )
-    if not is_number(box["yaw"], -math.pi, math.pi):
+    if not is_number(box["yaw"], -math.pi - ROUNDED, math.pi + ROUNDED):
         return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
     return None
 

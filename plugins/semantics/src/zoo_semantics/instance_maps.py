@@ -39,7 +39,8 @@ def instances_of(value: Array) -> list[Instance]:
         mine = value == index
         rows, columns = np.nonzero(mine.any(axis=1))[0], np.nonzero(mine.any(axis=0))[0]
         top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-        found.append(Instance(top, left, bottom, right, mine[top:bottom, left:right]))
+        own = mine[top:bottom, left:right].copy()  # a view would keep a whole map for each instance
+        found.append(Instance(top, left, bottom, right, own))
     return sorted(found, key=lambda instance: (-instance.pixels, *instance[:4]))
 
 
@@ -138,6 +139,16 @@ def resized_mask(mask: Array, size: tuple[int, int]) -> Array:
 
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def shape_of(mask: Array, size: tuple[int, int]) -> Array:
+    """A mask, bool (height, width) with a pixel at least, at another size: the pixels that it covers by half.
+
+    Where it is so thin that it covers none by half, those that it covers by half of the most.
+    """
+    covered = resized_mask(mask, size)
+    most = float(covered.max())
+    return covered >= (0.5 if most >= 0.5 else most / 2)
 
 
 def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:

@@ -23,10 +23,10 @@ from tokenizers_zoo.families.objects import (
 )
 from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.spatial.settings import published
-from tokenizers_zoo.families.spatial.values import array_bytes, crop_and_resize, png_bytes
+from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.values import array_of
+from tokenizers_zoo.values import array_bytes, array_of
 from tokenizers_zoo.vocabulary import Coordinate
 from zoo_semantics.instance_maps import (
     MOST_IDS,
@@ -38,6 +38,7 @@ from zoo_semantics.instance_maps import (
     map_of_masks,
     point_within,
     resized_mask,
+    shape_of,
     told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
@@ -192,7 +193,7 @@ class SamInstances(ObjectModality):
 
     def items(self, objects: Sequence[Instance], options: InstanceSettings) -> Array:
         size = (options.mask_size, options.mask_size)
-        masks = [resized_mask(instance.mask, size) >= 0.5 for instance in objects]
+        masks = [shape_of(instance.mask, size) for instance in objects]
         return np.stack(masks)[:, None].astype(np.float32)
 
     def coordinates(self, objects: Sequence[Instance], fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
