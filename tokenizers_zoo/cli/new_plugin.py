@@ -15,14 +15,15 @@ import click
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import PATH
-from tokenizers_zoo.data.tar import disk_errors
 from tokenizers_zoo.discovery import MODALITIES, SOURCES, installed_claims
+from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
 
 FAMILIES = {
     "spatial": "{} as a grid of tokens",
     "features": "a map of {} features as a grid of tokens",
     "vector": "one vector of {} as product codes",
+    "series": "{} over time as a row of tokens",
     "classes": "{} as one of declared classes",
     "text": "{} as text",
     "free": "{} as a token per number",
@@ -48,6 +49,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     spatial   like a picture: a value per pixel
     features  a map of feature vectors
     vector    one vector for the whole sample
+    series    channels over a fixed number of time steps
     classes   one of declared classes
     text      words over the shared vocabulary
     free      anything: the hooks by hand
