@@ -9,12 +9,15 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from published_tokenizers import TINY_VIT
 from published_tokenizers import published as published_tokenizer
+from safetensors.torch import save_file
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -23,7 +26,7 @@ from backbone.ml4m.folders import modality_of
 from backbone.saving import load_model
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import Zoo
@@ -421,6 +424,38 @@ def test_a_hub_id_says_whose_tokenizer_it_is(tmp_path: Path, monkeypatch: pytest
     assert Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"].has_tokenizer
 
 
+@pytest.mark.parametrize("written", [str, json.dumps])
+def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
+    """As those have that the links of 4M's README lead to, each value as Python or JSON writes it."""
+    backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
+    tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
+    names = "4M-7_B_CC12M", "4M_tokenizers_DINOv2-B14-global_8k_16_224"
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for name, checkpoint in zip(names, (backbone, tokenizer), strict=True):
+        said = {key: value if isinstance(value, str) else written(value) for key, value in checkpoint.config.items()}
+        save_file(dict(checkpoint.tensors), downloads / f"{name}.safetensors", {"format": "pt", **said})
+        write_published(checkpoint, tmp_path / "folders" / name)
+        found = read_published(downloads / f"{name}.safetensors")
+        assert found.config == checkpoint.config and found.tensors.keys() == checkpoint.tensors.keys()
+    output = run(import_command, downloads, tmp_path / "out")
+    run(import_command, tmp_path / "folders", tmp_path / "same")
+    assert all(name in output for name in names)
+    for place in ("backbone", "tokenizers/dinov2_global"):
+        weights = [(tmp_path / out / place / "model.safetensors").read_bytes() for out in ("out", "same")]
+        assert weights[0] == weights[1]
+    assert run(import_command, downloads / f"{names[0]}.safetensors", tmp_path / "out").count("is there already") == 1
+    run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
+    assert read_published(tmp_path / "back" / "model.safetensors").config == backbone.config
+    # Beside its config.json a file is part of a folder; one of no name of its own is called as its folder.
+    alone = downloads / names[1] / "model.safetensors"
+    alone.parent.mkdir()
+    (downloads / f"{names[1]}.safetensors").rename(alone)
+    assert names[1] in run(import_command, alone, tmp_path / "one")
+    beside = tmp_path / "folders" / names[1] / "model.safetensors"
+    assert names[1] in run(import_command, beside, tmp_path / "beside")
+
+
 def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     def fails(error: type[ZooError], message: str, *arguments: object) -> None:
         with pytest.raises(error, match=message):
@@ -431,7 +466,12 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     fails(CheckpointError, "no published checkpoint here", tmp_path / "empty")
     fails(CheckpointError, "no such folder, and not a hub id", tmp_path / "nowhere")
     (tmp_path / "model.safetensors").touch()
-    fails(CheckpointError, "is a file; give the folder of the checkpoint", tmp_path / "model.safetensors")
+    fails(CheckpointError, r"model\.safetensors: damaged", tmp_path / "model.safetensors")
+    save_file({"mask_token": torch.zeros(1)}, tmp_path / "bare.safetensors", {"format": "pt"})
+    fails(CheckpointError, r"bare\.safetensors: has no configuration in its metadata", tmp_path / "bare.safetensors")
+    fails(CheckpointError, r"gone\.safetensors: no such file", tmp_path / "gone.safetensors")
+    (tmp_path / "model.pth").touch()
+    fails(CheckpointError, r"model\.pth: expected a folder with a config\.json", tmp_path / "model.pth")
     fails(CheckpointError, r"nowhere\.json: no such file; give that of 4M's text tokenizer", tmp_path / "nowhere.json")
     for name in ("one", "two"):
         write_published(published(VARIANTS["gated"]), tmp_path / "two" / name)

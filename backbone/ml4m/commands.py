@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def import_command(source: str, out: Path, name: str | None) -> None:
     """Open checkpoints that EPFL and Apple published for 4M.
 
-    SRC is the folder (or hub id) of a backbone or of a tokenizer, 4M's text
-    tokenizer (a .json file), or a folder that holds several of them. OUT gets
-    tokenizers/, backbone/ and a registry.toml under which they run.
+    SRC is the folder, hub id or .safetensors file of a backbone or of a
+    tokenizer, 4M's text tokenizer (a .json file), or a folder that holds
+    several of them. OUT gets tokenizers/, backbone/ and a registry.toml under
+    which they run.
 
     \b
     Examples:
@@ -44,6 +45,8 @@ def import_command(source: str, out: Path, name: str | None) -> None:
             registry = import_folders(path, out, name, told.append)
         elif path.suffix == ".json":
             raise CheckpointError(f"{path}: no such file; give that of 4M's text tokenizer")
+        elif path.suffix == ".safetensors":
+            raise CheckpointError(f"{path}: no such file")
         else:
             registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
     table = plain_table("published", "here", "note")

@@ -15,13 +15,13 @@ from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_f
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, PUBLISHED, spec_from_json
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_config
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.families.published import ORIGIN
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.source import weights_digest
+from tokenizers_zoo.ml4m.source import SUFFIX, published_config, weights_digest
 from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
@@ -49,20 +49,38 @@ class Told:
 
 
 def sources(source: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of checkpoints and text tokenizer files at `source`: itself, or what it holds. Raises CheckpointError."""
+    """Checkpoints and text tokenizer files at `source`: itself, or what it holds. Raises CheckpointError.
+
+    A checkpoint is a folder with a config.json, or a .safetensors file that lies beside none.
+    """
     if source.is_file() and source.suffix == ".json":
         return [], [source]
+    if source.is_file() and source.suffix == SUFFIX:
+        return [source.parent if _has_config(source) else source], []
     if (source / CONFIG).is_file():
         return [source], []
     if source.is_file():
-        raise CheckpointError(f"{source}: is a file; give the folder of the checkpoint, with its {CONFIG}")
+        raise CheckpointError(f"{source}: expected a folder with a {CONFIG}, a {SUFFIX} or a .json file")
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
-    folders = sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
+    folders = [path.parent for path in source.glob(f"*/{CONFIG}")]
+    alone = [path for place in ("*", "*/*") for path in source.glob(f"{place}{SUFFIX}") if not _has_config(path)]
     files = sorted(path for path in source.glob("*.json") if _is_text_tokenizer(path))
-    if not folders and not files:
-        raise CheckpointError(f"{source}: has no {CONFIG}, and no folder in it has one: no published checkpoint here")
-    return folders, files
+    if not folders and not alone and not files:
+        raise CheckpointError(f"{source}: no published checkpoint here: neither {CONFIG} nor a {SUFFIX} file")
+    return sorted([*folders, *alone]), files
+
+
+def _has_config(weights: Path) -> bool:
+    """Whether a .safetensors file is part of a folder's checkpoint."""
+    return (weights.parent / CONFIG).is_file()
+
+
+def _title(source: Path) -> str:
+    """What a checkpoint is called: as its folder, or as its file where that has a name of its own."""
+    if source.is_dir():
+        return source.resolve().name
+    return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
 def _is_text_tokenizer(path: Path) -> bool:
@@ -84,7 +102,7 @@ def import_folders(
     so a killed import goes on. Raises CheckpointError, ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
-    titles = {folder: called if called and folder == source else folder.resolve().name for folder in folders}
+    titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
     registry = out / REGISTRY
     tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
     installed = Zoo.installed()
@@ -92,7 +110,7 @@ def import_folders(
         if (ours := by_published_name(installed).get(name)) is None:
             raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
         name = ours
-    configs = {folder: read_table(folder / CONFIG) for folder in folders}
+    configs = {folder: published_config(folder) for folder in folders}
     backbones = [folder for folder, config in configs.items() if "domains_in" in config]
     if len(backbones) > 1:
         shown = ", ".join(titles[folder] for folder in backbones)
@@ -240,7 +258,7 @@ def check_same(folder: Path, there: Path, origin: str) -> None:
     config = load_config(there)
     if origin not in config:
         raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
-    other = difference(config[origin]["config"], read_table(folder / CONFIG), CONFIG)
+    other = difference(config[origin]["config"], published_config(folder), CONFIG)
     if not other and (there / SOURCE).is_file():
         kept = read_table(there / SOURCE, "sha256")["sha256"]
         other = "" if kept == weights_digest(folder) else "the weights differ"

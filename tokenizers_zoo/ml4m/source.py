@@ -1,8 +1,14 @@
-"""The files of a published checkpoint: config.json beside one or several .safetensors, as the hub has them."""
+"""The files of a published checkpoint: config.json beside one or several .safetensors, or one that says all by itself.
+
+The hub has both: files of 4M have their configuration in their metadata, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +21,7 @@ from tokenizers_zoo.records import read_table, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+SUFFIX = ".safetensors"
 PLAIN_METADATA = {"format": "pt"}
 """Metadata of a safetensors file that says no more than that torch wrote it."""
 
@@ -52,23 +59,18 @@ class PublishedCheckpoint:
         return tensor
 
 
-def read_published(folder: Path) -> PublishedCheckpoint:
-    """The checkpoint in a folder. Raises CheckpointError where a file is missing or damaged, or two disagree."""
-    from safetensors import SafetensorError, safe_open
+def read_published(source: Path) -> PublishedCheckpoint:
+    """The checkpoint in a folder, or in one .safetensors file whose metadata has the configuration.
 
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
-    config = read_table(folder / CONFIG)
+    Raises CheckpointError where a file is missing or damaged, or two disagree.
+    """
+    config = published_config(source)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata |= file.metadata() or {}
-        except (SafetensorError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: damaged: {reason}; copy the file again") from None
+    for path in weight_files(source):
+        with opened(path) as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata |= file.metadata() or {}
         if twice := sorted(found.keys() & tensors.keys()):
             raise CheckpointError(
                 f"{path}: has {twice[0]}, as another file of the folder has; keep one checkpoint in it"
@@ -77,20 +79,61 @@ def read_published(folder: Path) -> PublishedCheckpoint:
     same_as = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
     tensors |= {name: tensors[kept] for name, kept in same_as.items()}
     metadata = {key: value for key, value in metadata.items() if key not in same_as}
-    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, place=str(folder))
+    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, place=str(source))
 
 
-def weight_files(folder: Path) -> list[Path]:
+def published_config(source: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint: a folder's config.json; of a file, what its metadata says key by key.
+
+    4M's `load_safetensors` reads it from there. Raises CheckpointError where there is none.
+    """
+    if source.is_dir():
+        return read_table(source / CONFIG)
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
+    with opened(source) as file:
+        said, names = file.metadata() or {}, set(file.keys())
+    config = {key: _value(text) for key, text in said.items() if key not in PLAIN_METADATA and text not in names}
+    if not config:
+        raise CheckpointError(
+            f"{source}: has no configuration in its metadata; download the {CONFIG} that was published with it, too, "
+            "and give the folder of the two"
+        )
+    return config
+
+
+def _value(text: str) -> Any:
+    """What a text of a file's metadata means: JSON, or as Python writes it; else it is a text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return json.loads(json.dumps(read(text)))
+    return text
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file to read from. Raises CheckpointError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged: {reason}; copy the file again") from None
+
+
+def weight_files(source: Path) -> list[Path]:
     """The files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
     if not files:
-        raise CheckpointError(f"{folder}: has no .safetensors file; download all files of the checkpoint")
+        raise CheckpointError(f"{source}: has no {SUFFIX} file; download all files of the checkpoint")
     return files
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(source: Path) -> str:
     """sha256 (hex) of the files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
-    return joint_fingerprint(*map(file_digest, weight_files(folder)))
+    return joint_fingerprint(*map(file_digest, weight_files(source)))
 
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
