@@ -544,6 +544,18 @@ def test_a_source(install: Install) -> None:
         source.samples("train", 3, 0, {"levle": 1})
 
 
+def test_what_is_shared_and_does_not_suit_a_source_may_be_given_to_it_alone() -> None:
+    """Sizes of pictures may be two numbers, and what draws squares takes one."""
+    source = Zoo.from_tables({"zoo": {"image_size": [16, 32]}}).source("scenes")
+    with pytest.raises(
+        ConfigError, match=r"\[zoo\] image_size: expected int, .* by the source scenes; .*--set image_size="
+    ):
+        source.settings_with({})
+    assert source.settings_with({"image_size": 32}).image_size == 32
+    with pytest.raises(ConfigError, match=r"^image_size: expected 8 to 2048, got 4$"):
+        source.settings_with({"image_size": 4})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

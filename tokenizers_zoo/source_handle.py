@@ -64,7 +64,12 @@ class SourceHandle:
     def _checked(self, options: Mapping[str, Any] | None) -> Settings:
         settings = Settings(self.name, options, shared=self._shared)
         if self.spec.settings is not None:
-            settings.take(self.spec.settings)
+            try:
+                settings.take(self.spec.settings)
+            except ConfigError as error:
+                Settings(self.name, options).take(self.spec.settings)  # where that fails, it is not by what is shared
+                keys = " ".join(f"--set {key}=..." for key in self.shared_settings())
+                raise ConfigError(f"{error}, by the source {self.name}; give it one of its own: {keys}") from None
         elif settings:
             raise ConfigError(f"source {self.name} takes no settings, got {', '.join(settings)}")
         return settings
