@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -429,15 +430,20 @@ def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[A
     """As those have that the links of 4M's README lead to, each value as Python or JSON writes it."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
+    theirs, ours = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor under two names, of which a file has one
+    once = {**tokenizer.tensors, theirs: tokenizer.tensors[ours]}
+    tokenizer = dataclasses.replace(tokenizer, tensors=once, same_as={theirs: ours})
     names = "4M-7_B_CC12M", "4M_tokenizers_DINOv2-B14-global_8k_16_224"
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     for name, checkpoint in zip(names, (backbone, tokenizer), strict=True):
         said = {key: value if isinstance(value, str) else written(value) for key, value in checkpoint.config.items()}
-        save_file(dict(checkpoint.tensors), downloads / f"{name}.safetensors", {"format": "pt", **said})
+        held = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.same_as}
+        save_file(held, downloads / f"{name}.safetensors", {"format": "pt", **said, **checkpoint.same_as})
         write_published(checkpoint, tmp_path / "folders" / name)
         found = read_published(downloads / f"{name}.safetensors")
-        assert found.config == checkpoint.config and found.tensors.keys() == checkpoint.tensors.keys()
+        assert found.config == checkpoint.config and found.same_as == checkpoint.same_as
+        assert found.tensors.keys() == checkpoint.tensors.keys()
     output = run(import_command, downloads, tmp_path / "out")
     run(import_command, tmp_path / "folders", tmp_path / "same")
     assert all(name in output for name in names)
