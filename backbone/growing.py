@@ -142,17 +142,20 @@ def growing_config(
 ) -> TrainConfig:
     """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
 
-    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises ConfigError.
+    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises ConfigError, also for
+    mixtures in `table` that neither give nor ask for an added modality.
     """
     if not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
     known_rate = 1.0 if table.get("freeze") else KNOWN_RATE
     base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=known_rate))
     config = from_mapping(TrainConfig, merged(base, table), origin)
-    if "mixtures" not in table.get("masking", {}):
+    added = [spec.name for spec in specs if spec.name not in trained.names]
+    if "mixtures" in table.get("masking", {}):
+        _check_met(config, added, origin or Origin(table="train"))
+    else:
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
-        added = [spec.name for spec in specs if spec.name not in trained.names]
         mixtures = growing_mixtures(config.masking.mixtures, old, added, specs)
         config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
     if not replay:
@@ -167,6 +170,17 @@ def growing_config(
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
+
+
+def _check_met(config: TrainConfig, added: Sequence[str], origin: Origin) -> None:
+    """Raise ConfigError for an added modality that no part of the mixtures gives or asks for."""
+    parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
+    for name in added:
+        if not any(not part.inputs or name in part.inputs or name in part.targets for part in parts):
+            raise ConfigError(
+                f"{origin.inner('masking').at('mixtures')}: no part gives or asks for {name}, so nothing would be learnt "
+                "of it; name it in a part, or leave the mixtures out, and most samples ask for it"
+            )
 
 
 def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:

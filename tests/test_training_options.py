@@ -411,6 +411,10 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     asked = r"datasets: .*other has picture, more, and its mixtures ask for words, tags alone: .* teach nothing"
     with pytest.raises(ConfigError, match=asked):
         opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
+    given = r"datasets: .*other has picture, more, and for these its mixtures give words alone: .* with nothing given"
+    with pytest.raises(ConfigError, match=given):
+        opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(targets=("words",)))))
+    assert opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
     with pytest.raises(DataError, match="no tokens of absent, nor in another dataset"):
         opened(Dataset(tokens=other), specs=[*specs, spec("absent", GridLayout(shape=(2, 2)))])
     with pytest.raises(UnknownNameError, match="clpi"):

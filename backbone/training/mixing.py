@@ -66,7 +66,7 @@ def open_sources(
     `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
     DataError where any other modality has none to train on, or a dataset none of one that it names, UnknownNameError
     for one that it names and the run has not, and ConfigError for a store that has no modality of the run to train on,
-    or shares none with the others, or has nothing of what its samples are asked for.
+    or shares none with the others, or has nothing of what its samples are asked for, or of what they are then given.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -130,15 +130,26 @@ def _check_shared(sources: Sequence[Source]) -> None:
 
 
 def _check_asked(sources: Sequence[Source], config: TrainConfig) -> None:
-    """Raise ConfigError for one of several stores that has nothing to predict, so that its samples teach nothing."""
+    """Raise ConfigError for one of several stores that has nothing to predict, so that its samples teach nothing, or
+    nothing to predict it from.
+    """
     for source in sources if len(sources) > 1 else ():
+        names = [spec.name for spec in source.data.specs]
         discrete = [spec.name for spec in source.data.specs if not spec.continuous]
-        asked = [name for part in masking_of(source, config).mixtures for name in part.targets or discrete]
-        if set(asked) <= set(discrete) and not set(asked) & set(source.data.columns):  # the masker refuses other names
+        parts, has = masking_of(source, config).mixtures, set(source.data.columns)
+        asked = [name for part in parts for name in part.targets or discrete]
+        given = [part.inputs or names for part in parts if has & set(part.targets or discrete)]
+        if set(asked) <= set(discrete) and not set(asked) & has:  # the masker refuses other names
             raise ConfigError(
                 f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
                 f"{', '.join(dict.fromkeys(asked))} alone: its samples would teach nothing; give it mixtures of "
                 "its own that ask for what it has, or leave it out"
+            )
+        if given and set().union(*given) <= set(names) and not any(has & set(inputs) for inputs in given):
+            raise ConfigError(
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and for these its mixtures "
+                f"give {', '.join(dict.fromkeys(name for inputs in given for name in inputs))} alone: its samples "
+                "would be asked with nothing given; give it mixtures of its own that give what it has, or leave it out"
             )
 
 
