@@ -428,19 +428,8 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
 
 
 def test_a_backbone_of_one_modality_has_nothing_to_be_asked(zoo: Run) -> None:
-    train = (
-        "--tokens",
-        "tokens",
-        "--out",
-        "alone",
-        "--modalities",
-        "depth",
-        "--set",
-        "steps=1",
-        "--set",
-        "batch_size=4",
-    )
-    assert zoo("backbone", "train", *train)[0] == 0
+    few = ("--set", "steps=1", "--set", "batch_size=4")
+    assert zoo("backbone", "train", "--tokens", "tokens", "--out", "alone", "--only", "depth", *few)[0] == 0
     code, shown, _ = zoo("backbone", "eval", "alone")
     assert code == 0 and "no pairs: nothing can be made here from something else" in shown
 
