@@ -307,6 +307,10 @@ def test_numbers_of_unlike_units_are_learnt_alike() -> None:
     seen = module.standardise(torch.from_numpy(np.stack(values)))
     expected = (np.arange(24) != 5).astype(np.float32)
     np.testing.assert_allclose(seen.std(dim=0, correction=0).numpy(), expected, rtol=1e-3, atol=1e-3)
+    # Where the direction of the whole counts, what is small beside the others stays small.
+    module = VectorTask(VECTORS, vector_settings(loss="cosine")).build(values, np.random.default_rng(0))
+    seen = module.standardise(torch.from_numpy(np.stack(values)))
+    assert seen[:, units < 1].std(dim=0).max() < 1e-3
 
 
 def test_channels_of_a_map_share_one_scale() -> None:

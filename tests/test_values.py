@@ -168,6 +168,17 @@ def test_unscored_classes_are_some_of_those_of_an_array(value: ValueSpec, words:
         ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
 
 
+def test_places_are_the_axes_of_a_grid_without_that_of_codes() -> None:
+    def places(layout: Any, codebooks: int = 1) -> tuple[int, ...]:
+        value = ValueSpec(shape=(2,))
+        return ModalitySpec(
+            name="x", summary="x", value=value, layout=layout, vocab_size=2, num_codebooks=codebooks
+        ).places
+
+    assert places(GridLayout(shape=(4, 2))) == (4, 2) and places(GridLayout(shape=(4, 2)), codebooks=2) == (4,)
+    assert places(GridLayout(shape=(4, 1))) == (4, 1) and places(VectorLayout(length=4), codebooks=2) == ()
+
+
 @pytest.mark.parametrize("dtype", ["float", "flaot32", "complex64", "bfloat16"])
 def test_a_type_that_no_array_can_have_is_told(dtype: str) -> None:
     layout = VectorLayout(length=2)
