@@ -152,7 +152,7 @@ def growing_config(
     config = from_mapping(TrainConfig, merged(base, table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
     if "mixtures" in table.get("masking", {}):
-        _check_met(config, added, origin or Origin(table="train"))
+        _check_met(config, added, specs, origin or Origin(table="train"))
     else:
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
@@ -172,14 +172,16 @@ def growing_config(
     return dataclasses.replace(config, datasets=config.datasets + replayed)
 
 
-def _check_met(config: TrainConfig, added: Sequence[str], origin: Origin) -> None:
+def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[ModalitySpec], origin: Origin) -> None:
     """Raise ConfigError for an added modality that no part of the mixtures gives or asks for."""
+    discrete = [spec.name for spec in specs if not spec.continuous]
     parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
+    met = {name for part in parts for name in (*(part.inputs or added), *(part.targets or discrete))}
     for name in added:
-        if not any(not part.inputs or name in part.inputs or name in part.targets for part in parts):
+        if name not in met:
             raise ConfigError(
-                f"{origin.inner('masking').at('mixtures')}: no part gives or asks for {name}, so nothing would be learnt "
-                "of it; name it in a part, or leave the mixtures out, and most samples ask for it"
+                f"{origin.inner('masking').at('mixtures')}: no part gives or asks for {name}, so nothing would be "
+                "learnt of it; name it in a part, or leave the mixtures out, and most samples ask for it"
             )
 
 

@@ -58,6 +58,17 @@ def test_data_has_every_key_and_says_what_a_sample_lacks(store: Path) -> None:
     assert aligned.batch(np.arange(len(aligned))).present.all()
 
 
+def test_a_store_without_samples_is_an_error(tmp_path: Path) -> None:
+    item = all_layouts()[0]
+    metadata = TokenMetadata(
+        modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
+        fingerprint="codec", distribution="tests 0", run={},
+    )  # fmt: skip
+    write_part(tmp_path / "test" / item.name / "part-00000.arrow", metadata, [], [], {})
+    with pytest.raises(DataError, match="test: there are no samples of picture"):
+        TokenData(tmp_path, "test", [item])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -486,6 +486,21 @@ def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank:
     assert (ended.stdout, ended.returncode) == (ends, 0)
 
 
+def test_a_process_that_waits_for_one_that_has_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = ["gloo/transport/tcp/pair.cc:553: Connection closed by peer", "out of memory"]
+
+    def closed() -> None:
+        raise RuntimeError(problems.pop(0))
+
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.barrier", closed)
+    with pytest.raises(distributed.ProcessEndedError, match=r"process 1 of 2: ended, as another one has; .* says why"):
+        distributed.ManyRanks().wait()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        distributed.ManyRanks().wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

@@ -291,10 +291,9 @@ def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_t
     config = growing_config(trained, grown(), new_tokens, own, 0.5)
     assert config.masking.mixtures == (Mixture(input_alpha=3.0),)
     assert config.datasets[0].mixtures == (Mixture(),)
-    old = {"masking": {"mixtures": [{"inputs": ["picture"], "targets": ["code"]}, {"inputs": ["words"]}]}}
-    with pytest.raises(ConfigError, match=r"masking\] mixtures: no part gives or asks for height, so nothing .* learnt"):
+    old = {"masking": {"mixtures": [{"inputs": ["picture"], "targets": ["code"]}]}}
+    with pytest.raises(ConfigError, match=r"masking\] mixtures: no part gives or asks for height, so nothing"):
         growing_config(trained, grown(), new_tokens, old, 0.5)
-    old["masking"]["mixtures"] += [{"inputs": ["picture"], "targets": [item.name for item in NEW[:1]]}]
     with pytest.raises(ConfigError, match="from 0 to below 1, got 1"):
         growing_config(trained, grown(), new_tokens, {}, 1.0)
 

@@ -57,7 +57,8 @@ class TokenData:
         if aligned:
             order = order[alignment.complete[order]]
         if not len(order):
-            raise DataError(f"{root / split}: no sample has all of {', '.join(self.columns)}; tokenize the same data")
+            wanted = "no sample has all of" if aligned else "there are no samples of"
+            raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
         self.keys: list[str] = [alignment.keys[row] for row in order]
         self.rows: npt.NDArray[np.int64] = np.full((len(order), len(specs)), -1, np.int64)
         self.rows[:, read] = alignment.rows[order]

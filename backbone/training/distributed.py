@@ -27,11 +27,15 @@ from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
 from backbone.training.optim import local
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.records import write_json
 
 STATE, PROGRESS = "training_state", "progress.json"
 MODEL = "model/"
+
+
+class ProcessEndedError(ZooError):
+    """Another of the processes that train together has ended."""
 
 
 class Ranks:
@@ -76,8 +80,15 @@ class ManyRanks(Ranks):
             torch.cuda.set_device(self.device)
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        dist.barrier()
+        """Until all processes are here. Raises ProcessEndedError where one has ended, as one that refuses its task."""
+        try:
+            dist.barrier()
+        except RuntimeError as error:
+            if "by peer" not in str(error):  # gloo: connection closed, or reset, by peer
+                raise
+            raise ProcessEndedError(
+                f"process {self.rank} of {self.size}: ended, as another one has; the error of that one says why"
+            ) from None
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
