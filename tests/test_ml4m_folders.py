@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from click.testing import CliRunner
 from published_tokenizers import TINY_VIT
@@ -24,13 +25,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from backbone.ml4m.commands import export_command, import_command
 from backbone.ml4m.folders import modality_of
+from backbone.run import Run
 from backbone.saving import load_model
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.records import read_table
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.vocabulary import Coordinate, TextVocabulary, VocabularyConfig
 
 WORDS = [
@@ -298,13 +300,24 @@ def test_what_is_there_is_told_from_others_of_the_same_configuration(tmp_path: P
 def test_what_was_not_imported_stays(tmp_path: Path) -> None:
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "in" / "dinov2_global")
     run(import_command, tmp_path / "in", tmp_path / "out")
+    modality = tomllib.loads((tmp_path / "out" / "registry.toml").read_text())["modalities"]["dinov2_global"]
     (tmp_path / "out" / "registry.toml").unlink()
     place = tmp_path / "out" / "tokenizers" / "dinov2_global" / "config.json"
     config = read_table(place)
     del config["published"]  # as one that was trained here
     place.write_text(json.dumps(config))
+    message = r"dinov2_global: holds a .* that was not imported; give another OUT"
     before = files_in(tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"dinov2_global: holds a .* that was not imported; give another OUT"):
+    with pytest.raises(CheckpointError, match=message):
+        run(import_command, tmp_path / "in", tmp_path / "out")
+    assert files_in(tmp_path / "out") == before
+    (tmp_path / "out" / "tokenizers").rename(tmp_path / "out" / "mine")  # where the registry says that they are
+    table = {key: value for key, value in modality.items() if key not in ("checkpoint", "sha256")}
+    tables = {"zoo": {"checkpoints": "mine"}, "modalities": {"dinov2_global": table}}
+    (tmp_path / "out" / "registry.toml").write_text(tomli_w.dumps(tables))
+    assert Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"].has_tokenizer
+    before = files_in(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=message):
         run(import_command, tmp_path / "in", tmp_path / "out")
     assert files_in(tmp_path / "out") == before
 
@@ -389,6 +402,50 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
     assert tables["zoo"]["checkpoints"] == "elsewhere"
     assert tables["modalities"]["caption"] == {"max_length": 20}
     assert not (out / "tokenizers").exists()
+
+
+def test_a_later_import_enables_what_it_brings_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
+    tokenizer = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tokenizer)
+    registry = tmp_path / "out" / "registry.toml"
+    run(import_command, tmp_path / "in" / "4M_B", tmp_path / "out")
+    assert Zoo.from_toml(registry).names() == ["caption", "depth", "rgb_patches", "t5_caption"]
+    text = registry.read_text()
+    assert text.count('    "t5_caption",\n') == 1
+    registry.write_text(text.replace('    "t5_caption",\n', '    "heightmap",\n'))  # one more without a table, one less
+    for source in (tmp_path / "in" / "4M_B", tokenizer, tokenizer):
+        run(import_command, source, tmp_path / "out")
+    assert Zoo.from_toml(registry).names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [('[zoo]\ncheckpoints = "elsewhere"\n', "elsewhere"), ("[modalities.caption]\nmax_length = 20\n", CHECKPOINTS)],
+)
+def test_the_vocabulary_is_where_a_registry_that_was_there_before_looks_for_it(
+    said: str, place: str, tmp_path: Path
+) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path / "in" / "4M_B")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "registry.toml").write_text(said)
+    for source in (text_file(tmp_path / "in" / "text.json"), tmp_path / "in" / "4M_B"):
+        run(import_command, source, tmp_path / "out")
+        caption = Zoo.from_toml(tmp_path / "out" / "registry.toml")["caption"]
+        assert caption.has_tokenizer and caption.checkpoint == tmp_path / "out" / place / "text"
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_folder_that_was_moved_or_copied_is_at_home_after_the_next_import(copied: bool, tmp_path: Path) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path / "in")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    (shutil.copytree if copied else shutil.move)(tmp_path / "out", tmp_path / "other")
+    run(import_command, tmp_path / "in", tmp_path / "other")
+    home = Run.load(tmp_path / "other" / "backbone")
+    assert (home.tokens, home.registry) == (tmp_path / "other" / "tokens", tmp_path / "other" / "registry.toml")
+    Run(tokens=tmp_path / "mine", registry=home.registry).save(tmp_path / "other" / "backbone")  # by hand
+    run(import_command, tmp_path / "in", tmp_path / "other")
+    assert Run.load(tmp_path / "other" / "backbone").tokens == tmp_path / "mine"
 
 
 def test_what_was_set_of_a_modality_stays_when_its_tokenizer_comes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from backbone.saving import CLASS, PUBLISHED, model_card, model_tensors, spec_fr
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.ml4m.source import PLAIN_METADATA, PublishedCheckpoint
+from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID, PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
 
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu"}
@@ -133,7 +133,7 @@ def import_backbone(
             "modalities": [dataclasses.asdict(item) for item in modalities],
             "names": names,
             "same_as": dict(checkpoint.same_as),
-            "file_metadata": dict(checkpoint.metadata),
+            **checkpoint.said(),
             "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
                        if tensor.dtype != torch.float32},
         },
@@ -202,6 +202,6 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
         config=origin["config"],
         tensors=published,
         same_as=origin["same_as"],
-        metadata=origin.get("file_metadata", PLAIN_METADATA),
+        metadata=origin.get(SAID, PLAIN_METADATA),
         place=str(folder),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from backbone.saving import CLASS, PUBLISHED, spec_from_json
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.families.published import ORIGIN
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import SUFFIX, published_config, weights_digest
 from tokenizers_zoo.records import difference, read_table, write_json
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 
 BACKBONE, TOKENIZERS, REGISTRY, TOKENS = "backbone", "tokenizers", "registry.toml", "tokens"
@@ -105,6 +105,7 @@ def import_folders(
     titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
     registry = out / REGISTRY
     tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
+    tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
     installed = Zoo.installed()
     if name is not None:
         if (ours := by_published_name(installed).get(name)) is None:
@@ -129,8 +130,16 @@ def import_folders(
         for told in import_model(folder, titles[folder], out, tables, installed):
             tell(told)
     if (out / BACKBONE / RUN_FILE).is_file():
+        note_place(out)
         note_codecs(out / BACKBONE, registry)
     return registry
+
+
+def note_place(out: Path) -> None:
+    """Let the backbone of a folder that was moved or copied know its tokens and registry there."""
+    run, registry = Run.load(out / BACKBONE), out / REGISTRY
+    if run.registry != registry.resolve():
+        dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(out / BACKBONE)
 
 
 def note_codecs(backbone: Path, registry: Path) -> None:
@@ -144,8 +153,8 @@ def note_codecs(backbone: Path, registry: Path) -> None:
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
-    """The published text tokenizer as the shared text vocabulary."""
-    folder = out / TOKENIZERS / TEXT
+    """The published text tokenizer as the shared text vocabulary, where the registry looks for it."""
+    folder = Zoo.from_tables({"zoo": tables["zoo"]}, out / REGISTRY).checkpoints / TEXT
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
     try:
@@ -189,26 +198,38 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     stated is recorded beside the tokenizer, so that a backbone may change it.
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
-    if (target / CONFIG).is_file():
-        check_same(folder, target, ORIGIN)
+    enabled = {**tables["zoo"], "modalities": [name]}
+    stated = Zoo.from_tables({"zoo": enabled, "modalities": {name: known}}, out / REGISTRY)
+    there = tokenizer_in_use(stated, name) or target
+    if (there / CONFIG).is_file():
+        check_same(folder, there, ORIGIN)
         if "sha256" in known:
             return Told(title, name, "is there already")
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
-    before = {"zoo": {**tables["zoo"], "modalities": [name]}, "modalities": {name: said}}
+    before = {"zoo": enabled, "modalities": {name: said}}
     published = read_published(folder)
     table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(published, target)
     kept = {key: value for key, value in said.items() if key in STAYING}
     own = {**said, **table, **kept, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
-    stated = Zoo.from_tables({**before, "modalities": {name: known}}, out / REGISTRY)
     size = size_for(stated, name, own, [key for key in SIZES if key in table], title, published.config)
     own |= size.table
     record_chosen(target, size)
     record_source(target, folder)
     tables.setdefault("modalities", {})[name] = own
-    words = {"zoo": {**tables["zoo"], "modalities": [name]}, "vocabularies": {TEXT: {"preset": PRESET}}}
+    enable(tables, [name])
+    words = {"zoo": enabled, "vocabularies": {TEXT: {"preset": PRESET}}}
     if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     return Told(title, name, size.note)
+
+
+def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
+    """The folder of the tokenizer that a registry has for a modality; None where it has none."""
+    try:
+        handle = zoo[name]
+    except ZooError:
+        return None
+    return handle.checkpoint if handle.has_tokenizer else None
 
 
 def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
@@ -227,7 +248,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
     tables["modalities"] = found["modalities"] | known | moved
-    enable(tables)
+    enable(tables, found["modalities"])
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
     handles = [zoo[spec.name] for spec in discrete]
@@ -276,17 +297,16 @@ def without_tokenizer(registry: Path) -> list[str]:
     return [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]
 
 
-def enable(tables: dict[str, Any]) -> None:
-    """Let a registry have the modalities that have a table in it; all that is installed, where none has."""
-    if tables.get("modalities"):
-        tables["zoo"]["modalities"] = sorted(tables["modalities"])
+def enable(tables: dict[str, Any], names: Iterable[str]) -> None:
+    """Let a registry have these modalities beside those that it names, or, where it names none, that have a table."""
+    before = tables["zoo"].get("modalities", tables.get("modalities", {}))
+    tables["zoo"]["modalities"] = sorted({*before, *names})
 
 
 def write_registry(path: Path, tables: dict[str, Any]) -> None:
     """Write a registry.toml, atomically."""
     import tomli_w
 
-    enable(tables)
     with replacing_file(path) as temporary:
         temporary.write_text(HEADER.format(path=path) + tomli_w.dumps(tables), encoding="utf-8")
 

@@ -15,7 +15,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
-from tokenizers_zoo.ml4m.source import PLAIN_METADATA
+from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,12 +90,7 @@ def write_imported(
         filled[f"{book}.embed_avg"] = published.tensor("quantize._codebook.embed", *rows)[None].clone()
     tensors = to_own(published, places(architecture), state, {**filled, **given})
     cls = DIFFUSION if architecture.unet is not None else PLAIN
-    origin = {
-        "class": cls,
-        "config": dict(published.config),
-        "same_as": dict(published.same_as),
-        "file_metadata": dict(published.metadata),
-    }
+    origin = {"class": cls, "config": dict(published.config), "same_as": dict(published.same_as), **published.said()}
     card = f"# {description['modality']}\n\nImported from a published {cls} of 4M (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, {**description, ORIGIN: origin}, card)
 
@@ -117,6 +112,6 @@ def exported(checkpoint: Path, checkpoint_class: str) -> PublishedCheckpoint:
         config=origin["config"],
         tensors=to_published(tensors, places(architecture)),
         same_as=origin["same_as"],
-        metadata=origin.get("file_metadata", PLAIN_METADATA),
+        metadata=origin.get(SAID, PLAIN_METADATA),
         place=str(checkpoint),
     )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 PLAIN_METADATA = {"format": "pt"}
 """Metadata of a safetensors file that says no more than that torch wrote it."""
+SAID = "file_metadata"
+"""Key under which an imported checkpoint keeps what else the published file says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class PublishedCheckpoint:
     metadata: Mapping[str, str] = field(default_factory=lambda: PLAIN_METADATA)
     place: str = "the checkpoint"
     """Where it was read from, for messages."""
+
+    def said(self) -> dict[str, dict[str, str]]:
+        """What an import keeps of the metadata: nothing of plain ones, which change no fingerprint."""
+        return {} if self.metadata == PLAIN_METADATA else {SAID: dict(self.metadata)}
 
     @property
     def is_backbone(self) -> bool:
