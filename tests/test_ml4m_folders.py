@@ -476,7 +476,7 @@ def test_a_hub_id_says_whose_tokenizer_it_is(tmp_path: Path, monkeypatch: pytest
         "patch_size": 1, "n_channels": 768, "latent_dim": 16, "codebook_size": 32,
     }  # fmt: skip
     write_published(published_tokenizer(**config), snapshot)
-    monkeypatch.setattr("tokenizers_zoo.checkpoint.hub_folder", lambda hub_id, revision=None: snapshot)
+    monkeypatch.setattr("tokenizers_zoo.checkpoint.hub_folder", lambda hub_id: snapshot)
     output = run(import_command, "EPFL-VILAB/4M_tokenizers_DINOv2-B14-global_8k_16_224", tmp_path / "out")
     assert "dinov2_global" in output and "0" * 20 not in output
     assert Zoo.from_toml(tmp_path / "out" / "registry.toml")["dinov2_global"].has_tokenizer

@@ -142,6 +142,7 @@ def test_what_a_file_says_beside_its_tensors_is_exported(tmp_path: Path) -> None
     exported = imported(checkpoint, tmp_path / "own", names=()).export_published()
     write_published(exported, tmp_path / "again")
     assert read_published(tmp_path / "again").metadata == checkpoint.metadata
+    assert checkpoint.said() and not published(**VIT).said()  # plain ones change no fingerprint
 
 
 def test_a_file_that_does_not_say_its_class(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
-from backbone.cli.run import asked_registry
 from tokenizers_zoo.cli.options import (
     PATH,
+    asked_registry,
     open_zoo,
     parse_assignments,
     plain_table,

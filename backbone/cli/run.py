@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from tokenizers_zoo.cli.options import open_zoo
+from tokenizers_zoo.cli.options import asked_registry, open_zoo
 
 if TYPE_CHECKING:
     from backbone.run import Run
     from tokenizers_zoo.registry import Zoo
-
-
-def asked_registry() -> Path | None:
-    """What `--registry` says."""
-    root = click.get_current_context().find_root().obj or {}
-    return root.get("registry")
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:

@@ -10,11 +10,12 @@ from typing import Any, get_args
 import click
 
 from backbone.cli.config import read_tables
-from backbone.cli.run import asked_registry, open_run
+from backbone.cli.run import open_run
 from backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 from tokenizers_zoo.cli.options import (
     DEVICE,
     PATH,
+    asked_registry,
     open_zoo,
     parse_assignments,
     settings_option,

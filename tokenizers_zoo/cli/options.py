@@ -33,6 +33,13 @@ DEVICE = click.option("--device", type=click.Choice(DEVICES), default="cpu", sho
                       callback=_that_is_there, help="Where the networks run.")  # fmt: skip
 
 
+def asked_registry() -> Path | None:
+    """What `--registry` says."""
+    context = click.get_current_context(silent=True)
+    root: dict[str, Path | None] = (context.find_root().obj if context else None) or {}
+    return root.get("registry")
+
+
 def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     """The zoo of `--registry`, of ./registry.toml, or of all that is installed, in this order.
 
@@ -40,10 +47,7 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     """
     from tokenizers_zoo.registry import Zoo
 
-    if registry is None:
-        context = click.get_current_context(silent=True)
-        root = context.find_root().obj if context else None
-        registry = root["registry"] if root else None
+    registry = registry or asked_registry()
     if registry is None and Path("registry.toml").is_file():
         registry = Path("registry.toml")
     zoo = Zoo.from_toml(registry) if registry else Zoo.installed()

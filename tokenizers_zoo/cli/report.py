@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import PATH, open_zoo
+from tokenizers_zoo.cli.options import PATH, asked_registry, open_zoo
 from tokenizers_zoo.disk import disk_errors
 
 if TYPE_CHECKING:
@@ -32,12 +32,11 @@ def report_command(run: Path | None, out: Path | None) -> None:
     from tokenizers_zoo.report.run import registry_of, write_report
     from tokenizers_zoo.report.zoo import write_zoo_report
 
-    root = click.get_current_context().find_root().obj or {}
     if run is None:
         zoo = open_zoo(strict=False)
         with disk_errors(out or zoo.folder):
             page = write_zoo_report(zoo, out)
     else:
         with disk_errors(out or run):
-            page = write_report(open_zoo(root.get("registry") or registry_of(run)), run, out)
+            page = write_report(open_zoo(asked_registry() or registry_of(run)), run, out)
     click.echo(f"report: {page.resolve().as_uri()}")

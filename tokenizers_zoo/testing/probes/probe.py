@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from tokenizers_zoo.errors import InvalidValueError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop
-from tokenizers_zoo.values import bounds, describe, expected_value
+from tokenizers_zoo.values import array_bytes, bounds, describe, expected_value
 
 LONGEST_LINE = 500
 """Characters of a refusal."""
@@ -66,9 +65,7 @@ class Outcome:
 
 def npy(array: Array) -> File:
     """An array as a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return File(data=buffer.getvalue(), extension="npy")
+    return File(data=array_bytes(array), extension="npy")
 
 
 def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
