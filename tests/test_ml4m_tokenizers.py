@@ -16,10 +16,10 @@ from published_tokenizers import TINY_UNET, TINY_VIT, published, quantize, twin
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import ORIGIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.families.published import ORIGIN
 from tokenizers_zoo.families.spatial.diffusion import noise_schedule
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
@@ -276,6 +276,8 @@ def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path)
     decoded = np.stack(handle.decode(encoded(handle, metres)))
     raw = twin(checkpoint, {"x": torch.stack(expected)})["decoded"]
     assert np.allclose(decoded, (raw * 1.5 + 4.0).clamp(0.001, 100), atol=1e-4)
+    assert zoo["depth"].token_space == "log metres"
+    assert handle.token_space == "what 4M's own tokenizer sees"
 
 
 def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+ORIGIN = "published"
+"""Key of config.json in what was imported from 4M: where it came from."""
 AGAIN = "copy this folder again, or delete it and train anew"
 
 

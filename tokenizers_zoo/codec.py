@@ -93,6 +93,14 @@ class CodecFiles:
             )
         return checkpoints.joint_fingerprint(found, first_fingerprint(self.vocabulary_folder()))
 
+    @property
+    def published(self) -> bool:
+        """True where the tokenizer is one that 4M published; never looks outside: False where it is on the hub."""
+        try:
+            return checkpoints.ORIGIN in checkpoints.load_config(self.checkpoint)
+        except CheckpointError:
+            return False
+
     def grew_from(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
         """True where the codec grew from that one, and has the same first `needed_vocab_size` ids.
 

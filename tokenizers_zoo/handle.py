@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
 
+THEIR_SPACE = "what 4M's own tokenizer sees"
+
 
 class ModalityHandle:
     """One enabled modality. Its spec is sound, and its plugin loaded; its tokenizer is loaded at the first use.
@@ -170,6 +172,15 @@ class ModalityHandle:
     def forget_tokenizer(self) -> None:
         """Drop the loaded tokenizer, so that the next use loads what lies at `checkpoint` then."""
         self._tokenizer = self._fingerprint = None
+
+    @property
+    def token_space(self) -> str:
+        """What is tokenized where it is not the value itself, in words: the spec's, unless 4M trained the tokenizer.
+
+        Of a tokenizer that writes in a shared vocabulary the spec says how its codes are spelled, whoever trained it.
+        """
+        theirs = self.spec.token_space and not self.spec.own_tokenizer and self.codec.published
+        return THEIR_SPACE if theirs else self.spec.token_space
 
     @property
     def fingerprint(self) -> str:

@@ -15,11 +15,10 @@ from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_f
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, PUBLISHED, spec_from_json
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, load_config
+from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.families.published import ORIGIN
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import SUFFIX, published_config, weights_digest
 from tokenizers_zoo.records import difference, read_table, write_json

@@ -143,7 +143,7 @@ def show_facts(handle: ModalityHandle) -> None:
         "tokens": describe_layout(spec.layout)
         + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
         "vocabulary": spec.vocabulary,
-        "tokenized as": spec.token_space,
+        "tokenized as": handle.token_space,
         "derived from": ", ".join(spec.derived_from) or (f"nothing{handle.derive_hint}" if handle.derive_hint else ""),
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import ORIGIN, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
@@ -19,9 +19,6 @@ from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-ORIGIN = "published"
-"""Key of an imported checkpoint's config.json."""
 
 
 class PublishedTokenizers:

@@ -237,7 +237,7 @@ def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pi
         "samples": found.samples,
         "judged": found.judged,
         "metrics": metric_rows(spec, found.metrics) + found.codes,
-        "facts": token_facts(spec),
+        "facts": token_facts(handle),
     }
 
 
@@ -250,15 +250,16 @@ def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list
     ]  # fmt: skip
 
 
-def token_facts(spec: ModalitySpec) -> str:
+def token_facts(handle: ModalityHandle) -> str:
     """What a modality's tokens are, on one line."""
+    spec = handle.spec
     facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{spec.layout.length} tokens"]
     facts[0] += f" ({layout_in_words(spec.layout)})"
     facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
     if spec.shared_vocabulary:
         facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
-    if spec.token_space:
-        facts.append(f"tokenized as {spec.token_space}")
+    if handle.token_space:
+        facts.append(f"tokenized as {handle.token_space}")
     facts.append(f"licence {spec.licence}")
     return "; ".join(facts)
 

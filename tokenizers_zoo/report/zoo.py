@@ -93,7 +93,7 @@ def card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
         "usage": next((row for row in found.codes if row["name"] == "codes in use"), None),
         "images": found.images,
         "texts": found.texts,
-        "facts": token_facts(spec),
+        "facts": token_facts(handle),
     }
 
 
