@@ -98,6 +98,8 @@ def test_all_sides_that_scenes_names_are_exchanged() -> None:
 
 def test_caption_scores_by_hand() -> None:
     assert words("A red-brown Chair!") == ["a", "red", "brown", "chair"]
+    for written in ("नमस्ते दुनिया", "cafe\u0301s cre\u0300me", "كَلْبٌ يَرْكُضُ", "می\u200cرود خانه"):
+        assert words(f"\u2764\ufe0f{written}!") == written.split()
     pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]
     assert word_f1(pairs) == pytest.approx(2 * 2 / 8)
     # words 2/4, pairs (a a), (a red) of which 1/2 is right; as long as the target

@@ -168,6 +168,11 @@ def test_numbers_may_leave_the_range_by_rounding_only() -> None:
     assert round_trip(load("metadata"), {"walkability": 1 + 1e-9}) == {"walkability": 1.0}
     with pytest.raises(InvalidValueError, match="outside its range"):
         metadata.encode(load("metadata"), [{"walkability": 1.001}])
+    wide = MetadataField(kind="log", low=1, high=1e7)
+    assert [wide.level(value, BINS) for value in (1 - 1e-9, 1e7 * (1 + 1e-9))] == [0, BINS - 1]
+    for value in (0.9, 0, -1, 1.1e7):  # a fraction of the range, and far from it in the logarithm
+        with pytest.raises(InvalidValueError, match="outside its range"):
+            wide.level(value, BINS)
 
 
 def test_metadata_scores_by_hand() -> None:
@@ -210,6 +215,16 @@ def test_tokens_of_other_declarations_give_values_of_this_one() -> None:
     own = {"fields": {"num_people": {"kind": "choice", "choices": ["none", "some"]}}}
     tokenizer = metadata.load_tokenizer(checkpoint(), settings_of("metadata", **own))
     assert metadata.decode(tokenizer, ids) == [{}]
+
+
+def test_a_level_of_another_unit_is_no_value_of_this_one(tmp_path: Path) -> None:
+    before = settings_of("metadata", fields={"speed": {"high": 10, "unit": "m/s"}})
+    metadata.train_tokenizer(before, samples(), tmp_path)
+    old = metadata.encode(metadata.load_tokenizer(tmp_path, before), [{"speed": 10, "clutter": 1}])
+    for unit, kept in (("km/h", {}), ("m/s", {"speed": 10.0}), ("", {"speed": 10.0})):
+        after = settings_of("metadata", fields={"speed": {"high": 36, "unit": unit}})
+        metadata.train_tokenizer(after, samples(), tmp_path)
+        assert metadata.decode(metadata.load_tokenizer(tmp_path, after), old) == [{"clutter": 1.0} | kept]
 
 
 def test_declared_fields_are_in_the_spec() -> None:
@@ -397,6 +412,8 @@ def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
     assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments, {}) == {"num_segments": 2}
     assert semantic_metadata.derive({"caption": "日本語。はい。"}, some, {})["caption_sentences"] == 2
+    assert semantic_metadata.derive({"caption": "كلب؟ لا… نعم"}, some, {})["caption_sentences"] == 3
+    assert semantic_metadata.derive({"caption": "नमस्ते दुनिया।"}, some, {})["caption_words"] == 2
     long = "A table, 1.5 m long... It was built in 1910. Nobody sits at it!"
     assert semantic_metadata.derive({"caption": long}, some, {})["caption_sentences"] == 3
 

@@ -218,8 +218,9 @@ def test_columns_go_by_their_names() -> None:
         names = [*imu.NAMES[shift:], *imu.NAMES[:shift]]
         numbers = ",".join(str(imu.NAMES.index(name) + 1) for name in names)
         text = ", ".join(names) + "\n" + f"{numbers}\n" * 3
-        found = imu.plugin.read_value(text.encode(), "csv", settings("imu"))
-        assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+        for written in (text, text.replace(names[0], f'"{names[0]}"'), text.title()):
+            found = imu.plugin.read_value(written.encode(), "csv", settings("imu"))
+            assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_who_turns_fast_and_falls_freely_or_not_is_no_mistake() -> None:
@@ -250,6 +251,11 @@ def test_a_first_line_of_numbers_is_no_header(form: str) -> None:
         (",".join(imu.NAMES).encode() + b"\n0,9.8,0\n" * 4, "csv", r"expected \(6, time\).*got \(3, 4\)"),
         (b"0,9.8,0\n" * 4, "csv", r"expected \(6, time\).*got \(3, 4\)"),
         (b"0,9.8,0,0,0\n1,2\n", "csv", "line 2: expected 5 numbers as in the lines before, got 2"),
+        (
+            b"rate_x,rate_y,rate_z,acceleration_x,acceleration_y,acc_z\n" + b"1,2,3,4,5,6\n" * 4,
+            "csv",
+            "line 1: expected the names acceleration_x, .*, in any order, got 'rate_x,",
+        ),
         (b"", "json", "expected .npy or .csv"),
     ],
 )

@@ -6,8 +6,10 @@ come from a model and make no sense: what is malformed is skipped, and decoding 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,3 +194,15 @@ def control_character(text: str, allowed: str = "") -> str | None:
 def printable(text: str, allowed: str = "") -> str:
     """The text with U+FFFD for control characters that are not `allowed`."""
     return CONTROL.sub(lambda found: found.group() if found.group() in allowed else "\ufffd", text)
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters and digits, with the marks on them (accents, vowel signs) and the joiners between them."""
+    return _word_pattern().findall(text)
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern[str]:
+    """`\\w` lacks marks (category M of Unicode), at which words of Indian scripts, among others, would fall apart."""
+    marks = "".join(char for char in map(chr, range(0x300, 0xE0200)) if unicodedata.category(char).startswith("M"))
+    return re.compile(rf"\w+(?:[{marks}\u200c\u200d]+\w*)*")

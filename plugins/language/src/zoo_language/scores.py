@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from tokenizers_zoo.families.text import words_of
 from tokenizers_zoo.modality import Metric
 
 WORD_F1 = Metric(
@@ -26,8 +26,8 @@ EXACT = Metric(name="exact", higher_is_better=True, meaning="share of texts pred
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, in lower case."""
-    return re.findall(r"\w+", text.lower())
+    """Its words, see `words_of`, in lower case."""
+    return words_of(text.lower())
 
 
 def overlap(predicted: Sequence[Any], target: Sequence[Any]) -> int:

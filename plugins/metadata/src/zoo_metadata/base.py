@@ -128,7 +128,8 @@ class MetadataModality(TextModality[S]):
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
         """Each declared field's token that a level follows, the first of a name; numbers are the centres of levels.
 
-        A token means what it was declared with, whatever the declaration is now; the value is one of the field's.
+        A token means what it was declared with, whatever the declaration is now; the value is one of the field's. A
+        level of another unit has no value of this one, and is left out.
         """
         table, found = self.table(tokenizer.settings), dict[str, Number]()
         numbered = {declared.number: (name, declared) for name, declared in table.items()}
@@ -140,7 +141,7 @@ class MetadataModality(TextModality[S]):
                 elif isinstance(token, Coordinate) and token.axis == 1:
                     name, declared = numbered.get(token.level, ("", None))
                 if declared is not None and name in table and name not in found:
-                    value = table[name].fitted(declared.value(level.level, tokenizer.bins))
+                    value = table[name].translated(declared, level.level, tokenizer.bins)
                     found |= {} if value is None else {name: value}
         return found
 

@@ -15,7 +15,8 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.vocabulary import coordinate_fraction, coordinate_level
 
 Number = float | int | str
-SLACK = 1e-6  # of the range: by so much a computed number may be outside, as sums of shares are
+SLACK = 1e-6
+"""Share of the range by which a computed number may be outside, as sums of shares are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +97,8 @@ class MetadataField:
             return self.choices.index(value)
         if not is_number(value):
             raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r:.60}")
-        slack = SLACK * (self.high - self.low)
-        if not self.low - slack <= value <= self.high + slack:
+        low, high = self.allowed
+        if not low <= value <= high:
             raise InvalidValueError(f"{value!r:.30} is outside its range, {self}")
         if self.kind == "int":
             if value != round(value):
@@ -106,6 +107,15 @@ class MetadataField:
         if self.rounding == "down":
             return self.level_below(value, self.levels(bins))
         return coordinate_level(self.fraction(value), self.levels(bins))
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """Least and greatest number that is not refused: SLACK outside the range, of a log field in its logarithm."""
+        if self.kind == "log":
+            factor = (self.high / self.low) ** SLACK
+            return self.low / factor, self.high * factor
+        slack = SLACK * (self.high - self.low)
+        return self.low - slack, self.high + slack
 
     def level_below(self, value: float, levels: int) -> int:
         """The highest level that is not above a value, as 4M computes it.
@@ -158,6 +168,12 @@ class MetadataField:
             return value if value in self.choices else None
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "int" else float(value)
+
+    def translated(self, other: MetadataField, level: int, bins: int) -> Number | None:
+        """The field's value nearest to what a level of another declaration stands for; None where units differ."""
+        if self.unit and other.unit and self.unit != other.unit:
+            return None
+        return self.fitted(other.value(level, bins))
 
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""

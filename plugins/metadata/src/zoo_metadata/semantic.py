@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.text import words_of
 from tokenizers_zoo.modality import ModalitySpec
 from zoo_metadata.base import DerivedMetadata, DerivedSettings
 from zoo_metadata.fields import MetadataField
@@ -91,10 +92,10 @@ def of_caption(caption: str, options: SemanticMetadataSettings) -> Mapping[str, 
 
     A sentence ends at `.`, `!`, `?` or their like, or the text, but not at the point within a number.
     """
-    words = len(re.findall(r"\w+", caption))
+    words = len(words_of(caption))
     if not words:
         return {}
-    sentences = sum(bool(re.search(r"\w", part)) for part in re.split(r"(?<!\d)\.|\.(?!\d)|[!?。！？।]", caption))
+    sentences = sum(bool(re.search(r"\w", part)) for part in re.split(r"(?<!\d)\.|\.(?!\d)|[!?。！？｡।॥؟۔…]", caption))
     return {"caption_characters": len(caption), "caption_words": words, "caption_sentences": sentences}
 
 

@@ -162,7 +162,8 @@ def _is_number(text: str) -> bool:
 def read_csv(data: bytes) -> NDArray[np.float64]:
     """(columns, lines) of a file of numbers separated by commas, in the order of NAMES where its first line has these.
 
-    Raises ValueError, naming the line.
+    Quotes and capitals of names do not matter. Raises ValueError, naming the line, also where a name of NAMES is of
+    another column than there and not all are given.
     """
     lines = text_of(data).splitlines()
     words = lines[0].split(",") if lines else []
@@ -178,9 +179,12 @@ def read_csv(data: bytes) -> NDArray[np.float64]:
         rows += [row] if row else []
     if not rows:
         raise ValueError("it holds no measurement")
-    columns, names = np.array(rows).T, [word.strip() for word in words]
-    if len(columns) == len(names) and sorted(names) == sorted(NAMES):
-        columns = columns[[names.index(name) for name in NAMES]]
+    columns, names = np.array(rows).T, [word.strip().strip("\"'").strip().lower() for word in words]
+    if len(columns) == len(names) == len(NAMES):
+        if sorted(names) == sorted(NAMES):
+            columns = columns[[names.index(name) for name in NAMES]]
+        elif any(name != own and name in NAMES for name, own in zip(names, NAMES, strict=True)):
+            raise ValueError(f"line 1: expected the names {', '.join(NAMES)}, in any order, got {lines[0]!r:.90}")
     return columns
 
 
