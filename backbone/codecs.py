@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from backbone.training.data import TokenData
+from backbone.training.identity import begun_codecs
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
@@ -45,6 +46,18 @@ def check_stored(column: TokenColumn, codec: str | None, zoo: Zoo, owner: str) -
             f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and {owner} was trained on tokens "
             f"of {name} by {str(codec)[:12]}; use the tokens of that codec, or train anew"
         )
+
+
+def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dict[str, str]:
+    """The handles' codecs by name; those with which a training in `folder` began, where they grew from these.
+
+    So a training goes on though a vocabulary has grown since. Raises CheckpointError where a tokenizer is not there.
+    """
+    begun = begun_codecs(folder)
+    return {
+        handle.name: begun[handle.name] if handle.codec.grew_from(begun.get(handle.name, "")) else handle.fingerprint
+        for handle in handles
+    }
 
 
 def _is_or_was(handle: ModalityHandle, codec: str) -> bool:

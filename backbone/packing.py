@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from backbone.batch import PackedInputs
 from backbone.tables import Tables
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
 
@@ -48,7 +48,7 @@ def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) 
     """
     found, problem = checked_tokens(spec, tokens)
     if problem is None and samples is not None and len(found) != samples:
-        problem = f"{len(found)} samples, and {others}"
+        problem = f"{count_of(len(found), 'sample')}, and {others}"
     if problem is not None:
         raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
     return found

@@ -22,9 +22,9 @@ from torch import Tensor
 from backbone.config import ModelConfig
 from backbone.model import FourM
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import card_row, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     ModalitySpec,
@@ -197,12 +197,14 @@ def _copy(folder: Path, tensors: Mapping[str, Tensor], model: FourM, complete: b
 def model_card(model: FourM) -> str:
     """README.md of a backbone."""
     rows = [
-        f"| {spec.name} | {spec.layout.kind} of {spec.layout.length} | {spec.vocabulary if spec.vocab_size else '-'} |"
-        f" {spec.vocab_size or '-'} | {spec.summary} |"
+        card_row(
+            spec.name, f"{spec.layout.kind} of {spec.layout.length}", spec.vocabulary if spec.vocab_size else "-",
+            spec.vocab_size or "-", spec.summary,
+        )
         for spec in model.tables.specs
-    ]
+    ]  # fmt: skip
     config, millions = model.config, model.transformer_parameters() / 1e6
-    return f"""# A 4M backbone over {len(rows)} modalities
+    return f"""# A 4M backbone over {count_of(len(rows), "modality", "modalities")}
 
 Any-to-any masked modelling (arXiv 2312.06647): one encoder-decoder Transformer, dim {config.dim}, depth
 {config.encoder_depth}/{config.decoder_depth}, {config.heads} heads, {millions:.1f} M parameters without embeddings.

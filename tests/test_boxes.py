@@ -82,6 +82,7 @@ def test_what_is_malformed_is_skipped() -> None:
         ([box("a\x07", 0, 0, 1, 1)], "label: expected up to 100 printable"),
         ([box("a" * 101, 0, 0, 1, 1)], "label: expected up to 100 printable"),
         ([box("a", 0, 0, 64, 64)], r"fractions of width and height in \[0, 1\], got \[0, 0, 64, 64\]"),
+        ([box("a", 0, 0, 1.00001, 1)], "fractions"),
         ([box("a", 0, 0, float("nan"), 1)], "fractions"),
         ([box("a", 0, 0, True, 1)], "fractions"),
         ([box("a", 0, 0, 1)], "fractions"),
@@ -91,6 +92,11 @@ def test_what_is_malformed_is_skipped() -> None:
 def test_what_is_no_box_is_refused(value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^boxes: .*{message}"):
         boxes.encode(load("boxes"), [value])
+
+
+def test_an_edge_may_be_outside_by_rounding() -> None:
+    whole, rounded = [box("a", 0, 0, 1, 1)], [box("a", -1e-9, 0, 1.0000001, np.nextafter(1.0, 2.0).item())]
+    assert np.array_equal(boxes.encode(load("boxes"), [rounded])[0], boxes.encode(load("boxes"), [whole])[0])
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,16 @@ def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
     refused(bare("source", "info", "scnes"), "scenes")
 
 
+def test_a_long_name_takes_no_column_from_the_list(bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "surface_reflectance_of_sentinel2_by_season_and_by_year"
+    Path("long.toml").write_text(f'[zoo]\nmodalities = ["{name}"]\n[modalities.{name}]\nplugin = "depth"\n')
+    code, shown, _ = bare("--registry", "long.toml", "list")
+    lines = [line for line in shown.splitlines() if "more are installed" not in line]
+    assert code == 0 and lines[0].endswith(" from") and "zoo-geometry" in shown and max(map(len, lines)) <= 80
+    assert "".join(line.split()[0] for line in lines[1:]) == name
+
+
 def test_list_counts_what_is_installed_but_not_enabled(bare: Run) -> None:
     installed = len(Zoo.installed())
     text = (

@@ -192,7 +192,7 @@ def test_labels_become_classes() -> None:
 def test_labels_without_a_class() -> None:
     with pytest.raises(PretrainedError, match=r"net: none of its labels .*it has LABEL_0, LABEL_1"):
         class_table({0: "LABEL_0", 1: "LABEL_1"}, {}, CLASSES, "net")
-    with pytest.raises(PretrainedError, match="no class for its label 'sky' and 1 others, and no class void"):
+    with pytest.raises(PretrainedError, match="no class for its label 'sky' and 1 other, and no class void"):
         class_table({0: "wall", 1: "sky", 2: "sea"}, {}, CLASSES[1:], "net")
     with pytest.raises(PretrainedError, match=r"net: has no label 'tree', which labeller.labels names; it has wall"):
         class_table({0: "wall"}, {"tree": "floor"}, CLASSES, "net")

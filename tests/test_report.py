@@ -72,7 +72,8 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     """A run folder, made by hand, with an evaluation of two pairs and a hostile text."""
     folder = tmp_path / "run"
     folder.mkdir()
-    specs = [{"name": name, "layout": layout_to_json(zoo[name].spec.layout)} for name in NAMES]
+    known = [zoo[name].spec for name in NAMES]
+    specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
     config = {"specs": specs, "fingerprints": {"depth": "f" * 64}, "train": {"steps": 30, "batch_size": 4}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(tmp_path / "gone")}))
@@ -228,7 +229,8 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     text = page.read_text(encoding="utf-8")
     assert page == folder / "report" / "index.html"
     for part in (
-        "any of 3 modalities", "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<", ">−25</td><td>",
+        "One model of 3 modalities that makes any of 2 from any others",
+        "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<", ">−25</td><td>",
         "&lt;script&gt;", "normal was not evaluated: no test tokens", "0.25", "3.21", "metres", "ffffffffffffffff",
         "main (lower is better)", zoo["depth"].distribution,
     ):  # fmt: skip
@@ -256,6 +258,30 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     page = write_report(zoo, folder, tmp_path / "elsewhere.html")
     text = page.read_text(encoding="utf-8")
     assert "The tokenizers" in text and "gap closed, in %" not in text and "How training went" not in text
+    assert "shown here at work" not in text and f"not evaluated yet: <code>zoo backbone eval {folder}</code>" in text
+    assert "table of gaps" not in text
+
+
+def test_one_of_a_kind_is_not_called_many(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    evaluation["pairs"] = [pair(["rgb_patches"], "depth", None) | {"samples": 1}]
+    evaluation["galleries"] = []
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    config = json.loads((folder / "config.json").read_text())
+    config["specs"] = [spec for spec in config["specs"] if spec["name"] == "depth"]
+    (folder / "config.json").write_text(json.dumps(config))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    for part in ("<h1>One model of 1 modality</h1>", ">modality</span>", ">given → made pair scored<"):
+        assert part in text, part
+    assert re.search(r"Each number is\s+over 1 held-out sample\.", text) and "no gap to measure" in text
+
+
+def test_nothing_is_best_where_no_gap_is_closed(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    evaluation["pairs"] = [pair(["rgb_patches"], "depth", -0.1), pair(["rgb_patches"], "caption", -0.25)]
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "gap closed: −10 %" in text and "Best of all" not in text
 
 
 def test_a_folder_is_no_place_for_a_page(run: Run, zoo: Zoo, tmp_path: Path) -> None:

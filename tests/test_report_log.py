@@ -17,7 +17,7 @@ from backbone.training.log import TrainingLog
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.step_log import StepLog
 from tokenizers_zoo.training.config import TrainConfig
-from tokenizers_zoo.training.report import Evaluation, TrainingReport
+from tokenizers_zoo.training.report import Evaluation, TrainingReport, model_card
 
 
 def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:
@@ -106,6 +106,16 @@ def test_an_error_ends_the_log_without_a_last_line(tmp_path: Path, capsys: pytes
     with pytest.raises(ValueError, match="loss"), log_of(tmp_path) as log:
         raise ValueError("the loss")
     assert log.file.closed and capsys.readouterr().err == ""
+
+
+def test_a_bar_in_a_cell_of_a_card_does_not_end_it(zoo: Zoo) -> None:
+    spec = zoo["depth"].spec
+    scores = {metric.name: 0.5 for metric in spec.metrics}
+    result = {"metrics": scores, "codebook": None, "samples": 1, "steps": 1, "training_seconds": 2.0, "settings": {}}
+    data = {"train": 3, "test": 1, "provenance": {}}
+    card = model_card(spec, {"data": data, "settings": {}}, result)
+    assert r"| mean over pixels of \|predicted - true\| / true |" in card
+    assert "On 1 held-out sample, after 1 step in 2 s:" in card and "3 training and 1 held-out sample." in card
 
 
 @pytest.mark.parametrize("title", ["tokenizer a_long_modality_name", "backbone, 21 modalities"])

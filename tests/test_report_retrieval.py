@@ -48,7 +48,8 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
              "rows": [{"key": "k1", "hits": ["k1"], "cells": ["k1", "[right] words"]}]},
         ],
     }  # fmt: skip
-    specs = [{"name": name, "layout": layout_to_json(zoo[name].spec.layout)} for name in ("depth", "caption")]
+    known = [zoo[name].spec for name in ("depth", "caption")]
+    specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
     (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}}))
     (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
     save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")

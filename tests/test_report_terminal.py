@@ -12,7 +12,14 @@ from click.testing import CliRunner
 from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
+from tokenizers_zoo.errors import and_others, count_of
 from tokenizers_zoo.families.chunks import in_chunks
+
+
+def test_one_of_a_kind_is_not_called_many() -> None:
+    assert [count_of(number, "sample") for number in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
+    assert [count_of(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]
+    assert [and_others(number) for number in (0, 1, 2)] == ["", " and 1 other", " and 2 others"]
 
 
 def commands() -> list[tuple[str, ...]]:

@@ -35,7 +35,7 @@ def probe(run: Path, name: str, score: float | None, weights: str = "w", **chang
 def run(tmp_path: Path, zoo: Zoo) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    specs = [{"name": "depth", "layout": layout_to_json(zoo["depth"].spec.layout)}]
+    specs = [{"name": "depth", "layout": layout_to_json(zoo["depth"].spec.layout), "vocab_size": 240}]
     config = {"specs": specs, "fingerprints": {}, "weights_sha256": "w"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))

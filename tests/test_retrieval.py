@@ -795,6 +795,17 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists(), "nothing of this query is a picture"
 
 
+def test_the_picture_shows_some_of_many_queries(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backbone.retrieval.answers.ASKED", 2)
+    keys = ",".join(world.keys[:6])
+    done = zoo(world, "query", index.folder, "--keys", keys, "--given", "light", "-k", 3, "--out", tmp_path)
+    assert done.exception is None, done.exception
+    assert len(json.loads((tmp_path / "hits.json").read_text())["answers"]) == 6
+    assert len(cells_of(tmp_path / "hits.png") or ()) == 2
+
+
 def test_the_picture_of_a_query_says_the_weights(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

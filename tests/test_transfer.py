@@ -295,6 +295,8 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     tokens = {"light": world.tokens("light")[1]}
     assert load(tmp_path / "votes").predict(tokens) == votes
     assert load(tmp_path / "means").predict(tokens) == pytest.approx(means, abs=1e-3)
+    tensors = load_file(tmp_path / "votes" / "model.safetensors")
+    assert tensors["head.answers"].shape == (TRAIN,), "not samples times classes"
     stamp = (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns
     train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
@@ -319,7 +321,7 @@ def test_labels_that_cannot_be_read_are_none_and_are_counted(
     left_out = metrics["left_out"]["train"]
     assert (left_out["no_label"], left_out["unreadable"]) == (1, 1)
     assert metrics["labels"]["train"] + metrics["labels"]["validation"] == TRAIN - 1
-    assert f"{name}: 1 train values left out, first: train-004: " in capsys.readouterr().err
+    assert f"{name}: 1 train value left out, first: train-004: " in capsys.readouterr().err
     assert "1 of train without a label, 1 of train with a label that cannot be read" in left_out_text(
         metrics["left_out"]
     )
@@ -408,8 +410,8 @@ def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -
     assert few["task"]["kind"] == "classes" and "kept_step" not in few
     answers = load(tmp_path / "few").network.head.state_dict()["answers"]
     names = sorted(set(first))
-    assert sorted(names[i] for i in answers.argmax(1)) == sorted(first[keys.index(key)] for key in picked)
-    assert len(set(answers.argmax(1).tolist())) == len(names) == 6
+    assert sorted(names[i] for i in answers) == sorted(first[keys.index(key)] for key in picked)
+    assert len(set(answers.tolist())) == len(names) == 6
 
 
 def test_a_field_may_be_taken_as_classes(world: World, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from small_modalities import installed
 from transfer_world import SOURCES, TRAIN, World, make_world, read, train
 
 from backbone.run import Run
-from backbone.transfer import load
-from backbone.transfer.cli import settings_of
+from backbone.transfer import load, predicting
+from backbone.transfer.cli import default_name, settings_of
 from backbone.transfer.cli import transfer as command
+from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import Part, Places
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
 
@@ -118,6 +119,23 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
         "predict", frozen, "--keys", "test-005", "--out", tmp_path / "none"
     )
     assert not (tmp_path / "none").exists()
+
+
+def test_the_picture_shows_some_of_many_predictions(
+    frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "PICTURED", 3)
+    assert zoo("predict", frozen, "--samples", 9, "--out", tmp_path).exit_code == 0
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 10
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert len(json.loads(picture.text["cells"])) == 3  # type: ignore[attr-defined]
+
+
+def test_the_name_of_a_probe_fits_a_folder() -> None:
+    config = transfer_config({"labels": 0.01})
+    assert default_name("facts.total", ["light", "dark"], config, 1) == "facts.total-from-light-dark-frozen-0.01-1"
+    long = [default_name(f"{'é' * 200}.csv", ["light"], config, seed) for seed in (0, 1)]
+    assert long[0] != long[1] and all(name[:50] == "é" * 50 and len(name.encode()) <= 240 for name in long)
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backbone.config import ModelConfig
 from backbone.tables import Tables
+from backbone.transfer import judging
 from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
 from backbone.transfer.decoder import TokenDecoder
 from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear
@@ -89,7 +90,7 @@ def test_an_attentive_head_by_hand_and_blind_to_what_is_not_there() -> None:
 def test_neighbours_against_a_brute_force(neighbours: int) -> None:
     rng = np.random.default_rng(0)
     bank, asked, answers = rng.normal(3, 1, (30, DIM)), rng.normal(3, 1, (4, DIM)), rng.normal(0, 1, (30, 2))
-    head = Neighbours(*(torch.from_numpy(x).float() for x in (bank, answers)), neighbours, 0.1)
+    head = Neighbours(*(torch.from_numpy(x).float() for x in (bank, answers)), neighbours, 0.1, 2)
     given = head(torch.from_numpy(asked).float(), None).numpy()
     for row, found in zip(asked - bank.mean(0), given, strict=True):
         cosines = [x @ row / np.linalg.norm(x) / np.linalg.norm(row) for x in bank - bank.mean(0)]
@@ -97,6 +98,14 @@ def test_neighbours_against_a_brute_force(neighbours: int) -> None:
         weights = [math.exp(cosines[i] / 0.1) for i in nearest]
         wanted = sum(w * answers[i] for w, i in zip(weights, nearest, strict=True)) / sum(weights)
         assert np.allclose(found, wanted, atol=1e-4)
+
+
+def test_neighbours_vote_for_classes_as_one_hot_answers_would() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, asked = torch.randn(30, DIM, generator=generator), torch.randn(5, DIM, generator=generator)
+    classes = torch.randint(0, 7, (30,), generator=generator)
+    shares = Neighbours(bank, classes, 9, 0.1, 7)(asked, None)
+    assert torch.allclose(shares, Neighbours(bank, F.one_hot(classes, 7).float(), 9, 0.1, 7)(asked, None), atol=1e-6)
 
 
 def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
@@ -344,6 +353,16 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert errors(guess, truth)["r2"] == pytest.approx(r2_score(truth, guess))
     assert errors([1, 5], [2, 3]) == {"mae": 1.5, "r2": pytest.approx(1 - 5 / 0.5)}
     assert math.isnan(errors([1, 2], [3, 3])["r2"])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "str"])
+def test_accuracies_are_the_same_in_any_number_of_pieces(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    truth, guess = (rng.integers(3, 9, 50).astype(dtype) for _ in range(2))
+    whole = accuracies(guess, truth)
+    assert whole["balanced_accuracy"] == np.mean([np.mean(guess[truth == name] == name) for name in np.unique(truth)])
+    monkeypatch.setattr(judging, "AT_A_TIME", 7)
+    assert accuracies(guess, truth) == whole
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ from backbone.transfer import judging, load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.judging import errors
 from backbone.transfer.metrics import unseen_text
-from backbone.transfer.saving import packed_constant, unpacked_constant
+from backbone.transfer.saving import packed_constant, places_of, unpacked_constant
+from backbone.transfer.scores import scored
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,26 @@ def test_a_probe_of_before_has_no_constant_answer(world: World, tmp_path: Path) 
     assert [(entry["score"], entry["floor"]) for entry in found] == [
         (entry["score"], None) for entry in metrics["metrics"]
     ]
+
+
+# ---------------------------------------------------------------- labels that are no numbers
+
+
+def test_a_held_out_label_that_is_no_number_is_refused(world: World, tmp_path: Path) -> None:
+    """Where those of the training samples are: before anything is trained, and of a finished probe."""
+    probe = tmp_path / "probe"
+    train(world, probe, "facts.total", steps=1)
+    facts = {key: read(world, "facts", key) for key in ("test-000", "test-001")}
+    facts["test-001"]["total"] = "n/a"
+    write_values(tmp_path, world.zoo, "test", "facts", facts)
+    shutil.copytree(world.root / "data" / "train", tmp_path / "data" / "train")
+    line = "--task facts.total: sample 'test-001' has the label 'n/a', and those of the training samples are numbers"
+    with pytest.raises(DataError, match=line):
+        train(world, tmp_path / "out", "facts.total", data=tmp_path / "data")
+    finished = load(probe)
+    with pytest.raises(DataError, match=line):
+        scored(finished, places_of(probe, finished, data=tmp_path / "data").part(finished.task, "test"))
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- classes that no training sample has

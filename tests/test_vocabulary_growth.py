@@ -36,6 +36,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
+from tokenizers_zoo.vocabulary import TextVocabulary
 
 REGISTRY = """[zoo]
 checkpoints = "tokenizers"
@@ -312,6 +313,26 @@ def test_the_commands(
     shutil.rmtree(world.vocabulary)
     untrained = zoo("vocabulary show")
     assert untrained.startswith("error: vocabulary text: none at tokenizers/text yet; zoo tokenizer train caption")
+
+
+def test_a_training_goes_on_once_the_vocabulary_has_grown(
+    world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.zoo()
+    small = " ".join(f"--set {key}" for key in ("steps=3", "batch_size=4", "warmup_steps=1", "eval_samples=4"))
+    training = f"backbone train --tokens tokens --out trained --only caption,web_text --preset nano {small}"
+    assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
+    begun = snapshot(world.folder / "trained")
+    command("vocabulary grow", world, capsys, monkeypatch)
+    assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
+    assert snapshot(world.folder / "trained") == begun
+    zoo = world.zoo()
+    derive_data(zoo, world.data, workers=1)
+    tokenize(zoo, world.data, world.tokens)
+    growing = f"--registry registry.toml backbone grow run --add mood --tokens tokens --out grown {small}"
+    assert "1 of them new, in grown" in command(growing, world, capsys, monkeypatch)
+    TextVocabulary.load(world.vocabulary).grow(["<calm>"]).save(world.vocabulary)
+    assert "1 of them new, in grown" in command(growing, world, capsys, monkeypatch)
 
 
 def test_tokens_of_a_plugin_that_is_gone_are_told(world: World, add_mood: None) -> None:

@@ -22,6 +22,12 @@ ORIGIN = "published"
 AGAIN = "copy this folder again, or delete it and train anew"
 
 
+def card_row(*cells: object) -> str:
+    """A row of a table of a card, which is Markdown: a bar within a cell does not end it."""
+    escaped = [str(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
     """Write a checkpoint folder, or replace the checkpoint in it; returns its fingerprint.
 

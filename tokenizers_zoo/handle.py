@@ -16,7 +16,7 @@ from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Settings, keys_of
 from tokenizers_zoo.discovery import Claim, Plugins, reason
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError, count_of
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.modality import Crop, ModalitySpec
 from tokenizers_zoo.progress import decoding
@@ -285,7 +285,7 @@ class ModalityHandle:
             given = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
         tokens, problem = checked_tokens(self.spec, given)
         if not problem and len(tokens) != count:
-            problem = f"expected tokens of {count} values"
+            problem = f"expected tokens of {count_of(count, 'value')}"
         if problem:
             declared = expected_tokens(self.spec)
             raise self._wrong("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
@@ -311,7 +311,7 @@ class ModalityHandle:
                 declared = f"its spec declares a batch of {expected_value(self.spec.value)}"
                 raise self._wrong("decode", f"gave {describe(given)}, {declared}") from error
         if len(listed) != len(batch):
-            raise self._wrong("decode", f"gave {len(listed)} values for {len(batch)} samples")
+            raise self._wrong("decode", f"gave {count_of(len(listed), 'value')} for {count_of(len(batch), 'sample')}")
         for value in listed:
             self._check_given(value, "decode")
         return [copy.deepcopy(value) for value in listed]  # copies, as of tokens: a plugin may use its buffers again

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo.device import device_problem
 from tokenizers_zoo.disk import file_digest
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, and_others
 
 T = TypeVar("T")
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -177,7 +177,7 @@ def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path,
             found, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
         lacking = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
         if absent := sorted(lacking):
-            raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]} and {len(absent) - 1} others")
+            raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]}{and_others(len(absent) - 1)}")
         return found.eval().requires_grad_(False).to(device)
 
     return build

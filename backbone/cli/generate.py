@@ -13,7 +13,7 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 """Of targets that no plan says more about."""
@@ -95,7 +95,7 @@ def generate_command(
         places = generate_to_folder(folder, zoo, recipe, out, device=device)
     samples = len({place.parent for place in places})
     of_each = f", {recipe.draws} draws of each," if recipe.draws > 1 else ""
-    click.echo(f"{samples} sample{'s' if samples > 1 else ''}{of_each} in {out}")
+    click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
 
 
 def _targets(names: list[str] | None, planned: list[Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +60,7 @@ def grow_command(
       zoo backbone grow RUN --add heightmap --tokens tokens --out grown
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
+    from backbone.codecs import codecs_to_train_with
     from backbone.config import Dataset
     from backbone.evaluation.preview import Previews
     from backbone.growing import (
@@ -103,7 +104,7 @@ def grow_command(
     if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
         shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
         show = Previews(shown, tokens, config, inherited="previews" not in table)
-    codecs = {**trained.fingerprints, **{name: handle.fingerprint for name, handle in handles.items()}}
+    codecs = {**trained.fingerprints, **codecs_to_train_with(out, handles.values())}
     with disk_errors(out):
         train(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
@@ -113,7 +114,8 @@ def grow_command(
         report = write_report(out, trained, tokens)
     for made in tables_of(report):
         show_table(made)
-    click.echo(f"backbone: {len(specs)} modalities, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
+    modalities = count_of(len(specs), "modality", "modalities")
+    click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
     leave()
 
 

@@ -14,6 +14,7 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.errors import count_of
 
 
 @click.group()
@@ -63,6 +64,7 @@ def train(
     """
     import dataclasses
 
+    from backbone.codecs import codecs_to_train_with
     from backbone.config import ModelConfig, TrainConfig
     from backbone.config import preset as preset_config
     from backbone.evaluation.preview import Previews
@@ -109,10 +111,10 @@ def train(
             run=run,
             start=start,
             show=Previews(by_name, tokens, config) if config.preview_every else None,
-            fingerprints={name: handle.fingerprint for name, handle in by_name.items()},
+            fingerprints=codecs_to_train_with(out, handles),
         )
     leave_but_first()
-    click.echo(f"backbone: {len(handles)} modalities, in {out}")
+    click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
 
 
@@ -176,7 +178,7 @@ def evaluate_command(
     console = Console()
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
-        click.echo(f"{place}: {len(reasons)} values left out, first: {key}: {reason}", err=True)
+        click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
     if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
         name, reason = next(iter(left_out.items()))

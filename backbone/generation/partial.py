@@ -17,7 +17,7 @@ from torch import Tensor
 from backbone.generation.inputs import GrowingInputs, generated
 from backbone.packing import accepted, shown_end
 from backbone.tables import Tables
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 
 UNKNOWN = -1
@@ -50,13 +50,13 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bo
             raise InvalidValueError(f"{spec.name}: all of sample {number} is kept, so nothing is left to make")
         if gaps > spec.layout.num_sentinels:
             raise InvalidValueError(
-                f"{spec.name}: sample {number} has {gaps} gaps, and the modality has sentinels for "
+                f"{spec.name}: sample {number} has {count_of(gaps, 'gap')}, and the modality has sentinels for "
                 f"{spec.layout.num_sentinels}; keep fewer, longer parts"
             )
         if len(row) > (room := tables.positions[name].count):
             raise InvalidValueError(
-                f"{spec.name}: sample {number} keeps {len(row) - gaps} tokens with {gaps} gaps, and the model has "
-                f"{room} positions for both; keep less, or with fewer gaps"
+                f"{spec.name}: sample {number} keeps {count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
+                f", and the model has {room} positions for both; keep less, or with fewer gaps"
             )
     return rows
 

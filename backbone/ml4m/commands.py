@@ -9,6 +9,7 @@ import click
 
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
 from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.errors import count_of
 
 if TYPE_CHECKING:
     from backbone.ml4m.folders import Told
@@ -76,4 +77,4 @@ def export_command(source: Path, out: Path) -> None:
 
     with disk_errors(out):
         published = export_folder(source, out)
-    click.echo(f"{len(published.tensors)} tensors in {out}")
+    click.echo(f"{count_of(len(published.tensors), 'tensor')} in {out}")

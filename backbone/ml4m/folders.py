@@ -18,7 +18,7 @@ from backbone.saving import CLASS, PUBLISHED, spec_from_json
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import SUFFIX, published_config, weights_digest
 from tokenizers_zoo.records import difference, read_table, write_json
@@ -116,7 +116,8 @@ def import_folders(
         shown = ", ".join(titles[folder] for folder in backbones)
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
     if name is not None and (files or backbones or len(folders) > 1):
-        held = f"{len(folders) - len(backbones)} tokenizers, {len(backbones)} backbones, {len(files)} text tokenizers"
+        tokenizers, texts = count_of(len(folders) - len(backbones), "tokenizer"), count_of(len(files), "text tokenizer")
+        held = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
         raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds {held}; give that tokenizer's folder")
     for path in files:
         tell(import_text(path, out, tables))
@@ -263,7 +264,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
             tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
     write_registry(out / REGISTRY, tables)
     Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
-    told = [Told(title, BACKBONE, f"{len(modalities)} modalities")]
+    told = [Told(title, BACKBONE, f"{count_of(len(modalities), 'modality', 'modalities')}")]
     for item in modalities:
         name = specs[item.published].name
         told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))

@@ -13,13 +13,14 @@ from backbone.retrieval.index import Index
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.query import Answer, in_words
 from backbone.run import Run
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
 
 FILE, PICTURE = "hits.json", "hits.png"
-SHOWN = 10
-"""Hits of a query in the picture."""
+SHOWN, ASKED = 10, 100
+"""In the picture: hits of a query, and queries, at most."""
 
 
 def write_answers(
@@ -36,15 +37,17 @@ def write_answers(
     """Write OUT/hits.json and OUT/hits.png: what was asked with, then the hits, the sample asked with framed.
 
     Hits are shown by the modality `find`, or by the one that shows a sample best. `split` is that of the samples asked
-    with. Without the run's values there is no picture.
+    with. Of more than ASKED queries so many, spread over them, are in the picture. Without the run's values there is
+    none.
     """
     values, drawn = Run.load(index.run).data, False
     if values is not None and values.is_dir():
         store = ValueStore.of(values, zoo)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
-        asked = [_asked(store, zoo, answer, sources, split) for answer in answers]
+        pictured = [answers[place] for place in spread(len(answers), ASKED)]
+        asked = [_asked(store, zoo, answer, sources, split) for answer in pictured]
         hits: list[list[Shown]] = []
-        for answer in answers:
+        for answer in pictured:
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
             own = answer.key if split == index.split else None
             hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])

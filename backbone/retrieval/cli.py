@@ -15,7 +15,7 @@ from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, 
 from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +74,8 @@ def build_command(folder: Path, out: Path, split: str, modalities: str | None, e
             folder, zoo, out, config=config, split=split, modalities=split_names(modalities), search=search,
             overwrite=overwrite, device=device,
         )  # fmt: skip
-    click.echo(f"index: {index.size()} samples by {len(index.names)} modalities, {index.search_kind}, in {out}")
+    samples, modalities = count_of(index.size(), "sample"), count_of(len(index.names), "modality", "modalities")
+    click.echo(f"index: {samples} by {modalities}, {index.search_kind}, in {out}")
 
 
 @retrieve.command("query")
@@ -125,7 +126,7 @@ def query_command(folder: Path, run: Path | None, given: tuple[str, ...], keys: 
             index, zoo, asked, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
         )  # fmt: skip
     if count > index.size(find):
-        click.echo(f"-k {count}: the index has {index.size(find)} samples; these are all", err=True)
+        click.echo(f"-k {count}: the index has {count_of(index.size(find), 'sample')}; these are all", err=True)
     for answer in answers:
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(answer.hits, 1):

@@ -49,6 +49,13 @@ def run_identity(
     return as_json(identity)
 
 
+def begun_codecs(folder: Path) -> dict[str, str]:
+    """The fingerprints, by modality, of the codecs that the training in a folder began with; {} without one."""
+    path = folder / IDENTITY
+    modalities = read_table(path, "modalities")["modalities"] if path.is_file() else {}
+    return {name: str(record["fingerprint"]) for name, record in modalities.items()}
+
+
 def lasting(config: TrainConfig) -> dict[str, Any]:
     """Settings as JSON types for config.json, which is read from any folder: paths are absolute."""
     datasets = tuple(dataclasses.replace(dataset, tokens=dataset.tokens.resolve()) for dataset in config.datasets)

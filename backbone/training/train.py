@@ -35,7 +35,7 @@ from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
 from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config
 from tokenizers_zoo.disk import BUSY, held, remove_folder
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.modality import ModalitySpec
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
@@ -158,7 +158,7 @@ class Training:
             raise CheckpointError(
                 f"{self.folder}: holds a state of step {start}, and the run has {config.steps}; remove it to start anew"
             )
-        title = f"backbone, {len(self.model.tables)} modalities"
+        title = f"backbone, {count_of(len(self.model.tables), 'modality', 'modalities')}"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:
             if config.compile:

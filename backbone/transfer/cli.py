@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -28,6 +29,8 @@ from tokenizers_zoo.errors import ConfigError
 
 RUN_OPTION = click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
 DATA_OPTION = click.option("--data", type=PATH, help="The values. Default: those of its training.")
+LONGEST_NAME = 240
+"""Bytes of a folder's name at most: disks take 255 with what is added while it is replaced."""
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -217,11 +220,18 @@ def parse_labels(text: str) -> int | float:
 
 
 def default_name(task: str, given: list[str], config: TransferConfig, seed: int) -> str:
-    """The name of a probe's folder: task, inputs, tuning, head where one is asked for, labels, seed."""
+    """The name of a probe's folder: task, inputs, tuning, head where one is asked for, labels, seed.
+
+    Of a name that is too long for a folder the beginning, and a hash of the whole.
+    """
     asked = Path(task).stem if task.lower().endswith(".csv") else task
     head = [config.head] if config.head else []
     parts = [asked, "from", *given, config.tuning, *head, str(config.labels), str(seed)]
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        name = f"{name.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}-{digest}"
+    return name
 
 
 def _zoo() -> Any:

@@ -73,19 +73,25 @@ class Neighbours(Head):
     mean: Tensor
     answers: Tensor
 
-    def __init__(self, bank: Tensor, answers: Tensor, neighbours: int, temperature: float) -> None:
-        """`bank` is `samples dim`, `answers` are `samples outputs`: one-hot classes, or numbers."""
+    def __init__(self, bank: Tensor, answers: Tensor, neighbours: int, temperature: float, outputs: int) -> None:
+        """`bank` is `samples dim`; `answers` are numbers, `samples outputs`, or classes, int64 `samples`.
+
+        Probes of earlier versions have classes as numbers, one-hot.
+        """
         super().__init__()
         self.register_buffer("mean", bank.mean(0))
         self.register_buffer("bank", F.normalize(bank - self.mean, dim=1))
         self.register_buffer("answers", answers)
-        self.neighbours, self.temperature = neighbours, temperature
+        self.neighbours, self.temperature, self.outputs = neighbours, temperature, outputs
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """`batch dim` to `batch outputs`: the mean of the neighbours' answers, weighted."""
+        """`batch dim` to `batch outputs`: the weighted mean of the neighbours' answers; of classes their shares."""
         cosines = F.normalize(features - self.mean, dim=1) @ self.bank.T
         best, rows = cosines.topk(min(self.neighbours, len(self.bank)), dim=1)
         weights = torch.softmax(best / self.temperature, dim=1)
+        if self.answers.ndim == 1:
+            shares = weights.new_zeros(len(weights), self.outputs)
+            return shares.scatter_add(1, self.answers[rows], weights)
         return (weights.unsqueeze(2) * self.answers[rows]).sum(1)
 
 

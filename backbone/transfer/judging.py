@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo.modality import Metric
 
 AT_A_TIME = 1 << 22
-"""Numbers that errors are taken of at a time."""
+"""Numbers, or classes, that are judged at a time."""
 ACCURACY = (
     Metric(name="accuracy", higher_is_better=True, meaning="share that is right"),
     Metric(name="balanced_accuracy", higher_is_better=True, meaning="mean over the true classes of the share right"),
@@ -45,12 +45,18 @@ class JudgedNumbers:
 
 
 def accuracies(predicted: Any, truth: Any) -> dict[str, float]:
-    """The metrics ACCURACY of two arrays of classes; NaN of empty ones."""
+    """The metrics ACCURACY of two arrays `samples` of classes, names or ids from 0 on; NaN of empty ones."""
     if not np.size(truth):
         return {"accuracy": math.nan, "balanced_accuracy": math.nan}
     right = predicted == truth
-    recalls = [right[truth == name].mean() for name in np.unique(truth)]
-    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
+    ids = truth if truth.dtype.kind in "iu" else np.unique(truth, return_inverse=True)[1]
+    counts = hits = np.zeros(int(ids.max()) + 1, np.int64)
+    for start in range(0, len(ids), AT_A_TIME):
+        chunk = ids[start : start + AT_A_TIME].astype(np.int64)
+        counts = counts + np.bincount(chunk, minlength=len(counts))
+        hits = hits + np.bincount(chunk[right[start : start + AT_A_TIME]], minlength=len(counts))
+    there = counts > 0
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(hits[there] / counts[there]))}
 
 
 def errors(predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:

@@ -25,8 +25,9 @@ from typing import Any
 
 from rich.table import Table
 
+from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, and_others
 from tokenizers_zoo.records import read_table
 
 METRICS = "metrics.json"
@@ -79,7 +80,7 @@ def unseen_text(unseen: Mapping[str, int]) -> str:
     count = sum(unseen.values())
     said = "has a label" if count == 1 else "have a label" if len(unseen) == 1 else "have labels"
     names = [f"{name!r} ({number})" if number > 1 else repr(name) for name, number in unseen.items()]
-    others = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
+    others = and_others(max(0, len(names) - NAMED))
     return f"{count} of test {said} that no training sample has: {', '.join(names[:NAMED])}{others}"
 
 
@@ -97,10 +98,12 @@ def kept_text(metrics: Mapping[str, Any]) -> str:
 def probe_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The README.md of a probe."""
     rows = [
-        f"| {row['name']} | {number_text(row['score'])} | {number_text(row['floor'])} | {row['unit'] or '-'} |"
-        f" {'higher' if row['higher_is_better'] else 'lower'} | {row['meaning']} |"
+        card_row(
+            row["name"], number_text(row["score"]), number_text(row["floor"]), row["unit"] or "-",
+            "higher" if row["higher_is_better"] else "lower", row["meaning"],
+        )
         for row in metrics["metrics"]
-    ]
+    ]  # fmt: skip
     labels, parameters, kept = metrics["labels"], metrics["parameters"], kept_text(metrics)
     unseen = unseen_text(metrics["unseen"])
     needs = {

@@ -19,6 +19,8 @@ from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
 
 TABLE, PICTURE = "predictions.csv", "predictions.png"
+PICTURED = 100
+"""Samples, at most, in the picture."""
 
 
 def predict_to_folder(
@@ -28,7 +30,8 @@ def predict_to_folder(
     """Predict stored samples: those of `keys`, or `samples` of them spread over the split; gives their keys.
 
     Writes OUT/<key>.<ext>, a value of the modality, or OUT/predictions.csv with key, predicted, true; and
-    OUT/predictions.png: what is given, predicted, true. Raises DataError for a key without inputs or label.
+    OUT/predictions.png: what is given, predicted, true, of more than PICTURED samples of so many that are spread over
+    them. Raises DataError for a key without inputs or label.
     """
     part = places.part(probe.task, split)
     chosen = spread(len(part), samples)
@@ -45,7 +48,9 @@ def predict_to_folder(
             raise DataError(f"{places.tokens / split}: sample {key!r}: {problem}; no file can be written for it")
     answers = predictions(probe, part, chosen)
     truth = [probe.task.truth(probe.kind, part.labels[place]) for place in chosen]
-    headers, rows = picture_of(probe, values, split, found, answers, truth)  # before anything is written
+    of = spread(len(found), PICTURED)
+    pictured = [[listed[place] for place in of] for listed in (found, answers, truth)]
+    headers, rows = picture_of(probe, values, split, *pictured)  # before anything is written
     if whole is not None:
         for key, answer in zip(found, answers, strict=True):
             data, extension = whole.write(answer)

@@ -100,7 +100,7 @@ def load(
         grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
         if stored["head"] == "knn":
             bank, answers = torch.zeros_like(inner["bank"]), torch.zeros_like(inner["answers"])
-            head: Any = Neighbours(bank, answers, config.neighbours, config.temperature)
+            head: Any = Neighbours(bank, answers, config.neighbours, config.temperature, kind.outputs)
         else:
             head = build_head(stored["head"], kind, config, model, grid)
     tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}

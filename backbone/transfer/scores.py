@@ -37,7 +37,11 @@ def constant_of(task: Task, kind: Kind, labels: Sequence[Any]) -> Any:
 
 
 def scored(probe: Probe, part: Part) -> list[dict[str, Any]]:
-    """The table "metrics", over all samples of a part; without a floor where the probe has no constant answer."""
+    """The table "metrics", over all samples of a part; without a floor where the probe has no constant answer.
+
+    Raises DataError for a label that cannot be judged.
+    """
+    probe.task.check_labels(probe.kind, part.labels)
     labels = list(part.labels)
     score = probe.task.score(probe.kind, predictions(probe, part, range(len(part))), labels)
     known = probe.constant is not None

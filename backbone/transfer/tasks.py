@@ -155,8 +155,7 @@ class Task:
             return whole_kind(self.whole.spec, self.wanted, self.text)
         if self.wanted == "tokens":
             raise ConfigError(f"--as tokens: {self.text} is no whole modality, so it has no tokens")
-        numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels)
-        if numbers and self.wanted != "classes":
+        if all(map(is_number, labels)) and self.wanted != "classes":
             return "numbers"
         odd = next((label for label in labels if not isinstance(label, str | bool | int | float)), None)
         if odd is not None:
@@ -203,6 +202,17 @@ class Task:
             return NumberMap.of((labels[int(index)] for index in chosen), spec, scale), labels
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def check_labels(self, kind: Kind, labels: LazyValues) -> None:
+        """Raise DataError for a label that is no number, where those of the training samples are."""
+        if kind.kind != "numbers" or self.whole is not None:
+            return
+        for key, label in zip(labels.keys, labels, strict=True):
+            if not is_number(label):
+                raise DataError(
+                    f"--task {self.text}: sample {key!r} has the label {str(label)[:40]!r}, and those of the training "
+                    "samples are numbers; take it out, or train with --as classes"
+                )
 
     def tokens(self, labels: Sequence[Any]) -> list[Any]:
         """The tokens of whole values. Raises CheckpointError where the modality's tokenizer is not trained."""
@@ -267,6 +277,11 @@ class Task:
             name=name, summary=f"labels of {self.title}", value=ValueSpec(kind="object"),
             layout=VectorLayout(length=1), vocab_size=1, metrics=self.metrics(kind),
         )  # fmt: skip
+
+
+def is_number(label: Any) -> bool:
+    """True for a number, which truth values are not."""
+    return isinstance(label, int | float) and not isinstance(label, bool)
 
 
 def whole_kind(spec: ModalitySpec, wanted: As | None, text: str) -> str:

@@ -22,7 +22,7 @@ from backbone.tables import Tables
 from backbone.transfer.config import TransferConfig, chosen_head
 from backbone.transfer.heads import Neighbours, build_head
 from backbone.transfer.keeping import KeptFeatures
-from backbone.transfer.kinds import Classes, Kind, kind_to_json
+from backbone.transfer.kinds import Kind, kind_to_json
 from backbone.transfer.lora import require_peft
 from backbone.transfer.metrics import METRICS, probe_card
 from backbone.transfer.probe import Network, Probe, encoder_of
@@ -95,6 +95,7 @@ def transfer(
     if used.few is not None and config.patience is not None:
         raise ConfigError(f"patience: {used.few_text(config)}; raise labels or validation, or leave patience out")
     kind, targets = task.fitted(used.part.labels, config.scale)
+    task.check_labels(kind, test.labels)
     head = chosen_head(kind.kind, config)
     grid = Grid.of(tables, given) if kind.kind.endswith("map") else None
     if head == "linear" and grid is None and config.batch_size < 2:
@@ -201,7 +202,7 @@ class TransferTask:
         model = encoder.model.config
         head: Head
         if self.head == "knn":
-            head = Neighbours(torch.zeros(1, model.dim), torch.zeros(1, 1), 1, 1.0)
+            head = Neighbours(torch.zeros(1, model.dim), torch.zeros(1, 1), 1, 1.0, 1)
         else:
             head = build_head(self.head, self.kind, self.config, model, self.grid)
         self.network = Network(encoder.to(self.device), head, self.grid)
@@ -296,8 +297,9 @@ class TransferTask:
         run.begin()
         bank = torch.stack(self.features[id(self.part)].of(range(len(self.part))))
         answers = self.kind.encode(list(self.targets))
-        answers = F.one_hot(answers, self.kind.outputs).float() if isinstance(self.kind, Classes) else answers
-        head = Neighbours(bank, answers, self.config.neighbours, self.config.temperature).to(self.device)
+        head = Neighbours(
+            bank, answers, self.config.neighbours, self.config.temperature, self.kind.outputs
+        ).to(self.device)  # fmt: skip
         self.save(run, head, 0, time.perf_counter() - self.started, None)
         return out
 

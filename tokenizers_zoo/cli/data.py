@@ -17,7 +17,7 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.cli.settings import settings_lines
-from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.errors import UnknownNameError, count_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,7 +178,7 @@ def data_info(data_dir: Path) -> None:
         )
     show_table(table)
     for split, count in description.aligned.items():
-        click.echo(f"{split}: {count} samples have every modality")
+        click.echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
     for row in description.rows:
         _show_dropped(f"{row.split}/{row.modality}", row.reasons)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+WHOLE_NAME = 32
+"""Letters of a name up to which it is on one line of a table, whatever else has to be folded for it."""
+
 
 def describe_layout(layout: TokenLayout) -> str:
     """`grid 8x8`, `sequence <=64`, ..."""
@@ -76,7 +79,8 @@ def list_modalities(as_json_text: bool) -> None:
             "yes" if handle.has_tokenizer else "no",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
-    for column in table.columns[:3]:
+    table.columns[0].no_wrap = max((len(handle.name) for handle in handles), default=0) <= WHOLE_NAME
+    for column in table.columns[1:3]:
         column.no_wrap = True
     show_table(table)
     for problem in problems.values():

@@ -16,7 +16,7 @@ from tokenizers_zoo.cli.options import (
     show_problems,
     show_table,
 )
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,4 +121,4 @@ def evaluate(name: str, data_dir: Path, split: str, limit: int | None, device: s
     for key, value, unit, meaning in result.codebook_rows():
         table.add_row(key, f"{value:.4g}", unit, meaning)
     show_table(table)
-    click.echo(f"{name}: {result.samples} {split} samples of {data_dir}; pictures in {result.pictures}")
+    click.echo(f"{name}: {count_of(result.samples, f'{split} sample')} of {data_dir}; pictures in {result.pictures}")

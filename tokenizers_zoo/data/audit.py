@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError, count_of
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.records import read_json, write_json
 
@@ -66,7 +66,7 @@ def _said(handle: ModalityHandle, split: str, found: dict[str, str]) -> dict[str
     """These values, after a line on stderr that they are left out."""
     if found:
         key, reason = next(iter(found.items()))
-        line = f"{handle.name}: {len(found)} {split} values left out, first: {key}: {reason}"
+        line = f"{handle.name}: {count_of(len(found), f'{split} value')} left out, first: {key}: {reason}"
         say(Console(stderr=True), line)
     return found
 

@@ -22,7 +22,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import Dropped, Member, not_read, read_member, shown_name, split_name
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError, DataError, count_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
 
@@ -71,7 +71,7 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         self.dropped = dict(dropped or {})
         keys = sorted(files, key=lambda key: (names is not None and files[key].keys().isdisjoint(names), key))
         if count is not None and count > len(keys):
-            raise DataError(f"the folder has {len(keys)} samples for this split, asked for {count}")
+            raise DataError(f"the folder has {count_of(len(keys), 'sample')} for this split, asked for {count}")
         self._samples = [(key, files[key]) for key in keys[:count]]
 
     def __len__(self) -> int:

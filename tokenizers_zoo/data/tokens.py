@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import read_part
-from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
 from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.values import fixed_shape, has_fixed_length
 
@@ -266,7 +266,8 @@ class TokenStore:
             column = TokenColumn(parts) if parts else None
             if column is None:
                 found[name] = (
-                    f"is not there, and is to have {count} samples; tokenize it, or name the modalities to use"
+                    f"is not there, and is to have {count_of(count, 'sample')}; tokenize it, or name the modalities "
+                    "to use"
                 )
             elif (rows := len(column) + len(column.dropped)) < count:
                 found[name] = f"holds {rows} of {count} samples: `zoo tokenize` did not come to its end; run it again"

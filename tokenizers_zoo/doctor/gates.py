@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.defaults import same
 from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.modality import Crop, Metric, SequenceLayout
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.testing.alignment import Shift, shift_between
@@ -317,7 +317,8 @@ def store(patient: Patient) -> str:
         ) from None
     if not kept:
         raise Failed(
-            f"has {len(column)} samples, and none of the {len(patient.keys)} examined, such as {patient.keys[0]}",
+            f"has {count_of(len(column), 'sample')}, and none of the {len(patient.keys)} examined, such as "
+            f"{patient.keys[0]}",
             "give the token store of these data, or tokenize them",
         )
     other = [key for (key, _, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
@@ -326,7 +327,7 @@ def store(patient: Patient) -> str:
             f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
             "the values were made anew since: tokenize with --overwrite",
         )
-    return f"{len(column)} samples of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
+    return f"{count_of(len(column), 'sample')} of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
 
 
 def _equal(stored: Any, now: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.progress import progress_bar
 
@@ -129,7 +129,7 @@ class Patient:
         self.trained = self.handle.at(folder)
         self.trained.device = self.handle.device
         self.trained_fully = not counted or steps >= table.steps  # type: ignore[union-attr]
-        self.how_trained = f"trained for {steps} steps" if counted else "trained"
+        self.how_trained = f"trained for {count_of(steps, 'step')}" if counted else "trained"
 
     def need_tokens(self) -> None:
         """Raise NotApplicable where there are no discrete tokens."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.values import text_of
@@ -102,7 +102,8 @@ class ClassModality(Generic[S]):
                 return out_dir
             lineage = [*stored["lineage"], {"fingerprint": fingerprint(out_dir), "length": len(stored["classes"])}]
         table = {"class": self.checkpoint_class, "classes": list(classes), "lineage": lineage}
-        card = f"# {config.name}\n\n{self.summary}. {len(classes)} classes: {', '.join(classes)}.\n"
+        listed = f"{count_of(len(classes), 'class', 'classes')}: {', '.join(classes)}"
+        card = f"# {config.name}\n\n{self.summary}. {listed}.\n"
         save_checkpoint(out_dir, {}, table, card)
         return out_dir
 
@@ -114,8 +115,8 @@ class ClassModality(Generic[S]):
         check_grown(checkpoint, stored["classes"], classes)
         if len(stored["classes"]) < len(classes):
             raise CheckpointError(
-                f"{checkpoint}: has {len(stored['classes'])} classes, the settings {len(classes)}; "
-                f"`zoo tokenizer train {settings.name}` adds them and keeps all ids"
+                f"{checkpoint}: has {count_of(len(stored['classes']), 'class', 'classes')}, the settings "
+                f"{len(classes)}; `zoo tokenizer train {settings.name}` adds them and keeps all ids"
             )
         return ClassTokenizer(classes, device)
 
@@ -158,8 +159,8 @@ def check_grown(folder: Path, stored: Sequence[str], classes: Sequence[str]) -> 
     for index, name in enumerate(stored):
         now = classes[index] if index < len(classes) else None
         if name != now:
-            became = f"and the settings say {now!r}" if now else f"and the settings have {len(classes)} classes"
+            now_there = f"say {now!r}" if now else f"have {count_of(len(classes), 'class', 'classes')}"
             raise CheckpointError(
-                f"{folder}: class {index} is {name!r}, {became}; add classes at the end only, or write it anew "
-                "(--overwrite) and tokenize again"
+                f"{folder}: class {index} is {name!r}, and the settings {now_there}; add classes at the end only, "
+                "or write it anew (--overwrite) and tokenize again"
             )

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.families.statistics import (
     StatisticsConfig,
     fit_statistics,
@@ -197,7 +197,8 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def render(self, value: Vectors) -> str:
         """How many vectors, how long."""
-        return f"{len(value)} vectors of {value.shape[1]} numbers, of length {np.linalg.norm(value, axis=1).mean():.3g}"
+        length = np.linalg.norm(value, axis=1).mean()
+        return f"{count_of(len(value), 'vector')} of {count_of(value.shape[1], 'number')}, of length {length:.3g}"
 
     @hookimpl
     def score(self, predicted: Sequence[Vectors], target: Sequence[Vectors]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, and_others
 from tokenizers_zoo.ml4m.names import Place
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 
@@ -23,9 +23,9 @@ def to_own(
     """
     names = {place.published for place in places}
     if more := sorted(set(published.tensors) - names):
-        others = f" and {len(more) - 1} others" if len(more) > 1 else ""
         raise CheckpointError(
-            f"{published.place}: has {more[0]}{others}, which its config.json does not ask for; copy the folder again"
+            f"{published.place}: has {more[0]}{and_others(len(more) - 1)}, which its config.json does not ask for; "
+            "copy the folder again"
         )
     tensors = dict(given)
     for place in places:

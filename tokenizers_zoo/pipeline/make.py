@@ -25,7 +25,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import SHARD_NAME
 from tokenizers_zoo.data.tar import looks_whole, scan_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, close_names
+from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.make_shard import Samples, Shard, make_shard, open_samples, samples_of
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards
@@ -112,8 +112,9 @@ def _given(
         ours = handle.spec.value.classes
         if theirs is not None and ours and tuple(theirs) != tuple(ours):
             raise ConfigError(
-                f"{handle.name}: declared with the {len(ours)} classes {_names(ours)}, and {source.name} gives the "
-                f"{len(theirs)} classes {_names(theirs)}; set [modalities.{handle.name}] classes to the source's"
+                f"{handle.name}: declared with the {count_of(len(ours), 'class', 'classes')} {_names(ours)}, and "
+                f"{source.name} gives the {count_of(len(theirs), 'class', 'classes')} {_names(theirs)}; set "
+                f"[modalities.{handle.name}] classes to the source's"
             )
         _check_agrees(source, options, handle, source.spec.agrees.get(at_source[handle.name], {}))
     if not found:
@@ -286,8 +287,8 @@ class _Plan:
         entry = read_entry(self.out, self.split, handle.name)
         if entry and entry["count"] > self.count and has_shards(self.out / self.split / handle.name):
             raise DataError(
-                f"{self.out}: {self.split}/{handle.name} was made with {entry['count']} samples, now asked for "
-                f"{self.count}; ask for as many or more, give another folder, or delete {self.out / self.split}"
+                f"{self.out}: {self.split}/{handle.name} was made with {count_of(entry['count'], 'sample')}, now asked "
+                f"for {self.count}; ask for as many or more, give another folder, or delete {self.out / self.split}"
             )
 
     def _forget_read_otherwise(self, handle: ModalityHandle) -> None:

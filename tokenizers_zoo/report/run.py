@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.records import read_lines, read_table
 from tokenizers_zoo.report.pictures import (
@@ -78,6 +78,7 @@ def environment() -> Any:
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["gap_text"] = gap_text
+    pages.globals["count_of"] = count_of
     return pages
 
 
@@ -106,8 +107,9 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
+        "makes": sum(spec["vocab_size"] > 0 for spec in config["specs"]),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
-        "best": max((pair for pair in pairs if pair["gap_closed"] is not None), key=_gap_closed, default=None),
+        "best": max((pair for pair in pairs if (pair["gap_closed"] or 0) > 0), key=_gap_closed, default=None),
         "tiles": _tiles(run, config, evaluation),
         "overview": overview(galleries, gaps),
         "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
@@ -160,7 +162,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     from safetensors import safe_open
 
-    tiles = [{"value": str(len(config["specs"])), "label": "modalities"}]
+    tiles = [tile(len(config["specs"]), "modality", "modalities")]
     with safe_open(run / "model.safetensors", framework="np") as file:
         count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     tiles.append({"value": f"{count / 1e6:.1f} million", "label": "parameters learnt"})
@@ -171,8 +173,13 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
     if "training_seconds" in config:
         tiles.append({"value": f"{config['training_seconds'] / 60:.1f} min", "label": "of training"})
     if evaluation.get("pairs"):
-        tiles.append({"value": str(len(evaluation["pairs"])), "label": "given → made pairs scored"})
+        tiles.append(tile(len(evaluation["pairs"]), "given → made pair scored", "given → made pairs scored"))
     return tiles
+
+
+def tile(number: int, one: str, many: str) -> dict[str, str]:
+    """A number and what it counts."""
+    return {"value": str(number), "label": one if number == 1 else many}
 
 
 def legend_card(handle: ModalityHandle) -> dict[str, Any]:
@@ -253,7 +260,7 @@ def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list
 def token_facts(handle: ModalityHandle) -> str:
     """What a modality's tokens are, on one line."""
     spec = handle.spec
-    facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{spec.layout.length} tokens"]
+    facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{count_of(spec.layout.length, 'token')}"]
     facts[0] += f" ({layout_in_words(spec.layout)})"
     facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
     if spec.shared_vocabulary:

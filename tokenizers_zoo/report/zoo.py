@@ -20,6 +20,7 @@ from tokenizers_zoo.report.run import (
     legend_card,
     metric_rows,
     no_folder,
+    tile,
     token_facts,
 )
 from tokenizers_zoo.report.samples import SHOWN, left_behind
@@ -58,10 +59,10 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
         item["page"] = f"{name}.html" if f"{name}.html" != page.name else f"{name}-.html"
         _write(page.parent / item["page"], TOKENIZER_TEMPLATE, {**common, **item})
     tiles = [
-        {"value": str(len(shown)), "label": "modalities"},
+        tile(len(shown), "modality", "modalities"),
         {"value": str(sum(item["trained"] for item in shown)), "label": "with a tokenizer"},
-        {"value": str(len(families)), "label": "families"},
-        {"value": str(len({item["distribution"] for item in shown})), "label": "distributions"},
+        tile(len(families), "family", "families"),
+        tile(len({item["distribution"] for item in shown}), "distribution", "distributions"),
     ]
     where = str(zoo.path) if zoo.path else "none: every installed modality with its default settings"
     content = {**common, "families": dict(sorted(families.items())), "rows": shown, "tiles": tiles, "registry": where,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.checkpoint import card_row, save_checkpoint
 from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.records import write_json
@@ -211,15 +212,17 @@ def _used(codebook: Mapping[str, float]) -> str:
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """The README.md of a tokenizer: what it is, how to load it, how good it is, and what it was trained on."""
     rows = [
-        f"| {metric.name} | {_number(result['metrics'][metric.name])} | {metric.unit or '-'} |"
-        f" {'higher' if metric.higher_is_better else 'lower'} | {metric.meaning} |"
+        card_row(
+            metric.name, _number(result["metrics"][metric.name]), metric.unit or "-",
+            "higher" if metric.higher_is_better else "lower", metric.meaning,
+        )
         for metric in spec.metrics
-    ]
+    ]  # fmt: skip
     if codebook := result["codebook"]:
         meaning = f"codes of {codebook['size']} used on the held-out samples; perplexity {codebook['perplexity']:.0f}"
         if codebook["reachable"] < ENOUGH:
             meaning += f"; as many evenly spread tokens would use {codebook['reachable']:.0%}"
-        rows.append(f"| codebook usage | {100 * codebook['usage']:.1f} | % | higher | {meaning} |")
+        rows.append(card_row("codebook usage", f"{100 * codebook['usage']:.1f}", "%", "higher", meaning))
     data = identity["data"]
     return f"""---
 license: {spec.licence.lower()}
@@ -243,7 +246,8 @@ tokens = zoo["{spec.name}"].encode(values)
 
 ## Quality
 
-On {result["samples"]} held-out samples, after {result["steps"]} steps in {result["training_seconds"]:.0f} s\
+On {count_of(result["samples"], "held-out sample")}, after {count_of(result["steps"], "step")} in \
+{result["training_seconds"]:.0f} s\
 {f" (weights of step {result['kept_step']}, the best on held-out samples)" if "kept_step" in result else ""}:
 
 | metric | value | unit | better | meaning |
@@ -252,7 +256,7 @@ On {result["samples"]} held-out samples, after {result["steps"]} steps in {resul
 
 ## Data
 
-{data["train"]} training and {data["test"]} held-out samples.
+{data["train"]} training and {count_of(data["test"], "held-out sample")}.
 
 ```json
 {json.dumps(data["provenance"], indent=2, ensure_ascii=False)}

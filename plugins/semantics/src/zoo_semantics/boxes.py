@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
 RENDER_SIZE = 256  # pixels, height and width of the picture that `render` draws
+ROUNDED = 1e-6
+"""How far an edge may be outside of the picture: x / width + w / width can be above 1 by rounding."""
 THIN = 0.05  # of a level: half the width that a box gets whose two edges fall on one level
 
 
@@ -185,8 +187,8 @@ def box_problem(box: Any) -> str | None:
 
 
 def is_fraction(number: Any) -> bool:
-    """True for a number in [0, 1]."""
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+    """True for a number in [0, 1], give or take ROUNDED."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and -ROUNDED <= number <= 1 + ROUNDED
 
 
 def area(edges: Sequence[float]) -> float:

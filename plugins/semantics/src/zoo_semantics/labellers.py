@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.errors import and_others
 from tokenizers_zoo.labellers import LabellerConfig
 from tokenizers_zoo.pretrained import PretrainedError
 
@@ -53,7 +54,7 @@ def class_table(names: Mapping[int, str], labels: Mapping[str, str], classes: Se
     lost = [label for index, label in names.items() if table[index] < 0]
     if lost and "void" not in ids:
         raise PretrainedError(
-            f"{model}: there is no class for its label {lost[0]!r} and {len(lost) - 1} others, and no class void that"
+            f"{model}: there is no class for its label {lost[0]!r}{and_others(len(lost) - 1)}, and no class void that"
             " takes them; name their classes in labeller.labels"
         )
     return np.where(table < 0, ids.get("void", -1), table)
