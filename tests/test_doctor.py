@@ -339,7 +339,7 @@ def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_pa
     with writing_shard(other) as shard:
         shard.add("elsewhere", *zoo["field"].write(blocks(0)))
     tokenize(zoo, tmp_path / "other", tmp_path / "tokens")
-    told = "has 1 samples, and none of the 3 examined, such as test-000"
+    told = "has 1 sample, and none of the 3 examined, such as test-000"
     failing(zoo, data, "store", told, tokens=tmp_path / "tokens")
 
 
