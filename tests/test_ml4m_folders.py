@@ -552,7 +552,7 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     for place, held in (
         ("several", "2 tokenizers, 0 b"),
         ("two/one", "1 backbone"),
-        ("text.json", "1 text tokenizers"),
+        ("text.json", "1 text tokenizer"),
     ):
         fails(ConfigError, f"--as depth: is for one tokenizer, .* holds .*{held}", "--as", "depth", tmp_path / place)
 
