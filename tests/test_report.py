@@ -208,7 +208,7 @@ def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
 
 def test_colours_of_a_quantity_have_its_unit_and_open_ends(zoo: Zoo) -> None:
     labels = [entry["label"] for entry in legend_of(zoo["depth"])]
-    assert labels == ["≤ 0.5 metres", "1 metres", "2 metres", "5 metres", "10 metres", "≥ 20 metres"]
+    assert labels == ["≤ 0.5", "1", "2", "5", "10", "≥ 20 metres"]
     assert len({entry["colour"] for entry in legend_of(zoo["depth"])}) == len(labels)
 
 

@@ -145,7 +145,10 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
 
 
 def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
-    """What colours of the modality's pictures mean, for classes, quantities with a unit, and unit vectors."""
+    """What colours of the modality's pictures mean, for classes, quantities with a unit, and unit vectors.
+
+    The unit of a quantity is said once, at the end.
+    """
     swatches: list[dict[str, str]] = []
     previous = ""
     for label, value in _examples(handle.spec.value):
@@ -161,7 +164,11 @@ def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
             continue
         swatches.append({"colour": colour, "label": label})
         previous = colour
-    return swatches if len(swatches) > 1 else []
+    if len(swatches) < 2:
+        return []
+    if _is_quantity(handle.spec.value):
+        swatches[-1]["label"] += f" {handle.spec.value.unit}"
+    return swatches
 
 
 def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
@@ -176,15 +183,22 @@ def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
             yield name, np.full(shape, number, dtype)
     elif len(shape) != 3 or low is None or high is None:
         return
-    elif shape[0] == 1 and values.unit and high - low > 1:
+    elif _is_quantity(values):
         for quantity in _round_numbers(low, high):
-            yield f"{quantity:g} {values.unit}", np.full(shape, quantity, dtype)
+            yield f"{quantity:g}", np.full(shape, quantity, dtype)
     elif shape[0] == 3 and (low, high) == (-1, 1):
         for axis, sign in itertools.product(range(3), (1, -1)):
             vector = np.zeros(3, dtype)
             vector[axis] = sign
             direction = f"({', '.join(f'{x:g}' for x in vector)})"
             yield direction, np.broadcast_to(vector[:, None, None], shape).copy()
+
+
+def _is_quantity(values: ValueSpec) -> bool:
+    """True for maps of one number with a unit, over more than a share of it."""
+    if values.classes or len(values.shape) != 3 or values.low is None or values.high is None:
+        return False
+    return values.shape[0] == 1 and bool(values.unit) and values.high - values.low > 1
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
