@@ -628,6 +628,11 @@ def test_the_first_place_where_settings_differ_is_named() -> None:
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2, is 3"
     assert difference({"a": 1}, {"a": 1, "b": "x"}) == 'b was null, is "x"'
     assert difference({"a": 1, "b": "x"}, {"a": 1}) == 'b was "x", is null'
+    assert difference({"a": [1, 2]}, {"a": [1, 3, 4]}) == "a was [1, 2], is [1, 3, 4]"
+    long = [[f"field {number}", "what it is"] for number in range(9)]
+    other = [*long[:4], ["field 4", "what else"], *long[5:]]
+    assert difference({"a": long}, {"a": other}) == 'a[4] was ["field 4", "what it is"], is ["field 4", "what else"]'
+    assert difference({"a": long}, {"a": long[:8]}) == 'a[8] was ["field 8", "what it is"], is null'
 
 
 def test_config_is_checked() -> None:

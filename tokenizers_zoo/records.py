@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError
+
+SHORT = 100
+"""Letters up to which a list is shown whole where two differ."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -76,10 +80,20 @@ def as_recorded(old: Mapping[str, Any], new: Mapping[str, Any], *added: str) -> 
 
 
 def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree."""
+    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree.
+
+    Lists that are short are shown whole, of others the first item that differs: `fields[2] was "a", is "b"`.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
             if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
                 return inner
         return ""
-    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+    if old == new:
+        return ""
+    was, now = json.dumps(old), json.dumps(new)
+    if isinstance(old, list) and isinstance(new, list) and max(len(was), len(now)) > SHORT:
+        for place, pair in enumerate(zip_longest(old, new)):
+            if inner := difference(*pair, f"{where}[{place}]"):
+                return inner
+    return f"{where} was {was}, is {now}"
