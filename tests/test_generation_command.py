@@ -14,6 +14,7 @@ from command_world import World, the_world
 
 from backbone.generation import TargetPlan, files
 from backbone.generation.recipe import Recipe
+from backbone.generation.request import Request
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
@@ -184,6 +185,14 @@ def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest
     recipe = Recipe(given=("rgb_patches", "caption"), target=(TargetPlan(name="depth", steps=1),), samples="8")
     assert len(generated(world, recipe)) == 8
     assert max(read) == 3
+
+
+def test_an_unfinished_generation_is_another_where_samples_have_other_numbers() -> None:
+    """Their noise is another, as where more samples have been encoded since."""
+    request = Request(names=("a", "b"), numbers=(0, 1), stored={}, values={}, kept={})
+    later = dataclasses.replace(request, numbers=(0, 2))
+    known, again, other = (files._identity("", "cpu", {}, one) for one in (request, request, later))
+    assert known == again != other
 
 
 def test_progress_tells_what_is_generated_decoded_and_ranked(

@@ -353,6 +353,13 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
     pixels[:2, :3] = 255  # the first cell whole, the second half
     Image.fromarray(pixels).save(tmp_path / "pixels.png")
     assert mask(f"mask:{tmp_path}/pixels.png") == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    half = (np.arange(8) < 4) * np.ones((4, 1))
+    for file, values in (
+        ("words.png", half.astype(np.uint16)), ("shares.tif", (half / 4).astype(np.float32)),
+        ("dark.png", np.stack([0 * half, 0 * half, 3 * half], 2).astype(np.uint8)),
+    ):  # fmt: skip
+        Image.fromarray(values).save(tmp_path / file)
+        assert mask(f"mask:{tmp_path}/{file}") == [[1, 1, 0, 0], [1, 1, 0, 0]], file
     for region, parts in (
         ("box:0,0,1", "starts, then ends"), ("box:0,0,1,2", "<= 1"), ("box:0.5,0,0.5,1", "start < end"),
         ("cells:0,0,1.5,2", "whole numbers"), ("cells:0,0,3,9", "<= 2"), ("bax:0,0,1,1", "box:TOP"),
@@ -374,13 +381,23 @@ def test_masks_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(before[:-4] + bytes(4) + name + after)  # a wrong length
     (tmp_path / "text.png").write_text("no picture")
     np.save(tmp_path / "none.npy", np.full((2, 4), np.nan))
+    Image.fromarray(np.full((2, 4), np.nan, np.float32)).save(tmp_path / "none.tif")
     np.save(tmp_path / "records.npy", np.zeros((2, 4), [("x", int)]))
     for file, parts in (
         ("damaged.png", "broken PNG"), ("text.png", "cannot be read: expected .npy or a picture$"),
-        ("none.npy", "none of them NaN; got float64"), ("records.npy", "expected numbers"),
+        ("none.npy", "none of them NaN; got float64"), ("none.tif", "none of them NaN; got float32"),
+        ("records.npy", "expected numbers"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"keep x: mask:.*{file}: .*{parts}"):
             region_mask("x", (2, 4), f"mask:{tmp_path}/{file}")
+
+
+def test_a_part_of_tokens_of_another_size_is_refused() -> None:
+    rows = [np.arange(9).reshape(3, 3)]
+    assert kept_part(RIGHT, rows, "cells:0,0,1,2").tolist() == [[[0, 1, -1], [-1, -1, -1], [-1, -1, -1]]]
+    for shape in ((4, 4), (1, 3)):
+        with pytest.raises(InvalidValueError, match="right: expected int64"):
+            kept_part(RIGHT, [np.zeros(shape, np.int64)], "cells:0,0,1,2")
 
 
 def test_regions_of_sequences_by_hand() -> None:

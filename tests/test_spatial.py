@@ -145,6 +145,8 @@ def test_an_array_of_two_axes_is_the_one_channel_of_a_map() -> None:
     assert Index().read_value(npy(array), "npy", Settings("index")).tolist() == [array.tolist()]
     assert Index().read_value(npy(array[None]), "npy", Settings("index")).tolist() == [array.tolist()]
     assert Pair().read_value(npy(array), "npy", Settings("pair")).shape == (3, 4), "which its spec refuses"
+    edges = np.eye(4, dtype=np.float32)
+    assert canny.plugin.read_value(npy(edges), "npy", settings("canny")).tolist() == [edges.tolist()]
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -433,6 +435,13 @@ def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
         semseg.plugin.load_tokenizer(trained["semseg"], "cpu", renamed)
     with pytest.raises(CheckpointError, match="has patch_size 8"):
         depth.plugin.load_tokenizer(trained["depth"], "cpu", settings("depth", patch_size=4))
+
+
+def test_a_checkpoint_of_other_channels_is_refused(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One channel would be taken for each of three."""
+    monkeypatch.setattr(type(rgb.plugin), "channels", 1)
+    with pytest.raises(CheckpointError, match=r"has channels 3, but .*asks for 1"):
+        rgb.plugin.load_tokenizer(trained["rgb"], "cpu", settings("rgb"))
 
 
 def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_path: Path) -> None:

@@ -158,6 +158,16 @@ def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> N
 # ---------------------------------------------------------------- against a critic
 
 
+def test_a_critic_needs_maps_that_it_can_halve_three_times() -> None:
+    table = {**TINY, "adversarial_weight": 1.0}
+    maps = [settings("rgb", image_size=[size, 12], patch_size=1, tokenizer=table) for size in (7, 8)]
+    small, large = (rgb.plugin.task(one) for one in maps)
+    with pytest.raises(ConfigError, match=r"adversarial_weight: its critic looks at 8 x 8 cells .* has 7 x 12"):
+        small.build_critic()
+    critic = large.build_critic()
+    assert critic is not None and critic(torch.zeros(1, 3, 8, 12)).shape == (1, 1, 1, 1)
+
+
 def test_hinge_by_hand() -> None:
     true, made = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
     assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
@@ -216,6 +226,14 @@ def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> 
     assert names[0] == names[1]
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
     assert line["train/critic_loss"] > 0 and line["train/critic_gradient_norm"] > 0 and line["train/l1_loss"] > 0
+
+
+def test_a_critic_takes_part_in_the_last_step_at_least() -> None:
+    table = {**TINY, "adversarial_weight": 1.0}
+    begins = [(4, 0.5, 2), (3, 0.5, 2), (20, 0.99, 19), (1, 0.5, 0)]
+    for steps, share, expected in begins:
+        own = settings("rgb", tokenizer={**table, "steps": steps, "adversarial_start": share})
+        assert rgb.plugin.task(own).critic_start == expected
 
 
 def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

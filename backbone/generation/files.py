@@ -109,7 +109,8 @@ def _identity(written: str, device: str, handles: Mapping[str, ModalityHandle], 
     codecs = [repr((name, handle.fingerprint, handle.known_settings())) for name, handle in handles.items()]
     blocks = _blocks(range(len(request.names)), BATCH)
     tokens = (part for rows in blocks for part in request.rows(rows))
-    return digest_of((written, device, *request.names, *codecs), tokens)
+    samples = map(repr, zip(request.names, request.numbers, strict=True))
+    return digest_of((written, device, *samples, *codecs), tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

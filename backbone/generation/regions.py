@@ -4,8 +4,8 @@ Grids and vectors, whose other cells are made:
 
     box:TOP,LEFT,BOTTOM,RIGHT    fractions of the picture; a cell is kept where its middle lies inside
     cells:TOP,LEFT,BOTTOM,RIGHT  cells of the grid, the last ones not included
-    mask:FILE                    .npy or a picture: kept where it is not 0; of the grid's size, or a multiple of it:
-                                 then all pixels of a cell have to be kept
+    mask:FILE                    .npy or a picture: kept where it is not 0, or of a colour picture not black; of the
+                                 grid's size, or a multiple of it: then all pixels of a cell have to be kept
     not:REGION                   all others
 
 A box may have two numbers for each of the last axes of a grid, first where it starts, then where it ends. Sequences:
@@ -28,6 +28,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from backbone.generation.partial import UNKNOWN
+from backbone.packing import accepted
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import array_of, fixed_shape
@@ -38,14 +39,15 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def kept_part(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """All tokens of a modality to partial ones (see partial.py): those outside the region are -1.
 
-    Raises ConfigError for a region that is not one, or of another size.
+    Raises ConfigError for a region that is not one, or of another size, InvalidValueError for tokens that do not fit.
     """
     if spec.continuous:
         raise ConfigError(f"keep {spec.name}: a {spec.layout.kind} modality is an input only, so no part of it is made")
+    found = accepted(spec, tokens, None, "")
     if isinstance(spec.layout, SequenceLayout):
-        return [_kept_of_sequence(spec.name, np.asarray(row), region) for row in tokens]
+        return [_kept_of_sequence(spec.name, row, region) for row in found]
     mask = torch.from_numpy(region_mask(spec.name, fixed_shape(spec.layout), region))
-    return torch.where(mask, torch.as_tensor(tokens), UNKNOWN)
+    return torch.where(mask, found.cpu(), UNKNOWN)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
@@ -83,10 +85,14 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
         data = path.read_bytes()
         if path.suffix == ".npy":
             pixels = array_of(data)
-            if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
-                raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
         else:
-            pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+            picture = Image.open(io.BytesIO(data))
+            grey = len(picture.getbands()) == 1 and picture.mode != "P"
+            # Not as mode L, which rounds dark colours and fractions to 0.
+            pixels = np.asarray(picture if grey else picture.convert("RGB"))
+            pixels = pixels if grey else pixels.max(axis=2)
+        if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
+            raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
     except UnidentifiedImageError:
         raise ConfigError(f"keep {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
     except (Image.DecompressionBombError, EOFError, OSError, SyntaxError, ValueError) as error:

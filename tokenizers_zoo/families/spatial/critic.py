@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WIDTHS = (32, 64, 128)
 """Channels of the critic after each halving of the resolution."""
+REDUCTION = 2 ** len(WIDTHS)
+"""Pixels along each side of what it judges at once: values have at least so many."""
 MAX_WEIGHT = 1e4
 """The largest adaptive weight, as in the code of arXiv 2012.09841."""
 

@@ -117,7 +117,8 @@ class SpatialTokenizer:
     def load(cls, modality: SpatialModality, settings: Settings, folder: Path, device: str) -> SpatialTokenizer:
         """Load a checkpoint folder. Raises CheckpointError where it is damaged, or not what the settings ask for.
 
-        The sizes of encoder and decoder are those of the checkpoint; its tokens and classes have to be the settings'.
+        The sizes of encoder and decoder are those of the checkpoint; its tokens, classes and channels have to be those
+        of settings and plugin.
         """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
         try:
@@ -130,6 +131,7 @@ class SpatialTokenizer:
         for what, here, there in (
             ("patch_size", found.patch_size, wanted.patch_size),
             ("classes", config.get("classes"), modality.describe(settings)["classes"]),
+            ("channels", found.channels, wanted.channels if found.inputs == "own" else found.channels),
             ("quantizer", found.quantizer.meaning(), wanted.quantizer.meaning()),
         ):
             if here != there:

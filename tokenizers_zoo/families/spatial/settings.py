@@ -42,7 +42,9 @@ class LossConfig(QuantizedTrainConfig):
     """Exponent in [0, 1] by which rare classes (or ones) weigh more: frequency ^ -exponent; absent takes the
     modality's own, 0 is off."""
     perceptual_weight: float = 0.0
-    """Weight of the distance of EfficientNet-Lite features; needs the extra `perceptual`, and bounded values."""
+    """Weight of the distance of EfficientNet-Lite features; needs the extra `perceptual`, and bounded values. It sees
+    them as pictures, from black at the lower bound to white at the upper: of other than three channels the first alone.
+    """
     adversarial_weight: float = 0.0
     """Weight of a critic that tells true from decoded patches, as a multiple of the adaptive weight."""
     adversarial_start: float = 0.5

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.families.spatial.critic import PatchCritic, adaptive_weight, adversarial_losses, last_weight
+from tokenizers_zoo.families.spatial.critic import (
+    REDUCTION,
+    PatchCritic,
+    adaptive_weight,
+    adversarial_losses,
+    last_weight,
+)
 from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_losses, frequency_weights
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, SpatialVQ, model_inputs
 from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
@@ -39,7 +45,7 @@ class SpatialTask:
         self.spec = modality.modality_spec(settings)
         self.codebook_size = self.spec.vocab_size
         self.critic_rate = self.table.adversarial_rate
-        self.critic_start = math.ceil(self.table.adversarial_start * self.table.steps)
+        self.critic_start = min(math.ceil(self.table.adversarial_start * self.table.steps), self.table.steps - 1)
         self.loss_weights = self.table.loss_weights(modality.loss)
         adversarial = ["adversarial"] if self.table.adversarial_weight else []
         check_losses([*self.loss_weights, *adversarial], modality.kind, settings)
@@ -75,8 +81,17 @@ class SpatialTask:
         return module
 
     def build_critic(self) -> PatchCritic | None:
-        """A critic of standardised values, where the settings give it a weight."""
-        return PatchCritic(self.modality.channels) if self.table.adversarial_weight else None
+        """A critic of standardised values, where the settings give it a weight. Raises ConfigError for tiny maps."""
+        if not self.table.adversarial_weight:
+            return None
+        height, width = self.options.size
+        if min(height, width) < REDUCTION:
+            where = self.settings.origin.inner("tokenizer").at("adversarial_weight")
+            raise ConfigError(
+                f"{where}: its critic looks at {REDUCTION} x {REDUCTION} cells or more, and {self.settings.name} has"
+                f" {height} x {width}; leave it out"
+            )
+        return PatchCritic(self.modality.channels)
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
         """Values (batch, ...), half of them mirrored at random where the settings say so."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_array, read_grey
+from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_grey
 from tokenizers_zoo.modality import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
@@ -55,7 +55,7 @@ class EdgeMap(SpatialModality):
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
-            value = read_array(data, extension)
+            value: np.ndarray = super().read(data, extension, options)
             if (strange := ~np.isin(value, (0, 1))).any():
                 raise ValueError(f"expected 1 on an edge, else 0, got {value[strange][0]:g}; compare with a threshold")
             return value
