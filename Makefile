@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow lint bench docs clean
+.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow lint bench docs clean clean-runs
 
 $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -66,8 +66,9 @@ docs: $(TEST_READY)
 	python docs/generate.py
 
 # One figure a file, each prints a table and JSON; run on a quiet machine. defaults.py, which takes an hour, is run alone.
+NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py)
 bench: $(TEST_READY)
-	@for file in $(filter-out bench/defaults.py,$(wildcard bench/*.py)); do echo "== $$file"; python $$file || exit 1; done
+	@for file in $(filter-out $(NO_BENCH),$(wildcard bench/*.py)); do echo "== $$file"; python $$file || exit 1; done
 
 # A question that takes many runs, on the demo's tokens: make study-transfer, study-scaling, ... (studies/README.md).
 STUDY ?=
@@ -88,5 +89,9 @@ lint: $(TEST_READY)
 	ruff format .
 	mypy
 
+# The environment and what tools remember. What was made and trained stays: that is clean-runs, and hours of work.
 clean:
-	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+clean-runs:
+	rm -rf runs

@@ -70,7 +70,7 @@ def check_codec(handle: ModalityHandle, codec: str | None) -> None:
 
     A vocabulary that has grown since speaks of the same ids.
     """
-    if codec not in (None, handle.fingerprint) and not handle.codec.grew_from(str(codec)):
+    if codec is not None and not handle.speaks(str(codec)):
         raise DataError(
             f"{handle.name}: the model was trained on codec {str(codec)[:12]}, the registry has "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"

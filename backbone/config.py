@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tokenizers_zoo.config import check_amounts, check_counts
 from tokenizers_zoo.errors import UnknownNameError
-from tokenizers_zoo.training.config import check_amounts, check_counts
 
 Biased = Literal["qkv", "out", "mlp", "norm"]
 """Parts of a block that may have biases: projections to queries, keys and values, those after attention, the two or

@@ -17,9 +17,10 @@ from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, spec_from_json
 from backbone.training.held_out import losses_of
-from backbone.training.mixing import TRAIN, datasets_of
+from backbone.training.mixing import datasets_of
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping, merged
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec
@@ -235,19 +236,32 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 
 def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
-    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of one
-    folder of values. One that was made with other weights than the folder has is none.
+    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of the
+    same values. One that was made with other weights than the folder has is none.
     """
-    found, asked = [], []
+    found, identities = [], []
     for folder in (before, after):
         path = folder / FOLDER / EVALUATION
         table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
         if table["pairs"] and table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
             table = {"pairs": [], "identity": {}}
-        asked.append([table["identity"].get(key) for key in ("settings", "data")])
+        identities.append(table["identity"])
         found.append({(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]})
-    old, new = found if asked[0] == asked[1] else ({}, {})
+    old, new = found if _asked_alike(*identities) else ({}, {})
     return [
         {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}
         for pair, gap in old.items() if pair in new
     ]  # fmt: skip
+
+
+def _asked_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two evaluations had the same settings, and the same values of the modalities that both have.
+
+    Those are told by their digests; where one is of an earlier version that did not note them, by their folder.
+    """
+    if one.get("settings") != other.get("settings"):
+        return False
+    if "values" not in one or "values" not in other:
+        return bool(one.get("data") == other.get("data"))
+    here, there = one["values"], other["values"]
+    return all(here[place] == there[place] for place in here.keys() & there.keys())

@@ -328,7 +328,7 @@ class _Packing:
         following = spans.last(asked) + 1
         onward = masker.tables.marked_inputs & (following < np.tile(masker._limits, len(raw)))
         closing = np.where(onward, sentinel + following, end)
-        read, predicted, _ = target_streams(flat, spans, asked, sentinel, closing)
+        read, predicted = target_streams(flat, spans, asked, sentinel, closing)
         rows, rank = ragged(self.targets.counts[:, order].ravel())
         place = self._put_sequences(self.targets, rows, rank, predicted[rows, rank])
         kinds = order[rows % size]

@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from backbone.batch import PackedInputs
 from backbone.tables import Tables
-from tokenizers_zoo.errors import InvalidValueError, count_of
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import checked_tokens, describe, expected_tokens, has_fixed_length
+from tokenizers_zoo.wording import count_of
 
 Tokens = dict[str, Tensor]
 """By modality: ids `batch tokens` (grids row-major), or numbers `batch tokens dim` for continuous layouts."""

@@ -46,7 +46,7 @@ class Run:
         return self.data
 
 
-def model_config(folder: Path) -> dict[str, Any]:
+def stored_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run's model. Raises CheckpointError where it has none yet."""
     if not (folder / CONFIG).is_file():
         if (folder / FILE).is_file():

@@ -24,7 +24,7 @@ from backbone.model import FourM
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import card_row, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     ModalitySpec,
@@ -34,6 +34,7 @@ from tokenizers_zoo.modality import (
     layout_from_json,
     layout_to_json,
 )
+from tokenizers_zoo.wording import count_of
 
 CLASS = "FourM"
 PUBLISHED = "ml4m"

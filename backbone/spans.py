@@ -166,8 +166,8 @@ def input_tokens(tokens: Ints, lengths: Ints, shares: Ints, spans: Spans, sentin
     return rows, rank, ids
 
 
-def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, closing: Ints) -> tuple[Ints, Ints, Ints]:
-    """The target streams of the asked spans: `read` and `ids`, both `rows places`, and their lengths, `rows`.
+def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, closing: Ints) -> tuple[Ints, Ints]:
+    """The target streams of the asked spans: `read` and `ids`, both `rows places`, of which a row fills the first.
 
     Place j reads `read[:, j]`, at position j, and predicts `ids[:, j]`, which is read next; `closing` (`rows`) is
     predicted last. A row without spans reads its first sentinel and predicts that.
@@ -186,4 +186,4 @@ def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, clo
     ids = np.empty_like(read)
     ids[:, :-1] = read[:, 1:]
     ids[np.arange(len(ids)), lengths - 1] = closing
-    return read, ids, lengths
+    return read, ids

@@ -4,18 +4,18 @@
 
 Weights are random: what a model has learned does not change what a step costs. Modalities have the sizes of the 4M
 paper at 224 pixels: grids of 14 x 14 tokens, 8,192 and 16,384 ids, texts of 30,000 ids. The time is the shortest of
-several runs, which other work on the machine disturbs least; the last two are run once.
+several runs taken in turns, which other work on the machine disturbs least; of the last two it is that of one run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from backbone_data import seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -35,17 +35,6 @@ def spec(name: str, layout: TokenLayout, vocab_size: int) -> ModalitySpec:
     return ModalitySpec(
         name=name, summary="benchmark", value=ValueSpec(kind="object"), layout=layout, vocab_size=vocab_size
     )
-
-
-def seconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """The shortest wall time of several runs, and the least processor time."""
-    wall, busy = [], []
-    for _ in range(repeats):
-        start, start_busy = time.perf_counter(), time.process_time()
-        work()
-        wall.append(time.perf_counter() - start)
-        busy.append(time.process_time() - start_busy)
-    return min(wall), min(busy)
 
 
 @torch.inference_mode()
@@ -75,8 +64,8 @@ def _stream(model: FourM, read: torch.Tensor) -> PackedTargets:
     )
 
 
-def measure(name: str, repeats: int) -> list[tuple[str, tuple[float, float]]]:
-    """What was done and how long it took, for one model size."""
+def measure(name: str, repeats: int) -> dict[str, tuple[float, float]]:
+    """What was done, and its seconds of wall clock and of processor, for one model size."""
     torch.manual_seed(0)
     specs = [
         spec("image", GRID, 16384),
@@ -86,8 +75,8 @@ def measure(name: str, repeats: int) -> list[tuple[str, tuple[float, float]]]:
     ]
     model = FourM(preset(name), specs).eval()
     image = torch.randint(0, 16384, (4, 14, 14))
-    generate(model, {"image": image}, [TargetPlan(name="labels", steps=1)], seed=0)  # warms up
-    field, text = TargetPlan(name="field", steps=8), TargetPlan(name="text")
+    once, eight = (TargetPlan(name="field", steps=steps) for steps in (1, 8))
+    random_order, text = TargetPlan(name="field", scheme="roar", steps=8), TargetPlan(name="text")
     chain = [TargetPlan(name="field", steps=25), TargetPlan(name="labels", steps=25), text]
 
     def made(batch: int, plan: Sequence[TargetPlan], draws: int = 1) -> Callable[[], object]:
@@ -96,20 +85,21 @@ def measure(name: str, repeats: int) -> list[tuple[str, tuple[float, float]]]:
     def slow() -> None:
         without_cache(model, image)
 
-    return [
-        ("196 tokens in 1 step", seconds(made(1, [TargetPlan(name="field", steps=1)]), repeats)),
-        ("196 tokens in 8 steps, MaskGIT", seconds(made(1, [field]), repeats)),
-        (
-            "196 tokens in 8 steps, random order",
-            seconds(made(1, [TargetPlan(name="field", scheme="roar", steps=8)]), repeats),
-        ),
-        ("4 samples in 1 step", seconds(made(4, [TargetPlan(name="field", steps=1)]), repeats)),
-        ("4 draws of one sample in 1 step", seconds(made(1, [TargetPlan(name="field", steps=1)], 4), repeats)),
-        ("4 texts of 64", seconds(made(4, [text]), repeats)),
-        ("4 draws of one text of 64", seconds(made(1, [text], 4), repeats)),
-        ("4 texts of 64, the whole stream decoded anew each token", seconds(slow, 1)),
-        ("2 grids of 25 steps and a text, chained", seconds(made(1, chain), 1)),
-    ]
+    quick = {
+        "196 tokens in 1 step": made(1, [once]),
+        "196 tokens in 8 steps, MaskGIT": made(1, [eight]),
+        "196 tokens in 8 steps, random order": made(1, [random_order]),
+        "4 samples in 1 step": made(4, [once]),
+        "4 draws of one sample in 1 step": made(1, [once], 4),
+        "4 texts of 64": made(4, [text]),
+        "4 draws of one text of 64": made(1, [text], 4),
+    }
+    long = {
+        "4 texts of 64, the whole stream decoded anew each token": slow,
+        "2 grids of 25 steps and a text, chained": made(1, chain),
+    }
+    times = seconds(list(quick.values()), repeats) + seconds(list(long.values()), 1)
+    return dict(zip([*quick, *long], times, strict=True))
 
 
 def main() -> None:
@@ -118,15 +108,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    figures = {name: dict(measure(name, arguments.repeats)) for name in arguments.preset}
+    figures = {name: measure(name, arguments.repeats) for name in arguments.preset}
     table = Table("seconds, of wall clock and processor", *figures, box=None, pad_edge=False)
     for what in figures[arguments.preset[0]]:
         table.add_row(what, *("{:.3f} {:.3f}".format(*figures[name][what]) for name in figures))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    found = {"threads": torch.get_num_threads(), "wall and processor seconds": figures}
+    console.print_json(json.dumps(found))
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"threads": torch.get_num_threads(), "wall and processor seconds": figures}, indent=2) + "\n"
-        )
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ from rich.console import Console
 from rich.progress import track
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.modality import Crop
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 
 SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
 EQUAL: dict[str, dict[str, Any]] = {
-    **{kind: {} for kind in KIND_DEFAULTS if kind not in SEVERAL},
+    **{kind: {"codebook_size": 1024} for kind in KIND_DEFAULTS if kind not in SEVERAL},
     **{kind: {"codebook_size": 32, "num_codebooks": 2} for kind in SEVERAL},
-    "residual_fsq": {"levels": [3, 3, 3], "num_codebooks": 2},
+    "fsq": {"codebook_size": 1000, "levels": [8, 5, 5, 5]},
+    "residual_fsq": {"codebook_size": 27, "levels": [3, 3, 3], "num_codebooks": 2},
     "grouped_residual_vq": {"codebook_size": 6, "num_codebooks": 4},
 }
 """Per kind, what makes about 1,000 combinations per patch."""
@@ -45,21 +45,20 @@ def rows_wanted(kinds: list[str]) -> list[dict[str, Any]]:
 
 def measure(zoo: Zoo, name: str, samples: TrainingSamples, table: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train once; figures by column."""
-    renamed = {"kind" if key == "quantizer" else key: value for key, value in table.items()}
-    config = from_mapping(QuantizerConfig, renamed)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         zoo[name].train_tokenizer(samples, Path(folder) / "run", 0, **table, steps=steps, eval_every=steps)
         seconds = time.process_time() - started
         result = json.loads((Path(folder) / "run" / "evaluation.json").read_text())
-    codes = config.codes_per_position
+    codebook = result["codebook"]
+    codes, size = codebook.get("codebooks", 1), codebook["size"]
     return {
-        "quantizer": config.kind,
-        "codes": f"{codes} x {config.codebook_size}" if codes > 1 else str(config.codebook_size),
-        "bits per patch": round(codes * math.log2(config.codebook_size), 1),
+        "quantizer": table["quantizer"],
+        "codes": f"{codes} x {size}" if codes > 1 else str(size),
+        "bits per patch": round(codes * math.log2(size), 1),
         **{metric: round(value, 3) for metric, value in result["metrics"].items()},
-        "usage": round(result["codebook"]["usage"], 3),
-        "perplexity": round(result["codebook"]["perplexity"]),
+        "usage": round(codebook["usage"], 3),
+        "perplexity": round(codebook["perplexity"]),
         "processor seconds": round(seconds),
     }
 

@@ -20,9 +20,9 @@ from backbone.evaluation.config import EvaluationConfig
 from backbone.evaluation.evaluate import evaluate
 from backbone.model import FourM
 from backbone.training.held_out import losses_of
-from backbone.training.mixing import TRAIN
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.intervals import interval as mean_and_half

@@ -334,6 +334,15 @@ def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_pat
     assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
 
 
+def test_after_a_move_the_last_weights_say_where_things_are_too(store: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAINING, steps=1, average=0.5)
+    train(tmp_path / "run", store, all_layouts(), SMALL, config)
+    moved = Path(shutil.copytree(store, tmp_path / "tokens"))
+    train(tmp_path / "run", moved, all_layouts(), SMALL, config)
+    for folder in (tmp_path / "run", tmp_path / "run" / "last"):
+        assert Run.load(folder).tokens == moved
+
+
 def test_a_run_of_a_version_with_fewer_settings_is_the_same_run(finished: Path, store: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     stored = read_table(folder / IDENTITY)

@@ -1,16 +1,40 @@
-"""The tables that benches write into a page."""
+"""What benches print and write into a page, and which of their files `make bench` runs."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.families.spatial import TokenizerConfig
+from tokenizers_zoo.families.vectors import VectorTokenizerConfig
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder whose files the tests import."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+
+def recipe(target: str) -> str:
+    """The commands that make would run."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path) -> None:
     from pages import write_table
 
     page = tmp_path / "page.md"
@@ -22,3 +46,51 @@ def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path, mon
     page.write_text(page.read_text(encoding="utf-8") + "\nMore.\n", encoding="utf-8")
     write_table(page, "speed", [{"name": "a", "seconds": 2}], "Again.")
     assert page.read_text(encoding="utf-8") == f"{before}Again.\n\n{table.format(2)}\nMore.\n"
+
+
+def test_make_runs_every_bench_but_the_long_one() -> None:
+    programs = {path.name for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert set(re.findall(r"bench/(\w+\.py)", recipe("bench"))) == programs - {"defaults.py"}
+
+
+def test_make_clean_keeps_what_was_trained() -> None:
+    assert ".venv" in recipe("clean").split() and "runs" not in recipe("clean").split()
+    assert recipe("clean-runs").split() == ["rm", "-rf", "runs"]
+
+
+@pytest.mark.parametrize("table", [TokenizerConfig, VectorTokenizerConfig])
+def test_the_first_rows_over_quantizers_have_one_budget_whatever_the_modality_has(table: type[Any]) -> None:
+    from quantizers import EQUAL
+
+    for kind, own in EQUAL.items():
+        config = from_mapping(table, {"quantizer": kind, **own}).quantizer_config()
+        assert 9.5 <= config.codes_per_position * math.log2(config.codebook_size) <= 10.5, kind
+
+
+@pytest.mark.parametrize(
+    ("codebook", "codes", "bits"), [({"size": 240}, "240", 7.9), ({"size": 27, "codebooks": 4}, "4 x 27", 19.0)]
+)
+def test_a_row_over_quantizers_is_of_what_was_trained(codebook: dict[str, int], codes: str, bits: float) -> None:
+    from quantizers import measure
+
+    def train(samples: Any, folder: Path, seed: int, **table: Any) -> None:
+        folder.mkdir()
+        found = {"metrics": {"mae": 0.5}, "codebook": {**codebook, "usage": 1.0, "perplexity": 9.0}}
+        (folder / "evaluation.json").write_text(json.dumps(found))
+
+    zoo: Any = {"depth": SimpleNamespace(train_tokenizer=train)}
+    row = measure(zoo, "depth", None, {"quantizer": "fsq"}, 1)
+    assert (row["quantizer"], row["codes"], row["bits per patch"]) == ("fsq", codes, bits)
+
+
+def test_the_bench_of_generation_prints_its_figures_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import generation
+
+    monkeypatch.setattr(generation, "measure", lambda name, repeats: {"a grid": (0.5, 0.25)})
+    monkeypatch.setattr("sys.argv", ["generation.py", "--preset", "nano"])
+    generation.main()
+    table, brace, figures = capsys.readouterr().out.partition("{")
+    assert "a grid" in table
+    assert json.loads(brace + figures)["wall and processor seconds"] == {"nano": {"a grid": [0.5, 0.25]}}

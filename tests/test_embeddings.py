@@ -160,7 +160,7 @@ class Letters(EmbeddingsModality[EmbeddingsSettings]):
     """Another text encoder, as a plugin of a few lines: one vector per letter."""
 
     summary = "letters"
-    settings_type = EmbeddingsSettings
+    settings_class = EmbeddingsSettings
     source = "caption"
 
     def embed(self, value: str, options: EmbeddingsSettings) -> np.ndarray[Any, Any]:

@@ -38,6 +38,7 @@ from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo, progress
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -444,6 +445,27 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     assert asked()["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
 
 
+def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) -> None:
+    """A tokenizer may get another one, which goes on with the same tokens."""
+    run = world.copy(tmp_path / "run")
+    shutil.copytree(world.zoo["dark"].checkpoint.parent, tmp_path / "tokenizers")
+    decoder = tmp_path / "tokenizers" / "dark"
+    config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
+
+    def asked() -> dict[str, Any]:
+        zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
+        return evaluate(run, zoo, world.tokens, world.data, given=[("light",)], targets=["dark"], config=config)
+
+    first = asked()
+    assert timeless(asked()) == timeless(first)
+    weights, card = load_checkpoint(decoder)
+    lineage = [{"fingerprint": world.zoo["dark"].fingerprint, "length": 99}]
+    save_checkpoint(decoder, {"codes": 0.5 * weights["codes"]}, {**card, "lineage": lineage}, "Another decoder.\n")
+    second = asked()
+    assert second["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
+    assert second["identity"] != first["identity"]
+
+
 def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Path) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
@@ -672,8 +694,8 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, tmp_path:
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     found = world.evaluate(run, config)
     assert {pair["target"] for pair in found["pairs"]} == {"light", "dark"}
-    assert "trained on tokens of ffffffffffff" in found["skipped"]["letters"]
-    with pytest.raises(DataError, match=r"evaluate letters: .* written by codec"):
+    assert "trained on codec ffffffffffff" in found["skipped"]["letters"]
+    with pytest.raises(DataError, match=r"evaluate letters: .* trained on codec ffff"):
         world.evaluate(run, config, targets=["letters"])
 
 

@@ -168,10 +168,12 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
         read = [start + token for token in [2, *stream]]
         logits = full_logits(model, packed, "words", read, range(len(read)))[-1]
         onward = 2 + gap + 1
-        allowed = [token for token in range(20) if token == 0 or token > 5]
-        allowed.append(onward if gap + 1 < gaps else closing)
+        content = [token for token in range(20) if token == 0 or token > 5]
+        over = onward if gap + 1 < gaps else closing
+        ends = [over] if model.config.marked_inputs else [WORDS.end, *range(onward, 2 + gaps)]
         masked = torch.full_like(logits, -torch.inf)
-        masked[allowed] = logits[allowed]
+        masked[content] = logits[content]
+        masked[over] = logits[ends].logsumexp(0)
         token = int(draw(masked, uniform[len(stream)], plan.temperature, plan.top_k, plan.top_p))
         if gap + 1 == gaps and token == closing:
             break
@@ -272,13 +274,18 @@ def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: Four
 
 
 def test_what_may_come_next_by_hand() -> None:
-    """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1."""
-    logits = torch.arange(20.0).expand(3, -1).clone()
-    found = restricted(logits, WORDS, torch.tensor([3, 1, 1]))
+    """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1.
+
+    The first gap of three is over where the sentinel of the second or the third is next, or the end.
+    """
+    logits, marks = torch.arange(20.0).expand(2, -1).clone(), torch.tensor([2, 3, 4, 5, 1])
+    ends = torch.tensor([[False, True, True, False, True], [False, False, False, False, True]])
+    found = restricted(logits, marks, ends, torch.tensor([3, 1]))
     allowed = [torch.isfinite(row).nonzero().flatten().tolist() for row in found]
     content = [0, *range(6, 20)]
-    assert allowed == [sorted([*content, 3]), sorted([*content, 1]), sorted([*content, 1])]
-    assert found[0, 3] == 3 and found[1, 1] == 1 and found[0, 19] == 19
+    assert allowed == [sorted([*content, 3]), sorted([*content, 1])]
+    assert found[0, 3].item() == pytest.approx(np.log(np.exp([1.0, 3.0, 4.0]).sum()))
+    assert found[1, 1] == 1 and found[0, 19] == 19
 
 
 def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,14 @@ from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model
 from backbone.training.distributed import ManyRanks
+from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.starting import begin, freeze
 from backbone.training.train import Training, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
+from tokenizers_zoo.records import read_table, write_json
 
 LONGER = 120
 NEW = [
@@ -338,6 +340,34 @@ def test_of_several_stores_what_is_left_is_measured(old_run: Path, new_tokens: P
     assert report == write_report(folder, trained, new_tokens) and report["losses"]
 
 
+def test_what_was_moved_is_not_grown_again(
+    old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(old_run.parent, here)
+    shutil.copytree(new_tokens, here / "new")
+
+    def again(root: Path) -> Path:
+        Run(tokens=root / "tokens").save(root / "run")
+        config = growing_config(Trained.load(root / "run"), grown(), root / "new", {"steps": 1}, 0.5)
+        assert config.datasets[0].tokens == root / "tokens"
+        return train(root / "grown", root / "new", grown(), SMALL, config, start=root / "run")
+
+    again(here)
+    shutil.move(here, there)
+    record = read_table(there / "grown" / IDENTITY)
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained again"))
+    assert read_table(again(there) / "run.json")["tokens"] == str(there / "new")
+    assert read_table(there / "grown" / IDENTITY) == record
+    write_store(there / "tokens", all_layouts(), 24, seed=9)
+    with pytest.raises(ConfigError, match="a run on other samples, or on other tokens of them, than are there now"):
+        again(there)
+    del record[CONTENTS]  # as earlier versions wrote it
+    write_json(there / "grown" / IDENTITY, record)
+    with pytest.raises(ConfigError, match=r"train\.datasets.*here/tokens.*, is .*there/tokens"):
+        again(there)
+
+
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
     now = {item.name: item for item in grown()}
@@ -490,5 +520,13 @@ def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path)
     fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1)
     for other in (fewer, likeliest, write("elsewhere", 0.25, data="others"), tmp_path / "none"):
         assert gaps(before, other) == []
-    write_config("after", "2" * 64)
-    assert gaps(before, tmp_path / "after") == [], "an evaluation of other weights"
+    assert gaps(before, tmp_path / "after") == expected
+    noted = {"elsewhere": {"test/x": "1"}, "before": {"test/x": "1", "test/a": "2"}, "after": {"test/x": "3"}}
+    for name, values in noted.items():
+        path = tmp_path / name / "evaluation" / "evaluation.json"
+        table = json.loads(path.read_text())
+        path.write_text(json.dumps({**table, "identity": {**table["identity"], "values": values}}))
+    assert gaps(before, tmp_path / "elsewhere") == expected, "the same values, wherever they are"
+    assert gaps(before, tmp_path / "after") == [], "other values in the same folder"
+    write_config("elsewhere", "2" * 64)
+    assert gaps(before, tmp_path / "elsewhere") == [], "an evaluation of other weights"

@@ -8,21 +8,24 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
 # From the ground up: a line may import from the lines above it, and from itself. docs/architecture.md draws it.
 ORDER = {
     "tokenizers_zoo": (
-        "errors", "config", "keys", "disk", "records", "checkpoint", "intervals", "device", "pretrained", "modality",
-        "labellers", "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs",
+        "wording", "errors", "config", "keys", "disk", "records", "checkpoint", "intervals", "device", "pretrained",
+        "modality", "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs",
         "wordpieces", "ml4m.words", "vocabulary", "quantizers",
         "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
-        "training.batches", "training.report", "training.loop", "ml4m", "families", "data", "defaults", "discovery",
-        "codec", "handle", "source_handle", "sharing", "registry", "pipeline", "report", "report.pictures",
+        "training.batches", "training.report", "training.loop", "ml4m", "families", "labellers", "data", "defaults",
+        "discovery", "codec", "handle", "source_handle", "sharing", "registry", "pipeline", "report", "report.pictures",
         "report.samples", "report.retrieval", "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
     ),
     "backbone": (
@@ -41,6 +44,13 @@ ORDER = {
 }  # fmt: skip
 FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}
 ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "backbone": {"backbone", "tokenizers_zoo"}}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "ai_edge_litert": "ai-edge-litert",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+"""What is installed under another name than it is imported by."""
 # Words that mean something else in a model or a file, too: only a literal of exactly that word names a modality.
 GENERIC = {"caption", "clip", "depth", "metadata", "normal"}
 EXCEPTIONS = {
@@ -133,6 +143,39 @@ def test_packages_import_along_the_arrows(package: str) -> None:
             if (top in ours or top.startswith("zoo_")) and top not in allowed:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and least release of each distribution that a project asks for, by its extras, too."""
+    asked = [*project.get("dependencies", ()), *chain(*project.get("optional-dependencies", {}).values())]
+    return [re.fullmatch(r"([\w.-]+)>=([\d.]+)", one).groups() for one in asked]
+
+
+@pytest.mark.parametrize("package", plugin_packages())
+def test_plugins_declare_what_they_import(package: str) -> None:
+    """Torch apart, where a function that is given tensors imports it: the core brings it."""
+    root = plugin_packages()[package].parent
+    project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
+    known = {name for name, _ in declared(project)}
+    wrong = []
+    for path in files(str(root / package)):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line, name in imports_of(path, root):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top.startswith(("tokenizers_zoo", "zoo_")):
+                continue
+            in_function = lines[line - 1].startswith(" ")
+            if DISTRIBUTIONS.get(top, top) not in known and not (top == "torch" and in_function):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_packages_ask_for_the_same_releases() -> None:
+    releases: dict[str, set[Version]] = {}
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
+        for name, release in declared(tomllib.loads(path.read_text())["project"]):
+            releases.setdefault(name, set()).add(Version(release))
+    assert {name: found for name, found in releases.items() if len(found) > 1} == {}
 
 
 def place(name: str, order: tuple[str, ...]) -> str | None:

@@ -275,6 +275,13 @@ def png(value: np.ndarray, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def big_endian_tiff(value: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(value.astype(">u2")).save(buffer, format="TIFF")
+    assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16B"
+    return buffer.getvalue()
+
+
 def npy(value: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, value)
@@ -304,6 +311,7 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (npy(value), "npy"),
         (npy(value.astype(np.uint8)), "npy"),
         (png(value.astype(np.uint8)), "png"),
+        (big_endian_tiff(value), "tif"),
     ):
         found = instances.read(data, extension)
         assert found.dtype == np.int32
@@ -326,7 +334,7 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (
             png(np.zeros((4, 4, 3), np.uint8)),
             "png",
-            "expected one channel of instance ids (mode P, L or I;16), got mode RGB",
+            "expected one channel of instance ids (mode P, L, I or I;16), got mode RGB",
         ),
         (npy(np.zeros((4, 4), np.float32)), "npy", "expected integer ids (height, width) or bool masks"),
         (npy(np.full((4, 4), -1)), "npy", "expected ids in [0, 65535], got -1 to -1"),

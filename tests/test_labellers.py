@@ -12,7 +12,7 @@ import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.labellers import as_image
+from tokenizers_zoo.families.spatial.values import rgb_image
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry.monocular import DepthLabeller, gives_metres, metres_of_relative
 from zoo_geometry.normal import angle_degrees
@@ -255,5 +255,5 @@ def test_masks_are_filtered() -> None:
 
 
 def test_pictures_are_given_as_they_were_photographed() -> None:
-    image = as_image(np.stack([np.full((2, 3), level, np.float32) for level in (0.0, 0.5, 1.2)]))
+    image = rgb_image(np.stack([np.full((2, 3), level, np.float32) for level in (0.0, 0.5, 1.2)]))
     assert image.size == (3, 2) and image.getpixel((0, 0)) == (0, 128, 255)

@@ -202,11 +202,11 @@ def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -
 def test_depth_is_what_the_pipeline_of_transformers_gives(hub: Hub) -> None:
     from transformers import pipeline
 
-    from tokenizers_zoo.labellers import as_image
+    from tokenizers_zoo.families.spatial.values import rgb_image
 
     for folder in (hub("dpt"), hub("depth_anything")):
         ask = pipeline("depth-estimation", model=str(folder), device="cpu", image_processor_kwargs={"backend": "pil"})
-        expected = ask(as_image(PICTURE))["predicted_depth"].numpy()
+        expected = ask(rgb_image(PICTURE))["predicted_depth"].numpy()
         metric = {"metric": True} if "dpt" in str(folder) else {}
         found = labelled("depth", folder, **metric).derive({"rgb": PICTURE})
         assert found.shape == (1, 48, 64) and found.dtype == np.float32
@@ -227,14 +227,14 @@ def test_metres_are_not_guessed(hub: Hub) -> None:
 def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
     import transformers
 
-    from tokenizers_zoo.labellers import as_image
+    from tokenizers_zoo.families.spatial.values import rgb_image
 
     folder = hub(name)
     kinds = {"segformer": "AutoModelForSemanticSegmentation", "mask2former": "AutoModelForUniversalSegmentation"}
     network = getattr(transformers, kinds[name]).from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.no_grad():
-        outputs = network(**processor(images=as_image(PICTURE), return_tensors="pt"))
+        outputs = network(**processor(images=rgb_image(PICTURE), return_tensors="pt"))
     ids = processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 64)])[0].numpy()
     handle = labelled("semseg", folder)
     classes = handle.spec.value.classes
@@ -247,10 +247,10 @@ def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
 def test_boxes_are_those_of_transformers(hub: Hub) -> None:
     from transformers import pipeline
 
-    from tokenizers_zoo.labellers import as_image
+    from tokenizers_zoo.families.spatial.values import rgb_image
 
     ask = pipeline("object-detection", model=str(hub("detr")), device="cpu", image_processor_kwargs={"backend": "pil"})
-    expected = ask(as_image(PICTURE), threshold=0.2)
+    expected = ask(rgb_image(PICTURE), threshold=0.2)
     found = labelled("boxes", hub("detr"), threshold=0.2).derive({"rgb": PICTURE})
     assert len(found) == len(expected) > 0 and [box["label"] for box in found] == [box["label"] for box in expected]
     for mine, theirs in zip(found, expected, strict=True):
@@ -268,7 +268,7 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
     """The same logits as one question per point, put in pixels of the picture through the processor."""
     from transformers import SamModel, SamProcessor
 
-    from tokenizers_zoo.labellers import as_image
+    from tokenizers_zoo.families.spatial.values import rgb_image
 
     folder = hub("sam")
     labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
@@ -278,7 +278,7 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
     network, processor = SamModel.from_pretrained(folder).eval(), SamProcessor.from_pretrained(folder)
     masks, qualities = [], []
     for x, y in ((16, 12), (48, 12), (16, 36), (48, 36)):
-        inputs = processor(images=as_image(PICTURE), input_points=[[[x, y]]], return_tensors="pt")
+        inputs = processor(images=rgb_image(PICTURE), input_points=[[[x, y]]], return_tensors="pt")
         inputs["input_points"] = inputs["input_points"].float()
         with torch.no_grad():
             answer = network(**inputs)
@@ -296,13 +296,13 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
 def test_captions_are_those_of_transformers(name: str, hub: Hub) -> None:
     import transformers
 
-    from tokenizers_zoo.labellers import as_image
+    from tokenizers_zoo.families.spatial.values import rgb_image
 
     folder = hub(name)
     kind = {"blip": transformers.BlipForConditionalGeneration, "git": transformers.GitForCausalLM}[name]
     network, processor = kind.from_pretrained(folder).eval(), transformers.AutoProcessor.from_pretrained(folder)
     pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
-        images=as_image(PICTURE), return_tensors="pt"
+        images=rgb_image(PICTURE), return_tensors="pt"
     )
     ids = network.generate(**pixels, max_new_tokens=30)
     expected = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()

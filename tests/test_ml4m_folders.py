@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from safetensors.torch import save_file
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from backbone.ml4m import folders
 from backbone.ml4m.commands import export_command, import_command
-from backbone.ml4m.folders import modality_of
+from backbone.ml4m.folders import Told, import_folders, modality_of
 from backbone.run import Run
 from backbone.saving import load_model
 from tokenizers_zoo.cli.main import zoo as command
@@ -378,6 +380,92 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run(import_command, tmp_path / "in", out)
         assert files_in(out) == whole, last
     assert 10 < last < 39
+
+
+def test_of_two_imports_into_one_folder_one_waits_for_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = {"dinov2_global": 768, "human_poses": 207}
+    for name, width in widths.items():
+        write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
+    out, told, real = tmp_path / "out", list[Told](), folders.import_tokenizer
+    second = threading.Thread(target=import_folders, args=(tmp_path / "human_poses", out, None, told.append))
+
+    def meanwhile(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
+        if name == "dinov2_global":
+            second.start()
+            second.join(3)
+        return real(folder, title, name, out, tables)
+
+    monkeypatch.setattr(folders, "import_tokenizer", meanwhile)
+    import_folders(tmp_path / "dinov2_global", out, None, told.append)
+    second.join()
+    assert {item.ours for item in told} == set(widths) == set(Zoo.from_toml(out / "registry.toml").names())
+
+
+def test_a_registry_that_lost_what_was_imported_has_it_again(tmp_path: Path) -> None:
+    write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "in" / "dinov2_global")
+    text_file(tmp_path / "in" / "words.json")
+    out, registry = tmp_path / "out", tmp_path / "out" / "registry.toml"
+    run(import_command, tmp_path / "in", out)
+    Run(tokens=tmp_path / "mine", registry=registry).save(out / "backbone")  # by hand
+    weights = out / "backbone" / "model.safetensors"
+    before, written = files_in(out), weights.stat().st_mtime_ns
+    names = Zoo.from_toml(registry).names()
+    registry.unlink()
+    said = run(import_command, tmp_path / "in", out)
+    assert files_in(out) == before and weights.stat().st_mtime_ns == written
+    assert "4M_B" in said and "tok_depth@224" in said and said.count("is there already") == 2
+    registry.unlink()
+    run(import_command, tmp_path / "in" / "4M_B", out)
+    assert Zoo.from_toml(registry).names() == [name for name in names if name != "dinov2_global"]
+    # Only what has no table comes back: what was left out or set stays so.
+    registry.write_text(
+        '[zoo]\ncheckpoints = "tokenizers"\nmodalities = ["heightmap"]\n[modalities.caption]\nmax_length = 20\n'
+    )
+    run(import_command, tmp_path / "in" / "4M_B", out)
+    assert Zoo.from_toml(registry).names() == ["depth", "heightmap", "rgb_patches", "t5_caption"]
+    assert tomllib.loads(registry.read_text())["modalities"]["caption"] == {"max_length": 20}
+
+
+def test_a_registry_that_names_none_keeps_all_that_have_a_table(tmp_path: Path) -> None:
+    write_published(published(VARIANTS["gated"]), tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "registry.toml").write_text("[modalities.heightmap]\n")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    assert Zoo.from_toml(tmp_path / "out" / "registry.toml").names() == ["caption", "heightmap"]
+
+
+def test_a_killed_export_goes_on_and_leaves_what_is_of_others(tmp_path: Path) -> None:
+    checkpoint = published(VARIANTS["gated"])
+    write_published(checkpoint, tmp_path / "in")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    back = tmp_path / "back"
+    beside = back / ".model.safetensors.0123456789abcdef.tmp.d"
+    beside.mkdir(parents=True)
+    for place in (beside, back):
+        (place / ".model.safetensors.0123456789abcdef.tmp").write_bytes(b"half")
+    run(export_command, tmp_path / "out" / "backbone", back)
+    assert files_in(back) == files_in(tmp_path / "in") and not beside.exists()
+    (back / "config.json").rename(back / ".config.json.0123456789abcdef.tmp")  # the weights are whole
+    run(export_command, tmp_path / "out" / "backbone", back)
+    assert files_in(back) == files_in(tmp_path / "in")
+
+    def refused() -> None:
+        before = files_in(back)
+        with pytest.raises(CheckpointError, match="back: is there already; give a new or empty folder"):
+            run(export_command, tmp_path / "out" / "backbone", back)
+        assert files_in(back) == before
+
+    refused()
+    (back / "config.json").rename(back / "notes.json")
+    refused()
+    (back / "notes.json").unlink()
+    other = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
+    write_published(dataclasses.replace(checkpoint, tensors=other), back)
+    (back / "config.json").unlink()  # a checkpoint may be such a file alone
+    refused()
 
 
 def test_a_folder_or_its_configuration_says_whose_tokenizer_it_is() -> None:

@@ -24,7 +24,7 @@ from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
 from backbone.model import FourM
-from backbone.retrieval import building, vector_files
+from backbone.retrieval import building, evaluate, vector_files
 from backbone.retrieval.building import build
 from backbone.retrieval.cli import retrieve
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
@@ -1057,6 +1057,29 @@ def test_the_command_prints_80_columns(world: World, tmp_path: Path, monkeypatch
 def test_figures_of_training_samples_are_called_so(world: World, tmp_path: Path) -> None:
     words = ["--out", tmp_path, "--modalities", "light,letters", "--galleries", 0, "--split", "train"]
     assert "not held-out figures" in zoo(world, "eval", world.run, *words).output.splitlines()[-2]
+
+
+def test_no_figures_are_beside_pictures_of_others(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def eval_again(space: str) -> dict[str, Any]:
+        return evaluate_retrieval(
+            world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(space=space),  # type: ignore[arg-type]
+            config=RecallConfig(samples=8, gallery_pairs=1, gallery_samples=1), modalities=["light", "dark"],
+        )  # fmt: skip
+
+    def write(path: Path, *given: Any) -> bool:
+        assert not (tmp_path / "retrieval.json").exists()
+        with pytest.raises(CheckpointError, match="another zoo retrieve eval writes it right now"):
+            eval_again("plain")
+        raise KeyboardInterrupt
+
+    eval_again("centred")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(evaluate, "write_hits", write)
+        eval_again("plain")
+    assert not (tmp_path / "retrieval.json").exists()
+    assert json.loads(json.dumps(eval_again("plain"))) == json.loads((tmp_path / "retrieval.json").read_text())
 
 
 def test_samples_are_bounded_and_values_may_be_gone(world: World, tmp_path: Path) -> None:

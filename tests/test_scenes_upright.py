@@ -17,7 +17,7 @@ import zoo_scenes
 from tokenizers_zoo.config import Settings
 from zoo_scenes import upright
 from zoo_scenes.camera import Camera
-from zoo_scenes.compose import about_z, compose
+from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain
 from zoo_scenes.observe import Seen, observe
 from zoo_scenes.palette import CLASSES, COLOURS
@@ -26,7 +26,7 @@ from zoo_scenes.render import render
 from zoo_scenes.room import walls
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import build
-from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, SPHERE, Part, Scene, Thing, Vector
+from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, SPHERE, Part, Scene, Thing, Vector, about_z, yaw_of
 from zoo_semantics.boxes_3d import plugin
 
 SURFACE = plain(COLOURS["red"])
@@ -55,6 +55,14 @@ def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float
     """A thing of one block, its front towards `yaw` in the room, with its foot at (2, 3.5, 0)."""
     part = Part(BOX, half, (0.0, 0.0, half[2]), SURFACE)
     return Thing(label, noun or label, "red", [part], half, (2.0, 3.5, 0.0), about_z(yaw))
+
+
+def test_a_turn_about_the_vertical_is_its_yaw() -> None:
+    half = math.sqrt(0.5)
+    assert about_z(math.pi / 2) == pytest.approx((half, 0, 0, half))
+    for yaw in (-3.1, -0.4, 0.0, 2.5):
+        assert yaw_of(about_z(yaw)) == pytest.approx(yaw)
+    assert math.cos(yaw_of(about_z(5.0))) == pytest.approx(math.cos(5.0))  # up to whole turns
 
 
 def test_one_box_by_hand() -> None:

@@ -21,7 +21,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import crop_and_resize
+from tokenizers_zoo.families.spatial.values import PSNR_CEILING, crop_and_resize, psnr
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
@@ -186,10 +186,24 @@ def test_pictures_of_32_bits_have_no_range() -> None:
         rgb.plugin.read_value(buffer.getvalue(), "tif", settings("rgb"))
 
 
+def big_endian_tiff(ids: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(ids.astype(">u2")).save(buffer, format="TIFF")
+    assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16B"
+    return buffer.getvalue()
+
+
+def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
+    ids = np.arange(6).reshape(2, 3)
+    for data in (big_endian_tiff(ids), png(ids.astype(np.uint16))):
+        read = semseg.plugin.read_value(data, "tif", settings("semseg"))
+        assert read.dtype == np.int64 and read.tolist() == ids.tolist()
+
+
 def test_class_ids_have_names() -> None:
     with pytest.raises(InvalidValueError, match=r"semseg: .png file: expected class ids 0 to 1, got 0 to 7"):
         semseg.plugin.read_value(png(np.uint8([[0, 7]])), "png", settings("semseg", classes=["a", "b"]))
-    with pytest.raises(InvalidValueError, match="got mode RGB"):
+    with pytest.raises(InvalidValueError, match=r"class ids \(mode P, L, 1, I or I;16\), got mode RGB"):
         semseg.plugin.read_value(png(np.zeros((2, 2, 3), np.uint8)), "png", settings("semseg"))
 
 
@@ -289,6 +303,15 @@ def test_rgb_metrics_by_hand() -> None:
     assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean((first - second) ** 2)), rel=1e-5)
     assert found["ssim"] == pytest.approx(ssim_of(first, second), abs=1e-6)
     assert scored("rgb", first, first) == pytest.approx({"psnr": 100, "ssim": 1})
+
+
+def test_psnr_by_hand() -> None:
+    zeros, tenths, halves = (np.full((1, 2, 3), level, np.float32) for level in (0, 0.1, 0.5))
+    assert psnr([tenths], [zeros]) == pytest.approx(20)
+    assert psnr([zeros], [zeros]) == PSNR_CEILING == 100
+    assert psnr([zeros, halves, zeros], [tenths, zeros, zeros]) == pytest.approx((20 - 10 * np.log10(0.25) + 100) / 3)
+    with pytest.raises(ValueError, match="longer"):
+        psnr([zeros], [zeros, zeros])
 
 
 def test_pictures_smaller_than_the_window_are_compared_too() -> None:

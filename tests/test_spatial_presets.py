@@ -11,7 +11,7 @@ import torch
 from spatial_samples import PLUGINS, depth, settings, values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.data.samples import TrainingSamples
 
 PUBLISHED_CODES = {"canny": 8192, "depth": 8192, "normal": 8192, "rgb": 16384, "semseg": 4096}
@@ -87,7 +87,8 @@ def test_a_transformer_sees_larger_pictures_than_it_was_trained_on(tmp_path: Pat
 
 
 def test_the_settings_for_quality_are_read_whole() -> None:
-    zoo = Zoo.from_toml(Path(__file__).parent.parent / "configs" / "quality.toml")
-    assert zoo.problems() == {}
+    path = Path(__file__).parent.parent / "configs" / "quality.toml"
+    zoo = Zoo.from_toml(path)
+    assert zoo.problems() == {} and sorted(load_toml(path)["modalities"]) == sorted(zoo.names())
     assert zoo["rgb"].spec.layout.shape == (16, 16, 5) and zoo["rgb"].spec.num_codebooks == 5
     assert zoo["depth"].spec.layout.shape == (16, 16)

@@ -379,6 +379,47 @@ def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World
         again("zones")
 
 
+def test_what_was_moved_is_not_trained_again(world: World, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(world.root, here, ignore=shutil.ignore_patterns("transfer", "tokenizers"))
+    tables: dict[str, dict[str, Any]] = {"facts.first": {"steps": 2}, "mine.csv": {"head": "knn"}, "zones": {}}
+
+    def again(root: Path, name: str, table: str = "mine.csv", **more: Any) -> bytes:
+        Run(tokens=root / "tokens", data=root / "data", registry=world.root / "registry.toml").save(root / "run")
+        out, task = root / "run" / "transfer" / name, str(root / table) if name == "mine.csv" else name
+        train(dataclasses.replace(world, run=root / "run"), out, task, **tables[name], **more)
+        return (out / "metrics.json").read_bytes()
+
+    def die(step: int) -> None:
+        if step == 25:
+            raise KeyboardInterrupt
+
+    first = {name: again(here, name) for name in ("facts.first", "mine.csv")}
+    with pytest.raises(KeyboardInterrupt):
+        again(here, "zones", on_step=die)
+    shutil.move(here, there)
+    assert {name: again(there, name) for name in first} == first, "with the seconds that it took"
+    steps = list[int]()
+    again(there, "zones", on_step=steps.append)
+    assert steps == list(range(21, 41)), "a killed one goes on"
+    assert json.loads((there / "run/transfer/zones/config.json").read_text())["tokens"] == str(there / "tokens")
+
+    shutil.copy(there / "mine.csv", there / "yours.csv")
+    with pytest.raises(CheckpointError, match=r"model\.task\.text was .*mine\.csv\", is .*yours\.csv"):
+        again(there, "mine.csv", "yours.csv")
+    (there / "mine.csv").write_text((there / "mine.csv").read_text().replace("test-000,up", "test-000,down"))
+    (there / "mine.csv").write_text((there / "mine.csv").read_text() + "something,up\n")
+    with pytest.raises(CheckpointError, match=r"data\.provenance\.sha256 was"):
+        again(there, "mine.csv")
+    record = there / "run/transfer/facts.first/run.json"
+    identity = json.loads(record.read_text())
+    provenance = identity["data"]["provenance"]
+    identity["data"]["provenance"] = {key: provenance[key] for key in ("tokens", "labels")}
+    record.write_text(json.dumps(identity))
+    with pytest.raises(CheckpointError, match=r"data\.provenance\.tokens was .*here/tokens.*, is .*there/tokens"):
+        again(there, "facts.first")
+
+
 def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
     for name, seed in (("data", 0), ("other", 1)):

@@ -121,6 +121,44 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_predictions_take_the_place_of_earlier_ones(
+    world: World, frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(world, tmp_path / "maps", "zones", steps=1)
+    out = tmp_path / "made"
+
+    def predicted(probe: Path, keys: str) -> set[str]:
+        assert zoo("predict", probe, "--keys", keys, "--out", out).exception is None
+        return {path.relative_to(out).as_posix() for path in out.rglob("[!.]*")}
+
+    out.mkdir()
+    (out / "test-009.npy").write_text("mine")
+    mine = {"test-009.npy"}
+    assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
+    maps = {"test-001.npy", "test-002.npy", "predictions.png"}
+    assert predicted(tmp_path / "maps", "test-001,test-002") == mine | maps
+
+    def killed(path: Path, *_: Any) -> bool:
+        told.append(refused("predict", frozen, "--keys", "test-001", "--out", out))
+        raise KeyboardInterrupt
+
+    told = list[str]()
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting, "write_sheet", killed)
+        assert zoo("predict", tmp_path / "maps", "--keys", "test-004", "--out", out).exit_code == 1
+    assert told == [f"{out}: another prediction writes it right now; wait for its end, or give another --out"]
+    assert all((out / name).is_file() for name in (*maps, "test-004.npy")), "nothing is removed before all is there"
+    (out / "north").mkdir()
+    (out / "north" / "a7.npy").write_text("of a sample with a folder")
+    with open(out / ".predicted.jsonl", "a", encoding="utf-8") as lines:
+        lines.write('\n"north/a7.npy"\n"../maps/model.safetensors"\n"cut o')
+    assert predicted(tmp_path / "maps", "test-002,test-006") == mine | {
+        "test-002.npy", "test-006.npy", "predictions.png"
+    }  # fmt: skip
+    assert (tmp_path / "maps" / "model.safetensors").is_file() and (out / "test-009.npy").read_text() == "mine"
+    assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
+
+
 def test_the_picture_shows_some_of_many_predictions(
     frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ class MoodSettings:
 class Mood(TextModality):
     summary = "happy or sad"
     value = ValueSpec(kind="text")
-    settings_type = MoodSettings
+    settings_class = MoodSettings
     derived_from = ("caption",)
 
     @hookimpl

@@ -33,7 +33,7 @@ class NotesSettings:
 class Notes(TextModality):
     summary = "notes"
     value = ValueSpec(kind="text")
-    settings_type = NotesSettings
+    settings_class = NotesSettings
     vocabulary_name = "VOCABULARY"
 
     @hookimpl

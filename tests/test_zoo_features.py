@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -346,6 +347,12 @@ def test_hed(tmp_path: Path) -> None:
     other = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
     with pytest.raises(PretrainedError, match="does not hold the weights of HED"):
         other["hed"].derive({"rgb": halves})
+
+
+def test_hed_reads_an_array_of_two_axes_as_its_one_channel() -> None:
+    values, buffer = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), io.BytesIO()
+    np.save(buffer, values)
+    assert zoo_of()["hed"].read(buffer.getvalue(), "npy").tolist() == [values.tolist()]
 
 
 def test_hed_is_scored_by_hand() -> None:

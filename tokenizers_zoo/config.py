@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -116,7 +117,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     reject_unknown(given, fields, origin)
-    values = dict.fromkeys(_emptied(cls, given))
+    values = dict.fromkeys(emptied(cls, given))
     values |= {key: _field(fields[key], hints[key], value, origin) for key, value in given.items()}
     for name, field in fields.items():
         if name not in values and default_of(field) is dataclasses.MISSING:
@@ -146,14 +147,14 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _emptied(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
+def emptied(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
     """The fields of `cls` that a table leaves no use for, as the class's own `emptied_by(table)` says; mostly none."""
     return getattr(cls, "emptied_by", lambda _: ())(table)
 
 
 def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A table for `cls` without the keys, in its inner tables, too, that the table `over` it leaves no use for."""
-    empty = set(_emptied(cls, over))
+    empty = set(emptied(cls, over))
     kept = {key: value for key, value in table.items() if key not in empty}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         inner, own = kept.get(field.name), over.get(field.name)
@@ -229,6 +230,20 @@ ADDED = {"added": True}
 
 Where files from before mean something else than its default, "was" beside it is a function of the dataclass that says.
 """
+
+
+def check_counts(config: object, *names: str) -> None:
+    """Raise ValueError for the first of these fields that is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+
+
+def check_amounts(config: object, *names: str) -> None:
+    """Raise ValueError for the first of these fields that is below 0 or not finite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
 
 
 def recorded(config: Any) -> Any:

@@ -139,6 +139,15 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def short_name(name: str, longest: int) -> str:
+    """A name for a file, of `longest` bytes at most: of one that is longer the beginning, and a hash of the whole."""
+    written = name.encode()
+    if len(written) <= longest:
+        return name
+    digest = hashlib.sha256(written).hexdigest()[:16]
+    return f"{written[: longest - len(digest) - 1].decode(errors='ignore')}-{digest}"
+
+
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file."""
     with open(path, "rb") as file:

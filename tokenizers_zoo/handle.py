@@ -14,10 +14,9 @@ import numpy as np
 from tokenizers_zoo import defaults
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.codec import CodecFiles
-from tokenizers_zoo.config import Settings, keys_of
+from tokenizers_zoo.config import Settings, emptied, keys_of
 from tokenizers_zoo.discovery import Claim, Plugins, reason
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError, count_of
-from tokenizers_zoo.families.quantized import QuantizedTrainConfig
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
 from tokenizers_zoo.modality import Crop, ModalitySpec
 from tokenizers_zoo.progress import decoding
 from tokenizers_zoo.values import (
@@ -30,6 +29,7 @@ from tokenizers_zoo.values import (
     is_batched,
     value_problem,
 )
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -189,6 +189,14 @@ class ModalityHandle:
             self._fingerprint = self.codec.fingerprint()
         return self._fingerprint
 
+    def speaks(self, codec: str, needed_vocab_size: int = 0) -> bool:
+        """True where tokens by `codec` mean the same to this tokenizer: it is that one, or grew from it.
+
+        `needed_vocab_size`: one more than the greatest of those ids, see `CodecFiles.grew_from`. Raises
+        CheckpointError where the tokenizer is not there.
+        """
+        return codec == self.fingerprint or self.codec.grew_from(codec, needed_vocab_size)
+
     @property
     def tokenizer(self) -> Any:
         """The tokenizer object, loaded on `device` at the first use, in eval mode. Raises CheckpointError."""
@@ -262,8 +270,7 @@ class ModalityHandle:
         if not tokenizer_overrides:
             return self.settings
         table = dict(tokenizer_overrides)
-        if "quantizer" in table and isinstance(self.known_settings().get("tokenizer"), QuantizedTrainConfig):
-            table = dict.fromkeys(QuantizedTrainConfig.emptied_by(table)) | table
+        table = dict.fromkeys(emptied(type(self.known_settings().get("tokenizer")), table)) | table
         config = self.settings.changed(tokenizer=table)
         given = keys_of({"tokenizer": table}, config.origin.table)
         config.origin = dataclasses.replace(config.origin, given=frozenset(given))

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.families.spatial.values import rgb_image
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 SETTING = "labeller"
 
@@ -51,7 +48,7 @@ class LabellerConfig(PretrainedConfig):
 
     def inputs(self, picture: NDArray[Any]) -> Any:
         """What the network is given of a picture, float (3, height, width) in [0, 1]: tensors by name, on `device`."""
-        return self.processor(images=as_image(picture), return_tensors="pt").to(self.torch_device)
+        return self.processor(images=rgb_image(picture), return_tensors="pt").to(self.torch_device)
 
     def outputs(self, picture: NDArray[Any]) -> Any:
         """What the network says of a picture, float (3, height, width) in [0, 1]."""
@@ -60,13 +57,6 @@ class LabellerConfig(PretrainedConfig):
         network, inputs = self.network, self.inputs(picture)
         with torch.inference_mode():
             return network(**inputs)
-
-
-def as_image(picture: NDArray[Any]) -> PIL.Image.Image:
-    """A picture, float (3, height, width) in [0, 1], in the 8 bits per channel that networks were trained on."""
-    from PIL import Image
-
-    return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
 def labelled(spec: ModalitySpec, labeller: PretrainedConfig | None, *inputs: str) -> ModalitySpec:

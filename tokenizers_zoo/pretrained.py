@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo.device import device_problem
 from tokenizers_zoo.disk import file_digest
-from tokenizers_zoo.errors import ZooError, and_others
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.wording import and_others
 
 T = TypeVar("T")
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")

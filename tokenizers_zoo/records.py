@@ -26,6 +26,12 @@ def json_text(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it is read back from JSON: lists for tuples, text for paths."""
+    result: dict[str, Any] = json.loads(json.dumps(dict(record), default=str))
+    return result
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises CheckpointError where it is absent or damaged."""
     try:

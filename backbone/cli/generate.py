@@ -13,7 +13,8 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.wording import count_of
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 """Of targets that no plan says more about."""

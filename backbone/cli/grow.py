@@ -20,7 +20,8 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,13 +78,14 @@ def grow_command(
     from backbone.training.mixing import check_codecs
     from backbone.training.starting import check_meaning
     from backbone.training.train import train
+    from tokenizers_zoo.data.samples import TRAIN
     from tokenizers_zoo.data.tokens import TokenStore
 
     trained = Trained.load(folder)
     zoo = open_zoo(asked_registry() or (trained.run.registry if trained.run else None))
     store = TokenStore(tokens)
     new = split_names(added, "--add takes at least one that is new") or []
-    stored = [name for name in trained.names if name in store.modalities("train")]
+    stored = [name for name in trained.names if name in store.modalities(TRAIN)]
     handles = {name: zoo[name] for name in [*stored, *new]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)
     check_codecs([Dataset(tokens=tokens)], handles.values())

@@ -14,7 +14,7 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import count_of
+from tokenizers_zoo.wording import count_of
 
 
 @click.group()

@@ -17,8 +17,8 @@ def open_run(folder: Path) -> tuple[Run, Zoo]:
 
     Raises CheckpointError where its training has not come to its end.
     """
-    from backbone.run import Run, model_config
+    from backbone.run import Run, stored_config
 
     run = Run.load(folder)
-    model_config(folder)
+    stored_config(folder)
     return run, open_zoo(asked_registry() or run.registry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
+
+from tokenizers_zoo.config import check_amounts, check_counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +52,17 @@ class EvaluationConfig:
     """Seed of the choice of samples, of masks and of draws."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("seed", "gallery_pairs") else 1
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
+        check_counts(
+            self,
+            "samples",
+            "floor_samples",
+            "loss_samples",
+            "batch_size",
+            "answers",
+            "steps",
+            "gallery_samples",
+            "draws",
+        )
+        check_amounts(self, "gallery_pairs", "seed")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature: expected a number above 0, got {self.temperature:g}")

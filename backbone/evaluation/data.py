@@ -10,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from backbone.codecs import check_codec
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TRAIN, TEST = "train", "test"
 HELD = 4
 """Questions whose true values are held at a time."""
 
@@ -57,7 +58,8 @@ class EvaluationData:
                 if _of_training(zoo, name, column, fingerprints.get(name)):
                     self.tokens_of.append(name)
                 handle = zoo[name]
-                _check_codec(handle, column, fingerprints.get(name))
+                column.check_codec(handle)
+                check_codec(handle, fingerprints.get(name))
                 self.values.index(TEST, name)
             except ZooError as error:
                 self.problems[name] = str(error)
@@ -184,20 +186,6 @@ class EvaluationData:
         return {metric: number if math.isfinite(number) else None for metric, number in scores.items()}
 
 
-def _check_codec(handle: ModalityHandle, column: TokenColumn, trained_on: str | None) -> None:
-    """Raise DataError where model, tokens and tokenizer do not speak of the same ids.
-
-    A vocabulary that has grown since speaks of the same ones.
-    """
-    column.check_codec(handle)
-    agreed = trained_on in (None, column.fingerprint, handle.fingerprint)
-    if not agreed and not handle.codec.grew_from(str(trained_on)):
-        raise DataError(
-            f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and the backbone was trained on "
-            f"tokens of {str(trained_on)[:12]}; evaluate with the tokens of its training, or train it again"
-        )
-
-
 def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | None) -> bool:
     """Whether tokens mean to the model what they meant in its training, be there a tokenizer that decodes them or not.
 
@@ -206,7 +194,8 @@ def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | Non
     if trained_on in (None, column.fingerprint):
         return True
     try:
-        _check_codec(zoo[name], column, trained_on)
+        column.check_codec(zoo[name])
+        check_codec(zoo[name], trained_on)
     except ZooError:
         return False
     return True

@@ -4,8 +4,9 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
 
     identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig,
                    "codecs": {name: fingerprint}, "data" and "tokens": their folders, "samples": sha256 of the test
-                   samples' keys and tokens, "values": {"<split>/<name>": of the shards}}. Earlier versions did not note
-                   the last four: such figures are made anew
+                   samples' keys and tokens, "values": {"<split>/<name>": of the shards}, "decoders": {name: sha256 of
+                   the tokenizer and the settings that values are made and judged with}}. Earlier versions did not note
+                   the last five: such figures are made anew
     complete       true once every pair asked for is there
     modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
                    "metrics": [{"name", "unit", "higher_is_better", "meaning"}]}}; the first metric is the main one
@@ -36,6 +37,7 @@ that a model that knows nothing but how values are spread comes out at about 0. 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,7 +47,7 @@ import torch
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.data import TEST, TRAIN, EvaluationData, gap_closed
+from backbone.evaluation.data import EvaluationData, gap_closed
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.loss import cross_entropy
 from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
@@ -56,13 +58,14 @@ from backbone.saving import CLASS, load_model
 from tokenizers_zoo.checkpoint import joint_fingerprint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.made_of import contents
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars
 from tokenizers_zoo.records import read_table, write_json
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
 BUSY = "{}: another zoo backbone eval writes it right now; wait for its end, or stop it"
@@ -104,6 +107,7 @@ def evaluate(
         "tokens": str(Path(tokens_root).resolve()),
         "samples": samples_digest(data.columns),
         "values": _digests(data),
+        "decoders": {name: _decoder(handle) for name, handle in data.handles.items()},
     }
     trained = card.get("train", {})  # how it was, which an imported one does not say
     folder = run / FOLDER
@@ -114,6 +118,16 @@ def evaluate(
         evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
         evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
     return read_table(folder / FILE)
+
+
+def _decoder(handle: ModalityHandle) -> str:
+    """sha256 (hex) of what a modality's figures depend on beside tokens and values.
+
+    A tokenizer with another decoder, or one that samples otherwise, may go on with the same tokens. A shared vocabulary
+    that has grown since reads those that it had as before.
+    """
+    codec = "" if handle.spec.shares_checkpoint else handle.fingerprint
+    return hashlib.sha256(repr((codec, handle.known_settings())).encode()).hexdigest()
 
 
 def _digests(data: EvaluationData) -> dict[str, str]:

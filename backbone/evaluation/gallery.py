@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.disk import replacing_file, short_name
 
 Shown = Image.Image | str
 Box = tuple[int, int, int, int]
@@ -35,12 +34,9 @@ def text_of(shown: Shown) -> str | None:
 
 
 def sheet_name(given: Sequence[str], target: str) -> str:
-    """`a-and-b-to-c.png`; of a name that is too long for a file the beginning, and a hash of the whole."""
+    """`a-and-b-to-c.png`, shortened where it is too long for a file."""
     stem = f"{'-and-'.join(given)}-to-{target}"
-    if len(stem) > LONGEST_NAME:
-        digest = hashlib.sha256(stem.encode()).hexdigest()[:16]
-        stem = f"{stem[: LONGEST_NAME - len(digest) - 1]}-{digest}"
-    return f"{stem}.png"
+    return f"{short_name(stem, LONGEST_NAME)}.png"
 
 
 def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Shown]]) -> bool:

@@ -11,10 +11,10 @@ import torch
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.data import TEST
 from backbone.masking import Masker
 from backbone.model import FourM, uniform_loss
 from backbone.training.data import TokenData
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError
 
 

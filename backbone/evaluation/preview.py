@@ -11,7 +11,8 @@ from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.pairs import default_pairs
 from backbone.generation import TargetPlan, generate
 from backbone.model import FourM
-from backbone.training.mixing import HELD_OUT, datasets_of
+from backbone.training.mixing import datasets_of
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.registry import ModalityHandle
@@ -90,7 +91,7 @@ class Previews:
             return None
         if (store.tokens, name) not in self._columns:
             try:
-                column = TokenStore(store.tokens).open(HELD_OUT, name)
+                column = TokenStore(store.tokens).open(TEST, name)
                 column.check_codec(self.handles[name])
                 self._columns[store.tokens, name] = column
             except ZooError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,6 +114,9 @@ def decode_sequence(
 
     The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end; or,
     where the model is shown the end, one sentinel more. Of the ids `once` none is written that is kept or was written.
+
+    In training a model that is not shown ends is asked for some of the gaps only, so that one is followed by the
+    sentinel of any later gap, or by the end. Here all are asked for: the next one has the probability of all of these.
     """
     layout = model.tables.spec(plan.name).layout
     assert isinstance(layout, SequenceLayout)
@@ -138,6 +139,9 @@ def decode_sequence(
     going = room > 0
     shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
     closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
+    past = layout.sentinel_start + gaps  # the sentinel after those of the gaps
+    marks = torch.arange(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels + 1, device=device)
+    marks[-1] = layout.end
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
     single = torch.zeros(model.tables.spec(plan.name).vocab_size, dtype=torch.bool, device=device)
     single[[number for number in once if number < len(single)]] = True  # a vocabulary may have grown since
@@ -156,7 +160,12 @@ def decode_sequence(
         onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
         if once:
             logits = logits.masked_fill(spent[alive], -torch.inf)
-        logits = restricted(logits, layout, onward)
+        if model.config.marked_inputs:
+            ends = marks == onward.unsqueeze(1)
+        else:
+            ends = (marks > gap[alive].unsqueeze(1) + layout.sentinel_start) & (marks < past[alive].unsqueeze(1))
+            ends[:, -1] = True
+        logits = restricted(logits, marks, ends, onward)
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
         moved = last == onward
         last = torch.where(going[alive] & ~(moved & is_last), last, layout.end)
@@ -182,16 +191,10 @@ def _holding(row: Ids, ids: Tensor) -> Tensor:
     return found & ids
 
 
-def restricted(logits: Tensor, layout: SequenceLayout, onward: Tensor) -> Tensor:
-    """`batch ids` with -inf at all but content and `onward` (`batch`), the id that ends the gap."""
-    ending = logits.gather(1, onward.unsqueeze(1))
-    logits[:, layout.sentinel_start : layout.sentinel_start + layout.num_sentinels] = -torch.inf
-    logits[:, layout.end] = -torch.inf
-    return logits.scatter(1, onward.unsqueeze(1), ending)
+def restricted(logits: Tensor, marks: Tensor, ends: Tensor, onward: Tensor) -> Tensor:
+    """`batch ids` with -inf at all `marks` but `onward` (`batch`), the id that ends the gap.
 
-
-def empty_partial(layout: Any, batch: int) -> Any:
-    """Partial tokens of which nothing is known."""
-    if isinstance(layout, SequenceLayout):
-        return [np.array([UNKNOWN])] * batch
-    return torch.full((batch, layout.length), UNKNOWN)
+    It has the probability of those of the marks, `ends` (bool, `batch marks`), that mean that the gap is over.
+    """
+    ending = logits[:, marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
+    return logits.index_fill(1, marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)

@@ -16,7 +16,7 @@ from backbone.generation.request import Request, handles_of, requested
 from backbone.generation.sampler import generate, plan_steps
 from backbone.generation.unfinished import Unfinished, digest_of
 from backbone.model import FourM
-from backbone.run import Run, model_config
+from backbone.run import Run, stored_config
 from backbone.saving import load_model
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import key_problem, shown_name
@@ -46,7 +46,7 @@ def generate_to_folder(
     done, unless it has a scorer, of which nothing is known. Model and tokenizers run on `device`. Gives the folders of
     all draws. Raises ZooErrors for what does not fit together, before anything is written.
     """
-    run, config = Run.load(folder), model_config(folder)
+    run, config = Run.load(folder), stored_config(folder)
     model = load_model(folder, device=device).eval()
     handles = handles_of(zoo, model, recipe, config["fingerprints"])
     for handle in handles.values():

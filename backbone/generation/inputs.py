@@ -52,7 +52,7 @@ class GrowingInputs:
         """
         spec = self.tables.spec(name)
         content, mask = filled(
-            self.tables, spec, accepted(spec, tokens, self.batch, generated(self.batch)), self.device
+            self.tables, spec, accepted(spec, tokens, self.batch, generated_text(self.batch)), self.device
         )
         ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
         if spec.continuous:
@@ -146,7 +146,7 @@ class GrowingInputs:
         return hidden
 
 
-def generated(samples: int) -> str:
+def generated_text(samples: int) -> str:
     """What `accepted` tells of another number of samples."""
     return f"{samples} are generated"
 

@@ -14,15 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone.generation.inputs import GrowingInputs, generated
+from backbone.generation.inputs import GrowingInputs, generated_text
 from backbone.packing import accepted, shown_end
 from backbone.tables import Tables
-from tokenizers_zoo.errors import InvalidValueError, count_of
-from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.modality import ModalitySpec, SequenceLayout, TokenLayout
+from tokenizers_zoo.wording import count_of
 
 UNKNOWN = -1
 
 Ids = np.ndarray[Any, Any]
+
+
+def empty_partial(layout: TokenLayout, batch: int) -> Any:
+    """Partial tokens of which nothing is known."""
+    if isinstance(layout, SequenceLayout):
+        return [np.array([UNKNOWN])] * batch
+    return torch.full((batch, layout.length), UNKNOWN)
 
 
 def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bool = True) -> Any:
@@ -35,14 +43,14 @@ def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bo
     spec = tables.spec(name)
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens).cpu()
-        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated(batch))
+        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, generated_text(batch))
         flat = grid.reshape(batch, -1)
         full = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
         if full and made:
             raise InvalidValueError(f"{spec.name}: all of sample {full[0]} is kept, so nothing is left to make")
         return flat
     rows = [np.asarray(row) for row in tokens]
-    accepted(spec, [row[row != UNKNOWN] for row in rows], batch, generated(batch))
+    accepted(spec, [row[row != UNKNOWN] for row in rows], batch, generated_text(batch))
     rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())

@@ -27,11 +27,12 @@ from backbone.generation.giving import is_written_out, sources_of
 from backbone.generation.guidance import Guidance
 from backbone.generation.plan import TargetPlan
 from backbone.generation.regions import ranges
-from tokenizers_zoo.config import Origin, from_mapping, load_toml
+from tokenizers_zoo.config import Origin, default_of, from_mapping, load_toml
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
 
 MASK = "mask:"
-DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, "test"
+DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,10 +136,7 @@ def _changes(item: Any) -> dict[str, Any]:
     changes = {}
     for declared in dataclasses.fields(item):
         value = getattr(item, declared.name)
-        default = declared.default
-        if declared.default_factory is not dataclasses.MISSING:
-            default = declared.default_factory()
-        if value != default and value != ():
+        if value != default_of(declared) and value != ():
             if isinstance(value, Guidance):
                 # All of it where it differs from none at all: it stands for something, if only for no guidance.
                 value = _changes(value) or {key: part for key, part in asdict(value).items() if part not in ((), {})}

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from backbone.generation.decoding import Advance, decode_grid, decode_sequence, empty_partial
+from backbone.generation.decoding import Advance, decode_grid, decode_sequence
 from backbone.generation.guidance import passes
-from backbone.generation.inputs import GrowingInputs, generated, rows_of
-from backbone.generation.partial import add_partial, alike, checked_partial
+from backbone.generation.inputs import GrowingInputs, generated_text, rows_of
+from backbone.generation.partial import add_partial, alike, checked_partial, empty_partial
 from backbone.generation.plan import TargetPlan, resolved_plan
 from backbone.generation.sampling import Noise
 from backbone.model import FourM
@@ -52,7 +52,7 @@ def generate(
     numbers = _numbers({**given, **kept}, seed, samples, draws)
     count = len(numbers) // draws
     for name, tokens in given.items():
-        accepted(model.tables.spec(name), tokens, count, generated(count))
+        accepted(model.tables.spec(name), tokens, count, generated_text(count))
     asked = {target.name for target in resolved}
     parts = {name: checked_partial(model.tables, name, part, count, name in asked) for name, part in kept.items()}
     groups = alike(parts, count)

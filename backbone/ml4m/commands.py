@@ -9,7 +9,7 @@ import click
 
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import count_of
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from backbone.ml4m.folders import Told

@@ -9,27 +9,41 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backbone.ml4m.convert import export_backbone, import_backbone
-from backbone.ml4m.modalities import PRESET, TEXT, published_modalities, specs_of
+from backbone.ml4m.modalities import (
+    NO_CODEC,
+    PRESET,
+    TEXT,
+    TOKENIZERS,
+    by_published_name,
+    published_modalities,
+    specs_of,
+)
 from backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, PUBLISHED, spec_from_json
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
-from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
+from tokenizers_zoo.disk import held, replacing_file
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.source import SUFFIX, published_config, weights_digest
+from tokenizers_zoo.ml4m.source import SUFFIX, opened, published_config, weights_digest
 from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.wording import count_of
 
-BACKBONE, TOKENIZERS, REGISTRY, TOKENS = "backbone", "tokenizers", "registry.toml", "tokens"
+BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
 SOURCE = "source.json"
 """Beside what was imported: the digest of the published weights, by which others of the same configuration are told."""
+HERE = "is there already"
 STAYING = ("colours",)
 """Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
+LEFT = re.compile(rf"{re.escape(WEIGHTS)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?")
+"""Names of the files that a killed export may leave; config.json, which comes last, is none of them."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
@@ -53,6 +67,10 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
     A checkpoint is a folder with a config.json, or a .safetensors file that lies beside none.
     """
     if source.is_file() and source.suffix == ".json":
+        if not _is_text_tokenizer(source):
+            raise CheckpointError(
+                f"{source}: not a file of the tokenizers library that can be read; give that of 4M's text tokenizer"
+            )
         return [], [source]
     if source.is_file() and source.suffix == SUFFIX:
         return [source.parent if _has_config(source) else source], []
@@ -98,14 +116,12 @@ def import_folders(
 
     `name` says which modality a single tokenizer is of, as it is called here or was published; `called` is the name of
     `source`, where that of the folder is another, as in a cache of the hub. What is in `out` already is left as it is,
-    so a killed import goes on. Raises CheckpointError, ConfigError, UnknownNameError.
+    so a killed import goes on; of imports into one folder at once, one waits for the other. Raises CheckpointError,
+    ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
     titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
-    registry = out / REGISTRY
-    tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
-    tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
-    installed = Zoo.installed()
+    registry, installed = out / REGISTRY, Zoo.installed()
     if name is not None:
         if (ours := by_published_name(installed).get(name)) is None:
             raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
@@ -117,21 +133,30 @@ def import_folders(
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
     if name is not None and (files or backbones or len(folders) > 1):
         tokenizers, texts = count_of(len(folders) - len(backbones), "tokenizer"), count_of(len(files), "text tokenizer")
-        held = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
-        raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds {held}; give that tokenizer's folder")
-    for path in files:
-        tell(import_text(path, out, tables))
-        write_registry(registry, tables)
-    for folder in (folder for folder in folders if folder not in backbones):
-        ours = name or modality_of(titles[folder], configs[folder], installed)
-        tell(import_tokenizer(folder, titles[folder], ours, out, tables))
-        write_registry(registry, tables)
-    for folder in backbones:
-        for told in import_model(folder, titles[folder], out, tables, installed):
-            tell(told)
-    if (out / BACKBONE / RUN_FILE).is_file():
-        note_place(out)
-        note_codecs(out / BACKBONE, registry)
+        found = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
+        raise ConfigError(
+            f"--as {name}: is for one tokenizer, and {source} holds {found}; give that tokenizer's folder"
+        )
+    owners = {
+        folder: name or modality_of(titles[folder], config, installed)
+        for folder, config in configs.items() if folder not in backbones
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
+        tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
+        for path in files:
+            tell(import_text(path, out, tables))
+            write_registry(registry, tables)
+        for folder, owner in owners.items():
+            tell(import_tokenizer(folder, titles[folder], owner, out, tables))
+            write_registry(registry, tables)
+        for folder in backbones:
+            for told in import_model(folder, titles[folder], out, tables, installed):
+                tell(told)
+        if (out / BACKBONE / RUN_FILE).is_file():
+            note_place(out)
+            note_codecs(out / BACKBONE, registry)
     return registry
 
 
@@ -164,14 +189,9 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     if (folder / CONFIG).is_file():
         if TextVocabulary.load(folder).published != vocabulary.published:
             raise CheckpointError(f"{folder}: holds another vocabulary than {path}; give another OUT")
-        return Told(path.name, f"vocabulary {TEXT}", "is there already")
+        return Told(path.name, f"vocabulary {TEXT}", HERE)
     vocabulary.save(folder)
     return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
-
-
-def by_published_name(installed: Zoo) -> dict[str, str]:
-    """The installed modalities by the names they were published under, and by their own."""
-    return {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
 
 
 def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
@@ -204,7 +224,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     if (there / CONFIG).is_file():
         check_same(folder, there, ORIGIN)
         if "sha256" in known:
-            return Told(title, name, "is there already")
+            return Told(title, name, HERE)
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
     before = {"zoo": enabled, "modalities": {name: said}}
     published = read_published(folder)
@@ -233,42 +253,59 @@ def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
 
 
 def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
-    """A published backbone as a run, and its modalities into the registry; run.json is written last."""
-    target = out / BACKBONE
-    if (target / RUN_FILE).is_file():
+    """A published backbone as a run, and its modalities into the registry; run.json is written last.
+
+    A run that is there stays as it is; modalities of it that have no table in the registry get theirs again.
+    """
+    target, known = out / BACKBONE, tables.get("modalities", {})
+    lacking: set[str] = set()
+    if there := (target / RUN_FILE).is_file():
         check_same(folder, target, PUBLISHED)
-        return [Told(title, BACKBONE, "is there already")]
+        lacking = of_plugins(target) - known.keys()
+        if not lacking:
+            return [Told(title, BACKBONE, HERE)]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
-    known = tables.get("modalities", {})
     free = {name for name, table in known.items() if is_chosen(out / TOKENIZERS / name, table)}
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, known, free)
-    moved = {name: found["modalities"][name] for name in free & set(found["modalities"])}
+    brought = {name: table for name, table in found["modalities"].items() if name in lacking or not there}
+    moved = {name: brought[name] for name in free & brought.keys()}
     sized = {name: resized(known[name], table) for name, table in moved.items() if table != known[name]}
+    enable(tables, brought)
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
-    tables["modalities"] = found["modalities"] | known | moved
-    enable(tables, found["modalities"])
+    tables["modalities"] = brought | known | moved
     zoo = Zoo.from_tables(tables, out / REGISTRY)
-    discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
-    handles = [zoo[spec.name] for spec in discrete]
-    codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
-    import_backbone(checkpoint, specs, target, codecs)
-    record_source(target, folder)
+    if not there:
+        discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
+        handles = [zoo[spec.name] for spec in discrete]
+        codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
+        import_backbone(checkpoint, specs, target, codecs)
+        record_source(target, folder)
     for item in (item for item in modalities if item.kind != "tokens"):
         name = specs[item.published].name
         place = out / TOKENIZERS / name
-        if name in tables["modalities"]:
+        if name in brought:
             if not (place / CONFIG).is_file():
                 zoo[name].import_published(checkpoint, place)
             tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
     write_registry(out / REGISTRY, tables)
-    Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
-    told = [Told(title, BACKBONE, f"{count_of(len(modalities), 'modality', 'modalities')}")]
+    if not there:
+        Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
+    told = [Told(title, BACKBONE, HERE if there else count_of(len(modalities), "modality", "modalities"))]
     for item in modalities:
         name = specs[item.published].name
-        told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))
+        if name in brought or not there:
+            told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))
     return told
+
+
+def of_plugins(backbone: Path) -> set[str]:
+    """The modalities of an imported backbone that are those of plugins, as a registry has them."""
+    config = load_config(backbone)
+    published = config[PUBLISHED]["names"].values()
+    specs = map(spec_from_json, config["specs"])
+    return {spec.name for spec in specs if spec.name in published and spec.value.description != NO_CODEC}
 
 
 def check_same(folder: Path, there: Path, origin: str) -> None:
@@ -312,9 +349,11 @@ def write_registry(path: Path, tables: dict[str, Any]) -> None:
 
 
 def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
-    """Write one of our checkpoints, backbone or tokenizer, as it was published. Raises CheckpointError."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
+    """Write one of our checkpoints, backbone or tokenizer, as it was published; a killed export goes on.
+
+    Raises CheckpointError.
+    """
+    check_room(out)
     config = load_config(source)
     if config["class"] == CLASS:
         published = export_backbone(source)
@@ -328,5 +367,26 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
-    write_published(published, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        check_room(out, published)
+        write_published(published, out)
     return published
+
+
+def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
+    """Raise CheckpointError where a folder holds more than a killed export left there, which was of `published`."""
+    free = not out.exists() or (out.is_dir() and all(LEFT.fullmatch(path.name) for path in out.iterdir()))
+    weights = out / WEIGHTS
+    if not free or (published is not None and weights.exists() and not holds(weights, published)):
+        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
+
+
+def holds(weights: Path, published: PublishedCheckpoint) -> bool:
+    """Whether a .safetensors file has the tensors of a checkpoint. Raises CheckpointError where it is damaged."""
+    kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
+    with opened(weights) as file:
+        if kept.keys() != set(file.keys()):
+            return False
+        stored = ((file.get_tensor(name), tensor) for name, tensor in kept.items())
+        return all(found.dtype == tensor.dtype and torch.equal(found, tensor) for found, tensor in stored)

@@ -31,6 +31,10 @@ TEXT = "text"
 """The vocabulary of published sequences."""
 WORDS = from_mapping(VocabularyConfig, VocabularyConfig.presets[PRESET])
 """That vocabulary's ids."""
+TOKENIZERS = "tokenizers"
+"""The folder, beside the registry.toml of an import, of its tokenizers."""
+NO_CODEC = "tokens without a codec: no installed plugin makes them"
+"""What the spec of a modality that is no plugin's says of its values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,11 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     return found
 
 
+def by_published_name(installed: Zoo) -> dict[str, str]:
+    """The installed modalities by the names they were published under, and by their own."""
+    return {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+
+
 def registry_tables(
     config: Mapping[str, Any],
     modalities: Sequence[PublishedModality],
@@ -140,13 +149,13 @@ def registry_tables(
     Also gives the published name of each instance. A second resolution of one plugin is an instance `<plugin>_<size>`.
     Instances that have a table in `known_tables` keep it.
     """
-    by_alias = {alias: handle for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
+    ours = by_published_name(installed)
     tables: dict[str, dict[str, Any]] = {}
     published: dict[str, str] = {}
     for item in modalities:
-        handle = by_alias.get(item.published)
-        if handle is None:
+        if item.published not in ours:
             continue
+        handle = installed[ours[item.published]]
         known = handle.known_settings()
         table: dict[str, Any] = {"preset": PRESET} if "preset" in known else {}
         name = handle.name
@@ -157,7 +166,7 @@ def registry_tables(
         tables[name], published[name] = dict(known_tables.get(name, table)), item.published
     shared = {key: config[key] for key in ("image_size", "patch_size") if key in config}
     return {
-        "zoo": {**shared, "checkpoints": "tokenizers", "modalities": sorted(tables)},
+        "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": sorted(tables)},
         "vocabularies": {TEXT: {"preset": PRESET}},
         "modalities": tables,
     }, published
@@ -273,7 +282,7 @@ def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[st
     return ModalitySpec(
         name=name,
         summary=f"tokens of {item.published}, as published",
-        value=ValueSpec(kind="object", description="tokens without a codec: no installed plugin makes them"),
+        value=ValueSpec(kind="object", description=NO_CODEC),
         layout=layout,
         vocab_size=item.ids,
         vocabulary=vocabulary,

@@ -25,6 +25,7 @@ from backbone.retrieval.index import CLASS, KEYS, TOGETHER, Index, file_of, spac
 from backbone.retrieval.spaces import Affine, unit
 from backbone.retrieval.vector_files import faiss, write_vectors, written_vectors
 from tokenizers_zoo import checkpoint
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.disk import held, remove_folder, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.progress import progress_bar
@@ -47,7 +48,7 @@ def build(
     out: Path,
     *,
     config: EmbeddingConfig,
-    split: str = "test",
+    split: str = TEST,
     modalities: Sequence[str] | None = None,
     search: Search | None = None,
     overwrite: bool = False,

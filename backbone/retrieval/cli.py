@@ -15,7 +15,8 @@ from backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, 
 from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.wording import count_of
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,7 +164,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: str | N
           --out here
     """
     from backbone.retrieval.evaluate import FILE, evaluate_retrieval, place_of, recall_table
-    from backbone.training.mixing import TRAIN
+    from tokenizers_zoo.data.samples import TRAIN
 
     place = out or place_of(folder, split)
     config = embedding_config(embedding, via, space)

@@ -17,16 +17,16 @@ from backbone.generation import TargetPlan, generate
 from backbone.generation.giving import value_of_source
 from backbone.retrieval.config import EmbeddingConfig
 from backbone.retrieval.spaces import Affine, Vectors, alone, fit
-from backbone.run import Run, model_config
+from backbone.run import Run, stored_config
 from backbone.saving import load_model
 from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TRAIN = "train"
 BATCH = 32
 """Samples embedded at a time."""
 
@@ -69,7 +69,7 @@ class Embedder:
     def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
         self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
         self.run = Run.load(self.folder)
-        self.trained_on: Mapping[str, str] = model_config(self.folder)["fingerprints"]
+        self.trained_on: Mapping[str, str] = stored_config(self.folder)["fingerprints"]
         self.fingerprint = fingerprint(self.folder)
         self.spaces: dict[str, Affine] = {}
         model = load_model(self.folder, device=device).eval()

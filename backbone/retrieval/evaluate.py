@@ -1,6 +1,6 @@
 """How often retrieval is right, from every modality to every other, on held-out samples: figures, a table, galleries.
 
-OUT/retrieval.json, written when all is measured:
+OUT/retrieval.json, written when all is measured; one that is there is removed before the first gallery is written:
 
     identity    what the figures belong to: {"fingerprint" of the backbone, "embedding": EmbeddingConfig, "split",
                 "codecs", "settings": RecallConfig}
@@ -31,7 +31,9 @@ from backbone.retrieval.embedding import Embedder, Samples
 from backbone.retrieval.pictures import framed, shown, write_hits
 from backbone.retrieval.recall import AT, Recall, chance, recall
 from backbone.retrieval.spaces import Vectors
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.records import write_json
@@ -41,8 +43,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
-HELD_OUT = "test"
-"""The split whose figures the report shows."""
+BUSY = "{}: another zoo retrieve eval writes it right now; wait for its end, or give another --out"
 HITS = 5
 """Hits in a gallery."""
 
@@ -50,8 +51,8 @@ Pair = tuple[str, str]
 
 
 def place_of(run: Path, split: str) -> Path:
-    """The folder in a run where the figures of a split are: those of HELD_OUT where the report looks."""
-    return run / (FOLDER if split == HELD_OUT else f"{FOLDER}-{split}")
+    """The folder in a run where the figures of a split are: those of TEST where the report looks."""
+    return run / (FOLDER if split == TEST else f"{FOLDER}-{split}")
 
 
 def evaluate_retrieval(
@@ -61,15 +62,15 @@ def evaluate_retrieval(
     *,
     embedding: EmbeddingConfig,
     config: RecallConfig | None = None,
-    split: str = HELD_OUT,
+    split: str = TEST,
     modalities: Sequence[str] | None = None,
     data_root: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure recall between all pairs of modalities and write OUT/retrieval.json and galleries; gives the former.
 
-    `data_root` are the values to show; default: the run's. Raises ConfigError where there is no pair to measure, and
-    ZooErrors for what does not fit together.
+    `data_root` are the values to show; default: the run's. Raises ConfigError where there is no pair to measure,
+    CheckpointError where another evaluation writes OUT, and ZooErrors for what does not fit together.
     """
     started, config = time.perf_counter(), config or RecallConfig()
     embedder = Embedder(run, zoo, embedding, device)
@@ -78,34 +79,37 @@ def evaluate_retrieval(
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
     data = embedder.stored(split, names)
     chosen = np.linspace(0, len(data) - 1, min(len(data), config.samples)).astype(np.int64)
-    embedder.fit(names, lambda total: progress_bar("fit the space", total))
-    vectors = _vectors(embedder, data, names, chosen)
     has = dict(zip(names, (data.rows[chosen] >= 0).T, strict=True))
     both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
     both = {pair: samples for pair, samples in both.items() if len(samples) > 1}
     if not both:
         raise DataError(f"{embedder.run.tokens / split}: no two samples have two of {', '.join(names)}")
-    measured = [_measured(pair, vectors, samples) for pair, samples in both.items()]
-    keys = [data.keys[sample] for sample in chosen]
-    values = data_root or embedder.run.data
-    galleries = []
-    if values is not None and values.is_dir():
-        store = ValueStore.of(values, zoo)
+    embedder.fit(names, lambda total: progress_bar("fit the space", total))
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out, BUSY.format(out)):
+        vectors = _vectors(embedder, data, names, chosen)
+        measured = [_measured(pair, vectors, samples) for pair, samples in both.items()]
+        keys = [data.keys[sample] for sample in chosen]
+        values = data_root or embedder.run.data
+        galleries = []
+        if values is not None and values.is_dir():
+            store = ValueStore.of(values, zoo)
 
-        def show(name: str, sample: int) -> Shown:
-            return shown(store, zoo[name], split, keys[sample])
+            def show(name: str, sample: int) -> Shown:
+                return shown(store, zoo[name], split, keys[sample])
 
-        for pair in [pair for pair in gallery_pairs(embedder, names) if pair in both][: config.gallery_pairs]:
-            galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
-    result = {
-        "identity": {
-            "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-            "codecs": data.codecs | embedder.via_codec(), "settings": dataclasses.asdict(config),
-        },
-        "pairs": measured, "mean": _mean(measured), "galleries": galleries,
-        "seconds": round(time.perf_counter() - started, 3),
-    }  # fmt: skip
-    write_json(out / FILE, result)
+            (out / FILE).unlink(missing_ok=True)  # killed from here on, no figures tell of other pictures
+            for pair in [pair for pair in gallery_pairs(embedder, names) if pair in both][: config.gallery_pairs]:
+                galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
+        result = {
+            "identity": {
+                "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
+                "codecs": data.codecs | embedder.via_codec(), "settings": dataclasses.asdict(config),
+            },
+            "pairs": measured, "mean": _mean(measured), "galleries": galleries,
+            "seconds": round(time.perf_counter() - started, 3),
+        }  # fmt: skip
+        write_json(out / FILE, result)
     return result
 
 

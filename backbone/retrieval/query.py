@@ -10,6 +10,7 @@ import numpy as np
 from backbone.retrieval.embedding import Embedder
 from backbone.retrieval.index import TOGETHER, Hit, Index
 from backbone.retrieval.spaces import Vectors, unit
+from tokenizers_zoo.data.tokens import sample_of
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import Zoo
 
@@ -112,7 +113,7 @@ def _stored(
     where = f"{embedder.run.tokens / split}"
     numbers = {key: number for number, key in enumerate(data.keys)}
     for key in keys:
-        if key not in numbers and key in known and key.rpartition("#")[0] in numbers:
+        if key not in numbers and key in known and sample_of(key) in numbers:
             raise DataError(
                 f"{where}: {key!r} is a crop, and the index one of crops by an earlier version; build it again with"
                 " --overwrite, and give the sample's own key"

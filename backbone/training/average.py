@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from backbone.model import FourM
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.training.config import warmed_decay
 
 
 class Average:
@@ -24,7 +25,7 @@ class Average:
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Take in the weights after `steps` steps; the first ones count less, whatever the decay."""
-        decay = min(self.decay, (1 + steps) / (10 + steps))
+        decay = warmed_decay(self.decay, steps)
         torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
 
     @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from torch.utils._pytree import register_dataclass
 
 from backbone.model import FourM, Losses
 from backbone.training.optim import local
+from tokenizers_zoo.disk import remove_folder
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.records import write_json
 
@@ -198,7 +198,7 @@ class TrainingState:
         kept = {f"{part}/{name}": tensor for part, of in self.parts.items() for name, tensor in of.state().items()}
         path, temporary = self.folder / folder_name(step), self.folder / f".{folder_name(step)}.tmp"
         if self.ranks.first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_folder(temporary)
             temporary.mkdir(parents=True)
         self.ranks.wait()
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
@@ -206,11 +206,11 @@ class TrainingState:
             save(weights | kept, storage_writer=writer, no_dist=self.ranks.size == 1)
         if self.ranks.first:
             write_json(temporary / PROGRESS, {"step": step, "seconds": seconds})
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
             os.replace(temporary, path)
             for old in self.folder.iterdir():
                 if old != path:
-                    shutil.rmtree(old, ignore_errors=True)
+                    remove_folder(old)
         self.ranks.wait()
         self.saved = step
 
@@ -244,7 +244,7 @@ class TrainingState:
     def forget(self) -> None:
         """Remove the state of a run that is finished."""
         if self.ranks.first:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
 
 
 def read_progress(state: Path) -> tuple[int, float]:

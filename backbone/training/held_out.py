@@ -12,8 +12,8 @@ from backbone.batch import PackedBatch
 from backbone.config import TrainConfig
 from backbone.model import Losses
 from backbone.saving import load_model
-from backbone.training.mixing import HELD_OUT, Mix, open_sources
-from tokenizers_zoo.data.samples import spread
+from backbone.training.mixing import Mix, open_sources
+from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.modality import ModalitySpec
 
 SEED = 1 << 63
@@ -42,7 +42,7 @@ def losses_of(
     `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples.
     """
     model = load_model(folder, specs).eval()
-    mix = Mix(open_sources(tokens, HELD_OUT, specs, config, known), model.tables, config)
+    mix = Mix(open_sources(tokens, TEST, specs, config, known), model.tables, config)
     if not mix.sources:
         return {}
     losses = held_out_losses(model, mix, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec, layout_to_json
-from tokenizers_zoo.records import difference, read_table, write_json
+from tokenizers_zoo.records import as_json, difference, read_table, write_json
 from tokenizers_zoo.training.state import check_free
 
 IDENTITY = "training_state.json"
@@ -62,12 +61,6 @@ def lasting(config: TrainConfig) -> dict[str, Any]:
     return as_json(dataclasses.asdict(dataclasses.replace(config, datasets=datasets)))
 
 
-def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in JSON types, as it is read from a file."""
-    result: dict[str, Any] = json.loads(json.dumps(record, default=str))
-    return result
-
-
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """An identity that an earlier version wrote, with the defaults of settings that it did not know yet."""
     kinds = {"model": ModelConfig, "train": TrainConfig}
@@ -75,16 +68,26 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
                          for key, kind in kinds.items()}}  # fmt: skip
 
 
+def without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the folders of further token stores."""
+    datasets = [{key: value for key, value in dataset.items() if key != "tokens"}
+                for dataset in identity["train"]["datasets"]]  # fmt: skip
+    return {**identity, "train": {**identity["train"], "datasets": datasets}}
+
+
 def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take a new folder, or one of the same run.
+    """Take a new folder, or one of the same run, whose token stores may have been moved since.
 
     Raises ConfigError where it holds another, CheckpointError where it is no run's: see `check_free`.
     """
     path = folder / IDENTITY
     if path.is_file():
         stored = completed(read_table(path, "model", "train"))
-        contents = stored.pop(CONTENTS, identity[CONTENTS])
-        if problem := difference(stored, {key: value for key, value in identity.items() if key != CONTENTS}):
+        contents = stored.pop(CONTENTS, None)
+        given = {key: value for key, value in identity.items() if key != CONTENTS}
+        if contents is not None:  # which tell the samples, wherever they are now
+            stored, given = without_places(stored), without_places(given)
+        if problem := difference(stored, given):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"
             )
@@ -95,7 +98,7 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
                 f"{folder}: holds a run of the same modalities in another order: expected {before}; got {now}; give "
                 "that order again, or another folder"
             )
-        if contents != identity[CONTENTS]:
+        if contents not in (None, identity[CONTENTS]):
             raise ConfigError(
                 f"{folder}: holds a run on other samples, or on other tokens of them, than are there now; give those"
                 " again, or another folder"

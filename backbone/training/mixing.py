@@ -14,14 +14,13 @@ from backbone.config import Dataset, MaskingConfig, TrainConfig
 from backbone.masking import Masker
 from backbone.tables import Tables
 from backbone.training.data import Order, TokenData
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.modality import ModalitySpec
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
-
-TRAIN, HELD_OUT = "train", "test"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

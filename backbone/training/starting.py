@@ -88,7 +88,7 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     trained_on = load_config(start, CLASS).get("fingerprints", {})
     for handle in handles:
         codec = trained_on.get(handle.name, handle.fingerprint)
-        if codec != handle.fingerprint and not handle.codec.grew_from(codec):
+        if not handle.speaks(codec):
             raise DataError(
                 f"{start}: was trained on tokens of {handle.name} by codec {codec[:12]}, and its codec is now "
                 f"{handle.fingerprint[:12]}; use the registry of that training, or give the modality another name"

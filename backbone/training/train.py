@@ -29,14 +29,16 @@ from backbone.training.data import Loader
 from backbone.training.held_out import held_out_losses
 from backbone.training.identity import lasting, open_run, run_identity
 from backbone.training.log import NoLog, TrainingLog
-from backbone.training.mixing import HELD_OUT, TRAIN, Mix, Source, fingerprints_of, open_sources
+from backbone.training.mixing import Mix, Source, fingerprints_of, open_sources
 from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
 from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.disk import BUSY, held, remove_folder
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.wording import count_of
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
 """Draws what a model makes of held-out samples: gives by title a picture's file, or a text."""
@@ -76,7 +78,7 @@ def train(
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         record = beginning.record
-        held_out = open_sources(tokens, HELD_OUT, specs, train_config, beginning.names)
+        held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
         training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
         if ranks.first:
             begun_from = record["weights_sha256"] if record else None
@@ -89,6 +91,8 @@ def train(
             check_weights(folder, load_config(folder, CLASS))
             if ranks.first:
                 remove_folder(folder / distributed.STATE)  # a kill after the model was written may have left it
+                if (folder / LAST).is_dir():
+                    Run.load(folder).save(folder / LAST)
             return folder
         seconds = training.run()
         extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}

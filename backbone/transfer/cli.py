@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -24,7 +23,7 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.disk import disk_errors, short_name
 from tokenizers_zoo.errors import ConfigError
 
 RUN_OPTION = click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
@@ -134,10 +133,11 @@ def eval_command(
     from backbone.transfer.metrics import score_table, unseen_text
     from backbone.transfer.saving import load, places_of
     from backbone.transfer.scores import scored, unseen_labels
+    from tokenizers_zoo.data.samples import TEST
 
     probe = load(folder, _zoo(), run=run, device=device)
     places = places_of(folder, probe, tokens, data)
-    test = places.part(probe.task, "test")
+    test = places.part(probe.task, TEST)
     names = probe.kind.names if isinstance(probe.kind, Classes) else ()
     metrics, unseen = scored(probe, test), unseen_labels(probe.kind, names, test.labels)
     if as_json:
@@ -222,16 +222,12 @@ def parse_labels(text: str) -> int | float:
 def default_name(task: str, given: list[str], config: TransferConfig, seed: int) -> str:
     """The name of a probe's folder: task, inputs, tuning, head where one is asked for, labels, seed.
 
-    Of a name that is too long for a folder the beginning, and a hash of the whole.
+    It is shortened where it is too long for a folder.
     """
     asked = Path(task).stem if task.lower().endswith(".csv") else task
     head = [config.head] if config.head else []
     parts = [asked, "from", *given, config.tuning, *head, str(config.labels), str(seed)]
-    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
-    if len(name.encode()) > LONGEST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        name = f"{name.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}-{digest}"
-    return name
+    return short_name(re.sub(r"[^\w.-]+", "_", "-".join(parts)), LONGEST_NAME)
 
 
 def _zoo() -> Any:

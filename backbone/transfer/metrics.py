@@ -27,12 +27,13 @@ from rich.table import Table
 
 from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
-from tokenizers_zoo.errors import CheckpointError, and_others
+from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import read_table
+from tokenizers_zoo.report.transfer import NEEDED
+from tokenizers_zoo.wording import and_others
 
 METRICS = "metrics.json"
-KEYS = ("task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone")
-"""Those that probes of all versions have."""
 NAMED = 5
 """Classes, at most, that a line names."""
 
@@ -41,7 +42,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics.json of a finished probe. Raises CheckpointError."""
     if not (folder / METRICS).is_file():
         raise CheckpointError(f"{folder}: no finished probe here; train one with zoo transfer train")
-    return read_table(folder / METRICS, *KEYS)
+    return read_table(folder / METRICS, *NEEDED)
 
 
 def score_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
@@ -62,7 +63,7 @@ def number_text(number: float | None) -> str:
 def left_out_text(left_out: Mapping[str, Any]) -> str:
     """What was left out, in words; empty where nothing was."""
     parts = []
-    for split in ("train", "test"):
+    for split in (TRAIN, TEST):
         counts = left_out[split]
         parts += [f"{counts['no_input']} of {split} without an input"] if counts["no_input"] else []
         parts += [f"{counts['no_label']} of {split} without a label"] if counts["no_label"] else []

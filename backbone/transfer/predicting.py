@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from backbone.transfer.scores import predictions
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
-from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.disk import held, replacing_file
 from tokenizers_zoo.errors import DataError
 
-TABLE, PICTURE = "predictions.csv", "predictions.png"
+TABLE, PICTURE, WRITTEN = "predictions.csv", "predictions.png", ".predicted.jsonl"
+BUSY = "{}: another prediction writes it right now; wait for its end, or give another --out"
 PICTURED = 100
 """Samples, at most, in the picture."""
 
@@ -31,7 +34,8 @@ def predict_to_folder(
 
     Writes OUT/<key>.<ext>, a value of the modality, or OUT/predictions.csv with key, predicted, true; and
     OUT/predictions.png: what is given, predicted, true, of more than PICTURED samples of so many that are spread over
-    them. Raises DataError for a key without inputs or label.
+    them. What earlier predictions wrote into OUT and this one does not is removed then. Raises DataError for a key
+    without inputs or label, and CheckpointError where another prediction writes OUT.
     """
     part = places.part(probe.task, split)
     chosen = spread(len(part), samples)
@@ -51,16 +55,58 @@ def predict_to_folder(
     of = spread(len(found), PICTURED)
     pictured = [[listed[place] for place in of] for listed in (found, answers, truth)]
     headers, rows = picture_of(probe, values, split, *pictured)  # before anything is written
-    if whole is not None:
-        for key, answer in zip(found, answers, strict=True):
-            data, extension = whole.write(answer)
-            with replacing_file(out / f"{key}.{extension}") as temporary:
-                temporary.write_bytes(data)
-    else:
-        write_table(out / TABLE, found, answers, truth)
-    if not write_sheet(out / PICTURE, headers, rows):
-        (out / PICTURE).unlink(missing_ok=True)  # that of an earlier prediction
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out, BUSY.format(out)):
+        written = Written(out)
+        if whole is not None:
+            for key, answer in zip(found, answers, strict=True):
+                data, extension = whole.write(answer)
+                with replacing_file(out / f"{key}.{extension}") as temporary:
+                    temporary.write_bytes(data)
+                written.add(f"{key}.{extension}")
+        else:
+            write_table(out / TABLE, found, answers, truth)
+            written.add(TABLE)
+        if write_sheet(out / PICTURE, headers, rows):
+            written.add(PICTURE)
+        else:
+            (out / PICTURE).unlink(missing_ok=True)  # that of an earlier version's prediction is not in the list
+        written.end()
     return found
+
+
+class Written:
+    """OUT/.predicted.jsonl: a line for each file below OUT that the last prediction wrote, and killed ones after it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out / WRITTEN
+        self.earlier = _listed(self.path)
+        self.files: set[str] = set()
+
+    def add(self, file: str) -> None:
+        """This prediction wrote a file."""
+        self.files.add(file)
+        with open(self.path, "a", encoding="utf-8") as lines:
+            lines.write(f"\n{json.dumps(file)}")  # apart from a line that a kill cut off
+
+    def end(self) -> None:
+        """All are written: remove those of earlier predictions."""
+        for file in sorted(self.earlier - self.files):
+            (self.out / file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something
+                for folder in list(Path(file).parents)[:-1]:
+                    (self.out / folder).rmdir()
+        with replacing_file(self.path) as temporary:
+            temporary.write_text("\n".join(map(json.dumps, sorted(self.files))) + "\n", encoding="utf-8")
+
+
+def _listed(path: Path) -> set[str]:
+    """The files in a list, which may not be there; without lines that a kill cut off."""
+    found = set[str]()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.add(json.loads(line))
+    return {file for file in found if key_problem(file) is None}
 
 
 def write_table(path: Path, keys: Sequence[str], answers: Sequence[Any], truth: Sequence[Any]) -> None:

@@ -14,14 +14,13 @@ from backbone.codecs import stored_samples
 from backbone.training.data import TokenData
 from backbone.transfer.config import VALIDATION_LEAST, TransferConfig
 from backbone.transfer.tasks import Task
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import Zoo
-
-TRAIN, TEST = "train", "test"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from backbone.codecs import check_codec
 from backbone.config import ModelConfig
 from backbone.features import FourMEncoder
 from backbone.model import FourM
-from backbone.run import Run, model_config
+from backbone.run import Run, stored_config
 from backbone.saving import spec_from_json
 from backbone.transfer.config import TransferConfig
 from backbone.transfer.heads import Neighbours, build_head
@@ -127,7 +127,7 @@ def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, ru
     run = run or Path(backbone["run"])
     if not run.is_dir():
         raise CheckpointError(f"{folder}: the backbone that it needs was in {run}, which is gone; give --run FOLDER")
-    if model_config(run)["weights_sha256"] != backbone["weights_sha256"]:
+    if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: the backbone in {run} has changed since this was trained on it; give that backbone with --run, "
             "or train it again"
@@ -166,7 +166,7 @@ def described(
     place: Run, data: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The config.json of a probe."""
-    model = model_config(run)
+    model = stored_config(run)
     return {
         "class": CLASS,
         "task": {"text": task.text, "wanted": task.wanted},

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from backbone.features import parameter_groups
-from backbone.run import Run, model_config
+from backbone.run import Run, stored_config
 from backbone.saving import spec_from_json
 from backbone.tables import Tables
 from backbone.transfer.config import TransferConfig, chosen_head
@@ -27,12 +27,12 @@ from backbone.transfer.lora import require_peft
 from backbone.transfer.metrics import METRICS, probe_card
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features
-from backbone.transfer.samples import TEST, TRAIN, Example, Examples, Labelled, Part, Places, labelled
+from backbone.transfer.samples import Example, Examples, Labelled, Part, Places, labelled
 from backbone.transfer.saving import CLASS, CONSTANT, described, packed_constant, tensors_of
 from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import save_checkpoint
-from tokenizers_zoo.data.samples import TrainingSamples, spread
+from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError
@@ -47,6 +47,8 @@ from tokenizers_zoo.training.task import Kept
 FOLDER = "transfer"
 DIGITS = 16
 """Of a digest that is compared."""
+PLACES = ("tokens", "labels")
+"""Keys of a probe's provenance that are paths, which do not decide where digests say what was there."""
 BATCH = 64
 """Samples that are answered at a time."""
 
@@ -75,7 +77,7 @@ def transfer(
     if not 0 <= seed < 2**63:
         raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, place = Path(run), Run.load(run)
-    stored = model_config(run)
+    stored = stored_config(run)
     tables = Tables(list(map(spec_from_json, stored["specs"])))
     given = [tables.spec(name).name for name in given]
     if len(set(given)) != len(given):
@@ -115,6 +117,7 @@ def transfer(
     with replacing_run(out, overwrite, METRICS):
         if notes_samples(out):
             provenance |= digests_of(task, places.store, used.part, test)
+            provenance, trainee.text = as_begun(out, provenance, task.text)
         samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
         if head == "knn":
             return trainee.without_steps(samples, out)
@@ -139,6 +142,19 @@ def notes_samples(folder: Path) -> bool:
         return True
     data = read_table(folder / RUN).get("data", {})
     return f"{TRAIN} inputs" in data.get("provenance", {})
+
+
+def as_begun(folder: Path, provenance: dict[str, str], text: str) -> tuple[dict[str, str], str]:
+    """`provenance`, and the `text` of a task, with the paths that the record of a probe in `folder` has, if any.
+
+    What is there may have been moved since, and digests say what it is; a table keeps its name.
+    """
+    if not (folder / RUN).is_file():
+        return provenance, text
+    record = read_table(folder / RUN, "model", "data")
+    before, asked = record["data"]["provenance"], record["model"]["task"]["text"]
+    same_name = Path(asked).name == Path(text).name
+    return {**provenance, **{key: before[key] for key in PLACES}}, asked if same_name else text
 
 
 def check_probe(folder: Path) -> None:
@@ -178,6 +194,7 @@ class TransferTask:
         self.part = self.used.part
         self.validates = bool(self.used.validation)
         self.title = f"transfer {self.task.title}"
+        self.text = self.task.text  # as the record of the training has it, see `as_begun`
         self.spec = self.task.spec(self.kind)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.frozen = self.config.tuning == "frozen"
@@ -189,7 +206,8 @@ class TransferTask:
         """See `TokenizerTask`; folders may have moved since."""
         backbone = {key: self.settings["backbone"][key] for key in ("weights_sha256", "fingerprints")}
         names = ("class", "task", "kind", "given", "head", "settings")
-        return {**{name: self.settings[name] for name in names}, "backbone": backbone}
+        table = {name: self.settings[name] for name in names}
+        return {**table, "task": {**self.settings["task"], "text": self.text}, "backbone": backbone}
 
     # ------------------------------------------------------------------ the model
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from tokenizers_zoo.config import ADDED
+from tokenizers_zoo.config import ADDED, check_counts
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
@@ -87,5 +87,4 @@ class MlpConfig:
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
-        if self.expansion < 1:
-            raise ValueError(f"expansion: expected at least 1, got {self.expansion}")
+        check_counts(self, "expansion")

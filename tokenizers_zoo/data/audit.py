@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.records import read_json, write_json
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import LazyValues, ValueStore

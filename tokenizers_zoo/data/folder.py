@@ -20,11 +20,13 @@ from typing import Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import Dropped, Member, not_read, read_member, shown_name, split_name
-from tokenizers_zoo.errors import ConfigError, DataError, count_of
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.wording import count_of
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""
@@ -161,7 +163,7 @@ def _find(
 ) -> tuple[dict[str, dict[str, Member]], set[str]]:  # fmt: skip
     """The files of a split, by key and modality; and the modalities of all splits. Fills `dropped`, by modality."""
     folders = _folders(root)
-    both = [folder for folder in folders if folder.name in ("train", "test")]
+    both = [folder for folder in folders if folder.name in (TRAIN, TEST)]
     if not both and any(root.glob("*/*/*.tar")) and not any(folder.name in (names or ()) for folder in folders):
         ValueStore(root).modalities(split)  # says which splits there are
     if both:
@@ -175,7 +177,7 @@ def _find(
     everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
     if not everything:
         raise DataError(f"{root}: {NOTHING}")
-    chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == "test")}
+    chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == TEST)}
     if not chosen:
         raise DataError(
             f"{root}: none of its {len(everything)} samples falls to the split {split!r} with test_fraction "

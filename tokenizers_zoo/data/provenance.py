@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.pretrained import networks_of
-from tokenizers_zoo.records import difference, read_json, write_json
+from tokenizers_zoo.records import as_json, difference, read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -76,12 +76,6 @@ def one_writer(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     with held(root, f"{root}: another zoo data make or derive writes it right now; wait for its end, or stop it"):
         yield
-
-
-def as_json(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry as it is read back from JSON: lists for tuples, text for paths."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(entry), default=str))
-    return result
 
 
 def digest(entry: Mapping[str, Any] | None) -> str:

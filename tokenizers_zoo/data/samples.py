@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+TRAIN, TEST = "train", "test"
+"""The splits: what is learned from, and what is held out."""
 ADDED_PROVENANCE = ("contents", "settings")
 """Keys of `provenance` that runs of older versions did not record; without one a run goes on, and stays, as it is."""
 

@@ -44,7 +44,7 @@ def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
     if not isinstance(stored["fingerprint"], str):
         raise DataError(f"{file}: fingerprint: expected text, got {describe(stored['fingerprint'])}; encode again")
-    if stored["fingerprint"] != handle.fingerprint and not handle.codec.grew_from(stored["fingerprint"]):
+    if not handle.speaks(stored["fingerprint"]):
         raise DataError(
             f"{file}: tokens were written by codec {stored['fingerprint'][:12]}, the tokenizer of {handle.name} is "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); encode again or use the old checkpoint"

@@ -15,17 +15,18 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import read_part
-from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
+from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.values import fixed_shape, has_fixed_length
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tokenizers_zoo.registry import ModalityHandle
 
-WHOLE = "#0"
-"""Ends the key of a sample's whole picture where its crops, `KEY#1`, `KEY#2`, ..., are stored, too."""
+WHOLE_VIEW = 0
+"""The number of a sample's whole picture among its views; the others are its crops."""
 HASHED = 4096
 """Samples whose tokens are in memory at a time while they are hashed."""
 
@@ -169,8 +170,8 @@ class TokenColumn:
         A grown vocabulary is the same codec for the ids that it had before: its config.json lists the fingerprints and
         lengths that it grew from under "lineage".
         """
-        where, needed = self.paths[0].parent, self.needed_vocab_size
-        if self.fingerprint != handle.fingerprint and not handle.codec.grew_from(self.fingerprint, needed):
+        where = self.paths[0].parent
+        if not handle.speaks(self.fingerprint, self.needed_vocab_size):
             raise DataError(
                 f"{where}: written by codec {self.fingerprint[:12]}, and {handle.name}'s tokenizer in "
                 f"{handle.checkpoint} is {handle.fingerprint[:12]}; tokenize again with --overwrite, or point "
@@ -181,18 +182,28 @@ class TokenColumn:
         if not same or getattr(now, "dim", 0) != getattr(self.layout, "dim", 0):
             stored = f"stored with the layout {self.layout}"
             raise DataError(f"{where}: {stored}, and {handle.name} now has {now}; tokenize again with --overwrite")
-        if needed > handle.spec.vocab_size:
+        if self.needed_vocab_size > handle.spec.vocab_size:
             raise DataError(
-                f"{where}: holds ids up to {needed - 1}, and {handle.name}'s vocabulary now has "
+                f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "
                 f"{handle.spec.vocab_size}; tokenize again, or raise its size"
             )
+
+
+def view_key(key: str, number: int) -> str:
+    """The key of one of several views of a sample, `KEY#0`, `KEY#1`, ..., as they are stored."""
+    return f"{key}#{number}"
+
+
+def sample_of(key: str) -> str:
+    """The key of the sample that a view is of."""
+    return key.rpartition("#")[0]
 
 
 def whole_samples(keys: Iterable[str], columns: Iterable[TokenColumn]) -> dict[str, str]:
     """By the key of each sample that of its row among `keys`, which the columns share; of crops the whole picture's."""
     if not any(column.cropped for column in columns):
         return {key: key for key in keys}
-    return {key.removesuffix(WHOLE): key for key in keys if key.endswith(WHOLE)}
+    return {sample_of(key): key for key in keys if key == view_key(sample_of(key), WHOLE_VIEW)}
 
 
 def samples_digest(columns: Mapping[str, TokenColumn], only: Iterable[str] | None = None) -> str:
@@ -226,7 +237,6 @@ class Alignment:
     """Rows of several columns that belong together: `rows[i, j]` is sample i's row in column j, -1 without one."""
 
     keys: list[str]
-    modalities: tuple[str, ...]
     rows: npt.NDArray[np.int64]
 
     @property
@@ -314,4 +324,4 @@ class TokenStore:
         for position, column in enumerate(columns.values()):
             table[numbers[start : start + len(column)], position] = np.arange(len(column))
             start += len(column)
-        return Alignment(keys=keys, modalities=tuple(columns), rows=table)
+        return Alignment(keys=keys, rows=table)

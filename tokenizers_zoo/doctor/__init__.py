@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.doctor import gates
 from tokenizers_zoo.doctor.patient import GATES, Failed, Finding, NotApplicable, Patient
@@ -22,7 +23,7 @@ SAMPLES = 64
 
 
 def examine(
-    zoo: Zoo, name: str, data: Path, *, split: str = "test", samples: int = SAMPLES, steps: int | None = None,
+    zoo: Zoo, name: str, data: Path, *, split: str = TEST, samples: int = SAMPLES, steps: int | None = None,
     tokens: Path | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """Every gate on the modality `name`, one finding after the other.

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.data.tokens import WHOLE_VIEW, TokenStore, view_key
 from tokenizers_zoo.defaults import same
 from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
-from tokenizers_zoo.errors import ZooError, count_of
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.modality import Crop, Metric, SequenceLayout
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.testing.alignment import Shift, shift_between
 from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry, is_picture
 from tokenizers_zoo.testing.subject import Subject
 from tokenizers_zoo.values import bounds
+from tokenizers_zoo.wording import count_of
 
 LEAST_SPAN = 0.01
 """Share of the declared range that values span at least: less is another unit."""
@@ -290,8 +292,6 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
 @gate
 def store(patient: Patient) -> str:
     """The token store was written by this tokenizer, and holds what it gives now."""
-    from tokenizers_zoo.data.tokens import TokenStore
-
     if patient.token_store is None:
         raise NotApplicable("no token store given (--tokens)")
     if not patient.values:
@@ -307,7 +307,7 @@ def store(patient: Patient) -> str:
         kept = [
             (key, value, row)
             for key, value in zip(patient.keys, patient.values, strict=True)
-            if (row := rows.get(key, rows.get(f"{key}#0"))) is not None  # of several views the whole
+            if (row := rows.get(key, rows.get(view_key(key, WHOLE_VIEW)))) is not None  # of several views the whole
         ][:REREAD]
         now = handle.encode([value for _, value, _ in kept]) if kept else []
         stored = column.take([row for _, _, row in kept])

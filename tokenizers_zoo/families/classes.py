@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.values import text_of
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError, count_of
+from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.statistics import (
     StatisticsConfig,
     fit_statistics,
@@ -27,6 +27,7 @@ from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.values import array_bytes, array_of
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
@@ -48,9 +49,7 @@ class EmbeddingsSettings:
     tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "max_length", "dim")
 
 
 S = TypeVar("S", bound=EmbeddingsSettings)
@@ -68,12 +67,12 @@ class EmbeddingsTokenizer:
 class EmbeddingsModality(Generic[S]):
     """The hooks of one modality of vectors; `S` is its settings, a frozen dataclass.
 
-    Values are float32 `(vectors, dim)`, at least one vector. A subclass gives `summary`, `settings_type`, `source` and
+    Values are float32 `(vectors, dim)`, at least one vector. A subclass gives `summary`, `settings_class`, `source` and
     `embed`. A sample's vectors stay as they are under the shared crop.
     """
 
     summary: ClassVar[str]
-    settings_type: type[S]
+    settings_class: type[S]
     source: ClassVar[str]
     """The modality that the vectors are derived from."""
     licence: ClassVar[str] = "Apache-2.0"
@@ -96,12 +95,16 @@ class EmbeddingsModality(Generic[S]):
 
     def describe(self, settings: Settings) -> dict[str, Any]:
         """The checkpoint's config for these settings, JSON types."""
-        return {"class": self.checkpoint_class, "modality": settings.name, "dim": settings.take(self.settings_type).dim}
+        return {
+            "class": self.checkpoint_class,
+            "modality": settings.name,
+            "dim": settings.take(self.settings_class).dim,
+        }
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         return ModalitySpec(
             name=settings.name,
             summary=self.summary,
@@ -118,7 +121,7 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Vectors:
         """The vectors of the sample's source, the first `max_length`. Raises PretrainedError for another `dim`."""
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         vectors = np.asarray(self.embed(sample[self.source], options), dtype=np.float32)[: options.max_length]
         if vectors.shape[1] != options.dim:
             raise PretrainedError(
@@ -132,7 +135,7 @@ class EmbeddingsModality(Generic[S]):
         """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
         from tokenizers_zoo.training.report import Evaluation
 
-        options = config.take(self.settings_type)
+        options = config.take(self.settings_class)
 
         def evaluate(mean: Vectors, std: Vectors, held_out: Sequence[Vectors]) -> Evaluation:
             tokenizer = EmbeddingsTokenizer(mean, std, options.max_length)
@@ -146,14 +149,14 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
         """Mean and deviation. Raises CheckpointError where they are of vectors of another size."""
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         mean, std = load_statistics(checkpoint, self.checkpoint_class, options.dim, "numbers")
         return EmbeddingsTokenizer(mean.numpy(), std.numpy(), options.max_length)
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
         """Published 4M backbones take the network's vectors as they are. Raises CheckpointError."""
-        dim = settings.take(self.settings_type).dim
+        dim = settings.take(self.settings_class).dim
         mean, std = np.zeros(dim, np.float32), np.ones(dim, np.float32)
         import_statistics(published, self.describe(settings), mean, std, out_dir)
         return dict(settings.own)
@@ -173,7 +176,7 @@ class EmbeddingsModality(Generic[S]):
         """A `.npy` file of floats `(vectors, dim)`. Raises InvalidValueError."""
         if extension != "npy":
             raise InvalidValueError(f"expected a .npy file, got .{extension}")
-        dim = settings.take(self.settings_type).dim
+        dim = settings.take(self.settings_class).dim
         try:
             vectors = array_of(data)
         except (ValueError, OSError) as error:
@@ -187,7 +190,7 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def write_value(self, value: Vectors, settings: Settings) -> tuple[bytes, str]:
         """A `.npy` file in the settings' dtype. Raises InvalidValueError for numbers that it cannot hold."""
-        dtype = settings.take(self.settings_type).dtype
+        dtype = settings.take(self.settings_class).dtype
         with np.errstate(over="ignore"):
             stored = value.astype(dtype)
         if not np.isfinite(stored).all():

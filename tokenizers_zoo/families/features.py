@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
 from tokenizers_zoo.families.spatial.settings import LossName
-from tokenizers_zoo.families.spatial.values import read_array
+from tokenizers_zoo.families.spatial.values import read_array, to_bytes
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.quantizers.config import QuantizerKind
@@ -239,4 +239,4 @@ def main_colours(value: Array) -> NDArray[np.uint8]:
     parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))
     deviations = parts.std(axis=0)
     shown = 0.5 + parts / np.maximum(6 * deviations, 1e-12) * (deviations > 1e-6 * max(float(scales[0]), 1e-12))
-    return (np.clip(shown, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(rows, columns, 3)
+    return to_bytes(shown).reshape(rows, columns, 3)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind, unused_fields
 from tokenizers_zoo.training.config import TrainConfig
 
@@ -46,8 +47,7 @@ class QuantizedTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim: expected at least 1, got {self.latent_dim}")
+        check_counts(self, "latent_dim")
         self.quantizer_config()
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -39,8 +40,7 @@ class StatisticsConfig:
     """Training samples that they are computed from, evenly spread over all."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples: expected at least 1, got {self.samples}")
+        check_counts(self, "samples")
 
 
 def fit_statistics(

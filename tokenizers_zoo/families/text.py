@@ -45,13 +45,13 @@ class TextTokenizer(Generic[S]):
 class TextModality(Generic[S]):
     """The hooks of one sequence modality; `S` is its settings, a frozen dataclass.
 
-    A subclass gives `summary`, `value`, `metrics` and `settings_type`, and implements `encode_value`, `decode_value`.
+    A subclass gives `summary`, `value`, `metrics` and `settings_class`, and implements `encode_value`, `decode_value`.
     """
 
     summary: ClassVar[str]
     value: ClassVar[ValueSpec]
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    settings_type: type[S]
+    settings_class: type[S]
     derived_from: ClassVar[tuple[str, ...]] = ()
     vocabulary_name: ClassVar[str] = "text"
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -79,7 +79,7 @@ class TextModality(Generic[S]):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """Describe the modality: a sequence over the shared vocabulary, whose size is its capacity."""
         config = self._vocabulary_config(settings)
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         return ModalitySpec(
             name=settings.name,
             summary=self.summary,
@@ -106,7 +106,7 @@ class TextModality(Generic[S]):
         A vocabulary at `out_dir` keeps its ids: it gets the special tokens that it lacks, and the capacity that the
         settings say, and is left as it is where it lacks none. Nothing is random here.
         """
-        config.take(self.settings_type)
+        config.take(self.settings_class)
         wanted = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
         TextVocabulary.train_folder(out_dir, wanted, samples.texts, special_tokens, samples.provenance)
@@ -116,7 +116,7 @@ class TextModality(Generic[S]):
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> TextTokenizer[S]:
         """Load the vocabulary, checked against the settings. Raises CheckpointError."""
         vocabulary = TextVocabulary.load(checkpoint, self._vocabulary_config(settings))
-        return TextTokenizer(vocabulary, settings.name, settings.take(self.settings_type))
+        return TextTokenizer(vocabulary, settings.name, settings.take(self.settings_class))
 
     @hookimpl
     def encode(self, tokenizer: TextTokenizer[S], values: Sequence[Any]) -> list[np.ndarray[Any, Any]]:

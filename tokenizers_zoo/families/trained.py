@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Metric, ModalitySpec, TokenLayout, ValueSpec
+from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.training.task import TokenizerTask
 
@@ -105,3 +110,35 @@ class TrainedModality:
     def decode(self, tokenizer: Codec, tokens: Any) -> Any:
         """Values of a batch of tokens, whatever they are."""
         return tokenizer.decode(tokens)
+
+
+@contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Around what builds a model from the checkpoint in `folder`: raises CheckpointError where its parts do not fit."""
+    try:
+        yield
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
+
+
+def check_meaning(settings: Settings, folder: Path, meanings: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise CheckpointError where tokens of the checkpoint in `folder` do not mean what the settings ask for.
+
+    `meanings` are, by the setting's name, what the checkpoint has and what is asked for.
+    """
+    for what, (here, there) in meanings.items():
+        if here != there:
+            raise CheckpointError(
+                f"{settings.name}: the tokenizer at {folder} has {what} {here}, but {settings.origin.at(what)} asks for"
+                f" {there}; change the settings, or train another"
+            )
+
+
+def half_mirrored(modality: Any, values: list[Any], settings: Settings, rng: np.random.Generator) -> list[Any]:
+    """Values of a batch, each mirrored left to right by the modality's `transform` with a chance of one half."""
+    mirrored = rng.random(len(values)) < 0.5
+    return [
+        modality.transform(value, crop=Crop(flip=True), settings=settings) if flip else value
+        for value, flip in zip(values, mirrored, strict=True)
+    ]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.made_of import contents, made_of, note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
-    as_json,
     digest,
     one_writer,
     own_settings,
@@ -35,7 +34,7 @@ from tokenizers_zoo.pipeline.results import (
 )
 from tokenizers_zoo.pretrained import PretrainedError, networks_of
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.records import as_recorded
+from tokenizers_zoo.records import as_json, as_recorded
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.provenance import read_entry
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
@@ -25,7 +26,6 @@ from tokenizers_zoo.values import has_fixed_length
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TEST = "test"
 OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
 """Figures that training leaves and an evaluation has none of."""
 BATCH = 64
@@ -40,7 +40,6 @@ class TokenizerEvaluation:
     metrics: dict[str, float]
     tokens_per_sample: float
     encode_seconds: float
-    decode_seconds: float
     usage: float | None = None
     """Fraction of the vocabulary that occurred; None for continuous layouts."""
     perplexity: float | None = None
@@ -115,7 +114,6 @@ def evaluate_tokenizer(
         metrics=handle.score(run.predicted, run.target),
         tokens_per_sample=run.tokens / len(run.target),
         encode_seconds=run.encode_seconds,
-        decode_seconds=run.decode_seconds,
         usage=usage.usage if usage else None,
         perplexity=usage.perplexity if usage else None,
         dropped=run.dropped,
@@ -138,7 +136,7 @@ def _of_training(path: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True, slots=True)
 class _Reconstruction:
-    """Values and what came back of them, with the time that it took."""
+    """Values and what came back of them."""
 
     target: list[Any] = field(default_factory=list)
     predicted: list[Any] = field(default_factory=list)
@@ -147,7 +145,6 @@ class _Reconstruction:
     dropped: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
     encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
     def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
         """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason."""
@@ -178,15 +175,13 @@ class _Reconstruction:
             if isinstance(error, PluginError) and not self.target:
                 raise
             return
-        encoded = time.perf_counter()
+        self.encode_seconds += time.perf_counter() - start
         self.predicted += handle.decode(tokens)
-        self.decode_seconds += time.perf_counter() - encoded
         if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
             import torch
 
             there = torch.as_tensor(tokens).to(handle.device)
             self.plain += list(handle.tokenizer.decode_plain(there).cpu().numpy())
-        self.encode_seconds += encoded - start
         self.target += values
         fixed = has_fixed_length(handle.spec.layout)
         self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)

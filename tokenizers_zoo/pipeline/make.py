@@ -13,7 +13,6 @@ from tokenizers_zoo.data.folder import FolderSamples
 from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
-    as_json,
     check_same_source,
     has_shards,
     one_writer,
@@ -22,15 +21,18 @@ from tokenizers_zoo.data.provenance import (
     record_entry,
     value_identity,
 )
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import SHARD_NAME
 from tokenizers_zoo.data.tar import looks_whole, scan_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.make_shard import Samples, Shard, make_shard, open_samples, samples_of
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_json
 from tokenizers_zoo.source_handle import name_at_source
+from tokenizers_zoo.wording import close_names, count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
@@ -66,7 +68,7 @@ def make_data(
     out = Path(out)
     result = RunResult()
     samples_of.cache_clear()  # a folder's files may be others than at the last call in this process
-    splits = [(split, wanted) for split, wanted in (("train", train), ("test", test)) if wanted != 0]
+    splits = [(split, wanted) for split, wanted in ((TRAIN, train), (TEST, test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
     result.notes = [line for split, samples in opened.items() for line in _lost(split, samples)]

@@ -19,6 +19,7 @@ from tokenizers_zoo.data.provenance import (
     reading_settings,
     samples_identity,
 )
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import PART_NAME, SETTINGS, TokenMetadata, read_part, write_part
@@ -33,7 +34,6 @@ from tokenizers_zoo.progress import progress_bar
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TRAIN = "train"
 PART_SAMPLES, PART_BYTES = 4096, 2**28
 """Most samples of a part, and most bytes of vectors, as the whole of a part is in memory."""
 
@@ -315,9 +315,7 @@ class _ModalityRun:
         part, batch = read_part(path)
         names = self.metadata.differences(part.metadata)
         old = part.metadata.fingerprint
-        grown = set(names) <= {"fingerprint", "vocab_size"} and (
-            old == self.metadata.fingerprint or self.handle.codec.grew_from(old, part.needed_vocab_size)
-        )
+        grown = set(names) <= {"fingerprint", "vocab_size"} and self.handle.speaks(old, part.needed_vocab_size)
         if names and not (grown and part.needed_vocab_size <= self.metadata.vocab_size):
             was, now = part.metadata.to_json(), self.metadata.to_json()
             told = {name: f"{was[name]}, now {now[name]}" for name in names}

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settings
-from tokenizers_zoo.data.samples import TrainingSamples, spread
+from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
@@ -27,7 +27,6 @@ from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TRAIN, TEST = "train", "test"
 TEXT_BATCH = 256
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from tokenizers_zoo.data.tar import Member
+from tokenizers_zoo.data.tokens import view_key
 from tokenizers_zoo.modality import Crop
 
 CROP_SIDE = (0.5, 1.0)  # shortest and longest side of a random crop, as fractions of the picture's
@@ -51,7 +52,7 @@ class Views(Sequence[Row]):
         """The key of a row."""
         sample, number = divmod(index, self.crops)
         key = self.samples[sample][0]
-        return key if self.crops == 1 else f"{key}#{number}"
+        return key if self.crops == 1 else view_key(key, number)
 
     def members(self, rows: range) -> list[Member]:
         """The stored values of some neighbouring rows, which begin and end with a sample's."""

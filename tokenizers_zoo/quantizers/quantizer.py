@@ -68,11 +68,6 @@ class Quantizer(nn.Module):
         """Tokens per latent: the last axis of tokens, which one token per latent has not."""
         return self.config.codes_per_position
 
-    @property
-    def num_codebooks(self) -> int:
-        """The same number, as each of the tokens of a latent has a codebook of its own."""
-        return self.config.codes_per_position
-
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise; raises CheckpointError in eval mode where the codebook was never trained."""
         if latents.shape[-1] != self.dim:

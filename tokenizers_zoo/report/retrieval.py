@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.samples import Cell, gone_sheets
 
 RECALL = "retrieval/retrieval.json"
-TRAIN = "train"
 AGAIN = "zoo retrieve eval RUN measures it again"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.records import read_lines, read_table
 from tokenizers_zoo.report.pictures import (
@@ -27,12 +28,15 @@ from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.step_log import METRICS
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TEMPLATE = "report.html.j2"
 RUN, EVALUATION = "run.json", f"{FOLDER}/evaluation.json"
+KEPT = "ml4m."
+"""How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
 
@@ -163,8 +167,9 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
     from safetensors import safe_open
 
     tiles = [tile(len(config["specs"]), "modality", "modalities")]
-    with safe_open(run / "model.safetensors", framework="np") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    with safe_open(run / WEIGHTS, framework="np") as file:
+        learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118
+        count = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     tiles.append({"value": f"{count / 1e6:.1f} million", "label": "parameters learnt"})
     training = config.get("train", {})
     if "steps" in training and "batch_size" in training:
@@ -306,7 +311,7 @@ def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
         found = describe_data(zoo, data) if data else DataDescription()
     except ZooError as error:
         found, problem = DataDescription(), str(error)
-    splits = sorted({row.split for row in found.rows}, key=lambda split: (split != "train", split))
+    splits = sorted({row.split for row in found.rows}, key=lambda split: (split != TRAIN, split))
     rows: dict[str, dict[str, Any]] = {}
     for row in sorted(found.rows, key=lambda row: splits.index(row.split)):
         kept = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})

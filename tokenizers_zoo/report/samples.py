@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.records import read_table
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluation"
 """In a run, where its evaluation is."""
-HELD_OUT = "test"
 SHOWN = 3
 """Reconstructions per tokenizer."""
 SCORED = 100
@@ -183,8 +183,8 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     codebook = figures.get("codebook") or {}
     usage, perplexity = (figures.get(key, codebook.get(key)) for key in ("usage", "perplexity"))
     codes_in_all = handle.spec.vocab_size if "usage" in figures else int(codebook.get("size", handle.spec.vocab_size))
-    split = figures.get("split", HELD_OUT)
-    judged = "held-out" if split == HELD_OUT else split
+    split = figures.get("split", TEST)
+    judged = "held-out" if split == TEST else split
     codes = []
     if usage is not None and perplexity is not None:
         codes = [
@@ -211,9 +211,9 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
     """Encode and decode held-out values that can be read. Raises ZooError where they or the tokenizer are gone."""
     values = []
-    for key in sorted(store.keys(HELD_OUT, handle.name))[:SCORED]:
+    for key in sorted(store.keys(TEST, handle.name))[:SCORED]:
         with contextlib.suppress(ZooError):  # one that is damaged costs no other
-            values.append(store.read(handle, HELD_OUT, key))
+            values.append(store.read(handle, TEST, key))
     tokens = handle.encode(values)
     back = handle.decode(tokens)
     used = np.unique(np.concatenate([np.asarray(row).ravel() for row in tokens])).size

@@ -12,6 +12,7 @@ from tokenizers_zoo.records import read_table
 
 PROBES = "transfer/*/metrics.json"
 NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
+"""The keys that the metrics of probes of all versions have."""
 
 
 class Question(NamedTuple):

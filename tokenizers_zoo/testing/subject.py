@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
@@ -187,7 +187,7 @@ class Subject:
 @lru_cache(maxsize=8)
 def drawn(zoo: Zoo, source_name: str, seed: int) -> list[Mapping[str, Any]]:
     """8 samples of a source, drawn once for all modalities that are checked. Raises ZooError."""
-    samples = zoo.source(source_name).samples("train", COUNT, seed)
+    samples = zoo.source(source_name).samples(TRAIN, COUNT, seed)
     return [samples[index][1] for index in range(len(samples))]
 
 

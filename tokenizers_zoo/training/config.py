@@ -6,19 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-
-def check_counts(config: object, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
-
-
-def check_amounts(config: object, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is below 0 or not finite."""
-    for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+from tokenizers_zoo.config import check_amounts, check_counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,5 +60,10 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (self.steps - warm + 1)))
 
     def ema_decay_at(self, step: int) -> float:
-        """The decay of step `step`, lower at first so that the average forgets the start: min(decay, (1+s)/(10+s))."""
-        return min(self.ema_decay, (1 + step) / (10 + step))
+        """The decay of step `step`, see `warmed_decay`."""
+        return warmed_decay(self.ema_decay, step)
+
+
+def warmed_decay(decay: float, step: int) -> float:
+    """The decay of a moving average at step `step`: lower at first, so that it forgets the start."""
+    return min(decay, (1 + step) / (10 + step))

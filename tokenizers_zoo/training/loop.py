@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.disk import BUSY, held
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
-from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded, to_device
+from tokenizers_zoo.training.batches import BatchReader, seeded, to_device
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.report import Evaluation, TrainingReport, finish_run
 from tokenizers_zoo.training.state import TrainingRun
@@ -25,16 +25,7 @@ from tokenizers_zoo.training.task import AdversarialTask, Kept, SupervisedTask, 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "AdversarialTask",
-    "SupervisedTask",
-    "TokenizerTask",
-    "TrainConfig",
-    "TrainingError",
-    "batch_indices",
-    "seeded",
-    "train",
-]
+__all__ = ["TrainingError", "train"]
 
 FINAL_SAMPLES = 2000
 """Held-out samples of the final evaluation at most."""

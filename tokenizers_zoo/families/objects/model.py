@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +17,12 @@ from tokenizers_zoo.blocks import MlpConfig, build_decoder, build_encoder
 from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.families.chunks import in_chunks
 from tokenizers_zoo.families.objects.grammar import ObjectGrammar, levels_of, numbers_of
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.families.objects.spelling import SpelledGrammar
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.families.trained import fitting, half_mirrored
 from tokenizers_zoo.quantizers import build_quantizer
 from tokenizers_zoo.quantizers.config import TRAINING_ONLY
 
@@ -132,14 +131,11 @@ class ObjectTokenizer:
         """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
         wanted = modality.describe(settings)
-        try:
+        with fitting(folder):
             meanings = _meanings(config, wanted)
             found = from_mapping(ObjectModelConfig, config["model"], Origin(table="model"))
             module = ObjectVQ(found)
             module.load_state_dict(tensors)
-        except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
         for what, (here, there) in meanings.items():
             if here != there:
                 raise CheckpointError(
@@ -233,9 +229,7 @@ class ObjectTask:
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
         """The items of all objects in the values, half of them mirrored where the settings say so; at least one."""
         if self.options.tokenizer.flip:
-            mirrored = rng.random(len(values)) < 0.5
-            transform = functools.partial(self.modality.transform, crop=Crop(flip=True), settings=self.settings)
-            values = [transform(value) if flip else value for value, flip in zip(values, mirrored, strict=True)]
+            values = half_mirrored(self.modality, values, self.settings, rng)
         objects = [thing for group in self.modality.split_all(values, self.options, self.spec.name) for thing in group]
         items = self.modality.items(objects, self.options) if objects else self.spare
         assert items is not None

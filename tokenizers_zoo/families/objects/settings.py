@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
-from tokenizers_zoo.config import ADDED
+from tokenizers_zoo.config import ADDED, check_counts
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 
@@ -38,8 +38,7 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
 
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size: expected at least 1, got {self.patch_size}")
+        check_counts(self, "patch_size")
         if self.blocks == "mlp" and self.heads is not None:
             raise ValueError("heads: used by vit only, and blocks is mlp; leave it out")
         self.block_config()
@@ -87,8 +86,7 @@ class SpelledSettings(ObjectSettings):
 
     def __post_init__(self) -> None:
         ObjectSettings.__post_init__(self)
-        if self.max_length < 1:
-            raise ValueError(f"max_length: expected at least 1, got {self.max_length}")
+        check_counts(self, "max_length")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.config import ADDED, recorded
+from tokenizers_zoo.config import ADDED, check_counts, recorded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +69,7 @@ class DiffusionConfig:
             )
         if self.target == "residual" and self.base is None:
             raise ValueError("target: residual refines a plain decoder that is trained already; name it by base")
-        for name in ("patch_size", "depth", "noise_levels", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "patch_size", "depth", "noise_levels", "sampling_steps")
         if self.zero_terminal_snr and self.noise_levels < 2:
             raise ValueError(f"noise_levels: expected at least 2 with zero_terminal_snr, got {self.noise_levels}")
         if self.sampling_steps > self.noise_levels:

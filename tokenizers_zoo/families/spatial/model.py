@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
+from tokenizers_zoo.families.trained import check_meaning, fitting
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:
@@ -121,24 +122,17 @@ class SpatialTokenizer:
         of settings and plugin.
         """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
-        try:
+        with fitting(folder):
             found = from_mapping(SpatialModelConfig, config["model"], Origin(table="model"))
             module = cls.restored(modality, settings, found, config, tensors)
-        except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
         wanted = modality.model_config(modality.options(settings))
-        for what, here, there in (
-            ("patch_size", found.patch_size, wanted.patch_size),
-            ("classes", config.get("classes"), modality.describe(settings)["classes"]),
-            ("channels", found.channels, wanted.channels if found.inputs == "own" else found.channels),
-            ("quantizer", found.quantizer.meaning(), wanted.quantizer.meaning()),
-        ):
-            if here != there:
-                raise CheckpointError(
-                    f"{settings.name}: the tokenizer at {folder} has {what} {here}, but"
-                    f" {settings.origin.at(what)} asks for {there}; change the settings, or train another"
-                )
+        meanings: dict[str, tuple[Any, Any]] = {
+            "patch_size": (found.patch_size, wanted.patch_size),
+            "classes": (config.get("classes"), modality.describe(settings)["classes"]),
+            "channels": (found.channels, wanted.channels if found.inputs == "own" else found.channels),
+            "quantizer": (found.quantizer.meaning(), wanted.quantizer.meaning()),
+        }
+        check_meaning(settings, folder, meanings)
         return cls(modality, module, device)
 
     @classmethod

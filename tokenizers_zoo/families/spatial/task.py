@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, check_
 from tokenizers_zoo.families.spatial.model import SpatialTokenizer, SpatialVQ, model_inputs
 from tokenizers_zoo.families.spatial.perceptual import PerceptualDistance
 from tokenizers_zoo.families.statistics import moments, some_values, to_divide_by
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.families.trained import half_mirrored
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -96,9 +95,7 @@ class SpatialTask:
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
         """Values (batch, ...), half of them mirrored at random where the settings say so."""
         if self.table.flip:
-            mirrored = rng.random(len(values)) < 0.5
-            transform = functools.partial(self.modality.transform, crop=Crop(flip=True), settings=self.settings)
-            values = [transform(value) if flip else value for value, flip in zip(values, mirrored, strict=True)]
+            values = half_mirrored(self.modality, values, self.settings, rng)
         return torch.from_numpy(np.stack(values))
 
     def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:

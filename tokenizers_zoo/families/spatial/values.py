@@ -23,12 +23,16 @@ Array = NDArray[Any]
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Pictures whose numbers come back as they were, of more than 8 bits, too."""
+WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
+"""Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
 CONSTANT_SAMPLES = 512
 """Values that a constant answer is computed from, evenly spread over those given."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
 """Per pixel, for what is measured relative to the truth, the best constant is below the median."""
 SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """Shares of the pixels that are off in a constant answer: where few values are on at a pixel, a half is never."""
+PSNR_CEILING = 100.0
+"""PSNR of two equal values, dB, where the formula has no bound."""
 
 
 class ImageValues:
@@ -238,7 +242,7 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
     image = open_image(data, extension)
     if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
         raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+    if image.mode in WHOLE_NUMBERS:
         return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
     if image.mode == "F":
         raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
@@ -265,6 +269,16 @@ def rgb_image(value: Array) -> PIL.Image.Image:
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
+
+
+def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
+    """Peak signal-to-noise ratio, dB, of each pair of aligned arrays in [0, 1], at most PSNR_CEILING; their mean.
+
+    Of a pair it is -10 log10 of the mean squared error, as the peak is 1 (Hore and Ziou, ICPR 2010, equation 1).
+    """
+    pairs = zip(predicted, target, strict=True)
+    error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])
+    return float(np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING).mean())
 
 
 def png_bytes(image: PIL.Image.Image) -> bytes:

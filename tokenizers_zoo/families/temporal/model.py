@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.statistics import moments, some_values, to_divide_by
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.families.trained import check_meaning, fitting, half_mirrored
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:
@@ -98,13 +96,10 @@ class TemporalCodec:
         The sizes of encoder and decoder are those of the checkpoint; its tokens and `signal` have to be the settings'.
         """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
-        try:
+        with fitting(folder):
             found = from_mapping(TemporalModelConfig, config["model"], Origin(table="model"))
             module = TemporalVQ(found)
             module.load_state_dict(tensors)
-        except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
         options = modality.options(settings)
         here, there = (
             {"quantizer": model.quantizer.meaning(), "channels": model.channels, **signal, "patch": list(model.patch)}
@@ -112,12 +107,7 @@ class TemporalCodec:
                 (found, config["signal"]), (modality.model_config(options), modality.signal(options))
             )
         )  # fmt: skip
-        for what, value in there.items():
-            if here.get(what) != value:
-                raise CheckpointError(
-                    f"{settings.name}: the tokenizer at {folder} has {what} {here.get(what)}, but"
-                    f" {settings.origin.at(what)} asks for {value}; change the settings, or train another"
-                )
+        check_meaning(settings, folder, {what: (here.get(what), value) for what, value in there.items()})
         return cls(modality, options, module, device)
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
@@ -165,9 +155,7 @@ class TemporalTask:
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
         """What the model works on (batch, channels, *axes), half of it mirrored at random where the settings say so."""
         if self.options.tokenizer.flip:
-            mirrored = rng.random(len(values)) < 0.5
-            transform = functools.partial(self.modality.transform, crop=Crop(flip=True), settings=self.settings)
-            values = [transform(value) if flip else value for value, flip in zip(values, mirrored, strict=True)]
+            values = half_mirrored(self.modality, values, self.settings, rng)
         return self.modality.to_model(torch.from_numpy(np.stack(values)), self.options)
 
     def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class TemporalTokenizer(TokenizerConfig):
                 raise ValueError(f"{key}: fits pictures and classes only; weights here: {', '.join(LOSSES)}")
 
 
-def checked_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
+def check_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
     """Raise ValueError, beginning with the setting's name, where a patch's side does not divide its axis."""
     for size, side, name in zip(sizes, patch, names, strict=True):
         if size < 1 or side < 1 or size % side:
@@ -67,7 +67,7 @@ class SeriesSettings:
     tokenizer: TemporalTokenizer = TemporalTokenizer()
 
     def __post_init__(self) -> None:
-        checked_patch(self.sizes, self.patch, ("patch_length",))
+        check_patch(self.sizes, self.patch, ("patch_length",))
         token_grid(self)
 
     @property
@@ -103,7 +103,7 @@ class ClipSettings(ImageSettings):
         ImageSettings.__post_init__(self)
         if self.frames < 2:
             raise ValueError(f"frames: expected at least 2, got {self.frames}; one frame is a picture")
-        checked_patch((self.frames,), (self.patch_frames,), ("patch_frames",))
+        check_patch((self.frames,), (self.patch_frames,), ("patch_frames",))
         token_grid(self)
 
     @property

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
 from tokenizers_zoo.families.published import PublishedTokenizers
+from tokenizers_zoo.families.spatial.values import to_bytes
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.families.vectors.settings import LossName, VectorModelConfig, VectorSettings
 from tokenizers_zoo.hookspecs import hookimpl
@@ -115,7 +116,7 @@ class VectorModality(PublishedTokenizers, TrainedModality):
         numbers = np.pad(value.astype(np.float64), (0, -len(value) % columns)).reshape(-1, columns)
         fade = 1 - np.minimum(np.abs(numbers) / max(3 * float(np.sqrt((value**2).mean())), 1e-12), 1)
         colours = np.stack([np.where(numbers > 0, 1, fade), fade, np.where(numbers < 0, 1, fade)], axis=-1)
-        pixels = np.ascontiguousarray((colours * 255 + 0.5).astype(np.uint8))
+        pixels = to_bytes(colours)
         return Image.fromarray(pixels.repeat(WIDTH // columns, axis=0).repeat(WIDTH // columns, axis=1))
 
     @hookimpl

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.chunks import in_chunks
 from tokenizers_zoo.families.statistics import least_deviation, some_values, to_divide_by
+from tokenizers_zoo.families.trained import check_meaning, fitting
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.quantizers import build_quantizer
 
@@ -93,23 +93,13 @@ class VectorTokenizer:
         The sizes of encoder and decoder are those of the checkpoint; vector and tokens have to be the settings'.
         """
         tensors, config = load_checkpoint(folder, modality.checkpoint_class)
-        try:
+        with fitting(folder):
             found = from_mapping(VectorModelConfig, config["model"], Origin(table="model"))
             module = VectorVQ(found)
             module.load_state_dict(tensors)
-        except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
         wanted = modality.model_config(modality.options(settings))
-        for what, here, there in (
-            ("dim", found.dim, wanted.dim),
-            ("quantizer", found.quantizer.meaning(), wanted.quantizer.meaning()),
-        ):
-            if here != there:
-                raise CheckpointError(
-                    f"{settings.name}: the tokenizer at {folder} has {what} {here}, but"
-                    f" {settings.origin.at(what)} asks for {there}; change the settings, or train another"
-                )
+        quantizers = found.quantizer.meaning(), wanted.quantizer.meaning()
+        check_meaning(settings, folder, {"dim": (found.dim, wanted.dim), "quantizer": quantizers})
         return cls(module, device)
 
     def encode(self, values: Float[Tensor, "batch dim"]) -> Int[Tensor, "batch codes"]:

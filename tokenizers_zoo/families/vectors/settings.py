@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.blocks.config import MlpConfig
-from tokenizers_zoo.config import ADDED
+from tokenizers_zoo.config import ADDED, check_counts
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
 
@@ -40,9 +40,7 @@ class VectorTokenizerConfig(QuantizedTrainConfig):
 
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
-        for name in ("width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "width", "depth")
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
         """DEFAULT_CODES, but for fsq kinds, whose levels say how many there are."""

@@ -13,7 +13,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
-from tokenizers_zoo.families.temporal.settings import checked_patch, token_grid
+from tokenizers_zoo.families.temporal.settings import check_patch, token_grid
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from zoo_audio.wav import fitted, heard, read_wav, resampled, to_float, wav_bytes
@@ -69,8 +69,8 @@ class AudioSettings:
             raise ValueError(f"window: expected at least two hops ({2 * self.hop}), got {self.window}")
         if self.length <= self.window // 2:
             raise ValueError(f"length: expected more than half a window ({self.window // 2}), got {self.length}")
-        checked_patch((self.length,), (self.hop,), ("hop",))
-        checked_patch(self.sizes, self.patch, ("patch_length",))
+        check_patch((self.length,), (self.hop,), ("hop",))
+        check_patch(self.sizes, self.patch, ("patch_length",))
         token_grid(self)
 
     @property

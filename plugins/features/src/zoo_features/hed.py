@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_grey, to_bytes
+from tokenizers_zoo.families.spatial.values import png_bytes, read_grey, to_bytes
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.pretrained import PretrainedConfig
 
@@ -89,9 +89,8 @@ class Hed(SpatialModality):
         return small[0].clamp(0, 1).cpu().numpy()
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
-        if extension == "npy":
-            return read_array(data, extension)
-        return read_grey(data, extension)
+        value: np.ndarray = super().read(data, extension, options) if extension == "npy" else read_grey(data, extension)
+        return value
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options)), "png"

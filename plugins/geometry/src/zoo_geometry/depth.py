@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, open_image, png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
 from tokenizers_zoo.values import array_bytes
@@ -116,7 +116,7 @@ class Depth(SpatialModality):
                 raise ValueError(f"expected floats in metres, got {metres.dtype}; save metres, or a 16-bit PNG")
         else:
             image = open_image(data, extension, EXACT_EXTENSIONS)
-            if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
+            if image.mode not in WHOLE_NUMBERS:
                 raise ValueError(
                     f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
                     " or a 16-bit PNG with png_scale (metres per unit) in registry.toml"

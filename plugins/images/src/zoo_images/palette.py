@@ -59,7 +59,7 @@ class Palette(TextModality[PaletteSettings]):
 
     summary = "The main colours of the picture, most frequent first"
     aliases = ("color_palette",)
-    settings_type = PaletteSettings
+    settings_class = PaletteSettings
     derived_from = ("rgb",)
     axes = 3
     metrics = (

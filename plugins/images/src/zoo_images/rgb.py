@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.families.spatial.values import png_bytes, read_array, read_rgb, rgb_image
+from tokenizers_zoo.families.spatial.values import png_bytes, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.modality import Metric
 
 SIGMA, RADIUS = 1.5, 5
 """Deviation of the window in which pictures are compared, and how far scikit-image has it reach, pixels."""
-PSNR_CEILING = 100.0
-"""PSNR of two equal pictures, dB, where the formula has no bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +68,7 @@ class RgbValues(ImageValues):
         return {"psnr": self.measure_main(predicted, target, options), "ssim": float(np.mean(alike))}
 
     def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
-        error = np.array([np.mean((a - b) ** 2, dtype=np.float64) for a, b in zip(predicted, target, strict=True)])
-        return float(np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING).mean())
+        return psnr(predicted, target)
 
 
 class Rgb(RgbValues, SpatialModality):

@@ -31,7 +31,7 @@ class Caption(PlainText[CaptionSettings]):
     """
 
     summary = "What the picture shows, in words"
-    settings_type = CaptionSettings
+    settings_class = CaptionSettings
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:

@@ -61,7 +61,7 @@ class PlainText(TextModality[S]):
 
         JSON holds the text, or a list of texts of which the first is taken.
         """
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         if extension == "json":
             value = read_json(data, extension)
             if isinstance(value, list) and value:
@@ -75,7 +75,7 @@ class PlainText(TextModality[S]):
     @hookimpl
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
         """The text in UTF-8, with a line feed at its end."""
-        text = checked_text(value, settings.take(self.settings_type))
+        text = checked_text(value, settings.take(self.settings_class))
         mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
         return f"{mark}{text}\n".encode(), "txt"
 

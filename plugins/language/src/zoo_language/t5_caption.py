@@ -41,7 +41,7 @@ class T5Caption(EmbeddingsModality[T5CaptionSettings]):
     """
 
     summary = "The caption as vectors of a T5 encoder"
-    settings_type = T5CaptionSettings
+    settings_class = T5CaptionSettings
     source = "caption"
     licence = "Apache-2.0; weights of google-t5/t5-small: Apache-2.0"
 

@@ -34,7 +34,7 @@ class WebText(PlainText[WebTextSettings]):
     """
 
     summary = "A plain text document"
-    settings_type = WebTextSettings
+    settings_class = WebTextSettings
     metrics = (WORD_F1, BLEU_2)
 
     @hookimpl

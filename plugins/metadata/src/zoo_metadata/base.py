@@ -75,7 +75,7 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """As for all text modalities. Raises ConfigError where no field is declared, or one that has no tokens."""
-        table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
         if not table:
             raise ConfigError(f"{settings.name}: fields: at least one is needed where default_fields is false")
         numbers = [declared.number for declared in table.values() if declared.number is not None]
@@ -103,7 +103,7 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
         """One per field that has no number."""
-        table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
         return [declared.token(name, bins) for name, declared in table.items() if declared.number is None]
 
     @hookimpl
@@ -167,7 +167,7 @@ class MetadataModality(TextModality[S]):
 
         Raises InvalidValueError, also for a number outside its field's range.
         """
-        options, bins = settings.take(self.settings_type), self.bins(settings)
+        options, bins = settings.take(self.settings_class), self.bins(settings)
         known, table = self.checked(value, options), self.table(options)
         for name, number in known.items():
             level_of(name, table[name], number, bins)
@@ -178,7 +178,7 @@ class MetadataModality(TextModality[S]):
         """Tables of the declared fields."""
         bins = self.bins(settings)
         middle: dict[str, Number] = {}
-        for name, declared in self.table(settings.take(self.settings_type)).items():
+        for name, declared in self.table(settings.take(self.settings_class)).items():
             value = declared.value(declared.levels(bins) // 2, bins)
             middle[name] = float(f"{value:.3g}") if isinstance(value, float) else value
         first = dict(list(middle.items())[:1])
@@ -197,7 +197,7 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def render(self, value: Mapping[str, Number], settings: Settings) -> str:
         """One line per field, with its unit."""
-        table = self.table(settings.take(self.settings_type))
+        table = self.table(settings.take(self.settings_class))
         lines = []
         for name, number in value.items():
             shown = f"{number:.3g}" if isinstance(number, float) else str(number)
@@ -210,7 +210,7 @@ class MetadataModality(TextModality[S]):
         self, predicted: Sequence[Mapping[str, Number]], target: Sequence[Mapping[str, Number]], settings: Settings
     ) -> dict[str, float]:
         """Over all declared fields of all targets together; fields that only the prediction has do not count."""
-        table, bins = self.table(settings.take(self.settings_type)), self.bins(settings)
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
         errors, right = list[float](), list[bool]()
         for guess, truth in zip(predicted, target, strict=True):
             for name in (name for name in table if name in truth):
@@ -226,7 +226,7 @@ class MetadataModality(TextModality[S]):
     def constant_answer(self, values: Sequence[Mapping[str, Number]], settings: Settings) -> dict[str, Number]:
         """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
         answer: dict[str, Number] = {}
-        for name, declared in self.table(settings.take(self.settings_type)).items():
+        for name, declared in self.table(settings.take(self.settings_class)).items():
             given = [declared.meant(value[name]) for value in values if name in value]
             if given:
                 answer[name] = statistics.mode(given) if declared.kind == "choice" else statistics.median_low(given)
@@ -269,7 +269,7 @@ class DerivedMetadata(MetadataModality[D]):
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """As for all metadata. Raises ConfigError for an input that nothing is computed from."""
-        inputs = settings.take(self.settings_type).inputs
+        inputs = settings.take(self.settings_class).inputs
         known = ", ".join(self.measures)
         if not inputs or set(inputs) - set(self.measures) or len(set(inputs)) < len(inputs):
             raise ConfigError(f"{settings.origin.at('inputs')}: expected some of {known}, got {', '.join(inputs)}")
@@ -281,7 +281,7 @@ class DerivedMetadata(MetadataModality[D]):
         self, sample: Mapping[str, Any], settings: Settings, specs: Mapping[str, ModalitySpec]
     ) -> dict[str, Number]:
         """All declared fields that the inputs give, in the order of the table."""
-        options = settings.take(self.settings_type)
+        options = settings.take(self.settings_class)
         measured: dict[str, float] = {}
         for name in options.inputs:
             measured |= self.measured(name, sample[name], options, specs.get(name))

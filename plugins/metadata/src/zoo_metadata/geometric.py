@@ -74,7 +74,7 @@ class GeometricMetadata(DerivedMetadata[GeometricMetadataSettings]):
     """Numbers about the shape of a scene."""
 
     summary = "The shape of the scene: complexity, occlusion, how far it reaches"
-    settings_type = GeometricMetadataSettings
+    settings_class = GeometricMetadataSettings
     default_fields = FIELDS
     derived_from = ("normal", "depth")
     measures = MappingProxyType({"normal": of_normals, "depth": of_depth})

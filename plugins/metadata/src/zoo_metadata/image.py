@@ -66,7 +66,7 @@ class ImageMetadata(DerivedMetadata[ImageMetadataSettings]):
     """Numbers about the look of a picture."""
 
     summary = "How the picture looks: brightness, contrast, saturation, colourfulness, entropy"
-    settings_type = ImageMetadataSettings
+    settings_class = ImageMetadataSettings
     default_fields = FIELDS
     derived_from = ("rgb",)
     measures = MappingProxyType({"rgb": look})

@@ -88,7 +88,7 @@ class Metadata(MetadataModality[TableSettings]):
     """Metadata as a source or the user's files give them."""
 
     summary = "Numbers and words about the sample, from a declared table of fields"
-    settings_type = TableSettings
+    settings_class = TableSettings
     default_fields = FIELDS
 
 

@@ -103,7 +103,7 @@ class SemanticMetadata(DerivedMetadata[SemanticMetadataSettings]):
     """Numbers about what a picture shows."""
 
     summary = "What the picture shows: people, objects, classes, and the length of its caption"
-    settings_type = SemanticMetadataSettings
+    settings_class = SemanticMetadataSettings
     default_fields = FIELDS
     derived_from = ("boxes", "semseg", "caption")
     measures = MappingProxyType(

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.spatial.values import laid_over, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.spatial.values import laid_over, psnr, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.values import array_bytes
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
-PSNR_CEILING = 100.0
-"""PSNR of two equal videos, dB, where the formula has no bound."""
 COLUMNS = 4
 """Frames in a row of a contact sheet."""
 HALF_TICK = 5.0
@@ -105,10 +103,8 @@ class Video(ClipModality):
 
     def measure(self, predicted: list[Any], target: list[Any], options: VideoSettings) -> Mapping[str, float]:
         pairs = list(zip(predicted, target, strict=True))
-        error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])
         change = [np.abs(np.diff(guess, axis=0) - np.diff(truth, axis=0)).mean() for guess, truth in pairs]
-        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
-        return {"psnr": float(psnr.mean()), "change_error": float(np.mean(change))}
+        return {"psnr": psnr(predicted, target), "change_error": float(np.mean(change))}
 
 
 def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.float32]:

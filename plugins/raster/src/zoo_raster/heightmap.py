@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, open_image, read_array
+from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.modality import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
@@ -80,7 +80,7 @@ class Heightmap(SpatialModality):
             raster = read_tiff(data)
         else:
             image = open_image(data, extension, EXACT_EXTENSIONS)
-            if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
+            if image.mode not in WHOLE_NUMBERS:
                 raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
             raster = Raster(numbers=np.asarray(image), scale=options.png_scale, offset=options.png_offset)
         value = raster.numbers

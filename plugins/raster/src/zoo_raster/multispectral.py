@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
-from tokenizers_zoo.families.spatial.values import read_array, rgb_image
+from tokenizers_zoo.families.spatial.values import psnr, read_array, rgb_image
 from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.values import array_bytes
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
@@ -29,7 +29,6 @@ GLINTS = 0.01
 """Share of a raster's numbers that may lie above LARGEST, as where the sun glints or a fire burns."""
 NOISE = 0.1
 """How far below 0 reflectance may be, by noise and the correction for the air."""
-PSNR_CEILING = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,12 +152,8 @@ class Multispectral(SpatialModality):
         return rgb_image(np.clip(channels * options.gain, 0, 1) ** (1 / 2.2))
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
-        error, angles = [], []
-        for guess, truth in zip(predicted, target, strict=True):
-            error.append(np.mean((guess - truth) ** 2, dtype=np.float64))
-            angles.append(spectral_angle(guess, truth).mean())
-        psnr = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING)
-        return {"psnr": float(np.mean(psnr)), "spectral_angle": float(np.mean(angles))}
+        angles = [spectral_angle(guess, truth).mean() for guess, truth in zip(predicted, target, strict=True)]
+        return {"psnr": psnr(predicted, target), "spectral_angle": float(np.mean(angles))}
 
 
 def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float32]:

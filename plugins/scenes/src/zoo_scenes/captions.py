@@ -19,7 +19,7 @@ _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
 def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
-    """One to five sentences about what is seen; `shares` are the classes' shares of the picture."""
+    """One to four sentences about what is seen; `shares` are the classes' shares of the picture."""
     seen = [item for item in seen if item.clear]
     speaker = _Speaker(rng, scene, seen)
     room = speaker.room(shares)

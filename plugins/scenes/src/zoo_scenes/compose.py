@@ -10,16 +10,11 @@ from zoo_scenes.camera import Camera
 from zoo_scenes.palette import Colour
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.skeleton import UPRIGHT_POSES
-from zoo_scenes.things import Quaternion, Scene, Surface, Thing
+from zoo_scenes.things import Quaternion, Scene, Surface, Thing, about_z, yaw_of
 
 Rectangle = tuple[float, float, float, float]
 
 CEILING: Colour = (0.93, 0.93, 0.92)
-
-
-def about_z(yaw: float) -> Quaternion:
-    """A turn about the vertical."""
-    return (math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
 
 
 def compose(rng: random.Random, settings: SceneSettings) -> Scene:
@@ -194,7 +189,7 @@ class _Placer:
         seat = self.scene.things[index]
         assert seat.seat is not None
         body = people.person(self.rng, "sitting", seat.seat)
-        yaw = 2 * math.atan2(seat.turn[3], seat.turn[0])
+        yaw = yaw_of(seat.turn)
         forward = -seat.half[0] + (0.36 if seat.label == "sofa" else 0.19)
         aside = 0.0
         if seat.noun == "sofa":
@@ -238,7 +233,7 @@ class _Placer:
         for _ in range(4):
             x, y = self.rng.uniform(-free_x, free_x) * spread, self.rng.uniform(-free_y, free_y) * spread
             if all(math.hypot(x - a, y - b) > reach + other for a, b, other in self.tops[index]):
-                yaw = 2 * math.atan2(below.turn[3], below.turn[0])
+                yaw = yaw_of(below.turn)
                 cos, sin = math.cos(yaw), math.sin(yaw)
                 top = below.at[2] + below.top + (0.04 if below.free else 0.0)
                 thing.at = (below.at[0] + x * cos - y * sin, below.at[1] + x * sin + y * cos, top + low)

@@ -14,7 +14,7 @@ from zoo_scenes.render import View
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.skeleton import TO_THING, axis_angle
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage
-from zoo_scenes.things import Scene, Thing
+from zoo_scenes.things import Scene, Thing, yaw_of
 
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
@@ -117,7 +117,7 @@ def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
         pose = item.thing.pose
         if pose is None:
             continue
-        yaw = 2 * math.atan2(item.thing.turn[3], item.thing.turn[0])
+        yaw = yaw_of(item.thing.turn)
         cos, sin = math.cos(yaw), math.sin(yaw)
         turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
         joints = scene.camera.to_camera(pose.joints @ turn.T + np.array(item.thing.at))

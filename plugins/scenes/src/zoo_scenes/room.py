@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 
 from zoo_scenes.palette import COLOURS, VIVID, WALLS, WOODS, Colour, darker, mixed
-from zoo_scenes.things import BOX, CYLINDER, ELLIPSOID, Part, Quaternion, Scene, Surface, Thing, Vector
+from zoo_scenes.things import BOX, CYLINDER, ELLIPSOID, Part, Quaternion, Scene, Surface, Thing, Vector, about_z
 
 WHITE: Colour = (0.93, 0.93, 0.91)
 
@@ -174,8 +174,7 @@ def rug(rng: random.Random, at: tuple[float, float], yaw: float) -> Thing:
         parts = [Part(BOX, half, (0, 0, 0), Surface(texture, colours, 0.0))]
         noun = "striped rug" if texture == "rug_stripes" else "rug"
         colour = "" if texture == "rug_stripes" else colour
-    turn = (math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
-    return Thing("rug", noun, colour, parts, half, (at[0], at[1], thin), turn)
+    return Thing("rug", noun, colour, parts, half, (at[0], at[1], thin), about_z(yaw))
 
 
 def ceiling_lamp(rng: random.Random, scene: Scene) -> Thing:

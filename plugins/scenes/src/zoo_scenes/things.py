@@ -17,6 +17,16 @@ Quaternion = tuple[float, float, float, float]
 NO_TURN: Quaternion = (1.0, 0.0, 0.0, 0.0)
 
 
+def about_z(yaw: float) -> Quaternion:
+    """A turn about the vertical, radians."""
+    return (math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+
+
+def yaw_of(turn: Quaternion) -> float:
+    """The angle of a turn about the vertical, radians: the inverse of `about_z`, up to whole turns."""
+    return 2 * math.atan2(turn[3], turn[0])
+
+
 class Surface(NamedTuple):
     """How a part looks.
 

@@ -74,7 +74,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         kind="object",
         description='[{"label": str, "box": [xmin, ymin, xmax, ymax]}], fractions of width and height in [0, 1]',
     )
-    settings_type = BoxesSettings
+    settings_class = BoxesSettings
     axes = 4
     metrics = (
         Metric(

@@ -100,7 +100,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
             ),
         ),
     )
-    settings_type = Boxes3dSettings
+    settings_class = Boxes3dSettings
     axes = 4
     metrics = (
         Metric(

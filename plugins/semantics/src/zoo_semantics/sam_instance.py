@@ -42,7 +42,7 @@ from zoo_semantics.instance_maps import (
     told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
-from zoo_semantics.maps import open_map
+from zoo_semantics.maps import read_map
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -247,10 +247,7 @@ class SamInstances(ObjectModality):
             if not value.size:
                 raise ValueError(f"the array {value.shape} is empty")
         else:
-            image = open_map(data, extension)
-            if image.mode not in ("P", "L", "I;16", "I"):
-                raise ValueError(f"expected one channel of instance ids (mode P, L or I;16), got mode {image.mode}")
-            value = np.asarray(image)
+            value = read_map(data, extension, "instance ids", ("P", "L"))
         if value.dtype.kind not in "iu":
             raise ValueError(
                 f"expected integer ids (height, width) or bool masks (masks, height, width), got {value.dtype}"

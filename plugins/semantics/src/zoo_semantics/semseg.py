@@ -17,7 +17,7 @@ from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.modality import Metric, ModalitySpec
 from zoo_semantics.coco import COCO_CLASSES
 from zoo_semantics.labellers import ClassLabeller
-from zoo_semantics.maps import open_map
+from zoo_semantics.maps import read_map
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
@@ -103,10 +103,7 @@ class Semseg(SpatialModality):
         if extension == "npy":
             value = read_array(data, extension)
         else:
-            image = open_map(data, extension)
-            if image.mode not in ("P", "L", "1", "I;16", "I"):
-                raise ValueError(f"expected one channel of class ids (mode P or L), got mode {image.mode}")
-            value = np.asarray(image)
+            value = read_map(data, extension, "class ids", ("P", "L", "1"))
         if value.dtype.kind not in "iub":
             raise ValueError(f"expected integer class ids, got {value.dtype}")
         if value.size and not 0 <= int(value.min()) <= int(value.max()) < len(options.classes):

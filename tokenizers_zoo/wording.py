@@ -1,0 +1,22 @@
+"""Numbers and names in words, for messages, pages and cards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
+    """Up to three of the known names that are like `name`, in capitals or not, the likest first."""
+    lower = {one.lower(): one for one in sorted(known, reverse=True)}
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=alike)]
+
+
+def count_of(number: int, one: str, many: str = "") -> str:
+    """A number of things in words: "1 sample", "2 samples"; `many` where it is not `one` with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def and_others(number: int) -> str:
+    """What follows the first of several names: " and 1 other", " and 2 others"; nothing where there are no more."""
+    return f" and {count_of(number, 'other')}" if number else ""
