@@ -77,7 +77,8 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     config = {"specs": specs, "fingerprints": {"depth": "f" * 64}, "train": {"steps": 30, "batch_size": 4}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(tmp_path / "gone")}))
-    save_file({"a": np.zeros((1000, 1200), np.float32)}, folder / "model.safetensors")
+    kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # of an imported model's export, no parameter
+    save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
