@@ -99,7 +99,7 @@ def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) ->
     Run(tokens=tmp_path).save(tmp_path)
     words = SimpleNamespace(
         name="words", fingerprint="0" * 64, checkpoint=tmp_path / "text", encode=lambda values: [np.array([70])],
-        codec=SimpleNamespace(grew_from=lambda fingerprint: False),
+        speaks=lambda codec: codec == words.fingerprint,
     )  # fmt: skip
     zoo: Any = {"words": words}
     assert FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}

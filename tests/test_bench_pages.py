@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -30,8 +31,9 @@ def recipe(target: str) -> str:
     """The commands that make would run."""
     if shutil.which("make") is None:
         pytest.skip("there is no make here")
-    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # those of `make test`
+    command = ["make", "--no-print-directory", "--dry-run", target]
+    return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path) -> None:

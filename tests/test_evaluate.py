@@ -9,6 +9,7 @@ import shutil
 import weakref
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Previe
 from backbone.evaluation import evaluate as evaluation
 from backbone.evaluation.config import EvaluationConfig
 from backbone.evaluation.data import HELD, EvaluationData, gap_closed
-from backbone.evaluation.evaluate import evaluate
+from backbone.evaluation.evaluate import decoder_of, evaluate
 from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
 from backbone.evaluation.pairs import default_pairs, ranked_names
 from backbone.evaluation.preview import Previews
@@ -466,6 +467,21 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
     assert second["identity"] != first["identity"]
 
 
+def test_a_decoder_is_told_by_its_tokenizer_and_settings() -> None:
+    """A vocabulary that several share may grow."""
+
+    def told(fingerprint: str, steps: int, shared: bool = False) -> str:
+        handle: Any = SimpleNamespace(
+            spec=SimpleNamespace(shares_checkpoint=shared), fingerprint=fingerprint,
+            known_settings=lambda: {"sampling_steps": steps},
+        )  # fmt: skip
+        return decoder_of(handle)
+
+    assert told("a", 1) == told("a", 1)
+    assert len({told("a", 1), told("b", 1), told("a", 2), told("a", 1, shared=True)}) == 4
+    assert told("a", 1, shared=True) == told("b", 1, shared=True) != told("b", 2, shared=True)
+
+
 def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Path) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
@@ -721,10 +737,11 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
     assert TokenStore(later).open("test", "letters").fingerprint == zoo["letters"].fingerprint
     found = evaluate(run, zoo, later, world.data, given=[("light",)], targets=["letters"], config=small)
     assert found["skipped"] == {}, "tokens that the grown one wrote"
-    grown.write_text(json.dumps({**config, "lineage": []}) + "\n")
-    with pytest.raises(DataError, match="evaluate letters"):
-        again = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
-        evaluate(run, again, world.tokens, world.data, targets=["letters"], config=small)
+    for lineage in ([], [{"fingerprint": before, "length": 1}]):  # of another, or without ids that the tokens have
+        grown.write_text(json.dumps({**config, "lineage": lineage}) + "\n")
+        with pytest.raises(DataError, match="evaluate letters"):
+            again = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
+            evaluate(run, again, world.tokens, world.data, targets=["letters"], config=small)
 
 
 def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
 from backbone.config import ModelConfig
-from backbone.generation import Guidance, TargetPlan, generate
+from backbone.generation import Guidance, TargetPlan, decoding, generate
 from backbone.generation.decoding import restricted
 from backbone.generation.inputs import GrowingInputs
 from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, filled
@@ -286,6 +286,27 @@ def test_what_may_come_next_by_hand() -> None:
     assert allowed == [sorted([*content, 3]), sorted([*content, 1])]
     assert found[0, 3].item() == pytest.approx(np.log(np.exp([1.0, 3.0, 4.0]).sum()))
     assert found[1, 1] == 1 and found[0, 19] == 19
+
+
+def test_a_gap_is_over_where_any_later_one_begins_or_the_end_comes(
+    model: FourM, shown_ends: FourM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the three gaps that begin with 2, 3 and 4; a model that is shown ends reads the next sentinel alone."""
+    seen: list[tuple[int, set[int]]] = []
+
+    def noted(logits: Any, marks: Any, ends: Any, onward: Any) -> Any:
+        seen.extend(
+            (following, set(marks[found].tolist())) for following, found in zip(onward.tolist(), ends, strict=True)
+        )
+        return restricted(logits, marks, ends, onward)
+
+    monkeypatch.setattr(decoding, "restricted", noted)
+    plan, row = [TargetPlan(name="words", temperature=50.0)], np.array([-1, 9, -1, 8, -1])
+    for one, ends in ((model, {3: {3, 4, 1}, 4: {4, 1}, 1: {1}}), (shown_ends, {3: {3}, 4: {4}, 1: {1}})):
+        seen.clear()
+        generate(one, {}, plan, seed=0, samples=range(256), kept={"words": [row] * 256})
+        assert {onward for onward, _ in seen} == {3, 4, 1}
+        assert all(found == ends[onward] for onward, found in seen)
 
 
 def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:

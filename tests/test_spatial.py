@@ -22,6 +22,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueErro
 from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import PSNR_CEILING, crop_and_resize, psnr
+from tokenizers_zoo.families.trained import half_mirrored
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
@@ -605,3 +606,12 @@ sys.exit(str(heavy) if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_half_of_a_batch_is_mirrored() -> None:
+    batch = values("depth", 64)
+    mirrored = half_mirrored(PLUGINS["depth"], batch, settings("depth"), np.random.default_rng(0))
+    flipped = [np.array_equal(value, before[..., ::-1]) for value, before in zip(mirrored, batch, strict=True)]
+    assert flipped == (np.random.default_rng(0).random(64) < 0.5).tolist()
+    same = [np.array_equal(value, before) for value, before in zip(mirrored, batch, strict=True)]
+    assert same == [not flip for flip in flipped]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pickle
@@ -28,6 +29,7 @@ from tokenizers_zoo.modality import (
     TokenLayout,
     VectorLayout,
 )
+from tokenizers_zoo.registry import ModalityHandle
 
 LAYOUTS: dict[str, TokenLayout] = {
     "grid": GridLayout(shape=(2, 3)),
@@ -144,7 +146,9 @@ def codec(
     (folder / WEIGHTS).touch()
     spec: Any = SimpleNamespace(layout=layout, vocab_size=vocab_size)
     files = CodecFiles(spec=spec, checkpoint=folder, origin=Origin())
-    return SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, codec=files, spec=spec)
+    handle = SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, codec=files, spec=spec)
+    handle.speaks = functools.partial(ModalityHandle.speaks, handle)  # type: ignore[arg-type]
+    return handle
 
 
 def test_another_codec_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Path) -> None:
@@ -273,7 +277,13 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
 
 def handle_of(*, continuous: bool) -> Any:
     spec = SimpleNamespace(continuous=continuous)
-    return SimpleNamespace(name="m", fingerprint="f" * 64, checkpoint=Path("tokenizers/m"), spec=spec)
+    return SimpleNamespace(
+        name="m",
+        fingerprint="f" * 64,
+        checkpoint=Path("tokenizers/m"),
+        spec=spec,
+        speaks=lambda codec: codec == "f" * 64,
+    )
 
 
 NO_NUMBERS = ("abc", None, 3, {"a": 1}, ["1", "2"], [True, 1], [[1, 2], [3]], [1, [2]], [None])

@@ -189,7 +189,8 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "predictions.png").write_bytes(b"of an earlier one")
     done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "made")
-    assert done.exit_code == 0 and [path.name for path in (tmp_path / "made").iterdir()] == ["predictions.csv"]
+    assert done.exit_code == 0
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"predictions.csv", ".predicted.jsonl"}
     assert f"{tmp_path / 'elsewhere'}: no such folder" in refused("eval", probe, "--data", tmp_path / "elsewhere")
     shutil.copytree(world.root / "data" / "train", tmp_path / "half" / "train")
     half = refused("predict", probe, "--data", tmp_path / "half", "--out", tmp_path / "none")

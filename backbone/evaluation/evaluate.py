@@ -107,7 +107,7 @@ def evaluate(
         "tokens": str(Path(tokens_root).resolve()),
         "samples": samples_digest(data.columns),
         "values": _digests(data),
-        "decoders": {name: _decoder(handle) for name, handle in data.handles.items()},
+        "decoders": {name: decoder_of(handle) for name, handle in data.handles.items()},
     }
     trained = card.get("train", {})  # how it was, which an imported one does not say
     folder = run / FOLDER
@@ -120,7 +120,7 @@ def evaluate(
     return read_table(folder / FILE)
 
 
-def _decoder(handle: ModalityHandle) -> str:
+def decoder_of(handle: ModalityHandle) -> str:
     """sha256 (hex) of what a modality's figures depend on beside tokens and values.
 
     A tokenizer with another decoder, or one that samples otherwise, may go on with the same tokens. A shared vocabulary
