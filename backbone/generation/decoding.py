@@ -114,9 +114,6 @@ def decode_sequence(
 
     The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end; or,
     where the model is shown the end, one sentinel more. Of the ids `once` none is written that is kept or was written.
-
-    In training a model that is not shown ends is asked for some of the gaps only, so that one is followed by the
-    sentinel of any later gap, or by the end. Here all are asked for: the next one has the probability of all of these.
     """
     layout = model.tables.spec(plan.name).layout
     assert isinstance(layout, SequenceLayout)
@@ -139,9 +136,8 @@ def decode_sequence(
     going = room > 0
     shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
     closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
-    past = layout.sentinel_start + gaps  # the sentinel after those of the gaps
-    marks = torch.arange(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels + 1, device=device)
-    marks[-1] = layout.end
+    sentinels = range(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels)
+    marks = torch.tensor([*sentinels, layout.end], device=device)
     gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
     single = torch.zeros(model.tables.spec(plan.name).vocab_size, dtype=torch.bool, device=device)
     single[[number for number in once if number < len(single)]] = True  # a vocabulary may have grown since
@@ -160,11 +156,8 @@ def decode_sequence(
         onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
         if once:
             logits = logits.masked_fill(spent[alive], -torch.inf)
-        if model.config.marked_inputs:
-            ends = marks == onward.unsqueeze(1)
-        else:
-            ends = (marks > gap[alive].unsqueeze(1) + layout.sentinel_start) & (marks < past[alive].unsqueeze(1))
-            ends[:, -1] = True
+        following = marks == onward.unsqueeze(1)
+        ends = following if model.config.marked_inputs else gap_ends(marks, gap[alive], gaps[alive])
         logits = restricted(logits, marks, ends, onward)
         last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
         moved = last == onward
@@ -189,6 +182,18 @@ def _holding(row: Ids, ids: Tensor) -> Tensor:
     found = torch.zeros_like(ids)
     found[torch.from_numpy(row[row != UNKNOWN])] = True
     return found & ids
+
+
+def gap_ends(marks: Tensor, gap: Tensor, gaps: Tensor) -> Tensor:
+    """Those of the marks, all sentinels and then the end, that mean that a gap is over: bool, `batch marks`.
+
+    `gap` and `gaps` (`batch`) are its number and how many there are. In training a model that is not shown ends is
+    asked for some of the gaps only: the sentinel of any later one may be next, or the end.
+    """
+    numbers = torch.arange(len(marks), device=marks.device)
+    ends = (numbers > gap.unsqueeze(1)) & (numbers < gaps.unsqueeze(1))
+    ends[:, -1] = True
+    return ends
 
 
 def restricted(logits: Tensor, marks: Tensor, ends: Tensor, onward: Tensor) -> Tensor:
