@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbone.codecs import check_codec
 from backbone.model import FourM
 from backbone.packing import packed, padded, spans_of
-from backbone.run import Run
+from backbone.run import Run, zoo_of
 from backbone.saving import CLASS, load_model
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError
@@ -91,8 +91,7 @@ class FourMEncoder(nn.Module):
         """
         run = Path(run)
         if zoo is None:
-            registry = Run.load(run).registry
-            zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
+            zoo = zoo_of(run, Run.load(run).registry)
         trained_on = load_config(run, CLASS).get("fingerprints", {})
         encoder = cls(
             load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on

@@ -16,6 +16,7 @@ from backbone.model import uniform_loss
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, spec_from_json
+from backbone.training.distributed import Ranks
 from backbone.training.held_out import losses_of
 from backbone.training.mixing import datasets_of
 from tokenizers_zoo.checkpoint import load_config
@@ -196,7 +197,8 @@ def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:
 
 
 def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
-    """Measure what the backbone in `folder` grew from and what it became; gives what FOLDER/growth.json holds.
+    """Measure what the backbone in `folder` grew from and what it became, on the device that trainings run on; gives
+    what FOLDER/growth.json holds.
 
     {"start": {"folder", "weights_sha256", "knows", "added"},
      "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples, masked alike
@@ -209,16 +211,18 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     record = stored["start"]
     specs = list(map(spec_from_json, stored["specs"]))
     old = [spec for spec in specs if spec.name in trained.names]
+    device = Ranks().device
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
     if stores := trained.stores(tokens, left=True):
         own, *others = stores
         measuring = dataclasses.replace(trained.train, datasets=tuple(others))
         before, after = (
-            losses_of(backbone, old, own.tokens, measuring, trained.names) for backbone in (trained.folder, folder)
+            losses_of(backbone, old, own.tokens, measuring, trained.names, device)
+            for backbone in (trained.folder, folder)
         )
     grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
-    now = losses_of(folder, specs, tokens, grown, trained.names)
+    now = losses_of(folder, specs, tokens, grown, trained.names, device)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
         "start": record,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.config import ModelConfig
@@ -58,6 +59,21 @@ class Losses:
             for name, total, count in zip(names, self.sums.tolist(), self.counts.tolist(), strict=True)
             if count
         }
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it, tensors that are to be filled with random numbers stay as they are."""
+
+    DRAWS = nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What `func` gives; of one that draws, its tensor."""
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class FourM(nn.Module):
@@ -127,7 +143,13 @@ class FourM(nn.Module):
     def seeded(cls, config: ModelConfig, specs: Sequence[ModalitySpec], seed: int) -> FourM:
         """A new model whose weights follow from `seed`; the global random state stays as it is."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone, which draws all weights
+            return cls(config, specs)
+
+    @classmethod
+    def unfilled(cls, config: ModelConfig, specs: Sequence[ModalitySpec]) -> FourM:
+        """A model whose weights are all to be copied into it: none is drawn, and until then they hold anything."""
+        with torch.random.fork_rng(devices=[]), Undrawn():
             return cls(config, specs)
 
     def _embeddings(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.registry import Zoo
 
 FILE = "run.json"
 
@@ -44,6 +45,24 @@ class Run:
         if self.data is None:
             raise CheckpointError("the run does not know its values; give --data DATA")
         return self.data
+
+
+def found_registry(folder: Path, registry: Path | None) -> Path | None:
+    """The registry that what `folder` holds was trained with. Raises CheckpointError where it is gone."""
+    if registry is not None and not registry.is_file():
+        raise CheckpointError(
+            f"{folder}: its registry was {registry}, which is gone; give --registry FILE, or in Python a zoo"
+        )
+    return registry
+
+
+def zoo_of(folder: Path, registry: Path | None) -> Zoo:
+    """The zoo of the registry that what `folder` holds was trained with, or of all that is installed where it had none.
+
+    Raises CheckpointError where the registry is gone.
+    """
+    found = found_registry(folder, registry)
+    return Zoo.installed() if found is None else Zoo.from_toml(found)
 
 
 def stored_config(folder: Path) -> dict[str, Any]:

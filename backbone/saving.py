@@ -134,7 +134,7 @@ def load_model(
             _check_same_tokens(folder, old[spec.name], spec)
     if specs is not None:
         model_config = dataclasses.replace(model_config, position_lengths=_trained_lengths(model_config, old, specs))
-    model = FourM.seeded(model_config, stored if specs is None else specs, seed)
+    model = FourM.unfilled(model_config, stored) if specs is None else FourM.seeded(model_config, specs, seed)
     _copy(folder, tensors, model, complete=specs is None)
     return model.to(device)
 
@@ -178,14 +178,14 @@ def _trained_lengths(
 
 @torch.no_grad()
 def _copy(folder: Path, tensors: Mapping[str, Tensor], model: FourM, complete: bool) -> None:
-    """Copy stored rows into the model's, by name; a stored vocabulary may be shorter."""
+    """Copy stored rows into the model's, by name; a stored vocabulary may be shorter, unless it is to be `complete`."""
     by_name = model_tensors(model, model.state_dict())
     missing = [name for name in by_name if name not in tensors]
     if complete and missing:
         raise CheckpointError(f"{folder}: has no tensor {missing[0]}")
     for name, target in by_name.items():
         source = tensors.get(name)
-        grows = name.startswith(GROWING)
+        grows = not complete and name.startswith(GROWING)
         if source is None and not name.startswith(NEW):
             raise CheckpointError(f"{folder}: has no tensor {name}")
         if source is None:

@@ -116,12 +116,18 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, turns: Tensor | None, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Tensor:
-        """`batch targets dim` to the same; `mask` is bool, broadcast to `batch heads targets inputs`."""
+        """`batch targets dim` to the same; `mask` is bool, broadcast to `batch heads targets inputs`.
+
+        A row of the context may be that of several rows of `x`, as many each, which follow one another: these are as
+        further heads with the same keys (arXiv 2305.13245). The mask then is that of a row for all heads.
+        """
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
         query = turned(query, turns)
         key, value = keys_and_values
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        result: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        if shared := len(query) > len(key):
+            query = rearrange(query, "(b r) h n d -> b (h r) n d", b=len(key))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shared)
+        result: Tensor = self.out(rearrange(mixed, "b (h r) n d -> (b r) n (h d)", h=self.heads))
         return result
 
 

@@ -22,11 +22,12 @@ from backbone.model import FourM
 from backbone.training.held_out import losses_of
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.intervals import interval as mean_and_half
-from tokenizers_zoo.pipeline.engines import cores, run_jobs
+from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
 
 Job = TypeVar("Job")

@@ -21,7 +21,8 @@ from backbone.transfer.compare import compared, comparison_table
 from backbone.transfer.config import TransferConfig, transfer_config
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.pipeline.engines import cores, run_jobs
+from tokenizers_zoo.data.ahead import cores
+from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
 
 TUNINGS = "frozen", "full", "scratch"

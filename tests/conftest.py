@@ -14,6 +14,8 @@ from tokenizers_zoo import Zoo
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # before torch is imported: as many test processes as cores, a thread each
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test cannot share a GPU
+
 EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 
 

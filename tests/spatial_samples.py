@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial.values import crop_and_resize
 from tokenizers_zoo.modality import Crop
-
-canny = pytest.importorskip("zoo_images.canny")
-depth = pytest.importorskip("zoo_geometry.depth")
-normal = pytest.importorskip("zoo_geometry.normal")
-rgb = pytest.importorskip("zoo_images.rgb")
-semseg = pytest.importorskip("zoo_semantics.semseg")
+from zoo_geometry import depth, normal
+from zoo_images import canny, rgb
+from zoo_semantics import semseg
 
 PLUGINS = {
     "canny": canny.plugin,

@@ -14,10 +14,7 @@ import torch
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-
-mel = pytest.importorskip("zoo_audio.mel")
-audio = pytest.importorskip("zoo_audio.audio")
-wav = pytest.importorskip("zoo_audio.wav")
+from zoo_audio import audio, mel, wav
 
 RATE = 8000
 OWN = {"sample_rate": RATE, "length": 4000, "hop": 125, "window": 500, "mels": 32, "patch_length": 4}

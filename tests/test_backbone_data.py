@@ -29,7 +29,9 @@ from backbone.model import FourM
 from backbone.training.data import Loader, Order, TokenData
 from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import GridLayout, PatchesLayout, VectorLayout
 
@@ -56,6 +58,17 @@ def test_data_has_every_key_and_says_what_a_sample_lacks(store: Path) -> None:
     aligned = TokenData(store, "train", specs, aligned=True)
     assert 0 < len(aligned) < len(data)
     assert aligned.batch(np.arange(len(aligned))).present.all()
+
+
+def test_each_part_is_mapped_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many mappings a process may have is limited."""
+    root, mapped = write_splits(tmp_path), list[Path]()
+    names = [item.name for item in all_layouts()]
+    StoreRecord.note(root, root, {}, [("train", name, 1) for name in names])
+    begin = TokenColumn.__init__
+    monkeypatch.setattr(TokenColumn, "__init__", lambda column, paths: (mapped.extend(paths), begin(column, paths))[1])
+    TokenData(root, "train", all_layouts())
+    assert sorted(mapped) == sorted(path for name in names for path in (root / "train" / name).glob("*.arrow"))
 
 
 def test_a_store_without_samples_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,8 @@ from backbone.config import ModelConfig
 from backbone.features import parameter_groups
 from backbone.run import Run
 from backbone.saving import save_model
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.modality import GridLayout
 from tokenizers_zoo.values import fixed_shape
 
 SPECS = all_layouts()
@@ -94,6 +97,16 @@ def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
     assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
 
 
+def test_a_registry_that_is_gone_is_to_be_given(tmp_path: Path) -> None:
+    save_model(model(), tmp_path)
+    Run(tokens=tmp_path, registry=tmp_path / "gone.toml").save(tmp_path)
+    told = f"{tmp_path}: its registry was {tmp_path / 'gone.toml'}, which is gone; give --registry FILE, or in Python"
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        FourMEncoder.from_run(tmp_path)
+    zoo: Any = {}
+    assert FourMEncoder.from_run(tmp_path, zoo).zoo is zoo
+
+
 def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) -> None:
     save_model(model(), tmp_path, {"fingerprints": {"words": "0" * 64}})
     Run(tokens=tmp_path).save(tmp_path)
@@ -149,6 +162,17 @@ def test_the_pyramid_has_the_sizes_asked_for_and_keeps_places() -> None:
     assert torch.allclose(maps[3][:, :, 0, 1], grid[:, :2, 2:4].mean((1, 2)), atol=1e-5)  # of the last block
     single = FourMEncoder(model(), out_indices=[-1])
     assert [tuple(m.shape[2:]) for m in single.pyramid(tokens, used, of="pixels", scales=[1])] == [(6, 6)]
+
+
+def test_the_pyramid_of_a_wide_grid_has_its_rows_and_columns() -> None:
+    config = ModelConfig(dim=32, encoder_depth=2, decoder_depth=1, heads=2)
+    wide = dataclasses.replace(SPECS[0], name="wide", layout=GridLayout(shape=(2, 3)))
+    encoder = FourMEncoder(FourM.seeded(config, [wide], 0))
+    tokens, used = encoder.prepare({"wide": torch.arange(6).reshape(1, 2, 3)})
+    features, _ = encoder.forward_features(tokens, used)
+    larger, same = encoder.pyramid(tokens, used, of="wide", scales=[2, 1])
+    assert larger.shape == (1, 32, 4, 6) and same.shape == (1, 32, 2, 3)
+    assert torch.equal(same[:, :, 1, 0], features[:, 3]) and torch.equal(same[:, :, 1, 2], features[:, 5])
 
 
 @pytest.mark.parametrize(

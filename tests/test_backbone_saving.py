@@ -21,7 +21,7 @@ from backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from backbone.model import FourM
 from backbone.saving import load_model, save_model, spec_from_json, spec_to_json
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
 
@@ -63,6 +63,21 @@ def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
     for item in all_layouts():
         assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
+
+
+def test_what_is_replaced_is_not_drawn_first(saved: tuple[FourM, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, folder = saved
+    monkeypatch.setattr(FourM, "seeded", lambda *_: pytest.fail("weights are drawn"))
+    batch = packed_batch(all_layouts())
+    assert torch.equal(load_model(folder).eval()(batch).loss, model(batch).loss)
+
+
+@pytest.mark.parametrize("name", ["tokens.text", "output.text"])
+def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path], name: str) -> None:
+    tensors, config = load_checkpoint(saved[1])
+    save_checkpoint(saved[1], tensors | {name: tensors[name][:-1].clone()}, config, "A card.")
+    with pytest.raises(CheckpointError, match=rf"{name} is \(99, 32\), expected \(100, 32\)"):
+        load_model(saved[1])
 
 
 def test_classes_that_are_not_scored_are_written_where_there_are_any() -> None:

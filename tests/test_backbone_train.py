@@ -28,6 +28,8 @@ from backbone_samples import (
     write_store,
 )
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from backbone.batch import PackedBatch
 from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
@@ -426,9 +428,18 @@ def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_trains(store: Path, tmp_path: Path, finished: Path) -> None:
-    config = dataclasses.replace(TRAINING, steps=2, precision="bfloat16", loss="token")
-    train(tmp_path, store, all_layouts(), SMALL, config)
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_layers_compute_in_the_precision_of_the_settings(store: Path, tmp_path: Path, precision: str) -> None:
+    found = set()
+
+    def watch(layer: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(layer, nn.Linear):
+            found.add(output.dtype)
+
+    config = dataclasses.replace(TRAINING, steps=2, precision=precision, loss="token")
+    with register_module_forward_hook(watch):
+        train(tmp_path, store, all_layouts(), SMALL, config)
+    assert found == {getattr(torch, precision)}
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["held_out/loss"] == pytest.approx(math.log(60), rel=0.2)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tokenizers_zoo.blocks import BlockConfig, build_decoder, build_encoder
 from tokenizers_zoo.blocks.conv import ResidualBlock, scale_factors, stages
-from tokenizers_zoo.blocks.vit import REFERENCE_GRID, Attention, sincos_positions
+from tokenizers_zoo.blocks.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import InvalidValueError
 
@@ -123,6 +123,19 @@ def test_positions_cover_the_same_range_at_any_size() -> None:
     centre = sincos_positions((1, 1), 16)[0]
     for cells in (3, 7, 15):
         torch.testing.assert_close(sincos_positions((cells, cells), 16)[cells * cells // 2], centre)
+
+
+@pytest.mark.parametrize("positions", [None, (4, 4)])
+def test_the_sums_of_all_blocks_stay_float32_under_autocast(positions: tuple[int, int] | None) -> None:
+    config = dataclasses.replace(CONFIGS["vit"], positions=positions, post_mlp=True)
+    encoder, seen = build_encoder(config, 3, 5, 8), []
+    for block in (module for module in encoder.modules() if isinstance(module, Block)):
+        block.register_forward_hook(lambda block, given, result: seen.append(result.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = encoder(torch.randn(2, 3, 32, 24))
+        decoded = build_decoder(config, 5, 3, 8)(latents)
+    assert seen == [torch.float32] * 2
+    assert latents.dtype == decoded.dtype == torch.bfloat16
 
 
 def test_attention_against_the_formula() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -200,10 +201,16 @@ def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, c
             yield from commands(inner, f"{path} {name}")
 
 
+def options_of(command: click.Command) -> set[str]:
+    """What may follow the words that call a command."""
+    return {name for parameter in command.params for name in parameter.opts}
+
+
 def examples(text: str) -> list[list[str]]:
-    """The commands that a help text shows, as words; a backslash goes on in the next line."""
+    """The commands that a text shows, as words; a backslash goes on in the next line, two spaces end a command."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if re.match(r"\s+zoo ", line)]
+    shown = [line.strip().partition("  ")[0] for line in lines if re.match(r"\s+zoo [-\w]", line)]
+    return [shlex.split(command, comments=True) for command in shown]
 
 
 def test_every_help_fits_a_screen_and_shows_an_example() -> None:
@@ -225,15 +232,20 @@ def test_what_need_not_be_named_is_in_brackets() -> None:
 
 
 def test_every_example_has_the_options_that_are_there_and_needed() -> None:
+    """In the help of each command, of which docs/commands.md is made, and on the other pages."""
     known = dict(commands(group))
-    for path, command in known.items():
-        for words in examples(command.help or ""):
+    texts = {path: command.help or "" for path, command in known.items()}
+    for page in ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md"):
+        if page.name != "commands.md":
+            texts[str(page)] = page.read_text(encoding="utf-8")
+    for place, text in texts.items():
+        for words in examples(text):
             start = 3 if words[1] == "--registry" else 1
             depth = next(n for n in (2, 1) if " ".join(["zoo", *words[start : start + n]]) in known)
             called = known[" ".join(["zoo", *words[start : start + depth]])]
             given, _, _ = called.make_parser(click.Context(called)).parse_args(words[start + depth :])
             missing = [option.name for option in called.params if option.required and not given.get(option.name or "")]
-            assert not missing, (path, words, missing)
+            assert not missing, (place, words, missing)
 
 
 def test_the_road_in_the_help_says_how_many_samples_to_make() -> None:
@@ -288,6 +300,43 @@ def test_unknown_names_offer_close_ones(zoo: Run) -> None:
     refused(zoo("tokenizer", "train", "dept", "--data", "data"), "depth")
     refused(zoo("backbone", "train", "--tokens", "tokens", "--out", "b", "--preset", "nanno"), "nano")
     refused(zoo("tokenize", "data", "--out", "tokens2", "--only", "capton"), "caption")
+
+
+def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path) -> None:
+    """Mistyped, or that of a trained run, which may have been moved: ./registry.toml is another one."""
+    refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
+    gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
+    moved.mkdir()
+    (moved / "run.json").write_text(json.dumps({"tokens": str(workplace / "tokens"), "registry": str(gone)}))
+    (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
+    told = f"{moved}: its registry was {gone}, which is gone; give --registry FILE"
+    for words in (
+        ("backbone", "eval", str(moved)),
+        ("backbone", "generate", str(moved), "--make", "depth", "--out", "made"),
+        ("retrieve", "eval", str(moved)),
+        ("transfer", "train", str(moved), "--task", "depth", "--given", "caption"),
+    ):
+        refused(zoo(*words), told)
+        code, _, complaint = zoo("--registry", "registry.toml", *words)
+        assert code == 1 and "its registry was" not in complaint
+
+
+def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
+    other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
+    advice = "give another --out, or --overwrite to train it anew, for this tokenizer alone"
+    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice)
+    shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
+    (imported / "run.json").unlink()
+    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", advice)
+    config = json.loads((imported / "config.json").read_text())
+    (imported / "config.json").write_text(json.dumps({**config, "published": {}}))
+    (imported / "source.json").write_text("{}")
+    refused(zoo(*other, "--out", str(imported), "--overwrite"), "source.json, which is no part of a run")
+    refused(
+        zoo(*other, "--out", str(imported)),
+        f"{imported}: holds a published tokenizer that was imported, which --overwrite would not replace; give another "
+        "--out for this tokenizer alone",
+    )
 
 
 def test_registry_mistakes_name_file_line_and_key(zoo: Run, workplace: Path) -> None:
@@ -461,10 +510,21 @@ def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.Monkey
     def stop(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenizers_zoo.cli.tokenizer.open_zoo", stop)
-    code, _, complaint = zoo("tokenizer", "train", "depth", "--data", "data", "--overwrite")
-    told = "interrupted; with --overwrite the same command starts anew, without it it goes on where it stopped"
-    assert (code, complaint.strip()) == (130, told)
+    anew = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
+    left, goes_on = "name those that are left, with --overwrite", "the same command goes on where it stopped"
+    told = {
+        "zoo tokenizer train": ("depth --data data", f"{anew}; of several tokenizers {left}"),
+        "zoo tokenize": ("data --out tokens", anew),
+        "zoo transfer train": ("run --task depth --given caption", anew),
+        "zoo retrieve build": ("run --out index", goes_on),
+    }
+    known = dict(commands(group))
+    assert told.keys() == {path for path, command in known.items() if "--overwrite" in options_of(command)}
+    for path, (words, line) in told.items():
+        monkeypatch.setattr(known[path], "callback", stop)
+        command = [*path.split()[1:], *words.split()]
+        for more, expected in (([], goes_on), (["--overwrite"], line)):
+            assert zoo(*command, *more)[::2] == (130, f"\ninterrupted; {expected}\n"), path
 
 
 @pytest.mark.parametrize(

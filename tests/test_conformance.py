@@ -14,13 +14,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from examples import only, trained, values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import DataError, InvalidValueError
 from tokenizers_zoo.modality import ValueSpec
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.records import read_table
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
+from tokenizers_zoo.testing.running import accelerator
 from tokenizers_zoo.testing.subject import Subject, generated_values
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +143,7 @@ def test_a_sound_plugin_of_16_bits_passes(install_example: Install) -> None:
     changes = {
         ARRAY: 'ValueSpec(shape=(1, side, side), dtype="uint16", high=60000, unit="centikelvin")',
         "means = reduce(values,": "means = reduce(values.float() / 60000,",
-        "return repeat(tokenizer[tokens]": "return repeat((tokenizer[tokens] * 60000).numpy().astype(np.uint16)",
+        "return repeat(tokenizer[tokens]": "return repeat((tokenizer[tokens] * 60000).cpu().numpy().astype(np.uint16)",
         "np.abs(p - t)": "np.abs(p.astype(float) - t)",
     }
     install_example("thermal", changes)
@@ -168,18 +172,37 @@ def test_a_sound_plugin_of_patches_passes(install_example: Install) -> None:
     assert {result.name for result in found if result.skipped} - ACCELERATED == {"derive", "any_tokens", "long_inputs"}
 
 
+UNDECODED = {
+    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
+    "return repeat(tokenizer": "raise NotImplementedError(tokenizer",
+    ', "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': ")",
+}
+
+
 def test_vectors_that_are_an_input_only_need_no_decoder(install_example: Install) -> None:
-    changes = {
-        "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
-        "return repeat(tokenizer": "raise NotImplementedError(tokenizer",
-        ', "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': ")",
-    }
-    install_example("vectors_map", {**CONTINUOUS, **changes})
+    install_example("vectors_map", {**CONTINUOUS, **UNDECODED})
     found = check_modality(Zoo.installed(), "vectors_map")
     skipped = {result.name for result in found if result.skipped}
     assert skipped - ACCELERATED == {
         "derive", "any_tokens", "decode", "deterministic", "save_and_load", "long_inputs",
     }  # fmt: skip
+
+
+def test_vectors_without_a_decoder_are_evaluated(install_example: Install, tmp_path: Path) -> None:
+    install_example("vectors_map", {**CONTINUOUS, **UNDECODED})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    handle = zoo["vectors_map"]
+    trained(zoo, "vectors_map", handle.checkpoint)
+    with writing_shard(tmp_path / "data" / "test" / "vectors_map" / "shard-00000.tar") as shard:
+        for number, value in enumerate(values(70)):
+            shard.add(f"test-{number:03}", *handle.write(value))
+    result = evaluate_tokenizer(zoo, "vectors_map", tmp_path / "data")
+    assert (result.samples, result.tokens_per_sample, result.usage) == (70, 16, None)
+    assert list(result.metrics) == ["mae"] and np.isnan(result.metrics["mae"])
+    assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"mae": None}
+    assert result.pictures is not None
+    text = (result.pictures / "00.txt").read_text()
+    assert re.fullmatch(r"input: +float32 \(1, 16, 16\) .*\nreconstruction: 16 vectors, not decoded\n", text)
 
 
 READ = "    @hookimpl\n    def read_value(self, data):\n"
@@ -202,6 +225,16 @@ MISTAKES = {
     "training that never ends the same": (
         "train_again",
         {"torch.arange(levels, dtype=torch.float32)": "torch.arange(levels, dtype=torch.float32) * np.random.rand()"},
+    ),
+    "files beside the checkpoint": (
+        "train_again",
+        {"        return Path(out_dir)\n": "        (out_dir / 'tokenizer.json').write_text('[]')\n"
+         "        return Path(out_dir)\n"},
+    ),
+    "an extension of two parts": (
+        "files",
+        {"    @hookimpl\n    def score(": WRITE + "        return value.tobytes(), 'nii.gz'\n\n" + READ
+         + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16)\n\n    @hookimpl\n    def score("},
     ),
     "another value each time it is written": (
         "files",
@@ -304,6 +337,7 @@ def test_a_mistake_is_noticed(mistake: str, install_example: Install) -> None:
         ("encodes in place", "encode changes"),
         ("scores in place", "score changes"),
         ("shows in place", "render changes"),
+        ("files beside the checkpoint", ".*holds tokenizer.json, which is no part of a run .*; what decides tokens"),
         (
             "a score that tells nothing",
             "mae tells nothing: 0 for the values themselves, and no worse for other values or a constant, although",
@@ -369,6 +403,15 @@ def test_devices_are_compared(install_example: Install, monkeypatch: pytest.Monk
         "moody", {'return tensors["codes"].to(device)': 'return tensors["codes"][: 8 if device != "cpu" else 16]'}
     )
     assert "tokens differ between cpu and cpu:0" in results("moody")["devices"].message
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", "cuda"), ("mps", None)])
+def test_an_accelerator_is_one_that_tokenizers_run_on(
+    kind: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: SimpleNamespace(type=kind))
+    assert accelerator() == expected
 
 
 @pytest.mark.parametrize(("low", "high", "within"), [(None, 0.0, (-9, 0)), (5.0, None, (5, 14)), (None, None, (-9, 9))])

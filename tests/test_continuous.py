@@ -15,8 +15,8 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import channel_statistics
+from zoo_images import rgb_patches
 
-rgb_patches = pytest.importorskip("zoo_images.rgb_patches")
 plugin = rgb_patches.plugin
 SETTINGS = Settings("rgb_patches", {"image_size": [8, 12], "patch_size": 4})
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from examples import only
 
+from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
+from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
-from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.shards import LazyValues, ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
@@ -451,3 +453,14 @@ def test_folder_errors(tmp_path: Path) -> None:
         open_folder(FolderSettings(path=str(tmp_path)), "train", None)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)
+
+
+def test_what_needs_the_names_of_shards_alone_reads_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [write_tar(tmp_path / f"train/one/{name}.tar", {f"{name}.txt": b"x"}) for name in "abc"]
+    index = ModalityIndex(shards, most=2)
+    assert list(index.members) == ["a", "b"]
+    monkeypatch.setattr(shards_module, "scan_shard", None)
+    store = ValueStore(tmp_path)
+    assert store.shards("train", "one") == shards and list(contents(store, "train", "one")) == shards
+    with pytest.raises(DataError, match=r"unknown modality in .*'two'"):
+        store.shards("train", "two")

@@ -303,11 +303,16 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     with Image.open(world.run / "evaluation" / first["picture"]) as picture:
         assert picture.size == (4 * (CELL + GAP) - GAP, HEADER + 3 * (CELL + GAP) - GAP)
     assert [row["cells"] for row in first["rows"]] == [[None] * 4] * 3
-    assert second["target"] == "letters"
-    for row in second["rows"]:
-        assert row["cells"][0] is None
-        assert all(isinstance(text, str) for text in row["cells"][1:])
-        assert set(row["cells"][-1]) <= set("abcdef")
+    assert (second["given"], second["target"]) == (["dark"], "letters")
+    model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
+    keys, plan = data.keys(["dark", "letters"], 3), TargetPlan(name="letters", top_p=0.95)
+    rows = []
+    for number, (key, true) in enumerate(zip(keys, data.truth("letters", keys), strict=True)):
+        given = {"dark": data.tokens("dark", [key] * 2)}
+        tokens = generate(model, given, [plan], CONFIG.seed, range(2 * number, 2 * number + 2))["letters"]
+        rows.append({"key": key, "cells": [None, *world.zoo["letters"].decode(tokens), true]})
+    assert second["rows"] == rows
+    assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
 
 # --- going on

@@ -32,18 +32,19 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
         read = [start + token for token in [WORDS.sentinel_start, *made]]
         logits = full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
-        token = int(draw(logits, uniform[len(made)], plan.temperature, plan.top_k, plan.top_p))
+        at = uniform[len(made)]
+        token = int(draw(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_first))
         if token == WORDS.end:
             break
         made.append(token)
     return made
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_cached_decoding_is_full_decoding(model: FourM, temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "filter_first"), [(0.0, False), (1.0, False), (3.0, False), (3.0, True)])
+def test_cached_decoding_is_full_decoding(model: FourM, temperature: float, filter_first: bool) -> None:
     given = given_tokens(12)
     del given["words"]
-    plan = TargetPlan(name="words", temperature=temperature, top_p=0.95)
+    plan = TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_first=filter_first)
     made = generate(model, given, [plan], seed=4)["words"]
     slow = [slow_sequence(model, only(given, i), plan, 4, i) for i in range(12)]
     assert [row.tolist() for row in made] == slow

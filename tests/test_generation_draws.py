@@ -9,9 +9,11 @@ import pytest
 import torch
 from generation_samples import given_tokens, sharp_model
 
-from backbone.generation import Guidance, TargetPlan, generate
+from backbone.config import ModelConfig
+from backbone.generation import Guidance, TargetPlan, generate, sampling
 from backbone.generation.inputs import rows_of
 from backbone.model import Context, FourM
+from backbone.transformer import CrossAttention
 from tokenizers_zoo.errors import ConfigError
 
 DRAWS = 3
@@ -50,6 +52,25 @@ def test_draws_are_those_of_repeated_samples(model: FourM, plan: list[TargetPlan
     assert made == listed(generate(model, repeated, plan, 5, numbers))
     for rows in made.values():
         assert all(len({tuple(row) for row in rows[at : at + DRAWS]}) > 1 for at in range(0, len(rows), DRAWS))
+
+
+def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 1 to 6 tokens: the batch is halved twice."""
+    tokens, select = given(6), Context.select
+    cuts: list[int] = []
+
+    def counted(context: Context, rows: torch.Tensor) -> Context:
+        cuts.append(len(rows))
+        return select(context, rows)
+
+    monkeypatch.setattr(Context, "select", counted)
+    plan = [TargetPlan(name="words", temperature=8.0)]
+    kept = [np.array([*range(10, 10 + length), -1]) for length in (5, 2, 4, 1, 3, 0)]
+    made = listed(generate(model, tokens, plan, 5, kept={"words": kept}, draws=DRAWS))
+    assert len(cuts) == 2
+    rows = [row // DRAWS for row in range(6 * DRAWS)]
+    repeated = {name: rows_of(values, rows) for name, values in tokens.items()}
+    assert made == listed(generate(model, repeated, plan, 5, kept={"words": rows_of(kept, rows)}))
 
 
 def test_kept_parts_of_other_sizes_have_their_draws(model: FourM) -> None:
@@ -93,22 +114,45 @@ def test_what_draws_share_is_encoded_once(
 ) -> None:
     batches: list[int] = []
     decoded: list[int] = []
-    context, decode = model.context, model.decode
+    seen: list[int] = []
+    divided: list[int] = []
+    context, decode, tempered = model.context, model.decode, sampling.tempered
 
     def counted(inputs: Any) -> Context:
         batches.append(len(inputs.ids))
         return context(inputs)
 
-    def counted_decode(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counted_decode(x: torch.Tensor, turns: torch.Tensor, shown: Context, *rest: Any) -> torch.Tensor:
         decoded.append(len(x))
-        return decode(x, *rest)
+        seen.append(len(shown.keys_and_values[0][0]))
+        return decode(x, turns, shown, *rest)
+
+    def counted_tempered(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        divided.append(len(logits))
+        return tempered(logits, *rest)
 
     monkeypatch.setattr(model, "context", counted)
     monkeypatch.setattr(model, "decode", counted_decode)
+    monkeypatch.setattr(sampling, "tempered", counted_tempered)
     generate(model, given(4), plan, 5, draws=DRAWS)
     assert batches == encoded
+    assert seen[0] == encoded[0]
     if plan[0].name != "words":  # the first step's logits of a grid are those of all draws
         assert decoded[0] == encoded[0]
+        assert divided[0] == 4
+
+
+@pytest.mark.parametrize("used", [None, 0.5])
+def test_rows_that_share_a_context_see_what_copies_of_it_show(used: float | None) -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(ModelConfig(dim=48, heads=4))
+    keys_and_values = attention.keys_and_values(torch.randn(4, 30, 48), None)
+    mask = None if used is None else (torch.rand(4, 1, 1, 30) < used) | (torch.arange(30) == 0)
+    for targets in (1, 6):
+        x = torch.randn(4 * DRAWS, targets, 48)
+        copies = tuple(part.repeat_interleave(DRAWS, 0) for part in keys_and_values)
+        alone = attention(x, None, copies, None if mask is None else mask.repeat_interleave(DRAWS, 0))
+        assert torch.equal(attention(x, None, keys_and_values, mask), alone)
 
 
 def test_nothing_given_and_several_draws(model: FourM) -> None:

@@ -54,6 +54,7 @@ def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidan
     assert made.min() >= 0 and made.max() < 11
     free = generate(model, given, plan, seed=0)["right"]
     assert not torch.equal(made[part == UNKNOWN], free[part == UNKNOWN])  # what is kept matters
+    assert not made.is_inference(), "what is made may be edited in place, and learned from"
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, filtered
+from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, filtered, rising
 from backbone.generation.schedules import temperatures, tokens_per_step
 
 
@@ -73,11 +73,38 @@ def test_draw_never_gives_an_id_without_a_share() -> None:
     assert set(draw(logits, uniform, 1.0, 2, 1.0).tolist()) == {2, 4}
 
 
+def test_sums_that_are_added_in_parallel_give_no_id_without_a_share() -> None:
+    """Where they fall by a rounding error, and where they rise at an id that has no share."""
+    shares = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.0, 0.0, 0.25, 0.0]])
+    sums = torch.tensor([[0.0, 0.5, 0.5 + 1e-6, 0.75 + 1e-6, 0.75, 0.75 + 2e-6, 1.0, 1.0 + 1e-6]])
+    expected = torch.tensor([[0.0, 0.5, 0.5, 0.75 + 1e-6, 0.75 + 1e-6, 0.75 + 1e-6, 1.0, 1.0]])
+    assert torch.equal(rising(sums, shares), expected)
+    exact = log(*(i % 7 / 99 for i in range(500))).softmax(dim=-1)
+    assert torch.equal(rising(exact.cumsum(dim=-1), exact), exact.cumsum(dim=-1)), "as the CPU adds them"
+
+
 def test_draw_has_the_frequencies_of_the_distribution() -> None:
     shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
     uniform = Noise(0, [0], "x").uniform(IDS, 0, 20000)[0]
     counts = torch.bincount(draw(shares.log().expand(20000, 4), uniform, 1.0, 0, 1.0), minlength=4) / 20000
     assert torch.allclose(counts, shares, atol=0.015)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "filter_first"),
+    [(0.7, 0, 1.0, False), (0.0, 0, 1.0, False), (1.0, 5, 1.0, False), (1.0, 0, 0.8, False), (3.0, 9, 0.5, True)],
+)
+def test_several_draws_of_a_row_are_those_of_copies_of_it(
+    temperature: float, top_k: int, top_p: float, filter_first: bool
+) -> None:
+    torch.manual_seed(0)
+    logits, uniform = 3 * torch.randn(4, 5, 50), torch.rand(4, 5, 16)
+    logits[torch.rand_like(logits) < 0.3] = -torch.inf
+    copies = logits.unsqueeze(2).repeat(1, 1, 16, 1)
+    several = draw_several(logits, uniform, temperature, top_k, top_p, filter_first)
+    assert torch.equal(several, draw(copies, uniform, temperature, top_k, top_p, filter_first))
+    if temperature:
+        assert len(several[0, 0].unique()) > 1
 
 
 def test_noise_belongs_to_the_sample() -> None:

@@ -16,11 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts, packed_batch, sequence, spec, write_store
+from click.testing import CliRunner
 from command_world import World, the_world
 from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
 from backbone.batch import PackedBatch
+from backbone.cli.grow import grow_command
 from backbone.config import Dataset, Mixture, TrainConfig
 from backbone.growing import Trained, gaps, growing_config, growing_mixtures, grown_specs, write_report
 from backbone.model import FourM
@@ -32,7 +34,7 @@ from backbone.training.starting import begin, freeze
 from backbone.training.train import Training, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from tokenizers_zoo.records import read_table, write_json
 
@@ -103,6 +105,17 @@ def test_new_markers_start_as_the_mean_of_the_old_ones(old_run: Path) -> None:
             torch.testing.assert_close(row, mean)
 
 
+def test_a_registry_that_is_gone_is_to_be_given(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    shutil.copytree(old_run, moved := tmp_path / "moved")
+    Run(tokens=new_tokens, registry=tmp_path / "gone.toml").save(moved)
+    words = [str(moved), "--add", "raw", "--tokens", str(new_tokens), "--out", str(tmp_path / "grown")]
+    done = CliRunner().invoke(grow_command, words)
+    told = (
+        f"{moved}: its registry was {tmp_path / 'gone.toml'}, which is gone; give --registry FILE, or in Python a zoo"
+    )
+    assert isinstance(done.exception, CheckpointError) and str(done.exception) == told
+
+
 @pytest.mark.parametrize("variant", ["registers", "normed"])
 def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
     imported(published(VARIANTS[variant]), tmp_path)
@@ -141,6 +154,30 @@ def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_pat
     report = write_report(folder, trained, new_tokens)
     losses = {name: row for name, row in report["losses"].items() if name not in ("words", "tags")}
     assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
+
+
+def test_losses_are_measured_on_the_device_of_trainings(
+    old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, seen = Trained.load(old_run), []
+    config = growing_config(trained, grown(), new_tokens, {"steps": 1}, 0.0)
+    folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
+    expected = write_report(folder, trained, new_tokens)
+    device, moved = torch.device("cpu", 0), PackedBatch.to
+
+    def loaded(folder: Path, specs: Sequence[ModalitySpec], device: torch.device) -> FourM:
+        seen.append(device)
+        return load_model(folder, specs, device)
+
+    def to(batch: PackedBatch, device: torch.device) -> PackedBatch:
+        seen.append(device)
+        return moved(batch, device)
+
+    monkeypatch.setattr("backbone.training.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device))
+    monkeypatch.setattr("backbone.training.held_out.load_model", loaded)
+    monkeypatch.setattr(PackedBatch, "to", to)
+    assert write_report(folder, trained, new_tokens) == expected
+    assert len(seen) >= 6 and all(place is device for place in seen)
 
 
 def test_what_is_frozen_stays_where_sequences_are_longer_by_now(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -39,8 +40,15 @@ def test_checkpoints_are_relative_to_the_registry(install_example: Install, tmp_
     assert zoo["a_map"].checkpoint == tmp_path / "mine/a"
     assert zoo["b_map"].checkpoint == tmp_path / "codecs/b_map"
     assert not zoo["b_map"].has_tokenizer
-    with pytest.raises(CheckpointError, match=r"b_map: no tokenizer at .*codecs/b_map; train one there .*, or set"):
+    told = rf"b_map: no tokenizer at .*codecs/b_map; train one there .*, or set .* \[modalities.b_map\] of {zoo.path}$"
+    with pytest.raises(CheckpointError, match=told):
         _ = zoo["b_map"].tokenizer
+
+
+def test_what_would_derive_is_said_of_the_registry_in_use(tmp_path: Path) -> None:
+    told = " without the setting camera_fov in [modalities.normal] of"
+    assert Zoo.installed()["normal"].derive_hint == f"{told} registry.toml"
+    assert Zoo.from_tables({}, tmp_path / "other.toml")["normal"].derive_hint == f"{told} {tmp_path / 'other.toml'}"
 
 
 def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
@@ -59,6 +67,32 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
     assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
     assert torch.equal(handle.encode(np.stack(values())), tokens)
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+
+
+def test_codecs_run_in_float32_whatever_the_caller_is_in(ready: Callable[..., Any]) -> None:
+    by_products = {
+        'means = reduce(values, "batch 1 (h p) (w q) -> batch h w", "mean", p=4, q=4)': (
+            "import torch; pool = torch.eye(4).repeat_interleave(4, 0) / 4; means = pool.T @ values[:, 0] @ pool"
+        ),
+        "return repeat(tokenizer[tokens],": "import torch; return repeat(tokenizer[tokens] @ torch.eye(4),",
+    }
+    handle = ready(by_products)
+    tokens = handle.encode(values())
+    decoded = handle.decode(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(handle.encode(values()), tokens)
+        assert all(map(np.array_equal, handle.decode(tokens), decoded))
+
+
+def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
+    trained(first, "a_map", tmp_path / "a")
+    handle, before = first["a_map"], first["a_map"].fingerprint
+    assert len(handle.tokenizer) == 16
+    trained(other, "a_map", tmp_path / "a")
+    handle.device = "cpu:0"
+    assert handle.fingerprint == other["a_map"].fingerprint != before and len(handle.tokenizer) == 4
 
 
 @pytest.mark.parametrize("given", ["row", "torch.from_numpy(row)"], ids=["arrays", "tensors"])
@@ -171,6 +205,18 @@ def test_files_are_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int, 
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_disk_on_which_only_root_changes_modes_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with replacing_file(tmp_path / "file") as temporary:
+        temporary.write_text("written")
+    assert (tmp_path / "file").read_text() == "written"
+
+
 def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     pinned = "0" * 64
@@ -224,6 +270,18 @@ def test_what_the_hub_does_not_take_for_an_id_is_told_in_one_line(name: str) -> 
     with pytest.raises(CheckpointError, match=rf"^{name}: no such folder, and the hub does not give it: ") as told:
         resolve_folder(name)
     assert "\n" not in str(told.value)
+
+
+def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TransportError(Exception):
+        """No OSError, as those of the hub's transport."""
+
+    def broken_off(hub_id: str) -> str:
+        raise TransportError("peer closed the connection\nwithout a word")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
+    with pytest.raises(CheckpointError, match=r"^some/a: .* hub does not give it: peer closed the connection$"):
+        resolve_folder("some/a")
 
 
 def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "tokenizers_zoo": (
         "wording", "errors", "config", "keys", "disk", "records", "checkpoint", "intervals", "device", "pretrained",
-        "modality", "source", "values", "data.samples", "data.provenance", "data.store_record", "hookspecs",
+        "modality", "source", "values", "data.samples", "data.tar", "data.provenance",
+        "data.store_record", "hookspecs",
         "wordpieces", "ml4m.words", "vocabulary", "quantizers",
         "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
         "training.batches", "training.report", "training.loop", "ml4m", "families", "labellers", "data", "defaults",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -339,15 +340,38 @@ def test_fused_layers_start_like_separate_ones() -> None:
     assert model.token_embedding.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)
 
 
-def test_a_seed_gives_the_weights_and_leaves_the_global_state() -> None:
+def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("the devices' generators are seeded"))
     first, second = (FourM.seeded(SMALL, all_layouts(), 5) for _ in range(2))
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     other = FourM.seeded(SMALL, all_layouts(), 6)
     assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
+    with monkeypatch.context() as patch:
+        patch.setattr("backbone.model.start_alike", lambda *_: None)
+        patch.setattr("torch.random.fork_rng", lambda devices: contextlib.nullcontext())
+        model = FourM.unfilled(config, all_layouts())
+    assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"
+    drawn = FourM.seeded(config, all_layouts(), 0)
+    weights = dict(drawn.named_parameters())
+    assert {name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()} == {
+        name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in weights.items()
+    }
+    buffers, computed = dict(model.named_buffers()), dict(drawn.named_buffers())
+    assert buffers.keys() == computed.keys() and model.state_dict().keys() == drawn.state_dict().keys()
+    for name, buffer in buffers.items():
+        assert buffer.dtype == computed[name].dtype and torch.equal(buffer, computed[name]), name
+    model.load_state_dict(weights, strict=False)
+    batch = packed_batch(all_layouts(), tables=model.tables)
+    assert torch.equal(model(batch).loss, drawn(batch).loss)
 
 
 @pytest.mark.parametrize("tables", ["shared", "separate"])

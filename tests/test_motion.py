@@ -13,10 +13,7 @@ from PIL import Image
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import Crop
-
-video = pytest.importorskip("zoo_motion.video")
-flow = pytest.importorskip("zoo_motion.flow")
-imu = pytest.importorskip("zoo_motion.imu")
+from zoo_motion import flow, imu, video
 
 
 def settings(name: str, **own: Any) -> Settings:

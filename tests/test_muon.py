@@ -26,6 +26,7 @@ def test_the_orthogonal_factor(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     found = orthogonal(matrices)
+    assert found.dtype == torch.float32
     sizes = torch.linalg.svdvals(found)
     assert sizes.min() > 0.6 and sizes.max() < 1.25
     # Same singular vectors: what is left between U' X V is the diagonal.

@@ -13,10 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from page_shell import BLOCK, Shell, page_files, page_steps
+from PIL import Image
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.spatial.values import png_bytes
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
+from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.testing import check_modality
 from tokenizers_zoo.values import array_bytes
 
@@ -116,10 +121,36 @@ def example(install: Callable[..., Path]) -> Callable[[str], Zoo]:
     return add
 
 
-@pytest.mark.parametrize("name", ["Joints", "Reach", "Landmarks", "Weather"])
+@pytest.mark.parametrize("name", ["Joints", "Reach", "Landmarks", "Weather", "Spectrogram"])
 def test_the_other_plugins_of_the_page_keep_the_contract(name: str, example: Callable[[str], Zoo]) -> None:
     results = check_modality(example(name), name.lower())
     assert ("long_inputs" in {result.name for result in results if result.skipped}) == (name != "Landmarks")
+
+
+def test_a_spectrogram_is_no_view_of_the_picture_beside_it(example: Callable[[str], Zoo], tmp_path: Path) -> None:
+    """Its files may have other proportions, and crops of the picture leave it as it is."""
+    example("Spectrogram")
+    names = ["rgb", "spectrogram"]
+    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": names}})
+    handle = zoo["spectrogram"]
+    assert not handle.implements("transform") and zoo["rgb"].implements("transform")
+    for number, key in enumerate(("a", "b")):
+        sound = np.random.default_rng(number).uniform(-100, 0, (1, 40, 97)).astype(np.float32)
+        picture = Image.new("RGB", (24, 24), (number, 0, 0))
+        for name, file, data in (
+            ("rgb", f"{key}.png", png_bytes(picture)),
+            ("spectrogram", f"{key}.npy", array_bytes(sound)),
+        ):
+            (tmp_path / "files" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "files" / name / file).write_bytes(data)
+    options = {"path": str(tmp_path / "files"), "test_fraction": 0}
+    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    assert {outcome.modality: (outcome.written, outcome.failed) for outcome in result.outcomes} == {
+        "rgb": (2, 0), "spectrogram": (2, 0),
+    }  # fmt: skip
+    value = ValueStore.of(tmp_path / "data", zoo).read(handle, "train", "b")
+    assert value.shape == (1, 16, 16)
+    assert np.array_equal(handle.transform(value, Crop(top=0.2, left=0.1, height=0.5, width=0.5, flip=True)), value)
 
 
 def test_a_series_is_read_as_the_page_says(example: Callable[[str], Zoo]) -> None:

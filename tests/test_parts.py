@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from backbone_samples import SMALL, all_layouts, packed_batch, raw_batch
+from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, raw_batch, write_splits
 from torch import Tensor
 
 from backbone.batch import PackedBatch
 from backbone.config import MaskingConfig
 from backbone.masking import Masker
 from backbone.model import FourM, Losses
+from backbone.training.held_out import held_out_losses
+from backbone.training.mixing import Mix, open_sources
 from backbone.training.parts import Parts
+from backbone.training.train import Training, train
+from tokenizers_zoo.data.samples import TEST
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +133,46 @@ def test_an_error_in_a_thread_is_raised(model: FourM, batch: PackedBatch) -> Non
 
     with Parts(model, 2, together=True) as parts, pytest.raises(ValueError, match="from a part"):
         parts.backward(batch, fail)
+
+
+def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> None:
+    """Else a batch that fits in training would not fit at the first evaluation."""
+    root = write_splits(tmp_path)
+    config = dataclasses.replace(TRAINING, batch_size=8, eval_samples=10)
+    model = FourM.seeded(SMALL, all_layouts(), 0)
+    mix = Mix(open_sources(root, TEST, all_layouts(), config), model.tables, config)
+    sizes: list[int] = []
+
+    @torch.no_grad()
+    def forward(packed: PackedBatch) -> Losses:
+        sizes.append(len(packed.targets.ids))
+        losses: Losses = model(packed)
+        return losses
+
+    whole = held_out_losses(forward, mix, config)
+    halves = held_out_losses(forward, mix, dataclasses.replace(config, parts=2))
+    assert sizes == [8, 2, 4, 4, 1, 1]
+    assert torch.equal(halves.counts, whole.counts)
+    torch.testing.assert_close(halves.sums, whole.sums)
+    sizes.clear()
+    training: Any = SimpleNamespace(
+        config=dataclasses.replace(config, parts=2), ranks=SimpleNamespace(size=2), forward=forward, held_out=mix,
+        means=lambda losses: losses,
+    )  # fmt: skip
+    assert torch.equal(Training.evaluate(training).counts, whole.counts)
+    assert sizes == [2, 2, 2, 2, 1, 1], "in training each of two processes has half of the batch"
+
+
+def test_a_training_evaluates_in_the_parts_that_it_trains_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_splits(tmp_path / "tokens")
+    config = dataclasses.replace(TRAINING, steps=1, batch_size=8, parts=2)
+    sizes, split = list[int](), PackedBatch.split
+
+    def recorded(batch: PackedBatch, parts: int) -> list[PackedBatch]:
+        found = split(batch, parts)
+        sizes.extend(len(part.targets.ids) for part in found)
+        return found
+
+    monkeypatch.setattr(PackedBatch, "split", recorded)
+    train(tmp_path / "run", root, all_layouts(), SMALL, config)
+    assert sizes == [4, 4, 4, 4, 1, 1]

@@ -23,6 +23,8 @@ from examples import only
 from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data import audit as audit_module
+from tokenizers_zoo.data import folder as folder_module
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
@@ -33,8 +35,16 @@ from tokenizers_zoo.data.provenance import (
     record_entry,
 )
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import ShardWriter, scan_shard, writing_shard
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, PluginError, ReadError, ZooError
+from tokenizers_zoo.data.tar import ShardWriter, read_member, scan_shard, writing_shard
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MachineError,
+    PluginError,
+    ReadError,
+    ZooError,
+)
 from tokenizers_zoo.pipeline import derive as derive_module
 from tokenizers_zoo.pipeline import engines
 from tokenizers_zoo.pipeline import make as make_module
@@ -43,6 +53,7 @@ from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import training_samples
+from tokenizers_zoo.pretrained import PretrainedConfig
 
 
 @pytest.fixture
@@ -295,6 +306,12 @@ def test_a_modality_of_which_every_sample_fails_is_an_error_and_tried_again(
     assert {o.modality: (o.written, o.kept_shards) for o in result.outcomes if o.split == "train"} == {
         "field": (23, 0), "words": (0, 3),
     }  # fmt: skip
+
+
+def store_bytes(shard: Path) -> tuple[bytes, str]:
+    """The first value of a shard, and its extension."""
+    member = next(iter(scan_shard(shard).members.values()))
+    return read_member(member), member.extension
 
 
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -649,6 +666,31 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
     assert make() == {"field": (0, 0, 2), "words": (0, 0, 2)}
 
 
+def test_a_folder_is_listed_once_and_files_that_come_meanwhile_move_no_sample(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(mine, range(5, 13))
+    listed, find, run = list[str](), folder_module._find, make_module.run_jobs
+
+    def found(root: Path, split: str, *others: Any) -> Any:
+        listed.append(split)
+        return find(root, split, *others)
+
+    def running(*others: Any) -> Any:
+        own_files(mine, [0])
+        return run(*others)
+
+    monkeypatch.setattr(folder_module, "_find", found)
+    monkeypatch.setattr(make_module, "run_jobs", running)
+    options = {"path": str(mine), "test_fraction": 0}
+    make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
+    store = ValueStore.of(data, zoo)
+    assert listed == ["train"]
+    assert store.keys("train", "words") == [f"f{i:02}" for i in range(5, 13)]
+    assert store.read(zoo["words"], "train", "f05") == "file 5"
+
+
 # ---------------------------------------------------------------------- derive
 
 
@@ -714,6 +756,51 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     other = toy({"modalities": {"dark": {"levels": 8}}})
     rewritten = derive_data(other, tmp_path / "data", workers=1)
     assert all(outcome.written and not outcome.kept_shards for outcome in rewritten.outcomes)
+
+
+OUT_OF_MEMORY = {
+    "MemoryError": "MemoryError('13 GB')",
+    "OutOfMemoryError": "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
+    "AcceleratorError": "type('AcceleratorError', (RuntimeError,), {})('CUDA error: unspecified launch failure')",
+    "device": "RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)')",
+    "processor": "RuntimeError('[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can\\'t allocate')",
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_no_sample_is_to_blame_where_the_machine_fails(
+    error: str, toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, room = tmp_path / "data", tmp_path / "room"
+    failing = f"        import torch\n        if not Path({str(room)!r}).exists():\n            raise {error}\n"
+    install_example("shadow", derived("field") | {"        return value\n\n": f"{failing}        return value\n\n"})
+    zoo = toy(enabled=("field", "shadow"))
+    make_toy(zoo, data, test=0)
+    with pytest.raises(MachineError, match=r"^shadow: derive of .* or its device failed: \w+Error: .* fewer workers"):
+        derive_data(zoo, data, workers=1)
+    assert not list(data.rglob("shadow/*"))
+    room.touch()
+    assert [(o.written, o.failed) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+
+
+@pytest.mark.parametrize(("device", "workers", "taken"), [("cuda", None, 1), ("cuda", 4, 4), ("cpu", None, None)])
+def test_a_network_on_a_gpu_is_loaded_there_once(
+    device: str, workers: int | None, taken: int | None, toy: Callable[..., Zoo], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    zoo, asked = toy(enabled=("field", "dark")), []
+
+    def one_process(zoo: Zoo, function: Any, jobs: Any, workers: int | None, advance: Any) -> Any:
+        asked.append(workers)
+        return run_jobs(zoo, function, jobs, 1, advance)
+
+    make_toy(zoo, tmp_path / "data", test=0)
+    monkeypatch.setattr(derive_module, "run_jobs", one_process)
+    monkeypatch.setattr(derive_module, "networks_of", lambda settings: {"network": PretrainedConfig(model="a/b")})
+    monkeypatch.setattr(PretrainedConfig, "record", lambda self, *, download: {"model": "a/b"})
+    monkeypatch.setattr(PretrainedConfig, "torch_device", device)
+    derive_data(zoo, tmp_path / "data", workers=workers)
+    assert asked == [taken]
 
 
 def test_what_is_derived_follows_what_all_are_offered(
@@ -903,10 +990,49 @@ def test_values_are_read_once_for_all_commands_until_they_or_the_settings_change
     assert first[0] == 23 + 5 and first[1] == {"train": 1}
     assert dropped(zoo) == (0, {"train": 1})
     os.utime(shard, ns=(1, 1))
-    assert dropped(zoo) == (23, {"train": 1}) and dropped(zoo)[0] == 0
+    of_shard = len(ValueStore.of(out, zoo).index("train", "field").members) - 14  # those of the other two
+    assert dropped(zoo) == (of_shard, {"train": 1}) and dropped(zoo)[0] == 0
     (out / ".audit/train-field.json").write_text("[]")
     assert dropped(zoo) == (23, {"train": 1})
     assert dropped(toy({"modalities": {"field": {"levels": 3}}}))[0] == 28
+
+
+def test_after_a_kill_only_shards_are_read_of_which_nothing_is_known(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is with shards that were added, and of those whose keys another shard held."""
+    zoo, out = toy(), tmp_path / "data"
+    make_toy(zoo, out)
+    with writing_shard(out / "train/field/broken.tar") as writer:
+        writer.add("broken", b"no", "npy")
+    keys = {path.name: list(scan_shard(path).members) for path in sorted((out / "train/field").glob("*.tar"))}
+    monkeypatch.setattr(audit_module, "SAVED_EVERY", 1)
+    reads, read, stop = list[str](), ValueStore.read, [keys["shard-00001.tar"][3]]
+
+    def reading(store: ValueStore, handle: Any, split: str, key: str) -> Any:
+        if key in stop:
+            raise KeyboardInterrupt
+        reads.append(key)
+        return read(store, handle, split, key)
+
+    monkeypatch.setattr(ValueStore, "read", reading)
+
+    def found() -> tuple[set[str], Any]:
+        reads.clear()
+        samples = training_samples(zoo, zoo["field"], ValueStore.of(out, zoo))
+        return {key for key in reads if not key.startswith("test")}, samples.provenance["dropped"]
+
+    with pytest.raises(KeyboardInterrupt):
+        found()
+    stop.clear()
+    left = {key for name in ("shard-00001.tar", "shard-00002.tar") for key in keys[name]}
+    assert found() == (left, {"train": 1})
+    with writing_shard(out / "train/field/added.tar") as writer:
+        writer.add("added", b"no", "npy")
+        writer.add("broken", *store_bytes(out / "train/field/shard-00000.tar"))
+    assert found() == ({"added", "broken"}, {"train": 1})
+    (out / "train/field/added.tar").unlink()
+    assert found() == ({"broken"}, {"train": 1})
 
 
 def test_what_is_left_out_of_training_is_said(
@@ -950,6 +1076,9 @@ def test_only_what_is_wrong_with_a_value_itself_is_remembered(
         transform(value, crop) if value[0, 0, 0] > 0.1 else (_ for _ in ()).throw(PluginError("no memory"))
     )
     assert 0 < count() < 23
+    handle.transform = lambda value, crop: (_ for _ in ()).throw(MachineError("no memory"))  # type: ignore[method-assign]
+    with pytest.raises(MachineError, match="no memory"):
+        count()
     handle.transform = transform  # type: ignore[method-assign]
     assert count() == 23
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -81,6 +81,14 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
 
 
+class TransportError(Exception):
+    """No OSError, as those of the hub's transport."""
+
+
+def broken_off(*_: Any, local_files_only: bool, **__: Any) -> str:
+    raise FileNotFoundError if local_files_only else TransportError("the connection\nbroke off")
+
+
 def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -95,6 +103,8 @@ def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: 
     assert config.locate(download=False) == folder
     assert config.record(download=False)["revision"] == COMMIT
     (folder / "model.safetensors").unlink()  # as after a download that was killed
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
+    refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
     with pytest.raises(PretrainedError, match="not on this machine"):
         config.locate(download=False)
 

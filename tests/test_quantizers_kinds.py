@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import vector_quantize_pytorch as vqp
@@ -102,6 +104,44 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     expected.backward()
     if not spherical:  # the library's gradient is that of the latents before they were put on the sphere
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "times"),
+    [
+        (QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=6, distance="euclidean"), 1),
+        (QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=6, distance="cosine"), 1),
+        (QuantizerConfig(kind="simvq", codebook_size=16, codebook_dim=6), 1 + 0.25),
+        (QuantizerConfig(kind="lfq", codebook_size=64), 1),
+        (QuantizerConfig(kind="bsq", codebook_size=64), 1),
+    ],
+    ids=["vq_euclidean", "vq_cosine", "simvq", "lfq", "bsq"],
+)
+def test_what_the_commitment_weight_counts_is_the_mean_squared_distance(config: QuantizerConfig, times: float) -> None:
+    """SimVQ has it twice (arXiv 2411.02038): for the codes, and at 0.25 for the latents."""
+    latents = some_latents()[..., :6]
+    losses = []
+    for weight in (0.0, 2.0):
+        torch.manual_seed(0)
+        quantizer = build_quantizer(dataclasses.replace(config, commitment_weight=weight), 6)
+        codes, _, loss = quantizer(latents)
+        losses.append(loss)
+    on_sphere = config.kind == "bsq" or config.distance == "cosine"
+    compared = functional.normalize(latents, dim=-1) if on_sphere else latents
+    torch.testing.assert_close(losses[1] - losses[0], 2 * times * (compared - codes).square().mean())
+
+
+@pytest.mark.parametrize("kind", ["lfq", "bsq"])
+def test_what_the_entropy_weight_counts_is_the_entropy_of_bits(kind: str) -> None:
+    latents = some_latents()[..., :6]
+    losses = []
+    for weight in (0.0, 2.0):
+        config = QuantizerConfig(kind=kind, codebook_size=64, entropy_weight=weight)  # type: ignore[arg-type]
+        losses.append(build_quantizer(config, 6)(latents).loss)
+    flat, magnitude = latents.flatten(0, 1), 1.0
+    if kind == "bsq":
+        flat, magnitude = functional.normalize(flat, dim=-1), 6**-0.5
+    torch.testing.assert_close(losses[1] - losses[0], 2 * entropy_loss(flat, magnitude))
 
 
 def test_codes_side_by_side_are_those_of_their_parts() -> None:
@@ -227,6 +267,22 @@ def test_memory_codes_against_the_formula() -> None:
         expected = (part @ keys.T).argmax(dim=-1)
         assert torch.equal(tokens[..., head], expected)
         torch.testing.assert_close(codes[..., 8 * head : 8 * head + 8].double(), values[expected], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_memory_codes_by_hand() -> None:
+    """Shares are a softmax of dot products / sqrt(d), as in arXiv 1706.03762, eq. 1; each head counts alike."""
+    config = QuantizerConfig(kind="memcodes", codebook_size=16, codebook_dim=8, num_codebooks=3, entropy_weight=2.0)
+    quantizer = trained(config)
+    adapter, latents = quantizer.adapter, some_latents().double().flatten(0, 1)
+    assert isinstance(adapter, MemoryCodes)
+    expected = []
+    for head in range(3):
+        keys = adapter.codes[head].double() @ adapter.to_k[head].double()
+        shares = (latents[:, 8 * head : 8 * head + 8] @ keys.T / 8**0.5).softmax(dim=1)
+        together = shares.mean(dim=0)
+        each = -(shares * shares.log()).sum(dim=1).mean()
+        expected.append(2 * (each + DIVERSITY * (together * together.log()).sum()))
+    torch.testing.assert_close(quantizer(some_latents()).loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=0)
 
 
 def test_faint_shares_of_memory_codes_change_nothing_and_stay_where_numbers_are_quick(

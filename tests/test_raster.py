@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from zoo_raster import heightmap, multispectral
 
-multispectral = pytest.importorskip("zoo_raster.multispectral")
-heightmap = pytest.importorskip("zoo_raster.heightmap")
-tifffile = pytest.importorskip("tifffile")
 read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from examples import EVERYTHING_ELSE, only, trained, values, write_registry
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -437,6 +439,53 @@ def test_one_tokenizer_may_serve_two_instances_of_a_plugin(install_example: Inst
     trained(zoo, "left", tmp_path)
     assert not {"left", "right"} & zoo.problems().keys()
     assert (zoo["left"].encode(values()) == zoo["right"].encode(values())).all()
+
+
+HANDS = '''
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
+
+class Hand(VectorModality):
+    """float32 (4,): angles of a hand."""
+    summary, dim, loss, metrics = "angles", 4, "smooth_l1", NUMBER_METRICS
+
+    def spec_of(self, settings, **layout):
+        import dataclasses
+        return dataclasses.replace(super().spec_of(settings, **layout), vocabulary="hands")
+
+left, right = Hand(), Hand()
+'''
+
+
+def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
+    """Whether both are named or one after the other; the other is as it was, and is no reason to stop."""
+    points = {"left_hand": "zoo_hands:left", "right_hand": "zoo_hands:right"}
+    install("zoo-hands", {"tokenizers_zoo": points}, {"zoo_hands": HANDS})
+    small = {"steps": 2, "batch_size": 4, "width": 8, "depth": 1, "num_codebooks": 2, "codebook_size": 4}
+    zoo = only({name: {"tokenizer": small} for name in points}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    angles, data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), tmp_path / "data"
+    for split, name in ((split, name) for split in ("train", "test") for name in points):
+        with writing_shard(data / split / name / "shard-00000.tar") as shard:
+            for number, value in enumerate(angles):
+                shard.add(f"{split}-{number}", *zoo[name].write(value))
+
+    def run(*names: str, **options: Any) -> list[tuple[str, bool]]:
+        done = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]))
+        assert {one.folder for one in done} == {tmp_path / "tokenizers" / "hands"}
+        return [(one.name, one.as_it_was) for one in done]
+
+    both = ("left_hand", "right_hand")
+    assert zoo.problems() == {}
+    assert run(*both) == [("left_hand", False), ("right_hand", False)]
+    assert run(*both) == run(*both) == [("left_hand", True), ("right_hand", True)]
+    assert (zoo["left_hand"].encode(list(angles)) == zoo["right_hand"].encode(list(angles))).all()
+    assert run(*both, seed=1, overwrite=True) == [("left_hand", False), ("right_hand", False)]
+    assert run("right_hand", overwrite=True) == [("right_hand", False)]
+    assert run(*both) == [("left_hand", True), ("right_hand", True)]
+    (tmp_path / "tokenizers" / "hands" / "config.json").unlink()  # as in the middle of training
+    with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
+        run("left_hand")
+    assert run("right_hand", "left_hand") == [("right_hand", False), ("left_hand", False)]
 
 
 # ---------------------------------------------------------------- derive, wrappers, sources

@@ -252,6 +252,29 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     assert re.search(r"<td style=[^>]*><b>62</b></td>", text) and re.search(r"<td style=[^>]*>−25</td>", text)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_curves_are_of_the_weights_that_the_run_gives(
+    run: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, averaged: bool
+) -> None:
+    folder, _ = run
+    if averaged:
+        found = [{"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5} for step in (20, 30)]
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in found)
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "tokenizers_zoo.report.run.curve_chart",
+        lambda curves, quantity: drawn.append(curves) or curve_chart(curves, quantity),
+    )
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    whole, by_modality = drawn
+    assert whole["held-out"] == [(30, 5.5)] and len(whole["training"]) == 30
+    average = {"held-out, averaged weights": [(20, 5.0), (30, 5.0)]} if averaged else {}
+    assert {name: points for name, points in whole.items() if name not in ("training", "held-out")} == average
+    assert by_modality == {"depth": [(20, 4.5), (30, 4.5)] if averaged else [(30, 5.0)]}
+    assert ("Held-out loss by modality, averaged weights" in text) is averaged
+
+
 def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     (folder / "evaluation" / "evaluation.json").unlink()

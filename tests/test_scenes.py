@@ -16,9 +16,6 @@ import numpy as np
 import pluggy
 import pytest
 
-pytest.importorskip("mujoco")
-pytest.importorskip("zoo_scenes")
-
 import zoo_scenes
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.config import Settings

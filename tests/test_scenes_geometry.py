@@ -7,13 +7,9 @@ import math
 import random
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
-
-pytest.importorskip("mujoco")
-pytest.importorskip("zoo_scenes")
-
-import mujoco
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings

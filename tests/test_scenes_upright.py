@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("mujoco")
-pytest.importorskip("zoo_scenes")
-
 import zoo_scenes
 from tokenizers_zoo.config import Settings
 from zoo_scenes import upright

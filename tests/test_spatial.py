@@ -23,7 +23,7 @@ from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import PSNR_CEILING, crop_and_resize, psnr
 from tokenizers_zoo.families.trained import half_mirrored
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 
@@ -380,6 +380,27 @@ def test_a_constant_answer_is_no_blank_picture_where_that_is_worth_nothing() -> 
     assert blank == 0 and full < floor == pytest.approx(2 * 22 / 64 / (1 + 22 / 64))
 
 
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_constant_answer_is_not_one_whose_metric_is_no_number(higher_is_better: bool) -> None:
+    """Such as a correlation, which a flat answer has none of."""
+
+    class Correlated(SpatialModality):
+        metrics = (Metric(name="apart", higher_is_better=higher_is_better, meaning="last pixel; NaN where flat"),)
+
+        def measure(self, predicted: Any, target: Any, options: Any) -> dict[str, float]:
+            flat = np.ptp(predicted[0]) == 0
+            return {"apart": np.nan if flat else float(predicted[0].flat[-1]) * (1 if higher_is_better else -1)}
+
+        def constant_maps(self, stack: Any, options: Any) -> list[Any]:
+            sloped = [np.array([[[0.0, 0.0], [0.0, last]]]) for last in (1.0, 2.0)]
+            return [stack[0] + 9, *sloped, stack[0]]
+
+    maps = [np.zeros((1, 2, 2), np.float32)]
+    answer = Correlated().constant_answer(maps, Settings("correlated", {}))
+    np.testing.assert_array_equal(answer, [[[0, 0], [0, 2]]])
+    assert Correlated.metrics[0].best([np.nan, np.nan]) == 0
+
+
 # ---------------------------------------------------------------- tokenizers
 
 
@@ -615,3 +636,11 @@ def test_half_of_a_batch_is_mirrored() -> None:
     assert flipped == (np.random.default_rng(0).random(64) < 0.5).tolist()
     same = [np.array_equal(value, before) for value, before in zip(mirrored, batch, strict=True)]
     assert same == [not flip for flip in flipped]
+
+
+def test_what_is_no_view_of_a_picture_is_not_mirrored() -> None:
+    class Map(type(PLUGINS["depth"])):  # type: ignore[misc]
+        transform = None
+
+    batch, generator = values("depth", 8), np.random.default_rng(0)
+    assert half_mirrored(Map(), batch, settings("depth"), generator) is batch

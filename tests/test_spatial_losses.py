@@ -73,14 +73,15 @@ def test_weights_are_those_of_the_table() -> None:
     assert weights().loss_weights("l2") == {"l2": 1.0}
     assert weights(loss="l1", cosine_weight=0.1).loss_weights("l2") == {"l1": 1.0, "cosine": 0.1}
     assert weights(l2_weight=3.0, perceptual_weight=0.5).loss_weights("l2") == {"l2": 3.0, "perceptual": 0.5}
-    table = {**TINY, "l2_weight": 3.0, "smooth_l1_weight": 0.5, "spread_weight": 0.0}
+    table = {**TINY, "l2_weight": 3.0, "smooth_l1_weight": 0.5}
     task = SpatialTask(rgb.plugin, settings("rgb", tokenizer=table))
     module = task.build(SAMPLES.train, np.random.default_rng(0))
     batch = torch.from_numpy(np.stack(SAMPLES.train))
-    outputs, _ = module(batch)
+    outputs, quantizer_loss = module(batch)
     target = (batch - module.mean) / module.std
     expected = 3 * (outputs - target).square().mean() + 0.5 * nn.functional.smooth_l1_loss(outputs, target)
-    torch.testing.assert_close(task.losses(module, batch)["loss"], expected)
+    torch.testing.assert_close(task.losses(module, batch)["loss"], expected + quantizer_loss)
+    assert quantizer_loss > 0.001
 
 
 def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees() -> None:
@@ -173,6 +174,13 @@ def test_hinge_by_hand() -> None:
     assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
 
 
+def test_a_model_is_to_raise_what_the_critic_says_of_it() -> None:
+    """A critic that says of 2.0 that it is 2.0, and of the truth 0.5: model and critic."""
+    outputs, target = torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 0.5)
+    loss, critic_loss = adversarial_losses(nn.Identity(), outputs, target)
+    assert float(loss) == -2 and float(critic_loss) == 0.5 * (0.5 + 3)
+
+
 def test_a_critic_sees_patches_and_samples_do_not_mix() -> None:
     critic, pictures = PatchCritic(3), torch.randn(2, 3, 32, 48)
     together = critic(pictures)
@@ -244,6 +252,38 @@ def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.Mon
     folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0)
     result = json.loads((folder / "evaluation.json").read_text())
     assert (result["steps"], result["kept_step"]) == (8, 6)
+
+
+def test_what_the_critic_says_counts_by_the_weight_of_the_table() -> None:
+    torch.manual_seed(0)
+    task = SpatialTask(rgb.plugin, settings("rgb", tokenizer={**TINY, "adversarial_weight": 0.3}))
+    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
+    assert critic is not None
+    batch = torch.from_numpy(np.stack(SAMPLES.train))
+    plain, found = task.losses(module, batch), task.losses_against(module, critic, batch, task.critic_start)
+    said = critic(module(batch)[0]).mean()
+    torch.testing.assert_close(found["adversarial_loss"], -said)
+    last = last_weight(module.decoder)
+    norms = [torch.autograd.grad(loss, last)[0].norm() for loss in (plain["reconstruction_loss"], said)]
+    added = found["loss"] - plain["loss"]
+    torch.testing.assert_close(added, -0.3 * norms[0] / norms[1] * said, rtol=1e-2, atol=0)
+
+
+def test_the_critic_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    """In its first step AdamW moves a number by the learning rate, where it does not decay."""
+    table = {**TINY, "steps": 1, "adversarial_weight": 1.0, "adversarial_start": 0.0, "adversarial_rate": 0.2}
+    chosen = settings("rgb", tokenizer=table)
+    task, config = SpatialTask(rgb.plugin, chosen), rgb.plugin.options(chosen).tokenizer
+    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
+    assert critic is not None
+    task.build = lambda train, rng: module  # type: ignore[method-assign]
+    task.build_critic = lambda: critic  # type: ignore[method-assign]
+    biases = [next(p for p in part.parameters() if p.ndim == 1) for part in (module, critic)]
+    before = [bias.detach().cpu().clone() for bias in biases]
+    train(task, SAMPLES, config, tmp_path, 0)
+    moved = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
+    rate = config.learning_rate_at(0)
+    assert moved == pytest.approx([rate, 0.2 * rate], rel=1e-3)
 
 
 def test_the_critic_comes_late_and_learns_to_tell_the_two_apart() -> None:

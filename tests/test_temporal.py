@@ -164,14 +164,17 @@ def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
 
 def test_weighted_losses_by_hand() -> None:
     modality, own, shape, _ = CASES["one axis"]
-    table = {**TINY, "loss": "l1", "l2_weight": 0.5}
+    table = {**TINY, "loss": "l1", "l2_weight": 0.5, "quantizer": "lfq", "levels": None, "codebook_size": 16}
     task = TemporalTask(modality, settings({**own, "tokenizer": table}))
     module = TemporalVQ(modality.model_config(task.options))
     batch = task.batch(values(shape, 2), np.random.default_rng(0))
-    outputs, _ = module(batch)
+    outputs, quantizer_loss = module(batch)
     error = outputs - batch
     expected = error.abs().mean() + 0.5 * error.square().mean()
-    assert task.losses(module, batch)["reconstruction_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    losses = task.losses(module, batch)
+    torch.testing.assert_close(losses["reconstruction_loss"], expected)
+    torch.testing.assert_close(losses["loss"], expected + quantizer_loss)
+    assert quantizer_loss.abs() > 0.01
 
 
 def test_mirroring_and_cutting() -> None:

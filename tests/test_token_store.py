@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +24,7 @@ from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_file import read_tokens
 from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
-from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -319,3 +323,58 @@ def test_a_token_file_comes_back(tmp_path: Path) -> None:
     assert read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [])).size == 0
     with pytest.raises(DataError, match=r"a.json: fingerprint: expected text, got int 12; encode again"):
         read_tokens(handle_of(continuous=False), token_file(tmp_path / "a.json", [1], 12))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EMFILE, "cannot be read: Too many open files; run the same command again"),
+        (errno.EIO, "cannot be read: Input/output error; run the same command again"),
+        (errno.ENOMEM, r"cannot be mapped: the limit of mappings .*\(sysctl vm\.max_map_count\)"),
+    ],
+)
+def test_a_part_that_the_system_does_not_open_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    write_store(tmp_path, LAYOUTS["grid"], [3])
+    path = tmp_path / "train/m/part-00000.arrow"
+
+    def refused(name: str, mode: str) -> None:
+        raise OSError(code, f"Failed to open local file '{name}'")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyarrow.memory_map", refused)
+        with pytest.raises(ReadError, match=rf"part-00000\.arrow: {said}") as error:
+            TokenStore(tmp_path).open("train", "m")
+    assert "delete" not in str(error.value)
+    assert len(read_part(path)[1]) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_a_part_without_room_to_map_it_is_not_damaged(tmp_path: Path) -> None:
+    """Of a failed mapping Arrow gives no number."""
+    small, large = tmp_path / "small.arrow", tmp_path / "large.arrow"
+    write_part(small, metadata(LAYOUTS["grid"]), [], [], {})
+    large.touch()
+    os.truncate(large, 2**30)
+    script = f"""
+import resource
+from pathlib import Path
+from tokenizers_zoo.data.token_part import read_part
+read_part(Path({str(small)!r}))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+read_part(Path({str(large)!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "ReadError" in ended.stderr and "sysctl vm.max_map_count" in ended.stderr
+
+
+def test_columns_that_are_open_are_not_mapped_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path, LAYOUTS["grid"], [3])
+    StoreRecord.note(tmp_path, tmp_path, {}, [("train", "m", 5)])
+    store = TokenStore(tmp_path)
+    column = store.open("train", "m")
+    monkeypatch.setattr("tokenizers_zoo.data.tokens.read_part", None)
+    with pytest.raises(DataError, match="holds 4 of 5 samples"):
+        store.check_whole("train", ["m"], {"m": column})

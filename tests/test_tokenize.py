@@ -16,21 +16,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from examples import only
 from toy_plugins import install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.ahead import read_ahead
+from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, MachineError, ReadError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.engines import read_ahead
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.info import describe_tokens, unfinished_tokens
 from tokenizers_zoo.pipeline.make import make_data
@@ -38,6 +39,8 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
 from tokenizers_zoo.pipeline.views import Row, Views, random_crop
 from tokenizers_zoo.records import difference
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.samples import left_behind
 
 
 @pytest.fixture
@@ -74,6 +77,22 @@ def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabula
     assert config["texts"] == words * 2  # the instance `more` has the same values, and comes first
     with pytest.raises(DataError, match=r"unknown modality .*'dark'; known: field, more, words .`zoo data derive"):
         train_tokenizer(zoo, "dark", data)
+
+
+def test_what_a_mac_lays_beside_files_is_no_shard_and_no_part(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    tokenize(zoo, data, out, modalities=["field"])
+    before = TokenStore(out).open("train", "field").keys
+    for path in (*data.rglob("*.tar"), *out.rglob("*.arrow")):
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    assert TokenStore(out).open("train", "field").keys == before
+    assert list(ValueStore.of(data, zoo).index("train", "field").members) == before
+    tokenize(zoo, data, tmp_path / "again", modalities=["field"])
+    tokenize(zoo, data, out, modalities=["field"])
+    make_toy(zoo, data)
+    assert TokenStore(tmp_path / "again").open("train", "field").keys == before
 
 
 def test_provenance_says_what_the_values_are_and_how_they_are_read(
@@ -119,6 +138,8 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     shares = counts[counts > 0] / counts.sum()
     assert result.usage == pytest.approx((counts > 0).mean())
     assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    meanings = {name: meaning for name, _, _, meaning in result.codebook_rows()}
+    assert meanings["usage"] == "share of the codes that occurred" and result.several == {}
     written = json.loads((handle.checkpoint / "evaluation.json").read_text())
     assert written["metrics"] == result.metrics and written["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
@@ -132,6 +153,43 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     assert few.tokens_per_sample == len("sample 1 of test")
     evaluate_tokenizer(zoo, "words", data)
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
+
+
+TWO_CODEBOOKS = {
+    "import numpy as np\n": "import numpy as np\nimport torch\n",
+    "layout=GridLayout(shape=(side // 4, side // 4)),":
+        "layout=GridLayout(shape=(side // 4, side // 4, 2)), num_codebooks=2,",
+    "return (means * (len(tokenizer) - 1)).round().long()":
+        "first = (means * (len(tokenizer) - 1)).round().long(); return torch.stack([first, 0 * first], -1)",
+    "repeat(tokenizer[tokens], ": "repeat(tokenizer[tokens[..., 0]], ",
+}  # fmt: skip
+
+
+def test_a_dead_codebook_of_several_is_seen(install_example: Callable[..., Path], tmp_path: Path) -> None:
+    """In the terminal, in evaluation.json, and in what reports show of it."""
+    install_example("field", TWO_CODEBOOKS)
+    zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
+    shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
+    for split in ("train", "test"):
+        with writing_shard(data / split / "field/0.tar") as writer:
+            for key, row in enumerate(shades):
+                writer.add(f"{key:02}", *zoo["field"].write(np.broadcast_to(row, (1, 16, 16)).copy()))
+    trained(zoo, data, "field")
+    result = evaluate_tokenizer(zoo, "field", data)
+    assert (result.usage, result.several) == (
+        pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
+    )  # fmt: skip
+    meanings = {name: meaning for name, _, _, meaning in result.codebook_rows()}
+    assert meanings["usage"] == "share of the codes that occurred; mean of 2 codebooks, the least of them 6.2%"
+    assert meanings["perplexity"].endswith("; mean of 2 codebooks")
+    handle = zoo["field"]
+    written = json.loads((handle.checkpoint / "evaluation.json").read_text())
+    assert {key: written[key] for key in result.several} == result.several
+    found = left_behind(handle, handle.checkpoint, Pictures(folder=tmp_path / "pictures"), "field", 1)
+    assert [code["meaning"] for code in found.codes] == [
+        "of 16, on held-out samples; mean of 2 codebooks, the least of them 6.2%",
+        "as varied as this many codes that are equally frequent; mean of 2 codebooks",
+    ]
 
 
 def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
@@ -159,6 +217,29 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
         writer.add("odd", b"nothing", "txt")
     with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
         evaluate_tokenizer(zoo, "words", data, write=False)
+
+
+@pytest.mark.parametrize("hook", ["encode", "transform"])
+def test_no_value_is_left_out_where_the_machine_fails(
+    hook: str, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    call = zoo["field"]._plugins.call
+
+    def failing(plugin: Any, name: str, arguments: Any) -> Any:
+        if name == hook:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return call(plugin, name, arguments)
+
+    monkeypatch.setattr(zoo["field"]._plugins, "call", failing)
+    for command in (lambda: evaluate_tokenizer(zoo, "field", data), lambda: tokenize(zoo, data, out)):
+        with pytest.raises(MachineError, match=rf"^field: {hook} of .* ran out of memory.*: CUDA out of memory"):
+            command()
+    assert not list(out.rglob("*.arrow"))
+    monkeypatch.undo()
+    assert [(o.written, o.dropped) for o in tokenize(zoo, data, out).outcomes] == [(5, {}), (23, {})]
 
 
 def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(
@@ -494,6 +575,27 @@ def test_modalities_of_other_samples_do_not_come_together(
     tokenize(zoo, two, out)
 
 
+def test_tokens_of_what_other_data_lack_are_to_be_deleted(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, out = toy(), tmp_path / "tokens"
+    one, two = data_of_two_seeds(zoo, tmp_path)
+    tokenize(zoo, one, out)
+    for split in ("test", "train"):
+        shutil.rmtree(two / split / "field")
+    for split in ("test", "train"):
+        for overwrite in (False, True):
+            with pytest.raises(DataError, match=f"give another folder, or delete {out / split / 'field'}$"):
+                tokenize(zoo, two, out, overwrite=overwrite)
+        with pytest.raises(DataError, match=f"give another folder, or delete {out / split / 'field'}$"):
+            tokenize(zoo, two, out, modalities=["words"], overwrite=True)
+        shutil.rmtree(out / split / "field")
+    tokenize(zoo, two, out, overwrite=True)
+    assert TokenStore(out).data == two and TokenStore(out).modalities("train") == ["words"]
+    tokenize(zoo, one, out, overwrite=True)
+    make_toy(zoo, tmp_path / "three", seed=2)
+    with pytest.raises(DataError, match="or make all anew by --overwrite without --only"):
+        tokenize(zoo, tmp_path / "three", out, modalities=["words"], overwrite=True)
+
+
 def own_words(zoo: Zoo, folder: Path, of: str) -> Path:
     """Files of a user as data: their path, as it is given, is the same for all."""
     for number in range(3):
@@ -664,6 +766,47 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
     assert result.unfinished == [told]
     assert f"{told}: `zoo data make` did not come to its end" in result.summary()
     assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).unfinished == []
+
+
+def test_one_modality_at_a_time_is_indexed(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The members of all of them would not fit in memory, where there are millions."""
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    trained(zoo, data, "field", "words")
+    held, index = list[int](), ValueStore.index
+
+    def indexed(store: ValueStore, split: str, modality: str) -> ModalityIndex:
+        found = index(store, split, modality)
+        held.append(len(store._indexes))
+        return found
+
+    monkeypatch.setattr(ValueStore, "index", indexed)
+    tokenize(zoo, data, tmp_path / "tokens")
+    assert set(held) == {1} and len(held) == 8, "two splits of two, to plan and to write"
+
+
+def test_shards_that_are_replaced_meanwhile_are_told_from_those_that_were_planned(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "words")
+    note = StoreRecord.note
+
+    def noted(*what: Any) -> None:
+        note(*what)
+        with writing_shard(data / "train/words/shard-00000.tar") as writer:
+            writer.add("new", b"other words", "txt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreRecord, "note", noted)
+        with pytest.raises(ReadError, match=r"train/words: shards came, went or were replaced meanwhile"):
+            tokenize(zoo, data, out, modalities=["words"])
+    tokenize(zoo, data, out, modalities=["words"])
+    column = TokenStore(out).open("train", "words")
+    assert "new" in {*column.rows, *column.dropped}
 
 
 def test_crops_are_drawn_when_their_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

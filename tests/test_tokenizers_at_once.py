@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.data import ahead
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 
 REGISTRY = """[zoo]
 image_size = 32
@@ -123,6 +125,7 @@ def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
 
 def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2, lambda _: None)) == {("dumb", "4")}
@@ -133,3 +136,28 @@ def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatc
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     assert set(run_jobs(Zoo.installed(), lambda zoo, job: os.getpid(), [1, 2], None, lambda _: None)) == {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("quota", "found"),
+    [("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1), ("max 100000", 9), ("900000 50000", 9)],
+)
+def test_a_container_may_have_less_than_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, found: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.setattr(ahead, "QUOTA", tmp_path / "cpu.max")
+    assert ahead.cores() == 9
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert ahead.cores() == found
+
+
+def test_a_registry_that_is_open_has_what_was_trained_beside_it(place: Path) -> None:
+    opened = Zoo.from_toml(place / "four.toml")
+    jobs = [TokenizerJob(name=name, data=place / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
+    list(train_tokenizers(opened, jobs, workers=2))
+    before = {job.name: opened[job.name].fingerprint for job in jobs}
+    anew = [replace(job, overrides={"steps": 2}, overwrite=True) for job in jobs]
+    list(train_tokenizers(opened, anew, workers=2))
+    for name, old in before.items():
+        assert opened[name].fingerprint == fingerprint(place / "four" / name) != old

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tokenizers_zoo.checkpoint import load_checkpoint
@@ -177,7 +178,7 @@ def test_seeded_restores_the_callers_generator() -> None:
         assert torch.equal(torch.rand(3), first)
 
 
-def test_the_loop_is_adamw_with_averaged_weights(tmp_path: Path) -> None:
+def test_the_loop_is_adamw(tmp_path: Path) -> None:
     """One step against the update written out: arXiv 1711.05101, algorithm 2, with bias correction."""
     config = TrainConfig(
         steps=1, batch_size=50, warmup_steps=0, learning_rate=0.01, gradient_clip=0.0, ema_decay=0.0, weight_decay=0.1
@@ -197,6 +198,42 @@ def test_the_loop_is_adamw_with_averaged_weights(tmp_path: Path) -> None:
         decay = 1 - rate * (0.1 if old.ndim > 1 else 0.0)
         step = gradients[name] / (gradients[name].abs() + 1e-8)
         torch.testing.assert_close(after[name], old * decay - rate * step, atol=2e-5, rtol=0)
+
+
+def test_what_is_saved_is_the_average_of_the_weights_of_all_steps(tmp_path: Path) -> None:
+    """The decay is (1 + step) / (10 + step), as far as it is below that of the settings."""
+    module = Autoencoder(VectorTask().quantizer)
+    task, seen = VectorTask(), list[dict[str, torch.Tensor]]()
+    task.build = lambda train, rng: module  # type: ignore[method-assign]
+
+    def look(step: int = 0) -> None:
+        seen.append({name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()})
+
+    look()
+    config = TrainConfig(steps=3, batch_size=8, warmup_steps=0, learning_rate=0.01, ema_decay=0.2)
+    saved = weights(train(task, SAMPLES, config, tmp_path, 0, on_step=look))
+    for name, expected in seen[0].items():
+        for decay, after in zip((1 / 10, 2 / 11, 0.2), seen[1:], strict=True):
+            expected = decay * expected + (1 - decay) * after[name]
+        torch.testing.assert_close(saved[name], expected, atol=1e-6, rtol=0)
+
+
+def test_the_gradient_is_bounded_and_told_as_it_was(tmp_path: Path) -> None:
+    """After one step the optimizer's first moment is 0.1 of what it was given."""
+
+    def one_step(limit: float) -> tuple[float, float]:
+        folder, given = tmp_path / str(limit), list[torch.Tensor]()
+
+        def look(step: int) -> None:
+            state = load_file(folder / STATE)
+            given.extend(10 * tensor.flatten() for name, tensor in state.items() if name.endswith("/exp_avg"))
+
+        train(VectorTask(), SAMPLES, TrainConfig(steps=1, gradient_clip=limit), folder, 0, on_step=look)
+        return float(torch.cat(given).norm()), logged(folder)[0]["train/gradient_norm"]
+
+    (whole, norm), (bounded, told) = one_step(0.0), one_step(1e-3)
+    assert bounded == pytest.approx(1e-3, rel=1e-3) and told == norm == pytest.approx(whole, rel=1e-5)
+    assert norm > 0.1
 
 
 def test_a_run_that_trains_is_not_trained_by_another(uninterrupted: Path, tmp_path: Path) -> None:
@@ -650,10 +687,23 @@ def test_config_is_checked() -> None:
     assert str(told.value) == "[modalities.x.tokenizer] steps: expected at least 1, got -2"  # the key once
 
 
-def test_bfloat16_trains_and_saves_float32(tmp_path: Path) -> None:
-    config = TrainConfig(steps=2, eval_every=2, precision="bfloat16")
-    folder = train(VectorTask(), SAMPLES, config, tmp_path, 0)
-    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(folder).values())
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_layers_run_in_the_chosen_precision_and_all_else_is_float32(precision: str, tmp_path: Path) -> None:
+    module = Autoencoder(VectorTask().quantizer)
+    task, found = VectorTask(), set[tuple[str, torch.dtype]]()
+    task.build = lambda train, rng: module  # type: ignore[method-assign]
+    for name in ("down", "up", "quantizer.project_in"):
+
+        def look(layer: nn.Module, _: Any, output: torch.Tensor, name: str = name) -> None:
+            if layer.training:
+                found.add((name, output.dtype))
+
+        module.get_submodule(name).register_forward_hook(look)
+    config = TrainConfig(steps=2, eval_every=2, precision=precision)  # type: ignore[arg-type]
+    saved = weights(train(task, SAMPLES, config, tmp_path, 0))
+    chosen = getattr(torch, precision)
+    assert found == {("down", chosen), ("up", chosen), ("quantizer.project_in", torch.float32)}
+    assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_pictures_are_side_by_side() -> None:

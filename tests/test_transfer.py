@@ -128,7 +128,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
 
 def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2)
+    metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2, lora_alpha=16)
     score, floor = gap(metrics)
     assert score < 0.6 * floor
     drawn = torch.random.get_rng_state()
@@ -143,6 +143,10 @@ def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: 
     assert len(additions) == 2 * 4 * 2 and all("lora_" in name for name in additions)
     assert metrics["parameters"]["trained"] == sum(tensor.numel() for tensor in stored.values())
     assert all(stored[name].abs().sum() > 0 for name in additions)
+    layer, x = probe.network.encoder.model.encoder[1].mlp.up, torch.randn(3, 32)
+    down, up = (stored[f"encoder.encoder.1.mlp.up.lora_{part}.default.weight"] for part in "AB")
+    assert down.shape == (2, 32), "the rank"
+    assert torch.allclose(layer(x), layer.base_layer(x) + 16 / 2 * x @ down.T @ up.T, atol=1e-5)
     with_additions, tokens = probe.predict({"light": world.tokens("light")[1]}), world.tokens("light")[1]
     for name, parameter in probe.network.encoder.named_parameters():
         if "lora_B" in name:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import runpy
 import shutil
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
-from small_modalities import installed
-from transfer_world import SOURCES, TRAIN, World, make_world, read, train
+from small_modalities import installed, registry_of
+from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
 
 from backbone.run import Run
 from backbone.transfer import load, predicting
@@ -375,3 +376,35 @@ def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> No
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="was trained on tokens of light by 000000000000"):
         train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")
+
+
+def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, probe = tmp_path / "run", tmp_path / "probe"
+    shutil.copytree(world.run, run)
+    known = world.root / "seen.toml"
+    known.write_text(registry_of(SEEN))
+    dataclasses.replace(Run.load(world.run), registry=known).save(run)
+    asked = {"registry": Path(os.path.relpath(world.root / "registry.toml")), "debug": False}
+    words = ["train", run, "--task", "zones", "--given", "light", "--set", "steps=2", "--out", probe]
+    done = CliRunner().invoke(command, [str(word) for word in words], obj=asked)
+    assert done.exit_code == 0, (done.output, done.exception)
+
+    monkeypatch.chdir(tmp_path)
+    assert zoo("eval", probe).exit_code == 0
+    assert load(probe).zoo.path == world.root / "registry.toml"
+
+
+def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
+    moved, gone = tmp_path / "moved", tmp_path / "gone.toml"
+    shutil.copytree(frozen, moved)
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "registry": str(gone)}))
+    told = f"{moved}: its registry was {gone}, which is gone; give --registry FILE, or in Python a zoo"
+    assert refused("eval", moved) == refused("predict", moved, "--out", tmp_path / "made") == told
+    with pytest.raises(CheckpointError, match="which is gone"):
+        load(moved)
+    assert load(moved, world.zoo).zoo is world.zoo
+    asked = {"registry": world.root / "registry.toml", "debug": False}
+    assert CliRunner().invoke(command, ["eval", str(moved)], obj=asked).exit_code == 0

@@ -16,11 +16,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
 from backbone.config import ModelConfig
+from backbone.features import FourMEncoder
+from backbone.model import FourM
 from backbone.tables import Tables
 from backbone.transfer import judging
 from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
 from backbone.transfer.decoder import TokenDecoder
-from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear
+from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear, build_head
 from backbone.transfer.judging import accuracies, errors
 from backbone.transfer.kinds import (
     IGNORED,
@@ -33,7 +35,7 @@ from backbone.transfer.kinds import (
     kind_from_json,
     kind_to_json,
 )
-from backbone.transfer.reading import Grid, padded_features, unpadded
+from backbone.transfer.reading import Grid, padded_features, read, unpadded
 from backbone.transfer.samples import chosen
 from backbone.transfer.tasks import Task, whole_kind
 from tokenizers_zoo.data.samples import spread
@@ -127,6 +129,13 @@ def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tu
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters() if p.ndim > 1)
 
 
+def test_patches_of_an_answer_lie_on_the_rows_and_columns_of_its_grid() -> None:
+    kind, grid = ClassMap(names=("a", "b"), size=(4, 9)), Grid(names=("wide",), shape=(2, 3))
+    linear, convnext = (build_head(name, kind, TransferConfig(), CONFIG, grid) for name in ("linear", "convnext"))
+    assert isinstance(linear, MapLinear) and linear.patch == (2, 3)
+    assert isinstance(convnext, MapConvNeXt) and convnext.layers[-1].kernel_size == (2, 3)
+
+
 KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
 
 
@@ -210,6 +219,19 @@ def test_a_map_is_read_from_all_grids_like_the_first() -> None:
         Grid.of(tables, ["words", "clip"])
 
 
+def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
+    wide = spec(ValueSpec(), GridLayout(shape=(2, 3)))
+    names = ["first", "second"]
+    encoder = FourMEncoder(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0))
+    tokens, used = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
+    features, _ = encoder.forward_features(tokens, used)
+    maps, _ = read(encoder, tokens, used, "map", Grid.of(encoder.tables, names))
+    assert maps.shape == (1, 2 * DIM, 2, 3)
+    for place in range(6):
+        found = maps[:, :, place // 3, place % 3]
+        assert torch.equal(found, torch.cat([features[:, place], features[:, 6 + place]], 1))
+
+
 # ---------------------------------------------------------------- kinds
 
 
@@ -227,6 +249,8 @@ def test_numbers_by_hand() -> None:
     assert kind.mean == (4.0,) and kind.std == (pytest.approx(np.std([1, 3, 8])),)
     assert kind.decode(kind.encode([1, 8])) == [pytest.approx(1), pytest.approx(8)]
     assert kind.constant([1, 3, 8, 9]) == 5.5
+    # Smooth L1: half the square up to 1, the absolute error less a half above.
+    assert float(kind.loss(torch.tensor([[0.5], [-2]]), torch.zeros(2, 1))) == (0.125 + 1.5) / 2
     value = ValueSpec(shape=(2,), low=0, high=1)
     vectors = Numbers.of([np.array([0, 0.5], np.float32), np.array([1, 0.5], np.float32)], spec(value))
     answer = vectors.decode(torch.tensor([[9.0, 0.0]]))[0]
@@ -315,6 +339,20 @@ def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, scale: s
     assert kind.constant([*maps, maps[1]]).tolist() == maps[1].tolist()
     with pytest.raises(ValueError, match="scale log: needs numbers that are declared to be above 0"):
         NumberMap.of(maps, spec(ValueSpec(shape=(1, 2, 2), low=0)), "log")
+
+
+def test_maps_of_numbers_are_standardised_by_channel() -> None:
+    signs = np.array([[1, -1, 1], [-1, 1, -1]], np.float32)
+    maps = [np.stack([signs, 100 + 4 * signs]), np.stack([-signs, 100 - 4 * signs])]
+    kind = NumberMap.of(maps, spec(ValueSpec(shape=(2, 2, 3))), "linear")
+    assert (kind.mean, kind.std, kind.size, kind.outputs) == ((0, 100), (1, 4), (2, 3), 2)
+    nothing = torch.zeros(1, 2, 2, 3)
+    assert kind.decode(nothing)[0].tolist() == [[[0] * 3] * 2, [[100] * 3] * 2]
+    targets = kind.encode(maps)
+    assert torch.equal(targets[0], torch.from_numpy(signs).expand(2, 2, 3))
+    np.testing.assert_array_equal(kind.decode(targets), maps)
+    apart = torch.tensor([0.5, -2]).reshape(2, 1, 1).expand(1, 2, 2, 3)
+    assert float(kind.loss(apart, nothing)) == (0.125 + 1.5) / 2
 
 
 def test_tokens_end_where_they_end() -> None:

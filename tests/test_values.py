@@ -16,6 +16,7 @@ from tokenizers_zoo.modality import (
     DTYPES,
     EmbeddingsLayout,
     GridLayout,
+    Metric,
     ModalitySpec,
     PatchesLayout,
     SequenceLayout,
@@ -191,6 +192,26 @@ def test_bounds_that_no_number_meets_or_all_do_are_told(low: float, high: float 
     value = ValueSpec(shape=(2,), low=low, high=high)
     with pytest.raises(PluginError, match=f"x: ModalitySpec value: low {low} and high {high}: expected finite numbers"):
         ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=2), vocab_size=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": np.prod([2, 4])}, "vocab_size: JSON cannot hold numpy.int64 8"),
+        ({"value": ValueSpec(shape=(2,), low=np.float32(-1))}, "value.low: JSON cannot hold numpy.float32 -1.0"),
+        ({"value": ValueSpec(shape=tuple(np.arange(2)))}, "value.shape: JSON cannot hold numpy.int64 0"),
+        ({"layout": VectorLayout(length=np.int32(2))}, "layout.length: JSON cannot hold numpy.int32 2"),
+        (
+            {"metrics": (Metric(name="m", higher_is_better=np.bool_(True), meaning="m"),)},
+            "metrics.higher_is_better: JSON cannot hold numpy.bool",
+        ),
+    ],
+)
+def test_what_files_beside_values_and_tokens_cannot_hold_is_told(changes: dict[str, Any], words: str) -> None:
+    sound = {"value": ValueSpec(shape=(2,)), "layout": VectorLayout(length=2), "vocab_size": 8}
+    ModalitySpec(name="x", summary="x", **{**sound, "value": ValueSpec(shape=(2,), low=np.float64(-1))})
+    with pytest.raises(PluginError, match=f"x: ModalitySpec {words}.*give Python's own"):
+        ModalitySpec(name="x", summary="x", **{**sound, **changes})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

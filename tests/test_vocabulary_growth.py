@@ -189,7 +189,8 @@ def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
     TokenStore(world.tokens).open("train", "caption").check_codec(zoo["caption"])  # written before it grew
     shutil.rmtree(hub)
     shutil.copytree(older, hub)
-    with pytest.raises(CheckpointError, match=r"vocabulary text: is on the hub.*; copy .*hub to a folder of yours"):
+    told = rf"vocabulary text: is on the hub.*; copy .*hub to a folder .*, and set .* in {world.folder}/registry.toml$"
+    with pytest.raises(CheckpointError, match=told):
         grow_vocabulary(zoo, "text")
     assert snapshot(hub) == snapshot(older) and before.keys() == snapshot(hub).keys()
 

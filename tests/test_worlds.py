@@ -14,15 +14,7 @@ from tokenizers_zoo.errors import ConfigError, PluginError
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.source import SourceSpec
-
-bouncing = pytest.importorskip("zoo_worlds.bouncing")
-terrain = pytest.importorskip("zoo_worlds.terrain")
-camera = pytest.importorskip("zoo_worlds.camera")
-draw = pytest.importorskip("zoo_worlds.draw")
-materials = pytest.importorskip("zoo_worlds.materials")
-physics = pytest.importorskip("zoo_worlds.physics")
-relief = pytest.importorskip("zoo_worlds.relief")
-sound = pytest.importorskip("zoo_worlds.sound")
+from zoo_worlds import bouncing, camera, draw, materials, physics, relief, sound, terrain
 
 SMALL = {"image_size": 32, "frames": 2, "sample_rate": 4000}
 

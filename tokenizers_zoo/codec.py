@@ -65,7 +65,7 @@ class CodecFiles:
     def folder(self) -> Path:
         """The checkpoint's folder, fetched from the hub where it is there. Raises CheckpointError for none."""
         if not _is_there(self.checkpoint, self.hub_id):
-            table = f"[modalities.{self.spec.name}] of registry.toml"
+            table = f"[modalities.{self.spec.name}] of {self.origin.file}"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
             where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")

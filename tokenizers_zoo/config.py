@@ -44,6 +44,11 @@ class Origin:
         line = find_line(self.path, self.table, key)
         return f"{self.path}{f':{line}' if line else ''} {f'[{self.table}] ' if self.table else ''}{key}"
 
+    @property
+    def file(self) -> str:
+        """The file's name, to say where something can be set; registry.toml where there is none yet."""
+        return str(self.path or "registry.toml")
+
     def inner(self, key: str) -> Origin:
         """The origin of the table that `key` holds."""
         if key in self.shared:
@@ -88,7 +93,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding=TOML))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give --registry FILE or run where registry.toml is") from None
+        raise ConfigError(f"{path}: no such file; a TOML file was expected") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

@@ -74,6 +74,5 @@ def constant_answer(
 ) -> Any:
     """Of up to 32 of `values`, evenly spaced, the one that scores best against all of them; the first of equals."""
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_CANDIDATES)).round().astype(int))
-    sign = 1.0 if metric.higher_is_better else -1.0
-    marks = [sign * score([values[i]] * len(values), values)[metric.name] for i in places]
-    return values[places[int(np.argmax(np.nan_to_num(marks, nan=-np.inf, posinf=np.inf, neginf=-np.inf)))]]
+    marks = [score([values[i]] * len(values), values)[metric.name] for i in places]
+    return values[places[metric.best(marks)]]

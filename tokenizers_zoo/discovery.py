@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from tokenizers_zoo.errors import PluginError
+from tokenizers_zoo.errors import MachineError, PluginError, ZooError, is_of_the_machine
 from tokenizers_zoo.hookspecs import PROJECT, ModalityHooks, SourceHooks
 
 MODALITIES, SOURCES, WRAPPERS = "tokenizers_zoo", "tokenizers_zoo.sources", "tokenizers_zoo.wrappers"
@@ -63,6 +63,16 @@ def reason(error: BaseException) -> str:
     unwritten = frames and isinstance(error, NotImplementedError)
     text = " ".join(str(error).split()) or (f"{frames[-1].name} is to be written" if unwritten else "")
     return f"{type(error).__name__}{': ' + text if text else ''}{place}"
+
+
+def failed(what: str, error: Exception) -> ZooError:
+    """What to raise for what is no ZooError of a plugin's code: MachineError for want of memory, else PluginError."""
+    if is_of_the_machine(error):
+        return MachineError(
+            f"{what} ran out of memory, or its device failed: {reason(error)}; what was finished is kept: free some "
+            "memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
+        )
+    return PluginError(f"{what} failed: {reason(error)}")
 
 
 def load_object(claim: Claim) -> Any:

@@ -82,7 +82,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # whoever wrote it, as other files
+            with contextlib.suppress(PermissionError):  # a disk whose files are all another's
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # whoever wrote it, as other files
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

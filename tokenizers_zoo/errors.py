@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from tokenizers_zoo.wording import close_names
@@ -62,3 +63,20 @@ class DataError(ZooError):
 
 class ReadError(DataError):
     """Stored values cannot be read now, for a reason that may pass (disk, network, rights): they are not to blame."""
+
+
+class MachineError(ZooError):
+    """Memory ran out, or the device failed, where a plugin computed: no sample is to blame."""
+
+
+OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError")
+"""Torch's errors, by name: nothing has to import it to ask, and older ones lack the second."""
+SAID_OF_THE_MACHINE = re.compile(r"(CUDA|cuDNN) error|.*DefaultCPUAllocator: (can't|not enough)")
+"""What a RuntimeError begins with where torch has no other for it."""
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """True where memory ran out or the device failed, whatever was computed."""
+    if isinstance(error, MemoryError) or any(kind.__name__ in OF_THE_MACHINE for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and SAID_OF_THE_MACHINE.match(str(error)) is not None

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,14 @@ from tokenizers_zoo import defaults
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Settings, emptied, keys_of
-from tokenizers_zoo.discovery import Claim, Plugins, reason
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError, ZooError
+from tokenizers_zoo.discovery import Claim, Plugins, failed, reason
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    DataError,
+    InvalidValueError,
+    PluginError,
+    ZooError,
+)
 from tokenizers_zoo.modality import Crop, ModalitySpec
 from tokenizers_zoo.progress import decoding
 from tokenizers_zoo.values import (
@@ -96,13 +103,23 @@ class ModalityHandle:
         """The tables of shared vocabularies that the plugin has taken, by name, each with the values in use."""
         return {name: config for (name, _), config in self.settings.taken_vocabularies.items()}
 
+    def __deepcopy__(self, memo: Any) -> ModalityHandle:
+        """Itself, as `Zoo`."""
+        return self
+
+    def _in_float32(self) -> AbstractContextManager[Any]:
+        """Codecs run in float32 whatever autocast the caller is in, or the same values would have other tokens."""
+        import torch
+
+        return torch.autocast(torch.device(self._device).type, enabled=False)
+
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             result = self._plugins.call(self._plugin, hook, arguments)
         except ZooError:
             raise
         except Exception as error:
-            raise PluginError(f"{self.name}: {hook} of {self._claim} failed: {reason(error)}") from error
+            raise failed(f"{self.name}: {hook} of {self._claim}", error) from error
         if result is None:
             raise PluginError(f"{self.name}: {hook} of {self._claim} gave None")
         return result
@@ -162,7 +179,8 @@ class ModalityHandle:
     @device.setter
     def device(self, device: str) -> None:
         if device != self._device:
-            self._device, self._tokenizer = device, None
+            self._device = device
+            self.forget_tokenizer()
 
     @property
     def has_tokenizer(self) -> bool:
@@ -288,7 +306,7 @@ class ModalityHandle:
 
         batch = self._batch(values)
         count = len(batch)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._in_float32():
             given = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
         tokens, problem = checked_tokens(self.spec, given)
         if not problem and len(tokens) != count:
@@ -309,7 +327,7 @@ class ModalityHandle:
             raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(tokens)}: {problem}")
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
-        with torch.inference_mode(), decoding(len(batch)):
+        with torch.inference_mode(), self._in_float32(), decoding(len(batch)):
             given = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
             try:
                 values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given
@@ -396,8 +414,9 @@ class ModalityHandle:
             return defaults.write_value(self.spec.value, value)
         written = self._call("write_value", value=value, settings=self.settings)
         data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
-        if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9.]+", extension):
-            raise self._wrong("write_value", f"gave {describe(written)}, expected (bytes, extension without a dot)")
+        if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9]+", extension):
+            expected = "(bytes, extension in lower case without a dot)"
+            raise self._wrong("write_value", f"gave {describe(written)}, expected {expected}")
         return data, extension
 
     def example_files(self) -> dict[str, tuple[bytes, str]]:
@@ -428,8 +447,8 @@ class ModalityHandle:
     @property
     def derive_hint(self) -> str:
         """What would turn `derive` on, for the end of a message; empty where nothing would."""
-        setting = self.spec.derive_setting
-        return f" without the setting {setting} in [modalities.{self.name}] of registry.toml" if setting else ""
+        setting, table = self.spec.derive_setting, f"[modalities.{self.name}] of {self.settings.origin.file}"
+        return f" without the setting {setting} in {table}" if setting else ""
 
     def derive(self, sample: Mapping[str, Any]) -> Any:
         """This modality's value, computed from those of `spec.derived_from` in `sample`; its size is theirs.

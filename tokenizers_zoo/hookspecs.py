@@ -15,7 +15,8 @@ list. Tensors are on the tokenizer's device, and no gradients are recorded.
 
 Values and tokens are checked against the spec before `encode` and `decode` get them, and what a hook gives is checked
 after it: what the spec does not declare becomes a PluginError that names plugin and distribution. So does any exception
-that is no ZooError; one of `read_value` becomes an InvalidValueError, since it is the file that is bad.
+that is no ZooError; but one of `read_value` becomes an InvalidValueError, since it is the file that is bad, and want of
+memory or a device that fails a MachineError, for which no value is to blame.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class ModalityHooks:
         `config` is the instance's settings with the command line's overrides. `samples.train` and `samples.test` are
         lazy sequences of values, checked and at the size of the settings. Started again on the same `out_dir` after a
         kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and
-        `config.json`. Raises ConfigError or DataError where it cannot train on these.
+        `config.json`: all that decides tokens belongs into these two, whose sha256 is the tokenizer's identity, and
+        files beside them that no run has make --overwrite refuse the folder.
+        `tokenizers_zoo.checkpoint.save_checkpoint` writes them and a README.md; its `config` needs a key "class".
+        Raises ConfigError or DataError where it cannot train on these.
         """
         raise NotImplementedError
 
@@ -97,13 +101,17 @@ class ModalityHooks:
     def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
         """One value from a file's bytes (`extension` without a dot, lower case). Raises InvalidValueError.
 
+        Of several extensions it is the last: "gz" of `scan.nii.gz`.
         Default: `.npy` for arrays, `.txt` (UTF-8) for text, `.json` for objects.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
-        """A value as a file's bytes and its extension; `read_value` reads it back. Default: as for read_value."""
+        """A value as a file's bytes and its extension; `read_value` reads it back. Default: as for read_value.
+
+        The extension is of lower-case letters and digits, without any dot: "gz", not "nii.gz".
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -120,7 +128,10 @@ class ModalityHooks:
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
         """The value seen through the crop that all modalities of the sample share, at the size of the settings.
 
-        Default: the value itself, which is right for what does not depend on the picture's frame.
+        Default: the value itself, which is right for what does not depend on the picture's frame, such as a spectrogram
+        beside a picture. With this hook, an array whose tokens are a grid of two axes is a view of the sample's
+        picture: one of other proportions than the others is refused. A class whose base has the hook leaves it out by
+        `transform = None`, and brings values to the size of the settings in `read_value` and `derive`.
         """
         raise NotImplementedError
 

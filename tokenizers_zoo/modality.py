@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -176,6 +176,11 @@ class Metric:
     """The worst value on held-out data that a tokenizer of the default settings reaches, if it is fit for use; None
     where none is declared. `zoo doctor` compares with it."""
 
+    def best(self, marks: Sequence[float]) -> int:
+        """The place of the best of these numbers of the metric, the first of equals; NaN is as bad as can be."""
+        signed = [-math.inf if math.isnan(mark) else mark if self.higher_is_better else -mark for mark in marks]
+        return signed.index(max(signed))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModalitySpec:
@@ -278,7 +283,19 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append("value: unscored: at least one class has to be scored")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
         problems.append("metrics: two have one name")
-    return problems
+    return problems + [f"{path}: JSON cannot hold {what}; give Python's own" for path, what in unwritable("", spec)]
+
+
+def unwritable(path: str, part: Any) -> Iterator[tuple[str, str]]:
+    """What JSON cannot hold in a spec or a part of it, such as numpy's numbers: each one's path and what it is."""
+    if dataclasses.is_dataclass(part):
+        for item in dataclasses.fields(part):
+            yield from unwritable(f"{path}.{item.name}".lstrip("."), getattr(part, item.name))
+    elif isinstance(part, list | tuple):
+        for entry in part:
+            yield from unwritable(path, entry)
+    elif not isinstance(part, str | int | float | None):
+        yield path, f"{type(part).__module__}.{type(part).__name__} {part}"
 
 
 @dataclass(frozen=True, kw_only=True)

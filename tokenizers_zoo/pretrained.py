@@ -83,11 +83,12 @@ class PretrainedConfig:
             advice = "fetch it by zoo data derive DATA --only NAME, or set its model to a local folder"
             raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
         try:
-            return self._checked(self._snapshot(cached=False))
-        except (OSError, ValueError) as error:  # the hub's errors are OSErrors or ValueErrors
+            folder = self._snapshot(cached=False)
+        except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
             reason = " ".join(str(error).split())[:200]
             what = f"{self.model}: no such folder, and the hub does not give it: {reason}"
             raise PretrainedError(f"{what}; copy it here, and set its model to that folder") from None
+        return self._checked(folder)
 
     def _snapshot(self, *, cached: bool) -> Path:
         from huggingface_hub import snapshot_download
@@ -167,7 +168,7 @@ def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path,
         try:
             import transformers
         except ImportError:
-            raise PretrainedError('its network needs transformers; pip install "transformers>=5"') from None
+            raise PretrainedError('its network needs transformers; pip install "transformers>=5.22.2"') from None
         cls = getattr(transformers, name)
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with _quiet(transformers), _one_line(folder, name):

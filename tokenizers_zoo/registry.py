@@ -122,6 +122,14 @@ class Zoo:
         """All that is installed, with default settings."""
         return cls({})
 
+    def __deepcopy__(self, memo: Any) -> Zoo:
+        """Itself: what is copied with a registry in it, such as an encoder, shares the registry and its tokenizers."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its tables: a process that is sent a registry opens it for itself."""
+        return Zoo.from_tables, (self.tables, self.path)
+
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:
         """The registry that the tables of a registry.toml describe; relative paths start at `path`'s folder."""
@@ -222,7 +230,7 @@ class Zoo:
             hooks=hooks,
             settings=settings,
             codec=lambda spec: self._codec(spec, instance, settings.origin),
-            trained=self._trained,
+            trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
         )
 
@@ -258,8 +266,8 @@ class Zoo:
         local = Path(instance.checkpoint).parts[:1] == Path(self.config.checkpoints).parts[:1]
         return instance.checkpoint if re.fullmatch(HUB_ID, instance.checkpoint) and not local else None
 
-    def _trained(self, path: Path) -> None:
-        """Modalities that share a vocabulary share the checkpoint: none keeps the tokenizer that lay there before."""
+    def forget_tokenizers(self, path: Path) -> None:
+        """Let all modalities whose checkpoint or vocabulary is in this folder read anew what lies there now."""
         for handle in list(self._handles.values()):
             if isinstance(handle, ModalityHandle):
                 places = {handle.checkpoint.resolve(), handle.codec.vocabulary.resolve()}

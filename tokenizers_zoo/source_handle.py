@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.discovery import Claim, Plugins, reason
+from tokenizers_zoo.discovery import Claim, Plugins, failed
 from tokenizers_zoo.errors import ConfigError, PluginError, ZooError
 from tokenizers_zoo.source import Sample, SourceSpec
 from tokenizers_zoo.values import describe
@@ -47,7 +47,7 @@ class SourceHandle:
         except ZooError:
             raise
         except Exception as error:
-            raise PluginError(f"{self.name}: {hook} of {self._claim} failed: {reason(error)}") from error
+            raise failed(f"{self.name}: {hook} of {self._claim}", error) from error
 
     def settings_in_use(self) -> Any:
         """The source's settings with what `[zoo]` shares; the class itself where a key has to be given; None: none."""
@@ -129,7 +129,7 @@ class CheckedSamples(Sequence[Sample]):
         except ZooError:
             raise
         except Exception as error:
-            raise PluginError(f"{self._spec.name}: sample {place} of {self._claim} failed: {reason(error)}") from error
+            raise failed(f"{self._spec.name}: sample {place} of {self._claim}", error) from error
         if problem := self._problem(sample):
             raise PluginError(f"{self._spec.name}: sample {place} of {self._claim} {problem}")
         return sample

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
+from backbone.cli.run import zoo_of
 from tokenizers_zoo.cli.options import (
     PATH,
-    asked_registry,
-    open_zoo,
     parse_assignments,
     plain_table,
     settings_option,
@@ -82,7 +81,7 @@ def grow_command(
     from tokenizers_zoo.data.tokens import TokenStore
 
     trained = Trained.load(folder)
-    zoo = open_zoo(asked_registry() or (trained.run.registry if trained.run else None))
+    zoo = zoo_of(folder, trained.run.registry if trained.run else None)
     store = TokenStore(tokens)
     new = split_names(added, "--add takes at least one that is new") or []
     stored = [name for name in trained.names if name in store.modalities(TRAIN)]

@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """A run, and the zoo of --registry, of the registry of its training, or of ./registry.toml, in this order.
-
-    Raises CheckpointError where its training has not come to its end.
-    """
+    """A run, and its zoo; see `zoo_of`. Raises CheckpointError where its training has not come to its end."""
     from backbone.run import Run, stored_config
 
     run = Run.load(folder)
     stored_config(folder)
-    return run, open_zoo(asked_registry() or run.registry)
+    return run, zoo_of(folder, run.registry)
+
+
+def zoo_of(folder: Path, registry: Path | None) -> Zoo:
+    """The zoo of --registry, of the `registry` of the training of a run, or of ./registry.toml, in this order.
+
+    Raises CheckpointError where that of the training is gone, and no other was given.
+    """
+    from backbone.run import found_registry
+
+    return open_zoo(asked_registry() or found_registry(folder, registry))

@@ -15,7 +15,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
-from tokenizers_zoo.errors import DataError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, MachineError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 HELD = 4
@@ -112,12 +112,12 @@ class EvaluationData:
     def _readable(self, name: str, split: str, keys: Iterable[str]) -> Iterator[Any]:
         """The values of these keys, one after the other, but for those that cannot be read: `unreadable` has these.
 
-        Raises ReadError where the disk is to blame, not the value.
+        Raises ReadError or MachineError where the disk or the machine is to blame, not the value.
         """
         for key in keys:
             try:
                 value = self.values.read(self.handles[name], split, key)
-            except ReadError:
+            except (MachineError, ReadError):
                 raise
             except ZooError as error:
                 self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)

@@ -274,7 +274,7 @@ class _Evaluation:
             self.data.keys([*given, target], self.config.samples)
             self.data.constant(target, self.config.floor_samples)
         except DataError as error:
-            if named or isinstance(error, ReadError):  # the disk is to blame for the latter, not the data
+            if named or isinstance(error, ReadError):  # the disk is to blame for that, not the data
                 raise
             self.result["skipped"][title_of(pair)] = str(error)
             return False

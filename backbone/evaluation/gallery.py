@@ -10,7 +10,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import replacing_file, short_name
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.registry import ModalityHandle
 
 Shown = Image.Image | str
 Box = tuple[int, int, int, int]
@@ -28,9 +31,17 @@ LONGEST_NAME = 150
 """Bytes of a sheet's name, without its extension, at most: disks take 255 with what is added while it is written."""
 
 
-def text_of(shown: Shown) -> str | None:
+def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Shown:
+    """A stored sample's modality as a picture or text; its key where the value is not there."""
+    try:
+        return handle.render(values.read(handle, split, key))
+    except ZooError:
+        return key
+
+
+def text_of(cell: Shown) -> str | None:
     """A cell's text; None for pictures."""
-    return shown if isinstance(shown, str) else None
+    return cell if isinstance(cell, str) else None
 
 
 def sheet_name(given: Sequence[str], target: str) -> str:

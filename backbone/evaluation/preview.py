@@ -16,6 +16,7 @@ from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.wording import count_of
 
 FOLDER = "previews"
 PAIRS = 2
@@ -116,7 +117,13 @@ class Previews:
         lines = [" | ".join(headers), " | ".join("---" for _ in headers)]
         return "\n".join([*lines, *(" | ".join(text_of(cell) or "" for cell in row) for row in rows)])
 
-    def _shown(self, name: str, tokens: Sequence[object]) -> list[object]:
-        """Tokens as something to look at."""
+    def _shown(self, name: str, tokens: Sequence[Any]) -> list[object]:
+        """Tokens as something to look at; of an input only that has no decoder how many vectors they are."""
         handle = self.handles[name]
-        return [handle.render(value) for value in handle.decode(tokens)]
+        try:
+            values = handle.decode(tokens)
+        except ZooError:
+            if not handle.spec.continuous:
+                raise
+            return [count_of(len(row), "vector") for row in tokens]
+        return [handle.render(value) for value in values]

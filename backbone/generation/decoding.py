@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs
 from backbone.generation.partial import UNKNOWN, Ids, filled, sees_end, unknown_cells
 from backbone.generation.plan import TargetPlan
-from backbone.generation.sampling import COLDEST, CONFIDENCE, IDS, ORDER, Noise, draw, tempered
+from backbone.generation.sampling import COLDEST, CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, tempered
 from backbone.generation.schedules import temperatures, tokens_per_step
 from backbone.model import Context, FourM
 from backbone.transformer import KeyValueCache
@@ -64,11 +65,14 @@ def decode_grid(
         cells = left if plan.scheme == "maskgit" else left[:, :count]
         logits = cell_logits(model, inputs, plan, cells, passes)
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
-        ids = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
+        uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
+        drawn = draw_several(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
+        ids = rearrange(drawn, "rows cells draws -> (rows draws) cells")
         if plan.scheme == "maskgit":
             if plan.filter_first and temperature >= COLDEST:  # as 4M ranks cells
                 logits = tempered(logits, temperature, plan.top_k, plan.top_p, filter_first=True)
-            score = logits.gather(2, ids.unsqueeze(2)).squeeze(2) - logits.logsumexp(dim=2)
+            score = logits.gather(2, drawn) - logits.logsumexp(dim=2, keepdim=True)
+            score = rearrange(score, "rows cells draws -> (rows draws) cells")
             if plan.confidence_noise:
                 scale = plan.confidence_noise * (1 - step / len(counts))
                 gumbel = noise.gumbel(CONFIDENCE, step, layout.length).to(inputs.device)
@@ -87,16 +91,12 @@ def decode_grid(
 
 
 def cell_logits(model: FourM, inputs: GrowingInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
-    """float32 logits `draws cells ids`; what the draws of a sample still share is computed once, then they part."""
+    """float32 logits `rows cells ids`: a row a draw, or a sample where its draws still share them; then they part."""
     context = model.context(inputs.packed(passes))
-    draws, rows = inputs.draws, inputs.rows_of_draws(passes)
-    if draws > 1:
-        inputs.part()
+    if inputs.draws > 1:
         if plan.scheme == "maskgit":
-            asked = cells[::draws]
-            shared = target_logits(model, plan.name, torch.full_like(asked, -1), asked, context, passes)
-            return shared.repeat_interleave(draws, 0)
-        context = context.select(rows)
+            cells = cells[:: inputs.draws]
+        inputs.part()
     return target_logits(model, plan.name, torch.full_like(cells, -1), cells, context, passes)
 
 
@@ -124,8 +124,10 @@ def decode_sequence(
     bound = int((room + gaps - 1).max())
     uniform = noise.uniform(IDS, 0, max(bound, 1)).to(device)
     context = model.context(inputs.packed(passes))
-    if inputs.draws > 1:
-        context = context.select(inputs.rows_of_draws(passes))
+    sharing = inputs.draws  # so many rows of a step see one row of the context, until the batch is cut
+    if sharing > 1:
+        if device.type != "cpu":  # where attention in float32 copies keys that are shared, for each token anew
+            context, sharing = context.select(inputs.rows_of_draws(passes)), 1
         inputs.part()
     caches = [
         KeyValueCache.empty(len(passes) * inputs.batch, bound, model.config, context.keys_and_values[0][0])
@@ -148,7 +150,8 @@ def decode_sequence(
         if 2 * int(going[alive].sum()) <= len(alive):  # the caches are copied only when that halves them
             rows = going[alive].nonzero().squeeze(1)
             of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
-            alive, last, context = alive[rows], last[rows], context.select(of_passes)
+            alive, last = alive[rows], last[rows]
+            context, sharing = context.select(of_passes // sharing), 1
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
         ranks = torch.full((len(alive), 1), done, device=device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)

@@ -18,7 +18,7 @@ from backbone.packing import accepted
 from tokenizers_zoo.errors import ConfigError
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: FourM,
     given: Mapping[str, Any],

@@ -71,18 +71,36 @@ def tempered(logits: Tensor, temperature: float, top_k: int, top_p: float, filte
     return filtered(logits / temperature, top_k, top_p)
 
 
+def rising(sums: Tensor, shares: Tensor) -> Tensor:
+    """Cumulative sums `... ids` of `shares` that nowhere fall, and that rise at no id without a share.
+
+    Those of a GPU, which adds in parallel, do both by rounding errors; those of the CPU do not, and would stay as they
+    are.
+    """
+    return sums.masked_fill(shares == 0, 0).cummax(dim=-1).values
+
+
 def draw(
     logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
 ) -> Tensor:
-    """Ids `...` from logits `... ids`, one uniform number `...` each; temperature 0, or all but, takes the likeliest.
+    """Ids `...` from logits `... ids`, one uniform number `...` each; see `draw_several`."""
+    return draw_several(logits, uniform.unsqueeze(-1), temperature, top_k, top_p, filter_first).squeeze(-1)
 
-    Of other temperatures see `tempered`.
+
+def draw_several(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
+) -> Tensor:
+    """Ids `... draws` from logits `... ids`, one uniform number `... draws` each.
+
+    Temperature 0, or all but, takes the likeliest. Of other temperatures see `tempered`.
     """
     if temperature < COLDEST:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1, keepdim=True).expand_as(uniform)
     shares = tempered(logits, temperature, top_k, top_p, filter_first).softmax(dim=-1)
     cumulative = shares.cumsum(dim=-1)
+    if cumulative.device.type != "cpu":
+        cumulative = rising(cumulative, shares)
     total = cumulative[..., -1:]
     # Below the total even after rounding, so that the id found always has a share.
-    level = torch.minimum(uniform.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, level.contiguous(), right=True)

@@ -81,8 +81,9 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
     folders = [path.parent for path in source.glob(f"*/{CONFIG}")]
-    alone = [path for place in ("*", "*/*") for path in source.glob(f"{place}{SUFFIX}") if not _has_config(path)]
-    files = sorted(path for path in source.glob("*.json") if _is_text_tokenizer(path))
+    weights = [path for place in ("", "*/") for path in source.glob(f"{place}[!.]*{SUFFIX}")]
+    alone = [path for path in weights if not _has_config(path)]
+    files = sorted(path for path in source.glob("[!.]*.json") if _is_text_tokenizer(path))
     if not folders and not alone and not files:
         raise CheckpointError(f"{source}: no published checkpoint here: neither {CONFIG} nor a {SUFFIX} file")
     return sorted([*folders, *alone]), files

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backbone.evaluation.gallery import Shown
+from backbone.evaluation.gallery import Shown, shown
 from backbone.evaluation.pairs import ranked_names
 from backbone.generation.giving import value_of_source
 from backbone.retrieval.index import Index
-from backbone.retrieval.pictures import framed, shown, write_hits
+from backbone.retrieval.pictures import framed, write_hits
 from backbone.retrieval.query import Answer, in_words
 from backbone.run import Run
 from tokenizers_zoo.data.samples import spread

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbone.evaluation.gallery import Shown, text_of
+from backbone.evaluation.gallery import Shown, shown, text_of
 from backbone.evaluation.pairs import ranked_names
 from backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from backbone.retrieval.embedding import Embedder, Samples
-from backbone.retrieval.pictures import framed, shown, write_hits
+from backbone.retrieval.pictures import framed, write_hits
 from backbone.retrieval.recall import AT, Recall, chance, recall
 from backbone.retrieval.spaces import Vectors
 from tokenizers_zoo.data.samples import TEST

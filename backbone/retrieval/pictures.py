@@ -8,23 +8,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from backbone.evaluation.gallery import CELL, Shown, write_sheet
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.registry import ModalityHandle
 
 FRAME = 6
 """Width of the frame, pixels of a cell."""
 RIGHT = "#1a9641"
 MARK = "[right] "
 """Before a text that is the right one."""
-
-
-def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Shown:
-    """A stored sample's modality as a picture or text; its key where the value is not there."""
-    try:
-        return handle.render(values.read(handle, split, key))
-    except ZooError:
-        return key
 
 
 def framed(cell: Shown) -> Shown:

@@ -48,7 +48,7 @@ class TokenData:
         self.specs = tuple(specs)
         read = [column for column, spec in enumerate(specs) if names is None or spec.name in names]
         self.columns: dict[str, TokenColumn] = {specs[i].name: store.open(split, specs[i].name) for i in read}
-        store.check_whole(split, self.columns)
+        store.check_whole(split, self.columns, self.columns)
         for name, spec in ((specs[i].name, specs[i]) for i in read):
             _check_fits(self.columns[name], spec, root / split / name)
         _check_crops(self.columns, root / split)

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -32,6 +33,8 @@ from tokenizers_zoo.records import write_json
 
 STATE, PROGRESS = "training_state", "progress.json"
 MODEL = "model/"
+PATIENCE = timedelta(hours=2)
+"""Processes that wait for the first, which reads and hashes inputs, and writes results, alone, are not ended before."""
 
 
 class ProcessEndedError(ZooError):
@@ -153,7 +156,7 @@ def ranks() -> Iterator[Ranks]:
     if processes() == 1:
         yield Ranks()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield ManyRanks()
     finally:

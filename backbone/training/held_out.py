@@ -20,31 +20,44 @@ SEED = 1 << 63
 """Set in the seed of held-out masks, so that they are not those of training."""
 
 
-def held_out_losses(forward: Callable[[PackedBatch], Losses], mix: Mix, config: TrainConfig) -> Losses:
-    """The sums and counts of up to `config.eval_samples` samples of each store; their loss is the sum of all."""
+def held_out_losses(
+    forward: Callable[[PackedBatch], Losses], mix: Mix, config: TrainConfig, pieces: int | None = None
+) -> Losses:
+    """The sums and counts of up to `config.eval_samples` samples of each store; their loss is the sum of all.
+
+    A batch goes through `forward` in `pieces`, by default the settings' `parts`: as few samples at a time as in
+    training, where each process has its share of the batch.
+    """
     size = config.batch_size
     found = []
     for source, masker in zip(mix.sources, mix.maskers, strict=True):
         chosen = np.asarray(spread(len(source.data), config.eval_samples))
         for step, first in enumerate(range(0, len(chosen), size)):
             samples = chosen[first : first + size]
-            found.append(forward(masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()))
+            packed = masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()
+            found += [forward(piece) for piece in packed.split(pieces or config.parts)]
     sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)
 
 
 @torch.no_grad()
 def losses_of(
-    folder: Path, specs: Sequence[ModalitySpec], tokens: Path, config: TrainConfig, known: Collection[str] = ()
+    folder: Path,
+    specs: Sequence[ModalitySpec],
+    tokens: Path,
+    config: TrainConfig,
+    known: Collection[str] = (),
+    device: torch.device | str = "cpu",
 ) -> dict[str, tuple[float, int]]:
     """By modality, the loss of the backbone in `folder` on held-out samples, nats, and the number of their targets.
 
-    `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples.
+    `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples. The model
+    runs on `device`.
     """
-    model = load_model(folder, specs).eval()
+    model = load_model(folder, specs, device).eval()
     mix = Mix(open_sources(tokens, TEST, specs, config, known), model.tables, config)
     if not mix.sources:
         return {}
-    losses = held_out_losses(model, mix, config)
+    losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config)
     counts = dict(zip(model.tables.names, losses.counts.tolist(), strict=True))
     return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.tables.names).items()}

@@ -22,8 +22,8 @@ class TrainingLog(StepLog):
 
     The lines of metrics.jsonl are `{"step": finished steps, "train/loss", "train/gradient_norm",
     "train/learning_rate", "train/<modality>"}` and `{"step", "held_out/loss", "held_out/<modality>"}`, all losses in
-    nats per token; with an average of the weights also `"held_out_average/..."`, its losses, and with learned factors
-    of the modalities' losses `"train/weight/<modality>"`.
+    nats per token, without factors of the modalities' losses; with an average of the weights also
+    `"held_out_average/..."`, its losses, and with learned factors `"train/weight/<modality>"`.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, done: int, title: str) -> None:

@@ -32,17 +32,19 @@ def block_matrices(blocks: Iterable[nn.Module]) -> dict[Tensor, int]:
 def orthogonal(matrices: Tensor) -> Tensor:
     """For each of `matrices rows columns` = U S V^T about U V^T: singular values between 0.7 and 1.2.
 
-    Newton-Schulz iterations with a quintic polynomial, on the wide side; zero matrices stay zero.
+    Newton-Schulz iterations with a quintic polynomial, on the wide side, on a GPU in bfloat16, as published; zero
+    matrices stay zero. What is given has the dtype of `matrices`.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
+    x = x.bfloat16() if x.is_cuda else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
         polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon:

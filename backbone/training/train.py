@@ -226,14 +226,20 @@ class Training:
         return losses, whole
 
     def step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        """One update: the loss of the whole batch, the norm of its gradient, the loss by modality."""
+        """One update: the loss of the whole batch, the norm of its gradient, the loss by modality.
+
+        Factors of the modalities' losses count in the gradient, not in the losses.
+        """
         losses, whole = self.gradients(batch)
         self.ranks.drop_unused(self.model)
         norm = self.optimizer.step(rate)
-        names = self.model.tables.names
         of_all = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), counts=whole)
+        weighted = self.balance.weights(whole) is not None
         self.balance.update(of_all.sums, whole, rate)
-        return float(self.ranks.total(losses.loss)), norm, of_all.per_modality(names)
+        unweighted, by_modality = self.means(of_all)
+        # Without a target the mean is NaN, which would end the training, and the loss is 0.
+        loss = unweighted if weighted and by_modality else float(self.ranks.total(losses.loss))
+        return loss, norm, by_modality
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:
@@ -241,7 +247,14 @@ class Training:
 
         NaN and nothing where the masks leave these samples without a target.
         """
-        losses = held_out_losses(self.forward, self.held_out, self.config)
+        pieces = self.config.parts * self.ranks.size
+        return self.means(held_out_losses(self.forward, self.held_out, self.config, pieces))
+
+    def means(self, losses: Losses) -> tuple[float, dict[str, float]]:
+        """The cross-entropy without factors, whole, as the settings' `loss` takes the mean, and by modality.
+
+        NaN and nothing where there is no target.
+        """
         means = losses.per_modality(self.model.tables.names)
         if not means:
             return math.nan, means

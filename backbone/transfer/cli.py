@@ -63,7 +63,8 @@ def transfer() -> None:
 @click.option("--data", type=PATH, help="Where the labels are. Default: the run's values.")
 @click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="TOML file with a table [transfer].")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace another probe in the folder.")
+@click.option("--overwrite", is_flag=True,
+              help="Replace another probe in the folder; after a kill, leave this out to go on.")  # fmt: skip
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
 def train_command(folder: Path, task: str, given: str, out: Path | None, tuning: str | None, head: str | None,
                   labels: str | None, wanted: Any, seed: int, data: Path | None, config_file: Path | None,

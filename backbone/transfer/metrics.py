@@ -5,7 +5,8 @@ metrics.json:
     task         {"name", "kind"}; given [names]; head; tuning; seed
     labels       {"asked", "train", "validation", "test"}: samples that were learned from, that chose the step, held-out
     metrics      [{"name", "unit", "higher_is_better", "meaning", "score", "floor"}], the main one first; null: not
-                 finite. The floor is the best single answer to the labels of "train" and "validation".
+                 finite. The floor is the best single answer to the labels of "train" and "validation"; of maps, and
+                 where a modality's own metrics judge, to up to 1,000 of them, evenly spread.
     settings     TransferConfig
     left_out     {"train": {"no_input", "no_label", "unreadable": labels that cannot be read, where there are any},
                  "test": ..., "unknown_keys"}

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backbone.evaluation.gallery import write_sheet
-from backbone.retrieval.pictures import shown
+from backbone.evaluation.gallery import shown, write_sheet
 from backbone.transfer.probe import Probe
 from backbone.transfer.samples import Places
 from backbone.transfer.scores import predictions

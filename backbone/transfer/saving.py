@@ -23,7 +23,7 @@ from backbone.codecs import check_codec
 from backbone.config import ModelConfig
 from backbone.features import FourMEncoder
 from backbone.model import FourM
-from backbone.run import Run, stored_config
+from backbone.run import Run, stored_config, zoo_of
 from backbone.saving import spec_from_json
 from backbone.transfer.config import TransferConfig
 from backbone.transfer.heads import Neighbours, build_head
@@ -88,7 +88,7 @@ def load(
         raise CheckpointError(f"{folder}: no probe here; train one with zoo transfer train")
     tensors, stored = load_checkpoint(Path(folder), CLASS)
     config = from_mapping(TransferConfig, stored["settings"])
-    zoo = zoo or zoo_of(stored)
+    zoo = zoo or zoo_of(Path(folder), Path(stored["registry"]) if stored["registry"] else None)
     task = Task.parse(stored["task"]["text"], zoo, stored["task"]["wanted"])
     kind, backbone = kind_from_json(stored["kind"]), stored["backbone"]
     if isinstance(kind, Tokens) and task.handle is not None:
@@ -123,7 +123,7 @@ def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, ru
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
         specs = list(map(spec_from_json, backbone["specs"]))
-        return FourMEncoder(FourM.seeded(from_mapping(ModelConfig, backbone["model"]), specs, 0)).eval()
+        return FourMEncoder(FourM.unfilled(from_mapping(ModelConfig, backbone["model"]), specs)).eval()
     run = run or Path(backbone["run"])
     if not run.is_dir():
         raise CheckpointError(f"{folder}: the backbone that it needs was in {run}, which is gone; give --run FOLDER")
@@ -133,11 +133,6 @@ def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, ru
             "or train it again"
         )
     return encoder_of(run, config, 0)
-
-
-def zoo_of(stored: Mapping[str, Any]) -> Zoo:
-    """The registry of a probe's training."""
-    return Zoo.from_toml(Path(stored["registry"])) if stored["registry"] else Zoo.installed()
 
 
 def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path | None = None) -> Places:
@@ -163,7 +158,7 @@ def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStor
 
 def described(
     run: Path, task: Task, kind: Mapping[str, Any], given: list[str], head: str, config: TransferConfig, seed: int,
-    place: Run, data: Path | None,
+    place: Run, zoo: Zoo, data: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The config.json of a probe."""
     model = stored_config(run)
@@ -174,5 +169,5 @@ def described(
         "backbone": {"run": str(run.resolve()),
                      **{key: model[key] for key in ("weights_sha256", "fingerprints", "model", "specs")}},
         "tokens": str(place.tokens), "data": None if data is None else str(data.resolve()),
-        "registry": None if place.registry is None else str(place.registry),
+        "registry": None if zoo.path is None else str(zoo.path.resolve()),
     }  # fmt: skip

@@ -17,7 +17,7 @@ from tokenizers_zoo.progress import progress_bar
 BATCH = 32
 """Samples predicted at a time."""
 FLOOR_SAMPLES = 1000
-"""Labels, at most, that the constant answer is chosen for."""
+"""Labels, at most, that the constant answer is chosen for, where they are maps or a modality's metrics judge."""
 
 
 def predictions(probe: Probe, part: Part, places: Sequence[int]) -> list[Any]:
@@ -32,8 +32,10 @@ def predictions(probe: Probe, part: Part, places: Sequence[int]) -> list[Any]:
 
 
 def constant_of(task: Task, kind: Kind, labels: Sequence[Any]) -> Any:
-    """The best single answer to labels, of which as many are looked at as FLOOR_SAMPLES says."""
-    return task.constant(kind, [labels[place] for place in spread(len(labels), FLOOR_SAMPLES)])
+    """The best single answer to the labels: to all of classes and numbers, to up to FLOOR_SAMPLES of others."""
+    small = kind.kind in ("classes", "numbers") and task.judges(kind) is None
+    places = range(len(labels)) if small else spread(len(labels), FLOOR_SAMPLES)
+    return task.constant(kind, [labels[place] for place in places])
 
 
 def scored(probe: Probe, part: Part) -> list[dict[str, Any]]:

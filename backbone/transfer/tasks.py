@@ -232,6 +232,8 @@ class Task:
 
     def answers(self, kind: Kind, decoded: Sequence[Any]) -> list[Any]:
         """What `Kind.decode` gives as answers."""
+        if isinstance(kind, Numbers) and self.whole is not None:
+            return [np.asarray(answer, self.whole.spec.value.dtype) for answer in decoded]  # also one without an axis
         if not isinstance(kind, Tokens):
             return list(decoded)
         assert self.handle is not None

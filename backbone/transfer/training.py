@@ -102,7 +102,7 @@ def transfer(
     grid = Grid.of(tables, given) if kind.kind.endswith("map") else None
     if head == "linear" and grid is None and config.batch_size < 2:
         raise ConfigError(f"batch_size {config.batch_size}: the linear head norms over a batch; expected at least 2")
-    settings = described(run, task, kind_to_json(kind), given, head, config, seed, place, data)
+    settings = described(run, task, kind_to_json(kind), given, head, config, seed, place, zoo, data)
     left_out = {"train": dict(known.left_out), "test": dict(test.left_out), "unknown_keys": unknown}
     trainee = TransferTask(
         run=run, task=task, kind=kind, head=head, grid=grid, config=config, seed=seed, zoo=zoo, settings=settings,

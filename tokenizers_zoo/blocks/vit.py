@@ -102,7 +102,8 @@ class Transformer(nn.Module):
         """Same shape as `x`, which may be any size."""
         grid = tuple(x.shape[1:-1])
         positions = resized_positions(self.positions, grid) if self.stored else sincos_positions(grid, self.width)
-        tokens = self.norm(self.blocks(x.flatten(1, -2) + positions.to(x)))
+        # Positions stay float32, and so do the sums that all blocks add to, also under autocast.
+        tokens = self.norm(self.blocks(x.flatten(1, -2) + positions.to(x.device)))
         if self.norm_post is not None:
             tokens = tokens + self.post_mlp(self.norm_post(tokens))
         return tokens.view_as(x)

@@ -133,7 +133,8 @@ def make(
     help="Comma-separated modalities; networks that they lack are downloaded. Default: all that "
     "are absent and can be derived without a download.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@click.option("--workers", type=click.IntRange(min=1),
+              help="Processes. Default: one per core, or one where a network runs on a GPU.")  # fmt: skip
 def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
     """Compute the modalities that others in DATA give.
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,6 +33,13 @@ COMMANDS = {
     "doctor": "tokenizers_zoo.cli.doctor:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
 }
+GOES_ON = "the same command goes on where it stopped"
+ANEW = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
+AFTER_OVERWRITE = {
+    "tokenizer": f"{ANEW}; of several tokenizers name those that are left, with --overwrite",
+    "retrieve": GOES_ON,
+}
+"""What is to be done after a ^C with --overwrite, by the first word of the command; of all others ANEW."""
 
 
 class ZooGroup(click.Group):
@@ -84,7 +92,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
 
     Every command says more with --help.
     """
-    ctx.obj = {"registry": registry, "debug": debug}
+    ctx.ensure_object(dict).update(registry=registry, debug=debug, command=ctx.invoked_subcommand)
 
 
 def main() -> None:
@@ -93,14 +101,14 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if not debug:
         threading.excepthook = _told_by_the_command
+    asked: dict[str, Any] = {}
     try:
-        zoo.main(standalone_mode=False)
+        zoo.main(standalone_mode=False, obj=asked)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # of a file that ends too soon, which click takes for a ^D
-            again = "with --overwrite the same command starts anew, without it it goes on where it stopped"
-            goes_on = "the same command goes on where it stopped"
-            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else goes_on}", 130)
+            again = AFTER_OVERWRITE.get(asked.get("command", ""), ANEW)
+            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else GOES_ON}", 130)
         elif debug:
             raise
         else:

@@ -48,7 +48,8 @@ def tokenizer() -> None:
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Train anew, in place of the tokenizer that is there; after a kill, leave this out to go on.",
+    help="Train anew, in place of the tokenizer that is there; after a kill, leave this out to go on; of several, name "
+    "those that are left, with it.",
 )
 @settings_option(
     "A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those that have it."

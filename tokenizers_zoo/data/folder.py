@@ -22,7 +22,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
-from tokenizers_zoo.data.tar import Dropped, Member, not_read, read_member, shown_name, split_name
+from tokenizers_zoo.data.tar import TARS, Dropped, Member, not_read, read_member, shown_name, split_name
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
@@ -59,9 +59,9 @@ class FileBytes:
 class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem.
 
-    A file that cannot be read is its error. `offered` are the modalities of all splits, `modalities` those of this one,
-    `dropped` what their shards hold and cannot be used. Samples that have none of `names`, unless these are None, come
-    last.
+    A file that cannot be read is its error. `files` are the keys with where each one's files lie, by modality;
+    `offered` are the modalities of all splits, `modalities` those of this one, `dropped` what their shards hold and
+    cannot be used. Samples that have none of `names`, unless these are None, come last.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         keys = sorted(files, key=lambda key: (names is not None and files[key].keys().isdisjoint(names), key))
         if count is not None and count > len(keys):
             raise DataError(f"the folder has {count_of(len(keys), 'sample')} for this split, asked for {count}")
-        self._samples = [(key, files[key]) for key in keys[:count]]
+        self.files = tuple((key, files[key]) for key in keys[:count])
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.files)
 
     def keys(self, name: str, start: int, stop: int) -> set[str]:
         """The keys of those of the samples [start, stop) that have this modality."""
-        return {key for key, files in self._samples[start:stop] if name in files}
+        return {key for key, files in self.files[start:stop] if name in files}
 
     def signature(self, names: Collection[str], start: int, stop: int) -> str:
         """sha256 of the names, sizes and times of these modalities' files of the samples [start, stop)."""
         files = [
             (key, name, member.extension, member.offset, member.size, _changed(member.shard))
-            for key, files in self._samples[start:stop]
+            for key, files in self.files[start:stop]
             for name, member in files.items()
             if name in names
         ]
@@ -100,8 +100,12 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        key, members = self._samples[index]
-        return key, {name: _read(member) for name, member in members.items()}
+        return read_sample(*self.files[index])
+
+
+def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | DataError]]:
+    """A sample of these files, by modality, with its key; a file that cannot be read is its error."""
+    return key, {name: _read(member) for name, member in files.items()}
 
 
 def _changed(path: Path) -> int:
@@ -164,7 +168,7 @@ def _find(
     """The files of a split, by key and modality; and the modalities of all splits. Fills `dropped`, by modality."""
     folders = _folders(root)
     both = [folder for folder in folders if folder.name in (TRAIN, TEST)]
-    if not both and any(root.glob("*/*/*.tar")) and not any(folder.name in (names or ()) for folder in folders):
+    if not both and any(root.glob(f"*/*/{TARS}")) and not any(folder.name in (names or ()) for folder in folders):
         ValueStore(root).modalities(split)  # says which splits there are
     if both:
         if not (root / split).is_dir():
@@ -195,7 +199,7 @@ def _members(
     folder: Path, out: Path | None, names: Collection[str] | None, dropped: dict[str, list[Dropped]]
 ) -> dict[str, Member]:
     """What a modality's folder holds: the members of its shards, with what cannot be used of them, or files."""
-    shards = sorted(path for path in folder.glob("*.tar") if not path.is_dir())
+    shards = sorted(path for path in folder.glob(TARS) if not path.is_dir())
     if not shards:
         return _files(folder, out, names)
     try:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.checkpoint import joint_fingerprint
-from tokenizers_zoo.data.audit import FOLDER
 from tokenizers_zoo.data.tar import Member, not_read
 from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError
@@ -19,6 +18,9 @@ from tokenizers_zoo.records import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
+
+FOLDER = ".audit"
+"""In the data's folder, where what was found of its shards is remembered."""
 
 
 def read_made_of(root: Path, split: str, modality: str) -> dict[str, str] | None:
@@ -36,10 +38,7 @@ def contents(store: ValueStore, split: str, modality: str) -> dict[Path, str]:
     """sha256 of each shard of a modality; those of the size and time that they had before are not read again."""
     path = _path(store.root, "content", split, modality)
     known = _read(path) or {}
-    keys = {}
-    for shard in store.index(split, modality).shards:
-        stat = shard.stat()
-        keys[shard] = f"{shard.name} {stat.st_size} {stat.st_mtime_ns}"
+    keys = stamps(store, split, modality)
     try:
         found = {key: known.get(key) or file_digest(shard) for shard, key in keys.items()}
     except OSError as error:
@@ -48,6 +47,15 @@ def contents(store: ValueStore, split: str, modality: str) -> dict[Path, str]:
         with contextlib.suppress(OSError):
             write_json(path, found)
     return {shard: found[key] for shard, key in keys.items()}
+
+
+def stamps(store: ValueStore, split: str, modality: str) -> dict[Path, str]:
+    """Name, size and time of each shard of a modality, which change with what is in it."""
+    found = {}
+    for shard in store.shards(split, modality):
+        stat = shard.stat()
+        found[shard] = f"{shard.name} {stat.st_size} {stat.st_mtime_ns}"
+    return found
 
 
 def made_of(found: Mapping[Path, str], members: Iterable[Member]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.data.tar import TARS
 from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.pretrained import networks_of
@@ -98,7 +99,7 @@ def samples_identity(root: Path, split: str) -> str | None:
 
 def has_shards(folder: Path) -> bool:
     """True where the folder holds a shard, whoever wrote it."""
-    return any(folder.glob("*.tar"))
+    return any(folder.glob(TARS))
 
 
 def value_identity(handle: ModalityHandle) -> dict[str, Any]:

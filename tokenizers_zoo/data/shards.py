@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_shard
+from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, scan_shard
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import Crop
 
@@ -19,13 +20,18 @@ WHOLE = Crop()
 
 
 class ModalityIndex:
-    """All members of one modality of one split: by key, in the order of the shards' names and of their members."""
+    """All members of one modality of one split: by key, in the order of the shards' names and of their members.
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    With `most`, shards are scanned until there are so many.
+    """
+
+    def __init__(self, shards: Sequence[Path], most: float = math.inf) -> None:
         self.shards = tuple(shards)
         self.members: dict[str, Member] = {}
         self.dropped: list[Dropped] = []
         for path in self.shards:
+            if len(self.members) >= most:
+                break
             index = scan_shard(path)
             self.dropped += index.dropped
             for key, member in index.members.items():
@@ -81,14 +87,14 @@ class ValueStore:
         found: dict[str, Path] = {}
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         for name in sorted(names, key=lambda name: (name in self._aliases, name)):
-            if not name.startswith(".") and (folder / name).is_dir() and any((folder / name).glob("*.tar")):
+            if not name.startswith(".") and (folder / name).is_dir() and any((folder / name).glob(TARS)):
                 found.setdefault(self._aliases.get(name, name), folder / name)
         return dict(sorted(found.items()))
 
     def splits(self) -> list[str]:
         """The splits that hold at least one shard. Raises DataError where there are none."""
         found = sorted(path.name for path in self.root.iterdir() if path.is_dir() and self._folders(path.name))
-        if not found and any(self.root.glob("*/*.tar")):
+        if not found and any(self.root.glob(f"*/{TARS}")):
             raise DataError(f"{self.root}: this is a split, not a data folder; give {self.root.parent}")
         if not found:
             raise DataError(f"{self.root}: no <split>/<modality>/*.tar here; `zoo data make` writes them")
@@ -105,19 +111,22 @@ class ValueStore:
         """The folder of a modality's shards; where there is none yet, the one they would be written to."""
         return self._folders(split).get(modality, self.root / split / modality)
 
+    def shards(self, split: str, modality: str) -> list[Path]:
+        """The shards of one modality, in order, none of them read. Raises DataError where the data lack it."""
+        known = self.modalities(split)
+        if modality not in known:
+            hint = f"(`zoo data derive {self.root}` makes what can be derived)"
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
+        return sorted(self.folder(split, modality).glob(TARS))
+
     def index(self, split: str, modality: str) -> ModalityIndex:
         """The index of one modality, scanned once. Raises DataError where the data lack it."""
         if (split, modality) not in self._indexes:
-            known = self.modalities(split)
-            if modality not in known:
-                hint = f"(`zoo data derive {self.root}` makes what can be derived)"
-                raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
-            shards = sorted(self.folder(split, modality).glob("*.tar"))
-            self._indexes[split, modality] = ModalityIndex(shards)
+            self._indexes[split, modality] = ModalityIndex(self.shards(split, modality))
         return self._indexes[split, modality]
 
     def forget(self, split: str, modality: str) -> None:
-        """Scan again at the next use, after shards were written."""
+        """Scan again at the next use, after shards were written, or to have the index's memory back."""
         self._indexes.pop((split, modality), None)
 
     def keys(self, split: str, modality: str) -> list[str]:
@@ -193,11 +202,19 @@ class LazyValues(Sequence[Any]):
         index %= len(self)
         if index in self._kept:
             return self._kept[index]
-        value = self._read(self.keys[index])
+        value = self.read(index)
+        self.keep(index, value)
+        return value
+
+    def read(self, index: int) -> Any:
+        """One value, read and not kept; threads may do so at once."""
+        return self._read(self.keys[index])
+
+    def keep(self, index: int, value: Any) -> None:
+        """Have a value that was read in memory, where there is room."""
         if (size := value_bytes(value)) <= self._room:
             self._room -= size
             self._kept[index] = value
-        return value
 
     def without(self, keys: Container[str]) -> LazyValues:
         """These values without those of `keys`, with what is in memory of them."""

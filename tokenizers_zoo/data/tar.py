@@ -23,6 +23,8 @@ from tokenizers_zoo.errors import DataError, ReadError
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
 CUT_OFF = "cut off"
+TARS = "[!.]*.tar"
+"""A folder's shards; beside files that come from a Mac some disks have `._NAME` with what else it knows of NAME."""
 
 
 class Member(NamedTuple):

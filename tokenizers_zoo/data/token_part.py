@@ -6,7 +6,9 @@ or float32 for continuous layouts. A part is one record batch, so that a column 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenizers_zoo.data.tar import not_read
 from tokenizers_zoo.disk import replacing_file
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.records import as_recorded, difference
 from tokenizers_zoo.values import has_fixed_length
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 PART_NAME = "part-{:05d}.arrow"
+PARTS = "[!.]*.arrow"
+"""A folder's parts, as `TARS`."""
 SETTINGS = "settings"
 """Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
 METADATA_KEY = b"tokenizers_zoo"
+NO_DAMAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""What the system says of a part that it does not open now, whatever is in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +169,7 @@ def _finite(numbers: npt.NDArray[Any], dtype: Any) -> bool:
 
 
 def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
-    """Open one part memory-mapped. Raises DataError where it is damaged."""
+    """Open one part memory-mapped. Raises DataError where it is damaged, ReadError where it cannot be opened now."""
     import pyarrow as pa
 
     try:
@@ -174,6 +181,23 @@ def read_part(path: Path) -> tuple[Part, pa.RecordBatch]:
             metadata = TokenMetadata.from_json(data)
             batch = reader.get_batch(0)
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and (code := _not_to_blame(error)):
+            raise _not_opened(path, code) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a sound part of a token store ({reason}); delete it and tokenize again") from None
     return Part(path=path, metadata=metadata, needed_vocab_size=needed, dropped=dropped, made_of=made_of), batch
+
+
+def _not_to_blame(error: OSError) -> int | None:
+    """The number of an error of which the file is innocent; Arrow gives that of a failed mapping in words alone."""
+    return next((code for code in NO_DAMAGE if error.errno == code or os.strerror(code) in str(error)), None)
+
+
+def _not_opened(path: Path, code: int) -> ReadError:
+    """The error that says so of a part."""
+    if code != errno.ENOMEM:
+        return not_read(path, OSError(code, os.strerror(code)))
+    return ReadError(
+        f"{path}: cannot be mapped: the limit of mappings or memory is reached, and a part of a modality takes one "
+        "mapping; raise the limit (sysctl vm.max_map_count), or name fewer modalities"
+    )

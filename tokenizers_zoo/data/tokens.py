@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.token_part import read_part
+from tokenizers_zoo.data.token_part import PARTS, read_part
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.values import fixed_shape, has_fixed_length
@@ -263,17 +263,21 @@ class TokenStore:
         """The folder of the values that the tokens were made of; None where it was not recorded."""
         return self.record.data
 
-    def unfinished(self, split: str, names: Collection[str] | None = None) -> dict[str, str]:
+    def unfinished(
+        self, split: str, names: Collection[str] | None = None, opened: Mapping[str, TokenColumn] | None = None
+    ) -> dict[str, str]:
         """The modalities, of `names` or all, with fewer rows than they are to have, as a killed tokenize leaves them.
 
-        Each with what is wrong. Stores of older versions do not say how many rows there are to be.
+        Each with what is wrong. Stores of older versions do not say how many rows there are to be. Columns that are
+        `opened` are not mapped again.
         """
         found = {}
         for name, count in self.record.rows.get(split, {}).items():
             if not count or (names is not None and name not in names):
                 continue
-            parts = sorted((self.root / split / name).glob("*.arrow"))
-            column = TokenColumn(parts) if parts else None
+            column = (opened or {}).get(name)
+            if column is None and (parts := sorted((self.root / split / name).glob(PARTS))):
+                column = TokenColumn(parts)
             if column is None:
                 found[name] = (
                     f"is not there, and is to have {count_of(count, 'sample')}; tokenize it, or name the modalities "
@@ -283,18 +287,20 @@ class TokenStore:
                 found[name] = f"holds {rows} of {count} samples: `zoo tokenize` did not come to its end; run it again"
         return found
 
-    def check_whole(self, split: str, names: Collection[str] | None = None) -> None:
+    def check_whole(
+        self, split: str, names: Collection[str] | None = None, opened: Mapping[str, TokenColumn] | None = None
+    ) -> None:
         """Raise DataError for the first of the `unfinished`."""
-        for name, problem in self.unfinished(split, names).items():
+        for name, problem in self.unfinished(split, names, opened).items():
             raise DataError(f"{self.root / split / name}: {problem}")
 
     def splits(self) -> list[str]:
         """The splits that hold at least one part."""
-        return sorted(path.name for path in self.root.iterdir() if any(path.glob("*/*.arrow")))
+        return sorted(path.name for path in self.root.iterdir() if any(path.glob(f"*/{PARTS}")))
 
     def modalities(self, split: str) -> list[str]:
         """The modalities of a split. Raises DataError for a split that is not there."""
-        found = sorted({path.parent.name for path in (self.root / split).glob("*/*.arrow")})
+        found = sorted({path.parent.name for path in (self.root / split).glob(f"*/{PARTS}")})
         if not found:
             known = ", ".join(self.splits()) or "none: it has no <split>/<modality>/*.arrow; `zoo tokenize` writes them"
             raise DataError(f"{self.root}: no tokens of a split {split!r}; splits here: {known}")
@@ -305,7 +311,7 @@ class TokenStore:
         known = self.modalities(split)
         if modality not in known:
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
-        return TokenColumn(sorted((self.root / split / modality).glob("*.arrow")))
+        return TokenColumn(sorted((self.root / split / modality).glob(PARTS)))
 
     def align(self, columns: Mapping[str, TokenColumn]) -> Alignment:
         """Match the rows of several columns by key, in the order in which keys are first met.

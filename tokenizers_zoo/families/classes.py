@@ -117,7 +117,7 @@ class ClassModality(Generic[S]):
         if len(stored["classes"]) < len(classes):
             raise CheckpointError(
                 f"{checkpoint}: has {count_of(len(stored['classes']), 'class', 'classes')}, the settings "
-                f"{len(classes)}; `zoo tokenizer train {settings.name}` adds them and keeps all ids"
+                f"{len(classes)}; `zoo tokenizer train {settings.name} --data DATA` adds them and keeps all ids"
             )
         return ClassTokenizer(classes, device)
 

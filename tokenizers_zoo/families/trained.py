@@ -136,7 +136,12 @@ def check_meaning(settings: Settings, folder: Path, meanings: Mapping[str, tuple
 
 
 def half_mirrored(modality: Any, values: list[Any], settings: Settings, rng: np.random.Generator) -> list[Any]:
-    """Values of a batch, each mirrored left to right by the modality's `transform` with a chance of one half."""
+    """Values of a batch, each mirrored left to right by the modality's `transform` with a chance of one half.
+
+    As they are where the modality leaves that hook out: it is no view of a picture.
+    """
+    if modality.transform is None:
+        return values
     mirrored = rng.random(len(values)) < 0.5
     return [
         modality.transform(value, crop=Crop(flip=True), settings=settings) if flip else value

@@ -131,7 +131,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def weight_files(source: Path) -> list[Path]:
     """The files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
-    files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
+    files = [source] if source.is_file() else sorted(source.glob(f"[!.]*{SUFFIX}"))
     if not files:
         raise CheckpointError(f"{source}: has no {SUFFIX} file; download all files of the checkpoint")
     return files

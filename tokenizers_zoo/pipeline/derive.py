@@ -22,7 +22,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import DataError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, MachineError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
@@ -220,11 +220,21 @@ def _derive_modality(
             jobs.append(job)
     note_made_of(store.root, split, handle.name, kept)
     result.outcomes.append(outcome)
+    workers = _processes(handle, workers) if jobs else workers
     with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:
         for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance):
             outcome.add(written, failures)
             note_made_of(store.root, split, handle.name, {job.path.name: job.made_of})
     store.forget(split, handle.name)
+
+
+def _processes(handle: ModalityHandle, workers: int | None) -> int | None:
+    """`workers`; where that is left open, one process for networks on a GPU, as each would load a copy of them there.
+
+    Raises PretrainedError where a network is asked for on a GPU that is not there.
+    """
+    networks = networks_of(handle.known_settings()).values()
+    return 1 if workers is None and any(network.torch_device == "cuda" for network in networks) else workers
 
 
 def _plan(store: ValueStore, split: str, handle: ModalityHandle, folder: Path) -> list[DeriveShard]:
@@ -270,7 +280,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str
                 sample = {name: read_value(inputs[name], member) for name, member in members.items()}
                 value = handle.transform(handle.derive(sample), WHOLE)
                 writer.add(key, *handle.write(value))
-            except (PretrainedError, ReadError):
+            except (MachineError, PretrainedError, ReadError):
                 raise  # no sample is to blame
             except ZooError as error:
                 failures[key] = str(error)

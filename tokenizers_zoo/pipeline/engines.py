@@ -1,4 +1,4 @@
-"""Work over many shards: a pool of processes on this machine, and batches read ahead by threads."""
+"""Work over many shards: a pool of processes on this machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -33,11 +33,6 @@ _tick: Callable[[], None] = lambda: None  # noqa: E731  (replaced in workers and
 def tick() -> None:
     """Tell the progress bar of `run_jobs`, from inside a job, that one more sample is done."""
     _tick()
-
-
-def cores() -> int:
-    """How many this process may use: fewer than the machine has in a container or a cluster's job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(
@@ -133,25 +128,3 @@ def _sharing_cores(workers: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def read_ahead(
-    read: Callable[[Job], Result], batches: Iterable[Sequence[Job]], *, threads: int = 2, depth: int = 3
-) -> Iterator[tuple[Sequence[Job], list[Result]]]:
-    """Batches with what `read` gives for each of their items, in order, up to `depth` batches read ahead by threads."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
-        waiting: deque[tuple[Sequence[Job], list[Future[list[Result]]]]] = deque()
-        remaining = iter(batches)
-        try:
-            while True:
-                while len(waiting) < depth and (batch := next(remaining, None)) is not None:
-                    # One piece for each thread: a future costs more than many a value.
-                    size = max(1, -(-len(batch) // threads))
-                    pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
-                    waiting.append((batch, [pool.submit(lambda piece: list(map(read, piece)), p) for p in pieces]))
-                if not waiting:
-                    return
-                batch, futures = waiting.popleft()
-                yield batch, [result for future in futures for result in future.result()]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -14,14 +14,15 @@ from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, MachineError, PluginError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
 from tokenizers_zoo.records import read_table, write_json
-from tokenizers_zoo.training.report import write_pictures
+from tokenizers_zoo.training.report import mean_and_least, mean_of, write_pictures
 from tokenizers_zoo.training.state import EVALUATION, PICTURES, of_split
-from tokenizers_zoo.values import has_fixed_length
+from tokenizers_zoo.values import describe, has_fixed_length
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -41,8 +42,10 @@ class TokenizerEvaluation:
     tokens_per_sample: float
     encode_seconds: float
     usage: float | None = None
-    """Fraction of the vocabulary that occurred; None for continuous layouts."""
+    """Share of the codes that occurred, the mean of several codebooks; None for continuous layouts."""
     perplexity: float | None = None
+    several: Mapping[str, float] = field(default_factory=dict)
+    """Where there are several codebooks, `CodebookUsage.of_several`."""
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
     compared: Sequence[tuple[str, float, str, str]] = ()
@@ -61,8 +64,9 @@ class TokenizerEvaluation:
             ("encoding", self.tokens_per_second, "tokens/s", "speed of encode, without reading"),
         ]
         if self.usage is not None and self.perplexity is not None:
-            rows.append(("usage", self.usage, "", "fraction of the vocabulary that occurred"))
-            rows.append(("perplexity", self.perplexity, "ids", "how many equally frequent ids would be as varied"))
+            rows.append(("usage", self.usage, "", f"share of the codes that occurred{mean_and_least(self.several)}"))
+            meaning = f"how many equally frequent ids would be as varied{mean_of(self.several)}"
+            rows.append(("perplexity", self.perplexity, "ids", meaning))
         if self.dropped:
             rows.append(("dropped", float(len(self.dropped)), "samples", "could not be read or encoded"))
         return rows
@@ -70,7 +74,7 @@ class TokenizerEvaluation:
     def to_json(self) -> dict[str, Any]:
         """As JSON types; None for a figure that is no finite number."""
         figures = {key: number for key, number, _, _ in self.codebook_rows()}
-        return {"samples": self.samples, "metrics": _finite(self.metrics), **_finite(figures)}
+        return {"samples": self.samples, "metrics": _finite(self.metrics), **_finite(figures), **self.several}
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
@@ -86,7 +90,8 @@ def evaluate_tokenizer(
     modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
     its id under `[zoo] checkpoints`. Those of another split than "test", or of a part of it, are not the checkpoint's
     held-out figures: they go to evaluation-SPLIT.json and samples-SPLIT/ beside these.
-    Raises DataError where the data lack the modality, CheckpointError without a tokenizer.
+    The metrics of an input only that has no decoder are NaN. Raises DataError where the data lack the modality,
+    CheckpointError without a tokenizer.
     """
     handle = zoo[name]
     store = ValueStore.of(data, zoo)
@@ -111,11 +116,12 @@ def evaluate_tokenizer(
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
     result = TokenizerEvaluation(
         samples=len(run.target),
-        metrics=handle.score(run.predicted, run.target),
+        metrics=run.metrics(handle),
         tokens_per_sample=run.tokens / len(run.target),
         encode_seconds=run.encode_seconds,
         usage=usage.usage if usage else None,
         perplexity=usage.perplexity if usage else None,
+        several=usage.of_several() if usage else {},
         dropped=run.dropped,
         pictures=pictures,
         compared=compared,
@@ -143,6 +149,8 @@ class _Reconstruction:
     plain: list[Any] = field(default_factory=list)
     """What a plain decoder makes of the same tokens, where the tokenizer has one beside that of `predicted`."""
     dropped: dict[str, str] = field(default_factory=dict)
+    vectors: list[int] = field(default_factory=list)
+    """How many there are of each value, in the place of `predicted` where they are an input only without a decoder."""
     tokens: int = 0
     encode_seconds: float = 0.0
 
@@ -152,6 +160,8 @@ class _Reconstruction:
         for key in keys:
             try:
                 sound[key] = store.read(handle, split, key)
+            except MachineError:
+                raise  # no sample is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
         if sound:
@@ -166,6 +176,8 @@ class _Reconstruction:
         start = time.perf_counter()
         try:
             tokens = handle.encode(values)
+        except MachineError:
+            raise  # no sample is to blame
         except ZooError as error:
             if len(sound) == 1:
                 self.dropped.update(dict.fromkeys(sound, str(error)))
@@ -176,7 +188,7 @@ class _Reconstruction:
                 raise
             return
         self.encode_seconds += time.perf_counter() - start
-        self.predicted += handle.decode(tokens)
+        self._decode(handle, tokens)
         if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
             import torch
 
@@ -189,11 +201,35 @@ class _Reconstruction:
             for item in [tokens] if fixed else tokens:
                 usage.update(item)
 
+    def _decode(self, handle: ModalityHandle, tokens: Any) -> None:
+        """Add what a batch of tokens comes back as; of an input only that has no decoder how many vectors they are."""
+        if not self.vectors:
+            try:
+                self.predicted += handle.decode(tokens)
+                return
+            except ZooError:
+                if not handle.spec.continuous or self.predicted:
+                    raise
+        self.vectors += [len(row) for row in tokens]
+
+    def metrics(self, handle: ModalityHandle) -> dict[str, float]:
+        """Those of the modality; NaN where nothing is decoded."""
+        if self.vectors:
+            return {metric.name: math.nan for metric in handle.spec.metrics}
+        return handle.score(self.predicted, self.target)
+
+    def pairs(self, handle: ModalityHandle, count: int) -> list[tuple[Any, Any]]:
+        """The first values and what came back of them, to look at; of those without a decoder in words."""
+        if self.vectors:
+            counts = zip(self.target[:count], self.vectors[:count], strict=True)
+            return [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]
+        both = zip(self.target[:count], self.predicted[:count], strict=True)
+        return [(handle.render(value), handle.render(back)) for value, back in both]
+
 
 def _write_samples(folder: Path, name: str, handle: ModalityHandle, run: _Reconstruction) -> Path:
     """Draw some values beside their reconstructions into the folder's folder of this name, which is returned."""
-    pairs = zip(run.target[:SHOWN], run.predicted[:SHOWN], strict=True)
-    write_pictures(folder, [(handle.render(value), handle.render(back)) for value, back in pairs], name)
+    write_pictures(folder, run.pairs(handle, SHOWN), name)
     if run.plain:
         write_sheet(folder / name, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
     return folder / name

@@ -23,7 +23,7 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import SHARD_NAME
-from tokenizers_zoo.data.tar import looks_whole, scan_shard
+from tokenizers_zoo.data.tar import TARS, looks_whole, scan_shard
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pipeline.engines import run_jobs
@@ -67,7 +67,7 @@ def make_data(
     options = dict(options or {})
     out = Path(out)
     result = RunResult()
-    samples_of.cache_clear()  # a folder's files may be others than at the last call in this process
+    samples_of.cache_clear()  # what a source reads may be other than at the last call in this process
     splits = [(split, wanted) for split, wanted in ((TRAIN, train), (TEST, test)) if wanted != 0]
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
@@ -220,6 +220,7 @@ class _Plan:
                 pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
                 names={handle.name: self._at_source(handle) for handle in handles},
                 made_of=self._made_of(handles, start, stop),
+                files=() if self.files is None else self.files.files[start:stop],
             )  # fmt: skip
             missing = tuple(handle.name for handle in handles if not self._is_made(job, handle, known[handle.name]))
             for name in set(outcomes) - set(missing):
@@ -297,7 +298,7 @@ class _Plan:
         """Where the modality reads files otherwise now, no shard is of what it would be made of: see `_is_made`."""
         before, now = read_entry(self.out, self.split, handle.name) or {}, self.entry(handle)
         if READ_WITH in before and before[READ_WITH] != now.get(READ_WITH):
-            shards = (self.out / self.split / handle.name).glob("*.tar")
+            shards = (self.out / self.split / handle.name).glob(TARS)
             note_made_of(self.out, self.split, handle.name, {path.name: "" for path in shards})
 
     def _drop_partial_shard(self, handle: ModalityHandle) -> None:

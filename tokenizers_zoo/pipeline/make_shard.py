@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
+from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
-from tokenizers_zoo.data.tar import ShardWriter, writing_shard
+from tokenizers_zoo.data.tar import Member, ShardWriter, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ReadError, ZooError
+from tokenizers_zoo.errors import MachineError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.pipeline.results import write_failures
 from tokenizers_zoo.source_handle import CheckedSamples
@@ -49,6 +49,8 @@ class Shard:
     """By modality, these and those of `pictures`, the name under which the source gives it."""
     made_of: Mapping[str, str] = field(default_factory=dict)
     """By modality what files its shard is made of; empty for sources that have none."""
+    files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
+    """The samples where they are files: the key of each, and where its files lie, by modality."""
 
     def path(self, modality: str) -> Path:
         """Where the modality's shard goes."""
@@ -61,7 +63,7 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
     be read: the job that is returned does not know what it is made of.
     """
-    samples = samples_of(zoo, job.source, job.split, job.count, job.seed, job.options, job.root)
+    sample = _sample_of(zoo, job)
     handles = {name: zoo[name] for name in job.modalities}
     failures: dict[str, dict[str, str]] = {name: {} for name in handles}
     counts = dict.fromkeys(handles, 0)
@@ -71,7 +73,9 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
         for index in range(job.start, job.stop):
             tick()
             try:
-                key, values = samples[index]
+                key, values = sample(index)
+            except MachineError:
+                raise  # no sample is to blame
             except ZooError as error:
                 for name in handles:
                     failures[name][f"#{index}"] = str(error)
@@ -89,6 +93,13 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
             if failures[name] and not writer.count:
                 writer.discard()
     return dataclasses.replace(job, made_of=made_of), {name: (counts[name], failures[name]) for name in handles}
+
+
+def _sample_of(zoo: Zoo, job: Shard) -> Callable[[int], tuple[str, Mapping[str, Any]]]:
+    """What gives a sample by its number: the job's own files, else the source."""
+    if job.files:
+        return lambda index: read_sample(*job.files[index - job.start])
+    return samples_of(zoo, job.source, job.split, job.count, job.seed, job.options).__getitem__
 
 
 def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,15 +154,17 @@ def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) ->
         return str(value)
     try:
         writer.add(key, *handle.write(handle.transform(value, WHOLE)))
+    except MachineError:
+        raise  # no sample is to blame
     except ZooError as error:
         return str(error)
     return ""
 
 
 @lru_cache(maxsize=4)
-def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str, out: Path) -> Samples:
-    """The source's samples, opened once per process."""
-    return open_samples(zoo, zoo.source(source), split, count, seed, json.loads(options), out)
+def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples:
+    """The samples that a source generates, opened once per process."""
+    return zoo.source(source).samples(split, count, seed, json.loads(options))
 
 
 def open_samples(

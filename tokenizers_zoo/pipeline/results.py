@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenizers_zoo.data.tar import TARS
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
 
@@ -95,7 +96,7 @@ def read_failures(shard: Path) -> dict[str, str]:
 def shards_in(folder: Path) -> set[Path]:
     """The shards of a folder; those that were not written, as every sample failed, by their lists of failures."""
     lists = folder.glob(f"*{FAILED}")
-    return {*folder.glob("*.tar"), *(path.with_name(f"{path.name.removesuffix(FAILED)}.tar") for path in lists)}
+    return {*folder.glob(TARS), *(path.with_name(f"{path.name.removesuffix(FAILED)}.tar") for path in lists)}
 
 
 def remove_shards(shards: Iterable[Path]) -> None:

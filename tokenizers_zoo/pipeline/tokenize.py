@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.made_of import contents, made_of
+from tokenizers_zoo.data.ahead import read_ahead
+from tokenizers_zoo.data.made_of import contents, made_of, stamps
 from tokenizers_zoo.data.provenance import (
     digest,
     read_entries,
@@ -20,13 +22,12 @@ from tokenizers_zoo.data.provenance import (
     samples_identity,
 )
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.shards import ValueStore, read_value
+from tokenizers_zoo.data.shards import ModalityIndex, ValueStore, read_value
 from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.token_part import PART_NAME, SETTINGS, TokenMetadata, read_part, write_part
+from tokenizers_zoo.data.token_part import PART_NAME, PARTS, SETTINGS, TokenMetadata, read_part, write_part
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, MachineError, ReadError, ZooError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
-from tokenizers_zoo.pipeline.engines import read_ahead
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.views import Row, Views
 from tokenizers_zoo.progress import progress_bar
@@ -120,22 +121,26 @@ def tokenize(
         chosen = _chosen(zoo, store, split, modalities, result)
         # Of known data the tokens of a modality say themselves of which they are.
         written = [handle.name for handle in chosen] if overwrite or identity else ()
-        _check_samples(store, split, identity, out, written)
+        _check_samples(zoo, store, split, identity, out, written)
         for handle in chosen:
             handle.device = device
             run = _ModalityRun.of(
                 handle, store, split, out, crops=views, seed=seed, batch_size=batch_size, threads=threads
             )
             runs.append(run)
-    todo = [run.todo(overwrite) for run in runs]  # only after that it is known that none is refused
+    todo, rows = [], []
+    for run in runs:  # only after that it is known that none is refused
+        todo.append(run.todo(overwrite))
+        rows.append((run.outcome.split, run.handle.name, len(run.rows)))
+        run.close()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
             run.remove()
-        rows = [(run.outcome.split, run.handle.name, len(run.rows)) for run in runs]
         StoreRecord.note(out, store.root, identities, rows)
         for run, parts in zip(runs, todo, strict=True):
             result.outcomes.append(run.write(parts))
+            run.close()
             if problem := run.all_dropped():
                 run.remove()
                 StoreRecord.forget(out, run.outcome.split, run.handle.name)
@@ -164,19 +169,24 @@ def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _check_samples(store: ValueStore, split: str, now: str | None, out: Path, replaced: Collection[str]) -> None:
+def _check_samples(
+    zoo: Zoo, store: ValueStore, split: str, now: str | None, out: Path, replaced: Collection[str]
+) -> None:
     """Raise DataError where tokens that stay in `out`, all but those `replaced`, are of other samples than these.
 
     Modalities belong together by key, and keys of other data may be the same. `now` is these samples' identity.
     """
     record = StoreRecord.read(out)
     before = record.samples.get(split)
-    for name in sorted({path.parent.name for path in (out / split).glob("*/*.arrow")} - set(replaced)):
+    for name in sorted({path.parent.name for path in (out / split).glob(f"*/{PARTS}")} - set(replaced)):
         same = now == before if now and before else _same_values(store, split, name, now, out / split / name)
         if not (record.data in (None, store.root.resolve()) if same is None else same):
+            place = out / split / name
+            made_anew = [handle.name for handle in _chosen(zoo, store, split, None, TokenizeResult())]
+            way_out = "make all anew by --overwrite without --only" if name in made_anew else f"delete {place}"
             raise DataError(
-                f"{out / split / name}: holds tokens made of {record.data}; by their keys samples of {store.root} "
-                "would be taken for the same ones; give another folder, or make all anew by --overwrite without --only"
+                f"{place}: holds tokens made of {record.data}; by their keys samples of {store.root} would be taken "
+                f"for the same ones; give another folder, or {way_out}"
             )
 
 
@@ -187,9 +197,10 @@ def _same_values(store: ValueStore, split: str, name: str, now: str | None, fold
     """
     if name not in store.modalities(split):
         return None
-    part, batch = read_part(min(folder.glob("*.arrow")))
-    views = Views(store.index(split, name).members, int(part.metadata.run.get("crops", 1)), 0)
-    rows = range(min(batch.num_rows + len(part.dropped), len(views)))
+    part, batch = read_part(min(folder.glob(PARTS)))
+    crops, count = int(part.metadata.run.get("crops", 1)), batch.num_rows + len(part.dropped)
+    views = Views(ModalityIndex(store.shards(split, name), most=count / crops).members, crops, 0)
+    rows = range(min(count, len(views)))
     if part.made_of is not None and part.made_of == made_of(contents(store, split, name), views.members(rows)):
         return True
     entry = read_entry(store.root, split, name)
@@ -216,13 +227,17 @@ def _chosen(
     return [handle for handle in handles if handle.has_tokenizer]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class _ModalityRun:
     """Encodes one modality of one split."""
 
     handle: ModalityHandle
     metadata: TokenMetadata
-    rows: Views
+    store: ValueStore
+    crops: int
+    seed: int
+    stamps: Mapping[Path, str]
+    """What tells each shard of the values from what may replace it."""
     contents: Mapping[Path, str]
     """A digest of each shard of the values."""
     folder: Path
@@ -246,10 +261,25 @@ class _ModalityRun:
         }
         return cls(
             handle=handle, metadata=TokenMetadata.of(handle, made), folder=out / split / handle.name,
-            rows=Views(store.index(split, handle.name).members, crops, seed),
+            store=store, crops=crops, seed=seed, stamps=stamps(store, split, handle.name),
             contents=contents(store, split, handle.name), part_rows=part_rows(handle.spec, crops),
             batch_size=batch_size, threads=threads, outcome=TokenizeOutcome(split=split, modality=handle.name),
         )  # fmt: skip
+
+    @cached_property
+    def rows(self) -> Views:
+        """What is encoded, until `close`. Raises ReadError where the shards are not those of the run's beginning."""
+        split, name = self.outcome.split, self.handle.name
+        members = self.store.index(split, name).members
+        if stamps(self.store, split, name) != self.stamps:
+            where = self.store.folder(split, name)
+            raise ReadError(f"{where}: shards came, went or were replaced meanwhile; run the same command again")
+        return Views(members, self.crops, self.seed)
+
+    def close(self) -> None:
+        """Let go of the rows, to be scanned again when they are needed: all modalities' together take much memory."""
+        self.__dict__.pop("rows", None)
+        self.store.forget(self.outcome.split, self.handle.name)
 
     @property
     def parts(self) -> dict[Path, range]:
@@ -267,7 +297,7 @@ class _ModalityRun:
         if overwrite:
             return parts
         stale: list[Path] = []
-        older = [path for path in sorted(self.folder.glob("*.arrow")) if self._check_old(path, parts, stale)]
+        older = [path for path in sorted(self.folder.glob(PARTS)) if self._check_old(path, parts, stale)]
         todo = {path: part for path, part in parts.items() if path in stale or not path.exists()}
         if older and todo:
             raise DataError(
@@ -278,7 +308,7 @@ class _ModalityRun:
 
     def remove(self) -> None:
         """Delete all parts."""
-        for path in self.folder.glob("*.arrow"):
+        for path in self.folder.glob(PARTS):
             path.unlink()
 
     def write(self, todo: dict[Path, range]) -> TokenizeOutcome:
@@ -350,7 +380,7 @@ class _ModalityRun:
     def _read(self, row: Row) -> Any:
         try:
             return read_value(self.handle, row.member, row.crop)
-        except ReadError:
+        except (MachineError, ReadError):
             raise  # no sample is to blame
         except ZooError as error:
             return error
@@ -361,6 +391,8 @@ class _ModalityRun:
         """Encode values by key; where the tokenizer refuses several, one by one, so that only those are dropped."""
         try:
             tokens = self._forward([value for _, value in values]) if values else []
+        except MachineError:
+            raise  # no sample is to blame
         except ZooError as error:
             if len(values) == 1:
                 dropped[values[0][0]] = str(error)

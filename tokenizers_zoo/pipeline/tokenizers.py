@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, joint_fingerprint
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete, joint_fingerprint
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
 from tokenizers_zoo.data.made_of import contents
@@ -99,7 +99,9 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
         done.add(place)
         yield replace(trained, as_it_was=_fingerprint(place) == before[place])
     apart.sort(key=lambda job: job.samples(zoo), reverse=True)
-    yield from run_jobs(zoo, _train, apart, workers, lambda _: None)
+    for trained in run_jobs(zoo, _train, apart, workers, lambda _: None):
+        zoo.forget_tokenizers(trained.folder)
+        yield trained
 
 
 def _is_of(handle: ModalityHandle) -> str:
@@ -133,16 +135,24 @@ def train_tokenizer(
 
     That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
     `overwrite` the tokenizer that is there is replaced, and stays where nothing is trained; else a run that was killed
-    goes on. The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
+    goes on. What was trained with another modality of its vocabulary, which shares the checkpoint, stays without it.
+    The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
     is none yet. With `limit` no more samples of a split are read than that, spread over it. Raises DataError where
     `data` lack the modality, or no value of it can be read, ConfigError where the folder is that of a shared vocabulary
-    of others, or holds the tokenizer of another modality whose checkpoint it is.
+    of others, holds the tokenizer of another modality whose checkpoint it is, or is shared with one that is half way.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
     zoo.check_place(name, folder)
-    _check_whose(zoo, name, folder)
+    other = _check_whose(zoo, name, folder)
+    if other and not overwrite:
+        if is_complete(folder):
+            return folder
+        raise ConfigError(
+            f"{name}: {folder} holds the half-trained tokenizer of {other}, which shares its vocabulary; finish that: "
+            f"zoo tokenizer train {other}"
+        )
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
     if out is None and handle.codec.lacks_vocabulary:
         with disk_errors(handle.codec.vocabulary):
@@ -151,12 +161,18 @@ def train_tokenizer(
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
 
 
-def _check_whose(zoo: Zoo, name: str, folder: Path) -> None:
-    """Raise ConfigError where a folder holds the tokenizer of another modality than `name`, whose checkpoint it is."""
+def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
+    """The modality beside `name` that the tokenizer in a folder is trained with, where they share it; else nothing.
+
+    Raises ConfigError where they share none and the folder is the other's checkpoint.
+    """
     whose = _trained_for(folder)
     for other in zoo.handles() if whose not in (None, name) else ():
+        if other.name == whose and _is_of(other) == _is_of(zoo[name]):
+            return other.name
         if other.name == whose and other.checkpoint.resolve() == folder.resolve():
             raise ConfigError(f"{name}: {folder} holds the tokenizer of {whose}; give it a checkpoint of its own")
+    return ""
 
 
 def _trained_for(folder: Path) -> Any:

@@ -30,12 +30,13 @@ class Views(Sequence[Row]):
     """
 
     def __init__(self, members: Mapping[str, Member], crops: int, seed: int) -> None:
-        self.samples = list(members.items())
+        self.keys = list(members)
+        self._stored = members
         self.crops = crops
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.samples) * self.crops
+        return len(self.keys) * self.crops
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -45,18 +46,18 @@ class Views(Sequence[Row]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         sample, number = divmod(index, self.crops)
-        key, member = self.samples[sample]
-        return Row(self.key(index), member, random_crop(self.seed, key, number))
+        key = self.keys[sample]
+        return Row(self.key(index), self._stored[key], random_crop(self.seed, key, number))
 
     def key(self, index: int) -> str:
         """The key of a row."""
         sample, number = divmod(index, self.crops)
-        key = self.samples[sample][0]
+        key = self.keys[sample]
         return key if self.crops == 1 else view_key(key, number)
 
     def members(self, rows: range) -> list[Member]:
         """The stored values of some neighbouring rows, which begin and end with a sample's."""
-        return [member for _, member in self.samples[rows.start // self.crops : -(-rows.stop // self.crops)]]
+        return [self._stored[key] for key in self.keys[rows.start // self.crops : -(-rows.stop // self.crops)]]
 
 
 def random_crop(seed: int, key: str, number: int) -> Crop:

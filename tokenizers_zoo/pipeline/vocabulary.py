@@ -92,7 +92,7 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
     if folder != handles[0].codec.vocabulary:
         raise CheckpointError(
             f"vocabulary {name}: is on the hub, and cannot grow there; copy {folder} to a folder of yours, and set "
-            "checkpoint to that in registry.toml"
+            f"checkpoint to that in {handles[0].settings.origin.file}"
         )
     tokens = [token for handle in handles for token in handle.vocabulary_tokens()]
     with disk_errors(folder):

@@ -52,6 +52,13 @@ class CodebookUsage:
             one.counts += counts
         return alone
 
+    def of_several(self) -> dict[str, float]:
+        """Of several codebooks how many there are, `codebooks`, the smallest usage of one, `least_usage`, and its
+        number from 1, `least_used`; empty where there is one."""
+        each = [one.usage for one in self.apart()]
+        least = {"codebooks": len(each), "least_usage": min(each), "least_used": each.index(min(each)) + 1}
+        return least if len(each) > 1 else {}
+
     @property
     def largest_share(self) -> float:
         """Share of the tokens that the most frequent code has, in [0, 1]; 0 before any token."""

@@ -283,12 +283,17 @@ def layout_in_words(layout: TokenLayout) -> str:
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
-    """Training curves of what metrics.jsonl holds: the losses, and the held-out losses per modality."""
+    """Training curves of what metrics.jsonl holds: the losses, and the held-out losses per modality.
+
+    Where the run gives an average of its weights, those per modality are of the average.
+    """
     shown = []
-    whole = {"train/loss": "training", "held_out/loss": "held-out"}
+    averaged = any("held_out_average/loss" in line for line in lines)
+    given, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
+    whole = {"train/loss": "training", "held_out/loss": "held-out", f"{given}/loss": f"held-out{suffix}"}
     groups = {
         "training-loss": ("Loss on training and on held-out samples", whole),
-        "loss-per-modality": ("Held-out loss by modality", {f"held_out/{name}": name for name in names}),
+        "loss-per-modality": (f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
     }
     for name, (title, keys) in groups.items():
         curves = {

@@ -15,7 +15,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of
-from tokenizers_zoo.training.report import picture_rows
+from tokenizers_zoo.training.report import mean_and_least, mean_of, picture_rows
 from tokenizers_zoo.training.state import EVALUATION, PICTURES
 
 if TYPE_CHECKING:
@@ -180,18 +180,18 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     """
     folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
     figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
-    codebook = figures.get("codebook") or {}
-    usage, perplexity = (figures.get(key, codebook.get(key)) for key in ("usage", "perplexity"))
-    codes_in_all = handle.spec.vocab_size if "usage" in figures else int(codebook.get("size", handle.spec.vocab_size))
+    codebook = figures if "usage" in figures else figures.get("codebook") or {}
+    usage, perplexity = codebook.get("usage"), codebook.get("perplexity")
+    size = int(codebook.get("size", handle.spec.vocab_size))
     split = figures.get("split", TEST)
     judged = "held-out" if split == TEST else split
     codes = []
     if usage is not None and perplexity is not None:
         codes = [
             {"name": "codes in use", "value": f"{100 * usage:.0f}", "unit": "%",
-             "meaning": f"of {codes_in_all}, on {judged} samples"},
+             "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
             {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
-             "meaning": "as varied as this many codes that are equally frequent"},
+             "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
         ]  # fmt: skip
     images = sorted((folder / PICTURES).glob("[0-9]*.png"))[:shown]  # pairs are numbered, other sheets are not
     texts = [path.read_text(encoding="utf-8") for path in sorted((folder / PICTURES).glob("[0-9]*.txt"))[:shown]]

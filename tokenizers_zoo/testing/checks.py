@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.defaults import same
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.modality import (
     Crop,
     SequenceLayout,
@@ -28,6 +28,7 @@ from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expec
 from tokenizers_zoo.testing.probes.arrays import fits
 from tokenizers_zoo.testing.probes.probe import CLOSE
 from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.training.state import check_replaceable
 from tokenizers_zoo.values import (
     bounds,
     describe,
@@ -246,6 +247,13 @@ def train_again(subject: Subject) -> None:
     expect(subject.train(folder) == folder, "train_tokenizer does not return the folder that it was given")
     expect(checkpoints.fingerprint(folder) == before, "training again on a finished checkpoint changes it")
     expect((folder / checkpoints.CARD).is_file(), f"the checkpoint has no {checkpoints.CARD}")
+    try:
+        check_replaceable(folder)
+    except CheckpointError as error:
+        files = f"{checkpoints.WEIGHTS} and {checkpoints.CONFIG}"
+        raise AssertionError(
+            f"{error}; what decides tokens belongs into {files}, whose sha256 is their identity"
+        ) from None
     checkpoints.load_checkpoint(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.device import DEVICES
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.testing.kit import Skipped, all_same, expect, per_sample
@@ -34,11 +35,11 @@ def odd_batches(subject: Subject) -> None:
 
 
 def accelerator() -> str | None:
-    """The torch device of this machine that is not the CPU; None without one."""
+    """The torch device of this machine that is not the CPU, and that tokenizers run on; None without one."""
     import torch
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return None if device is None else device.type
+    return device.type if device is not None and device.type in DEVICES else None
 
 
 def devices(subject: Subject) -> None:

@@ -313,15 +313,13 @@ class _Loop:
         size, count = self.task.codebook_size, self.task.spec.num_codebooks
         usage = CodebookUsage(size, count)
         usage.update(tokens)
-        each = [one.usage for one in usage.apart()]
-        of_several = {"codebooks": count, "least_usage": min(each), "least_used": each.index(min(each)) + 1}
         return {
             "size": size,
             "usage": usage.usage,
             "perplexity": usage.perplexity,
             "entropy_bits": usage.entropy_bits,
             "reachable": reachable_usage(tokens.numel() // count, size),
-            **(of_several if count > 1 else {}),
+            **usage.of_several(),
         }
 
     def take_best(self) -> None:

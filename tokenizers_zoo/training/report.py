@@ -209,6 +209,17 @@ def _used(codebook: Mapping[str, float]) -> str:
     return f"codebook {codebook['usage']:.0%}" + ("" if reachable >= ENOUGH else f" (even: {reachable:.0%})")
 
 
+def mean_of(codebook: Mapping[str, float]) -> str:
+    """The end of what a figure means: that it is the mean of so many codebooks; empty where there is one."""
+    return f"; mean of {codebook['codebooks']:.0f} codebooks" if "codebooks" in codebook else ""
+
+
+def mean_and_least(codebook: Mapping[str, float]) -> str:
+    """The end of what the usage means: as `mean_of`, with the usage of the codebook that is used least."""
+    mean = mean_of(codebook)
+    return f"{mean}, the least of them {codebook['least_usage']:.1%}" if mean else ""
+
+
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """The README.md of a tokenizer: what it is, how to load it, how good it is, and what it was trained on."""
     rows = [
@@ -220,6 +231,7 @@ def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[
     ]  # fmt: skip
     if codebook := result["codebook"]:
         meaning = f"codes of {codebook['size']} used on the held-out samples; perplexity {codebook['perplexity']:.0f}"
+        meaning += mean_and_least(codebook)
         if codebook["reachable"] < ENOUGH:
             meaning += f"; as many evenly spread tokens would use {codebook['reachable']:.0%}"
         rows.append(card_row("codebook usage", f"{100 * codebook['usage']:.1f}", "%", "higher", meaning))

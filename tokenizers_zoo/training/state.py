@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, check_weights, is_complete, load_config
+from tokenizers_zoo.checkpoint import CARD, CONFIG, ORIGIN, WEIGHTS, check_weights, is_complete, load_config
 from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.data.store_record import RECORD
@@ -64,12 +64,17 @@ class TrainingRun:
         Nothing is written yet: see `begin`.
         """
         identity = json.loads(json.dumps(identity, allow_nan=False))
-        advice = "give another --out, or --overwrite to train it anew"
+        advice = f"give another --out, or --overwrite to train it anew, for this {what} alone"
         if (folder / RUN).is_file():
             before = read_table(folder / RUN)
             identity = _as_recorded(before, identity)
             if problem := difference(before, identity):
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
+        elif _is_imported(folder):
+            raise CheckpointError(
+                f"{folder}: holds a published {what} that was imported, which --overwrite would not replace; give "
+                f"another --out for this {what} alone"
+            )
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
         else:
@@ -136,6 +141,11 @@ class TrainingRun:
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _is_imported(folder: Path) -> bool:
+    """True for a folder with a checkpoint that 4M published."""
+    return (folder / CONFIG).is_file() and ORIGIN in read_table(folder / CONFIG)
 
 
 def check_free(folder: Path, result: str = EVALUATION) -> None:

@@ -99,7 +99,8 @@ class NoDecoder(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Raises CheckpointError, always."""
         raise CheckpointError(
-            "this tokenizer has a diffusion decoder only; set tokenizer.diffusion to the table that its import printed"
+            "this tokenizer has a diffusion decoder only; give it a table tokenizer.diffusion, as the registry.toml of "
+            "its import has"
         )
 
 

@@ -113,7 +113,7 @@ class TokenizerConfig(LossConfig):
     mlp_ratio: float | None = None
     """vit: hidden width of the MLPs as a multiple of the width."""
     flip: bool = True
-    """Mirror half of the training samples left to right."""
+    """Mirror half of the training samples left to right, where the modality has `transform`."""
     diffusion: DiffusionConfig | None = None
     """A second decoder that draws fine detail; absent for none."""
 

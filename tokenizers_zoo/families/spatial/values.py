@@ -157,7 +157,7 @@ class ImageValues:
         if len(candidates) == 1:
             return candidates[0]
         marks = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
-        return candidates[int(np.argmax(marks) if metric.higher_is_better else np.argmin(marks))]
+        return candidates[metric.best(marks)]
 
     def constant_maps(self, stack: Array, options: Any) -> list[Array]:
         """What may be the best constant answer to values `(count, ...)`; the usual one first.

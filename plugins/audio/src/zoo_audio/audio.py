@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
 from tokenizers_zoo.families.temporal.settings import check_patch, token_grid
@@ -62,9 +62,7 @@ class AudioSettings:
     tokenizer: AudioTokenizer = AudioTokenizer()
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "hop", "mels", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "sample_rate", "hop", "mels", "iterations")
         if self.window < 2 * self.hop:
             raise ValueError(f"window: expected at least two hops ({2 * self.hop}), got {self.window}")
         if self.length <= self.window // 2:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import (
     Axis,
@@ -133,8 +133,7 @@ class PoseSettings(SpelledSettings):
 
     def __post_init__(self) -> None:
         SpelledSettings.__post_init__(self)
-        if self.max_people < 1:
-            raise ValueError(f"max_people: expected at least 1, got {self.max_people}")
+        check_counts(self, "max_people")
         if not 0 <= self.shape_size <= LONGEST_SHAPE:
             raise ValueError(f"shape_size: expected 0 to {LONGEST_SHAPE}, got {self.shape_size}")
         if not 0 < self.min_visible <= 1:

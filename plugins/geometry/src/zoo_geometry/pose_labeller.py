@@ -59,6 +59,11 @@ class PoseLabeller(PretrainedConfig):
         if not 0 <= self.presence <= 1:
             raise ValueError(f"presence: expected a score in [0, 1], got {self.presence:g}")
 
+    @property
+    def torch_device(self) -> str:
+        """The CPU, whatever there is beside it."""
+        return "cpu"
+
     def locate(self, *, download: bool = True) -> Path:
         """The folder or wheel. Raises PretrainedError where there is none, or it lacks the networks."""
         place = pose_files.place_of(self.model)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.labellers import LabellerConfig
 
@@ -23,8 +24,7 @@ class CaptionLabeller(LabellerConfig):
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
-        if self.max_words < 1:
-            raise ValueError(f"max_words: expected at least 1, got {self.max_words}")
+        check_counts(self, "max_words")
 
     def caption(self, picture: NDArray[Any]) -> str:
         """The likeliest words, one by one, for a picture float (3, height, width) in [0, 1].

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
 from tokenizers_zoo.modality import Metric, ValueSpec
@@ -33,9 +33,7 @@ class PlainTextSettings:
     """A longer text is refused."""
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_characters"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "max_length", "max_characters")
 
 
 S = TypeVar("S", bound=PlainTextSettings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.objects.visible import box_seen_through
 from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
@@ -53,9 +53,7 @@ class BoxesSettings:
     """A network that derives boxes from rgb where no source gives them; absent, they are not derived."""
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_boxes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "max_length", "max_boxes")
         if not 0 < self.min_visible <= 1:
             raise ValueError(f"min_visible: expected a number in (0, 1], got {self.min_visible:g}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.text import TextTokenizer
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.vocabulary import Coordinate, Piece, Special
@@ -58,9 +58,7 @@ class Boxes3dSettings:
     """Metres of a side, likewise, with levels that are even in the logarithm."""
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_boxes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "max_length", "max_boxes")
         for name in ("x", "y", "z", "size"):
             low, high = getattr(self, name)
             if not -FARTHEST <= low < high <= FARTHEST or (name == "size" and low <= 0):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.labellers import LabellerConfig
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.wording import and_others
@@ -131,9 +132,7 @@ class InstanceLabeller(LabellerConfig):
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
-        for name in ("points", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_counts(self, "points", "batch")
         for name in ("min_quality", "min_stability", "max_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name):g}")

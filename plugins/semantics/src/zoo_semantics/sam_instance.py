@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.objects import (
     Axis,
@@ -112,8 +112,7 @@ class InstanceSettings(SpelledSettings):
         for name, number in (("image_size", min(self.size)), ("mask_size", self.mask_size)):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1 pixel, got {number}")
-        if self.max_instances < 1:
-            raise ValueError(f"max_instances: expected at least 1, got {self.max_instances}")
+        check_counts(self, "max_instances")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,0 +1,84 @@
+"""Pictures and text of what a backbone makes of held-out samples while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_modalities import EXAMPLE, LETTERS, installed, sample, write
+
+from backbone.config import ModelConfig, Preview, TrainConfig
+from backbone.evaluation.preview import Previews
+from backbone.model import FourM
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TEST, TrainingSamples
+from tokenizers_zoo.errors import PluginError
+
+VECTORS = {
+    "import GridLayout,": "import EmbeddingsLayout,",
+    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=9, dim=1)",
+    "vocab_size=config.levels": "vocab_size=0",
+    "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
+    'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "raise NotImplementedError",
+}
+"""Changes of the example plugin that make it an input only, four vectors of one number, that cannot be decoded."""
+
+
+def changed(source: str, changes: dict[str, str]) -> str:
+    for old, new in changes.items():
+        assert old in source, old
+        source = source.replace(old, new)
+    return source
+
+
+SOURCES = {"brightness": changed(EXAMPLE, VECTORS), "light": EXAMPLE, "letters": LETTERS}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    """Three modalities with tokenizers; ROOT/tokens has four held-out samples of them."""
+    root = tmp_path_factory.mktemp("world")
+    tables = {"brightness": {"image_size": 8}, "light": {"image_size": 8, "levels": 6}}
+    with installed(tmp_path_factory.mktemp("site"), "shown", SOURCES):
+        listed = {"checkpoints": str(root / "tokenizers"), "modalities": [*SOURCES]}
+        zoo = Zoo.from_tables({"zoo": listed, "modalities": tables}, root / "registry.toml")
+        generator = np.random.default_rng(0)
+        samples = {f"test-{number}": sample(generator) for number in range(4)}
+        for name in SOURCES:
+            zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+            of = "light" if name == "brightness" else name
+            write(root, zoo, TEST, name, {key: values[of] for key, values in samples.items()})
+        yield zoo
+
+
+def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path | str:
+    handles = {name: zoo[name] for name in SOURCES}
+    model = FourM.seeded(
+        ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), [handle.spec for handle in handles.values()], 0
+    )
+    tokens = zoo["light"].checkpoint.parent.parent / "tokens"
+    (found,) = Previews(handles, tokens, TrainConfig(previews=(preview,)))(model, folder, 1).values()
+    return found
+
+
+def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> None:
+    """In the place of a picture of it, and in text."""
+    with pytest.raises(PluginError, match="NotImplementedError"):
+        zoo["brightness"].decode([np.zeros((4, 1), np.float32)])
+    assert drawn(zoo, tmp_path, Preview(given=("brightness",), make="light")) == (
+        tmp_path / "previews" / "step-00000001" / "brightness-to-light.png"
+    )
+    text = drawn(zoo, tmp_path, Preview(given=("brightness",), make="letters"))
+    assert isinstance(text, str)
+    assert [line.split(" | ")[0] for line in text.splitlines()] == ["brightness", "---", *["4 vectors"] * 4]
+
+
+def test_a_decoder_that_fails_is_told(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tokens: object) -> None:
+        raise PluginError("light: decode failed")
+
+    monkeypatch.setattr(zoo["light"], "decode", fails)
+    with pytest.raises(PluginError, match="light: decode failed"):
+        drawn(zoo, tmp_path, Preview(given=("brightness",), make="light"))

@@ -1,0 +1,87 @@
+"""What the backbone's log says of the losses: in one unit, whatever is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
+
+from backbone.batch import PackedBatch
+from backbone.model import Losses
+from backbone.training.train import Training, train
+
+SHORT = dataclasses.replace(TRAINING, steps=2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("tokens"))
+
+
+def losses_of(folder: Path, side: str = "train") -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[f"{side}/loss"] for line in lines if f"{side}/loss" in line]
+
+
+@pytest.mark.parametrize("loss", ["modality", "token"])
+@pytest.mark.parametrize(
+    "weights", [{"loss_weights": {"clip": 9.0, "words": 0.1}}, {"balance": "uncertainty"}], ids=str
+)
+def test_the_loss_that_is_logged_is_without_factors(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any, weights: dict[str, Any]
+) -> None:
+    """It is that of the same batch and weights without factors, and so is comparable with the held-out one."""
+    plain = dataclasses.replace(SHORT, loss=loss)
+    step, seen = Training.step, list[tuple[float, float]]()
+
+    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        with torch.no_grad():
+            unweighted = float(self.forward(batch).loss)
+        losses, _ = self.gradients(batch)
+        self.model.zero_grad(set_to_none=True)
+        self.balance.adam.table += 1.0 if self.balance.learned else 0.0  # as after learning: exp(-1)
+        seen.append((unweighted, float(losses.loss)))
+        return step(self, batch, rate)
+
+    monkeypatch.setattr(Training, "step", watched)
+    folder = train(tmp_path / "run", store, all_layouts(), SMALL, dataclasses.replace(plain, **weights))
+    unweighted, trained_on = zip(*seen, strict=True)
+    assert losses_of(folder) == pytest.approx(unweighted, rel=1e-5)
+    assert abs(trained_on[-1] - unweighted[-1]) > 1e-2
+    assert len(losses_of(folder, "held_out")) == 1
+
+
+def test_the_loss_without_factors_is_that_of_the_model_to_the_bit(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients, trained_on = Training.gradients, list[float]()
+
+    def watched(self: Training, batch: PackedBatch) -> tuple[Losses, Any]:
+        losses, whole = gradients(self, batch)
+        trained_on.append(float(losses.loss))
+        return losses, whole
+
+    monkeypatch.setattr(Training, "gradients", watched)
+    assert losses_of(train(tmp_path, store, all_layouts(), SMALL, SHORT)) == trained_on
+
+
+@pytest.mark.parametrize("loss", ["modality", "token"])
+def test_a_batch_without_targets_has_the_loss_0(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
+) -> None:
+    """With factors, too: the mean of nothing would end the training."""
+    batch = Training.batch
+
+    def without_targets(self: Training, step: int) -> PackedBatch:
+        found = batch(self, step)
+        unused = torch.zeros_like(found.targets.mask)
+        return dataclasses.replace(found, targets=dataclasses.replace(found.targets, mask=unused))
+
+    monkeypatch.setattr(Training, "batch", without_targets)
+    config = dataclasses.replace(SHORT, loss=loss, loss_weights={"clip": 9.0})
+    assert losses_of(train(tmp_path, store, all_layouts(), SMALL, config)) == [0.0, 0.0]

@@ -1,0 +1,118 @@
+"""What the settings say of the loss, its weights and the weights' decay is what a training step does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
+
+from backbone.batch import PackedBatch
+from backbone.config import TrainConfig
+from backbone.model import FourM
+from backbone.saving import load_model
+from backbone.tables import Tables
+from backbone.training.balance import Balance
+from backbone.training.held_out import held_out_losses
+from backbone.training.mixing import Mix, open_sources
+from backbone.training.optim import Optimizer, decays
+from backbone.training.train import train
+from tokenizers_zoo.data.samples import TEST, TRAIN
+
+ONE_STEP = dataclasses.replace(TRAINING, steps=1)
+KINDS = ["modality", "token"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("tokens"))
+
+
+def logged(folder: Path, store: Path, config: TrainConfig) -> dict[str, float]:
+    """All that a run of one step logs."""
+    train(folder, store, all_layouts(), SMALL, config)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {name: value for line in lines for name, value in json.loads(line).items()}
+
+
+def mix_of(store: Path, split: str, config: TrainConfig) -> Mix:
+    return Mix(open_sources(store, split, all_layouts(), config), Tables(all_layouts()), config)
+
+
+def first_batch(store: Path, config: TrainConfig) -> PackedBatch:
+    return mix_of(store, TRAIN, config).batch(0, config.batch_size, 0, config.batch_size)
+
+
+@pytest.mark.parametrize("weights", [{}, {"clip": 3.0}], ids=str)
+@pytest.mark.parametrize("loss", KINDS)
+def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
+    store: Path, tmp_path: Path, loss: Any, weights: dict[str, float]
+) -> None:
+    config = dataclasses.replace(ONE_STEP, loss=loss, loss_weights=weights)
+    model, batch = FourM.seeded(SMALL, all_layouts(), config.seed), first_batch(store, config)
+    counts = model.target_counts(batch.targets)
+
+    def norm(kind: Any, weighted: bool) -> float:
+        """Of the gradient."""
+        balance = Balance(model.tables, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
+        model.zero_grad()
+        model(batch, kind, weights=balance.weights(counts) if weighted else None).loss.backward()
+        return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+    norms = {(kind, weighted): norm(kind, weighted) for kind in KINDS for weighted in (False, True)}
+    assert np.diff(sorted(norms.values())).min() > 1e-3
+    found = logged(tmp_path, store, config)["train/gradient_norm"]
+    assert found == pytest.approx(norms[loss, bool(weights)], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", KINDS)
+def test_the_losses_that_are_logged_are_of_the_kind_of_the_settings(store: Path, tmp_path: Path, loss: Any) -> None:
+    config = dataclasses.replace(ONE_STEP, loss=loss)
+    found = logged(tmp_path, store, config)
+    with torch.no_grad():
+        before = FourM.seeded(SMALL, all_layouts(), config.seed)
+        trained_on = {kind: float(before(first_batch(store, config), kind).loss) for kind in KINDS}
+        losses = held_out_losses(load_model(tmp_path), mix_of(store, TEST, config), config)
+    asked = losses.counts > 0
+    held_out = {
+        "modality": float((losses.sums / losses.counts)[asked].mean()),
+        "token": float(losses.sums.sum() / losses.counts.sum()),
+    }
+    for name, expected in (("train/loss", trained_on), ("held_out/loss", held_out)):
+        assert abs(expected["token"] - expected["modality"]) > 1e-3
+        assert found[name] == pytest.approx(expected[loss], rel=1e-5), name
+
+
+def test_a_step_moves_the_learned_weights_of_what_had_targets(store: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(ONE_STEP, balance="uncertainty")
+    found = logged(tmp_path, store, config)
+    model = FourM.seeded(SMALL, all_layouts(), config.seed)
+    counts = model.target_counts(first_batch(store, config).targets).tolist()
+    # Adam's first step has the size of the learning rate; all losses are above 1/2, so all factors fall.
+    moved = math.exp(-config.learning_rate)
+    expected = {name: moved if count else 1.0 for name, count in zip(model.tables.names, counts, strict=True)}
+    assert set(expected.values()) == {moved, 1.0}
+    assert {name: found[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_shrinks_what_decays_and_nothing_else(optimizer: Any) -> None:
+    model = FourM(dataclasses.replace(SMALL, bias=True), all_layouts())
+    made = Optimizer(model, dataclasses.replace(TRAINING, optimizer=optimizer, weight_decay=0.5))
+    before = {}
+    for name, parameter in model.named_parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        before[name] = parameter.detach().clone()
+        parameter.grad = torch.zeros_like(parameter)
+    made.step(0.1)
+    for name, parameter in model.named_parameters():
+        if decays(name, parameter):
+            torch.testing.assert_close(parameter.detach(), 0.95 * before[name], msg=name)
+        else:
+            assert torch.equal(parameter, before[name]), name
