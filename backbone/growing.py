@@ -16,7 +16,7 @@ from backbone.model import uniform_loss
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
 from backbone.saving import CLASS, spec_from_json
-from backbone.training.distributed import Ranks
+from backbone.training.distributed import Ranks, processes
 from backbone.training.held_out import losses_of
 from backbone.training.mixing import datasets_of
 from tokenizers_zoo.checkpoint import load_config
@@ -211,18 +211,19 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     record = stored["start"]
     specs = list(map(spec_from_json, stored["specs"]))
     old = [spec for spec in specs if spec.name in trained.names]
+    grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
     device = Ranks().device
+    at_once = max(1, grown.batch_size // (grown.parts * processes()))  # as many as in training go through a device
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
     if stores := trained.stores(tokens, left=True):
         own, *others = stores
         measuring = dataclasses.replace(trained.train, datasets=tuple(others))
         before, after = (
-            losses_of(backbone, old, own.tokens, measuring, trained.names, device)
+            losses_of(backbone, old, own.tokens, measuring, trained.names, device, at_once)
             for backbone in (trained.folder, folder)
         )
-    grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
-    now = losses_of(folder, specs, tokens, grown, trained.names, device)
+    now = losses_of(folder, specs, tokens, grown, trained.names, device, at_once)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
         "start": record,

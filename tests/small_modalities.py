@@ -80,6 +80,14 @@ class Numbers:
 plugin = Numbers()
 '''
 LEVELS = 6
+VECTORS_ALONE = {
+    "import GridLayout,": "import EmbeddingsLayout,",
+    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
+    "vocab_size=config.levels": "vocab_size=0",
+    "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
+    'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "raise NotImplementedError",
+}
+"""Changes of the example plugin that make it an input only, vectors of one number, that cannot be decoded."""
 
 
 @contextmanager

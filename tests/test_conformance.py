@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from examples import only, trained, values
+from small_modalities import VECTORS_ALONE
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.errors import DataError, InvalidValueError
+from tokenizers_zoo.errors import DataError, InvalidValueError, MachineError
 from tokenizers_zoo.modality import ValueSpec
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.records import read_table
@@ -153,7 +154,7 @@ def test_a_sound_plugin_of_16_bits_passes(install_example: Install) -> None:
 ACCELERATED = {"devices"}
 """Skipped where there is no accelerator."""
 CONTINUOUS = {
-    "import GridLayout,": "import EmbeddingsLayout, PatchesLayout,",
+    "import GridLayout,": "import PatchesLayout,",
     "vocab_size=config.levels": "vocab_size=0",
     "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
 }
@@ -172,15 +173,8 @@ def test_a_sound_plugin_of_patches_passes(install_example: Install) -> None:
     assert {result.name for result in found if result.skipped} - ACCELERATED == {"derive", "any_tokens", "long_inputs"}
 
 
-UNDECODED = {
-    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
-    "return repeat(tokenizer": "raise NotImplementedError(tokenizer",
-    ', "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': ")",
-}
-
-
 def test_vectors_that_are_an_input_only_need_no_decoder(install_example: Install) -> None:
-    install_example("vectors_map", {**CONTINUOUS, **UNDECODED})
+    install_example("vectors_map", VECTORS_ALONE)
     found = check_modality(Zoo.installed(), "vectors_map")
     skipped = {result.name for result in found if result.skipped}
     assert skipped - ACCELERATED == {
@@ -188,8 +182,10 @@ def test_vectors_that_are_an_input_only_need_no_decoder(install_example: Install
     }  # fmt: skip
 
 
-def test_vectors_without_a_decoder_are_evaluated(install_example: Install, tmp_path: Path) -> None:
-    install_example("vectors_map", {**CONTINUOUS, **UNDECODED})
+def test_vectors_without_a_decoder_are_evaluated(
+    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("vectors_map", VECTORS_ALONE)
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
     handle = zoo["vectors_map"]
     trained(zoo, "vectors_map", handle.checkpoint)
@@ -200,6 +196,10 @@ def test_vectors_without_a_decoder_are_evaluated(install_example: Install, tmp_p
     assert (result.samples, result.tokens_per_sample, result.usage) == (70, 16, None)
     assert list(result.metrics) == ["mae"] and np.isnan(result.metrics["mae"])
     assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"mae": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(handle, "decode", lambda tokens: (_ for _ in ()).throw(MachineError("no memory")))
+        with pytest.raises(MachineError, match="no memory"):
+            evaluate_tokenizer(zoo, "vectors_map", tmp_path / "data")
     assert result.pictures is not None
     text = (result.pictures / "00.txt").read_text()
     assert re.fullmatch(r"input: +float32 \(1, 16, 16\) .*\nreconstruction: 16 vectors, not decoded\n", text)

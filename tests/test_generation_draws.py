@@ -10,7 +10,7 @@ import torch
 from generation_samples import given_tokens, sharp_model
 
 from backbone.config import ModelConfig
-from backbone.generation import Guidance, TargetPlan, generate, sampling
+from backbone.generation import Guidance, TargetPlan, decoding, generate, sampling
 from backbone.generation.inputs import rows_of
 from backbone.model import Context, FourM
 from backbone.transformer import CrossAttention
@@ -43,6 +43,13 @@ def listed(made: dict[str, Any]) -> dict[str, list[list[int]]]:
     return {name: [row.flatten().tolist() for row in rows] for name, rows in made.items()}
 
 
+@pytest.fixture(params=[True, False], ids=["shared", "copied"])
+def keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the rows of a sample's draws share keys where they attend, as on the CPU, or have copies, as on a GPU."""
+    monkeypatch.setattr(decoding, "shares_keys", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_draws_are_those_of_repeated_samples(model: FourM, plan: list[TargetPlan]) -> None:
     tokens = given(4)

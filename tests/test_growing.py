@@ -156,11 +156,11 @@ def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_pat
     assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
 
 
-def test_losses_are_measured_on_the_device_of_trainings(
+def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
     old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, seen = Trained.load(old_run), []
-    config = growing_config(trained, grown(), new_tokens, {"steps": 1}, 0.0)
+    trained, seen, at_once = Trained.load(old_run), [], []
+    config = growing_config(trained, grown(), new_tokens, {"steps": 1, "parts": 2}, 0.0)
     folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
     expected = write_report(folder, trained, new_tokens)
     device, moved = torch.device("cpu", 0), PackedBatch.to
@@ -171,6 +171,7 @@ def test_losses_are_measured_on_the_device_of_trainings(
 
     def to(batch: PackedBatch, device: torch.device) -> PackedBatch:
         seen.append(device)
+        at_once.append(len(batch.targets.ids))
         return moved(batch, device)
 
     monkeypatch.setattr("backbone.training.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device))
@@ -178,6 +179,7 @@ def test_losses_are_measured_on_the_device_of_trainings(
     monkeypatch.setattr(PackedBatch, "to", to)
     assert write_report(folder, trained, new_tokens) == expected
     assert len(seen) >= 6 and all(place is device for place in seen)
+    assert max(at_once) == config.batch_size // 2, "as many as go through it in training"
 
 
 def test_what_is_frozen_stays_where_sequences_are_longer_by_now(

@@ -40,6 +40,7 @@ from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    InvalidValueError,
     MachineError,
     PluginError,
     ReadError,
@@ -1080,6 +1081,17 @@ def test_only_what_is_wrong_with_a_value_itself_is_remembered(
     with pytest.raises(MachineError, match="no memory"):
         count()
     handle.transform = transform  # type: ignore[method-assign]
+    read = handle.read
+
+    def short_of_memory(data: bytes, extension: str) -> Any:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise InvalidValueError("field: cannot be read: MemoryError") from error
+
+    handle.read = short_of_memory  # type: ignore[method-assign]
+    assert count() < 23
+    handle.read = read  # type: ignore[method-assign]
     assert count() == 23
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, networks_of
+from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks, networks_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -145,6 +145,18 @@ def test_a_network_is_loaded_once_whatever_thread_asks(tmp_path: Path) -> None:
     assert [(tmp_path / "net", "cpu")] == BUILDS
     assert PretrainedConfig(model=config.model, device="cpu").load(build_slowly) is found[0]
     assert PretrainedConfig(model=config.model).load(build_slowly) is not found[0]
+    forget_networks()
+    assert config.load(build_slowly) is not found[0]
+
+
+def test_what_a_mac_lays_beside_files_is_none_of_a_network(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "net")
+    before = PretrainedConfig(model=str(folder)).record()
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
+        (folder / f"._{name}").write_bytes(b"\xffMac OS X")
+    assert PretrainedConfig(model=str(folder)).record() == before
+    (folder / "model.safetensors").unlink()
+    refused(PretrainedConfig(model=str(folder)), "no *.safetensors")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

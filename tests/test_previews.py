@@ -7,23 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_modalities import EXAMPLE, LETTERS, installed, sample, write
+from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, installed, sample, write
 
 from backbone.config import ModelConfig, Preview, TrainConfig
 from backbone.evaluation.preview import Previews
 from backbone.model import FourM
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TEST, TrainingSamples
-from tokenizers_zoo.errors import PluginError
-
-VECTORS = {
-    "import GridLayout,": "import EmbeddingsLayout,",
-    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=9, dim=1)",
-    "vocab_size=config.levels": "vocab_size=0",
-    "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
-    'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "raise NotImplementedError",
-}
-"""Changes of the example plugin that make it an input only, four vectors of one number, that cannot be decoded."""
+from tokenizers_zoo.errors import MachineError, PluginError
 
 
 def changed(source: str, changes: dict[str, str]) -> str:
@@ -33,7 +24,7 @@ def changed(source: str, changes: dict[str, str]) -> str:
     return source
 
 
-SOURCES = {"brightness": changed(EXAMPLE, VECTORS), "light": EXAMPLE, "letters": LETTERS}
+SOURCES = {"brightness": changed(EXAMPLE, VECTORS_ALONE), "light": EXAMPLE, "letters": LETTERS}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +66,15 @@ def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> No
     assert [line.split(" | ")[0] for line in text.splitlines()] == ["brightness", "---", *["4 vectors"] * 4]
 
 
-def test_a_decoder_that_fails_is_told(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "error"), [("light", PluginError), ("light", MachineError), ("brightness", MachineError)]
+)
+def test_a_decoder_that_fails_is_told(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception]
+) -> None:
     def fails(tokens: object) -> None:
-        raise PluginError("light: decode failed")
+        raise error(f"{name}: decode failed")
 
-    monkeypatch.setattr(zoo["light"], "decode", fails)
-    with pytest.raises(PluginError, match="light: decode failed"):
+    monkeypatch.setattr(zoo[name], "decode", fails)
+    with pytest.raises(error, match=f"{name}: decode failed"):
         drawn(zoo, tmp_path, Preview(given=("brightness",), make="light"))

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,11 @@ from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
     InvalidValueError,
+    MachineError,
     PluginError,
     ZooError,
 )
-from tokenizers_zoo.modality import Crop, ModalitySpec
+from tokenizers_zoo.modality import Crop, EmbeddingsLayout, ModalitySpec
 from tokenizers_zoo.progress import decoding
 from tokenizers_zoo.values import (
     batch_problem,
@@ -111,7 +112,8 @@ class ModalityHandle:
         """Codecs run in float32 whatever autocast the caller is in, or the same values would have other tokens."""
         import torch
 
-        return torch.autocast(torch.device(self._device).type, enabled=False)
+        kind = torch.device(self._device).type
+        return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
@@ -316,6 +318,17 @@ class ModalityHandle:
             raise self._wrong("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
         # Copies: a plugin may use its buffers again, and tensors of inference mode may not be used in training.
         return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else [np.array(item) for item in tokens]
+
+    def decode_if_able(self, tokens: Any) -> list[Any] | None:
+        """As `decode`; None of embeddings, an input only, of which the plugin gives none."""
+        try:
+            return self.decode(tokens)
+        except MachineError:
+            raise
+        except ZooError:
+            if isinstance(self.spec.layout, EmbeddingsLayout):
+                return None
+            raise
 
     def decode(self, tokens: Any) -> list[Any]:
         """The values of a batch of tokens, one per sample, each as `spec.value` declares. Takes what `encode` gives."""

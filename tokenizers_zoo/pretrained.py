@@ -29,6 +29,17 @@ _loaded: dict[Hashable, Any] = {}
 _lock = threading.RLock()
 
 
+def forget_networks() -> None:
+    """Have the memory of the networks back that were loaded; they are loaded again at the next use."""
+    with _lock:
+        _loaded.clear()
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """The files of a network's folder that a pattern names, sorted, without `._NAME` that a Mac lays beside NAME."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
+
+
 class PretrainedError(ZooError):
     """A pretrained network is not to be had here, or is not what was expected; the message says what to do."""
 
@@ -104,18 +115,18 @@ class PretrainedConfig:
             advice = self.advice or f"pip install {distribution}"
             raise PretrainedError(f"its network is not installed; {advice}") from None
         for folder in sorted({Path(str(installed.locate_file(file))).parent for file in installed.files or ()}):
-            if all(any(folder.glob(pattern)) for pattern in self.files):
+            if all(files_of(folder, pattern) for pattern in self.files):
                 return folder
         raise PretrainedError(f"{distribution}: the installed wheel has no folder with {' and '.join(self.files)}")
 
     def _checked(self, folder: Path) -> Path:
         """The folder. Raises PretrainedError where it lacks what is needed."""
         for pattern in self.files:
-            if not any(folder.glob(pattern)):
+            if not files_of(folder, pattern):
                 pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
                 hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
                 raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")
-        for index in folder.glob("*.safetensors.index.json"):
+        for index in files_of(folder, "*.safetensors.index.json"):
             try:
                 wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -130,7 +141,7 @@ class PretrainedConfig:
         """What is kept with derived data: model, revision (commit or version), a derived class's own settings, and the
         sha256 of each file that is read."""
         folder = self.locate(download=download)
-        names = {path for pattern in (*self.files, *DOWNLOADED) for path in folder.glob(pattern)}
+        names = {path for pattern in (*self.files, *DOWNLOADED) for path in files_of(folder, pattern)}
         revision = self.revision
         if self.model.startswith(PIP):
             revision = importlib.metadata.version(self.model.removeprefix(PIP))

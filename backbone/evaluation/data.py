@@ -54,13 +54,15 @@ class EvaluationData:
         for name in names:
             try:
                 column = store.open(TEST, name)
-                store.check_whole(TEST, [name])
+                store.check_whole(TEST, [name], {name: column})
                 if _of_training(zoo, name, column, fingerprints.get(name)):
                     self.tokens_of.append(name)
                 handle = zoo[name]
                 column.check_codec(handle)
                 check_codec(handle, fingerprints.get(name))
                 self.values.index(TEST, name)
+            except ReadError:
+                raise  # the disk or the system is to blame, not the modality
             except ZooError as error:
                 self.problems[name] = str(error)
             else:

@@ -14,7 +14,7 @@ from backbone.model import FourM
 from backbone.training.mixing import datasets_of
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.wording import count_of
 
@@ -95,6 +95,8 @@ class Previews:
                 column = TokenStore(store.tokens).open(TEST, name)
                 column.check_codec(self.handles[name])
                 self._columns[store.tokens, name] = column
+            except ReadError:
+                raise
             except ZooError:
                 self._columns[store.tokens, name] = None
         return self._columns[store.tokens, name]
@@ -119,11 +121,7 @@ class Previews:
 
     def _shown(self, name: str, tokens: Sequence[Any]) -> list[object]:
         """Tokens as something to look at; of an input only that has no decoder how many vectors they are."""
-        handle = self.handles[name]
-        try:
-            values = handle.decode(tokens)
-        except ZooError:
-            if not handle.spec.continuous:
-                raise
+        values = self.handles[name].decode_if_able(tokens)
+        if values is None:
             return [count_of(len(row), "vector") for row in tokens]
-        return [handle.render(value) for value in values]
+        return [self.handles[name].render(value) for value in values]

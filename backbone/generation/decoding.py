@@ -90,6 +90,11 @@ def decode_grid(
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
 
 
+def shares_keys(device: torch.device) -> bool:
+    """Whether attention reads keys that rows share where they are; a GPU's, in float32, copies them at each token."""
+    return device.type == "cpu"
+
+
 def cell_logits(model: FourM, inputs: GrowingInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
     """float32 logits `rows cells ids`: a row a draw, or a sample where its draws still share them; then they part."""
     context = model.context(inputs.packed(passes))
@@ -126,7 +131,7 @@ def decode_sequence(
     context = model.context(inputs.packed(passes))
     sharing = inputs.draws  # so many rows of a step see one row of the context, until the batch is cut
     if sharing > 1:
-        if device.type != "cpu":  # where attention in float32 copies keys that are shared, for each token anew
+        if not shares_keys(device):
             context, sharing = context.select(inputs.rows_of_draws(passes)), 1
         inputs.part()
     caches = [

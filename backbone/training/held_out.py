@@ -48,16 +48,18 @@ def losses_of(
     config: TrainConfig,
     known: Collection[str] = (),
     device: torch.device | str = "cpu",
+    at_once: int | None = None,
 ) -> dict[str, tuple[float, int]]:
     """By modality, the loss of the backbone in `folder` on held-out samples, nats, and the number of their targets.
 
     `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples. The model
-    runs on `device`.
+    runs on `device`, on `at_once` samples at most (default: a step's, in its `parts`).
     """
     model = load_model(folder, specs, device).eval()
     mix = Mix(open_sources(tokens, TEST, specs, config, known), model.tables, config)
     if not mix.sources:
         return {}
-    losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config)
+    pieces = None if at_once is None else -(-config.batch_size // at_once)
+    losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config, pieces)
     counts = dict(zip(model.tables.names, losses.counts.tolist(), strict=True))
     return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.tables.names).items()}

@@ -96,7 +96,8 @@ def train(
         for name, own in by_name.items()
     ]
     for done in train_tokenizers(zoo, jobs, workers):
-        click.echo(f"{done.name}: tokenizer in {done.folder}{', as it was' if done.as_it_was else ''}")
+        whose = f", trained with {done.of}" if done.of != done.name else ""
+        click.echo(f"{done.name}: tokenizer in {done.folder}{', as it was' if done.as_it_was else ''}{whose}")
 
 
 @tokenizer.command("eval")

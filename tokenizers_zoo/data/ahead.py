@@ -1,4 +1,4 @@
-"""Batches read ahead by threads."""
+"""Batches read ahead by threads, and how many cores there are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how much of the cores' time a container may take: microseconds of a period's, or "max"."""

@@ -17,7 +17,15 @@ from rich.console import Console
 from tokenizers_zoo.data.ahead import cores, read_ahead
 from tokenizers_zoo.data.made_of import FOLDER, stamps
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, MachineError, ReadError, ZooError
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    DataError,
+    InvalidValueError,
+    MachineError,
+    ReadError,
+    ZooError,
+    is_of_the_machine,
+)
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.records import read_json, write_json
 from tokenizers_zoo.wording import count_of
@@ -71,7 +79,7 @@ def audit(
             on_read()
         unreadable = {key: str(error) for key, error in errors.items()}
         found |= unreadable
-        if all(isinstance(error, InvalidValueError | DataError) for error in errors.values()):
+        if all(map(_of_the_value, errors.values())):
             to_keep[shard] = _OfShard(values=counts[shard], unreadable=unreadable)
         if keep and (number % SAVED_EVERY == 0 or number == len(todo)):
             _keep(store, handle, split, {stamp[shard]: of_shard for shard, of_shard in to_keep.items()})
@@ -115,6 +123,12 @@ class _OfShard:
 
     values: int
     unreadable: Mapping[str, str]
+
+
+def _of_the_value(error: ZooError) -> bool:
+    """Whether it is the value that cannot be read, whoever reads it."""
+    lasting = error.__cause__ is None or not is_of_the_machine(error.__cause__)
+    return lasting and isinstance(error, InvalidValueError | DataError)
 
 
 def _unreadable(shards: Mapping[Path, _OfShard]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from tokenizers_zoo.pipeline.results import (
     shards_in,
     write_failures,
 )
-from tokenizers_zoo.pretrained import PretrainedError, networks_of
+from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.records import as_json, as_recorded
 
@@ -226,6 +226,7 @@ def _derive_modality(
             outcome.add(written, failures)
             note_made_of(store.root, split, handle.name, {job.path.name: job.made_of})
     store.forget(split, handle.name)
+    forget_networks()
 
 
 def _processes(handle: ModalityHandle, workers: int | None) -> int | None:

@@ -203,14 +203,9 @@ class _Reconstruction:
 
     def _decode(self, handle: ModalityHandle, tokens: Any) -> None:
         """Add what a batch of tokens comes back as; of an input only that has no decoder how many vectors they are."""
-        if not self.vectors:
-            try:
-                self.predicted += handle.decode(tokens)
-                return
-            except ZooError:
-                if not handle.spec.continuous or self.predicted:
-                    raise
-        self.vectors += [len(row) for row in tokens]
+        decoded = None if self.vectors else handle.decode_if_able(tokens)
+        self.predicted += decoded or []
+        self.vectors += [len(row) for row in tokens] if decoded is None else []
 
     def metrics(self, handle: ModalityHandle) -> dict[str, float]:
         """Those of the modality; NaN where nothing is decoded."""

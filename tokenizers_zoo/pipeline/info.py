@@ -70,7 +70,7 @@ def describe_data(zoo: Zoo, data: Path) -> DataDescription:
     for split in store.splits():
         modalities = store.modalities(split)
         holding = {store.folder(split, name).name for name in modalities}
-        failed = {path.parent.name for path in (store.root / split).glob(f"*/*{FAILED}")} - holding
+        failed = {path.parent.name for path in (store.root / split).glob(f"*/[!.]*{FAILED}")} - holding
         for name in sorted({*modalities, *failed}):
             index = ModalityIndex(()) if name in failed else store.index(split, name)
             reasons = [f"{item.shard}: {item.key or 'unknown member'}: {item.reason}" for item in index.dropped]

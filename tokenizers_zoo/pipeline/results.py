@@ -95,7 +95,7 @@ def read_failures(shard: Path) -> dict[str, str]:
 
 def shards_in(folder: Path) -> set[Path]:
     """The shards of a folder; those that were not written, as every sample failed, by their lists of failures."""
-    lists = folder.glob(f"*{FAILED}")
+    lists = folder.glob(f"[!.]*{FAILED}")
     return {*folder.glob(TARS), *(path.with_name(f"{path.name.removesuffix(FAILED)}.tar") for path in lists)}
 
 

@@ -57,7 +57,10 @@ class TokenizerJob:
         folder = train_tokenizer(
             zoo, self.name, self.data, out=self.out, seed=self.seed, overrides=self.overrides, overwrite=self.overwrite
         )
-        return TrainedTokenizer(name=self.name, folder=folder, as_it_was=_fingerprint(folder) == before)
+        as_it_was = _fingerprint(folder) == before
+        return TrainedTokenizer(
+            name=self.name, folder=folder, as_it_was=as_it_was, of=_trained_for(folder) or self.name
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,8 @@ class TrainedTokenizer:
     name: str
     folder: Path
     as_it_was: bool
+    of: str
+    """The modality that it is trained with, where others share it."""
 
 
 def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
@@ -151,7 +156,7 @@ def train_tokenizer(
             return folder
         raise ConfigError(
             f"{name}: {folder} holds the half-trained tokenizer of {other}, which shares its vocabulary; finish that: "
-            f"zoo tokenizer train {other}"
+            f"zoo tokenizer train {other} --data DATA"
         )
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
     if out is None and handle.codec.lacks_vocabulary:

@@ -75,14 +75,15 @@ class Subject:
     def derived(self) -> list[tuple[dict[str, Any], Any]]:
         """Samples, each with what is derived of it; those that the hook drops are left out.
 
-        Raises its reason where it drops all, PluginError where it fails, PretrainedError without its network.
+        Raises its reason where it drops all, PluginError where it fails, MachineError for want of memory,
+        PretrainedError without its network.
         """
         found: list[tuple[dict[str, Any], Any]] = []
         dropped: ZooError | None = None
         for sample in self.samples_with(self.handle.spec.derived_from):
             try:
                 found.append((sample, self.handle.derive(copy.deepcopy(sample))))
-            except (PluginError, PretrainedError):
+            except (MachineError, PluginError, PretrainedError):
                 raise
             except ZooError as error:
                 dropped = dropped or error

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.families.features import FeatureMapModality, MapSettings
 from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
-from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
+from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, files_of
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def build(folder: Path, device: str) -> torch.nn.Module:
     from tokenizers_zoo.families.spatial.perceptual import read_lite_network
 
     try:
-        return read_lite_network(next(folder.glob(EfficientnetNetwork.files[0]))).to(device)
+        return read_lite_network(files_of(folder, EfficientnetNetwork.files[0])[0]).to(device)
     except ImportError:
         raise PretrainedError(f"its network is not installed; {INSTALL}") from None
     except ZooError as error:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.pretrained import PretrainedError, files_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,7 +53,7 @@ def load_edge_network(folder: Path, device: str) -> EdgeNetwork:
         import h5py
     except ImportError:
         raise PretrainedError("its network needs h5py; pip install h5py") from None
-    path = next(folder.glob("*.weights.h5"))
+    path = files_of(folder, "*.weights.h5")[0]
     network = EdgeNetwork()
     names = {f"dsn{number}": side for number, side in enumerate(network.sides, 1)} | {"fuse": network.fuse}
     for number, scale in enumerate(network.scales, 1):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.pretrained import PretrainedError, files_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -125,7 +125,7 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
 
     tensors: dict[str, Tensor] = {}
     try:
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in files_of(folder, "*.safetensors"):
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith((INPUTS, TRUNK, HEAD))]  # noqa: SIM118
                 tensors |= {name: file.get_tensor(name).float() for name in names}
