@@ -223,7 +223,7 @@ class ModalitySpec:
     @property
     def continuous(self) -> bool:
         """True for layouts that can only be an input."""
-        return isinstance(self.layout, PatchesLayout | EmbeddingsLayout)
+        return isinstance(self.layout, (PatchesLayout, EmbeddingsLayout))  # torch.export of 2.9 takes no unions
 
     @property
     def places(self) -> tuple[int, ...]:
