@@ -484,6 +484,8 @@ def test_samples_that_derive_drops_are_no_mistake(install_example: Install, tmp_
         from tokenizers_zoo.errors import DataError
         if sample["base"].mean() < 0.5:
             raise DataError("too dark")
+        if sample["base"].mean() == 1:
+            raise MemoryError
         return sample["base"]
 
 """
@@ -495,6 +497,9 @@ def test_samples_that_derive_drops_are_no_mistake(install_example: Install, tmp_
     dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures[:1])
     with pytest.raises(DataError, match="too dark"):
         CHECKS["derive"](dark)
+    white = [*pictures, {"base": np.ones((1, 16, 16), np.float32)}]
+    with pytest.raises(MachineError, match=r"lit: derive of .* ran out of memory"):
+        CHECKS["derive"](Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=white))
 
 
 def test_check_modality_names_all_failures(install_example: Install) -> None:

@@ -22,7 +22,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.doctor.patient import Patient
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, MachineError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenize import tokenize
@@ -119,6 +119,18 @@ def test_a_tokenizer_that_is_trained_for_it_runs_on_the_device_that_was_asked_fo
     with pytest.raises(NotImplementedError, match="meta tensor"):  # where nothing can be computed
         patient.encode(data, 1, tmp_path / "work")
     assert patient.trained is not None and patient.trained.device == "meta"
+
+
+def test_no_value_is_refused_for_want_of_memory(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(4)])
+
+    def fails(value: Any, crop: Any) -> Any:
+        raise MachineError("no memory")
+
+    monkeypatch.setattr(zoo["field"], "transform", fails)
+    patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore.of(data, zoo), split="test")
+    with pytest.raises(MachineError, match="no memory"):
+        patient.read(4)
 
 
 def test_most_numbers_of_a_range_with_0_inside_are_far_from_its_ends(install_example: Install, tmp_path: Path) -> None:

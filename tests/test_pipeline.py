@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from examples import only
 from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
 
-from tokenizers_zoo import Zoo
+from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data import audit as audit_module
 from tokenizers_zoo.data import folder as folder_module
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
@@ -55,6 +56,7 @@ from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import training_samples
 from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.source_handle import CheckedSamples
 
 
 @pytest.fixture
@@ -695,10 +697,14 @@ def test_a_folder_is_listed_once_and_files_that_come_meanwhile_move_no_sample(
 # ---------------------------------------------------------------------- derive
 
 
-def test_derive_computes_what_is_absent_and_lists_what_fails(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_derive_computes_what_is_absent_and_lists_what_fails(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo, out = toy(), tmp_path / "data"
     make_toy(zoo, out)
+    monkeypatch.setitem(pretrained._loaded, "a network", object())
     result = derive_data(zoo, out, workers=1)
+    assert not pretrained._loaded, "one modality's networks leave their memory to the next one's"
     store = ValueStore.of(out, zoo)
     field, dark = (dict.fromkeys(store.keys("train", name)) for name in ("field", "dark"))
     bright = [key for key in field if store.read(zoo["field"], "train", key)[0, 0, 1] > 0.9]
@@ -782,6 +788,38 @@ def test_no_sample_is_to_blame_where_the_machine_fails(
     assert not list(data.rglob("shadow/*"))
     room.touch()
     assert [(o.written, o.failed) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+
+
+@pytest.mark.parametrize("hook", ["transform", "sample"])
+def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
+    hook: str, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, out = toy(), tmp_path / "data"
+
+    def fails(*_: Any) -> Any:
+        raise MachineError("no memory")
+
+    with monkeypatch.context() as patch:
+        if hook == "transform":
+            patch.setattr(zoo["field"], "transform", fails)
+        else:
+            patch.setattr(CheckedSamples, "_problem", fails)
+        with pytest.raises(MachineError, match="no memory"):
+            make_toy(zoo, out, test=0)
+    assert not list(out.rglob("*.tar"))
+    assert {outcome.written for outcome in make_toy(zoo, out, test=0).outcomes} == {23, 21}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("x")])
+def test_what_a_sample_of_a_source_raises(
+    error: Exception, toy: Callable[..., Zoo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = toy().source("toy").samples("train", 3, 0, {})
+    given = type(samples._given)
+    monkeypatch.setattr(given, "__getitem__", lambda self, place: (_ for _ in ()).throw(error))
+    kind = PluginError if isinstance(error, KeyError) else MachineError
+    with pytest.raises(kind, match=r"^toy: sample 1 of "):
+        samples[1]
 
 
 @pytest.mark.parametrize(("device", "workers", "taken"), [("cuda", None, 1), ("cuda", 4, 4), ("cpu", None, None)])
