@@ -25,7 +25,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
@@ -50,7 +50,7 @@ def begin(main: Callable[[], None]) -> None:
     """Run a study; an error meant for the user is one line and exit code 1."""
     try:
         main()
-    except ZooError as error:
+    except OneLineError as error:
         sys.exit(f"error: {error}")
 
 

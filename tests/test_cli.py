@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
@@ -23,6 +24,7 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import MachineError
 from tokenizers_zoo.keys import tables_of
 
 ROOT = Path(__file__).parent.parent
@@ -493,16 +495,34 @@ def test_a_backbone_of_one_modality_has_nothing_to_be_asked(zoo: Run) -> None:
     assert code == 0 and "no pairs: nothing can be made here from something else" in shown
 
 
+def _raising(error: BaseException) -> Callable[..., None]:
+    def stop(**_: object) -> None:
+        raise error
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MachineError("depth: encode ran out of memory"), "error: depth: encode ran out of memory"),
+        (MemoryError(), "error: the command ran out of memory, or its device failed: MemoryError ("),
+        (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: CUDA out of memory. ("),
+    ],
+)
+def test_want_of_memory_is_told_in_one_line(
+    zoo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
+) -> None:
+    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(error))
+    outcome = zoo("list")
+    refused(outcome, told)
+    assert "a bug" not in outcome[2]
+
+
 def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raising(error: BaseException) -> Callable[..., None]:
-        def stop(**_: object) -> None:
-            raise error
-
-        return stop
-
-    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", raising(EOFError("No data left in file")))
+    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(EOFError("No data left in file")))
     refused(zoo("list"), "unexpected EOFError: No data left in file")
-    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(KeyboardInterrupt()))
     assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on where it stopped\n")
 
 

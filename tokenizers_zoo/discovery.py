@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from tokenizers_zoo.errors import MachineError, PluginError, ZooError, is_of_the_machine
+from tokenizers_zoo.errors import MachineError, OneLineError, PluginError, is_of_the_machine
 from tokenizers_zoo.hookspecs import PROJECT, ModalityHooks, SourceHooks
 
 MODALITIES, SOURCES, WRAPPERS = "tokenizers_zoo", "tokenizers_zoo.sources", "tokenizers_zoo.wrappers"
@@ -65,8 +65,8 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' + text if text else ''}{place}"
 
 
-def failed(what: str, error: Exception) -> ZooError:
-    """What to raise for what is no ZooError of a plugin's code: MachineError for want of memory, else PluginError."""
+def failed(what: str, error: BaseException) -> OneLineError:
+    """What to raise for an error that is not told in one line: MachineError for want of memory, else PluginError."""
     if is_of_the_machine(error):
         return MachineError(
             f"{what} ran out of memory, or its device failed: {reason(error)}; what was finished is kept: free some "

@@ -11,8 +11,12 @@ MOST_NAMES = 20
 """Names that a message lists where none is close."""
 
 
-class ZooError(Exception):
-    """Base of every error meant for the person who can fix it; its text is the whole message."""
+class OneLineError(Exception):
+    """Base of every error whose text is the whole message; the command line prints it without a traceback."""
+
+
+class ZooError(OneLineError):
+    """Base of every error about what was given: settings, files, values, plugins. Its text says what to mend."""
 
 
 class ConfigError(ZooError):
@@ -65,8 +69,12 @@ class ReadError(DataError):
     """Stored values cannot be read now, for a reason that may pass (disk, network, rights): they are not to blame."""
 
 
-class MachineError(ZooError):
-    """Memory ran out, or the device failed, where a plugin computed: no sample is to blame."""
+class MachineError(OneLineError):
+    """Memory ran out, or the device failed, where a plugin computed.
+
+    It is no ZooError, because nothing that was given is to blame: whoever goes on without a sample, a modality or a
+    decoder that a ZooError complains of stops here.
+    """
 
 
 OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError")

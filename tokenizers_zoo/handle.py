@@ -21,7 +21,7 @@ from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
     InvalidValueError,
-    MachineError,
+    OneLineError,
     PluginError,
     ZooError,
 )
@@ -54,7 +54,8 @@ class ModalityHandle:
 
     Values are numpy arrays, str, or lists and dicts of JSON types, one per sample, as `spec.value` declares. Methods
     raise InvalidValueError for values or tokens that are not what the spec declares, PluginError (naming plugin and
-    distribution) where the plugin fails or gives what its spec does not declare, and pass on the plugin's ZooErrors.
+    distribution) where the plugin fails or gives what its spec does not declare, MachineError for want of memory, and
+    pass on the plugin's ZooErrors.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ModalityHandle:
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             result = self._plugins.call(self._plugin, hook, arguments)
-        except ZooError:
+        except OneLineError:
             raise
         except Exception as error:
             raise failed(f"{self.name}: {hook} of {self._claim}", error) from error
@@ -323,8 +324,6 @@ class ModalityHandle:
         """As `decode`; None of embeddings, an input only, of which the plugin gives none."""
         try:
             return self.decode(tokens)
-        except MachineError:
-            raise
         except ZooError:
             if isinstance(self.spec.layout, EmbeddingsLayout):
                 return None
@@ -412,7 +411,7 @@ class ModalityHandle:
                 raise InvalidValueError(f"{self.name}: damaged .npy file: it does not start like one") from None
             named = str(error).startswith(f"{self.name}:")
             raise error if named else InvalidValueError(f"{self.name}: {error}") from error
-        except ZooError:
+        except OneLineError:
             raise
         except Exception as error:
             raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {reason(error)}") from error

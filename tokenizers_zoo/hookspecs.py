@@ -16,7 +16,7 @@ list. Tensors are on the tokenizer's device, and no gradients are recorded.
 Values and tokens are checked against the spec before `encode` and `decode` get them, and what a hook gives is checked
 after it: what the spec does not declare becomes a PluginError that names plugin and distribution. So does any exception
 that is no ZooError; but one of `read_value` becomes an InvalidValueError, since it is the file that is bad, and
-elsewhere want of memory or a device that fails becomes a MachineError, for which no value is to blame.
+elsewhere want of memory or a device that fails becomes a MachineError, which is no ZooError: no value is to blame.
 """
 
 from __future__ import annotations

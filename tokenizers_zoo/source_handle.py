@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.discovery import Claim, Plugins, failed
-from tokenizers_zoo.errors import ConfigError, PluginError, ZooError
+from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.source import Sample, SourceSpec
 from tokenizers_zoo.values import describe
 
@@ -44,7 +44,7 @@ class SourceHandle:
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             return self._plugins.call(self._plugin, hook, arguments)
-        except ZooError:
+        except OneLineError:
             raise
         except Exception as error:
             raise failed(f"{self.name}: {hook} of {self._claim}", error) from error
@@ -126,7 +126,7 @@ class CheckedSamples(Sequence[Sample]):
         place = index % len(self)
         try:
             sample = self._given[place]
-        except ZooError:
+        except OneLineError:
             raise
         except Exception as error:
             raise failed(f"{self._spec.name}: sample {place} of {self._claim}", error) from error

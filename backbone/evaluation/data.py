@@ -15,7 +15,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
-from tokenizers_zoo.errors import DataError, MachineError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 HELD = 4
@@ -119,7 +119,7 @@ class EvaluationData:
         for key in keys:
             try:
                 value = self.values.read(self.handles[name], split, key)
-            except (MachineError, ReadError):
+            except ReadError:
                 raise
             except ZooError as error:
                 self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)

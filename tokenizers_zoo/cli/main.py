@@ -15,7 +15,7 @@ import click
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.cores import give_way
 from tokenizers_zoo.disk import disk_problem
-from tokenizers_zoo.errors import UnknownNameError, ZooError
+from tokenizers_zoo.errors import OneLineError, UnknownNameError, is_of_the_machine
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that
 COMMANDS = {
@@ -142,7 +142,7 @@ def _line(error: BaseException) -> str:
 
 def _in_words(error: BaseException) -> str:
     """One sentence about an error, for the person who can do something about it."""
-    if isinstance(error, ZooError):
+    if isinstance(error, OneLineError):
         return str(error)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
@@ -153,8 +153,10 @@ def _in_words(error: BaseException) -> str:
         return f"{where}{disk_problem(error) or error.strerror}"
     if problem := disk_problem(error):
         return problem
-    from tokenizers_zoo.discovery import reason
+    from tokenizers_zoo.discovery import failed, reason
 
+    if is_of_the_machine(error):
+        return str(failed("the command", error))
     return f"unexpected {reason(error)}: a damaged file, or a bug; zoo --debug shows where it comes from"
 
 

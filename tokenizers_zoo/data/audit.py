@@ -21,7 +21,6 @@ from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
     InvalidValueError,
-    MachineError,
     ReadError,
     ZooError,
     is_of_the_machine,
@@ -97,7 +96,7 @@ def _read(
     def value_or_error(position: int) -> Any:
         try:
             return values.read(position)
-        except (MachineError, ReadError):
+        except ReadError:
             raise  # no value is to blame
         except ZooError as error:
             return error

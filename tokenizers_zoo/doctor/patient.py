@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import MachineError, ZooError
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.wording import count_of
@@ -94,8 +94,6 @@ class Patient:
                 try:
                     self.values.append(self.store.read(self.handle, self.split, key))
                     self.keys.append(key)
-                except MachineError:
-                    raise  # no value is to blame
                 except ZooError as error:
                     self.refused[key] = str(error)
                 advance(1)

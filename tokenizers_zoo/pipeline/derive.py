@@ -22,7 +22,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import DataError, MachineError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
@@ -281,7 +281,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str
                 sample = {name: read_value(inputs[name], member) for name, member in members.items()}
                 value = handle.transform(handle.derive(sample), WHOLE)
                 writer.add(key, *handle.write(value))
-            except (MachineError, PretrainedError, ReadError):
+            except (PretrainedError, ReadError):
                 raise  # no sample is to blame
             except ZooError as error:
                 failures[key] = str(error)

@@ -14,7 +14,7 @@ from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import CheckpointError, DataError, MachineError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
@@ -160,8 +160,6 @@ class _Reconstruction:
         for key in keys:
             try:
                 sound[key] = store.read(handle, split, key)
-            except MachineError:
-                raise  # no sample is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
         if sound:
@@ -176,8 +174,6 @@ class _Reconstruction:
         start = time.perf_counter()
         try:
             tokens = handle.encode(values)
-        except MachineError:
-            raise  # no sample is to blame
         except ZooError as error:
             if len(sound) == 1:
                 self.dropped.update(dict.fromkeys(sound, str(error)))

@@ -18,7 +18,7 @@ from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings,
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import Member, ShardWriter, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import MachineError, ReadError, ZooError
+from tokenizers_zoo.errors import ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.pipeline.results import write_failures
 from tokenizers_zoo.source_handle import CheckedSamples
@@ -74,8 +74,6 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
             tick()
             try:
                 key, values = sample(index)
-            except MachineError:
-                raise  # no sample is to blame
             except ZooError as error:
                 for name in handles:
                     failures[name][f"#{index}"] = str(error)
@@ -154,8 +152,6 @@ def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) ->
         return str(value)
     try:
         writer.add(key, *handle.write(handle.transform(value, WHOLE)))
-    except MachineError:
-        raise  # no sample is to blame
     except ZooError as error:
         return str(error)
     return ""

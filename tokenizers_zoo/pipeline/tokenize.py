@@ -26,7 +26,7 @@ from tokenizers_zoo.data.shards import ModalityIndex, ValueStore, read_value
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import PART_NAME, PARTS, SETTINGS, TokenMetadata, read_part, write_part
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, MachineError, ReadError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.views import Row, Views
@@ -380,7 +380,7 @@ class _ModalityRun:
     def _read(self, row: Row) -> Any:
         try:
             return read_value(self.handle, row.member, row.crop)
-        except (MachineError, ReadError):
+        except ReadError:
             raise  # no sample is to blame
         except ZooError as error:
             return error
@@ -391,8 +391,6 @@ class _ModalityRun:
         """Encode values by key; where the tokenizer refuses several, one by one, so that only those are dropped."""
         try:
             tokens = self._forward([value for _, value in values]) if values else []
-        except MachineError:
-            raise  # no sample is to blame
         except ZooError as error:
             if len(values) == 1:
                 dropped[values[0][0]] = str(error)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokenizers_zoo.errors import ConfigError, ZooError
+from tokenizers_zoo.errors import OneLineError, ZooError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.testing.checks import CHECKS
 from tokenizers_zoo.testing.kit import Skipped
@@ -54,7 +54,7 @@ class CheckItem(pytest.Item):
             pytest.skip(str(reason))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        if isinstance(excinfo.value, AssertionError | ZooError):
+        if isinstance(excinfo.value, AssertionError | OneLineError):
             return f"{self.parent.name if self.parent else ''}: {self.name}: {excinfo.value}"
         return super().repr_failure(excinfo, style)
 
@@ -70,7 +70,7 @@ def conformance_items(session: pytest.Session, names: Sequence[str]) -> list[Che
         for name in names:
             if name not in zoo:
                 _ = zoo[name]
-    except (ConfigError, ZooError) as error:
+    except ZooError as error:
         raise pytest.UsageError(str(error)) from None
     items: list[CheckItem] = []
     for name in names:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
-from tokenizers_zoo.errors import DataError, InvalidValueError, MachineError, PluginError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop, ValueSpec
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
@@ -83,7 +83,7 @@ class Subject:
         for sample in self.samples_with(self.handle.spec.derived_from):
             try:
                 found.append((sample, self.handle.derive(copy.deepcopy(sample))))
-            except (MachineError, PluginError, PretrainedError):
+            except (PluginError, PretrainedError):
                 raise
             except ZooError as error:
                 dropped = dropped or error
@@ -127,7 +127,7 @@ class Subject:
                 for key in store.aligned_keys(split, modalities):
                     try:
                         sample = {name: store.read(self.zoo[name], split, key) for name in modalities}
-                    except (MachineError, ReadError):
+                    except ReadError:
                         raise  # no sample is to blame
                     except (InvalidValueError, DataError) as error:
                         refused = refused or error
