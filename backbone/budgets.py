@@ -19,8 +19,10 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
     to `budget` (`rows`), or to its whole capacity where that is less. `offset` (`rows`, in [0, 1)) decides the
     rounding: drawn uniformly, the expected number of tokens is the exact share (systematic sampling).
     """
-    log_shares = np.where(capacity > 0, log_shares, -np.inf)
-    peak = log_shares.max(axis=1, keepdims=True, initial=SMALLEST_LOG_SHARE)
+    room = capacity
+    log_shares = np.where(room > 0, log_shares, -np.inf)
+    peak = log_shares.max(axis=1, keepdims=True, initial=-np.inf)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
     weight = np.where(capacity > 0, np.exp(np.maximum(log_shares - peak, SMALLEST_LOG_SHARE)), 0.0)
     # The water rises: a modality is full at the level capacity / weight, so the lowest of these are full first.
     full_at = np.divide(capacity, weight, out=np.full(weight.shape, np.inf), where=weight > 0)
@@ -45,6 +47,14 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
     counts = np.minimum(np.where(full, capacity, np.diff(edges, axis=1, prepend=0)), capacity)
     result = np.empty_like(counts)
     np.put_along_axis(result, order, counts, axis=1)
+    # Beside the greatest, the faint ones look alike; where some that are not faint are full, the rest is shared anew.
+    faint = (room > 0) & (log_shares - peak < SMALLEST_LOG_SHARE)
+    done = np.take_along_axis(full, np.argsort(order, axis=1), axis=1) & ~faint
+    again = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
+    if len(again):
+        given = np.where(done, room, 0)[again]
+        left = budget[again] - given.sum(axis=1)
+        result[again] = given + fill(log_shares[again], room[again] - given, left, offset[again])
     return result
 
 

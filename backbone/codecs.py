@@ -9,8 +9,16 @@ from backbone.training.data import TokenData
 from backbone.training.identity import begun_codecs
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.modality import (
+    GridLayout,
+    ModalitySpec,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    VectorLayout,
+)
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.wording import count_of
 
 
 def stored_samples(
@@ -65,13 +73,36 @@ def _is_or_was(handle: ModalityHandle, codec: str) -> bool:
     return handle.codec.grew_from(codec) or (handle.has_tokenizer and handle.fingerprint == codec)
 
 
-def check_codec(handle: ModalityHandle, codec: str | None) -> None:
+def check_codec(handle: ModalityHandle, codec: str | None, spec: ModalitySpec | None = None) -> None:
     """Raise DataError where a handle's tokenizer is not the codec that a model was trained with; None: it says none.
 
-    A vocabulary that has grown since speaks of the same ids.
+    A vocabulary that has grown since speaks of the same ids. With `spec`, the modality as the model knows it, also
+    where a sample's tokens have another shape by now; only sequences and embeddings may have another length.
     """
     if codec is not None and not handle.speaks(str(codec)):
         raise DataError(
             f"{handle.name}: the model was trained on codec {str(codec)[:12]}, the registry has "
             f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
         )
+    if spec is not None and (before := _shape_of(spec.layout)) != (now := _shape_of(handle.spec.layout)):
+        raise DataError(
+            f"{handle.name}: the model was trained on {before}, the registry has {now}; use the registry of its "
+            "training"
+        )
+
+
+def _shape_of(layout: TokenLayout) -> str:
+    """What all samples of a modality have in common, in words: `a grid of 8 x 8`."""
+    if isinstance(layout, GridLayout):
+        return f"a grid of {sides(layout.shape)}"
+    if isinstance(layout, VectorLayout):
+        return f"a vector of {count_of(layout.length, 'token')}"
+    if isinstance(layout, SequenceLayout):
+        return "a sequence"
+    place = f"patches of {sides(layout.shape)}" if isinstance(layout, PatchesLayout) else "embeddings"
+    return f"{place} with {count_of(layout.dim, 'number')} each"
+
+
+def sides(shape: Iterable[int | str]) -> str:
+    """`8 x 8`; 1 for that of a plain number."""
+    return " x ".join(map(str, shape)) or "1"

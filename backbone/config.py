@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tokenizers_zoo.config import check_amounts, check_counts
+from tokenizers_zoo.config import ADDED, check_amounts, check_counts
 from tokenizers_zoo.errors import UnknownNameError
 
 Biased = Literal["qkv", "out", "mlp", "norm"]
@@ -20,8 +20,8 @@ three of the MLP, layer norms."""
 class ModelConfig:
     """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
 
-    The fields from `tables` to `stored_positions`, and `marked_inputs`, say how the published models differ from what
-    trains best here.
+    The fields from `tables` to `stored_positions`, and from `marked_inputs` on, say how the published models differ
+    from what trains best here.
     """
 
     dim: int = 512
@@ -66,6 +66,11 @@ class ModelConfig:
     """Whether inputs mark sequences as in the training of the published models: the id `end` stands behind one that has
     not its maximum length, and one sentinel for all of a sequence that is yet to be made, or that the unconditional
     pass of guidance does not see. In masking `end` is a token like any other."""
+    inputs_only: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """Modalities with tokens that are read and never made: a published model had no weights for them as targets.
+    Training does not ask for them, as their positions as targets are zeros, which it leaves as they are."""
+    targets_only: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """Modalities that are made and never read, likewise. What is made of them is no input of what is made next."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:

@@ -39,11 +39,11 @@ class FourMEncoder(nn.Module):
 
     `model` is taken over: what only its decoder needs is dropped from it. `frozen` weights have no gradients, but
     gradients still reach continuous inputs. `out_indices` are the blocks, from 0 or from the end where negative, that
-    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last. `trained_on` are the
-    codecs of the backbone's training, by modality, which those of `zoo` have to be.
+    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last, or all of fewer.
+    `trained_on` are the codecs of the backbone's training, by modality, which those of `zoo` have to be.
 
-    All methods take tokens as `prepare` gives them, a plain dictionary of tensors, so that the module can be compiled
-    and exported. Modalities may come in any order: each is marked by its own embedding.
+    All methods that compute take tokens as `prepare` gives them, a plain dictionary of tensors, so that the module can
+    be compiled and exported. Modalities may come in any order: each is marked by its own embedding.
     """
 
     def __init__(
@@ -108,12 +108,13 @@ class FourMEncoder(nn.Module):
     def tokenize(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Tokens of values, by modality, through the zoo's tokenizers: what `prepare` takes.
 
-        Raises DataError where a tokenizer is not that of the backbone's training.
+        Raises DataError where a tokenizer is not that of the backbone's training, ConfigError without a zoo.
         """
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
         for name in values:
-            check_codec(self.zoo[name], self.trained_on.get(name))
+            self.tables.check_read(name, "features of")
+            check_codec(self.zoo[name], self.trained_on.get(name), self.tables.spec(name))
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

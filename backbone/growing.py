@@ -103,20 +103,27 @@ def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequen
 
 
 def growing_mixtures(
-    asked: Sequence[Mixture], old: Sequence[str], added: Sequence[str], specs: Sequence[ModalitySpec]
+    asked: Sequence[Mixture],
+    old: Sequence[str],
+    added: Sequence[str],
+    specs: Sequence[ModalitySpec],
+    model: ModelConfig | None = None,
 ) -> tuple[Mixture, ...]:
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
-    Others give it and ask for what is old, or lead from anything to anything, one part of `ASKED` of them each.
+    Others give it and ask for what is old, or lead from anything to anything, one part of `ASKED` of them each. Of what
+    is old, `model` may only read some, or only make some.
     """
-    discrete = [spec.name for spec in specs if not spec.continuous]
+    model = model or ModelConfig()
+    discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
+    read = [name for name in old if name not in model.targets_only]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
-    if old and new:
-        ways = [part for part in asked if not part.inputs or set(part.inputs) & set(old)] or [Mixture()]
+    if read and new:
+        ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = ASKED / sum(part.weight for part in ways)
         for part in ways:
-            inputs = tuple(name for name in part.inputs or old if name in old)
+            inputs = tuple(name for name in part.inputs or read if name in read)
             parts.append(dataclasses.replace(part, weight=scale * part.weight, inputs=inputs, targets=new))
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
@@ -158,7 +165,7 @@ def growing_config(
     else:
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
-        mixtures = growing_mixtures(config.masking.mixtures, old, added, specs)
+        mixtures = growing_mixtures(config.masking.mixtures, old, added, specs, trained.model)
         config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
     if not replay:
         return config
@@ -242,7 +249,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
     """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of the
-    same values. One that was made with other weights than the folder has is none.
+    same values, with the same decoders. One that was made with other weights than the folder has is none.
     """
     found, identities = [], []
     for folder in (before, after):
@@ -260,13 +267,17 @@ def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
 
 
 def _asked_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two evaluations had the same settings, and the same values of the modalities that both have.
+    """Whether two evaluations had the same settings, and the same values and decoders of the modalities that both have.
 
-    Those are told by their digests; where one is of an earlier version that did not note them, by their folder.
+    Those are told by their digests; where one is of an earlier version that did not note them, values by their folder.
     """
-    if one.get("settings") != other.get("settings"):
+    if one.get("settings") != other.get("settings") or not _agree(one.get("decoders", {}), other.get("decoders", {})):
         return False
     if "values" not in one or "values" not in other:
         return bool(one.get("data") == other.get("data"))
-    here, there = one["values"], other["values"]
-    return all(here[place] == there[place] for place in here.keys() & there.keys())
+    return _agree(one["values"], other["values"])
+
+
+def _agree(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Whether two tables hold the same under the keys that both have."""
+    return all(here[key] == there[key] for key in here.keys() & there.keys())

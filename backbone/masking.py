@@ -99,7 +99,7 @@ class Masker:
         self._token_start = np.array([0 if spec.continuous else tables.token_rows(spec.name).start for spec in specs])
         parts = config.mixtures
         self._weights = np.array([part.weight for part in parts])
-        self._may_be_input = np.array([self._allowed(part, "inputs", tables.names) for part in parts])
+        self._may_be_input = np.array([self._allowed(part, "inputs", tables.readable) for part in parts])
         self._may_be_target = np.array([self._allowed(part, "targets", tables.discrete) for part in parts])
         self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
         self._alone = np.array([part.alone for part in parts])
@@ -109,6 +109,10 @@ class Masker:
         allowed = np.zeros(len(self.tables), bool)
         for name in names:
             allowed[self.tables.index(name)] = True
+        for name in names:
+            if name in self.tables.inputs_only | self.tables.targets_only:
+                check = self.tables.check_read if side == "inputs" else self.tables.check_made
+                check(name, f"masking: mixtures: {side}:")
         if side == "targets" and (wrong := [name for name in names if name not in self.tables.discrete]):
             raise ConfigError(f"masking: mixtures: targets: {wrong[0]} is continuous and can only be an input")
         if side == "targets" and not names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Run:
     def save(self, folder: Path) -> None:
         """Write run.json."""
         paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
-        write_json(folder / FILE, paths)
+        write_json(folder / FILE, paths | {"registry": registry_place(self.registry)})
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -45,6 +46,11 @@ class Run:
         if self.data is None:
             raise CheckpointError("the run does not know its values; give --data DATA")
         return self.data
+
+
+def registry_place(registry: Path | None) -> str | None:
+    """The absolute path of a registry.toml. A link stays one: relative paths in the file start at the link's folder."""
+    return None if registry is None else os.path.abspath(registry)
 
 
 def found_registry(folder: Path, registry: Path | None) -> Path | None:

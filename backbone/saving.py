@@ -103,7 +103,7 @@ def save_state(
     """As `save_model`, with the tensors of `state`: those of a sharded model, gathered; `beside` are no part of it."""
     config = {
         "class": CLASS,
-        "model": dataclasses.asdict(model.config),
+        "model": recorded(model.config),
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
         **(extra or {}),
     }

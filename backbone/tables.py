@@ -53,6 +53,7 @@ class Tables:
         self.names = tuple(names)
         self.separate = config.tables == "separate"
         self.marked_inputs = config.marked_inputs
+        self.inputs_only, self.targets_only = frozenset(config.inputs_only), frozenset(config.targets_only)
         self.token_tables: dict[str, Rows] = {}
         self.positions: dict[str, Rows] = {}
         self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}
@@ -133,7 +134,27 @@ class Tables:
     @property
     def discrete(self) -> tuple[str, ...]:
         """Names of the modalities that can be targets."""
-        return tuple(spec.name for spec in self.specs if not spec.continuous)
+        return tuple(spec.name for spec in self.specs if not spec.continuous and spec.name not in self.inputs_only)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """Names of the modalities that can be inputs."""
+        return tuple(name for name in self.names if name not in self.targets_only)
+
+    def check_made(self, name: str, what: str) -> None:
+        """Raise ConfigError, which begins with `what`, for a modality that cannot be a target."""
+        spec = self.spec(name)
+        if spec.continuous:
+            raise ConfigError(f"{what} {name}: a {spec.layout.kind} modality is an input only")
+        if name in self.inputs_only:
+            made = ", ".join(self.discrete) or "nothing"
+            raise ConfigError(f"{what} {name}: it is only an input of this model, which makes {made}")
+
+    def check_read(self, name: str, what: str) -> None:
+        """Raise ConfigError, which begins with `what`, for a modality that cannot be an input."""
+        if self.spec(name).name in self.targets_only:
+            read = ", ".join(self.readable) or "nothing"
+            raise ConfigError(f"{what} {name}: this model only makes it, and cannot be given it; it reads {read}")
 
 
 def least_positions(spec: ModalitySpec) -> int:

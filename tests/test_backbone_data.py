@@ -154,6 +154,11 @@ def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:
     assert sorted(Order(3, 0).between(0, 9).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+def test_no_epoch_of_one_store_has_the_order_of_an_epoch_of_another() -> None:
+    orders = [Order(50, 3, number).between(50 * epoch, 50 * epoch + 50) for number in range(3) for epoch in range(3)]
+    assert len({order.tobytes() for order in orders}) == 9
+
+
 def test_the_loader_keeps_order_and_passes_errors_on() -> None:
     batch = packed_batch(all_layouts(), size=1)
     made: list[int] = []

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backbone_samples import all_layouts, raw_batch
+from backbone_samples import all_layouts, raw_batch, sequence
 from torch import Tensor
 
 from backbone import FourM, FourMEncoder
 from backbone.batch import PackedInputs
 from backbone.config import ModelConfig
 from backbone.features import parameter_groups
-from backbone.run import Run
+from backbone.run import Run, zoo_of
 from backbone.saving import save_model
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.modality import GridLayout
+from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, PatchesLayout, VectorLayout
 from tokenizers_zoo.values import fixed_shape
 
 SPECS = all_layouts()
@@ -112,13 +112,48 @@ def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) ->
     Run(tokens=tmp_path).save(tmp_path)
     words = SimpleNamespace(
         name="words", fingerprint="0" * 64, checkpoint=tmp_path / "text", encode=lambda values: [np.array([70])],
-        speaks=lambda codec: codec == words.fingerprint,
+        speaks=lambda codec: codec == words.fingerprint, spec=all_layouts()[3],
     )  # fmt: skip
+    assert words.spec.name == "words"
     zoo: Any = {"words": words}
     assert FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}
     words.fingerprint = "1" * 64
     with pytest.raises(DataError, match="words: the model was trained on codec 000000000000, the registry has 1111"):
         FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "told"),
+    [("picture", GridLayout(shape=(8, 6)), "on a grid of 6 x 6, the registry has a grid of 8 x 6"),
+     ("code", VectorLayout(length=1), "on a vector of 5 tokens, the registry has a vector of 1 token"),
+     ("pixels", PatchesLayout(shape=(6, 6), dim=1), "on patches of 6 x 6 with 12 numbers each, .* with 1 number each"),
+     ("vectors", EmbeddingsLayout(max_length=7, dim=3), "on embeddings with 9 numbers each, .* with 3 numbers each"),
+     ("vectors", sequence(9), "on embeddings with 9 numbers each, the registry has a sequence"),
+     ("vectors", EmbeddingsLayout(max_length=99, dim=9), ""), ("words", sequence(99), "")],
+)  # fmt: skip
+def test_values_are_of_the_shape_of_the_training(name: str, layout: Any, told: str) -> None:
+    handle: Any = SimpleNamespace(name=name, spec=SimpleNamespace(layout=layout), encode=lambda values: values)
+    encoder = FourMEncoder(model(), {name: handle})  # type: ignore[arg-type]
+    if not told:
+        assert encoder.tokenize({name: ["a"]}) == {name: ["a"]}
+        return
+    with pytest.raises(DataError, match=f"^{name}: the model was trained {told}.*; use the registry of its training$"):
+        encoder.tokenize({name: ["a"]})
+
+
+def test_a_linked_registry_stays_where_the_link_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints are beside the link, not beside the file."""
+    for folder in ("shared", "mine"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shared" / "registry.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\n')
+    (tmp_path / "mine" / "registry.toml").symlink_to(tmp_path / "shared" / "registry.toml")
+    monkeypatch.chdir(tmp_path / "mine")
+    Run(tokens=Path("tokens"), registry=Path("registry.toml")).save(tmp_path)
+    run = Run.load(tmp_path)
+    assert run == Run(tokens=tmp_path / "mine/tokens", registry=tmp_path / "mine/registry.toml")
+    assert zoo_of(tmp_path, run.registry).checkpoints == tmp_path / "mine/tokenizers"
+    run.save(tmp_path)
+    assert Run.load(tmp_path) == run
 
 
 def test_pooling_by_hand() -> None:

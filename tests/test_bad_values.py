@@ -239,7 +239,7 @@ def test_nothing_is_a_value(name: str, value: Any) -> None:
         ("boxes", "`.json`", "infinity in it", "Infinity is not a number"),
         ("boxes", "`.json`", "without `label`", "got keys box"),
         ("boxes_3d", "`.json`", "`yaw` in degrees", "expected radians"),
-        ("boxes_3d", "`.json`", "`center` is 1000 times larger", "in metres, up to 1000 from the camera"),
+        ("boxes_3d", "`.json`", "`center` is 1000 times larger", "in metres, up to 1000 along each"),
         ("boxes_3d", "`.json`", "`size` is 1000 times larger", "in metres, above 0 and up to 100"),
         ("human_poses", "`.json`", "without `box`", "lacks box"),
         ("human_poses", "`.json`", "a table without anything", "lacks"),

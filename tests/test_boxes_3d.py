@@ -179,7 +179,7 @@ def test_three_axes_of_coordinates_are_too_few() -> None:
         ([box("a") | {"roll": 0}], "box 0: unknown keys roll"),
         ([box("")], "label: expected words"), ([box(" a")], "label: expected words"),
         ([box("a\x07")], "label: expected up to 100 printable"), ([box("a" * 101)], "up to 100 printable"),
-        ([box("a", (0, 0))], r"center: expected \[x, y, z\] in metres, up to 1000 from the camera, got \[0, 0\]"),
+        ([box("a", (0, 0))], r"center: expected \[x, y, z\] in metres, up to 1000 along each, got \[0, 0\]"),
         ([box("a", (0, float("nan"), 0))], "center: expected"), ([box("a", (0, float("inf"), 0))], "center: expected"),
         ([box("a", (0, "1", 0))], "center: expected"), ([box("a", 3)], "center: expected"),
         ([box("a", (0, 20_000, 0))], "center: expected"), ([box("a", (0, True, 0))], "center: expected"),

@@ -23,6 +23,7 @@ from tokenizers_zoo.data.shards import LazyValues, ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
+from tokenizers_zoo.pipeline.results import Outcome
 
 BLOCK = 512
 
@@ -73,7 +74,7 @@ def test_written_shards_have_the_same_bytes_and_are_read_back(tmp_path: Path) ->
         assert [member.mtime + member.uid + member.gid for member in tar] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a"])
+@pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a", "a\nb"])
 def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
     with writing_shard(tmp_path / "s.tar") as writer, pytest.raises(DataError, match=r"key .*no backslash"):
         writer.add(key, b"", "bin")
@@ -171,6 +172,21 @@ def test_a_key_that_leads_out_of_a_folder_costs_its_member(tmp_path: Path, name:
     assert [item.reason for item in index.dropped] == [
         f"the name {name!r}: a key has no backslash, and no part that is empty, '.' or '..'"
     ]
+
+
+@pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b"])
+def test_a_key_with_a_control_character_costs_its_member_and_is_shown_without(tmp_path: Path, character: str) -> None:
+    name, shown = f"a{character}[2J", rf"a\x{ord(character):02x}[2J"
+    write_tar(tmp_path / "s.tar", {f"{name}.x": b"", f".{name}": b"", "caf\xe9.x": b""})
+    index = scan_shard(tmp_path / "s.tar")
+    assert list(index.members) == ["caf\xe9"]
+    assert [item.key for item in index.dropped] == [shown, f".{shown}"]
+    assert "a key has no control character, such as a line break" in index.dropped[0].reason
+    outcome = Outcome(split="train", modality="light")
+    outcome.add(0, {name: "refused"})
+    for told in (outcome.first_reason, *(item.reason for item in index.dropped)):
+        assert character not in told
+    assert outcome.first_reason == f"refused (sample {shown})"
 
 
 def test_a_name_that_is_not_utf8_costs_its_member(tmp_path: Path) -> None:
@@ -283,6 +299,19 @@ def test_a_shard_that_is_replaced_meanwhile_is_an_error(ml4m: Path, empty: bool)
         store.read_bytes("train", "one", "0005")
 
 
+def test_a_value_that_the_system_gives_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read gives less than 2 GiB."""
+    values = {"a": os.urandom(1234), "b": b"", "c": os.urandom(100)}
+    path = write_tar(tmp_path / "s.tar", {f"{key}.bin": data for key, data in values.items()})
+    index, stat, read = scan_shard(path), path.stat(), os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: read(file, min(size, 100), offset))
+    assert {key: read_member(member) for key, member in index.members.items()} == values
+    os.truncate(path, index.members["a"].offset + 1000)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ReadError, match=r"s\.tar: was replaced or changed since it was opened"):
+        read_member(index.members["a"])
+
+
 def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_read() -> None:
     reads: list[str] = []
 
@@ -363,6 +392,29 @@ def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Pat
     shards = open_folder(FolderSettings(path=str(ml4m)), "train", None)
     assert shards.modalities == ("one", "two@224")
     assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
+
+
+def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
+    names = (
+        "one/train/a.txt", "one/train/north/b.txt", "one/test/c.txt", "one/val/d.txt", "one/e.txt",
+        "two/train/a.txt", "two/train/f.txt", "three/test/c.txt", "scripts/run.py",
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    config, mine = FolderSettings(path=str(tmp_path)), {"one", "two", "three"}
+    train, test = (open_folder(config, split, None, names=mine) for split in ("train", "test"))
+    assert [(key, set(files)) for key, files in train] == [("a", {"one", "two"}), ("f", {"two"}), ("north/b", {"one"})]
+    assert [(key, set(files)) for key, files in test] == [("c", {"one", "three"})]
+    assert train[0][1]["one"] == FileBytes(data=b"one/train/a.txt", extension="txt")
+    assert set(train.offered) >= mine and train.modalities == ("one", "two")
+    with pytest.raises(DataError, match=r"scripts: expected its files in folders train and test, which .*/one has and"):
+        open_folder(config, "train", None)
+    for name in ("one/test/c.txt", "three/test/c.txt"):
+        (tmp_path / name).unlink()
+    whole = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None, names=mine)
+    keys = ["e", "train/a", "train/f", "train/north/b", "val/d", "run"]
+    assert [key for key, _ in whole] == keys, "`train` alone may be a class"
 
 
 def test_files_and_shards_may_lie_beside_each_other(tmp_path: Path, ml4m: Path) -> None:

@@ -32,6 +32,7 @@ from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
 from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
 from tokenizers_zoo.families.spatial.sharpness import figures
+from tokenizers_zoo.pipeline.decoders import compare_decoders
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded
@@ -381,6 +382,15 @@ def test_sharpness_by_hand() -> None:
     half = (stripes / 2).astype(np.uint8)
     sharp, soft = (figures([Image.fromarray(a)], [Image.fromarray(stripes)])[0] for a in (stripes, half))
     assert (sharp.name, sharp.number, soft.number) == ("sharpness", 1.0, 0.5)
+
+
+def test_decoders_are_compared_by_pictures_that_are_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenizers_zoo.pipeline.decoders.COMPARED", 2)
+    true = values("rgb", 4)
+    decoded = [value if place in (0, 2) else np.zeros_like(value) for place, value in enumerate(true)]
+    rows = compare_decoders(Zoo.installed()["rgb"], list(reversed(decoded)), decoded, true)
+    found = {name: number for name, number, _, _ in rows}
+    assert found["sharpness"] == 1.0 and found["plain sharpness"] == 0.0
 
 
 def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:

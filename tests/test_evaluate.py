@@ -802,6 +802,13 @@ def test_default_pairs_are_all_singles_with_the_telling_ones_first() -> None:
     assert not {target for _, target in pairs} & {"e_pixels", "f_vectors"}
 
 
+def test_default_pairs_neither_give_nor_ask_for_what_the_model_cannot() -> None:
+    everything = default_pairs(SPECS)
+    first, second = everything[0][0][0], everything[0][1]
+    found = default_pairs(SPECS, ModelConfig(inputs_only=(second,), targets_only=(first,)))
+    assert set(found) == {pair for pair in everything if pair[0] != (first,) and pair[1] != second} and found
+
+
 def shown(result: dict[str, Any], width: int) -> list[str]:
     console = Console(width=width, no_color=True)
     with console.capture() as capture:

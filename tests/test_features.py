@@ -22,6 +22,7 @@ from tokenizers_zoo.families.features import (
 )
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.families.vectors.model import VectorTask
+from tokenizers_zoo.families.vectors.settings import VectorSettings
 from tokenizers_zoo.modality import Crop, GridLayout, VectorLayout
 
 TINY = {"width": 32, "batch_size": 16, "eval_every": 60, "eval_samples": 16, "codebook_size": 64, "warmup_steps": 5}
@@ -361,6 +362,13 @@ def test_the_published_map_tokenizer_runs_forward_and_back() -> None:
     losses = task.losses(module, task.batch(values[:2], rng))
     losses["loss"].backward()
     assert module.encoder.body.embed.weight.grad.abs().sum() > 0
+
+
+def test_the_published_vector_tokenizer_has_the_published_sizes() -> None:
+    """16 codebooks of 64 numbers, and blocks of 1,024, as their config.json says (tests/golden/ml4m)."""
+    size = Settings("published", {"preset": "4m"}).take(VectorSettings).tokenizer
+    assert (size.width, size.depth, size.latent_dim) == (1024, 6, 1024)
+    assert (size.codebook_size, size.num_codebooks, size.codebook_dim) == (8192, 16, 64)
 
 
 @pytest.mark.slow

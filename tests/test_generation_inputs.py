@@ -106,6 +106,41 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     assert seen == [[[2], [2, 9, 1]]]
 
 
+def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them() -> None:
+    tables = FourM(dataclasses.replace(CONFIG, marked_inputs=True), SPECS).tables
+    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    inputs.mark_open("vectors")
+    inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
+    passes = Passes(hidden=(frozenset(), frozenset({"vectors"})), weights=(0.5, 0.5), marked=True)
+    first = tables.positions["vectors"].start
+    for _ in range(2):
+        packed = inputs.packed(passes)
+        slots, values = packed.vectors["vectors"]
+        order = slots.argsort()
+        width = packed.ids.shape[1]
+        rows = inputs.batch
+        assert packed.mask.sum(1).tolist() == {2: [2, 1, 1, 1], 4: [2, 2, 1, 1, 1, 1, 1, 1]}[rows]
+        hidden = slots[order] // width >= rows
+        assert hidden.sum() == rows and not values[order][hidden].any() and values[order][~hidden].all()
+        assert (packed.positions[rows:, 0] == first).all() and (packed.modalities[rows:, 0] == 5).all()
+        assert inputs.packed().mask.sum() == packed.mask[:rows].sum() and inputs.names == ("vectors",)
+        unmarked = inputs.packed(dataclasses.replace(passes, marked=False))
+        assert not unmarked.mask[rows:].any()
+        inputs.draws = 2
+        inputs.part()
+
+
+def test_what_the_model_only_makes_is_no_input() -> None:
+    config = dataclasses.replace(CONFIG, marked_inputs=True, targets_only=("words", "right"))
+    inputs = GrowingInputs(FourM(config, SPECS).tables, 1, torch.device("cpu"))
+    inputs.mark_open("words")
+    inputs.add_whole("words", [np.array([9, 8])])
+    inputs.add("right", torch.tensor([[3]]), torch.tensor([[5]]))
+    assert inputs.names == () and not inputs.packed().mask.any()
+    inputs.add("left", torch.tensor([[3]]), torch.tensor([[5]]))
+    assert inputs.names == ("left",) and inputs.packed().mask.sum() == 1
+
+
 def test_whole_inputs_read_as_in_training() -> None:
     """What the masker packs where all of some modalities is the input is what generation packs."""
     model = FourM(CONFIG, SPECS)

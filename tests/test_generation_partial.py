@@ -402,9 +402,11 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
         mask(f"mask:{tmp_path}/cells.npy", (4, 8))
 
 
-def test_masks_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_masks_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
+    (tmp_path / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     Image.fromarray(np.full((4, 8), 255, np.uint8)).save(tmp_path / "sound.png")
     before, name, after = (tmp_path / "sound.png").read_bytes().partition(b"IDAT")
     (tmp_path / "damaged.png").write_bytes(before[:-4] + bytes(4) + name + after)  # a wrong length
@@ -414,6 +416,7 @@ def test_masks_that_are_none_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "records.npy", np.zeros((2, 4), [("x", int)]))
     for file, parts in (
         ("damaged.png", "broken PNG"), ("text.png", "cannot be read: expected .npy or a picture$"),
+        ("page.png", "cannot be read: expected .npy or a picture$"),
         ("none.npy", "none of them NaN; got float64"), ("none.tif", "none of them NaN; got float32"),
         ("records.npy", "expected numbers"),
     ):  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from generation_samples import SPECS, given_tokens, sharp_model
+from generation_samples import CONFIG, SPECS, given_tokens, sharp_model
 
 from backbone.generation import Guidance, TargetPlan, generate
 from backbone.model import FourM
@@ -45,6 +47,25 @@ def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
         TargetPlan(name="left", top_p=0)
     with pytest.raises(ValueError, match="temperature"):
         TargetPlan(name="left", temperature=-1)
+
+
+def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_read() -> None:
+    config = dataclasses.replace(CONFIG, inputs_only=("left",), targets_only=("right", "words"))
+    model, given = sharp_model(config=config), given_tokens(2)
+    left, right, bag = given["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
+    assert model.tables.discrete == ("words", "right", "bag")
+    assert model.tables.readable == ("left", "bag", "pixels", "vectors")
+    with pytest.raises(ConfigError, match=r"left: it is only an input of this model, which makes words, right, bag$"):
+        generate(model, {"pixels": given["pixels"]}, [TargetPlan(name="left")], 0)
+    grid = torch.zeros(2, 3, 3, dtype=torch.int64)
+    for known, kept in (({"right": grid}, {}), ({"left": left}, {"right": grid.index_fill(1, torch.tensor([0]), -1)})):
+        with pytest.raises(ConfigError, match="right: this model only makes it, and cannot be given it; it reads left"):
+            generate(model, known, [bag], 0, kept=kept)
+    with pytest.raises(ConfigError, match="guidance always: right is neither given nor made"):
+        generate(model, {"left": left}, [right, dataclasses.replace(bag, guidance=Guidance(always=("right",)))], 0)
+    chained = generate(model, {"left": left}, [right, TargetPlan(name="words"), bag], 0)
+    assert torch.equal(chained["bag"], generate(model, {"left": left}, [bag], 0)["bag"])
+    assert chained["right"].shape == (2, 3, 3) and len(chained["words"]) == 2
 
 
 def test_given_tokens_are_checked(model: FourM) -> None:

@@ -23,11 +23,13 @@ from test_ml4m_backbone import VARIANTS, imported, published
 
 from backbone.batch import PackedBatch
 from backbone.cli.grow import grow_command
-from backbone.config import Dataset, Mixture, TrainConfig
+from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.growing import Trained, gaps, growing_config, growing_mixtures, grown_specs, write_report
+from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
 from backbone.saving import load_model
+from backbone.tables import Tables
 from backbone.training.distributed import ManyRanks
 from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.starting import begin, freeze
@@ -312,6 +314,14 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
 
+def test_growing_asks_only_for_what_the_model_makes_and_gives_what_it_reads() -> None:
+    specs = [*all_layouts(), ADDED]
+    model = ModelConfig(inputs_only=("picture",), targets_only=("clip",))
+    parts = growing_mixtures([Mixture()], ["picture", "clip", "code"], ["height"], specs, model)
+    assert parts[1].inputs == ("picture", "code") and parts[2].targets == ("clip", "code")
+    Masker(Tables(specs, model), MaskingConfig(mixtures=parts))
+
+
 def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     asked = Mixture(inputs=("picture",), targets=("words",), input_alpha=5.0)
@@ -567,5 +577,14 @@ def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path)
         path.write_text(json.dumps({**table, "identity": {**table["identity"], "values": values}}))
     assert gaps(before, tmp_path / "elsewhere") == expected, "the same values, wherever they are"
     assert gaps(before, tmp_path / "after") == [], "other values in the same folder"
+    for name, decoders in {"before": {"x": "1", "a": "2"}, "elsewhere": {"x": "1", "b": "3"}}.items():
+        path = tmp_path / name / "evaluation" / "evaluation.json"
+        table = json.loads(path.read_text())
+        path.write_text(json.dumps({**table, "identity": {**table["identity"], "decoders": decoders}}))
+    assert gaps(before, tmp_path / "elsewhere") == expected, "what only one has is of no pair of both"
+    path.write_text(path.read_text().replace('"x": "1", "b"', '"x": "4", "b"'))
+    assert gaps(before, tmp_path / "elsewhere") == [], "another decoder in between"
+    path.write_text(path.read_text().replace('"x": "4", "b"', '"x": "1", "b"'))
+    assert gaps(before, tmp_path / "elsewhere") == expected
     write_config("elsewhere", "2" * 64)
     assert gaps(before, tmp_path / "elsewhere") == [], "an evaluation of other weights"

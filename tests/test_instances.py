@@ -153,17 +153,18 @@ def test_a_thin_slanting_thing_is_not_lost(size: int) -> None:
     np.testing.assert_array_equal(shape_of(block, (16, 16)), resized_mask(block, (16, 16)) >= 0.5)
 
 
+@pytest.mark.parametrize("size", [256, 640])
 @pytest.mark.parametrize("upright", [True, False])
-def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(upright: bool) -> None:
-    options = InstanceSettings(image_size=640)
-    for place in (*range(0, 640, 7), 639):
-        value = np.zeros((640, 640), np.int32)
+def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(upright: bool, size: int) -> None:
+    options = InstanceSettings(image_size=size)
+    for place in (*range(0, size, 7), size // 2, size - 1):
+        value = np.zeros((size, size), np.int32)
         value[(slice(None), place) if upright else place] = 1
         objects = plugin.split(value, options)
         axes = plugin.axes(options)
         told = numbers_of(axes, levels_of(axes, plugin.coordinates(objects, {}, options), 256), 256)
         found = plugin.join(told, 2 * plugin.items(objects, options) - 1, {}, options).nonzero()[int(upright)]
-        assert len(found) >= 640 and np.abs(found - place).max() <= 3, place
+        assert len(found) >= size and np.abs(found - place).max() <= 3, place
 
 
 def test_instances_do_not_keep_the_whole_map() -> None:

@@ -77,7 +77,33 @@ def test_fill_rounds_without_bias_and_survives_tiny_shares() -> None:
     counts = fill(shares, np.full((draws, 3), 9), np.full(draws, 2), offsets)
     np.testing.assert_allclose(counts.mean(axis=0), [0.25, 0.35, 1.4], atol=1e-3)
     tiny = fill(np.array([[0.0, -1e5, -2e5]]), np.array([[1, 4, 4]]), np.array([7]), np.array([0.0]))
-    assert tiny.sum() == 7 and tiny[0, 0] == 1
+    assert tiny.tolist() == [[1, 4, 2]]
+
+
+def test_fill_tells_shares_apart_however_faint() -> None:
+    budget, offset = np.array([7]), np.array([0.5])
+    for logs, room, expected in (
+        ([-1500.0, -3000.0], [9, 9], [7, 0]),
+        ([-3000.0, -1500.0], [9, 3], [4, 3]),
+        ([0.0, -1e5, -1e5 + np.log(4)], [2, 9, 9], [2, 1, 4]),
+        ([-3e5, 0.0, -1e5, -2e5], [9, 1, 2, 3], [1, 1, 2, 3]),
+        ([-3e5, 0.0, -np.inf, -2e5], [1, 1, 9, 3], [1, 1, 2, 3]),
+        ([0.0, -1e5], [9, 0], [7, 0]),
+    ):
+        assert fill(np.array([logs]), np.array([room]), budget, offset).tolist() == [expected], logs
+
+
+@CASES
+@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 60))
+def test_fill_is_the_water_level_beyond_what_counts_as_faint(seed: int, size: int, budget: int) -> None:
+    rng = np.random.default_rng(seed)
+    logs = rng.choice([0.0, -300.0, -598.0, -601.0, -640.0], (20, size)) - rng.exponential(1.5, (20, size))
+    capacity = rng.integers(0, 12, (20, size))
+    counts = fill(logs - 2000, capacity, np.full(20, budget), rng.random(20))
+    assert (counts.sum(axis=1) == np.minimum(budget, capacity.sum(axis=1))).all()
+    for row in range(20):
+        exact = slow_fill(np.exp(logs[row]), capacity[row], budget)
+        assert (np.abs(counts[row] - exact) < 1 + 1e-6).all()
 
 
 def test_ragged_and_choose_by_hand() -> None:
@@ -553,6 +579,21 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
 def test_a_share_is_from_0_to_1(share: float) -> None:
     with pytest.raises(ValueError, match="alone: expected 0 to 1"):
         Mixture(alone=share)
+
+
+def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() -> None:
+    specs = all_layouts()
+    tables = Tables(specs, ModelConfig(inputs_only=("picture",), targets_only=("words",)))
+    batch = Masker(tables, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
+    given, asked = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
+    assert {specs[kind].name for kind in given} == {item.name for item in specs} - {"words"}
+    assert {specs[kind].name for kind in asked} == {"clip", "code", "words", "tags"}
+    for mixture, message in (
+        (Mixture(targets=("picture",)), "targets: picture: it is only an input of this model"),
+        (Mixture(inputs=("words",)), "inputs: words: this model only makes it"),
+    ):
+        with pytest.raises(ConfigError, match=f"masking: mixtures: {message}"):
+            Masker(tables, MaskingConfig(mixtures=(mixture,)))
 
 
 def test_mixtures_that_cannot_be_are_errors() -> None:

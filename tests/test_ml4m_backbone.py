@@ -25,6 +25,7 @@ from backbone.ml4m.modalities import published_modalities, specs_of
 from backbone.packing import padded
 from backbone.saving import load_model
 from backbone.training.train import train
+from tokenizers_zoo.disk import metadata_of
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout
@@ -304,6 +305,23 @@ def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
         imported(found, folder)
         write_published(export_backbone(folder / "backbone"), folder / "again")
         assert read_published(folder / "again").metadata == metadata
+
+
+def test_what_a_file_says_comes_back_in_its_order(tmp_path: Path) -> None:
+    """safetensors itself writes and reads it in a random one."""
+    whole = published(VARIANTS["gated"])
+    metadata = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
+    same_as = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
+    for number, said in enumerate(({**metadata, **same_as}, {"key": "", **same_as, "format": "pt"})):
+        folder = tmp_path / str(number)
+        write_published(dataclasses.replace(whole, metadata=said, same_as=same_as), folder / "published")
+        assert list(metadata_of(folder / "published" / "model.safetensors")) == list(said)
+        found = read_published(folder / "published")
+        assert found.same_as == same_as
+        imported(found, folder)
+        write_published(export_backbone(folder / "backbone"), folder / "again")
+        files = [folder / place / "model.safetensors" for place in ("published", "again")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_tensor_in_two_files_is_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from backbone.evaluation.pairs import default_pairs
 from backbone.ml4m import folders
 from backbone.ml4m.commands import export_command, import_command
 from backbone.ml4m.folders import Told, import_folders, modality_of
@@ -492,6 +493,40 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
     assert not (out / "tokenizers").exists()
 
 
+def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given(tmp_path: Path) -> None:
+    """As models of super-resolution are: they read tokens at 224 pixels and make them at 448."""
+    names = {"domains_in": ["tok_clip@224", "tok_semseg@224"], "domains_out": ["tok_clip@448", "tok_semseg@224"]}
+    tables = {"tok_clip_at_224": (196, 8192), "tok_clip_at_448": (784, 8192), "tok_semseg_at_224": (196, 4096)}
+    write_published(published({**SIZED, **names}, **tables), tmp_path / "in")
+    said = run(import_command, tmp_path / "in", tmp_path / "out")
+    assert "an input only" in said and "made only, no input" in said
+    backbone, registry = tmp_path / "out" / "backbone", tmp_path / "out" / "registry.toml"
+    model = load_model(backbone)
+    assert model.tables.discrete == ("clip_448", "semseg") and model.tables.readable == ("clip", "semseg")
+    specs = model.tables.specs
+    assert sorted(default_pairs(specs, model.config)) == [
+        (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
+    ]  # fmt: skip
+    generating = ("--registry", registry, "backbone", "generate", backbone, "--out", tmp_path / "made", "--make")
+    with pytest.raises(ConfigError, match=r"clip: it is only an input of this model, which makes clip_448, semseg$"):
+        run(command, *generating, "clip", "--samples", 1)
+    with pytest.raises(ConfigError, match="rank clip: it is only an input of this model"):
+        run(command, *generating, "semseg", "--samples", 1, "--rank", "clip")
+    with pytest.raises(ConfigError, match="rank semseg of clip_448: this model only makes it"):
+        run(command, *generating, "clip_448", "--samples", 1, "--rank", "semseg")
+    assert not (tmp_path / "made").exists()
+    run(export_command, backbone, tmp_path / "back")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "in" / file).read_bytes()
+
+
+def test_what_a_whole_model_says_of_itself_is_as_before(tmp_path: Path) -> None:
+    write_published(backbone_of("224"), tmp_path / "in")
+    run(import_command, tmp_path / "in", tmp_path / "out")
+    config = read_table(tmp_path / "out" / "backbone" / "config.json")
+    assert not {"inputs_only", "targets_only"} & config["model"].keys()
+
+
 def test_a_later_import_enables_what_it_brings_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
     tokenizer = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
@@ -736,10 +771,18 @@ def test_a_stated_size_that_a_tokenizer_does_not_do_is_told(sized: Path) -> None
     assert Zoo.from_toml(out / "registry.toml")["semseg"].spec.layout.shape == (28, 28)
 
 
-def test_two_sizes_in_one_backbone_are_two_modalities(sized: Path) -> None:
+@pytest.mark.parametrize("order", [("4M_B", *GRIDS), (*GRIDS, "4M_B"), ("",)], ids=["backbone", "tokenizers", "all"])
+def test_two_sizes_in_one_backbone_are_two_modalities_with_one_tokenizer(order: tuple[str, ...], sized: Path) -> None:
     out = sized.parent / "out"
     write_published(backbone_of("224", "448"), sized / "4M_B")
-    run(import_command, sized, out)
+    said = [run(import_command, sized / name, out) for name in order][-1]
+    assert "no tokenizer yet" not in said
     assert grids(out) == {"clip": (14, 14), "semseg": (14, 14)} and same_as_in_backbone(out)
     zoo = Zoo.from_toml(out / "registry.toml")
-    assert all(zoo[f"{name}_448"].spec.layout.shape == (28, 28) for name in ("clip", "semseg"))
+    for name in ("clip", "semseg"):
+        large, value = zoo[f"{name}_448"], zoo[f"{name}_448"].spec.value
+        assert large.spec.layout.shape == (28, 28) and large.has_tokenizer
+        assert large.checkpoint == zoo[name].checkpoint and large.fingerprint == zoo[name].fingerprint
+        tokens = large.encode(np.zeros((1, *value.shape), value.dtype))
+        assert tuple(tokens.shape) == (1, 28, 28) and np.asarray(large.decode(tokens)[0]).shape == value.shape
+        assert read_table(out / "backbone" / "config.json")["fingerprints"][large.name] == large.fingerprint

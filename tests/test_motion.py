@@ -112,6 +112,7 @@ def test_bytes_are_read_as_0_to_255() -> None:
         (animation([0, 50], 100), "gif", "it is shown for 0.2 s, which is 2 frames at 8 per second, expected 4; set"),
         (b"....ftypmp42", "mp4", r"expected .npy or an animated .*convert it first \(ffmpeg"),
         (b"garbage", "gif", "this is not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "gif", "this is not a picture"),
     ],
 )
 def test_wrong_videos_are_refused(data: bytes, extension: str, message: str) -> None:

@@ -53,10 +53,10 @@ regions = strategies.builds(
 
 @settings(deadline=None)
 @given(regions, strategies.floats(-1, 2), strategies.floats(-1, 2))
-def test_regions_there_and_back(region: Region, x: float, y: float) -> None:
-    place = np.array([[x, y]])
-    np.testing.assert_allclose(region.from_picture(region.to_picture(place)), place, atol=1e-9)
-    np.testing.assert_allclose(region.to_picture(np.array([0.5, 0.5])), (region.x, region.y), atol=1e-9)
+def test_regions_keep_lengths(region: Region, x: float, y: float) -> None:
+    place, middle = region.to_picture(np.array([x, y])), region.to_picture(np.array([0.5, 0.5]))
+    np.testing.assert_allclose(middle, (region.x, region.y), atol=1e-9)
+    np.testing.assert_allclose(math.dist(place, middle), math.dist((x, y), (0.5, 0.5)) * region.side, atol=1e-9)
 
 
 def test_regions_by_hand() -> None:

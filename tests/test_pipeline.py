@@ -398,6 +398,76 @@ def test_pictures_that_are_larger_than_the_source_draws_are_told(tmp_path: Path)
     assert not made.notes
 
 
+def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
+    """Files of these sizes (height, width), by modality and key."""
+    for name, files in sizes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for key, size in files.items():
+            value: Any = np.full((1, *size), 2, np.float32)
+            if name == "rgb":
+                value = np.zeros((3, *size), np.float32)
+            elif name == "sam_instance":
+                value = np.ones(size, np.int32)
+            elif name == "video":
+                value = np.zeros((8, 3, *size), np.float32)
+            np.save(folder / name / f"{key}.npy", value)
+
+
+def make_pictures(folder: Path, *names: str, **tables: Any) -> Any:
+    """What `zoo data make folder` makes of a folder's files of these modalities."""
+    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": list(names), **tables}})
+    options = {"path": str(folder / "mine"), "test_fraction": 0}
+    return make_data(zoo, "folder", folder / "data", train=None, test=0, options=options, workers=1, shard_size=2)
+
+
+def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mended(tmp_path: Path) -> None:
+    pytest.importorskip("zoo_geometry")
+    square = dict.fromkeys("abcd", (16, 16))
+    pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}})
+
+    def make() -> dict[str, tuple[int, int, int]]:
+        made = make_pictures(tmp_path, "rgb", "depth")
+        return {o.modality: (o.written, o.failed, o.kept_shards) for o in made.outcomes}
+
+    assert make() == {"rgb": (3, 1, 0), "depth": (3, 1, 0)}
+    pictures(tmp_path / "mine", {"depth": {"b": (16, 16)}})
+    assert make() == {"rgb": (2, 0, 1), "depth": (2, 0, 1)}
+    assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
+    assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}
+
+
+@pytest.mark.parametrize("name", ["sam_instance", "video"])
+def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
+    """Whatever their tokens are: a sequence, or a grid of three axes."""
+    pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
+    upright = dict.fromkeys("abc", (48, 32))
+    pictures(tmp_path / "mine", {"rgb": upright, name: {"a": (24, 16), "b": (32, 48), "c": (48, 32)}})
+    made = make_pictures(tmp_path, "rgb", name)
+    assert {o.modality: (o.written, o.failed) for o in made.outcomes} == {"rgb": (2, 1), name: (2, 1)}
+    refused = next(o.first_reason for o in made.outcomes if o.modality == name)
+    assert refused.startswith(f"{name}: 32 x 48 pixels, where rgb has 48 x 32") and refused.endswith("(sample b)")
+
+
+def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("zoo_geometry")
+    size = (16, 16)
+    files = {"rgb": {"0_rgb": size, "1_rgb": size}, "depth": {"0_depth": size, "1_depth": size}}
+    pictures(tmp_path / "mine", files)
+    made = make_pictures(tmp_path, "rgb", "depth")
+    assert made.notes == [
+        "depth: no sample has it beside another modality (keys such as 0_depth, and 0_rgb of rgb): the files of a "
+        "sample have the same name",
+        "rgb: no sample has it beside another modality (keys such as 0_rgb, and 0_depth of depth): the files of a "
+        "sample have the same name",
+    ]
+    assert not make_pictures(tmp_path, "rgb").notes, "one alone, whatever else lies there"
+    pictures(tmp_path / "mine", {"normal": {"0_rgb": size}})
+    made = make_pictures(tmp_path, "rgb", "depth")
+    assert len(made.notes) == 2 and "normal" in made.skipped
+    pictures(tmp_path / "mine", {"depth": {"1_rgb": size}})
+    assert not make_pictures(tmp_path, "rgb", "depth").notes, "one sample in which they meet is enough"
+
+
 def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
     toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from tokenizers_zoo import ModalityHandle, Zoo
+from tokenizers_zoo.blocks.config import MlpConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
@@ -145,6 +146,17 @@ def test_the_skeleton_is_found_in_people_of_all_sizes() -> None:
     people = [person({k: (0.1 * k, 0.2, -0.1) for k in range(24)}, size=size) for size in (0.8, 1.0, 1.2)]
     found = plugin.fit(people, plugin.options(Settings(NAME)))["skeleton"]
     np.testing.assert_allclose(found, skeleton(), atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["codes", "4m"])
+def test_a_person_without_extent_spoils_no_skeleton(layout: str) -> None:
+    options = plugin.options(Settings(NAME, {"layout": layout}))
+    people = [person(size=0.9), person({5: (0.4, 0.1, 0)}, size=1.2)]
+    point = person(size=0.0, box=[0.5, 0.5, 0.6, 0.7])
+    found = plugin.fit([*people, point], options)
+    np.testing.assert_array_equal(found["skeleton"], plugin.fit(people, options)["skeleton"])
+    np.testing.assert_array_equal(plugin.fit([point, point], options)["skeleton"], body.ADULT)
+    assert np.isfinite(plugin.coordinates([point, *people], found, options)).all()
 
 
 # ---------------------------------------------------------------- crops and mirrors
@@ -435,6 +447,8 @@ PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4
 def test_the_published_size() -> None:
     spec, model = plugin.modality_spec(PUBLISHED), plugin.model_config(PUBLISHED)
     assert (model.item_shape, model.quantizer.codebook_size, model.quantizer.codes_per_position) == ((207,), 1024, 8)
+    assert model.blocks == MlpConfig(width=1024, depth=6, expansion=4)
+    assert model.latent_dim == model.quantizer.codes_per_position * model.quantizer.codebook_dim == 1024
     assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
     assert [(ids.start, ids.stop) for ids in spec.ordered_ids] == [(204 + 1000 * v, 1204 + 1000 * v) for v in range(4)]
     spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_people": 4}))

@@ -108,6 +108,19 @@ def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
     torch.testing.assert_close(got.codes, expected.codes, atol=2e-6, rtol=1e-5)
 
 
+def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None:
+    """k-means of few latents leaves rows of zeros, whose cosine is 0 though most directions are further away."""
+    config = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8, revive_below=0.0)
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config, DIM)
+    quantizer(some_latents(1, batch=1, n=8))
+    unmet = quantizer.adapter.vq.codebook.norm(dim=1) == 0
+    latents = some_latents(2, n=400)
+    tokens = quantizer.eval()(latents).tokens
+    assert unmet.sum() >= 56 and unmet[tokens].float().mean() < 0.1
+    assert torch.equal(quantizer.train()(latents).tokens, tokens)
+
+
 def test_encode_in_training_mode_changes_nothing(config: QuantizerConfig) -> None:
     quantizer = trained(config)
     expected = quantizer.eval().encode(some_latents())

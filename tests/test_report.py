@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors.numpy import save_file
 
 from backbone.evaluation.gallery import CELL, write_sheet
@@ -336,6 +336,24 @@ def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Run, zoo: Zoo) -> None:
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">62</b>" in text
 
 
+@pytest.mark.parametrize("named", ["../../secret.png", "gallery/../../../secret.png", "{}/secret.png"])
+def test_no_sheet_of_another_folder_is_shown(run: Run, zoo: Zoo, tmp_path: Path, named: str) -> None:
+    folder, evaluation = run
+    plain("red", 40, 20).save(tmp_path / "secret.png")
+    evaluation["galleries"][0]["picture"] = named.format(tmp_path)
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "secret.png is gone" in text and "rgb_patches → caption" in text and "rgb_patches → depth" not in text
+    assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
+    assert not list((folder / "report").rglob("*secret*"))
+
+
+def test_a_sheet_is_png(tmp_path: Path) -> None:
+    plain("red").save(tmp_path / "sheet.png", format="JPEG")
+    with pytest.raises(UnidentifiedImageError):
+        cells_of(tmp_path / "sheet.png")
+
+
 def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tokenizers/depth").mkdir(parents=True)
     (tmp_path / "tokenizers/depth/evaluation.json").write_text("{")
@@ -343,6 +361,32 @@ def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, 
     text = page.read_text(encoding="utf-8")
     assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: cannot be read as JSON" in text
     assert "<b>depth</b>" in text and '<h3>caption <span class="soft">' in text
+
+
+def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_path: Path) -> None:
+    folder, _ = run
+    tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}
+    handle = Zoo.from_tables(tables)["caption"]
+    place, section = handle.checkpoint, f'<h3>caption <span class="soft">{handle.spec.summary}</span>'
+
+    def page(codec: str) -> str:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "fingerprints": {"caption": codec}}))
+        return write_report(Zoo.from_tables(tables), folder).read_text(encoding="utf-8")
+
+    vocabulary = TextVocabulary.train(VocabularyConfig(), ["a red ball"])
+    codec = vocabulary.save(place)
+    grown = vocabulary.grow(["[new]"])
+    assert grown.save(place) != codec
+    for known in (codec, grown.fingerprint, ""):
+        assert "Problem: " not in (text := page(known)) and section in text
+    other = TextVocabulary.train(VocabularyConfig(), ["one box, two boxes"]).save(place)
+    text = page(codec)
+    assert re.findall("<p>Problem: (.*)</p>", text) == [
+        f"caption: its tokenizer in {place} is another one ({other[:12]}) than that of the run&#39;s tokens "
+        f"({codec[:12]}); its figures are left out"
+    ]
+    assert section not in text and '<h3>depth <span class="soft">metric depth' in text
 
 
 def test_a_modality_that_the_registry_lacks_is_not_called_uninstalled() -> None:
@@ -375,6 +419,19 @@ def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tm
             shard.add(key, words, "txt")
     found = reconstructions(zoo, handle, tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
     assert found.samples == 2 and found.texts == [("a red ball", "a red ball"), ("one box", "one box")]
+
+
+def test_what_judges_a_shared_checkpoint_is_spread_over_all_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers_zoo.report.samples.SCORED", 2)
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
+    TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(zoo["caption"].checkpoint)
+    with writing_shard(tmp_path / "data/test/caption/0.tar") as shard:
+        for key in "abcd":
+            shard.add(key, f"ball {key}".encode(), "txt")
+    found = reconstructions(zoo, zoo["caption"], tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
+    assert found.samples == 2 and [text for text, _ in found.texts] == ["ball a", "ball c"]
 
 
 def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:

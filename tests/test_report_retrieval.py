@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from backbone.retrieval.pictures import framed, write_hits
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.ml4m.source import KNOWN_AS
 from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.retrieval import retrieval_section
@@ -111,11 +112,35 @@ def test_figures_of_another_model_or_of_training_samples_are_left_out(
     assert not list((run / "report").rglob("*finds*"))
 
 
+def test_figures_of_a_model_to_which_codecs_were_added_stay(run: Path, zoo: Zoo) -> None:
+    config = json.loads((run / "config.json").read_text())
+    added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(run)}
+    (run / "config.json").write_text(json.dumps(config | added))
+    assert "is left out" not in write_report(zoo, run).read_text(encoding="utf-8")
+
+
 def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Path, zoo: Zoo) -> None:
     (run / "retrieval/gallery/x.png").unlink()
     text = write_report(zoo, run).read_text(encoding="utf-8")
     assert "retrieval/gallery/x.png is gone: the zoo retrieve eval that drew it draws it again" in text
     assert "caption finds depth" not in text and "depth finds caption" in text and "first 22.5 / 10.0 %" in text
+
+
+def test_no_sheet_of_another_folder_is_shown_and_no_picture_goes_elsewhere(run: Path, tmp_path: Path) -> None:
+    path = run / "retrieval" / "retrieval.json"
+    found = json.loads(path.read_text())
+    found["galleries"][0]["query"] = "../caption"
+    path.write_text(json.dumps(found))
+    section = retrieval_section(run, Pictures(folder=tmp_path / "pictures"))
+    assert section is not None and len(section["galleries"]) == 2
+    assert [place.name for place in tmp_path.rglob("*-finds-*")] == ["..-caption-finds-depth.png"]
+    (run / "retrieval/gallery/x.png").rename(tmp_path / "secret.png")
+    for sheet in ("../../secret.png", str(tmp_path / "secret.png")):
+        found["galleries"][0]["picture"] = sheet
+        path.write_text(json.dumps(found))
+        section = retrieval_section(run, Pictures(folder=tmp_path / "other"))
+        assert section is not None and section["gone"] == [sheet] and len(section["galleries"]) == 1
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_held_out_split_is_named(run: Path, zoo: Zoo) -> None:

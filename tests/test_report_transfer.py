@@ -63,6 +63,45 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     assert "0.300 ± 0.635" in CliRunner().invoke(command, ["compare", *map(str, two)]).output
 
 
+def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
+    """Of data that have grown between two seeds, or of inputs that fewer samples have."""
+
+    def names(*folders: str) -> list[Path]:
+        return [run / "transfer" / name for name in folders]
+
+    def shown(*folders: str) -> list[list[str]]:
+        lines = CliRunner().invoke(command, ["compare", *map(str, names(*folders))]).output.splitlines()
+        return [line.split() for line in lines[1:]]
+
+    more = {"asked": 0.1, "train": 1400, "validation": 100, "test": 8}
+    probe(run, "first", 0.25)
+    probe(run, "more", 0.35, seed=1, labels=more)
+    probe(run, "more to score", 0.45, seed=2, labels={**more, "test": 1200})
+    probe(run, "again", 0.55, seed=3, labels=more)
+    section = transfer_section(run, "w")
+    assert section is not None
+    assert sorted((row["labels"], row["score"], row["seeds"]) for row in section["rows"]) == [
+        ("1,400", "0.25", 1), ("1,500", "0.45", 1), ("1,500", "0.45 ± 1.3", 2),
+    ]  # fmt: skip
+    rows = compared(names("first", "more", "more to score", "again"))["rows"]
+    cells = [row["cells"][0] for row in rows]
+    found = [(cell["trained"], cell["held_out"], list(cell["seeds"])) for cell in cells]
+    assert found == [(1400, 8, ["0"]), (1500, 8, ["1", "3"]), (1500, 1200, ["2"])]
+    table = shown("first", "more", "more to score")
+    assert table[0][3:7] == ["trained", "on", "held-out", "mae"]
+    assert [row[4:] for row in table[1:4]] == [
+        ["1,400", "8", "0.250"],
+        ["1,500", "8", "0.350"],
+        ["1,500", "1,200", "0.450"],
+    ]
+    probe(run, "fewer", 0.2, given=["rgb", "caption"], labels={**more, "test": 5})
+    table = shown("first", "fewer")
+    assert "trained" not in table[0] and [row[-2:] for row in table[1:3]] == [["8", "0.250"], ["5", "0.200"]]
+    probe(run, "edges", 0.3, task={"name": "edges", "kind": "number map"}, labels={**more, "test": 6})
+    table = shown("first", "edges")
+    assert "held-out" not in table[0] and table[1][-2:] == ["0.250", "0.300"], "one row: no two are compared"
+
+
 def test_a_probe_that_is_there_twice_counts_once(run: Path) -> None:
     probe(run, "a", 0.25)
     probe(run, "copy of a", 0.25)

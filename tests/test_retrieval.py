@@ -20,9 +20,11 @@ from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
 
+from backbone.config import ModelConfig
 from backbone.evaluation.gallery import CELL
 from backbone.features import FourMEncoder
 from backbone.generation import TargetPlan, generate
+from backbone.ml4m.folders import note_codecs
 from backbone.model import FourM
 from backbone.retrieval import building, evaluate, vector_files
 from backbone.retrieval.building import build
@@ -39,7 +41,7 @@ from backbone.retrieval.vector_files import faiss, index_of
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import fingerprint, load_config, save_checkpoint
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
@@ -156,6 +158,8 @@ def test_a_class_is_no_vector_of_numbers() -> None:
     with pytest.raises(ConfigError, match="this run has none: use --embedding encoder"):
         check_via(Tables([mood]), "mood")
     check_via(Tables([mood, gist]), "gist")
+    with pytest.raises(ConfigError, match=r"and gist is an input only; this run has none: use --embedding encoder$"):
+        check_via(Tables([mood, gist], ModelConfig(inputs_only=("gist",))), "gist")
 
 
 # ---------------------------------------------------------------- the index
@@ -942,6 +946,28 @@ def test_an_index_of_another_backbone_or_codec_is_refused(world: World, index: I
     text = refused(world, "query", place, "--keys", "test-000", "--given", "light")
     assert f"built by the backbone {Index(place).fingerprint[:12]}" in text and "--overwrite" in text
     assert "holds an index with fingerprint" in refused(world, "build", run, "--out", place, "--space", "centred")
+
+
+def test_codecs_that_are_noted_later_leave_an_index_its_backbone(world: World, tmp_path: Path) -> None:
+    """As where tokenizers are imported after an imported backbone."""
+    changed, place = copied(world, tmp_path), tmp_path / "index"
+    config = load_config(changed.run)
+    whole = config["fingerprints"]
+    known = {name: codec for name, codec in whole.items() if name not in ("dark", "letters")}
+    write_json(changed.run / "config.json", {**config, "fingerprints": known})
+    index = build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))
+    assert index.fingerprint == fingerprint(changed.run)
+    for _ in range(2):
+        note_codecs(changed.run, tmp_path / "registry.toml")
+        assert load_config(changed.run)["fingerprints"] == whole
+    assert index.fingerprint != fingerprint(changed.run)
+    assert zoo(changed, "query", place, "--keys", "test-000", "--given", "light").exit_code == 0
+    build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))  # is there already
+    model = load_model(changed.run)
+    with torch.no_grad():
+        model.encoder_norm.weight.mul_(1.01)
+    save_model(model, changed.run, {key: config[key] for key in ("train", "fingerprints")})
+    assert "built by the backbone" in refused(changed, "query", place, "--keys", "test-000", "--given", "light")
 
 
 def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) -> None:

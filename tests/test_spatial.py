@@ -21,7 +21,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import PSNR_CEILING, crop_and_resize, psnr
+from tokenizers_zoo.families.spatial.values import FORMATS, IMAGE_EXTENSIONS, PSNR_CEILING, crop_and_resize, psnr
 from tokenizers_zoo.families.trained import half_mirrored
 from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.quantizers import CodebookUsage
@@ -116,6 +116,13 @@ def test_depth_needs_a_unit() -> None:
     millimetres = np.array([[1500, 2000]], np.uint16)
     np.testing.assert_allclose(read(png(millimetres), "png"), [[[1.5, 2.0]]])
     np.testing.assert_allclose(read(png(millimetres), "png", png_scale=0.0002), [[[0.3, 0.4]]])
+    np.testing.assert_allclose(read(png(np.array([[65534]], np.uint16)), "png"), [[[65.534]]])
+    np.testing.assert_allclose(read(npy(np.array([[65.535]])), "npy"), [[[65.535]]], rtol=1e-6)
+    for full in (np.array([[1500, 65535]], "<u2"), np.array([[1500, 65535]], ">u2")):
+        file = io.BytesIO()
+        Image.fromarray(full).save(file, "tiff")
+        with pytest.raises(InvalidValueError, match=r"1 of 2 pixels that are 0, below, no number, or 65535 in 16 bits"):
+            read(file.getvalue(), "tif")
     with pytest.raises(
         InvalidValueError, match=r"depth: .png file: expected one channel of 16 bits, got mode L.*png_scale"
     ):
@@ -216,6 +223,18 @@ def test_damaged_files_are_one_line(name: str, data: bytes, extension: str) -> N
     with pytest.raises(InvalidValueError, match=f"^{name}: .{extension} file: ") as error:
         PLUGINS[name].read_value(data, extension, settings(name))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
+def test_no_picture_is_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+    """Whatever it begins with: Pillow itself reads all that is named as pictures are, whichever kind it is."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    with pytest.raises(InvalidValueError, match=f"rgb: .{extension} file: this is not a picture"):
+        zoo["rgb"].read(postscript, extension)
+    for kind in (*FORMATS, "MPO"):
+        value = zoo["rgb"].read(png(np.full((4, 6, 3), 51, np.uint8), format=kind), extension)
+        np.testing.assert_allclose(value, np.full((3, 4, 6), 0.2), atol=0.02)
 
 
 def test_pickles_are_not_read() -> None:

@@ -135,7 +135,18 @@ def test_learning_rate_rises_linearly_then_falls_as_a_cosine_to_zero() -> None:
     rest = [0.4 * (1 + math.cos(math.pi * k / 7)) for k in range(1, 7)]
     assert [config.learning_rate_at(step) for step in range(4, 10)] == pytest.approx(rest)
     assert 0 < config.learning_rate_at(9) < 0.05
-    assert TrainConfig(steps=2, warmup_steps=9).learning_rate_at(1) == TrainConfig().learning_rate
+
+
+def test_a_run_shorter_than_its_warm_up_rises_over_its_first_half_and_falls() -> None:
+    rates = {
+        steps: [TrainConfig(steps=steps, warmup_steps=9, learning_rate=1.0).learning_rate_at(k) for k in range(steps)]
+        for steps in (1, 2, 3, 8, 9)
+    }
+    assert rates[1] == pytest.approx([0.5]) and rates[2] == pytest.approx([1, 0.5])
+    assert rates[3] == pytest.approx([1, 0.75, 0.25])
+    for steps in (8, 9):
+        assert rates[steps][:4] == [0.25, 0.5, 0.75, 1] and 0 < rates[steps][-1] < 0.1
+        assert rates[steps][3:] == sorted(rates[steps][3:], reverse=True)
 
 
 def test_average_forgets_the_start_and_then_uses_the_decay() -> None:

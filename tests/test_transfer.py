@@ -16,9 +16,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from small_modalities import installed, write_values
-from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, train
+from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, train
 
+from backbone.evaluation.data import EvaluationData
 from backbone.features import FourMEncoder
+from backbone.generation.plan import TargetPlan
+from backbone.generation.recipe import Recipe
+from backbone.generation.request import handles_of
+from backbone.retrieval.config import EmbeddingConfig
+from backbone.retrieval.embedding import Embedder
 from backbone.run import Run
 from backbone.saving import load_model
 from backbone.transfer import load
@@ -27,6 +33,8 @@ from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.metrics import left_out_text
 from backbone.transfer.samples import chosen
+from backbone.transfer.training import transfer
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
@@ -53,6 +61,19 @@ def gap(metrics: dict[str, Any]) -> tuple[float, float]:
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
     return FourMEncoder(load_model(run)).model.state_dict()
+
+
+def other_zoo(world: World, name: str = "", size: int = 8) -> Zoo:
+    """The world's, with the maps `name` of another size; its registry is a link, beside the tokenizers."""
+    kept, linked = world.root / "registries", world.root / f"{name}-{size}.toml"
+    kept.mkdir(exist_ok=True)
+    text = (world.root / "registry.toml").read_text()
+    (kept / linked.name).write_text(
+        text.replace(f"[modalities.{name}]\nimage_size = 8", f"[modalities.{name}]\nimage_size = {size}")
+    )
+    linked.unlink(missing_ok=True)
+    linked.symlink_to(kept / linked.name)
+    return Zoo.from_toml(linked)
 
 
 # ---------------------------------------------------------------- tuning
@@ -233,6 +254,73 @@ def test_a_map_of_numbers_in_its_own_unit(world: World, tmp_path: Path) -> None:
     assert score < 0.4 * floor
     answer = load(tmp_path / "dark").predict({"light": world.tokens("light")[1][:1]})[0]
     world.zoo["dark"].check(answer)
+
+
+def change_kind(folder: Path, **changes: Any) -> None:
+    """Let a probe's config.json say that its kind of answer was another."""
+    config = json.loads((folder / "config.json").read_text())
+    config["kind"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_classes_that_have_other_numbers_by_now_are_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(world, tmp_path, "zones", head="linear", steps=1)
+    spec = world.zoo["zones"].spec
+    value = dataclasses.replace(spec.value, classes=(*spec.value.classes, "highest"))
+    monkeypatch.setattr(world.zoo["zones"], "spec", dataclasses.replace(spec, value=value))
+    load(tmp_path, world.zoo)  # what came after those of the training is none of its business
+    monkeypatch.undo()
+    for names, told in {
+        ("low", "rather low", "middle", "high"): "class 1 is 'rather low', and the registry has 'middle' there",
+        ("high", "middle", "low"): "class 0 is 'high', and the registry has 'low' there",
+        ("low", "middle", "high", "top"): "class 3 is 'top', and the registry has none there",
+    }.items():
+        change_kind(tmp_path, names=names)
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path)
+        again = "use the registry of its training, or train it again"
+        assert str(error.value) == f"{tmp_path}: was trained on labels of zones whose {told}; {again}"
+
+
+def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
+    """Of maps, of arrays of numbers, of tokens; the registry that a probe notes is the one that was given."""
+    told = "use the registry of its training, or train it again"
+    for wanted, what, sizes in ((None, "values", "8 x 8, and the registry has 16 x 16"),
+                                ("tokens", "tokens", "2 x 2, and the registry has 4 x 4")):  # fmt: skip
+        out = tmp_path / what
+        same = other_zoo(world, "dark")
+        transfer(world.run, same, "dark", ["light"], out, transfer_config({**STEPS, "steps": 1}), wanted=wanted)
+        assert json.loads((out / "config.json").read_text())["registry"] == str(same.path)
+        load(out)
+        with pytest.raises(CheckpointError, match=f"was trained on labels of dark with {what} of {sizes}; {told}"):
+            load(out, other_zoo(world, "dark", 16))
+    train(world, tmp_path / "gist", "gist", head="linear", steps=1)
+    change_kind(tmp_path / "gist", shape=(2, 2))
+    with pytest.raises(CheckpointError, match=f"labels of gist with values of 2 x 2, and the registry has 4; {told}"):
+        load(tmp_path / "gist")
+
+
+def test_maps_of_another_size_are_told_before_any_work(world: World, frozen: Path) -> None:
+    zoo = other_zoo(world, "light", 16)
+    model, fingerprints = load_model(world.run), {"light": zoo["light"].fingerprint}
+    line = "^light: the model was trained on a grid of 2 x 2, the registry has a grid of 4 x 4; use the registry of its"
+    with pytest.raises(DataError, match=line):
+        load(frozen, zoo).predict_values({"light": [np.zeros((1, 16, 16), np.float32)]})
+    with pytest.raises(DataError, match=line):
+        Embedder(world.run, zoo, EmbeddingConfig(space="plain")).encode("light", "none.png")
+    recipes = Recipe(given=("dark",), target=(TargetPlan(name="light"),)), Recipe(given=("light",), target=())
+    for recipe in recipes:
+        with pytest.raises(DataError, match=line):
+            handles_of(zoo, model, recipe, fingerprints)
+    data = EvaluationData(
+        zoo, ["light", "dark"], fingerprints, world.root / "tokens", world.root / "data", 0, model.tables.specs
+    )  # fmt: skip
+    assert list(data.handles) == ["dark"] and data.problems["light"].startswith(line[1:])
+    stored = "stored with the layout .*; use the registry that they were written with, or tokenize into another folder"
+    with pytest.raises(DataError, match=stored):
+        TokenStore(world.root / "tokens").open("test", "light").check_codec(zoo["light"])
 
 
 def test_a_vector_of_numbers(world: World, tmp_path: Path) -> None:
@@ -487,7 +575,8 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
         table = {"tuning": changes.pop("tuning", "frozen"), **changes.pop("settings", {})}
         metrics = {
             "task": {"name": "thing", "kind": "numbers"}, "given": ["a"], "tuning": table["tuning"],
-            "head": "attentive", "labels": {"asked": 0.1}, "seed": 0, "settings": asdict(transfer_config(table)),
+            "head": "attentive", "labels": {"asked": 0.1, "train": 9, "test": 4}, "seed": 0,
+            "settings": asdict(transfer_config(table)),
             "backbone": {"weights_sha256": "f" * 64},
             "metrics": [{"name": "mae", "unit": "m", "higher_is_better": False, "score": 1.0, "floor": 4.0}],
         } | changes  # fmt: skip
@@ -524,7 +613,8 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     assert [row["settings"] for row in compared(chose)["rows"]] == [f"steps=9, eval_every={every}" for every in (3, 4)]
     votes = [finished(f"votes{every}", seed=every, head="knn", settings={"eval_every": every}) for every in (3, 4)]
     assert len(compared(votes)["rows"]) == 1
-    labels = [finished(f"labels{asked}", labels={"asked": asked}) for asked in (1, 1.0)]
+    counts = {"train": 9, "test": 4}
+    labels = [finished(f"labels{asked}", labels={"asked": asked, **counts}) for asked in (1, 1.0)]
     assert [row["labels"] for row in compared(labels)["rows"]] == [1, 1.0]
     shown = CliRunner().invoke(command, ["compare", *map(str, labels)]).output.splitlines()
     assert [line.split()[2:4] for line in shown[2:4]] == [["1", "1.000"], ["100", "%"]]

@@ -29,6 +29,7 @@ from backbone.transfer.cli import transfer as command
 from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import Part, Places
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
+from tokenizers_zoo.training.state import RUN
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +377,30 @@ def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> No
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="was trained on tokens of light by 000000000000"):
         train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_tokenizer_that_a_backbone_gets_later_leaves_probes_as_they_are(
+    world: World, tmp_path: Path, earlier: bool
+) -> None:
+    """Earlier versions recorded all that the backbone had then, not only that of what is given."""
+    run, probe = tmp_path / "run", tmp_path / "probe"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    config = json.loads((run / "config.json").read_text())
+    codecs, there = config["fingerprints"], World(root=world.root, zoo=world.zoo, run=run)
+    (run / "config.json").write_text(json.dumps({**config, "fingerprints": {"light": codecs["light"]}}))
+    found = train(there, probe, "zones", steps=1)
+    record = json.loads((probe / RUN).read_text())
+    assert record["model"]["backbone"]["fingerprints"] == {"light": codecs["light"]}
+    if earlier:
+        record["model"]["backbone"]["fingerprints"]["letters"] = codecs["letters"]
+        (probe / RUN).write_text(json.dumps(record))
+    (run / "config.json").write_text(json.dumps(config))
+    assert train(there, probe, "zones", steps=1) == found
+    record["model"]["backbone"]["fingerprints"]["light"] = "0" * 64
+    (probe / RUN).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="trained otherwise"):
+        train(there, probe, "zones", steps=1)
 
 
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(

@@ -11,20 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy_plugins import snapshot
 
 from backbone.codecs import stored_samples
-from backbone.config import MaskingConfig, ModelConfig, TrainConfig
+from backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
 from backbone.evaluation.config import EvaluationConfig
 from backbone.evaluation.evaluate import evaluate
 from backbone.generation.files import generate_to_folder
 from backbone.generation.plan import TargetPlan
 from backbone.generation.recipe import Recipe
+from backbone.model import FourM
 from backbone.retrieval.config import EmbeddingConfig
 from backbone.retrieval.embedding import Embedder
 from backbone.run import Run
-from backbone.saving import load_model
+from backbone.saving import load_model, save_model
 from backbone.training.data import TokenData
+from backbone.training.mixing import check_codecs
+from backbone.training.starting import begin, freeze, ids_in_use
 from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
@@ -242,7 +246,7 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     assert {name: data for name, data in snapshot(world.tokens).items() if name in kept} == kept
     specs = [zoo[name].spec for name in USED]
     data = TokenData(world.tokens, "train", specs)
-    data.check_codecs(zoo.handles())
+    check_codecs([Dataset(tokens=world.tokens)], zoo.handles())
     assert data.columns["mood"].needed_vocab_size > data.columns["caption"].needed_vocab_size
     model = load_model(world.run, specs)
     old = load_model(world.run)
@@ -334,6 +338,58 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
     assert "1 of them new, in grown" in command(growing, world, capsys, monkeypatch)
     TextVocabulary.load(world.vocabulary).grow(["<calm>"]).save(world.vocabulary)
     assert "1 of them new, in grown" in command(growing, world, capsys, monkeypatch)
+    frozen = growing.replace("--out grown", "--out frozen --freeze")
+    assert "1 of them new, in frozen" in command(frozen, world, capsys, monkeypatch)
+    before, after = (load_model(world.folder / name).output["text"] for name in ("run", "frozen"))
+    used = TokenStore(world.tokens).open("train", "mood").needed_vocab_size - 2  # <happy> and <sad> came last
+    assert torch.equal(after[:used], before[:used]) and (after[used : used + 2] != before[used : used + 2]).all()
+    more = "--registry registry.toml backbone train --tokens tokens --only caption,web_text,mood --set freeze=true"
+    warm = command(f"{more} --out warm --preset nano --from trained {small}", world, capsys, monkeypatch)
+    assert "3 modalities, in warm" in warm
+    before, after = (load_model(world.folder / name).output["text"] for name in ("trained", "warm"))
+    assert torch.equal(after[:used], before[:used]) and (after[used : used + 2] != before[used : used + 2]).all()
+
+
+def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, add_mood: None) -> None:
+    """The table has a row for each id that there is room for; those that stood for nothing are new."""
+    used = describe_vocabulary(world.zoo(), "text").vocabulary.used
+    grow_vocabulary(world.zoo(), "text")
+    zoo = world.zoo()
+    handles = [zoo[name] for name in USED]
+    ids = ids_in_use(world.run, handles)
+    assert ids == {"caption": used, "web_text": used, "mood": used + 2}
+    specs, config = [handle.spec for handle in handles], load_model(world.run).config
+    beginning = begin(specs, config, 0, world.run, ids)
+    for name in ("token_embedding.weight", "output.text"):
+        known = beginning.known[name]
+        assert len(known) == 900 and known[:used].all() and not known[used:].any(), name
+    frozen = freeze(beginning)
+    moving = {name for name, parameter in beginning.model.named_parameters() if parameter.requires_grad}
+    markers = {"modality_embedding.weight", "mask_embedding.weight"}
+    assert moving == set(frozen) == {"token_embedding.weight", "output.text", *markers}
+    TextVocabulary.load(world.vocabulary).grow(["<calm>"]).save(world.vocabulary)
+    assert ids_in_use(world.run, [world.zoo()[name] for name in USED]) == ids, "however it grows while that is trained"
+    assert begin(specs, config, 0, world.run).known["output.text"].all(), "of what is not told all is known"
+
+
+def test_what_has_no_row_of_its_own_is_not_frozen(world: World, add_mood: None) -> None:
+    grow_vocabulary(world.zoo(), "text")
+    zoo = world.zoo()
+    config = load_model(world.run).config
+    for name, known in (("mood", ("caption", "web_text")), ("web_text", ("caption",))):
+        specs, later = [zoo[one].spec for one in known], world.folder / f"without_{name}"
+        fingerprints = {one: zoo[one].fingerprint for one in known}
+        save_model(FourM.seeded(config, specs, 0), later, {"fingerprints": fingerprints})
+        ids = ids_in_use(later, [zoo[name]])
+        beginning = begin([*specs, zoo[name].spec], config, 0, later, ids)
+        line = (
+            f"freeze: {name} writes in the vocabulary text, whose rows stay: only its marker would move; leave freeze"
+        )
+        with pytest.raises(ConfigError, match=line):
+            freeze(beginning)
+    apart = dataclasses.replace(config, tables="separate")
+    save_model(FourM.seeded(apart, specs, 0), later, {"fingerprints": fingerprints})
+    assert freeze(begin([*specs, zoo["web_text"].spec], apart, 0, later, ids)), "a table of its own has rows"
 
 
 def test_tokens_of_a_plugin_that_is_gone_are_told(world: World, add_mood: None) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
 
@@ -32,6 +33,8 @@ DISK_ERRORS = {
     errno.EEXIST: "a file is where a folder should be; give another folder",
     errno.EISDIR: "a folder is where a file should be; give another name",
 }
+METADATA = "__metadata__"
+"""Key of a safetensors header."""
 BUSY = "{}: another process trains it right now; wait for its end, or stop it"
 
 
@@ -97,7 +100,8 @@ def write_tensors(
     """Fill the file of `replacing_file` with tensors, from wherever they are, as safetensors.
 
     safetensors writes a file of another name beside the one asked for and renames it. It gets a folder of its own, of
-    which `replacing_file` knows, so that a kill does not leave it behind for ever.
+    which `replacing_file` knows, so that a kill does not leave it behind for ever. Metadata stand in the order given:
+    safetensors writes and reads them in a random one.
     """
     from safetensors.torch import save_file
 
@@ -106,9 +110,29 @@ def write_tensors(
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                   folder / temporary.name, None if metadata is None else dict(metadata))  # fmt: skip
+        if metadata:
+            with open(folder / temporary.name, "r+b") as file:
+                header = _header(file)
+                length = file.tell() - 8
+                file.seek(8)
+                text = json.dumps({**header, METADATA: dict(metadata)}, ensure_ascii=False, separators=(",", ":"))
+                file.write(text.encode().ljust(length))
         os.rename(folder / temporary.name, temporary)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a sound safetensors file, in its order."""
+    with open(path, "rb") as file:
+        metadata: dict[str, str] = _header(file).get(METADATA) or {}
+    return metadata
+
+
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """What a safetensors file has before its tensors: JSON, after its length in 8 bytes, filled up with spaces."""
+    header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
 
 
 def _beside(temporary: Path) -> Path:

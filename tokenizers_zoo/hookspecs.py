@@ -129,9 +129,10 @@ class ModalityHooks:
         """The value seen through the crop that all modalities of the sample share, at the size of the settings.
 
         Default: the value itself, which is right for what does not depend on the picture's frame, such as a spectrogram
-        beside a picture. With this hook, an array whose tokens are a grid of two axes is a view of the sample's
-        picture: one of other proportions than the others is refused. A class whose base has the hook leaves it out by
-        `transform = None`, and brings values to the size of the settings in `read_value` and `derive`.
+        beside a picture. With this hook, an array is a view of the sample's picture where its tokens are a grid of two
+        axes, or its last two axes are the settings' `image_size`: one of other proportions than the others is refused.
+        A class whose base has the hook leaves it out by `transform = None`, and brings values to the size of the
+        settings in `read_value` and `derive`.
         """
         raise NotImplementedError
 

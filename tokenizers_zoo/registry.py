@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pluggy
-
 from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
@@ -147,11 +145,6 @@ class Zoo:
     def checkpoints(self) -> Path:
         """The folder of the tokenizers."""
         return self.folder / Path(self.config.checkpoints).expanduser()
-
-    @property
-    def pm(self) -> pluggy.PluginManager:
-        """The plugin manager, with the wrappers and whatever has been used so far."""
-        return self._plugins.pm
 
     # ------------------------------------------------------------------ modalities
 

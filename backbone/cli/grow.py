@@ -75,7 +75,7 @@ def grow_command(
     from backbone.run import Run
     from backbone.training.distributed import leave, leave_but_first
     from backbone.training.mixing import check_codecs
-    from backbone.training.starting import check_meaning
+    from backbone.training.starting import check_meaning, ids_in_use
     from backbone.training.train import train
     from tokenizers_zoo.data.samples import TRAIN
     from tokenizers_zoo.data.tokens import TokenStore
@@ -104,11 +104,12 @@ def grow_command(
     show = None
     if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
         shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
-        show = Previews(shown, tokens, config, inherited="previews" not in table)
+        show = Previews(shown, tokens, config, model=trained.model, inherited="previews" not in table)
     codecs = {**trained.fingerprints, **codecs_to_train_with(out, handles.values())}
     with disk_errors(out):
         train(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
+            ids=ids_in_use(folder, handles.values()),
             run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
         )  # fmt: skip
         leave_but_first()

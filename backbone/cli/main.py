@@ -72,7 +72,7 @@ def train(
     from backbone.saving import CLASS
     from backbone.training.distributed import leave, leave_but_first
     from backbone.training.mixing import check_codecs, datasets_of, names_in
-    from backbone.training.starting import check_meaning
+    from backbone.training.starting import check_meaning, ids_in_use
     from backbone.training.train import train as train_backbone
     from tokenizers_zoo.checkpoint import load_config
     from tokenizers_zoo.data.tokens import TokenStore
@@ -110,7 +110,8 @@ def train(
             config,
             run=run,
             start=start,
-            show=Previews(by_name, tokens, config) if config.preview_every else None,
+            ids=None if start is None else ids_in_use(start, handles),
+            show=Previews(by_name, tokens, config, model=model) if config.preview_every else None,
             fingerprints=codecs_to_train_with(out, handles),
         )
     leave_but_first()

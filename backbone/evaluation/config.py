@@ -39,7 +39,7 @@ class EvaluationConfig:
     answers: int = 16
     """Draws per sample that the scored answer is the best constant answer to; 1: the likeliest tokens, no draw."""
     temperature: float = 0.7
-    """Of these draws: below 1 fewer of them show what is likely."""
+    """Of these draws: below 1 they keep closer to what is likely, so fewer of them show it."""
     steps: int = 1
     """Decoding steps of scored grids and vectors. More make the tokens of a draw agree with one another."""
     gallery_pairs: int = 24

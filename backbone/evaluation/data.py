@@ -16,6 +16,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
+from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 HELD = 4
@@ -36,11 +37,19 @@ class EvaluationData:
 
     `handles` holds the usable ones in the backbone's order, `problems` why the others are not. `tokens_of` are those
     whose test tokens are of the codec of the training, with or without values. `unreadable` says by split and modality,
-    as `test/NAME`, which values were asked for and cannot be read, each with the reason.
+    as `test/NAME`, which values were asked for and cannot be read, each with the reason. `specs` are the modalities as
+    the backbone knows them: one whose tokens have another shape by now is not usable.
     """
 
     def __init__(
-        self, zoo: Zoo, names: Sequence[str], fingerprints: Mapping[str, str], tokens: Path, values: Path, seed: int
+        self,
+        zoo: Zoo,
+        names: Sequence[str],
+        fingerprints: Mapping[str, str],
+        tokens: Path,
+        values: Path,
+        seed: int,
+        specs: Iterable[ModalitySpec] = (),
     ) -> None:
         self.values = ValueStore.of(values, zoo)
         self.seed = seed
@@ -49,6 +58,7 @@ class EvaluationData:
         self.problems: dict[str, str] = {}
         self.tokens_of: list[str] = []
         self.unreadable: dict[str, dict[str, str]] = {}
+        known = {spec.name: spec for spec in specs}
         store = TokenStore(tokens)
         StoreRecord.check(store.root, self.values.root, TEST)
         for name in names:
@@ -58,8 +68,8 @@ class EvaluationData:
                 if _of_training(zoo, name, column, fingerprints.get(name)):
                     self.tokens_of.append(name)
                 handle = zoo[name]
+                check_codec(handle, fingerprints.get(name), known.get(name))
                 column.check_codec(handle)
-                check_codec(handle, fingerprints.get(name))
                 self.values.index(TEST, name)
             except ReadError:
                 raise  # the disk or the system is to blame, not the modality

@@ -95,7 +95,9 @@ def evaluate(
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
     card = load_config(run, CLASS)
-    data = EvaluationData(zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed)
+    data = EvaluationData(
+        zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed, model.tables.specs
+    )  # fmt: skip
     for handle in data.handles.values():
         handle.device = device
     pairs = chosen_pairs(model, data, given, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from backbone.config import ModelConfig
 from backbone.evaluation.data import EvaluationData
 from backbone.model import FourM
 from tokenizers_zoo.errors import ConfigError
@@ -31,16 +32,19 @@ def chosen_pairs(
 
     Raises UnknownNameError, DataError or ConfigError for names that cannot be.
     """
-    named = [*(name for names in given or () for name in names), *(targets or ())]
-    for name in named:
-        if model.tables.spec(name).continuous and name in (targets or ()):
-            raise ConfigError(f"evaluate {name}: a {model.tables.spec(name).layout.kind} modality is an input only")
-    data.require(named)
+    tables, sought = model.tables, [name for names in given or () for name in names]
+    for name in sought:
+        tables.check_read(name, "evaluate")
+    for name in targets or ():
+        tables.check_made(name, "evaluate")
+    data.require([*sought, *(targets or ())])
+    specs = [handle.spec for handle in data.handles.values()]
     if given is None and targets is None:
-        return default_pairs([handle.spec for handle in data.handles.values()])
-    ranked = ranked_names([handle.spec for handle in data.handles.values()])
-    sources = [tuple(dict.fromkeys(names)) for names in given] if given is not None else [(name,) for name in ranked]
-    wanted = targets if targets is not None else [name for name in ranked if name in model.tables.discrete]
+        return default_pairs(specs, model.config)
+    ranked = ranked_names(specs)
+    read = [(name,) for name in ranked if name in tables.readable]
+    sources = read if given is None else [tuple(dict.fromkeys(names)) for names in given]
+    wanted = targets if targets is not None else [name for name in ranked if name in tables.discrete]
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
         raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
@@ -57,10 +61,14 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
     return [spec.name for spec in sorted(specs, key=rank)]
 
 
-def default_pairs(specs: Sequence[ModalitySpec]) -> list[Pair]:
-    """Each modality to each other discrete one: from the first-ranked, then to the first-ranked, then the rest."""
-    names = ranked_names(specs)
-    continuous = {spec.name for spec in specs if spec.continuous}
-    pairs: list[Pair] = [((a,), b) for a in names for b in names if a != b and b not in continuous]
-    first_target = next((name for name in names if name not in continuous), "")
-    return sorted(pairs, key=lambda pair: (pair[0] != (names[0],), pair[1] != first_target))
+def default_pairs(specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> list[Pair]:
+    """Each modality to each other discrete one: from the first-ranked, then to the first-ranked, then the rest.
+
+    Without those that a model with this configuration does not read, or does not make.
+    """
+    config, names = config or ModelConfig(), ranked_names(specs)
+    unmade = {spec.name for spec in specs if spec.continuous}.union(config.inputs_only)
+    given = [name for name in names if name not in config.targets_only]
+    made = [name for name in names if name not in unmade]
+    pairs: list[Pair] = [((a,), b) for a in given for b in made if a != b]
+    return sorted(pairs, key=lambda pair: (pair[0] != (given[0],), pair[1] != made[0]))

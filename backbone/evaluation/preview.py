@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbone.config import Dataset, Preview, TrainConfig
+from backbone.config import Dataset, ModelConfig, Preview, TrainConfig
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.pairs import default_pairs
 from backbone.generation import TargetPlan, generate
@@ -31,9 +31,15 @@ class Previews:
     """
 
     def __init__(
-        self, handles: Mapping[str, ModalityHandle], tokens: Path, config: TrainConfig, *, inherited: bool = False
+        self,
+        handles: Mapping[str, ModalityHandle],
+        tokens: Path,
+        config: TrainConfig,
+        *,
+        model: ModelConfig | None = None,
+        inherited: bool = False,
     ) -> None:
-        self.handles, self.config = handles, config
+        self.handles, self.config, self.model = handles, config, model or ModelConfig()
         self.stores = datasets_of(tokens, config)
         self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}
@@ -51,7 +57,7 @@ class Previews:
 
     def _take_defaults(self, inherited: bool) -> None:
         """Take the first pairs that a store has."""
-        pairs = default_pairs([handle.spec for handle in self.handles.values()])
+        pairs = default_pairs([handle.spec for handle in self.handles.values()], self.model)
         for given, make in pairs:
             preview = Preview(given=given, make=make)
             if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
@@ -69,6 +75,10 @@ class Previews:
                 return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
         if not preview.given:
             return f"previews: {preview.make}: expected at least one modality that is given"
+        if preview.make in self.model.inputs_only:
+            return f"previews: {preview.make}: it is only an input of this model"
+        if made := set(preview.given) & set(self.model.targets_only):
+            return f"previews: {min(made)}: this model only makes it, and cannot be given it"
         if self.handles[preview.make].spec.continuous or preview.make in preview.given:
             return f"previews: {preview.make}: expected a modality that has tokens and is not given"
         return ""

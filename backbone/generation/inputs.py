@@ -12,7 +12,7 @@ from backbone.batch import PackedInputs
 from backbone.generation.guidance import Passes
 from backbone.packing import accepted, filled
 from backbone.tables import Tables
-from tokenizers_zoo.modality import SequenceLayout
+from tokenizers_zoo.modality import EmbeddingsLayout, SequenceLayout
 
 ONE_PASS = Passes()
 
@@ -64,19 +64,27 @@ class GrowingInputs:
     def mark_open(self, name: str) -> None:
         """Let a sequence of which a pass sees nothing stand as one sentinel, see `ModelConfig.marked_inputs`.
 
-        That is as long as it has no tokens here, and in passes that hide it where these are `marked`.
+        That is as long as it has no tokens here, and in passes that hide it where these are `marked`. In those
+        embeddings stand as one vector of zeros, as in 4M's code.
         """
         layout = self.tables.spec(name).layout
-        if not self.tables.marked_inputs or not isinstance(layout, SequenceLayout) or name in self._open:
+        marked = self.tables.marked_inputs and name not in self.tables.targets_only
+        if not marked or not isinstance(layout, SequenceLayout | EmbeddingsLayout) or name in self._open:
             return
         self._open[name] = self._ids.shape[1]
         names = list(self._names)
-        sentinel = torch.full((self.batch, 1), layout.sentinel_start, device=self.device)
-        self.add(name, sentinel, torch.zeros_like(sentinel), torch.zeros_like(sentinel) > 0)
+        first = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
+        if isinstance(layout, EmbeddingsLayout):
+            self._vectors.append((name, self._ids.shape[1], torch.zeros(self.batch, 1, layout.dim, device=self.device)))
+            self._append(name, first, first, first > 0)
+        else:
+            self.add(name, first + layout.sentinel_start, first, first > 0)
         self._names = names
 
     def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor) -> None:
-        """Append rows of the token table."""
+        """Append rows of the token table; none, as in 4M's code, of a modality that the model only makes."""
+        if name in self.tables.targets_only:
+            return
         self._ids = torch.cat([self._ids, ids], 1)
         self._positions = torch.cat([self._positions, ranks + self.tables.positions[name].start], 1)
         self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.tables.index(name))], 1)
@@ -127,7 +135,8 @@ class GrowingInputs:
             block = slice(start, start + content.shape[1])
             used = mask[:, block]
             flat = slots[:, block] + width * torch.arange(len(ids), device=self.device).unsqueeze(1)
-            vectors[name] = (flat[used], content.repeat(times, 1, 1)[used])
+            parts = [*vectors.get(name, ()), flat[used], content.repeat(times, 1, 1)[used]]
+            vectors[name] = torch.cat(parts[:-1:2]), torch.cat(parts[1::2])
         used = mask.gather(1, order)
         return PackedInputs(
             ids=ids.gather(1, order) * used,

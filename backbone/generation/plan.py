@@ -100,9 +100,11 @@ def resolved_plan(
     part is, targets or not.
 
     Raises ConfigError or UnknownNameError for what does not fit: nothing asked for, a modality twice, an input as a
-    target or in part, guidance by what is not known by then.
+    target or in part, a target as an input where the model only makes it, guidance by what is not known by then.
     """
     given, kept = list(given), list(kept)
+    for target in plan:
+        tables.check_made(target.name, "generate")
     resolved = [target.resolved(tables.spec(target.name)) for target in plan]
     names = [target.name for target in plan]
     if not plan:
@@ -112,8 +114,8 @@ def resolved_plan(
         raise ConfigError(
             f"generate: {', '.join(twice)}: given and asked for, or asked for twice; to complete a part, --keep"
         )
-    for name in given:
-        tables.spec(name)
+    for name in (*given, *kept):
+        tables.check_read(name, "generate")
     for name in kept:
         if (spec := tables.spec(name)).continuous:
             raise ConfigError(f"generate {name}: of a {spec.layout.kind} modality no part is kept; give all of it")
@@ -123,5 +125,5 @@ def resolved_plan(
     for target in resolved:
         assert target.guidance is not None
         passes(target.guidance, target.name, known)
-        known += [] if target.name in known else [target.name]
+        known += [] if target.name in known or target.name in tables.targets_only else [target.name]
     return resolved

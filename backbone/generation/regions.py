@@ -30,6 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from backbone.generation.partial import UNKNOWN
 from backbone.packing import accepted
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.families.spatial.values import FORMATS
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import array_of, fixed_shape
 
@@ -86,7 +87,7 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
         if path.suffix == ".npy":
             pixels = array_of(data)
         else:
-            picture = Image.open(io.BytesIO(data))
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
             grey = len(picture.getbands()) == 1 and picture.mode != "P"
             # Not as mode L, which rounds dark colours and fractions to 0.
             pixels = np.asarray(picture if grey else picture.convert("RGB"))

@@ -56,12 +56,20 @@ class Request:
 
 
 def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, str]) -> dict[str, ModalityHandle]:
-    """All modalities that the recipe names. Raises UnknownNameError, DataError for another codec."""
+    """All modalities that the recipe names.
+
+    Raises UnknownNameError, DataError for another codec or shape, and ConfigError where the model cannot rank what is
+    made.
+    """
     names = [*sources_of(recipe.given), *recipe.keep, *(target.name for target in recipe.target)]
-    names += [recipe.rank] if recipe.rank else []
+    if recipe.rank:
+        names.append(recipe.rank)
+        model.tables.check_made(recipe.rank, "rank")
+        for target in recipe.target:
+            model.tables.check_read(target.name, f"rank {recipe.rank} of")
     handles = {name: zoo[name] for name in names if model.tables.spec(name)}
     for name, handle in handles.items():
-        check_codec(handle, trained_on.get(name))
+        check_codec(handle, trained_on.get(name), model.tables.spec(name))
     return handles
 
 

@@ -16,7 +16,7 @@ from backbone.ml4m.names import Pair, block_pairs, modality_pairs, norm_biases
 from backbone.model import FourM
 from backbone.saving import CLASS, PUBLISHED, model_card, model_tensors, spec_from_json, spec_to_json
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.config import from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID, PublishedCheckpoint
 from tokenizers_zoo.modality import ModalitySpec
@@ -55,6 +55,7 @@ def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[Published
             raise CheckpointError(f"{where}: {key} {table[key]!r}: expected true or false")
     if table["act_layer"] not in [*ACTIVATIONS]:
         raise CheckpointError(f"{where}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
+    tokens = [item for item in modalities if item.kind == "tokens"]
     try:
         return from_mapping(
             ModelConfig,
@@ -75,6 +76,8 @@ def model_config(checkpoint: PublishedCheckpoint, modalities: Sequence[Published
                 "registers": table["num_register_tokens"],
                 "stored_positions": {names[item.published]: item.positions for item in modalities},
                 "marked_inputs": True,
+                "inputs_only": tuple(names[item.published] for item in tokens if not item.made),
+                "targets_only": tuple(names[item.published] for item in tokens if not item.read),
             },
         )
     except ConfigError as error:
@@ -101,7 +104,8 @@ def import_backbone(
     """Write a published backbone as one of ours, and give its fingerprint; `specs` are by published name.
 
     `codecs` are the fingerprints of tokenizers, by our names, whose tokens it was trained on, as far as they are known.
-    Rows that the published model has not, because a modality is only read or only made, are zeros. Raises
+    Rows that the published model has not, because a modality is only read or only made, are zeros, and the
+    configuration says whose (`inputs_only`, `targets_only`). Raises
     CheckpointError for missing, unknown and misshapen tensors, and for numbers that float32 does not hold; nothing is
     written then.
     """
@@ -125,7 +129,7 @@ def import_backbone(
     kept = {name for name in extra if name not in norm_biases_of(config) and name not in checkpoint.same_as}
     stored = {
         "class": CLASS,
-        "model": dataclasses.asdict(config),
+        "model": recorded(config),
         "specs": [spec_to_json(spec) for spec in model.tables.specs],
         "fingerprints": dict(codecs or {}),
         PUBLISHED: {

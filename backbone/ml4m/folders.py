@@ -30,7 +30,14 @@ from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.disk import held, replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.source import SUFFIX, opened, published_config, weights_digest
+from tokenizers_zoo.ml4m.source import (
+    KNOWN_AS,
+    SUFFIX,
+    known_fingerprint,
+    opened,
+    published_config,
+    weights_digest,
+)
 from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
@@ -151,6 +158,7 @@ def import_folders(
             write_registry(registry, tables)
         for folder, owner in owners.items():
             tell(import_tokenizer(folder, titles[folder], owner, out, tables))
+            share_tokenizers(tables, registry)
             write_registry(registry, tables)
         for folder in backbones:
             for told in import_model(folder, titles[folder], out, tables, installed):
@@ -164,18 +172,22 @@ def import_folders(
 def note_place(out: Path) -> None:
     """Let the backbone of a folder that was moved or copied know its tokens and registry there."""
     run, registry = Run.load(out / BACKBONE), out / REGISTRY
-    if run.registry != registry.resolve():
+    if run.registry is None or run.registry.resolve() != registry.resolve():
         dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(out / BACKBONE)
 
 
 def note_codecs(backbone: Path, registry: Path) -> None:
-    """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others."""
+    """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others.
+
+    It goes on being known by the fingerprint that it had before: its weights, and what they mean, are the same.
+    """
     config, zoo = load_config(backbone), Zoo.from_toml(registry)
     known = config["fingerprints"]
     specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
     found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
     if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
-        write_json(backbone / CONFIG, {**config, "fingerprints": {**known, **new}})
+        codecs = {**known, **new}
+        write_json(backbone / CONFIG, {**config, "fingerprints": codecs, KNOWN_AS: known_fingerprint(backbone)})
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
@@ -244,6 +256,27 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     return Told(title, name, size.note)
 
 
+def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
+    """Let instances of a plugin, such as those of a second resolution, have the tokenizer that the plugin itself has.
+
+    Published ones work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
+    """
+    modalities: dict[str, dict[str, Any]] = tables.get("modalities", {})
+    for name, table in list(modalities.items()):
+        of_plugin = modalities.get(table.get("plugin", name), {})
+        if "checkpoint" in table or "checkpoint" not in of_plugin:
+            continue
+        shared = {key: value for key, value in of_plugin.items() if key not in ("preset", *SIZES)} | table
+        changed = {**tables, "modalities": {**modalities, name: shared}}
+        try:
+            before, after = (Zoo.from_tables(each, registry)[name] for each in (tables, changed))
+        except ZooError:
+            continue  # one that does not do, or is not enabled
+        alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
+        if alike and not before.has_tokenizer:
+            modalities[name] = shared
+
+
 def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
     """The folder of the tokenizer that a registry has for a modality; None where it has none."""
     try:
@@ -276,6 +309,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
     tables["modalities"] = brought | known | moved
+    share_tokenizers(tables, out / REGISTRY)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     if not there:
         discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
@@ -297,7 +331,9 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     for item in modalities:
         name = specs[item.published].name
         if name in brought or not there:
-            told.append(Told(item.published, name, notes.get(item.published, sized.get(name, ""))))
+            side = "an input only" if not item.made else "made only, no input" if not item.read else ""
+            note = notes.get(item.published, sized.get(name, ""))
+            told.append(Told(item.published, name, "; ".join(filter(None, (side, note)))))
     return told
 
 

@@ -58,11 +58,6 @@ class PublishedModality:
     """Pixels per patch, 0 for what is no patches."""
 
     @property
-    def base(self) -> str:
-        """The name without its resolution."""
-        return self.published.partition("@")[0]
-
-    @property
     def size(self) -> int | None:
         """The resolution in its name, pixels."""
         return size_in(self.published)

@@ -39,7 +39,7 @@ RUN = "run"
 NEW, OLD = "new", "old"
 """In the folder beside an index: the one that is being built, and the one that it replaces."""
 LARGE = 100_000
-"""Vectors from which on an index is approximate where nothing else is asked for."""
+"""Samples above which an index is approximate where nothing else is asked for."""
 
 
 def build(

@@ -17,7 +17,7 @@ class EmbeddingConfig:
 
     embedding: Embedding = "encoder"
     """encoder: the mean of the encoder's features over the modality's tokens; predicted: the value of the global
-    modality `via` that the backbone predicts from it (4M-21, arXiv 2406.09406, section 4.3)."""
+    modality `via` that the backbone predicts from it (4M-21, arXiv 2406.09406, section 3.2)."""
     via: str = ""
     """The modality that is predicted, one vector of numbers a sample."""
     space: SpaceKind = "shared"

@@ -20,10 +20,10 @@ from backbone.retrieval.spaces import Affine, Vectors, alone, fit
 from backbone.run import Run, stored_config
 from backbone.saving import load_model
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.modality import ModalitySpec, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
@@ -70,14 +70,14 @@ class Embedder:
         self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
         self.run = Run.load(self.folder)
         self.trained_on: Mapping[str, str] = stored_config(self.folder)["fingerprints"]
-        self.fingerprint = fingerprint(self.folder)
+        self.fingerprint = known_fingerprint(self.folder)
         self.spaces: dict[str, Affine] = {}
         model = load_model(self.folder, device=device).eval()
         self.tables: Tables = model.tables
         if config.via:
             check_via(self.tables, config.via)
             self.codec = self._handle(config.via)
-            check_codec(self.codec, self.trained_on.get(config.via))
+            check_codec(self.codec, self.trained_on.get(config.via), self.tables.spec(config.via))
             self.model = model
         else:
             self.encoder = FourMEncoder(model)
@@ -92,14 +92,19 @@ class Embedder:
         """The modalities to embed, each once: those wanted, or all of the run that its own token store has.
 
         A run over several stores has some that its own lacks, in the split or among the training samples that a space
-        is fitted to. Raises UnknownNameError, and DataError where the store has none.
+        is fitted to. Raises UnknownNameError, ConfigError for one that the backbone cannot read, and DataError where
+        the store has none.
         """
+        made = self.tables.targets_only - {self.config.via}
         if wanted:
+            for name in wanted:
+                if name in made:
+                    self.tables.check_read(name, "embed")
             return list(dict.fromkeys(self.tables.spec(name).name for name in wanted))
         store = TokenStore(self.run.tokens)
         needed = [split] if self.config.space == "plain" else [split, TRAIN]
         there = [set(store.modalities(part)) for part in needed]
-        found = [name for name in self.tables.names if all(name in names for names in there)]
+        found = [name for name in self.tables.names if name not in made and all(name in names for names in there)]
         if not found:
             raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
         return found
@@ -175,8 +180,9 @@ class Embedder:
 
     def encode(self, name: str, source: str) -> Any:
         """Tokens of one sample's modality, from a file or a value written out. Raises ZooErrors."""
-        handle = self._handle(self.tables.spec(name).name)
-        check_codec(handle, self.trained_on.get(name))
+        spec = self.tables.spec(name)
+        handle = self._handle(spec.name)
+        check_codec(handle, self.trained_on.get(name), spec)
         return handle.encode([value_of_source(handle, source)])
 
 
@@ -195,10 +201,10 @@ def check_fit(config: EmbeddingConfig, names: Sequence[str], present: npt.NDArra
 def check_via(tables: Tables, via: str) -> None:
     """Raise ConfigError where the modality `via` is not one vector of numbers that the backbone can predict."""
     spec = tables.spec(via)
-    if not _is_vector(spec):
-        vectors = [other.name for other in tables.specs if _is_vector(other)]
-        problem = "is an input only" if spec.continuous else f"is a {spec.layout.kind}"
-        if isinstance(spec.layout, VectorLayout):
+    vectors = [other.name for other in tables.specs if other.name in tables.discrete and _is_vector(other)]
+    if spec.name not in vectors:
+        problem = f"is a {spec.layout.kind}" if spec.name in tables.discrete else "is an input only"
+        if isinstance(spec.layout, VectorLayout) and spec.name in tables.discrete:
             problem = f"has values of kind {spec.value.kind}"
         raise ConfigError(
             f"--via {via}: expected a modality with one vector of numbers a sample, which the backbone can predict, "

@@ -69,8 +69,9 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """Measure recall between all pairs of modalities and write OUT/retrieval.json and galleries; gives the former.
 
-    `data_root` are the values to show; default: the run's. Raises ConfigError where there is no pair to measure,
-    CheckpointError where another evaluation writes OUT, and ZooErrors for what does not fit together.
+    `data_root` are the values to show; default: the run's. Raises ConfigError for fewer than two modalities, DataError
+    where no two samples have a pair of them, CheckpointError where another evaluation writes OUT, and ZooErrors for
+    what does not fit together.
     """
     started, config = time.perf_counter(), config or RecallConfig()
     embedder = Embedder(run, zoo, embedding, device)

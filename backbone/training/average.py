@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is often better than the last ones (arXiv 1907.08610 and 2403.10853)."""
+"""A moving average of the weights, which is often better than the last ones (arXiv 1803.05407 and 2411.18704)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +21,7 @@ from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, SequenceLayout
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle
+    pass
 
 COMPARED = 16_384
 """Samples whose tokens tell one store from another."""
@@ -79,12 +79,6 @@ class TokenData:
             if name in self.columns:
                 self.columns[name].add_to(digest, rows)
         return digest.hexdigest()
-
-    def check_codecs(self, handles: Iterable[ModalityHandle]) -> None:
-        """Raise DataError where a handle's tokenizer is not the one that wrote its tokens."""
-        for handle in handles:
-            if handle.name in self.columns:
-                self.columns[handle.name].check_codec(handle)
 
     def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
         """All tokens of the samples numbered `samples`."""
@@ -144,11 +138,15 @@ def _check_crops(columns: Mapping[str, TokenColumn], where: Path) -> None:
 
 
 class Order:
-    """The order of samples: a seeded permutation per epoch, one epoch after the other; any place can be asked for."""
+    """The order of samples: a seeded permutation per epoch, one epoch after the other; any place can be asked for.
 
-    def __init__(self, count: int, *seed: int) -> None:
+    Orders of one seed and of other numbers have nothing to do with one another.
+    """
+
+    def __init__(self, count: int, seed: int, number: int = 0) -> None:
         self.count = count
         self.seed = seed
+        self.number = number
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
     def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
@@ -162,7 +160,7 @@ class Order:
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         order = self._epochs.get(epoch)
         if order is None:
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((*self.seed, epoch))))
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, self.number))))
             order = generator.permutation(self.count)
             kept = {number: others for number, others in self._epochs.items() if number >= epoch - 1}
             self._epochs = {**kept, epoch: order}  # in one go: threads may ask at once

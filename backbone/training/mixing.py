@@ -176,10 +176,7 @@ class Mix:
         self.seed = config.seed
         weights = [source.dataset.weight for source in sources]
         self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
-        self.orders = [
-            Order(len(source.data), *((config.seed, source.number) if source.number else (config.seed,)))
-            for source in sources
-        ]
+        self.orders = [Order(len(source.data), config.seed, source.number) for source in sources]
         self.maskers = [Masker(tables, masking_of(source, config)) for source in sources]
 
     def taken(self, samples: int) -> list[int]:

@@ -46,7 +46,7 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
     """The rate of step `step`, counted from 0: linear warm-up to `peak`, then what the schedule says.
 
     A cosine to the least (arXiv 1608.03983, eq. 5), or the peak until, over the last steps, it falls with 1 minus the
-    square root of the share of them that is done (arXiv 2405.18392, section 4). Warm-up takes half of the steps at
+    square root of the share of them that is done (arXiv 2405.18392, section 3.2). Warm-up takes half of the steps at
     most, and what falls starts after it, so that a run of any length reaches the peak and falls from there.
     """
     warm = min(config.warmup_steps, config.steps // 2)

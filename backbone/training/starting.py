@@ -14,12 +14,14 @@ from torch import Tensor
 
 from backbone.config import ModelConfig
 from backbone.model import FourM
-from backbone.saving import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors
+from backbone.saving import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors, spec_from_json
 from backbone.training.optim import TOKEN_TABLE
 from tokenizers_zoo.checkpoint import WEIGHTS, load_config
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.records import difference
+from tokenizers_zoo.sharing import is_text
+from tokenizers_zoo.vocabulary import Special, TextVocabulary
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -40,6 +42,8 @@ class Beginning:
     """Tensors of such a one that are no part of the model."""
     reshaped: tuple[str, ...] = ()
     """Known grids that have another shape than there, and so other positions."""
+    without_rows: tuple[ModalitySpec, ...] = ()
+    """Added modalities all of whose tokens are known, as those of the same vocabulary."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,8 +57,17 @@ class Beginning:
         return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
 
 
-def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: Path | None) -> Beginning:
-    """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape."""
+def begin(
+    specs: Sequence[ModalitySpec],
+    config: ModelConfig,
+    seed: int,
+    start: Path | None,
+    ids: Mapping[str, int] | None = None,
+) -> Beginning:
+    """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape.
+
+    `ids` are those that `ids_in_use` gives; without, the backbone in `start` knows all ids of its vocabularies.
+    """
     if start is None:
         return Beginning(model=FourM.seeded(config, specs, seed))
     stored = load_config(start, CLASS)
@@ -62,25 +75,37 @@ def begin(specs: Sequence[ModalitySpec], config: ModelConfig, seed: int, start: 
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
-    known = known_rows(start, model)
+    ids, trained = ids or {}, [spec_from_json(spec) for spec in stored["specs"]]
+    used: dict[str, int] = {}
+    for spec in trained:
+        table = model.tables.table_of(spec)
+        used[table] = max(used.get(table, 0), ids.get(spec.name, spec.vocab_size))
+    known = known_rows(start, model, used)
     set_new_markers(model, known)
-    old = {spec["name"] for spec in stored["specs"]}
+    old = {spec.name for spec in trained}
     record = {
         "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
         "knows": [spec.name for spec in specs if spec.name in old],
         "added": [spec.name for spec in specs if spec.name not in old],
     }  # fmt: skip
-    shapes = {spec["name"]: tuple(spec["layout"].get("shape", ())) for spec in stored["specs"]}
+    shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
     reshaped = tuple(
         spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))
     )
+    without_rows = tuple(
+        spec for spec in specs
+        if spec.name not in old and spec.name in ids and ids[spec.name] <= used.get(model.tables.table_of(spec), -1)
+    )  # fmt: skip
     published = {PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {}
     with safe_open(start / WEIGHTS, "pt") as file:
         beside = {
             name: file.get_tensor(name)
             for name in file.keys() if name.startswith(f"{PUBLISHED}.")  # noqa: SIM118
         }  # fmt: skip
-    return Beginning(model=model, known=known, record=record, published=published, beside=beside, reshaped=reshaped)
+    return Beginning(
+        model=model, known=known, record=record, published=published, beside=beside, reshaped=reshaped,
+        without_rows=without_rows,
+    )  # fmt: skip
 
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
@@ -95,14 +120,43 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
             )
 
 
-def known_rows(start: Path, model: FourM) -> dict[str, Tensor]:
-    """By parameter, bool `rows`: which rows of the model the backbone in `start` has."""
+def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:
+    """By modality that writes in a text vocabulary, how many of its ids, from 0 on, are in use.
+
+    Of those that the backbone in `start` has, in its training; ids behind were free then. Of others, up to the last of
+    their special tokens: all else that text is made of is in a vocabulary from the first. A modality of which that is
+    not known is left out. Raises CheckpointError where a vocabulary is not there.
+    """
+    stored = load_config(start, CLASS)
+    old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
+    texts = [handle for handle in handles if is_text(handle)]
+    vocabularies = {handle.spec.vocabulary: TextVocabulary.load(handle.codec.vocabulary_folder()) for handle in texts}
+    found = {}
+    for name, vocabulary in old.items():
+        lengths = vocabularies[vocabulary].compatible_fingerprints if vocabulary in vocabularies else {}
+        if trained_on.get(name) in lengths:
+            found[name] = lengths[trained_on[name]]
+    for handle in texts:
+        if handle.name not in old:
+            shared = vocabularies[handle.spec.vocabulary]
+            own = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
+            found[handle.name] = max(shared.encode(own), default=-1) + 1
+    return found
+
+
+def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, Tensor]:
+    """By parameter, bool `rows`: which rows of the model the backbone in `start` has.
+
+    Of a token table those of the ids that it `used`, from 0 on: the others stood for nothing.
+    """
     with safe_open(start / WEIGHTS, "pt") as file:
         lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
     known = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
     for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
-        if name in lengths:
-            (rows[: lengths[name]] if name.startswith(GROWING) else rows).fill_(True)
+        if name in lengths and name.startswith(GROWING):
+            rows[: min(lengths[name], used[name.partition(".")[2]])] = True
+        elif name in lengths:
+            rows.fill_(True)
     return {name: known[name] for name, _ in model.named_parameters()}
 
 
@@ -117,13 +171,19 @@ def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
 def freeze(beginning: Beginning) -> dict[str, Tensor]:
     """Take the gradients from parameters that are known as a whole; gives the known rows of those known in part.
 
-    Raises ConfigError where nothing is known, or all is, and where a known grid has other positions now.
+    Raises ConfigError where nothing is known, or all is, where an added modality has no rows of its own, and where a
+    known grid has other positions now.
     """
     if beginning.reshaped:
         name = beginning.reshaped[0]
         raise ConfigError(
             f"freeze: expected {name} to be a grid of the shape that it was trained with, as the positions of another "
             "shape are others; set that shape, give the modality another name, or leave freeze out"
+        )
+    for spec in beginning.without_rows:
+        raise ConfigError(
+            f"freeze: {spec.name} writes in the vocabulary {spec.vocabulary}, whose rows stay: only its marker would "
+            "move; leave freeze out"
         )
     partly, moves = {}, False
     for name, parameter in beginning.model.named_parameters():

@@ -60,6 +60,7 @@ def train(
     run: Run | None = None,
     fingerprints: Mapping[str, str] | None = None,
     start: Path | None = None,
+    ids: Mapping[str, int] | None = None,
     show: Show | None = None,
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens`, or go on with it; gives `folder`.
@@ -67,14 +68,15 @@ def train(
     Every `save_every` steps the state is written; after a kill the same call goes on from there, and weights and
     metrics.jsonl end up as without the kill. A finished run is left alone. `fingerprints` (default: those in the store)
     and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
-    same or other modalities (see `begin`). `show` draws what settings with `preview_every` ask for. Under torchrun the
-    processes share the batch and the model. Raises ConfigError where the folder holds a run with other settings or
-    samples, DataError for tokens that do not fit, CheckpointError for a start that does not and for a finished model
-    that was altered since, and DivergedError, with the last state kept, where the loss stops being finite.
+    same or other modalities, and `ids` are those of its vocabularies that it knows (see `begin`). `show` draws what
+    settings with `preview_every` ask for. Under torchrun the processes share the batch and the model. Raises
+    ConfigError where the folder holds a run with other settings or samples, DataError for tokens that do not fit,
+    CheckpointError for a start that does not and for a finished model that was altered since, and DivergedError, with
+    the last state kept, where the loss stops being finite.
     """
     keep_freed_memory()
     with distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
-        beginning = begin(specs, model_config, train_config.seed, start)
+        beginning = begin(specs, model_config, train_config.seed, start, ids)
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         record = beginning.record

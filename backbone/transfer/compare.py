@@ -14,12 +14,17 @@ from backbone.transfer.metrics import read_metrics
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.report.transfer import Question, titles
+from tokenizers_zoo.report.transfer import Question, Samples, titles
 
 NOT_APART = ("tuning", "head", "labels")
 """Settings that have a column of their own."""
 LOOKED = ("eval_every", "eval_samples")
 """Settings that without validation only decide what is looked at on the way."""
+COUNTS = {"trained": "trained on", "held_out": "held-out"}
+"""Numbers of samples in a cell, and how the table calls them."""
+
+Seeds = dict[int, tuple[Path, Mapping[str, Any]]]
+"""By seed, a probe's folder and its main metric."""
 
 
 def compared(folders: Sequence[Path]) -> dict[str, Any]:
@@ -27,21 +32,24 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
 
     {"columns": [{"task", "kind", "metric", "unit", "higher_is_better"}],
      "rows": [{"given", "tuning", "head", "labels", "settings", "backbone",
-               "cells": [{"mean", "half", "floor", "seeds": {seed: score}}, or null: no such probe]}]}
+               "cells": [{"trained", "held_out", "mean", "half", "floor", "seeds": {seed: score}}, or null: no such
+                         probe]}]}
 
     A head that is the default for its kind of answer is called so, and settings are those that are not the defaults of
     the tuning. `half` is half of the 95 % interval (Student's t) over seeds, null for one seed. A column is of one
-    question, one kind of answer and one metric; "task" is its name, or says more where two have that. Raises
-    CheckpointError for a folder that is not finished, ConfigError where two differ in nothing.
+    question, one kind of answer and one metric; "task" is its name, or says more where two have that. A cell is of as
+    many samples, "trained" with their labels and "held_out", whatever the seed; settings whose samples have become
+    others have a row for each number. Raises CheckpointError for a folder that is not finished, ConfigError where two
+    differ in nothing.
     """
     found = [read_metrics(folder) for folder in folders]
     columns: dict[Question, dict[str, Any]] = {}
-    rows: dict[Setting, dict[Question, dict[int, tuple[Path, Mapping[str, Any]]]]] = {}
+    settings: dict[Setting, dict[Question, dict[Samples, Seeds]]] = {}
     for folder, metrics in zip(folders, found, strict=True):
         main, question = metrics["metrics"][0], Question.of(folder, metrics)
         columns[question] = {"kind": question.kind, "metric": question.metric,
                              **{key: main[key] for key in ("unit", "higher_is_better")}}  # fmt: skip
-        seeds = rows.setdefault(setting(metrics), {}).setdefault(question, {})
+        seeds = settings.setdefault(setting(metrics), {}).setdefault(question, {}).setdefault(Samples.of(metrics), {})
         if metrics["seed"] in seeds:
             raise ConfigError(
                 f"{folder}: has the same settings and seed as {seeds[metrics['seed']][0]}; compare one of them"
@@ -51,14 +59,27 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
         "columns": [{"task": title, **columns[question]} for question, title in titles(columns).items()],
         "rows": [
             {**key._asdict(), "labels": key.labels[0],
-             "cells": [cell(cells[question]) if question in cells else None for question in columns]}
-            for key, cells in rows.items()
+             "cells": [cell(*cells[question]) if question in cells else None for question in columns]}
+            for key, questions in settings.items() for cells in rows_of(questions)
         ],
     }  # fmt: skip
 
 
+def rows_of(questions: Mapping[Question, Mapping[Samples, Seeds]]) -> list[dict[Question, tuple[Samples, Seeds]]]:
+    """The probes of one setting as rows, which have one cell a question.
+
+    One row where each question has one number of samples, be it another for each; else a row for each number.
+    """
+    alone = all(len(parts) == 1 for parts in questions.values())
+    rows: dict[Samples | None, dict[Question, tuple[Samples, Seeds]]] = {}
+    for question, parts in questions.items():
+        for samples, seeds in parts.items():
+            rows.setdefault(None if alone else samples, {})[question] = samples, seeds
+    return list(rows.values())
+
+
 class Setting(NamedTuple):
-    """What tells rows apart: all but the seed and the task."""
+    """What tells rows apart: all but the seed, the task and its samples."""
 
     given: str
     tuning: str
@@ -98,13 +119,13 @@ def setting(metrics: Mapping[str, Any]) -> Setting:
     )
 
 
-def cell(seeds: Mapping[int, tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+def cell(samples: Samples, seeds: Seeds) -> dict[str, Any]:
     """Mean and half interval of a metric over seeds; null where a score was not finite."""
     scores = [main["score"] for _, main in seeds.values()]
     floors = [main["floor"] for _, main in seeds.values()]
     mean, half = interval(scores) if None not in scores else (None, None)
     return {
-        "mean": mean, "half": half, "floor": interval(floors)[0] if None not in floors else None,
+        **samples._asdict(), "mean": mean, "half": half, "floor": interval(floors)[0] if None not in floors else None,
         "seeds": {str(seed): main["score"] for seed, (_, main) in sorted(seeds.items())},
     }  # fmt: skip
 
@@ -116,22 +137,39 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     names += ["head"] if any(row["head"] != "default" for row in rows) else []
     names += ["settings"] if len({row["settings"] for row in rows}) > 1 else []
     names += ["backbone"] if len({row["backbone"] for row in rows}) > 1 else []
+    counts = counts_shown(rows)
     arrows = ["↑" if column["higher_is_better"] else "↓" for column in columns]
     several = any(entry is not None and entry["half"] is not None for row in rows for entry in row["cells"])
     spread = f" {SPREAD}" if several else ""
     headers = [
         f">{column['task']}\n{column['metric']} {arrow}{spread}" for column, arrow in zip(columns, arrows, strict=True)
     ]
-    table = plain_table(*names, *headers)
+    table = plain_table(*names, *(f">{COUNTS[count]}" for count in counts), *headers)
     for row in rows:
         shown = {**row, "labels": labels_text(row["labels"]), "backbone": row["backbone"][:8]}
-        table.add_row(*(shown[name] for name in names), *map(cell_text, row["cells"]))
+        numbers = [count_text(row, count) for count in counts]
+        table.add_row(*(shown[name] for name in names), *numbers, *map(cell_text, row["cells"]))
     floors = []
     for place in range(len(columns)):
         found = [row["cells"][place]["floor"] for row in rows if row["cells"][place] is not None]
         floors.append(cell_text({"mean": interval(found)[0] if None not in found else None, "half": None}))
-    table.add_row("constant answer", *[""] * (len(names) - 1), *floors)
+    table.add_row("constant answer", *[""] * (len(names) + len(counts) - 1), *floors)
     return table
+
+
+def counts_shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of COUNTS that a table has: "trained" where rows have all settings in common, "held_out" where rows have
+    not as many for the same question.
+    """
+    settings = {tuple(str(row[name]) for name in Setting._fields) for row in rows}
+    columns = zip(*(row["cells"] for row in rows), strict=True)
+    others = any(len({entry["held_out"] for entry in column if entry}) > 1 for column in columns)
+    return ["trained"] * (len(settings) < len(rows)) + ["held_out"] * others
+
+
+def count_text(row: Mapping[str, Any], count: str) -> str:
+    """A number of samples of a row's cells, or several where it is not the same for all questions."""
+    return ", ".join(dict.fromkeys(f"{entry[count]:,}" for entry in row["cells"] if entry))
 
 
 def common_settings(result: Mapping[str, Any]) -> str:

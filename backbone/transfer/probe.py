@@ -74,7 +74,7 @@ class Probe(nn.Module):
         if missing := [name for name in self.given if name not in values]:
             raise ConfigError(f"{self.task.text} is predicted from {', '.join(self.given)}; {missing[0]} is missing")
         for name in self.given:
-            check_codec(self.zoo[name], self.trained_on.get(name))
+            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.tables.spec(name))
         return self.predict({name: self.zoo[name].encode(values[name]) for name in self.given})
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone.codecs import check_codec
+from backbone.codecs import check_codec, sides
 from backbone.config import ModelConfig
 from backbone.features import FourMEncoder
 from backbone.model import FourM
-from backbone.run import Run, stored_config, zoo_of
+from backbone.run import Run, registry_place, stored_config, zoo_of
 from backbone.saving import spec_from_json
 from backbone.transfer.config import TransferConfig
 from backbone.transfer.heads import Neighbours, build_head
-from backbone.transfer.kinds import Tokens, kind_from_json
+from backbone.transfer.kinds import ClassMap, Kind, NumberMap, Numbers, Tokens, kind_from_json
 from backbone.transfer.lora import MARK, lora_state
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid
@@ -37,7 +38,9 @@ from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.values import fixed_shape
 
 CLASS = "Probe"
 HEAD, ENCODER = "head.", "encoder."
@@ -80,7 +83,8 @@ def unpacked_constant(task: Task, tensors: Mapping[str, Tensor], stored: Mapping
 def load(
     folder: Path | str, zoo: Zoo | None = None, *, run: Path | None = None, device: torch.device | str = "cpu"
 ) -> Probe:
-    """The probe in a folder, in eval mode. Raises CheckpointError where it, or the run that it needs, has changed.
+    """The probe in a folder, in eval mode. Raises CheckpointError where it, the run that it needs, or its labels have
+    changed: their shape, or the numbers of their classes.
 
     `zoo` and `run` take the place of the registry and the run of its training, where those have moved.
     """
@@ -93,6 +97,10 @@ def load(
     kind, backbone = kind_from_json(stored["kind"]), stored["backbone"]
     if isinstance(kind, Tokens) and task.handle is not None:
         check_codec(task.handle, kind.codec)
+    if task.whole is not None and (problem := _other_labels(kind, task.whole.spec)):
+        raise CheckpointError(
+            f"{folder}: was trained on labels of {problem}; use the registry of its training, or train it again"
+        )
     model = from_mapping(ModelConfig, backbone["model"])
     inner = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     with torch.random.fork_rng(devices=[]):  # what is drawn at first is replaced below
@@ -116,6 +124,30 @@ def load(
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
     constant = unpacked_constant(task, tensors, stored)
     return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"], constant)
+
+
+def _other_labels(kind: Kind, spec: ModalitySpec) -> str:
+    """How a modality's labels differ from those that a head was trained for; empty where they do not.
+
+    Further classes may have come after those of the training.
+    """
+    before: tuple[int, ...] | None = None
+    now = spec.value.shape
+    if isinstance(kind, ClassMap | NumberMap):
+        before, now = kind.size, now[-2:]
+    elif isinstance(kind, Numbers):
+        before = kind.shape
+    elif isinstance(kind, Tokens) and kind.end is None:
+        before, now = kind.shape, fixed_shape(spec.layout)
+    if before is not None and before != now:
+        what = "tokens" if isinstance(kind, Tokens) else "values"
+        return f"{spec.name} with {what} of {sides(before)}, and the registry has {sides(now)}"
+    if isinstance(kind, ClassMap):
+        for number, (name, known) in enumerate(zip_longest(kind.names, spec.value.classes[: len(kind.names)])):
+            if name != known:
+                there = "none" if known is None else repr(known)
+                return f"{spec.name} whose class {number} is {name!r}, and the registry has {there} there"
+    return ""
 
 
 def _encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path | None) -> FourMEncoder:
@@ -169,5 +201,5 @@ def described(
         "backbone": {"run": str(run.resolve()),
                      **{key: model[key] for key in ("weights_sha256", "fingerprints", "model", "specs")}},
         "tokens": str(place.tokens), "data": None if data is None else str(data.resolve()),
-        "registry": None if zoo.path is None else str(zoo.path.resolve()),
+        "registry": registry_place(zoo.path),
     }  # fmt: skip

@@ -115,6 +115,7 @@ def transfer(
     if overwrite or (out / RUN).is_file():
         check_probe(out)
     with replacing_run(out, overwrite, METRICS):
+        trainee.codecs = codecs_as_begun(out, trainee.codecs)
         if notes_samples(out):
             provenance |= digests_of(task, places.store, used.part, test)
             provenance, trainee.text = as_begun(out, provenance, task.text)
@@ -157,6 +158,17 @@ def as_begun(folder: Path, provenance: dict[str, str], text: str) -> tuple[dict[
     return {**provenance, **{key: before[key] for key in PLACES}}, asked if same_name else text
 
 
+def codecs_as_begun(folder: Path, codecs: dict[str, str]) -> dict[str, str]:
+    """`codecs` of what is given, or those of all modalities that the record of an earlier version in `folder` has.
+
+    To others a backbone may have got a tokenizer since.
+    """
+    if not (folder / RUN).is_file():
+        return codecs
+    before: dict[str, str] = read_table(folder / RUN, "model")["model"]["backbone"]["fingerprints"]
+    return before if codecs.items() <= before.items() else codecs
+
+
 def check_probe(folder: Path) -> None:
     """Raise CheckpointError for a folder that holds anything else than a probe, finished or not."""
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -195,6 +207,8 @@ class TransferTask:
         self.validates = bool(self.used.validation)
         self.title = f"transfer {self.task.title}"
         self.text = self.task.text  # as the record of the training has it, see `as_begun`
+        codecs = self.settings["backbone"]["fingerprints"].items()
+        self.codecs = {name: codec for name, codec in codecs if name in self.settings["given"]}
         self.spec = self.task.spec(self.kind)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.frozen = self.config.tuning == "frozen"
@@ -204,7 +218,7 @@ class TransferTask:
 
     def describe(self) -> Mapping[str, Any]:
         """See `TokenizerTask`; folders may have moved since."""
-        backbone = {key: self.settings["backbone"][key] for key in ("weights_sha256", "fingerprints")}
+        backbone = {"weights_sha256": self.settings["backbone"]["weights_sha256"], "fingerprints": self.codecs}
         names = ("class", "task", "kind", "given", "head", "settings")
         table = {name: self.settings[name] for name in names}
         return {**table, "task": {**self.settings["task"], "text": self.text}, "backbone": backbone}

@@ -12,7 +12,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
     "vit": {"width": 256, "depth": 4, "heads": 4, "mlp_ratio": 4.0},
 }
-"""Per kind, the fields that it uses and their defaults; a field of another kind is rejected."""
+"""Per kind, its fields of size and their defaults; a field of another kind is rejected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
     PATH/<modality>/<key>.<ext>                 split by the keys' hash, `test_fraction` of them for testing
     PATH/<train or test>/<modality>/<key>.<ext> split as the folders say
+    PATH/<modality>/<train or test>/<key>.<ext> the same, where a modality has both of these folders
     PATH/<split>/<modality>/<any>.tar           value shards; these can also be used directly, without making data
 
 It gives bytes, not values: `zoo data make` decodes them with each modality's own reader.
@@ -178,16 +179,50 @@ def _find(
             raise DataError(f"{root / split}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
         offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
         return found, offered
-    everything = _by_key({folder.name: _files(folder, out, names) for folder in folders})
+    modalities = {folder: _files(folder, out, names) for folder in folders}
+    everything = _by_key({folder.name: members for folder, members in modalities.items()})
     if not everything:
         raise DataError(f"{root}: {NOTHING}")
+    offered = {name for files in everything.values() for name in files}
+    if (below := _split_below(modalities, split, names)) is not None:
+        return _by_key(below), offered
     chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == TEST)}
     if not chosen:
         raise DataError(
             f"{root}: none of its {len(everything)} samples falls to the split {split!r} with test_fraction "
             f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
         )
-    return chosen, {name for files in everything.values() for name in files}
+    return chosen, offered
+
+
+def _split_below(
+    modalities: Mapping[Path, Mapping[str, Member]], split: str, names: Collection[str] | None
+) -> dict[str, dict[str, Member]] | None:
+    """The files of a split by modality, without it in their keys, where folders in the modalities' are the splits.
+
+    So it is where one of `names` has files in both `train` and `test`, as one of these may be a class. What lies in
+    other folders is of other splits. Raises DataError for one of `names` that has neither; None is for no split here.
+    """
+    splits = {TRAIN, TEST}
+    wanted = {
+        folder: {key.partition("/")[0] for key in members if "/" in key}
+        for folder, members in modalities.items()
+        if members and _wanted(folder, names)
+    }
+    split_as = next((folder for folder, below in wanted.items() if below >= splits), None)
+    if split_as is None:
+        return None
+    for folder, below in wanted.items():
+        if below.isdisjoint(splits):
+            raise DataError(
+                f"{folder}: expected its files in folders {TRAIN} and {TEST}, which {split_as} has and which are the "
+                "split; move them there"
+            )
+    start = f"{split}/"
+    return {
+        folder.name: {key.removeprefix(start): member for key, member in members.items() if key.startswith(start)}
+        for folder, members in modalities.items()
+    }
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from tokenizers_zoo.errors import DataError, ReadError
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
 CUT_OFF = "cut off"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys where a key is shown on it."""
 TARS = "[!.]*.tar"
 """A folder's shards; beside files that come from a Mac some disks have `._NAME` with what else it knows of NAME."""
 
@@ -63,16 +66,26 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def key_problem(key: str) -> str | None:
-    """Why a key is no path below a folder, where it is none: with it a file would be written elsewhere."""
+    """Why a key is no path below a folder, where it is none: with it a file would be written elsewhere.
+
+    One with control characters is refused, too: a terminal that it is shown on would obey them.
+    """
     parts = key.split("/")
     if "\\" in key or not {"", ".", ".."}.isdisjoint(parts):
         return "a key has no backslash, and no part that is empty, '.' or '..'"
+    if CONTROL.search(key):
+        return "a key has no control character, such as a line break"
     return None
 
 
 def shown_name(name: str) -> str:
     r"""A file's name as it can be printed: with `\xe9` for a byte that is not UTF-8, and the same where none is."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def shown_key(key: str) -> str:
+    r"""Any key as `shown_name`, also with `\x1b` for a control character: those that are refused are shown, too."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shown_name(key))
 
 
 def scan_shard(path: Path) -> ShardIndex:
@@ -150,7 +163,7 @@ def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, stat: os.stat_res
     elif key in index.members:
         reason = f"a second member with this key ({info.name!r}); the first is used"
     if reason:
-        index.dropped.append(Dropped(shard=path.name, key=shown_name(key or info.name), reason=reason))
+        index.dropped.append(Dropped(shard=path.name, key=shown_key(key or info.name), reason=reason))
     else:
         index.members[key] = Member(path, info.offset_data, info.size, extension, stat.st_mtime_ns)
 
@@ -182,7 +195,7 @@ def read_member(member: Member) -> bytes:
         file = os.open(member.shard, os.O_RDONLY)
         try:
             same = os.fstat(file).st_mtime_ns == member.changed
-            data = os.pread(file, member.size, member.offset)
+            data = _bytes_at(file, member.offset, member.size)
         finally:
             os.close(file)
     except OSError as error:
@@ -190,6 +203,15 @@ def read_member(member: Member) -> bytes:
     if not same or len(data) != member.size:
         raise ReadError(f"{member.shard}: was replaced or changed since it was opened; run the same command again")
     return data
+
+
+def _bytes_at(file: int, offset: int, size: int) -> bytes:
+    """`size` bytes of an open file from `offset` on, or those up to its end: one read gives less than 2 GiB."""
+    parts = []
+    while size and (part := os.pread(file, size, offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)
 
 
 def not_read(path: Path, error: OSError) -> ReadError:
@@ -210,8 +232,9 @@ class ShardWriter:
         name = f"{key}.{extension}"
         if split_name(name) != (key, extension) or key_problem(key):
             raise DataError(
-                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, and no "
-                "part that is empty, '.' or '..', and the extension is lower case without a dot"
+                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
+                "control character, and no part that is empty, '.' or '..', and the extension is lower case without a "
+                "dot"
             )
         info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the same values give the same bytes
         info.size = len(data)

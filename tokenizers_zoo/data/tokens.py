@@ -34,7 +34,8 @@ HASHED = 4096
 class TokenColumn:
     """All tokens of one modality of one split, with random access.
 
-    `take` and `lengths` read the mapped file without copying it. Pickles to its paths, so worker processes map it anew.
+    The files are mapped: `take` copies the rows that are asked for, and `lengths` no tokens. Pickles to its paths, so
+    worker processes map them anew.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -180,8 +181,10 @@ class TokenColumn:
         now = handle.spec.layout
         same = type(now) is type(self.layout) and (self._variable or now == self.layout)
         if not same or getattr(now, "dim", 0) != getattr(self.layout, "dim", 0):
-            stored = f"stored with the layout {self.layout}"
-            raise DataError(f"{where}: {stored}, and {handle.name} now has {now}; tokenize again with --overwrite")
+            raise DataError(
+                f"{where}: stored with the layout {self.layout}, and {handle.name} now has {now}; use the registry "
+                "that they were written with, or tokenize into another folder"
+            )
         if self.needed_vocab_size > handle.spec.vocab_size:
             raise DataError(
                 f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "

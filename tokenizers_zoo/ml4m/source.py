@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, joint_fingerprint
-from tokenizers_zoo.disk import file_digest, replacing_file, write_tensors
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, joint_fingerprint
+from tokenizers_zoo.disk import file_digest, metadata_of, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import read_table, write_json
 
@@ -26,6 +26,8 @@ PLAIN_METADATA = {"format": "pt"}
 """Metadata of a safetensors file that says no more than that torch wrote it."""
 SAID = "file_metadata"
 """Key under which an imported checkpoint keeps what else the published file says of itself."""
+KNOWN_AS = "known_as"
+"""Key in the config.json of an imported backbone to which codecs were added later: its fingerprint before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class PublishedCheckpoint:
 
     `same_as` maps names to that of the tensor which stands for them: where a module holds one tensor under two names,
     files hold one of them and say so in their metadata. `tensors` has both. `metadata` is what else they say there,
-    such as the configuration, which 4M's `load_safetensors` reads from it.
+    such as the configuration, which 4M's `load_safetensors` reads from it; all of it where it is not in this order.
     """
 
     config: Mapping[str, Any]
@@ -76,7 +78,7 @@ def read_published(source: Path) -> PublishedCheckpoint:
     for path in weight_files(source):
         with opened(path) as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata |= file.metadata() or {}
+        metadata |= metadata_of(path)
         if twice := sorted(found.keys() & tensors.keys()):
             raise CheckpointError(
                 f"{path}: has {twice[0]}, as another file of the folder has; keep one checkpoint in it"
@@ -84,7 +86,9 @@ def read_published(source: Path) -> PublishedCheckpoint:
         tensors |= found
     same_as = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
     tensors |= {name: tensors[kept] for name, kept in same_as.items()}
-    metadata = {key: value for key, value in metadata.items() if key not in same_as}
+    said = {key: value for key, value in metadata.items() if key not in same_as}
+    if list({**said, **same_as}) == list(metadata):
+        metadata = said
     return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, place=str(source))
 
 
@@ -98,7 +102,8 @@ def published_config(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise CheckpointError(f"{source}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
     with opened(source) as file:
-        said, names = file.metadata() or {}, set(file.keys())
+        names = set(file.keys())
+    said = metadata_of(source)
     config = {key: _value(text) for key, text in said.items() if key not in PLAIN_METADATA and text not in names}
     if not config:
         raise CheckpointError(
@@ -140,6 +145,15 @@ def weight_files(source: Path) -> list[Path]:
 def weights_digest(source: Path) -> str:
     """sha256 (hex) of the files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
     return joint_fingerprint(*map(file_digest, weight_files(source)))
+
+
+def known_fingerprint(backbone: Path) -> str:
+    """The fingerprint of a backbone that stays the same when codecs are added to what its config.json says.
+
+    What was made with it before knows it by that. Raises CheckpointError where there is no checkpoint.
+    """
+    current = fingerprint(backbone)
+    return str(read_table(backbone / CONFIG).get(KNOWN_AS, current))
 
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.families.spatial.sharpness import figures
 from tokenizers_zoo.training.report import picture_rows
@@ -51,8 +52,8 @@ def compare_decoders(
 
 
 def _pictures(handle: ModalityHandle, values: Sequence[Any]) -> list[PIL.Image.Image]:
-    """Up to COMPARED values as pictures; none where they are shown as text."""
-    shown = [handle.render(value) for value in values[:COMPARED]]
+    """Up to COMPARED values, spread over all, as pictures; none where they are shown as text."""
+    shown = [handle.render(values[place]) for place in spread(len(values), COMPARED)]
     return [picture for picture in shown if not isinstance(picture, str)]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.provenance import read_entries
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
+from tokenizers_zoo.data.tar import shown_key
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.pipeline.results import FAILED, read_failures, shards_in
 
@@ -75,7 +76,7 @@ def describe_data(zoo: Zoo, data: Path) -> DataDescription:
             index = ModalityIndex(()) if name in failed else store.index(split, name)
             reasons = [f"{item.shard}: {item.key or 'unknown member'}: {item.reason}" for item in index.dropped]
             for shard in sorted(shards_in(store.folder(split, name))):
-                reasons += [f"{shard.name}: {key}: {reason}" for key, reason in read_failures(shard).items()]
+                reasons += [f"{shard.name}: {shown_key(key)}: {reason}" for key, reason in read_failures(shard).items()]
             result.rows.append(
                 DataRow(
                     split=split,

@@ -23,7 +23,7 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import SHARD_NAME
-from tokenizers_zoo.data.tar import TARS, looks_whole, scan_shard
+from tokenizers_zoo.data.tar import TARS, looks_whole, scan_shard, shown_key
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pipeline.engines import run_jobs
@@ -72,6 +72,7 @@ def make_data(
     opened = {split: open_samples(zoo, source, split, wanted, seed, options, out) for split, wanted in splits}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
     result.notes = [line for split, samples in opened.items() for line in _lost(split, samples)]
+    result.notes += _apart(opened, given)
     result.notes += dict.fromkeys(line for found in given.values() for line in _enlarged(source, options, found))
     with disk_errors(out), one_writer(out):
         jobs = []
@@ -133,6 +134,25 @@ def _lost(split: str, samples: Samples) -> Iterator[str]:
         first = dropped[0]
         reason = f"{first.shard}: {first.key or 'unknown member'}: {first.reason}"
         yield f"{split}/{name}: not used of what its shards hold: {len(dropped)} (first: {reason})"
+
+
+def _apart(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
+    """The modalities of a user's files of which no sample has another one, too, a line for each."""
+    first: dict[str, str] = {}
+    together: set[str] = set()
+    for split, samples in opened.items():
+        known = {name_at_source(handle, samples.offered) for handle in given[split]}
+        for key, files in samples.files if isinstance(samples, FolderSamples) else ():
+            names = known & files.keys()
+            first |= {name: key for name in names - first.keys()}
+            if len(names) > 1:
+                together |= names
+    for name in sorted(first.keys() - together) if len(first) > 1 else ():
+        other = min(first.keys() - {name})
+        yield (
+            f"{name}: no sample has it beside another modality (keys such as {shown_key(first[name])}, and "
+            f"{shown_key(first[other])} of {other}): the files of a sample have the same name"
+        )
 
 
 def _enlarged(source: SourceHandle, options: Mapping[str, Any], found: Sequence[ModalityHandle]) -> Iterator[str]:
@@ -315,7 +335,11 @@ class _Plan:
 
 
 def _is_picture(handle: ModalityHandle) -> bool:
-    """True for arrays that crops cut by the fractions of height and width that all pictures of a sample share."""
-    value = handle.spec.value
+    """True for arrays that crops cut by the fractions of height and width that all pictures of a sample share.
+
+    Their tokens are a grid of two axes, or they are of the `image_size` of the settings, as masks and frames are.
+    """
+    value, size = handle.spec.value, handle.known_settings().get("image_size")
+    sized = value.shape[-2:] == ((size, size) if isinstance(size, int) else tuple(size or ()))
     flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
-    return flat and len(handle.spec.places) == 2
+    return flat and (sized or len(handle.spec.places) == 2)

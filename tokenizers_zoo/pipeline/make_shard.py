@@ -61,7 +61,7 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
 
     A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
-    be read: the job that is returned does not know what it is made of.
+    be read, or was refused for what other modalities show: the job that is returned does not know what it is made of.
     """
     sample = _sample_of(zoo, job)
     handles = {name: zoo[name] for name in job.modalities}
@@ -83,7 +83,7 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
             for name, handle in handles.items():
                 if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
                     failures[name][key] = reason
-                    if made_of and isinstance(found[name], ReadError):
+                    if made_of and (name in problems or isinstance(found[name], ReadError)):
                         made_of[name] = ""
         for name, writer in writers.items():
             counts[name] = writer.count

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers_zoo.data.tar import TARS
+from tokenizers_zoo.data.tar import TARS, shown_key
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
 
@@ -30,7 +30,7 @@ class Outcome:
         self.written += written
         self.failed += len(failures)
         for key, reason in failures.items():
-            self.first_reason = self.first_reason or f"{reason} (sample {key})"
+            self.first_reason = self.first_reason or f"{reason} (sample {shown_key(key)})"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -87,8 +87,13 @@ class MovingAverage(Adapter):
         # The library would run k-means on whatever it meets first, also in eval mode.
         if not self.vq._codebook.initted:
             raise CheckpointError("quantizer: its codebook was never trained; train it, or load a checkpoint first")
-        rows = directions(self.vq.codebook) if self.cosine else self.vq.codebook
-        return nearest(self.vq._codebook.transform_input(latents), rows)
+        latents = self.vq._codebook.transform_input(latents)
+        if not self.cosine:
+            return nearest(latents, self.vq.codebook)
+        # A row of zeros, as k-means leaves where latents are few, has no direction: its cosine is 0, as in training.
+        rows = directions(self.vq.codebook)
+        penalties = rows.square().sum(dim=1) / 2
+        return best_scores(latents, rows, torch.where(penalties < 0.25, 0.5, penalties))
 
     def lookup(self, tokens: Tokens) -> Codes:
         return self.vq.get_codes_from_indices(tokens)

@@ -39,8 +39,8 @@ class Pictures:
     folder: Path
 
     def add(self, name: str, png: bytes) -> str:
-        """Write NAME.png; gives the data URI for the page."""
-        with replacing_file(self.folder / f"{name}.png") as temporary:
+        """Write NAME.png, with a dash for each slash in it; gives the data URI for the page."""
+        with replacing_file(self.folder / f"{name.replace('/', '-')}.png") as temporary:
             temporary.write_bytes(png)
         return data_uri(png)
 
@@ -67,7 +67,7 @@ def cells_of(sheet: Path) -> list[list[str | None]] | None:
     """
     from PIL import Image
 
-    with Image.open(sheet) as whole:
+    with Image.open(sheet, formats=("PNG",)) as whole:
         places = getattr(whole, "text", {}).get("cells")
         if places is None:
             return None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.data.samples import TRAIN
+from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.samples import Cell, gone_sheets
@@ -48,7 +48,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
 
 def _left_out(run: Path, identity: Mapping[str, Any]) -> str:
     """Why figures are not those of this model on samples that it never saw; empty where they are."""
-    if identity.get("fingerprint") != fingerprint(run):
+    if identity.get("fingerprint") != known_fingerprint(run):
         return f"its figures are those of another model; {AGAIN}"
     if identity.get("split") in (None, TRAIN):
         return f"its figures are those of samples that the model was trained on; {AGAIN}"

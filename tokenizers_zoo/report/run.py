@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
@@ -102,6 +102,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         try:
             if name in zoo:
                 handles[name] = zoo[name]
+                _check_codec(handles[name], config["fingerprints"].get(name))
                 tokenizers.append(_tokenizer(zoo, handles[name], data, pictures))
         except ZooError as error:
             problems.append(about(name, error))
@@ -139,6 +140,19 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "run": str(run),
         "pictures_folder": pictures.folder.name,
     }
+
+
+def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
+    """Raise CheckpointError where the tokenizer is neither `codec`, which wrote the run's tokens, nor grew from it.
+
+    None is one that is not known. A tokenizer on the hub is not fetched for it.
+    """
+    here = handle.has_tokenizer and is_complete(handle.checkpoint)
+    if codec and here and not handle.speaks(codec):
+        raise CheckpointError(
+            f"{handle.name}: its tokenizer in {handle.checkpoint} is another one ({handle.fingerprint[:12]}) than that "
+            f"of the run's tokens ({codec[:12]}); its figures are left out"
+        )
 
 
 def about(name: str, error: ZooError) -> str:

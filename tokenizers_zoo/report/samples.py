@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of
@@ -83,9 +84,9 @@ def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures)
 
 
 def gone_sheets(folder: Path, galleries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The pictures of galleries that are not in `folder` any more."""
+    """The pictures of galleries that are not in `folder` any more, or by their names never were."""
     sheets = [entry["picture"] for entry in galleries if entry["picture"]]
-    return [sheet for sheet in sheets if not (folder / sheet).is_file()]
+    return [sheet for sheet in sheets if key_problem(sheet) or not (folder / sheet).is_file()]
 
 
 def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery:
@@ -211,7 +212,8 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
     """Encode and decode held-out values that can be read. Raises ZooError where they or the tokenizer are gone."""
     values = []
-    for key in sorted(store.keys(TEST, handle.name))[:SCORED]:
+    keys = sorted(store.keys(TEST, handle.name))
+    for key in (keys[place] for place in spread(len(keys), SCORED)):
         with contextlib.suppress(ZooError):  # one that is damaged costs no other
             values.append(store.read(handle, TEST, key))
     tokens = handle.encode(values)

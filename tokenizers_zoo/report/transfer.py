@@ -38,6 +38,20 @@ class Question(NamedTuple):
         return cls(task["name"], stored.get("text", task["name"]), task["kind"], metrics["metrics"][0]["name"])
 
 
+class Samples(NamedTuple):
+    """Of how many samples a score is: only scores of the same samples differ by their seeds alone."""
+
+    trained: int
+    """Whose labels were used, those that chose the step among them."""
+    held_out: int
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> Samples:
+        """Those of a finished probe with this metrics.json."""
+        labels = metrics["labels"]
+        return cls(labels["train"] + labels.get("validation", 0), labels["test"])
+
+
 def titles(questions: Iterable[Question]) -> dict[Question, str]:
     """What questions are called beside each other: by name, and where another has name and metric, by what differs."""
     known = dict.fromkeys(questions)
@@ -52,13 +66,14 @@ def titles(questions: Iterable[Question]) -> dict[Question, str]:
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Probes in the run's folder that were trained on its `weights`, for the template; None where there are none.
 
-    Those that differ in nothing but the seed are one row; of those that differ in nothing one counts.
+    Those that differ in nothing but the seed, and are of as many samples, are one row; of those that differ in nothing
+    one counts.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for path in sorted(run.glob(PROBES)):
         found = read_table(path, *NEEDED)
         if found["backbone"]["weights_sha256"] == weights:
-            seeds = groups.setdefault((Question.of(path.parent, found), *_setting(found)), {})
+            seeds = groups.setdefault((Question.of(path.parent, found), Samples.of(found), *_setting(found)), {})
             seeds.setdefault(found["seed"], found)
     if not groups:
         return None
@@ -79,16 +94,16 @@ def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
 def _row(task: str, probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row, by the main metric; `task` is what the question is called."""
     first = probes[0]
-    main, labels = first["metrics"][0], first["labels"]
-    used = labels["train"] + labels.get("validation", 0)
+    main, samples = first["metrics"][0], Samples.of(first)
     arrow = "↑" if main["higher_is_better"] else "↓"
     return {
-        "order": (task, first["given"], used, first["tuning"], first["head"]),
+        "order": (task, first["given"], samples.trained, first["tuning"], first["head"]),
         "task": task,
         "given": " + ".join(first["given"]),
         "tuning": first["tuning"],
         "head": first["head"],
-        "labels": f"{used:,}",
+        "labels": f"{samples.trained:,}",
+        "held_out": f"{samples.held_out:,}",
         "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
         "score": _mean([probe["metrics"][0]["score"] for probe in probes]),
         "floor": _mean([probe["metrics"][0]["floor"] for probe in probes], spread=False),

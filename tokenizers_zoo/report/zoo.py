@@ -204,6 +204,6 @@ def curves(handle: ModalityHandle, checkpoints: Mapping[str, Path], pictures: Pi
         }
         drawn = {name: points for name, points in found.items() if len(points) > 1}
         if drawn:
-            image = pictures.add(f"{handle.name}-{key.replace('/', '-')}", curve_chart(drawn, quantity))
+            image = pictures.add(f"{handle.name}-{key}", curve_chart(drawn, quantity))
             shown.append({"image": image, "title": title})
     return shown

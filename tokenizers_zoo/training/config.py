@@ -22,7 +22,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; rises linearly over `warmup_steps`, then falls to 0 as a half cosine."""
     warmup_steps: int = 30
-    """Steps of the linear warm-up."""
+    """Steps of linear warm-up, at most half of `steps`: a shorter run reaches its peak rate and falls from it, too."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices and kernels only."""
     gradient_clip: float = 1.0
@@ -54,7 +54,7 @@ class TrainConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step` (0 is the first): linear warm-up, then a half cosine that ends at 0."""
-        warm = min(self.warmup_steps, self.steps)
+        warm = min(self.warmup_steps, self.steps // 2)
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (self.steps - warm + 1)))

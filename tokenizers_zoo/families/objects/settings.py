@@ -29,6 +29,8 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
     """Channels of encoder and decoder; 0 takes the default of the kind (256 for mlp)."""
     depth: int = 0
     """Residual blocks; 0 takes the default of the kind (2 for mlp)."""
+    expansion: int = field(default=2, metadata=ADDED)
+    """mlp: hidden width of a block as a multiple of `width`."""
     heads: int | None = None
     """vit: attention heads."""
     patch_size: int = 16
@@ -41,6 +43,8 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
         check_counts(self, "patch_size")
         if self.blocks == "mlp" and self.heads is not None:
             raise ValueError("heads: used by vit only, and blocks is mlp; leave it out")
+        if self.blocks != "mlp" and self.expansion != 2:
+            raise ValueError(f"expansion: used by mlp only, and blocks is {self.blocks}; leave it out")
         self.block_config()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
@@ -53,7 +57,7 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
     def block_config(self) -> MlpConfig | BlockConfig:
         """The encoder's and decoder's part of the table, resolved."""
         if self.blocks == "mlp":
-            return MlpConfig(width=self.width or 256, depth=self.depth or 2)
+            return MlpConfig(width=self.width or 256, depth=self.depth or 2, expansion=self.expansion)
         return BlockConfig(kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads)
 
 

@@ -23,6 +23,8 @@ Array = NDArray[Any]
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Pictures whose numbers come back as they were, of more than 8 bits, too."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Pillow's names of what a picture file may hold, whatever its extension; one of PostScript starts another program."""
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 """Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
 CONSTANT_SAMPLES = 512
@@ -211,7 +213,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:

@@ -188,11 +188,11 @@ class Audio(TemporalModality):
         return {"mel_l1": mel / len(target), "lsd": distance / len(target)}
 
     def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
-        """Silence, and the recordings themselves where they are few: no mean of waveforms sounds like any of them."""
+        """Silence, and some of the recordings themselves: no mean of waveforms sounds like any of them."""
         return [np.zeros_like(stack[0]), *stack[:: max(1, len(stack) // CANDIDATES)]]
 
 
 CANDIDATES = 4
-"""Recordings that are tried as the best constant answer, evenly spread."""
+"""At least so many recordings, evenly spread, are tried as the best constant answer, and fewer than twice as many."""
 
 plugin = Audio()

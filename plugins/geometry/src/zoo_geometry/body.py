@@ -69,8 +69,14 @@ def total_length(bones: Array) -> Array:
 
 
 def mean_skeleton(bones: Array) -> Array:
-    """The symmetric skeleton (24, 3) of mean size and proportions of people's bones (n, 24, 3)."""
+    """The symmetric skeleton (24, 3) of mean size and proportions of people's bones (n, 24, 3).
+
+    People without extent, all of whose joints are in one place, have no proportions; of nobody else, it is an adult's.
+    """
     lengths = total_length(bones)
+    if not lengths.any():
+        return ADULT.copy()
+    bones, lengths = bones[lengths > 0], lengths[lengths > 0]
     mean = (bones * (lengths.mean() / lengths)[:, None, None]).mean(axis=0)
     return (mean + mean[list(OTHER_SIDE)] * MIRROR) / 2
 

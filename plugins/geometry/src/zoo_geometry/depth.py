@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CUT_OFF = 0.1
 """Share of a picture's nearest, and of its farthest pixels, that published tokenizers leave out of its statistics."""
+FULL = 65535
+"""What 16-bit pictures hold where nothing was measured, or all was too far; it is no distance."""
 SUPPOSED = (4.0, 1.5)
 """Mean and deviation, metres, at which what a published tokenizer decodes is laid: those of a room."""
 
@@ -32,7 +34,7 @@ class DepthSettings(SpatialSettings):
     """Settings of depth."""
 
     png_scale: float = 0.001
-    """Metres per unit of 16-bit PNG files."""
+    """Metres per unit of 16-bit PNG files; 0 and 65535 in them are no distances."""
     shown: tuple[float, float] = field(default=(0.5, 16.0), metadata=SHOWN)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
     labeller: DepthLabeller | None = None
@@ -121,11 +123,15 @@ class Depth(SpatialModality):
                     f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
                     " or a 16-bit PNG with png_scale (metres per unit) in registry.toml"
                 )
-            metres = np.asarray(image).astype(np.float64) * options.png_scale
+            stored = np.asarray(image)
+            metres = stored.astype(np.float64) * options.png_scale
+            if stored.dtype.itemsize == 2:
+                metres[stored == FULL] = np.inf
         bad = ~np.isfinite(metres) | (metres <= 0)
         if bad.any():
             raise ValueError(
-                f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, or no number"
+                f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, no number, or "
+                f"{FULL} in 16 bits"
             )
         return (
             metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
@@ -137,10 +143,11 @@ class Depth(SpatialModality):
         from PIL import Image
 
         millimetres = np.full((8, 8), 2500, np.uint16)
-        holed = millimetres.copy()
-        holed[0, 0] = 0
+        holed, far = millimetres.copy(), millimetres.copy()
+        holed[0, 0], far[0, 0] = 0, FULL
         return {
             "a pixel of 0, where nothing was measured": (png_bytes(Image.fromarray(holed)), "png"),
+            "a pixel of 65535, where all was too far": (png_bytes(Image.fromarray(far)), "png"),
             "millimetres as floats": (array_bytes(millimetres[None].astype(np.float32)), "npy"),
         }
 

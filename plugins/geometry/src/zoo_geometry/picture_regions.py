@@ -43,10 +43,6 @@ class Region:
         """Fractions of the region (..., 2), x and y from its top left corner, as pixels of the picture (..., 2)."""
         return (places - 0.5) * self.side @ self.turn.T + (self.x, self.y)
 
-    def from_picture(self, pixels: Array) -> Array:
-        """Pixels of the picture (..., 2) as fractions of the region (..., 2): the inverse of `to_picture`."""
-        return (pixels - np.array([self.x, self.y])) @ self.turn / self.side + 0.5
-
     def shown(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
         """What a picture (channels, height, width) shows here: (size, size, channels), bilinear, shrunk by averaging.
 

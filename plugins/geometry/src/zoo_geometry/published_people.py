@@ -68,7 +68,7 @@ def numbers_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: 
     """
     orientation = Y_AND_Z_TURNED @ rotations.matrices_of(turns[:, 0])
     centre, side = crops(boxes)
-    sizes = body.total_length(body.bones_of(turns, joints)) / body.total_length(skeleton)
+    sizes = np.maximum(body.total_length(body.bones_of(turns, joints)) / body.total_length(skeleton), 1e-3)
     focal = np.sqrt(np.maximum(body.focal_lengths(joints, image), 1e-3).prod(axis=1))
     scale = focal / np.maximum(-joints[:, 0, 2], body.NEAREST) * sizes  # sides of the picture per metre
     moved = (image[:, 0] - centre) / scale[:, None] - PELVIS

@@ -42,8 +42,8 @@ S = TypeVar("S", bound=MetadataSettings)
 class MetadataModality(TextModality[S]):
     """Any subset of the declared fields; each is a special token (or its number on axis v1) and its level on axis v0.
 
-    A subclass gives `summary` and `default_fields`. Metadata are those of the whole picture, and stay as they are under
-    the shared crop.
+    A subclass gives `summary`, `settings_class` and `default_fields`. Metadata are those of the whole picture, and stay
+    as they are under the shared crop.
     """
 
     default_fields: ClassVar[Mapping[str, MetadataField]]
@@ -260,7 +260,7 @@ class DerivedMetadata(MetadataModality[D]):
     """
 
     measures: ClassVar[Mapping[str, Callable[..., Mapping[str, float]]]]
-    """`measure(value, settings)` gives numbers by field."""
+    """`measure(value, settings)` gives numbers by field; with further arguments where `measured` passes them."""
 
     def measured(self, name: str, value: Any, options: D, spec: ModalitySpec | None) -> Mapping[str, float]:
         """Numbers by field from the value of an input, whose spec is given where it is known."""

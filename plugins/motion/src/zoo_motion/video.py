@@ -16,6 +16,8 @@ from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.values import array_bytes
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
+FORMATS = ("GIF", "PNG", "WEBP")
+"""Pillow's names of what these files may hold."""
 COLUMNS = 4
 """Frames in a row of a contact sheet."""
 HALF_TICK = 5.0
@@ -120,7 +122,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) < 2:
                 raise ValueError("one frame, which is a picture: a video has at least two")
             for frame in ImageSequence.Iterator(image):

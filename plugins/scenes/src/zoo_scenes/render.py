@@ -69,7 +69,7 @@ class _Tiling:
 
 @lru_cache(maxsize=8)
 def _tiling(size: int) -> _Tiling:
-    """Square tiles of up to 16 pixels, about 8 x 8 tiles; single rows where the size has no such divisor from 4 up."""
+    """Square tiles of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more."""
     most = min(_TILE, max(size // 8, 8))
     edge = max(part for part in range(1, most + 1) if size % part == 0)
     high, wide = (edge, edge) if edge >= 4 else (1, size)

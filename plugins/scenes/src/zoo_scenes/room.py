@@ -1,4 +1,4 @@
-"""The empty room: its size, surfaces, and what hangs on its walls or lies on its floor."""
+"""The empty room: its surfaces, and what hangs on its walls or lies on its floor."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class SceneSettings:
     max_boxes: int = 8
     """Most bounding boxes per picture, the largest things first, 1 to 64."""
     min_visible: float = 0.003
-    """Share of the picture that a thing must cover to be listed in boxes, captions and counts, 0 to 1."""
+    """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
 
     def __post_init__(self) -> None:
         limits = {

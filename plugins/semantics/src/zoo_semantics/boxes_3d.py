@@ -30,7 +30,7 @@ FOUND = 0.25
 NONE_FOUND = 1.0
 """Metres of `center_error` where there are boxes and none is found."""
 FARTHEST = 1000.0
-"""Metres that no centre is beyond; more is another unit."""
+"""Metres along an axis that no centre is beyond; more is another unit."""
 LONGEST = 100.0
 """Metres that no side is beyond."""
 ROUNDED = 1e-6
@@ -220,7 +220,7 @@ def box_problem(box: Any) -> str | None:
     if problem := label_problem(box["label"]):
         return problem
     if not is_triple(box["center"], -FARTHEST, FARTHEST):
-        return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} from the camera, got {box['center']!r:.80}"
+        return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
     if not is_triple(box["size"], 0, LONGEST) or 0 in box["size"]:
         return (
             f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {box['size']!r:.80}"

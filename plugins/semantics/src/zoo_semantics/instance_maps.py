@@ -152,7 +152,7 @@ def shape_of(mask: Array, size: tuple[int, int]) -> Array:
 
 
 def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:
-    """For each instance of a map its largest overlap (IoU) with one of another, and how many the other has."""
+    """For each instance of `target` its largest overlap (IoU) with one of `predicted`, and how many that has."""
     guesses, guess = np.unique(predicted, return_inverse=True)
     truths, truth = np.unique(target, return_inverse=True)
     shared = np.bincount(truth.ravel() * len(guesses) + guess.ravel(), minlength=len(truths) * len(guesses)).reshape(

@@ -215,8 +215,8 @@ class SamInstances(ObjectModality):
             for side, (first, last) in (
                 (width, (0, 2)),
                 (height, (1, 3)),
-            ):  # a pixel may be less than from level to level
-                thin = (edges[:, first] == edges[:, last]) & (side > options.bins)
+            ):  # a pixel may be less than from level to level: there are bins - 1 steps
+                thin = (edges[:, first] == edges[:, last]) & (side >= options.bins)
                 edges[thin, first] = edges[thin, first].clip(max=side - 1)
                 edges[thin, last] = edges[thin, first] + 1
         masks = []

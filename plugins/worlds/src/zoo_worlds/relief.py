@@ -21,7 +21,7 @@ class Relief:
     metres: Field
     """Above the sea; negative where the sea is."""
     water: Field
-    """log of how many points drain through each, in [0, 1]: rivers are near 1."""
+    """log of how many points drain through each: 0 for its own alone, 1 for an eighth of all; rivers are near 1."""
     slope: Field
     """Degrees."""
 
@@ -54,7 +54,7 @@ def raise_relief(rng: np.random.Generator, extent: float) -> Relief:
 
 
 def drainage(metres: Field) -> Field:
-    """log of the points that drain through each one along the steepest way down, scaled to [0, 1].
+    """log of the points that drain through each one along the steepest way down: 0 for itself, 1 for an eighth of all.
 
     The D8 method (O'Callaghan and Mark 1984); hollows keep their water.
     """
