@@ -17,7 +17,7 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
 
     What a modality cannot use goes to the others in proportion to their shares (water-filling), so that each row sums
     to `budget` (`rows`), or to its whole capacity where that is less. `offset` (`rows`, in [0, 1)) decides the
-    rounding: drawn uniformly, the expected number of tokens is the exact share (systematic sampling).
+    rounding: drawn uniformly, the expected number of tokens is the exact one (systematic sampling).
     """
     room = capacity
     log_shares = np.where(room > 0, log_shares, -np.inf)
@@ -65,8 +65,8 @@ def fill_with_limit(
     counts = fill(log_shares, capacity, budget, offset)
     over = np.flatnonzero(np.where(group, counts, 0).sum(axis=1) > limit)
     if len(over):
-        shares, room, inside, share = log_shares[over], capacity[over], group[over], limit[over]
-        counts[over] = fill(shares, np.where(inside, room, 0), share, offset[over]) + fill(
-            shares, np.where(inside, 0, room), budget[over] - share, offset[over]
+        logs, room, inside, most = log_shares[over], capacity[over], group[over], limit[over]
+        counts[over] = fill(logs, np.where(inside, room, 0), most, offset[over]) + fill(
+            logs, np.where(inside, 0, room), budget[over] - most, offset[over]
         )
     return counts

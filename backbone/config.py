@@ -65,7 +65,8 @@ class ModelConfig:
     marked_inputs: bool = False
     """Whether inputs mark sequences as in the training of the published models: the id `end` stands behind one that has
     not its maximum length, and one sentinel for all of a sequence that is yet to be made, or that the unconditional
-    pass of guidance does not see. In masking `end` is a token like any other."""
+    pass of guidance does not see, as embeddings that this pass does not see stand as one vector of zeros. In masking
+    `end` is a token like any other."""
     inputs_only: tuple[str, ...] = field(default=(), metadata=ADDED)
     """Modalities with tokens that are read and never made: a published model had no weights for them as targets.
     Training does not ask for them, as their positions as targets are zeros, which it leaves as they are."""

@@ -120,10 +120,13 @@ class FourMEncoder(nn.Module):
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tokens as codecs give them, as tensors on the encoder's device, and masks of those of variable length.
 
-        Raises InvalidValueError where tokens do not fit their modality, ConfigError where nothing is given.
+        Raises InvalidValueError where tokens do not fit their modality, ConfigError where nothing is given, or what
+        the backbone only makes.
         """
         if not given:
             raise ConfigError("FourMEncoder: expected at least one modality")
+        for name in given:
+            self.tables.check_read(name, "features of")
         return padded(self.tables, given, self.device)
 
     # ------------------------------------------------------------------ features

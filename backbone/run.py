@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write run.json."""
-        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
+        places = asdict(self) | {"registry": None}
+        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in places.items()}
         write_json(folder / FILE, paths | {"registry": registry_place(self.registry)})
 
     @classmethod
@@ -50,7 +50,7 @@ class Run:
 
 def registry_place(registry: Path | None) -> str | None:
     """The absolute path of a registry.toml. A link stays one: relative paths in the file start at the link's folder."""
-    return None if registry is None else os.path.abspath(registry)
+    return None if registry is None else str(registry.absolute())
 
 
 def found_registry(folder: Path, registry: Path | None) -> Path | None:

@@ -52,31 +52,31 @@ def ragged(counts: Ints) -> tuple[Ints, Ints]:
 
 
 def mask_spans(
-    lengths: Ints, shares: Ints, limits: Ints, span_length: float, offset: Floats, cuts: Keys, slots: Keys
+    lengths: Ints, quota: Ints, limits: Ints, span_length: float, offset: Floats, cuts: Keys, places: Keys
 ) -> Bools:
-    """Which tokens to mask, `rows width`, so that kept tokens and sentinels are exactly `shares` (`rows`).
+    """Which tokens to mask, `rows width`, so that kept tokens and sentinels are exactly `quota` (`rows`).
 
-    Rows whose share is their length or more keep all; rows without a share mask all. `limits` is the number of
-    sentinels; the spans have `span_length` tokens on average unless the limit, or a share too small to keep them
-    apart, makes them longer. `offset` (`rows`, uniform in [0, 1)) rounds their number. `cuts` and `slots` are random
+    Rows whose quota is their length or more keep all; rows with a quota of 0 mask all. `limits` is the number of
+    sentinels; the spans have `span_length` tokens on average unless the limit, or a quota too small to keep them
+    apart, makes them longer. `offset` (`rows`, uniform in [0, 1)) rounds their number. `cuts` and `places` are random
     keys, `rows width` and `rows width + 1`.
     """
     width = cuts.shape[1]
-    part = (shares > 0) & (shares < lengths)
-    missing = np.where(part, lengths - shares, 0)
+    part = (quota > 0) & (quota < lengths)
+    missing = np.where(part, lengths - quota, 0)
     # `count` spans of s tokens shorten the input by count * (s - 1).
     count = np.floor(missing / max(span_length - 1, 1e-9) + offset)
-    spans = np.where(part, np.clip(count, 1, np.minimum(limits, (shares + 1) // 2)), 0).astype(np.int64)
+    spans = np.where(part, np.clip(count, 1, np.minimum(limits, (quota + 1) // 2)), 0).astype(np.int64)
     hidden = np.where(part, missing + spans, 0)
     # Lengths of the spans: cut the hidden tokens at random places. Their places: random gaps between kept tokens.
     starts_new = choose(cuts[:, : width - 1], np.maximum(spans - 1, 0), np.maximum(hidden - 1, 0))
     span_of = np.zeros(cuts.shape, np.int64)
     np.cumsum(starts_new, axis=1, out=span_of[:, 1:])
-    gaps = choose(slots, spans, np.where(part, lengths - hidden + 1, 0))
+    gaps = choose(places, spans, np.where(part, lengths - hidden + 1, 0))
     kept_before = np.nonzero(gaps)[1]
     rows, columns = ragged(hidden)
     place = columns + kept_before[(np.cumsum(spans) - spans)[rows] + span_of[rows, columns]]
-    masked: Bools = (np.arange(width) < lengths[:, None]) & (shares == 0)[:, None]
+    masked: Bools = (np.arange(width) < lengths[:, None]) & (quota == 0)[:, None]
     masked[rows, place] = True
     return masked
 
@@ -152,13 +152,13 @@ class Spans:
         return rank
 
 
-def input_tokens(tokens: Ints, lengths: Ints, shares: Ints, spans: Spans, sentinel: Ints) -> tuple[Ints, Ints, Ints]:
-    """What the input reads of rows that have a share: row, rank in the row's input, and id of each token.
+def input_tokens(tokens: Ints, lengths: Ints, quota: Ints, spans: Spans, sentinel: Ints) -> tuple[Ints, Ints, Ints]:
+    """What the input reads of rows whose quota is not 0: row, rank in the row's input, and id of each token.
 
     `tokens` is `rows width`, `sentinel` (`rows`) the id of the first sentinel.
     """
     kept = ~spans.masked & (np.arange(tokens.shape[1]) < lengths[:, None])
-    shown = (kept | spans.starts) & (shares > 0)[:, None]
+    shown = (kept | spans.starts) & (quota > 0)[:, None]
     rows, columns = np.nonzero(shown)
     rank = (np.cumsum(shown, axis=1) - 1)[rows, columns]
     is_sentinel = spans.starts[rows, columns]

@@ -1,11 +1,11 @@
-"""How many labels does a trained encoder save, and what does a second modality add?
+"""What does a trained encoder give with few labels, and what does a second modality add?
 
     python studies/low_labels.py --run runs/demo/backbone --tasks semseg depth metadata.num_objects
 
 Every task is learned on a share of its labels: on the frozen encoder, with the encoder tuned, too, and by the same
-network from random weights, in as many steps. Of what pretraining made (these tasks do) the trained encoder has seen
-all the answers: few labels then say how soon a head finds them again. Sets of inputs after the first one are given to
-the frozen encoder only. A share of the labels chooses the step whose weights are kept. Held-out scores.
+network from random weights, in as many steps. Where pretraining made the task's modality, as of these, the trained
+encoder has seen all the answers: few labels then say how soon a head finds them again. Sets of inputs after the first
+are given to the frozen encoder only. A share of the labels chooses the step whose weights are kept. Held-out scores.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
-from backbone.training import distributed
+from backbone.training.distributed import leave
+from backbone.training.state import TrainingState
 from backbone.training.train import train
 
 
@@ -21,18 +22,18 @@ def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "
     With `start`, a backbone of all layouts, there is one modality more.
     """
     torch.set_num_threads(1)
-    save = distributed.TrainingState.save
+    save = TrainingState.save
 
-    def save_and_die(state: distributed.TrainingState, step: int, seconds: float) -> None:
+    def save_and_die(state: TrainingState, step: int, seconds: float) -> None:
         save(state, step, seconds)
         if step == int(stop_after):
             os._exit(0)
 
-    distributed.TrainingState.save = save_and_die  # type: ignore[method-assign]
+    TrainingState.save = save_and_die  # type: ignore[method-assign]
     config = dataclasses.replace(TRAINING, **json.loads(changes))
     specs = [*all_layouts(), ADDED] if start else all_layouts()
     train(Path(folder), Path(tokens), specs, SMALL, config, start=Path(start) if start else None)
-    distributed.leave()
+    leave()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from backbone_samples import (
 )
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_forward_hook
 
 from backbone.batch import PackedBatch
@@ -37,10 +38,11 @@ from backbone.model import FourM, Losses
 from backbone.run import Run
 from backbone.saving import load_model, save_model
 from backbone.tables import Tables
-from backbone.training import distributed
+from backbone.training import distributed, state
 from backbone.training.held_out import held_out_losses
 from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.mixing import Mix, open_sources
+from backbone.training.state import PROGRESS, STATE, TrainingState
 from backbone.training.train import DivergedError, Training, keep_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
@@ -96,7 +98,7 @@ def test_a_run_leaves_model_metrics_and_no_state(finished: Path, store: Path) ->
     by_modality = [held_out[0][f"held_out/{name}"] for name in names]
     assert held_out[0]["held_out/loss"] == pytest.approx(np.mean(by_modality))
     assert any((finished / "tensorboard").iterdir())
-    assert not (finished / distributed.STATE).exists()
+    assert not (finished / STATE).exists()
 
 
 def test_golden_losses(finished: Path) -> None:
@@ -150,10 +152,11 @@ def test_a_kill_while_the_state_is_written_does_no_harm(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(
-            distributed, "write_json", lambda path, data: dying(path, data) or path.write_text(json.dumps(data))
+            "backbone.training.state.write_json",
+            lambda path, data: dying(path, data) or path.write_text(json.dumps(data)),
         )
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
-    assert len(list((tmp_path / distributed.STATE).iterdir())) == 2
+    assert len(list((tmp_path / STATE).iterdir())) == 2
     train(tmp_path, store, all_layouts(), SMALL, TRAINING)
     assert files(tmp_path) == files(finished)
 
@@ -182,7 +185,7 @@ def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after its last step, before the model was written."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed.TrainingState, "forget", lambda self: None)
+        patch.setattr(TrainingState, "forget", lambda self: None)
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
     (folder / "config.json").unlink()
     return folder
@@ -226,6 +229,22 @@ def test_a_damaged_state_is_named(
     assert problem in str(raised.value) and "ranks:" not in str(raised.value)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_want_of_memory_is_no_damage_of_a_state(
+    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    error: BaseException = torch.OutOfMemoryError("CUDA out of memory.")
+    error = CheckpointException("load", {0: (error, None)}) if wrapped else error  # type: ignore[dict-item]
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(state, "load", load)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -243,7 +262,7 @@ def test_progress_that_is_none_is_named(
     stopped: Path, store: Path, tmp_path: Path, text: str | None, problem: str
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    progress = folder / distributed.STATE / "step-00000004" / distributed.PROGRESS
+    progress = folder / STATE / "step-00000004" / PROGRESS
     progress.unlink()
     if text is not None:
         progress.write_text(text)
@@ -258,8 +277,8 @@ def test_progress_that_is_none_is_named(
 
 def test_a_state_beyond_the_run_is_not_taken_for_its_end(stopped: Path, store: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    state = (folder / distributed.STATE / "step-00000004").rename(folder / distributed.STATE / "step-00000099")
-    progress = state / distributed.PROGRESS
+    state = (folder / STATE / "step-00000004").rename(folder / STATE / "step-00000099")
+    progress = state / PROGRESS
     progress.write_text(json.dumps({**json.loads(progress.read_text()), "step": 99}))
     with pytest.raises(CheckpointError, match="holds a state of step 99, and the run has 4; remove it to start anew"):
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
@@ -383,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
     config = dataclasses.replace(TRAINING, learning_rate=1e18, warmup_steps=0, save_every=1, gradient_clip=0.0)
     with pytest.raises(DivergedError, match=r"not finite at step 2, with learning rate .*after step 1 is kept in"):
         train(tmp_path, store, all_layouts(), SMALL, config)
-    assert [path.name for path in (tmp_path / distributed.STATE).iterdir()] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize(

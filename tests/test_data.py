@@ -21,8 +21,8 @@ from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
 from tokenizers_zoo.data.shards import LazyValues, ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
-from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
+from tokenizers_zoo.disk import disk_errors, disk_problem
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.pipeline.results import Outcome
 
 BLOCK = 512
@@ -516,3 +516,9 @@ def test_what_needs_the_names_of_shards_alone_reads_no_headers(tmp_path: Path, m
     assert store.shards("train", "one") == shards and list(contents(store, "train", "one")) == shards
     with pytest.raises(DataError, match=r"unknown modality in .*'two'"):
         store.shards("train", "two")
+
+
+def test_a_machine_that_failed_is_no_full_disk() -> None:
+    told = "depth: encode ran out of memory: a file of cache (os error 28)"
+    assert disk_problem(MachineError(told)) is None
+    assert "the disk is full" in str(disk_problem(PluginError(told)))

@@ -217,8 +217,8 @@ def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
     for scores in ([1.0, float("nan")], [1.0]):
         with pytest.raises(InvalidValueError, match="rank: expected a number for each of 2 draws, got list"):
             generated(world, recipe, scorer=lambda given, made, scores=scores: scores)
-    with pytest.raises(ConfigError, match="rank rgb_patches: a scorer is given, too"):
-        generated(world, dataclasses.replace(recipe, rank="rgb_patches"), scorer=lambda given, made: [0.0, 0.0])
+    with pytest.raises(ConfigError, match="rank depth: a scorer is given, too"):
+        generated(world, dataclasses.replace(recipe, rank="depth"), scorer=lambda given, made: [0.0, 0.0])
     assert not made(world, "new")
 
 

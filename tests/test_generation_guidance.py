@@ -10,7 +10,7 @@ from generation_samples import WORDS, contents, full_logits, given_tokens, only,
 
 from backbone.generation import Guidance, TargetPlan, generate
 from backbone.generation.decoding import target_logits
-from backbone.generation.guidance import Passes, passes
+from backbone.generation.guidance import Passes
 from backbone.generation.sampling import IDS, Noise, draw
 from backbone.model import Context, FourM
 
@@ -28,23 +28,23 @@ def as_sets(made: Passes) -> list[tuple[set[str], float]]:
 
 def test_passes_by_hand() -> None:
     everything = {"left", "vectors", "bag"}
-    assert as_sets(passes(Guidance(), "right", KNOWN)) == [(set(), 1)]
-    assert as_sets(passes(Guidance(scale=3), "right", KNOWN)) == [(everything, -2), (set(), 3)]
-    assert as_sets(passes(Guidance(scale=0), "right", KNOWN)) == [(everything, 1)]
+    assert as_sets(Passes.of(Guidance(), "right", KNOWN)) == [(set(), 1)]
+    assert as_sets(Passes.of(Guidance(scale=3), "right", KNOWN)) == [(everything, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=0), "right", KNOWN)) == [(everything, 1)]
     always = Guidance(scale=3, always=("bag",))
-    assert as_sets(passes(always, "right", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(Passes.of(always, "right", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
     weights = Guidance(weights={"left": 2.0, "bag": -0.5})
-    assert as_sets(passes(weights, "right", KNOWN)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
+    assert as_sets(Passes.of(weights, "right", KNOWN)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
     # A weight of 0 hides a condition from all passes; one condition at 1 is the pass that sees it.
-    assert as_sets(passes(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", KNOWN)) == [({"bag"}, 1)]
+    assert as_sets(Passes.of(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", KNOWN)) == [({"bag"}, 1)]
     # The target's own tokens are never hidden, and where nothing is known nothing guides.
-    assert as_sets(passes(Guidance(scale=3), "bag", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
-    assert as_sets(passes(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
+    assert as_sets(Passes.of(Guidance(scale=3), "bag", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
 
 def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM) -> None:
     given = given_tokens(3)
-    steered = passes(Guidance(weights={"left": 2.0, "words": 1.5}), "right", tuple(given))
+    steered = Passes.of(Guidance(weights={"left": 2.0, "words": 1.5}), "right", tuple(given))
     packed = whole_inputs(model, given).packed(steered)
     seen = contents(packed)
     for number, hidden in enumerate(steered.hidden):
@@ -63,7 +63,7 @@ def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM
 )
 def test_logits_are_those_of_the_passes_added_up_by_hand(model: FourM, guidance: Guidance) -> None:
     given = {name: tokens for name, tokens in given_tokens(2).items() if name in ("left", "vectors", "pixels")}
-    steered = passes(guidance, "right", tuple(given))
+    steered = Passes.of(guidance, "right", tuple(given))
     inputs, cells = whole_inputs(model, given), torch.arange(9).expand(2, -1)
     logits = target_logits(
         model, "right", torch.full_like(cells, -1), cells, model.context(inputs.packed(steered)), steered

@@ -127,7 +127,7 @@ def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them
         unmarked = inputs.packed(dataclasses.replace(passes, marked=False))
         assert not unmarked.mask[rows:].any()
         inputs.draws = 2
-        inputs.part()
+        inputs.split_draws()
 
 
 def test_what_the_model_only_makes_is_no_input() -> None:

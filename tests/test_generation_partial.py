@@ -15,7 +15,7 @@ from backbone.config import ModelConfig
 from backbone.generation import Guidance, TargetPlan, decoding, generate
 from backbone.generation.decoding import restricted
 from backbone.generation.inputs import GrowingInputs
-from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, filled
+from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, with_gaps_filled
 from backbone.generation.regions import kept_part, region_mask
 from backbone.generation.sampling import IDS, Noise, draw
 from backbone.model import FourM
@@ -150,9 +150,9 @@ def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
 
 def test_streams_fill_gaps_by_hand() -> None:
     row = np.array([-1, 9, 8, -1, 7, -1])
-    assert filled(row, [10, 11, 3, 12, 4], WORDS).tolist() == [10, 11, 9, 8, 12, 7]
-    assert filled(row, [3, 4, 13], WORDS).tolist() == [9, 8, 7, 13]
-    assert filled(row, [], WORDS).tolist() == [9, 8, 7]
+    assert with_gaps_filled(row, [10, 11, 3, 12, 4], WORDS).tolist() == [10, 11, 9, 8, 12, 7]
+    assert with_gaps_filled(row, [3, 4, 13], WORDS).tolist() == [9, 8, 7, 13]
+    assert with_gaps_filled(row, [], WORDS).tolist() == [9, 8, 7]
 
 
 @torch.inference_mode()
@@ -180,7 +180,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
             break
         gap += token == onward
         stream.append(token)
-    return filled(row, stream, WORDS).tolist()
+    return with_gaps_filled(row, stream, WORDS).tolist()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0, 8.0])

@@ -118,21 +118,21 @@ def test_ragged_and_choose_by_hand() -> None:
 
 @CASES
 @given(st.integers(0, 10**6), st.floats(1, 6), st.integers(1, 10))
-def test_masked_spans_leave_exactly_the_share(seed: int, span_length: float, limit: int) -> None:
+def test_masked_spans_leave_exactly_the_quota(seed: int, span_length: float, limit: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 30, 40)
-    shares = np.minimum(rng.integers(0, 35, 40), lengths)
+    quota = np.minimum(rng.integers(0, 35, 40), lengths)
     keys = rng.integers(0, 2**63, (40, 61)).astype(np.uint64)
-    masked = mask_spans(lengths, shares, np.full(40, limit), span_length, rng.random(40), keys[:, :30], keys[:, 30:])
+    masked = mask_spans(lengths, quota, np.full(40, limit), span_length, rng.random(40), keys[:, :30], keys[:, 30:])
     spans = Spans.of(masked)
     count = spans.starts.sum(axis=1)
     kept = lengths - masked.sum(axis=1)
     assert not masked[np.arange(30) >= lengths[:, None]].any()
-    part = (shares > 0) & (shares < lengths)
-    assert (kept[part] + count[part] == shares[part]).all()
+    part = (quota > 0) & (quota < lengths)
+    assert (kept[part] + count[part] == quota[part]).all()
     assert (count[part] >= 1).all() and (count <= limit).all()
-    assert (masked.sum(axis=1)[shares == 0] == lengths[shares == 0]).all()
-    assert not masked[(shares == lengths) & (shares > 0)].any()
+    assert (masked.sum(axis=1)[quota == 0] == lengths[quota == 0]).all()
+    assert not masked[(quota == lengths) & (quota > 0)].any()
 
 
 def test_mean_span_length_is_the_setting() -> None:
@@ -600,7 +600,9 @@ def test_mixtures_that_cannot_be_are_errors() -> None:
     tables = Tables(all_layouts())
     with pytest.raises(UnknownNameError, match="picture"):
         Masker(tables, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))
-    with pytest.raises(ConfigError, match="pixels is continuous"):
+    with pytest.raises(UnknownNameError, match="picture"):
+        Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("pixels", "pictures")),)))
+    with pytest.raises(ConfigError, match="masking: mixtures: targets: pixels: a patches modality is an input only"):
         Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("pixels",)),)))
     only_inputs = Tables([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
     with pytest.raises(ConfigError, match="nothing to predict"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -25,9 +26,10 @@ from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from backbone.evaluation.pairs import default_pairs
+from backbone.features import FourMEncoder
 from backbone.ml4m import folders
 from backbone.ml4m.commands import export_command, import_command
-from backbone.ml4m.folders import Told, import_folders, modality_of
+from backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
 from backbone.run import Run
 from backbone.saving import load_model
 from tokenizers_zoo.cli.main import zoo as command
@@ -515,6 +517,18 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given
     with pytest.raises(ConfigError, match="rank semseg of clip_448: this model only makes it"):
         run(command, *generating, "clip_448", "--samples", 1, "--rank", "semseg")
     assert not (tmp_path / "made").exists()
+    (tmp_path / "labels.csv").write_text("key,label\n")
+    training = ("transfer", "train", backbone, "--task", tmp_path / "labels.csv", "--given", "semseg,clip_448")
+    with pytest.raises(
+        ConfigError, match="--given clip_448: this model only makes it, and cannot be given it; it reads"
+    ):
+        run(command, "--registry", registry, *training)
+    with pytest.raises(ConfigError, match="features of clip_448: this model only makes it"):
+        FourMEncoder.from_run(backbone).prepare({"clip_448": np.zeros((1, 28, 28), np.int64)})
+    run(command, "--registry", registry, "report", backbone)
+    assert (
+        "One model of 3 modalities that makes any of 2 from any others" in (backbone / "report/index.html").read_text()
+    )
     run(export_command, backbone, tmp_path / "back")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "in" / file).read_bytes()
@@ -769,6 +783,18 @@ def test_a_stated_size_that_a_tokenizer_does_not_do_is_told(sized: Path) -> None
     said = " ".join(run(import_command, sized / GRIDS[1], out).split())
     assert "image_size = 448, its own: image_size = 100" in said and "16 does not divide the image size" in said
     assert Zoo.from_toml(out / "registry.toml")["semseg"].spec.layout.shape == (28, 28)
+
+
+def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> None:
+    tables = {
+        "zoo": {"modalities": ["clip", "clip_448"]},
+        "modalities": {
+            "clip": {"checkpoint": "mine/clip", "image_size": 224}, "clip_448": {"plugin": "clip", "image_size": 448}
+        },
+    }  # fmt: skip
+    before = copy.deepcopy(tables)
+    share_tokenizers(tables, tmp_path / "registry.toml")
+    assert tables == before
 
 
 @pytest.mark.parametrize("order", [("4M_B", *GRIDS), (*GRIDS, "4M_B"), ("",)], ids=["backbone", "tokenizers", "all"])

@@ -46,6 +46,7 @@ from tokenizers_zoo.errors import (
     PluginError,
     ReadError,
     ZooError,
+    passing,
 )
 from tokenizers_zoo.pipeline import derive as derive_module
 from tokenizers_zoo.pipeline import engines
@@ -367,7 +368,7 @@ def test_a_file_that_fails_is_told_whatever_is_in_its_name(toy: Callable[..., Zo
         made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1)
         assert [(o.written, o.kept_shards) for o in made.outcomes] == [(written, kept)] * 2
     (reason,) = describe_data(zoo, data).reasons
-    assert f": {name}: field: damaged .npy" in reason
+    assert ": end\u2028of\\x85lines\\x0a: field: damaged .npy" in reason
 
 
 def test_what_is_lost_of_a_users_shards_is_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -420,6 +421,29 @@ def make_pictures(folder: Path, *names: str, **tables: Any) -> Any:
     return make_data(zoo, "folder", folder / "data", train=None, test=0, options=options, workers=1, shard_size=2)
 
 
+def test_a_picture_refused_beside_one_that_is_not_read_now_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third would have been of the first one's size."""
+    pytest.importorskip("zoo_geometry")
+    pytest.importorskip("zoo_semantics")
+    square = dict.fromkeys("abcd", (16, 16))
+    pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}, "sam_instance": square})
+    names, opened = ("rgb", "depth", "sam_instance"), os.open
+
+    def failing(path: Any, *flags: int) -> int:
+        if str(path).endswith("sam_instance/b.npy"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        assert {o.modality: o.failed for o in make_pictures(tmp_path, *names).outcomes} == dict.fromkeys(names, 1)
+    made = {o.modality: (o.written, o.failed, o.kept_shards) for o in make_pictures(tmp_path, *names).outcomes}
+    assert made == {"rgb": (2, 0, 1), "depth": (1, 1, 1), "sam_instance": (2, 0, 1)}
+    assert [o.kept_shards for o in make_pictures(tmp_path, *names).outcomes] == [2, 2, 2]
+
+
 def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mended(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     square = dict.fromkeys("abcd", (16, 16))
@@ -430,6 +454,8 @@ def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mend
         return {o.modality: (o.written, o.failed, o.kept_shards) for o in made.outcomes}
 
     assert make() == {"rgb": (3, 1, 0), "depth": (3, 1, 0)}
+    for _ in range(2):
+        assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}, "nothing has changed"
     pictures(tmp_path / "mine", {"depth": {"b": (16, 16)}})
     assert make() == {"rgb": (2, 0, 1), "depth": (2, 0, 1)}
     assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
@@ -712,8 +738,51 @@ def test_a_source_that_may_not_read_is_not_blamed_on_the_output(
         make_toy(toy(), tmp_path / "data")
 
 
+def refuse_for_memory(monkeypatch: pytest.MonkeyPatch, handle: Any, refused: Callable[[Any], bool]) -> None:
+    """Memory runs out where these values are read."""
+    read = handle.read
+
+    def failing(data: bytes, extension: str) -> Any:
+        if not refused(value := read(data, extension)):
+            return value
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from error
+
+    monkeypatch.setattr(handle, "read", failing)
+
+
+def test_want_of_memory_passes_wherever_it_lies_behind_an_error() -> None:
+    def caught(raises: Callable[[Exception], None], first: Exception) -> Exception:
+        try:
+            try:
+                raise first
+            except Exception as error:
+                raises(error)
+        except Exception as error:
+            return error
+        raise AssertionError
+
+    def from_it(error: Exception) -> None:
+        raise InvalidValueError("x") from error
+
+    def from_none(error: Exception) -> None:
+        raise ValueError("x") from None
+
+    def from_itself(error: Exception) -> None:
+        raise error from error
+
+    for first, is_passing in ((MemoryError(), True), (torch.OutOfMemoryError("CUDA"), True), (ValueError("x"), False)):
+        one = caught(from_it, first)
+        for error in (one, caught(from_it, caught(from_none, first)), caught(from_itself, one)):
+            assert passing(error) == is_passing
+    assert passing(ReadError("x")) and not passing(DataError("x"))
+
+
+@pytest.mark.parametrize("want", ["files", "memory"])
 def test_a_file_that_is_not_read_now_is_read_the_next_time(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    want: str, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(8))
@@ -729,12 +798,14 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
         result = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
         return {o.modality: (o.written, o.failed, o.kept_shards) for o in result.outcomes}
 
-    monkeypatch.setattr(os, "open", failing)
-    assert make() == {"field": (7, 1, 0), "words": (8, 0, 0)}
-    assert "f05: " in str(describe_data(zoo, data).reasons) and "Too many open files" in str(
-        describe_data(zoo, data).reasons
-    )
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        if want == "files":
+            patch.setattr(os, "open", failing)
+        else:
+            refuse_for_memory(patch, zoo["field"], lambda value: value[0, 0, 0] == np.float32(5 / 30))
+        assert make() == {"field": (7, 1, 0), "words": (8, 0, 0)}
+        reasons = str(describe_data(zoo, data).reasons)
+        assert "f05: " in reasons and {"files": "Too many open files", "memory": "MemoryError"}[want] in reasons
     assert make() == {"field": (4, 0, 1), "words": (0, 0, 2)}
     assert make() == {"field": (0, 0, 2), "words": (0, 0, 2)}
 
@@ -858,6 +929,23 @@ def test_no_sample_is_to_blame_where_the_machine_fails(
     assert not list(data.rglob("shadow/*"))
     room.touch()
     assert [(o.written, o.failed) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+
+
+def test_what_was_not_derived_as_memory_ran_out_is_derived_the_next_time(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    store = ValueStore.of(data, zoo)
+    bad = store.read(zoo["field"], "train", store.keys("train", "field")[0])
+    with monkeypatch.context() as patch:
+        refuse_for_memory(patch, zoo["field"], lambda value: np.array_equal(value, bad))
+        (first,) = derive_data(zoo, data, workers=1).outcomes
+    (second,) = derive_data(zoo, data, workers=1).outcomes
+    assert second.kept_shards == 2 and second.written
+    assert len(ValueStore.of(data, zoo).keys("train", "dark")) == first.written + 1
+    (third,) = derive_data(zoo, data, workers=1).outcomes
+    assert (third.written, third.kept_shards) == (0, 3)
 
 
 @pytest.mark.parametrize("hook", ["transform", "sample"])
@@ -1104,6 +1192,9 @@ def test_values_are_read_once_for_all_commands_until_they_or_the_settings_change
     (out / ".audit/train-field.json").write_text("[]")
     assert dropped(zoo) == (23, {"train": 1})
     assert dropped(toy({"modalities": {"field": {"levels": 3}}}))[0] == 28
+    assert dropped(zoo) == (28, {"train": 1}) and dropped(zoo)[0] == 0
+    monkeypatch.setattr(audit_module, "READERS", audit_module.READERS + 1)
+    assert dropped(zoo) == (28, {"train": 1}), "what readers refuse since was read before"
 
 
 def test_after_a_kill_only_shards_are_read_of_which_nothing_is_known(
@@ -1189,17 +1280,9 @@ def test_only_what_is_wrong_with_a_value_itself_is_remembered(
     with pytest.raises(MachineError, match="no memory"):
         count()
     handle.transform = transform  # type: ignore[method-assign]
-    read = handle.read
-
-    def short_of_memory(data: bytes, extension: str) -> Any:
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise InvalidValueError("field: cannot be read: MemoryError") from error
-
-    handle.read = short_of_memory  # type: ignore[method-assign]
-    assert count() < 23
-    handle.read = read  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        refuse_for_memory(patch, handle, lambda value: True)
+        assert count() < 23
     assert count() == 23
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import DataError, PluginError
+from tokenizers_zoo.errors import DataError, MachineError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.probes import Outcome, Probe, outcome_of, probed_files, shortened
@@ -202,6 +202,19 @@ def test_made_up_values_are_sound_for_every_array() -> None:
         assert value is not None, handle.name
         handle.check(value)
         assert len(np.unique(value)) > 1, handle.name
+
+
+def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise MachineError("no memory")
+
+    handle = Zoo.installed()["rgb"]
+    monkeypatch.setattr(handle, "transform", fails)
+    with pytest.raises(MachineError):
+        outcome_of(handle, next(probe for _, probe in probed_files(handle).probes))
+    monkeypatch.setattr(handle, "write", fails)
+    with pytest.raises(MachineError):
+        made_up(handle)
 
 
 @pytest.mark.parametrize("width", [0, 1, 2, 3, 4])

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tokenizers_zoo.quantizers import (
     build_quantizer,
     restore_quantizer,
 )
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerKind
 from tokenizers_zoo.quantizers.kinds import ADAPTERS
 
 CONFIGS = {
@@ -59,7 +60,8 @@ def assert_same_state(before: dict[str, torch.Tensor], after: dict[str, torch.Te
 
 
 def test_every_kind_is_tested() -> None:
-    assert {config.kind for config in CONFIGS.values()} == set(KIND_DEFAULTS) == set(ADAPTERS)
+    kinds = {config.kind for config in CONFIGS.values()}
+    assert kinds == set(KIND_DEFAULTS) == set(ADAPTERS) == set(get_args(QuantizerKind))
 
 
 @pytest.mark.parametrize("grid", [(), (50,), (5, 10), (2, 5, 5)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +28,14 @@ from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, MachineError, ReadError
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InvalidValueError,
+    MachineError,
+    ReadError,
+)
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
@@ -240,6 +248,32 @@ def test_no_value_is_left_out_where_the_machine_fails(
     assert not list(out.rglob("*.arrow"))
     monkeypatch.undo()
     assert [(o.written, o.dropped) for o in tokenize(zoo, data, out).outcomes] == [(5, {}), (23, {})]
+
+
+def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data, test=0)
+    trained(zoo, data, "field")
+    read, left = zoo["field"].read, itertools.count()
+
+    def failing(value: bytes, extension: str) -> Any:
+        if next(left) != 3:
+            return read(value, extension)
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise InvalidValueError("field: cannot be read: MemoryError") from error
+
+    def counts() -> list[tuple[int, int, int]]:
+        return [(o.written, o.kept, len(o.dropped)) for o in tokenize(zoo, data, out).outcomes]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo["field"], "read", failing)
+        assert counts() == [(22, 0, 1)]
+    assert counts() == [(23, 0, 0)]
+    assert counts() == [(0, 23, 0)]
 
 
 def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(

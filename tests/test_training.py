@@ -397,6 +397,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> N
         train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "advice"), [(5, r"warmup_steps \(5\)"), (6, r"steps \(12\), half of which are the warm-up")]
+)
+def test_a_loss_that_is_not_finite_is_told_with_what_makes_warm_up_longer(
+    warmup: int, advice: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, warmup_steps=warmup)
+    with pytest.raises(TrainingError, match=rf" or raise tokenizer\.{advice}, and look at the values$"):
+        train(VectorTask(poison=1.0), SAMPLES, config, tmp_path, 0)
+
+
 def test_a_collapse_is_told_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = TrainConfig(steps=2, eval_every=1, learning_rate=1e-9)
     constant = TrainingSamples(train=[np.ones(DIM, np.float32)] * 4, test=[np.ones(DIM, np.float32)] * 40)

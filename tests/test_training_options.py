@@ -419,7 +419,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
         opened(Dataset(tokens=other), specs=[*specs, spec("absent", GridLayout(shape=(2, 2)))])
     with pytest.raises(UnknownNameError, match="clpi"):
         train(tmp_path / "run", store, all_layouts(), SMALL, dataclasses.replace(SHORT, loss_weights={"clpi": 2.0}))
-    with pytest.raises(ConfigError, match="loss_weights: pixels is continuous"):
+    with pytest.raises(ConfigError, match="loss_weights: pixels: a patches modality is an input only"):
         train(tmp_path / "run", store, all_layouts(), SMALL, dataclasses.replace(SHORT, loss_weights={"pixels": 2.0}))
     with pytest.raises(ConfigError, match="preview_every: pictures are drawn by zoo backbone"):
         train(tmp_path / "new", store, all_layouts(), SMALL, dataclasses.replace(SHORT, preview_every=2))

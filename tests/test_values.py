@@ -307,6 +307,15 @@ def test_bad_tokens(spec: ModalitySpec, tokens: Any, words: str) -> None:
     assert problem is not None and words in problem
 
 
+def test_want_of_memory_is_nothing_wrong_with_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "stack", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        checked_tokens(GRID, [torch.zeros(2, 3, dtype=torch.int64)])
+
+
 def test_what_tokens_are_expected() -> None:
     assert expected_tokens(GRID) == "int64 (batch, 2, 3) in [0, 10)"
     assert expected_tokens(VECTOR) == "int64 (batch, 4) in [0, 10)"

@@ -40,6 +40,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
+from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.vocabulary import TextVocabulary
 
 REGISTRY = """[zoo]
@@ -370,6 +371,10 @@ def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, a
     TextVocabulary.load(world.vocabulary).grow(["<calm>"]).save(world.vocabulary)
     assert ids_in_use(world.run, [world.zoo()[name] for name in USED]) == ids, "however it grows while that is trained"
     assert begin(specs, config, 0, world.run).known["output.text"].all(), "of what is not told all is known"
+    stored = read_table(world.run / "config.json")
+    stored["fingerprints"]["web_text"] = "of a tokenizer of its own, too"
+    write_json(world.run / "config.json", stored)
+    assert ids_in_use(world.run, handles) == ids, "it counts as the others"
 
 
 def test_what_has_no_row_of_its_own_is_not_frozen(world: World, add_mood: None) -> None:

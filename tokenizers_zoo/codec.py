@@ -13,6 +13,28 @@ from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.vocabulary import first_fingerprint
 
 
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """A checkpoint's folder, and the hub id that it comes from as long as none is there."""
+
+    folder: Path
+    hub_id: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """True where a checkpoint is there, or named on the hub; never looks outside."""
+        return self.hub_id is not None or checkpoints.is_complete(self.folder)
+
+    def fetched(self) -> Path:
+        """The folder, or the snapshot of the hub id; without one, the folder may hold none. Raises CheckpointError.
+
+        A checkpoint here goes before the one on the hub; a folder that holds none does not.
+        """
+        if self.hub_id is None or checkpoints.is_complete(self.folder):
+            return self.folder
+        return checkpoints.hub_folder(self.hub_id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodecFiles:
     """The folders of one modality's codec; they need not be there yet."""
@@ -20,8 +42,8 @@ class CodecFiles:
     spec: ModalitySpec
     checkpoint: Path
     """The tokenizer; of a modality that only writes in a shared vocabulary, that vocabulary."""
-    locate_vocabulary: Callable[[ModalitySpec], tuple[Path, str | None]] | None = None
-    """Where a shared vocabulary is, for a spec with `own_tokenizer`: its folder and its hub id."""
+    locate_vocabulary: Callable[[ModalitySpec], CheckpointPlace] | None = None
+    """Where a shared vocabulary is, for a spec with `own_tokenizer`."""
     hub_id: str | None = None
     """Where the checkpoint comes from as long as none is at that place."""
     hub_evaluations: Path = Path()
@@ -34,23 +56,27 @@ class CodecFiles:
     @property
     def vocabulary(self) -> Path:
         """The checkpoint of the vocabulary: the modality's own, unless it has a tokenizer beside a shared one."""
-        return self._vocabulary[0]
+        return self._vocabulary_place.folder
 
     @property
-    def _vocabulary(self) -> tuple[Path, str | None]:
+    def _place(self) -> CheckpointPlace:
+        return CheckpointPlace(self.checkpoint, self.hub_id)
+
+    @property
+    def _vocabulary_place(self) -> CheckpointPlace:
         if self.spec.own_tokenizer and self.locate_vocabulary is not None:
             return self.locate_vocabulary(self.spec)
-        return self.checkpoint, self.hub_id
+        return self._place
 
     @property
     def lacks_vocabulary(self) -> bool:
-        """True where a shared vocabulary is needed beside the tokenizer, and not there."""
-        return self.spec.own_tokenizer and not _is_there(*self._vocabulary)
+        """True where a shared vocabulary is needed beside the tokenizer, and neither there nor named on the hub."""
+        return self.spec.own_tokenizer and not self._vocabulary_place.known
 
     @property
     def complete(self) -> bool:
         """True where all is there, or named on the hub; never looks outside."""
-        return _is_there(self.checkpoint, self.hub_id) and not self.lacks_vocabulary
+        return self._place.known and not self.lacks_vocabulary
 
     @property
     def evaluations(self) -> Path:
@@ -60,16 +86,16 @@ class CodecFiles:
 
     def vocabulary_folder(self) -> Path:
         """The vocabulary's folder, fetched from the hub where it is there. It need not be there yet."""
-        return _fetched(*self._vocabulary)
+        return self._vocabulary_place.fetched()
 
     def folder(self) -> Path:
         """The checkpoint's folder, fetched from the hub where it is there. Raises CheckpointError for none."""
-        if not _is_there(self.checkpoint, self.hub_id):
+        if not self._place.known:
             table = f"[modalities.{self.spec.name}] of {self.origin.file}"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
             where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
-        return _fetched(self.checkpoint, self.hub_id)
+        return self._place.fetched()
 
     def fingerprint(self) -> str:
         """sha256 of the tokenizer's weights and config, and of the vocabulary's where they are two.
@@ -112,12 +138,3 @@ class CodecFiles:
         except (CheckpointError, KeyError, TypeError, ValueError):
             return False
         return needed_vocab_size <= lengths.get(fingerprint, -1)
-
-
-def _is_there(folder: Path, hub_id: str | None) -> bool:
-    return hub_id is not None or checkpoints.is_complete(folder)
-
-
-def _fetched(folder: Path, hub_id: str | None) -> Path:
-    """A checkpoint here goes before the one on the hub; a folder that holds none does not."""
-    return folder if hub_id is None or checkpoints.is_complete(folder) else checkpoints.hub_folder(hub_id)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def disk_problem(error: BaseException) -> str | None:
     for found in (error, error.__cause__):
         if isinstance(found, OSError) and found.errno is not None:
             return DISK_ERRORS.get(found.errno)
-    if isinstance(error, ZooError) and not isinstance(error, PluginError):
+    if isinstance(error, OneLineError) and not isinstance(error, PluginError):
         return None
     number = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
     return DISK_ERRORS.get(int(number.group(1) or number.group(2))) if number else None

@@ -88,3 +88,19 @@ def is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or any(kind.__name__ in OF_THE_MACHINE for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and SAID_OF_THE_MACHINE.match(str(error)) is not None
+
+
+def passing(error: BaseException) -> bool:
+    """True where the next try may do better: a file is not read now, or the machine failed as it was.
+
+    An error of the machine may lie behind others, those among them that were raised `from None`.
+    """
+    behind, seen = [error], set[int]()
+    while behind:
+        found = behind.pop()
+        if id(found) not in seen:
+            if is_of_the_machine(found):
+                return True
+            seen.add(id(found))
+            behind += [cause for cause in (found.__cause__, found.__context__) if cause is not None]
+    return isinstance(error, ReadError)

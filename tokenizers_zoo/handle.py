@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenizers_zoo import defaults
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
-from tokenizers_zoo.codec import CodecFiles
+from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
 from tokenizers_zoo.config import Settings, emptied, keys_of
 from tokenizers_zoo.discovery import Claim, Plugins, failed, reason
 from tokenizers_zoo.errors import (
@@ -54,8 +54,8 @@ class ModalityHandle:
 
     Values are numpy arrays, str, or lists and dicts of JSON types, one per sample, as `spec.value` declares. Methods
     raise InvalidValueError for values or tokens that are not what the spec declares, PluginError (naming plugin and
-    distribution) where the plugin fails or gives what its spec does not declare, MachineError for want of memory, and
-    pass on the plugin's ZooErrors.
+    distribution) where the plugin fails or gives what its spec does not declare, MachineError for want of memory (but
+    in `read`, where any failure is the file's), and pass on the plugin's ZooErrors.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ModalityHandle:
 
         So with the shared vocabulary of one that has a tokenizer of its own beside it, where its folder is given.
         """
-        locate = self.codec.locate_vocabulary if vocabulary is None else lambda _: (vocabulary, None)
+        locate = self.codec.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
         files = CodecFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=self.settings.origin)
         return ModalityHandle(
             plugins=self._plugins,
@@ -210,13 +210,13 @@ class ModalityHandle:
             self._fingerprint = self.codec.fingerprint()
         return self._fingerprint
 
-    def speaks(self, codec: str, needed_vocab_size: int = 0) -> bool:
-        """True where tokens by `codec` mean the same to this tokenizer: it is that one, or grew from it.
+    def speaks(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
+        """True where tokens of that codec mean the same to this tokenizer: it is that one, or grew from it.
 
         `needed_vocab_size`: one more than the greatest of those ids, see `CodecFiles.grew_from`. Raises
         CheckpointError where the tokenizer is not there.
         """
-        return codec == self.fingerprint or self.codec.grew_from(codec, needed_vocab_size)
+        return fingerprint == self.fingerprint or self.codec.grew_from(fingerprint, needed_vocab_size)
 
     @property
     def tokenizer(self) -> Any:

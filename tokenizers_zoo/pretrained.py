@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo.device import device_problem
 from tokenizers_zoo.disk import file_digest
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, is_of_the_machine
 from tokenizers_zoo.wording import and_others
 
 T = TypeVar("T")
@@ -202,6 +202,8 @@ def _one_line(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise PretrainedError(f"{folder}: cannot be read as {name}: {reason}") from error
 

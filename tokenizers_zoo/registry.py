@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.codec import CodecFiles
+from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
@@ -240,8 +240,8 @@ class Zoo:
             origin=origin,
         )
 
-    def _locate_vocabulary(self, spec: ModalitySpec) -> tuple[Path, str | None]:
-        """Folder and hub id of a shared vocabulary, for a modality whose checkpoint it is not: where others have it.
+    def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointPlace:
+        """Where a shared vocabulary is, for a modality whose checkpoint it is not: where others have it.
 
         Only modalities whose tables say where their checkpoints are have to be loaded to know.
         """
@@ -251,8 +251,8 @@ class Zoo:
                     handle = self[name]
                     shares = handle.spec.shared_vocabulary or is_text(handle)
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
-                        return handle.checkpoint, handle.codec.hub_id
-        return self.checkpoints / spec.vocabulary, None
+                        return CheckpointPlace(handle.checkpoint, handle.codec.hub_id)
+        return CheckpointPlace(self.checkpoints / spec.vocabulary)
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
         """A checkpoint that reads `owner/name` may be on the hub, unless `owner` is where the tokenizers are here."""

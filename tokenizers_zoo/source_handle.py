@@ -25,7 +25,9 @@ def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:
 
 
 class SourceHandle:
-    """One source. Raises PluginError naming it where it fails or breaks the contract; passes on its own ZooErrors."""
+    """One source. Raises PluginError naming it where it fails or breaks the contract, MachineError for want of memory;
+    passes on its own ZooErrors.
+    """
 
     def __init__(self, *, plugins: Plugins, plugin: Any, claim: Claim, shared: Mapping[str, Any]) -> None:
         self.name = claim.name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, is_of_the_machine
 from tokenizers_zoo.modality import (
     EmbeddingsLayout,
     GridLayout,
@@ -284,6 +284,8 @@ def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
             return tokens, _fixed_problem(spec, tokens)
         items = [item.cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
         return given, str(error)
     for index, item in enumerate(items):
         if problem := _item_problem(spec, item):

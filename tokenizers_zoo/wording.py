@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""The control characters of Unicode (category Cc), which a terminal obeys where they are shown on it."""
 
 
 def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:

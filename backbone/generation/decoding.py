@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs
-from backbone.generation.partial import UNKNOWN, Ids, filled, sees_end, unknown_cells
+from backbone.generation.partial import UNKNOWN, Ids, sees_end, unknown_cells, with_gaps_filled
 from backbone.generation.plan import TargetPlan
 from backbone.generation.sampling import COLDEST, CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, tempered
 from backbone.generation.schedules import temperatures, tokens_per_step
@@ -64,6 +64,7 @@ def decode_grid(
         # Where the order is known beforehand only the next cells are decoded. Confidence has to see all that are left.
         cells = left if plan.scheme == "maskgit" else left[:, :count]
         logits = cell_logits(model, inputs, plan, cells, passes)
+        inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
         drawn = draw_several(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
@@ -96,12 +97,10 @@ def shares_keys(device: torch.device) -> bool:
 
 
 def cell_logits(model: FourM, inputs: GrowingInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
-    """float32 logits `rows cells ids`: a row a draw, or a sample where its draws still share them; then they part."""
+    """float32 logits `rows cells ids`: a row a draw, or a sample where its draws still share them."""
     context = model.context(inputs.packed(passes))
-    if inputs.draws > 1:
-        if plan.scheme == "maskgit":
-            cells = cells[:: inputs.draws]
-        inputs.part()
+    if plan.scheme == "maskgit":
+        cells = cells[:: inputs.draws]
     return target_logits(model, plan.name, torch.full_like(cells, -1), cells, context, passes)
 
 
@@ -133,7 +132,7 @@ def decode_sequence(
     if sharing > 1:
         if not shares_keys(device):
             context, sharing = context.select(inputs.rows_of_draws(passes)), 1
-        inputs.part()
+        inputs.split_draws()
     caches = [
         KeyValueCache.empty(len(passes) * inputs.batch, bound, model.config, context.keys_and_values[0][0])
         for _ in model.decoder
@@ -181,7 +180,7 @@ def decode_sequence(
     made = []
     for row, stream in zip(kept, tokens.cpu().tolist(), strict=True):
         content = stream[: stream.index(layout.end)] if layout.end in stream else stream
-        made.append(filled(row, content, layout))
+        made.append(with_gaps_filled(row, content, layout))
     return made
 
 

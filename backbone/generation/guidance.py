@@ -54,37 +54,37 @@ class Passes:
         weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
         return torch.einsum("p,p...->...", weights, logits.unflatten(0, (len(self), -1)))
 
+    @classmethod
+    def of(cls, guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
+        """The passes for `target` where tokens of the modalities `known` are inputs.
 
-def passes(guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
-    """The passes for `target` where tokens of the modalities `known` are inputs.
-
-    The target's own tokens, as far as they are known, are never hidden. With u the logits of the pass that sees no
-    condition and c_i those of the pass that sees condition i alone, the result is u + sum_i w_i (c_i - u), which is
-    (1 - sum_i w_i) u + sum_i w_i c_i; a pass of weight 0 is not made. With `scale` all of `known` is one condition.
-    4M marks hidden sequences as open in the pass without condition of `scale`, and in none of `weights`.
-    Raises ConfigError for a name that is not known yet.
-    """
-    others = [name for name in known if name != target]
-    for key, names in (("weights", guidance.weights), ("always", guidance.always)):
-        for name in names:
-            if name not in others:
-                raise ConfigError(
-                    f"generate {target}: guidance {key}: {name} is neither given nor made before {target}; "
-                    f"known then: {', '.join(others) or 'nothing'}"
-                )
-    if guidance.weights:
-        conditions = [frozenset([name]) for name in guidance.weights]
-        weights = list(guidance.weights.values())
-    else:
-        conditions = [frozenset(others) - frozenset(guidance.always)]
-        weights = [guidance.scale]
-        if not conditions[0]:  # nothing is known, so nothing can guide
-            return Passes()
-    everything = frozenset[str]().union(*conditions)
-    made = [(everything, 1 - sum(weights))]
-    made += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
-    used = [(hidden, weight) for hidden, weight in made if weight]
-    return Passes(
-        hidden=tuple(hidden for hidden, _ in used), weights=tuple(weight for _, weight in used),
-        marked=not guidance.weights,
-    )  # fmt: skip
+        The target's own tokens, as far as they are known, are never hidden. With u the logits of the pass that sees no
+        condition and c_i those of the pass that sees condition i alone, the result is u + sum_i w_i (c_i - u), which is
+        (1 - sum_i w_i) u + sum_i w_i c_i; a pass of weight 0 is not made. With `scale` all of `known` is one condition.
+        4M marks hidden sequences as open in the pass without condition of `scale`, and in none of `weights`.
+        Raises ConfigError for a name that is not known yet.
+        """
+        others = [name for name in known if name != target]
+        for key, names in (("weights", guidance.weights), ("always", guidance.always)):
+            for name in names:
+                if name not in others:
+                    raise ConfigError(
+                        f"generate {target}: guidance {key}: {name} is neither given nor made before {target}; "
+                        f"known then: {', '.join(others) or 'nothing'}"
+                    )
+        if guidance.weights:
+            conditions = [frozenset([name]) for name in guidance.weights]
+            weights = list(guidance.weights.values())
+        else:
+            conditions = [frozenset(others) - frozenset(guidance.always)]
+            weights = [guidance.scale]
+            if not conditions[0]:  # nothing is known, so nothing can guide
+                return cls()
+        everything = frozenset[str]().union(*conditions)
+        made = [(everything, 1 - sum(weights))]
+        made += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
+        used = [(hidden, weight) for hidden, weight in made if weight]
+        return cls(
+            hidden=tuple(hidden for hidden, _ in used), weights=tuple(weight for _, weight in used),
+            marked=not guidance.weights,
+        )  # fmt: skip

@@ -97,8 +97,10 @@ class GrowingInputs:
         self._mask = self._mask & (self._modalities != self.tables.index(name))
         self._names = [other for other in self._names if other != name]
 
-    def part(self) -> None:
+    def split_draws(self) -> None:
         """From now on each draw has a row: those of a sample follow one another."""
+        if self.draws == 1:
+            return
         self._ids, self._positions, self._modalities, self._mask = (
             x.repeat_interleave(self.draws, 0) for x in (self._ids, self._positions, self._modalities, self._mask)
         )
@@ -136,7 +138,7 @@ class GrowingInputs:
             used = mask[:, block]
             flat = slots[:, block] + width * torch.arange(len(ids), device=self.device).unsqueeze(1)
             parts = [*vectors.get(name, ()), flat[used], content.repeat(times, 1, 1)[used]]
-            vectors[name] = torch.cat(parts[:-1:2]), torch.cat(parts[1::2])
+            vectors[name] = torch.cat(parts[::2]), torch.cat(parts[1::2])
         used = mask.gather(1, order)
         return PackedInputs(
             ids=ids.gather(1, order) * used,

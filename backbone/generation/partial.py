@@ -107,7 +107,7 @@ def _with_sentinels(row: Ids, layout: SequenceLayout, sees_end: bool, marked: bo
     return np.append(read, layout.end) if sees_end else read
 
 
-def filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:
+def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:
     """A partial sequence with its gaps filled by what was decoded: spans with a sentinel between them.
 
     Gaps that the stream does not reach are left empty.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from backbone.generation.guidance import Guidance, passes
+from backbone.generation.guidance import Guidance, Passes
 from backbone.generation.schedules import Cooling, Schedule
 from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError
@@ -124,6 +124,6 @@ def resolved_plan(
     known = [*given, *kept]
     for target in resolved:
         assert target.guidance is not None
-        passes(target.guidance, target.name, known)
+        Passes.of(target.guidance, target.name, known)  # raises where it names what is not known by then
         known += [] if target.name in known or target.name in tables.targets_only else [target.name]
     return resolved

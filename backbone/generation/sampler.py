@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from backbone.generation.decoding import Advance, decode_grid, decode_sequence
-from backbone.generation.guidance import passes
+from backbone.generation.guidance import Passes
 from backbone.generation.inputs import GrowingInputs, generated_text, rows_of
 from backbone.generation.partial import add_partial, alike, checked_partial, empty_partial
 from backbone.generation.plan import TargetPlan, resolved_plan
@@ -98,14 +98,14 @@ def _generate(
         else:
             part = empty_partial(tables.spec(target.name).layout, len(numbers))
         assert target.guidance is not None
-        steered = passes(target.guidance, target.name, inputs.names)
+        passes = Passes.of(target.guidance, target.name, inputs.names)
         if isinstance(part, list):
             single = once.get(target.name, ())
-            made[target.name] = decode_sequence(model, inputs, target, noise, steered, part, advance, single)
+            made[target.name] = decode_sequence(model, inputs, target, noise, passes, part, advance, single)
             inputs.hide(target.name)  # the kept parts with their sentinels
             inputs.add_whole(target.name, made[target.name])
         else:
-            made[target.name] = decode_grid(model, inputs, target, noise, steered, part, advance)
+            made[target.name] = decode_grid(model, inputs, target, noise, passes, part, advance)
     return made
 
 

@@ -257,9 +257,9 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
 
 
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
-    """Let instances of a plugin, such as those of a second resolution, have the tokenizer that the plugin itself has.
+    """Let instances of a plugin, such as those of a second resolution, have the published tokenizer that it has itself.
 
-    Published ones work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
+    Those work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
     """
     modalities: dict[str, dict[str, Any]] = tables.get("modalities", {})
     for name, table in list(modalities.items()):
@@ -273,7 +273,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
         except ZooError:
             continue  # one that does not do, or is not enabled
         alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
-        if alike and not before.has_tokenizer:
+        if alike and not before.has_tokenizer and after.codec.published:
             modalities[name] = shared
 
 

@@ -95,15 +95,15 @@ class Embedder:
         is fitted to. Raises UnknownNameError, ConfigError for one that the backbone cannot read, and DataError where
         the store has none.
         """
-        made = self.tables.targets_only - {self.config.via}
         if wanted:
             for name in wanted:
-                if name in made:
+                if name != self.config.via:
                     self.tables.check_read(name, "embed")
             return list(dict.fromkeys(self.tables.spec(name).name for name in wanted))
         store = TokenStore(self.run.tokens)
         needed = [split] if self.config.space == "plain" else [split, TRAIN]
         there = [set(store.modalities(part)) for part in needed]
+        made = self.tables.targets_only - {self.config.via}
         found = [name for name in self.tables.names if name not in made and all(name in names for names in there)]
         if not found:
             raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")

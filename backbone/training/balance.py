@@ -10,7 +10,6 @@ from torch import Tensor
 from backbone.config import TrainConfig
 from backbone.tables import Tables
 from backbone.training.optim import RowAdam
-from tokenizers_zoo.errors import ConfigError
 
 NAME = "log_variance"
 
@@ -28,8 +27,7 @@ class Balance:
         self.tables, self.config = tables, config
         self.fixed = torch.ones(len(tables), device=device)
         for name, weight in config.loss_weights.items():
-            if tables.spec(name).continuous:
-                raise ConfigError(f"loss_weights: {name} is continuous: it is only an input, and has no loss")
+            tables.check_made(name, "loss_weights:")
             self.fixed[tables.index(name)] = weight
         self.learned = config.balance == "uncertainty"
         self.adam = RowAdam(torch.zeros(len(tables), 1, device=device), config.betas)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, SequenceLayout
-
-if TYPE_CHECKING:
-    pass
 
 COMPARED = 16_384
 """Samples whose tokens tell one store from another."""

@@ -58,14 +58,21 @@ def check_codecs(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle])
 
 
 def open_sources(
-    tokens: Path, split: str, specs: Sequence[ModalitySpec], config: TrainConfig, known: Collection[str] = ()
+    tokens: Path,
+    split: str,
+    specs: Sequence[ModalitySpec],
+    config: TrainConfig,
+    known: Collection[str] = (),
+    tables: Tables | None = None,
 ) -> list[Source]:
     """A split of all stores of a run; held-out samples of those that have some.
 
-    `known` are modalities that may be without tokens, because the backbone that training starts from knows them. Raises
-    DataError where any other modality has none to train on, or a dataset none of one that it names, UnknownNameError
-    for one that it names and the run has not, and ConfigError for a store that has no modality of the run to train on,
-    or shares none with the others, or has nothing of what its samples are asked for, or of what they are then given.
+    `tables` say what the backbone may be given and asked for; without, it is all that has tokens. `known` are
+    modalities that may be without tokens, because the backbone that training starts from knows them. Raises
+    DataError where any other modality has none to train on, or a dataset none of one that it names,
+    UnknownNameError for one that it names and the run has not, and ConfigError for a store that has no modality of
+    the run to train on, or shares none with the others, or has nothing of what its samples are asked for, or of
+    what they are then given.
     """
     sources = []
     for number, dataset in enumerate(datasets_of(tokens, config)):
@@ -91,7 +98,7 @@ def open_sources(
         sources.append(Source(data=data, dataset=dataset, number=number))
     if split == TRAIN:
         _check_shared(sources)
-        _check_asked(sources, config)
+        _check_asked(sources, config, tables or Tables(specs))
     found = {name for source in sources for name in source.data.columns}
     if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
         raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
@@ -128,23 +135,24 @@ def _check_shared(sources: Sequence[Source]) -> None:
             )
 
 
-def _check_asked(sources: Sequence[Source], config: TrainConfig) -> None:
+def _check_asked(sources: Sequence[Source], config: TrainConfig, tables: Tables) -> None:
     """Raise ConfigError for one of several stores that has nothing to predict, so that its samples teach nothing, or
     nothing to predict it from.
     """
     for source in sources if len(sources) > 1 else ():
         names = [spec.name for spec in source.data.specs]
-        discrete = [spec.name for spec in source.data.specs if not spec.continuous]
+        may_ask = [name for name in names if name in tables.discrete]
+        may_give = [name for name in names if name in tables.readable]
         parts, has = masking_of(source, config).mixtures, set(source.data.columns)
-        asked = [name for part in parts for name in part.targets or discrete]
-        given = [part.inputs or names for part in parts if has & set(part.targets or discrete)]
-        if set(asked) <= set(discrete) and not set(asked) & has:  # the masker refuses other names
+        asked = [name for part in parts for name in part.targets or may_ask]
+        given = [part.inputs or may_give for part in parts if has & set(part.targets or may_ask)]
+        if set(asked) <= set(may_ask) and not set(asked) & has:  # the masker refuses other names
             raise ConfigError(
                 f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
                 f"{', '.join(dict.fromkeys(asked))} alone: its samples would teach nothing; give it mixtures of "
                 "its own that ask for what it has, or leave it out"
             )
-        if given and set().union(*given) <= set(names) and not any(has & set(inputs) for inputs in given):
+        if given and set().union(*given) <= set(may_give) and not any(has & set(inputs) for inputs in given):
             raise ConfigError(
                 f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and for these its mixtures "
                 f"give {', '.join(dict.fromkeys(name for inputs in given for name in inputs))} alone: its samples "

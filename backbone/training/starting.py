@@ -123,19 +123,25 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
 def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:
     """By modality that writes in a text vocabulary, how many of its ids, from 0 on, are in use.
 
-    Of those that the backbone in `start` has, in its training; ids behind were free then. Of others, up to the last of
-    their special tokens: all else that text is made of is in a vocabulary from the first. A modality of which that is
-    not known is left out. Raises CheckpointError where a vocabulary is not there.
+    Of those that the backbone in `start` has, in its training; ids behind were free then. One of which that is not
+    known counts as the others of its vocabulary, and is left out where none is known. Of modalities that are added, up
+    to the last of their special tokens: all else that text is made of is in a vocabulary from the first. Raises
+    CheckpointError where a vocabulary is not there.
     """
     stored = load_config(start, CLASS)
     old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
     texts = [handle for handle in handles if is_text(handle)]
-    vocabularies = {handle.spec.vocabulary: TextVocabulary.load(handle.codec.vocabulary_folder()) for handle in texts}
-    found = {}
+    folders = {handle.spec.vocabulary: handle.codec.vocabulary_folder() for handle in texts}
+    vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
+    found, by_vocabulary = {}, dict[str, int]()
     for name, vocabulary in old.items():
         lengths = vocabularies[vocabulary].compatible_fingerprints if vocabulary in vocabularies else {}
         if trained_on.get(name) in lengths:
             found[name] = lengths[trained_on[name]]
+            by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), found[name])
+    for name, vocabulary in old.items():
+        if name not in found and vocabulary in by_vocabulary:
+            found[name] = by_vocabulary[vocabulary]
     for handle in texts:
         if handle.name not in old:
             shared = vocabularies[handle.spec.vocabulary]

@@ -33,6 +33,7 @@ from backbone.training.mixing import Mix, Source, fingerprints_of, open_sources
 from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
+from backbone.training.state import STATE, StatePart, TrainingState
 from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.disk import BUSY, held, remove_folder
@@ -77,7 +78,8 @@ def train(
     keep_freed_memory()
     with distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
         beginning = begin(specs, model_config, train_config.seed, start, ids)
-        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names)
+        tables = beginning.model.tables
+        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, tables)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         record = beginning.record
         held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
@@ -92,7 +94,7 @@ def train(
         if (folder / CONFIG).is_file():
             check_weights(folder, load_config(folder, CLASS))
             if ranks.first:
-                remove_folder(folder / distributed.STATE)  # a kill after the model was written may have left it
+                remove_folder(folder / STATE)  # a kill after the model was written may have left it
                 if (folder / LAST).is_dir():
                     Run.load(folder).save(folder / LAST)
             return folder
@@ -152,9 +154,9 @@ class Training:
         self.parts = Parts(self.model, config.parts, together=together)
         self.balance = Balance(self.model.tables, config, ranks.device)
         self.average = Average(self.model, config.average) if config.average else None
-        kept: dict[str, distributed.Kept] = {"optimizer": self.optimizer, "balance": self.balance}
+        kept: dict[str, StatePart] = {"optimizer": self.optimizer, "balance": self.balance}
         kept |= {"average": self.average} if self.average is not None else {}
-        self.state = distributed.TrainingState(folder, self.model, kept, ranks)
+        self.state = TrainingState(folder, self.model, kept, ranks)
 
     def run(self) -> float:
         """Take the steps that are left; gives the seconds that all steps took."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
+from backbone.config import ModelConfig
 from backbone.features import parameter_groups
 from backbone.run import Run, stored_config
 from backbone.saving import spec_from_json
@@ -32,6 +33,7 @@ from backbone.transfer.saving import CLASS, CONSTANT, described, packed_constant
 from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import file_digest
@@ -78,8 +80,10 @@ def transfer(
         raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, place = Path(run), Run.load(run)
     stored = stored_config(run)
-    tables = Tables(list(map(spec_from_json, stored["specs"])))
+    tables = Tables(list(map(spec_from_json, stored["specs"])), from_mapping(ModelConfig, stored["model"]))
     given = [tables.spec(name).name for name in given]
+    for name in given:
+        tables.check_read(name, "--given")
     if len(set(given)) != len(given):
         raise ConfigError(f"--given {','.join(given)}: expected each modality once")
     task = Task.parse(task_text, zoo, wanted)

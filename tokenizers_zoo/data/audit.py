@@ -17,14 +17,7 @@ from rich.console import Console
 from tokenizers_zoo.data.ahead import cores, read_ahead
 from tokenizers_zoo.data.made_of import FOLDER, stamps
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import (
-    CheckpointError,
-    DataError,
-    InvalidValueError,
-    ReadError,
-    ZooError,
-    is_of_the_machine,
-)
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError, passing
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.records import read_json, write_json
 from tokenizers_zoo.wording import count_of
@@ -37,6 +30,8 @@ AT_ONCE = 32
 """Values of a batch that is read ahead."""
 SAVED_EVERY = 16
 """Shards after which what was found is written."""
+READERS = 2
+"""What of the project reads values; raised where some are refused that were read before."""
 
 
 def remembered(store: ValueStore, handle: ModalityHandle, split: str) -> dict[str, str] | None:
@@ -126,8 +121,7 @@ class _OfShard:
 
 def _of_the_value(error: ZooError) -> bool:
     """Whether it is the value that cannot be read, whoever reads it."""
-    lasting = error.__cause__ is None or not is_of_the_machine(error.__cause__)
-    return lasting and isinstance(error, InvalidValueError | DataError)
+    return isinstance(error, InvalidValueError | DataError) and not passing(error)
 
 
 def _unreadable(shards: Mapping[Path, _OfShard]) -> dict[str, str]:
@@ -180,5 +174,5 @@ def _path(store: ValueStore, handle: ModalityHandle, split: str) -> Path:
 def _signature(handle: ModalityHandle) -> str:
     """What values are read with."""
     settings = {"own": handle.settings.own, "shared": handle.settings.shared}
-    parts = [settings, value_identity(handle), handle.plugin_name, handle.distribution]
+    parts = [READERS, settings, value_identity(handle), handle.plugin_name, handle.distribution]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import io
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,12 +19,11 @@ from typing import BinaryIO, NamedTuple
 
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.wording import CONTROL
 
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
 CUT_OFF = "cut off"
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""Characters that a terminal obeys where a key is shown on it."""
 TARS = "[!.]*.tar"
 """A folder's shards; beside files that come from a Mac some disks have `._NAME` with what else it knows of NAME."""
 

@@ -36,6 +36,8 @@ SHIFTED = 16
 """Samples of the shift test."""
 REREAD = 8
 """Stored samples that are encoded again and compared."""
+OTHER_TOKENS = "use the registry that they were written with, or tokenize into another folder"
+"""What to do about tokens that cannot be compared, where what is wrong does not say it."""
 
 # ---------------------------------------------------------------- values
 
@@ -303,6 +305,10 @@ def store(patient: Patient) -> str:
         raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
     try:
         column.check_codec(handle)
+    except ZooError as error:
+        figure, _, advice = str(error).rpartition("; ")
+        raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
+    try:
         rows = column.rows
         kept = [
             (key, value, row)
@@ -312,9 +318,7 @@ def store(patient: Patient) -> str:
         now = handle.encode([value for _, value, _ in kept]) if kept else []
         stored = column.take([row for _, _, row in kept])
     except ZooError as error:
-        raise Failed(
-            str(error), "point checkpoint to the tokenizer that wrote them, or tokenize with --overwrite"
-        ) from None
+        raise Failed(str(error), OTHER_TOKENS) from None
     if not kept:
         raise Failed(
             f"has {count_of(len(column), 'sample')}, and none of the {len(patient.keys)} examined, such as "

@@ -24,6 +24,7 @@ from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Metric, ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.values import text_of
 from tokenizers_zoo.vocabulary import Piece, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.wording import CONTROL
 
 S = TypeVar("S")
 
@@ -177,10 +178,6 @@ def read_json(data: bytes, extension: str) -> Any:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-"""The control characters of Unicode (category Cc)."""
 
 
 def control_character(text: str, allowed: str = "") -> str | None:

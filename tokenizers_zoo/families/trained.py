@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, is_of_the_machine
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
 
@@ -118,6 +118,8 @@ def fitting(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None
 

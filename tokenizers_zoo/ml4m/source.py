@@ -47,7 +47,7 @@ class PublishedCheckpoint:
     """Where it was read from, for messages."""
 
     def said(self) -> dict[str, dict[str, str]]:
-        """What an import keeps of the metadata: nothing of plain ones, which change no fingerprint."""
+        """What an import keeps of the metadata: nothing of plain ones that stand first, which change no fingerprint."""
         return {} if self.metadata == PLAIN_METADATA else {SAID: dict(self.metadata)}
 
     @property

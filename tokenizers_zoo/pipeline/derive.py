@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import DataError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
@@ -270,7 +271,11 @@ def _is_complete(job: DeriveShard) -> bool:
 
 
 def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str, str]]:
-    """Derive and write one shard; returns with the job how many samples were written, and failures (key to reason)."""
+    """Derive and write one shard; returns with the job how many samples were written, and failures (key to reason).
+
+    Where a sample failed for a reason that may pass, the job that is returned does not know what the shard is made of,
+    so that it is derived again.
+    """
     handle = zoo[job.modality]
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     failures: dict[str, str] = {}
@@ -285,6 +290,8 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[DeriveShard, int, dict[str
                 raise  # no sample is to blame
             except ZooError as error:
                 failures[key] = str(error)
+                if passing(error):
+                    job = dataclasses.replace(job, made_of="")
         write_failures(job.path, failures)
         if failures and not writer.count:
             writer.discard()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +229,9 @@ class _Plan:
             record_entry(self.out, self.split, handle.name, self.entry(handle))
         jobs = []
         outcomes = {handle.name: Outcome(split=self.split, modality=handle.name) for handle in handles}
+        pictures = tuple(handle.name for handle in handles if _is_picture(handle))
+        names = {handle.name: self._at_source(handle) for handle in handles}
+        from_files = names if self.files is not None else {}
         known = {handle.name: read_made_of(self.out, self.split, handle.name) for handle in handles}
         kept: dict[str, dict[str, str]] = {handle.name: {} for handle in handles}
         for number, start in enumerate(range(0, self.count, self.shard_size)):
@@ -236,16 +239,17 @@ class _Plan:
             job = Shard(
                 root=self.out, source=self.source.name, options=json.dumps(self.options, sort_keys=True, default=str),
                 seed=self.seed, split=self.split, count=self.count, number=number, start=start,
-                stop=stop, modalities=tuple(outcomes),
-                pictures=tuple(handle.name for handle in handles if _is_picture(handle)),
-                names={handle.name: self._at_source(handle) for handle in handles},
-                made_of=self._made_of(handles, start, stop),
+                stop=stop, modalities=tuple(outcomes), pictures=pictures, names=names,
+                made_of={name: self._made_of({given}, start, stop) for name, given in from_files.items()},
+                beside=self._made_of({names[name] for name in pictures}, start, stop),
                 files=() if self.files is None else self.files.files[start:stop],
             )  # fmt: skip
             missing = tuple(handle.name for handle in handles if not self._is_made(job, handle, known[handle.name]))
             for name in set(outcomes) - set(missing):
                 outcomes[name].kept_shards += 1
-                kept[name][job.path(name).name] = job.made_of.get(name, "")
+                shard = job.path(name).name
+                beside = (known[name] or {}).get(shard) == job.beside
+                kept[name][shard] = job.beside if beside else job.made_of.get(name, "")
             if missing:
                 jobs.append(dataclasses.replace(job, modalities=missing))
         for handle in handles:
@@ -266,11 +270,9 @@ class _Plan:
     def _at_source(self, handle: ModalityHandle) -> str:
         return name_at_source(handle, self.samples.offered)
 
-    def _made_of(self, handles: Sequence[ModalityHandle], start: int, stop: int) -> dict[str, str]:
-        files = self.files
-        if files is None:
-            return {}
-        return {handle.name: files.signature((self._at_source(handle),), start, stop) for handle in handles}
+    def _made_of(self, names: Collection[str], start: int, stop: int) -> str:
+        """Which files of these modalities the samples [start, stop) have; empty where they are no files."""
+        return "" if self.files is None else self.files.signature(names, start, stop)
 
     def _is_made(self, job: Shard, handle: ModalityHandle, known: Mapping[str, str] | None) -> bool:
         """True for a whole shard, of files with just these samples, none replaced since.
@@ -295,7 +297,7 @@ class _Plan:
 
         Older versions noted the plugin's files as well, which then stood in for those that an instance lacks.
         """
-        if self.files is None or noted == job.made_of[handle.name]:
+        if self.files is None or noted in (job.made_of[handle.name], job.beside):
             return True
         return noted == self.files.signature((handle.name, handle.plugin_name), job.start, job.stop)
 

@@ -18,7 +18,7 @@ from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings,
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import Member, ShardWriter, writing_shard
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ReadError, ZooError
+from tokenizers_zoo.errors import ZooError, passing
 from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.pipeline.results import write_failures
 from tokenizers_zoo.source_handle import CheckedSamples
@@ -49,6 +49,8 @@ class Shard:
     """By modality, these and those of `pictures`, the name under which the source gives it."""
     made_of: Mapping[str, str] = field(default_factory=dict)
     """By modality what files its shard is made of; empty for sources that have none."""
+    beside: str = ""
+    """The same of all `pictures`, on which it depends which of them are refused."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """The samples where they are files: the key of each, and where its files lie, by modality."""
 
@@ -61,7 +63,8 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
     """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
 
     A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
-    be read, or was refused for what other modalities show: the job that is returned does not know what it is made of.
+    be read, for a reason that may pass: the job that is returned does not know what it is made of. One of which a
+    picture was refused for what others show is made of them, too.
     """
     sample = _sample_of(zoo, job)
     handles = {name: zoo[name] for name in job.modalities}
@@ -79,12 +82,15 @@ def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[s
                     failures[name][f"#{index}"] = str(error)
                 continue
             found = _read_files(zoo, {name: job.names[name] for name in (*job.modalities, *job.pictures)}, values)
+            unsure = {name for name, value in found.items() if isinstance(value, ZooError) and passing(value)}
             problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
             for name, handle in handles.items():
                 if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
                     failures[name][key] = reason
-                    if made_of and (name in problems or isinstance(found[name], ReadError)):
+                    if name in unsure or (name in problems and unsure):
                         made_of[name] = ""
+                    elif name in problems and made_of.get(name):
+                        made_of[name] = job.beside
         for name, writer in writers.items():
             counts[name] = writer.count
             write_failures(job.path(name), failures[name])

@@ -26,7 +26,7 @@ from tokenizers_zoo.data.shards import ModalityIndex, ValueStore, read_value
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import PART_NAME, PARTS, SETTINGS, TokenMetadata, read_part, write_part
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.views import Row, Views
@@ -312,7 +312,10 @@ class _ModalityRun:
             path.unlink()
 
     def write(self, todo: dict[Path, range]) -> TokenizeOutcome:
-        """Write these parts; those in their place go first, as a key has to be in one part alone."""
+        """Write these parts; those in their place go first, as a key has to be in one part alone.
+
+        One that lacks a sample for a reason that may pass does not say what it is made of, so that it is written again.
+        """
         for path in todo:
             path.unlink(missing_ok=True)
         description = f"tokenize {self.outcome.split}/{self.outcome.modality}"
@@ -322,16 +325,19 @@ class _ModalityRun:
             batches = self._batches(todo)
             for path, part in todo.items():
                 dropped: dict[str, str] = {}
+                of = self._made_of(part)
                 for _ in range(0, len(part), self.batch_size):
                     batch, values = next(batches)
                     read = list(zip((row.key for row in batch), values, strict=True))
-                    dropped |= {key: str(value) for key, value in read if isinstance(value, ZooError)}
+                    unread = {key: value for key, value in read if isinstance(value, ZooError)}
+                    dropped |= {key: str(error) for key, error in unread.items()}
+                    of = "" if any(map(passing, unread.values())) else of
                     sound = [(key, value) for key, value in read if not isinstance(value, ZooError)]
                     self._encode(sound, encoded, dropped)
                     advance(len(batch))
                 keys = [key for key in map(self.rows.key, part) if key in encoded]
                 tokens = [encoded.pop(key) for key in keys]
-                write_part(path, self.metadata, keys, tokens, dropped, self._made_of(part))
+                write_part(path, self.metadata, keys, tokens, dropped, of)
                 self.outcome.written += len(keys)
                 self.outcome.dropped.update(dropped)
         self.outcome.seconds = time.perf_counter() - start

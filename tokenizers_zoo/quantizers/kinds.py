@@ -1,4 +1,8 @@
-"""From a kind's name to its adapter. A new kind: its fields in `KIND_DEFAULTS`, an adapter, a line here."""
+"""From a kind's name to its adapter.
+
+A new kind: its name in `QuantizerKind`, its fields in `KIND_DEFAULTS` (new ones in `QuantizerConfig` and
+`QuantizedTrainConfig`, too, and in `TRAINING_ONLY` where ids do not depend on them), an adapter, a line here.
+"""
 
 from __future__ import annotations
 

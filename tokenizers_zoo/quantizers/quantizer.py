@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
 from tokenizers_zoo.quantizers.config import TRAINING_ONLY, QuantizerConfig
 from tokenizers_zoo.quantizers.kinds import ADAPTERS
 from tokenizers_zoo.quantizers.sync import take_first_process
@@ -168,6 +168,8 @@ def restore_quantizer(state: Mapping[str, Tensor]) -> Quantizer:
         quantizer = build_quantizer(from_mapping(QuantizerConfig, table), dim)
         quantizer.load_state_dict(dict(state))
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"quantizer: the saved state does not fit its configuration: {reason}") from None
     return quantizer

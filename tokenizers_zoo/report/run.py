@@ -109,10 +109,11 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     pairs = evaluation.get("pairs", [])
     gaps = {(" + ".join(pair["given"]), pair["target"]): pair["gap_closed"] for pair in pairs}
     galleries = read_galleries(run, evaluation, pictures)
+    only_read = config["model"].get("inputs_only", ())
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
-        "makes": sum(spec["vocab_size"] > 0 for spec in config["specs"]),
+        "makes": sum(spec["vocab_size"] > 0 and spec["name"] not in only_read for spec in config["specs"]),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
         "best": max((pair for pair in pairs if (pair["gap_closed"] or 0) > 0), key=_gap_closed, default=None),
         "tiles": _tiles(run, config, evaluation),

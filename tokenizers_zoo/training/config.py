@@ -22,7 +22,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; rises linearly over `warmup_steps`, then falls to 0 as a half cosine."""
     warmup_steps: int = 30
-    """Steps of linear warm-up, at most half of `steps`: a shorter run reaches its peak rate and falls from it, too."""
+    """Steps of linear warm-up, at most half of `steps`: any run of 2 or more reaches its peak rate, and falls again."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices and kernels only."""
     gradient_clip: float = 1.0

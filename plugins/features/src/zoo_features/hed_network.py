@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_zoo.errors import is_of_the_machine
 from tokenizers_zoo.pretrained import PretrainedError, files_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def load_edge_network(folder: Path, device: str) -> EdgeNetwork:
                 kernel, bias = (torch.from_numpy(_array(file, f"{name}/vars/{part}")) for part in (0, 1))
                 layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
     except (OSError, KeyError, RuntimeError, AttributeError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise PretrainedError(f"{path}: does not hold the weights of HED: {reason}") from error
     return network.eval().requires_grad_(False).to(device)

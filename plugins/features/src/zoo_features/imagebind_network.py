@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizers_zoo.errors import is_of_the_machine
 from tokenizers_zoo.pretrained import PretrainedError, files_of
 
 if TYPE_CHECKING:
@@ -141,6 +142,8 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
         )
         trunk.load_state_dict(found)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, AssertionError, IndexError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise PretrainedError(
             f"{folder}: is not the vision trunk of ImageBind under its published names ({STEM}, ...): {reason}"
