@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from examples import only
+from PIL import Image
 from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
@@ -414,9 +415,10 @@ def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None
             np.save(folder / name / f"{key}.npy", value)
 
 
-def make_pictures(folder: Path, *names: str, **tables: Any) -> Any:
-    """What `zoo data make folder` makes of a folder's files of these modalities."""
-    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": list(names), **tables}})
+def make_pictures(folder: Path, *names: str, modalities: dict[str, Any] | None = None) -> Any:
+    """What `zoo data make folder` makes of a folder's files of these modalities, with the tables `modalities`."""
+    shared = {"image_size": 16, "patch_size": 8, "modalities": list(names)}
+    zoo = Zoo.from_tables({"zoo": shared, "modalities": modalities or {}})
     options = {"path": str(folder / "mine"), "test_fraction": 0}
     return make_data(zoo, "folder", folder / "data", train=None, test=0, options=options, workers=1, shard_size=2)
 
@@ -460,6 +462,28 @@ def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mend
     assert make() == {"rgb": (2, 0, 1), "depth": (2, 0, 1)}
     assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
     assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}
+
+
+def test_a_picture_refused_beside_one_that_is_read_by_other_settings_is_made_again(tmp_path: Path) -> None:
+    """Depth is on rgb's side as soon as it can be read."""
+    pytest.importorskip("zoo_geometry")
+    pytest.importorskip("zoo_semantics")
+    square = dict.fromkeys("abcd", (16, 16))
+    pictures(tmp_path / "mine", {"rgb": square, "sam_instance": {**square, "b": (16, 11)}})
+    (tmp_path / "mine" / "depth").mkdir()
+    for key in square:
+        Image.fromarray(np.full((16, 16), 2000 if key == "b" else 50, np.uint16)).save(
+            tmp_path / "mine" / "depth" / f"{key}.png"
+        )
+
+    def failed(png_scale: float) -> dict[str, int]:
+        settings = {"depth": {"png_scale": png_scale}}
+        made = make_pictures(tmp_path, "rgb", "depth", "sam_instance", modalities=settings)
+        return {o.modality: o.failed for o in made.outcomes}
+
+    assert failed(png_scale=1.0) == {"rgb": 1, "depth": 1, "sam_instance": 1}, "2000 m is none"
+    assert failed(png_scale=0.001) == {"rgb": 0, "depth": 0, "sam_instance": 1}
+    assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
 
 
 @pytest.mark.parametrize("name", ["sam_instance", "video"])

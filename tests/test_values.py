@@ -372,7 +372,12 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     short = whole[:8] + b"\x10\x00" + whole[10:]  # says that its header ends within it
     with pytest.raises(ValueError, match="its header cannot be read"):
         array_of(short)
-    for damaged in (b"", b"no", whole[:-1], whole[:20], whole.replace(b"<f8", b"<f3"), npy(np.array([None]))):
+    with pytest.raises(ValueError, match=r"^cut off: it has 47 of 48 bytes$"):
+        array_of(whole[:-1])
+    huge = whole.replace(b"(6,), }" + 20 * b" ", b"(9000000, 9000000), }" + 6 * b" ")
+    with pytest.raises(ValueError, match=r"^cut off: it has 48 of 648000000000000 bytes$"):
+        array_of(huge)
+    for damaged in (b"", b"no", whole[:20], whole.replace(b"<f8", b"<f3"), npy(np.array([None]))):
         problems = []
         for read in (array_of, lambda data: np.load(io.BytesIO(data), allow_pickle=False)):
             with pytest.raises(ValueError if read is array_of else (ValueError, EOFError)) as found:

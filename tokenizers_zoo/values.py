@@ -202,9 +202,11 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
     if found and len(found[0]) == 10 + int.from_bytes(data[8:10], "little"):
         shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
         dtype, count = np.dtype(found["dtype"].decode()), math.prod(shape)
-        if len(data) - len(found[0]) >= count * dtype.itemsize:
-            flat = np.frombuffer(data, dtype, count, len(found[0]))
-            return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
+        size, there = count * dtype.itemsize, len(data) - len(found[0])
+        if there < size:  # numpy would ask for the memory of all of it first
+            raise ValueError(f"cut off: it has {there} of {size} bytes")
+        flat = np.frombuffer(data, dtype, count, len(found[0]))
+        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
     with _NPY_LOCK:
         try:
             array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)

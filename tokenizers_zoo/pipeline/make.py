@@ -14,6 +14,7 @@ from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
     READ_WITH,
     check_same_source,
+    digest,
     has_shards,
     one_writer,
     read_entry,
@@ -234,6 +235,7 @@ class _Plan:
         from_files = names if self.files is not None else {}
         known = {handle.name: read_made_of(self.out, self.split, handle.name) for handle in handles}
         kept: dict[str, dict[str, str]] = {handle.name: {} for handle in handles}
+        read_with = digest({handle.name: reading_settings(handle) for handle in handles if handle.name in pictures})
         for number, start in enumerate(range(0, self.count, self.shard_size)):
             stop = min(start + self.shard_size, self.count)
             job = Shard(
@@ -241,7 +243,7 @@ class _Plan:
                 seed=self.seed, split=self.split, count=self.count, number=number, start=start,
                 stop=stop, modalities=tuple(outcomes), pictures=pictures, names=names,
                 made_of={name: self._made_of({given}, start, stop) for name, given in from_files.items()},
-                beside=self._made_of({names[name] for name in pictures}, start, stop),
+                beside=f"{self._made_of({names[name] for name in pictures}, start, stop)} {read_with}",
                 files=() if self.files is None else self.files.files[start:stop],
             )  # fmt: skip
             missing = tuple(handle.name for handle in handles if not self._is_made(job, handle, known[handle.name]))

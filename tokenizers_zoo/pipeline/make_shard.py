@@ -50,7 +50,7 @@ class Shard:
     made_of: Mapping[str, str] = field(default_factory=dict)
     """By modality what files its shard is made of; empty for sources that have none."""
     beside: str = ""
-    """The same of all `pictures`, on which it depends which of them are refused."""
+    """The same of all `pictures`, and how they are read, on which it depends which of them are refused."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """The samples where they are files: the key of each, and where its files lie, by modality."""
 
