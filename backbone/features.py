@@ -19,7 +19,7 @@ from backbone.run import Run, zoo_of
 from backbone.saving import CLASS, load_model
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.modality import GridLayout, PatchesLayout
+from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.registry import Zoo
 
 LEVELS = 4
@@ -188,9 +188,10 @@ class FourMEncoder(nn.Module):
         `scales` are the maps' sizes over that of the grid, at least one cell; default: of `SCALES` the last ones.
         Larger maps are interpolated, smaller ones are means. Raises ConfigError where they do not fit.
         """
-        layout = self.tables.spec(of).layout
-        if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2:
-            raise ConfigError(f"pyramid of {of}: expected a grid or patches of two axes, it is a {layout.kind}")
+        spec = self.tables.spec(of)
+        shape = flat_grid(spec)
+        if shape is None:
+            raise ConfigError(f"pyramid of {of}: expected a grid or patches of two axes, it is a {spec.layout.kind}")
         span = self._span(tokens, of)
         blocks = len(self.out_indices)
         scales = SCALES[-blocks:] if scales is None else tuple(scales)
@@ -199,8 +200,8 @@ class FourMEncoder(nn.Module):
         _, between, _ = self.forward_intermediates(tokens, used)
         maps = []
         for features, scale in zip(between, scales, strict=True):
-            grid = rearrange(features[:, span], "b (h w) d -> b d h w", h=layout.shape[0])
-            rows, columns = (max(1, math.floor(side * scale)) for side in layout.shape)
+            grid = rearrange(features[:, span], "b (h w) d -> b d h w", h=shape[0])
+            rows, columns = (max(1, math.floor(side * scale)) for side in shape)
             if scale > 1:
                 grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=False)
             elif scale < 1:
@@ -214,6 +215,14 @@ class FourMEncoder(nn.Module):
         if name not in spans:
             raise ConfigError(f"{name}: is not given; given: {', '.join(spans)}")
         return spans[name]
+
+
+def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
+    """Rows and columns of a grid or patches of two axes of places with one feature each; None of others."""
+    layout = spec.layout
+    if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.places != layout.shape:
+        return None
+    return layout.shape[0], layout.shape[1]
 
 
 def parameter_groups(

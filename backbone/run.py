@@ -50,7 +50,7 @@ class Run:
 
 def registry_place(registry: Path | None) -> str | None:
     """The absolute path of a registry.toml. A link stays one: relative paths in the file start at the link's folder."""
-    return None if registry is None else str(registry.absolute())
+    return None if registry is None else str(registry.parent.resolve() / registry.name)
 
 
 def found_registry(folder: Path, registry: Path | None) -> Path | None:

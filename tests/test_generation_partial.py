@@ -22,6 +22,7 @@ from backbone.model import FourM
 from backbone.packing import padded
 from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.modality import GridLayout
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
 TABLES = Tables(SPECS)
@@ -361,6 +362,15 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
 
 
 # --- regions
+
+
+def test_all_codes_of_a_place_are_kept_or_none() -> None:
+    sound = dataclasses.replace(RIGHT, layout=GridLayout(shape=(4, 2)), num_codebooks=2)
+    found = kept_part(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
+    assert found.tolist() == [[[0, 1], [2, 3], [-1, -1], [-1, -1]]]
+    picture = dataclasses.replace(RIGHT, layout=GridLayout(shape=(2, 2, 2)), num_codebooks=2)
+    found = kept_part(picture, np.arange(8).reshape(1, 2, 2, 2), "box:0,0,1,0.5")
+    assert found.tolist() == [[[[0, 1], [-1, -1]], [[4, 5], [-1, -1]]]]
 
 
 def test_regions_of_grids_by_hand(tmp_path: Path) -> None:

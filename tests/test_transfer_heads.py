@@ -217,6 +217,11 @@ def test_a_map_is_read_from_all_grids_like_the_first() -> None:
     assert Grid.of(tables, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
     with pytest.raises(ConfigError, match="words,clip: a map is read from a grid of two axes"):
         Grid.of(tables, ["words", "clip"])
+    sound = dataclasses.replace(tables.spec("picture"), name="sound", layout=GridLayout(shape=(16, 4)), num_codebooks=4)
+    tables = Tables([sound, *all_layouts()])
+    assert Grid.of(tables, ["sound", "picture"]) == Grid(names=("picture",), shape=(6, 6)), "codes are no axis"
+    with pytest.raises(ConfigError, match="sound: a map is read from a grid of two axes"):
+        Grid.of(tables, ["sound"])
 
 
 def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:

@@ -19,10 +19,11 @@ from backbone.transfer import judging, load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.judging import errors
 from backbone.transfer.metrics import unseen_text
-from backbone.transfer.saving import packed_constant, places_of, unpacked_constant
+from backbone.transfer.saving import packed_constant, places_of, samples_of, unpacked_constant
 from backbone.transfer.scores import scored
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import DataError
 
 
@@ -59,6 +60,29 @@ def test_samples_of_elsewhere_need_no_training_split(
     found = json.loads(done.stdout)
     assert found == {"samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen": {}}
     assert all(entry["floor"] is not None for entry in found["metrics"]) and "constant answer:" not in done.output
+
+
+def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
+    """Own files of elsewhere may have the same keys."""
+    train(world, tmp_path / "probe", "facts.total", head="knn")
+    for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
+        shutil.copytree(world.root / kind, tmp_path / place)
+    StoreRecord.note(tmp_path / "of_training", world.root / "data", {}, [])
+    config = json.loads((tmp_path / "probe" / "config.json").read_text()) | {"tokens": f"{tmp_path}/of_training"}
+    (tmp_path / "probe" / "config.json").write_text(json.dumps(config))
+    made = ("predict", tmp_path / "probe", "--out", tmp_path / "made", "--data", tmp_path / "data")
+    for words in (made, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
+        error = CliRunner().invoke(command, list(map(str, words)), obj={"registry": None, "debug": False}).exception
+        assert isinstance(error, DataError) and "their keys its samples could be taken for others; give" in str(error)
+        assert str(error).startswith(f"{tmp_path}/data: the tokens of the probe's training") and "--tokens" in str(
+            error
+        )
+    assert not (tmp_path / "made").exists()
+    assert "of 8 samples" in zoo(*made, "--tokens", tmp_path / "tokens").stdout
+    StoreRecord.note(tmp_path / "tokens", tmp_path / "data", {}, [])
+    places, values = samples_of(tmp_path / "probe", load(tmp_path / "probe"), "test", tmp_path / "tokens", None)
+    assert places.tokens == tmp_path / "tokens"
+    assert places.store and values and places.store.root == values.root == tmp_path / "data"
 
 
 def test_a_constant_answer_that_is_an_object_is_a_file_of_its_modality(world: World) -> None:

@@ -40,15 +40,17 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def kept_part(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """All tokens of a modality to partial ones (see partial.py): those outside the region are -1.
 
-    Raises ConfigError for a region that is not one, or of another size, InvalidValueError for tokens that do not fit.
+    A region of a grid is one of its places: all codes of a place go together. Raises ConfigError for a region that is
+    not one, or of another size, InvalidValueError for tokens that do not fit.
     """
     if spec.continuous:
         raise ConfigError(f"keep {spec.name}: a {spec.layout.kind} modality is an input only, so no part of it is made")
     found = accepted(spec, tokens, None, "")
     if isinstance(spec.layout, SequenceLayout):
         return [_kept_of_sequence(spec.name, row, region) for row in found]
-    mask = torch.from_numpy(region_mask(spec.name, fixed_shape(spec.layout), region))
-    return torch.where(mask, found.cpu(), UNKNOWN)
+    mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
+    of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
+    return torch.where(of_codes, found.cpu(), UNKNOWN)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:

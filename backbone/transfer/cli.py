@@ -27,7 +27,8 @@ from tokenizers_zoo.disk import disk_errors, short_name
 from tokenizers_zoo.errors import ConfigError
 
 RUN_OPTION = click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
-DATA_OPTION = click.option("--data", type=PATH, help="The values. Default: those of its training.")
+TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: that of its training.")
+DATA_OPTION = click.option("--data", type=PATH, help="The values. Default: those that the tokens were made of.")
 LONGEST_NAME = 240
 """Bytes of a folder's name at most: disks take 255 with what is added while it is replaced."""
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -113,7 +114,7 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
 
 @transfer.command("eval")
 @click.argument("folder", metavar="PROBE", type=PATH)
-@click.option("--tokens", type=PATH, help="A token store. Default: that of its training.")
+@TOKENS_OPTION
 @DATA_OPTION
 @RUN_OPTION
 @DEVICE
@@ -132,12 +133,12 @@ def eval_command(
     """
     from backbone.transfer.kinds import Classes
     from backbone.transfer.metrics import score_table, unseen_text
-    from backbone.transfer.saving import load, places_of
+    from backbone.transfer.saving import load, samples_of
     from backbone.transfer.scores import scored, unseen_labels
     from tokenizers_zoo.data.samples import TEST
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places = places_of(folder, probe, tokens, data)
+    places, _ = samples_of(folder, probe, TEST, tokens, data)
     test = places.part(probe.task, TEST)
     names = probe.kind.names if isinstance(probe.kind, Classes) else ()
     metrics, unseen = scored(probe, test), unseen_labels(probe.kind, names, test.labels)
@@ -157,12 +158,13 @@ def eval_command(
 @click.option("--out", type=PATH, required=True, help="Folder for what is predicted, and a picture of it.")
 @click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True, help="Spread over the split.")
 @click.option("--keys", metavar="KEYS", help="Comma-separated samples instead.")
-@click.option("--split", default="test", show_default=True, help="Of the run's tokens.")
+@click.option("--split", default="test", show_default=True, help="Of the tokens.")
+@TOKENS_OPTION
 @DATA_OPTION
 @RUN_OPTION
 @DEVICE
-def predict_command(folder: Path, out: Path, samples: int, keys: str | None, split: str, data: Path | None,
-                    run: Path | None, device: str) -> None:  # fmt: skip
+def predict_command(folder: Path, out: Path, samples: int, keys: str | None, split: str, tokens: Path | None,
+                    data: Path | None, run: Path | None, device: str) -> None:  # fmt: skip
     """Predict stored samples: values in the modality's own files, or a table.
 
     OUT/predictions.png shows what was given, what is predicted, and the truth.
@@ -172,10 +174,10 @@ def predict_command(folder: Path, out: Path, samples: int, keys: str | None, spl
       zoo transfer predict PROBE --samples 4 --out made
     """
     from backbone.transfer.predicting import predict_to_folder
-    from backbone.transfer.saving import load, places_of, values_of
+    from backbone.transfer.saving import load, samples_of
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places, values = places_of(folder, probe, data=data), values_of(folder, probe, data)
+    places, values = samples_of(folder, probe, split, tokens, data)
     with disk_errors(out):
         found = predict_to_folder(probe, places, values, out, split=split, samples=samples, keys=split_names(keys))
     click.echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")

@@ -11,11 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from backbone.features import FourMEncoder
+from backbone.features import FourMEncoder, flat_grid
 from backbone.packing import spans_of
 from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.modality import GridLayout, PatchesLayout
 
 Reads = Literal["vector", "map", "tokens"]
 
@@ -49,11 +48,7 @@ class Grid:
     @classmethod
     def of(cls, tables: Tables, given: Sequence[str]) -> Grid:
         """The grid of the first given modality that has one, and those that share it. Raises ConfigError."""
-        shapes = {
-            name: layout.shape
-            for name in given
-            if isinstance(layout := tables.spec(name).layout, GridLayout | PatchesLayout) and len(layout.shape) == 2
-        }
+        shapes = {name: shape for name in given if (shape := flat_grid(tables.spec(name)))}
         if not shapes:
             raise ConfigError(
                 f"--given {','.join(given)}: a map is read from a grid of two axes, and none of these has one"

@@ -36,8 +36,11 @@ from backbone.transfer.samples import Places
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, load_config
 from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.data.store_record import StoreRecord
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.values import fixed_shape
@@ -177,6 +180,29 @@ def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path
         tokens=tokens or Path(stored["tokens"]), store=store, zoo=probe.zoo, owner=str(folder),
         specs=[probe.network.encoder.tables.spec(name) for name in probe.given], trained_on=probe.trained_on,
     )  # fmt: skip
+
+
+def samples_of(
+    folder: Path, probe: Probe, split: str, tokens: Path | None, data: Path | None
+) -> tuple[Places, ValueStore | None]:
+    """As `places_of` and `values_of`, of what belongs together: with `tokens` alone the values that they were made of.
+
+    Raises DataError for `data` alone that may be of other samples than the tokens of the probe's training: their keys
+    may be the same.
+    """
+    if tokens is not None and data is None:
+        made_of = TokenStore(tokens).data
+        data = made_of if probe.task.handle is not None or (made_of and made_of.is_dir()) else None
+    elif data is not None and tokens is None:
+        trained_on = Path(load_config(folder, CLASS)["tokens"])
+        record = StoreRecord.read(trained_on)
+        known = record.samples.get(split) and samples_identity(data, split)
+        if not known and record.data not in (None, data.resolve()):
+            raise DataError(
+                f"{data}: the tokens of the probe's training, {trained_on}, were made of {record.data}, and by their "
+                "keys its samples could be taken for others; give the tokens of these values, too: --tokens TOKENS"
+            )
+    return places_of(folder, probe, tokens, data), values_of(folder, probe, data)
 
 
 def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStore | None:

@@ -109,7 +109,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     pairs = evaluation.get("pairs", [])
     gaps = {(" + ".join(pair["given"]), pair["target"]): pair["gap_closed"] for pair in pairs}
     galleries = read_galleries(run, evaluation, pictures)
-    only_read = config["model"].get("inputs_only", ())
+    only_read = config.get("model", {}).get("inputs_only", ())
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
