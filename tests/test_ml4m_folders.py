@@ -789,9 +789,10 @@ def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> N
     tables = {
         "zoo": {"modalities": ["clip", "clip_448"]},
         "modalities": {
-            "clip": {"checkpoint": "mine/clip", "image_size": 224}, "clip_448": {"plugin": "clip", "image_size": 448}
+            "clip": {"checkpoint": "mine/clip", "map_size": 14}, "clip_448": {"plugin": "clip", "map_size": 28}
         },
     }  # fmt: skip
+    assert not Zoo.from_tables(tables, tmp_path / "registry.toml")["clip_448"].has_tokenizer
     before = copy.deepcopy(tables)
     share_tokenizers(tables, tmp_path / "registry.toml")
     assert tables == before
