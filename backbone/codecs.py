@@ -18,7 +18,7 @@ from tokenizers_zoo.modality import (
     VectorLayout,
 )
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.wording import count_of
+from tokenizers_zoo.wording import by, count_of
 
 
 def stored_samples(
@@ -94,15 +94,10 @@ def check_codec(handle: ModalityHandle, codec: str | None, spec: ModalitySpec | 
 def _shape_of(layout: TokenLayout) -> str:
     """What all samples of a modality have in common, in words: `a grid of 8 x 8`."""
     if isinstance(layout, GridLayout):
-        return f"a grid of {sides(layout.shape)}"
+        return f"a grid of {by(layout.shape)}"
     if isinstance(layout, VectorLayout):
         return f"a vector of {count_of(layout.length, 'token')}"
     if isinstance(layout, SequenceLayout):
         return "a sequence"
-    place = f"patches of {sides(layout.shape)}" if isinstance(layout, PatchesLayout) else "embeddings"
+    place = f"patches of {by(layout.shape)}" if isinstance(layout, PatchesLayout) else "embeddings"
     return f"{place} with {count_of(layout.dim, 'number')} each"
-
-
-def sides(shape: Iterable[int | str]) -> str:
-    """`8 x 8`; 1 for that of a plain number."""
-    return " x ".join(map(str, shape)) or "1"

@@ -30,8 +30,7 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write run.json."""
-        places = asdict(self) | {"registry": None}
-        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in places.items()}
+        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
         write_json(folder / FILE, paths | {"registry": registry_place(self.registry)})
 
     @classmethod

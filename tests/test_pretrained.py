@@ -247,7 +247,7 @@ def test_want_of_memory_is_not_blamed_on_files(where: str, tmp_path: Path, monke
             monkeypatch.setattr(torch, "load", fails)
             perceptual.read_lite_network(tmp_path / "x.pth")
         else:
-            with fitting(tmp_path) if where == "tokenizer" else pretrained._one_line(tmp_path, "BertModel"):
+            with fitting(tmp_path) if where == "tokenizer" else pretrained.one_line("BertModel"):
                 fails()
 
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):

@@ -80,9 +80,9 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
     assert not (tmp_path / "made").exists()
     assert "of 8 samples" in zoo(*made, "--tokens", tmp_path / "tokens").stdout
     StoreRecord.note(tmp_path / "tokens", tmp_path / "data", {}, [])
-    places, values = samples_of(tmp_path / "probe", load(tmp_path / "probe"), "test", tmp_path / "tokens", None)
+    places = samples_of(tmp_path / "probe", load(tmp_path / "probe"), "test", tmp_path / "tokens", None)
     assert places.tokens == tmp_path / "tokens"
-    assert places.store and values and places.store.root == values.root == tmp_path / "data"
+    assert places.store and places.store.root == tmp_path / "data"
 
 
 def test_a_constant_answer_that_is_an_object_is_a_file_of_its_modality(world: World) -> None:

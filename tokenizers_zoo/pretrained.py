@@ -182,7 +182,7 @@ def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path,
             raise PretrainedError('its network needs transformers; pip install "transformers>=5.22.2"') from None
         cls = getattr(transformers, name)
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        with _quiet(transformers), _one_line(folder, name):
+        with _quiet(transformers), one_line(f"{folder}: cannot be read as {name}"):
             if not hasattr(cls, "base_model_prefix") and not name.startswith("AutoModel"):
                 # One way to resize, so that values do not depend on whether torchvision is installed.
                 return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
@@ -197,15 +197,14 @@ def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path,
 
 
 @contextlib.contextmanager
-def _one_line(folder: Path, name: str) -> Iterator[None]:
-    """Whatever a library says about files that do not fit, as one line."""
+def one_line(problem: str) -> Iterator[None]:
+    """Whatever a library says about files that do not fit, as one line after `problem`; not want of memory."""
     try:
         yield
     except Exception as error:
         if is_of_the_machine(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise PretrainedError(f"{folder}: cannot be read as {name}: {reason}") from error
+        raise PretrainedError(f"{problem}: {' '.join(str(error).split())[:200]}") from error
 
 
 @contextlib.contextmanager

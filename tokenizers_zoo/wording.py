@@ -21,6 +21,11 @@ def count_of(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def by(sizes: Iterable[int | str]) -> str:
+    """Sizes in words: "64 x 60"; "1" for that of a plain number."""
+    return " x ".join(map(str, sizes)) or "1"
+
+
 def and_others(number: int) -> str:
     """What follows the first of several names: " and 1 other", " and 2 others"; nothing where there are no more."""
     return f" and {count_of(number, 'other')}" if number else ""

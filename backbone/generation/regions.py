@@ -33,6 +33,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.spatial.values import FORMATS
 from tokenizers_zoo.modality import ModalitySpec, SequenceLayout
 from tokenizers_zoo.values import array_of, fixed_shape
+from tokenizers_zoo.wording import by
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -106,8 +107,7 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
         0 in factors
     ):  # fmt: skip
         raise ConfigError(
-            f"keep {name}: mask:{path}: expected the grid's {_size(grid)}, or a multiple of it; "
-            f"got {_size(pixels.shape)}"
+            f"keep {name}: mask:{path}: expected the grid's {by(grid)}, or a multiple of it; got {by(pixels.shape)}"
         )
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
     mask: Mask = (pixels != 0).reshape(parts).all(axis=tuple(range(1, 2 * len(grid), 2)))
@@ -159,10 +159,6 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return []
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _wrong(name: str, region: str, expected: str) -> ConfigError:

@@ -138,7 +138,7 @@ def eval_command(
     from tokenizers_zoo.data.samples import TEST
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places, _ = samples_of(folder, probe, TEST, tokens, data)
+    places = samples_of(folder, probe, TEST, tokens, data)
     test = places.part(probe.task, TEST)
     names = probe.kind.names if isinstance(probe.kind, Classes) else ()
     metrics, unseen = scored(probe, test), unseen_labels(probe.kind, names, test.labels)
@@ -177,9 +177,9 @@ def predict_command(folder: Path, out: Path, samples: int, keys: str | None, spl
     from backbone.transfer.saving import load, samples_of
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places, values = samples_of(folder, probe, split, tokens, data)
+    places = samples_of(folder, probe, split, tokens, data)
     with disk_errors(out):
-        found = predict_to_folder(probe, places, values, out, split=split, samples=samples, keys=split_names(keys))
+        found = predict_to_folder(probe, places, out, split=split, samples=samples, keys=split_names(keys))
     click.echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")
 
 

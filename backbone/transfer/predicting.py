@@ -26,9 +26,8 @@ PICTURED = 100
 
 
 def predict_to_folder(
-    probe: Probe, places: Places, values: ValueStore | None, out: Path, *, split: str, samples: int,
-    keys: Sequence[str] | None = None,
-) -> list[str]:  # fmt: skip
+    probe: Probe, places: Places, out: Path, *, split: str, samples: int, keys: Sequence[str] | None = None
+) -> list[str]:
     """Predict stored samples: those of `keys`, or `samples` of them spread over the split; gives their keys.
 
     Writes OUT/<key>.<ext>, a value of the modality, or OUT/predictions.csv with key, predicted, true; and
@@ -53,7 +52,7 @@ def predict_to_folder(
     truth = [probe.task.truth(probe.kind, part.labels[place]) for place in chosen]
     of = spread(len(found), PICTURED)
     pictured = [[listed[place] for place in of] for listed in (found, answers, truth)]
-    headers, rows = picture_of(probe, values, split, *pictured)  # before anything is written
+    headers, rows = picture_of(probe, places.store, split, *pictured)  # before anything is written
     out.mkdir(parents=True, exist_ok=True)
     with held(out, BUSY.format(out)):
         written = Written(out)

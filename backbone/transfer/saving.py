@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone.codecs import check_codec, sides
+from backbone.codecs import check_codec
 from backbone.config import ModelConfig
 from backbone.features import FourMEncoder
 from backbone.model import FourM
@@ -44,6 +44,7 @@ from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.values import fixed_shape
+from tokenizers_zoo.wording import by
 
 CLASS = "Probe"
 HEAD, ENCODER = "head.", "encoder."
@@ -144,7 +145,7 @@ def _other_labels(kind: Kind, spec: ModalitySpec) -> str:
         before, now = kind.shape, fixed_shape(spec.layout)
     if before is not None and before != now:
         what = "tokens" if isinstance(kind, Tokens) else "values"
-        return f"{spec.name} with {what} of {sides(before)}, and the registry has {sides(now)}"
+        return f"{spec.name} with {what} of {by(before)}, and the registry has {by(now)}"
     if isinstance(kind, ClassMap):
         for number, (name, known) in enumerate(zip_longest(kind.names, spec.value.classes[: len(kind.names)])):
             if name != known:
@@ -182,10 +183,8 @@ def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path
     )  # fmt: skip
 
 
-def samples_of(
-    folder: Path, probe: Probe, split: str, tokens: Path | None, data: Path | None
-) -> tuple[Places, ValueStore | None]:
-    """As `places_of` and `values_of`, of what belongs together: with `tokens` alone the values that they were made of.
+def samples_of(folder: Path, probe: Probe, split: str, tokens: Path | None, data: Path | None) -> Places:
+    """As `places_of`, of what belongs together: with `tokens` alone come the values that they were made of.
 
     Raises DataError for `data` alone that may be of other samples than the tokens of the probe's training: their keys
     may be the same.
@@ -202,7 +201,7 @@ def samples_of(
                 f"{data}: the tokens of the probe's training, {trained_on}, were made of {record.data}, and by their "
                 "keys its samples could be taken for others; give the tokens of these values, too: --tokens TOKENS"
             )
-    return places_of(folder, probe, tokens, data), values_of(folder, probe, data)
+    return places_of(folder, probe, tokens, data)
 
 
 def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStore | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from tokenizers_zoo.blocks.conv import ConvDecoder, ConvEncoder
 from tokenizers_zoo.blocks.patches import PatchSize, patch_sides
 from tokenizers_zoo.blocks.vit import VitDecoder, VitEncoder
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.wording import by
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -64,8 +64,3 @@ def build_encoder(config: BlockConfig, in_channels: int, out_dim: int, patch_siz
 def build_decoder(config: BlockConfig, in_dim: int, out_channels: int, patch_size: PatchSize) -> Decoder:
     """The decoder of `config`: (batch, in_dim, *grid) -> (batch, out_channels, *grid x patch)."""
     return Decoder(config, in_dim, out_channels, patch_size)
-
-
-def by(sizes: Iterable[int]) -> str:
-    """Sizes in words: `64 x 60`."""
-    return " x ".join(map(str, sizes))

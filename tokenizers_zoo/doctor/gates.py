@@ -305,10 +305,6 @@ def store(patient: Patient) -> str:
         raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
     try:
         column.check_codec(handle)
-    except ZooError as error:
-        figure, _, advice = str(error).rpartition("; ")
-        raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
-    try:
         rows = column.rows
         kept = [
             (key, value, row)
@@ -318,7 +314,8 @@ def store(patient: Patient) -> str:
         now = handle.encode([value for _, value, _ in kept]) if kept else []
         stored = column.take([row for _, _, row in kept])
     except ZooError as error:
-        raise Failed(str(error), OTHER_TOKENS) from None
+        figure, _, advice = str(error).rpartition("; ")
+        raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
     if not kept:
         raise Failed(
             f"has {count_of(len(column), 'sample')}, and none of the {len(patient.keys)} examined, such as "

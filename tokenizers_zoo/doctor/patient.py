@@ -111,10 +111,6 @@ class Patient:
             assert self.trained is not None
             tokens = self.trained.encode(self.values)
             self.rows = [row if isinstance(row, np.ndarray) else row.cpu().numpy() for row in tokens]
-        except ZooError as error:
-            self.problem = str(error)
-            return
-        try:
             self.decoded = self.trained.decode_if_able(tokens)
         except ZooError as error:
             self.problem = str(error)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.errors import is_of_the_machine
-from tokenizers_zoo.pretrained import PretrainedError, files_of
+from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -60,16 +59,10 @@ def load_edge_network(folder: Path, device: str) -> EdgeNetwork:
     for number, scale in enumerate(network.scales, 1):
         assert isinstance(scale, nn.ModuleList)
         names |= {f"block{number}/layers/conv2d{f'_{i}' if i else ''}": layer for i, layer in enumerate(scale)}
-    try:
-        with h5py.File(path) as file, torch.no_grad():
-            for name, layer in names.items():
-                kernel, bias = (torch.from_numpy(_array(file, f"{name}/vars/{part}")) for part in (0, 1))
-                layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
-    except (OSError, KeyError, RuntimeError, AttributeError) as error:
-        if is_of_the_machine(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise PretrainedError(f"{path}: does not hold the weights of HED: {reason}") from error
+    with one_line(f"{path}: does not hold the weights of HED"), h5py.File(path) as file, torch.no_grad():
+        for name, layer in names.items():
+            kernel, bias = (torch.from_numpy(_array(file, f"{name}/vars/{part}")) for part in (0, 1))
+            layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
     return network.eval().requires_grad_(False).to(device)
 
 

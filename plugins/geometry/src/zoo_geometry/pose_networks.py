@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.pretrained import PretrainedError, one_line
 from zoo_geometry import person_detection
 from zoo_geometry.person_detection import Detection
 from zoo_geometry.picture_regions import Region
@@ -38,12 +38,9 @@ class TfliteNetwork:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise PretrainedError(f"its networks need ai-edge-litert; {INSTALL}") from None
-        try:
+        with one_line(f"{name}: cannot be read as a network of LiteRT"):
             interpreter = Interpreter(model_content=content, num_threads=1)
             interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PretrainedError(f"{name}: cannot be read as a network of LiteRT: {reason}") from None
         inputs = interpreter.get_input_details()
         found = {tuple(map(int, output["shape"])): int(output["index"]) for output in interpreter.get_output_details()}
         taken = [tuple(map(int, entry["shape"])) for entry in inputs]
