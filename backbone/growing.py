@@ -111,8 +111,8 @@ def growing_mixtures(
 ) -> tuple[Mixture, ...]:
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
-    Others give it and ask for what is old, or lead from anything to anything, one part of `ASKED` of them each. Of what
-    is old, `model` may only read some, or only make some.
+    For each `ASKED` of these one gives it and asks for what is old, and one leads from anything to anything. Of what is
+    old, `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
     discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]

@@ -3,9 +3,10 @@
     python studies/low_labels.py --run runs/demo/backbone --tasks semseg depth metadata.num_objects
 
 Every task is learned on a share of its labels: on the frozen encoder, with the encoder tuned, too, and by the same
-network from random weights, in as many steps. Where pretraining made the task's modality, as of these, the trained
-encoder has seen all the answers: few labels then say how soon a head finds them again. Sets of inputs after the first
-are given to the frozen encoder only. A share of the labels chooses the step whose weights are kept. Held-out scores.
+network from random weights, in as many steps, and with most labels also in LONGER times as many: it may lack nothing
+but steps. Where pretraining made the task's modality, as of these, the trained encoder has seen all the answers: few
+labels then say how soon a head finds them again. Sets of inputs after the first are given to the frozen encoder only.
+A share of the labels chooses the step whose weights are kept. Held-out scores.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
 
 TUNINGS = "frozen", "full", "scratch"
+LONGER = 3
+"""How many times the steps a further probe from random weights takes."""
 EVALUATIONS = 20
 """Of a run on its validation samples."""
 
@@ -63,7 +66,9 @@ def main() -> None:
     parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
     parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="what moves")
-    parser.add_argument("--steps", type=positive, default=400, help="of each probe")
+    parser.add_argument(
+        "--steps", type=positive, default=400, help=f"of each probe; one of scratch takes {LONGER} times as many"
+    )
     parser.add_argument(
         "--validation", type=float, default=0.2, help="share of the labels that chooses the step; 0: none"
     )
@@ -72,18 +77,21 @@ def main() -> None:
     arguments = parser.parse_args()
     zoo = Zoo.from_toml(arguments.registry)
     probes = []
-    for task, given, share, tuning, seed in product(
-        arguments.tasks, arguments.given, arguments.labels, arguments.tunings, range(arguments.seeds)
+    variants = [(share, tuning, 1) for share, tuning in product(arguments.labels, arguments.tunings)]
+    variants += [(max(arguments.labels), "scratch", LONGER)] if "scratch" in arguments.tunings else []
+    for task, given, (share, tuning, times), seed in product(
+        arguments.tasks, arguments.given, variants, range(arguments.seeds)
     ):
         inputs = given.split(",")
         leaks = task.split(".")[0] in inputs
         if leaks or (tuning != "frozen" and given != arguments.given[0]):
             continue
+        longer = f"-{times}-times-the-steps" if times > 1 else ""
         probes.append(
             Probe(
                 run=arguments.run, data=arguments.data, task=task, given=tuple(inputs), seed=seed,
-                config=settings(tuning, share, arguments.steps, arguments.validation),
-                out=arguments.out / task / f"{given}-{tuning}-{share:g}-seed-{seed}",
+                config=settings(tuning, share, times * arguments.steps, arguments.validation),
+                out=arguments.out / task / f"{given}-{tuning}-{share:g}{longer}-seed-{seed}",
             )
         )  # fmt: skip
     console = Console(width=None if Console().is_terminal else 120)

@@ -92,6 +92,21 @@ def test_windows_of_two_hops_reach_to_the_end() -> None:
     assert again.shape == (1, 4000) and again[0, -125:].abs().max() > 0.1
 
 
+def test_a_spectrum_with_its_phases_gives_the_waveform_back_to_its_end() -> None:
+    waveform = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mel._istft(mel._stft(waveform, FRAME), FRAME, 4000), waveform, atol=1e-5, rtol=1e-5)
+
+
+def test_the_end_of_a_waveform_sounds_as_the_rest_does() -> None:
+    """Tones have other phases in each frame, also in the one around the very end, which a spectrogram leaves out."""
+    for frame in (FRAME, audio.AudioSettings().frame):
+        pitches = range(200, frame.sample_rate // 2 - 500, 250)
+        target = mel.log_mel(torch.from_numpy(np.stack([tone(hertz, frame.sample_rate) for hertz in pitches])), frame)
+        again = mel.waveform_of(target, frame, 32)
+        wrong = (mel.log_mel(again, frame) - target).abs().mean(dim=(0, 1))
+        assert wrong[-1] < 2 * wrong[4:-4].mean()
+
+
 def test_mel_inversion_is_not_negative_and_close() -> None:
     truth = torch.rand(1, 251, 4, generator=torch.Generator().manual_seed(0))
     bands = mel.filters(FRAME) @ truth

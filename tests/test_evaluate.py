@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
+from toy_plugins import snapshot
 
 from backbone.cli.main import backbone as command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
@@ -638,6 +639,42 @@ def test_of_pairs_that_are_named_no_others_are_told(
         assert ("not evaluated: letters; first: " in CliRunner().invoke(command, words + asked).stderr) == told
         record = json.loads((run / "evaluation" / "evaluation.json").read_text())
         assert record["complete"] and set(record["skipped"]) == {"letters"}, "the record is of all modalities"
+
+
+def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other, out = world.copy(tmp_path / "run"), tmp_path / "other", tmp_path / "scores" / "other"
+    shutil.copytree(world.tokens, other / "tokens")
+    shutil.copytree(world.data, other / "data")
+    changed_values(world, other / "data", "test/dark", kept="02468")
+    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=world.data), world.zoo))
+    asked = ["--given", "light", "--make", "dark", "--samples", "99", "--set", "answers=1", "--set", "gallery_pairs=1"]
+    words = ["eval", str(run), *asked]
+
+    def told(*more: Any) -> Any:
+        return CliRunner().invoke(command, [*words, *map(str, more)])
+
+    own = told("--tokens", world.tokens)
+    assert own.exit_code == 0 and str(run / "evaluation" / "evaluation.json") in own.output
+    before = snapshot(run)
+    elsewhere = ("--tokens", other / "tokens")
+    assert "--out FOLDER" in str(told(*elsewhere).exception)
+    assert "--data DATA" in str(told(*elsewhere, "--out", out).exception), "those tokens do not say of what they are"
+    assert not out.exists() and snapshot(run) == before
+    found = told(*elsewhere, "--data", other / "data", "--out", out)
+    assert found.exit_code == 0 and str(out / "evaluation.json") in found.output
+    record = json.loads((out / "evaluation.json").read_text())
+    assert [pair["samples"] for pair in record["pairs"]] == [TEST // 2]
+    assert (out / record["galleries"][0]["picture"]).is_file() and snapshot(run) == before
+    again = told(*elsewhere, "--data", other / "data", "--out", out)
+    assert json.loads((out / "evaluation.json").read_text())["pairs"] == record["pairs"] and again.exit_code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
+        refused = str(told(*elsewhere, "--data", other / "data", "--out", taken).exception)
+        assert f"{taken}: expected an evaluation, or nothing; give another --out" in refused
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:

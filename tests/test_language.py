@@ -51,11 +51,14 @@ def test_captions_are_read_from_text_and_json() -> None:
     assert caption.read_value("é\r\nb\n".encode(), "txt", at) == "é\nb"
     assert caption.read_value(b'"one"', "json", at) == "one"
     assert caption.read_value(b'["one", "two"]', "json", at) == "one"
+    for data in (b'"a\\r\\nb\\r\\n"', b'["a\\r\\nb\\r\\n"]'):
+        assert caption.read_value(data, "json", at) == "a\nb\n"
     assert caption.read_value(b"\xef\xbb\xbfone\n", "txt", at) == "one"
     for text in ("", "a\n", "\n\n", "é\tb", "\ufeffb"):
         assert caption.read_value(*caption.write_value(text, at), at) == text
     for data, extension in (
         ("é".encode("latin-1"), "txt"), ("one".encode("utf-16"), "txt"), (b"", "png"), (b"\x00", "txt"),
+        (b"a\rb", "txt"), (b'"a\\rb"', "json"), (b"[3]", "json"),
         (b"[]", "json"), (b"{", "json"), (b"NaN", "json"), (b"[" * 10**5, "json"),
     ):  # fmt: skip
         with pytest.raises(InvalidValueError):

@@ -12,6 +12,7 @@ import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from backbone.run import Run
 from backbone.saving import load_model
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
@@ -149,6 +150,12 @@ def test_another_file_is_told(content: str, message: str, tmp_path: Path) -> Non
     path = text_file(tmp_path / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
     with pytest.raises(CheckpointError, match=r"\[EOS\] has the id 2, expected 3: another vocabulary"):
         TextVocabulary(CONFIG, published=path.read_text())
+
+
+def test_want_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "json", SimpleNamespace(loads=lambda file: bytes(2**62)))
+    with pytest.raises(MemoryError):
+        words.WordMatcher("{}", 0, {})
 
 
 def test_plugins_write_sequences_as_4m_does(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -845,9 +846,9 @@ def test_a_folder_is_listed_once_and_files_that_come_meanwhile_move_no_sample(
         listed.append(split)
         return find(root, split, *others)
 
-    def running(*others: Any) -> Any:
+    def running(*others: Any, of: int) -> Any:
         own_files(mine, [0])
-        return run(*others)
+        return run(*others, of=of)
 
     monkeypatch.setattr(folder_module, "_find", found)
     monkeypatch.setattr(make_module, "run_jobs", running)
@@ -928,6 +929,29 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     other = toy({"modalities": {"dark": {"levels": 8}}})
     rewritten = derive_data(other, tmp_path / "data", workers=1)
     assert all(outcome.written and not outcome.kept_shards for outcome in rewritten.outcomes)
+
+
+@pytest.mark.parametrize("module", [make_module, derive_module])
+def test_what_a_killed_command_left_is_made_as_a_part_of_the_whole(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    """With as many threads as if none were there: last bits of what a network gives depend on them."""
+    zoo, asked = toy(), []
+
+    def noted(*args: Any, of: int) -> Any:
+        asked.append((len(args[2]), of))
+        return run_jobs(*args, of=of)
+
+    def all_of_it() -> None:
+        make_toy(zoo, tmp_path / "data", test=0)
+        derive_data(zoo, tmp_path / "data", workers=1)
+
+    monkeypatch.setattr(module, "run_jobs", noted)
+    all_of_it()
+    (tmp_path / "data/train" / ("field" if module is make_module else "dark") / "shard-00001.tar").unlink()
+    all_of_it()
+    (whole, of), left = asked
+    assert whole == of > 1 and left == (1, of)
 
 
 OUT_OF_MEMORY = {
@@ -1011,7 +1035,7 @@ def test_a_network_on_a_gpu_is_loaded_there_once(
 ) -> None:  # fmt: skip
     zoo, asked = toy(enabled=("field", "dark")), []
 
-    def one_process(zoo: Zoo, function: Any, jobs: Any, workers: int | None, advance: Any) -> Any:
+    def one_process(zoo: Zoo, function: Any, jobs: Any, workers: int | None, advance: Any, *, of: int) -> Any:
         asked.append(workers)
         return run_jobs(zoo, function, jobs, 1, advance)
 

@@ -123,6 +123,26 @@ def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None
     assert torch.equal(quantizer.train()(latents).tokens, tokens)
 
 
+def test_codes_that_are_used_no_more_keep_their_direction() -> None:
+    """Those of a cosine codebook whose dead codes are not revived, also when the averages of nothing have come to 0."""
+    config = QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=8, decay=0.5, revive_below=0.0)
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config, 8)
+    everywhere, corner = some_latents(1)[..., :8], some_latents(2)[..., :8].abs()
+    quantizer(everywhere)
+    book = quantizer.adapter.vq._codebook
+    started = book.embed[0].clone()
+    used = torch.cat([quantizer(corner).tokens for _ in range(200)]).unique()
+    dead = torch.ones(16, dtype=torch.bool).index_fill(0, used, False)
+    assert 0 < dead.sum() < 16 and (book.embed_avg[0][dead] == 0).all()
+    torch.testing.assert_close(book.embed[0][dead], started[dead])
+    torch.testing.assert_close(book.embed[0].norm(dim=1), torch.ones(16))
+    expected = quantizer.eval()(everywhere)
+    got = quantizer.train()(everywhere)
+    assert torch.equal(got.tokens, expected.tokens) and dead[got.tokens].any()
+    torch.testing.assert_close(got.codes, expected.codes)
+
+
 def test_encode_in_training_mode_changes_nothing(config: QuantizerConfig) -> None:
     quantizer = trained(config)
     expected = quantizer.eval().encode(some_latents())

@@ -448,9 +448,11 @@ def test_a_file_that_is_not_read_now_costs_no_sample(
         return pread(file, size, offset)
 
     monkeypatch.setattr(os, "pread", failing)
-    with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read: Input/output error"):
-        tokenize(zoo, data, out)
+    for command in (lambda: tokenize(zoo, data, out), lambda: evaluate_tokenizer(zoo, "field", data, split="train")):
+        with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read: Input/output error"):
+            command()
     monkeypatch.undo()
+    assert not list(zoo["field"].checkpoint.glob("evaluation-*.json")), "figures of other samples"
     assert [(o.written, o.dropped) for o in tokenize(zoo, data, out).outcomes] == [(5, {}), (23, {})]
 
 

@@ -132,6 +132,17 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
 
 
+def test_what_a_killed_run_has_left_has_as_many_threads_as_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last bits of what a network gives depend on them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for left in ([1, 2], [1]):
+        found = {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, lambda _: None, of=4)}
+        assert found == {"2"}
+    assert not list(run_jobs(Zoo.installed(), surroundings, [], None, lambda _: None, of=4))
+
+
 def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})

@@ -33,6 +33,8 @@ from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.metrics import left_out_text
 from backbone.transfer.samples import chosen
+from backbone.transfer.saving import places_of
+from backbone.transfer.scores import scored
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
@@ -491,6 +493,16 @@ def test_what_was_moved_is_not_trained_again(world: World, tmp_path: Path) -> No
         again(here, "zones", on_step=die)
     shutil.move(here, there)
     assert {name: again(there, name) for name in first} == first, "with the seconds that it took"
+    probes = {name: there / "run/transfer" / name for name in first}
+    for name, probe in probes.items():
+        assert str(here) not in (probe / "config.json").read_text(), "it is found where it is"
+        finished = load(probe)
+        metrics = scored(finished, places_of(probe, finished).part(finished.task, "test"))
+        assert metrics == json.loads((probe / "metrics.json").read_text())["metrics"], name
+    moved = dataclasses.replace(world, run=there / "run")
+    train(moved, tmp_path / "other", str(there / "mine.csv"), seed=1, head="knn")
+    (column,) = compared([probes["mine.csv"], tmp_path / "other"])["columns"]
+    assert column["task"] == "mine", "two seeds of one question"
     steps = list[int]()
     again(there, "zones", on_step=steps.append)
     assert steps == list(range(21, 41)), "a killed one goes on"

@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
-from small_modalities import installed, registry_of
+from small_modalities import installed, registry_of, write_values
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
 
 from backbone.run import Run
@@ -28,6 +28,8 @@ from backbone.transfer.cli import default_name, settings_of
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.config import transfer_config
 from backbone.transfer.samples import Part, Places
+from backbone.transfer.tasks import read_csv
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
 from tokenizers_zoo.training.state import RUN
 
@@ -219,10 +221,13 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     rows = found[0][0]["rows"]
     settings = [(row["given"], row["tuning"], row["labels"]) for row in rows]
     assert settings == [
-        ("light", tuning, share) for share in (0.1, 1.0) for tuning in ("frozen", "full", "scratch")
-    ] + [("light, letters", "frozen", share) for share in (0.1, 1.0)]  # fmt: skip
+        *(("light", tuning, share) for share in (0.1, 1.0) for tuning in ("frozen", "full", "scratch")),
+        ("light", "scratch", 1.0),
+        *(("light, letters", "frozen", share) for share in (0.1, 1.0)),
+    ]
+    assert ["steps=9" in row["settings"] for row in rows] == [False] * 6 + [True] + [False] * 2, "three times as many"
     cells = [[cell and sorted(cell["seeds"]) for cell in row["cells"]] for row in rows]
-    assert cells == [[["0"]] * 2] * 6 + [[["0"], None]] * 2, "letters are not predicted from letters"
+    assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
     assert "constant answer" in capsys.readouterr().out
 
 
@@ -279,7 +284,8 @@ TABLES = {
     "key,label\n": "has no labels",
     "key,label\nnobody,1\nnowhere,2\n": "none of its 2 keys, such as 'nobody', is in",
     "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",
-    "key,label\ntest-000,1\ntest-001,nan\n": "some labels are not finite numbers",
+    "key,label\ntest-000,1\ntest-001,nan\n": "the key 'test-001' has the label 'nan', and those of others are finite",
+    "key,label\ntest-000,1e999\ntest-001,1\n": "take it out, or train with --as classes",
     "key,label\ntrain-000,a\ntrain-001,b\n": "no sample of the split test in",
     "key,label\ntest-000,a\ntrain-001,\n": "no sample of the split train in",
 }
@@ -290,6 +296,39 @@ def test_a_table_that_says_nothing_is_refused(world: World, tmp_path: Path, text
     (tmp_path / "mine.csv").write_text(text)
     words = ("--task", tmp_path / "mine.csv", "--given", "light", "--out", tmp_path / "probe")
     assert TABLES[text] in refused("train", world.run, *words)
+
+
+LABELS = {
+    ("1", "-2.5", "+.5", "3.", "1e-05", "2E3"): (1.0, -2.5, 0.5, 3.0, 1e-05, 2000.0),
+    ("2023_01", "2023_02"): None,
+    ("1_000", "2"): None,
+    ("\u0661", "2"): None,  # Arabic digits, which Python's numbers may have
+    ("0x10", "2"): None,
+    ("nan", "cat"): None,
+    ("nan", "inf"): None,
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_are_numbers_where_all_are_decimal_ones(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    rows = [f"{number},{label}" for number, label in enumerate(labels)]
+    (tmp_path / "mine.csv").write_text("\n".join(["key,label", *rows]), encoding="utf-8")
+    assert tuple(read_csv(tmp_path / "mine.csv", None).values()) == (LABELS[labels] or labels)
+    assert tuple(read_csv(tmp_path / "mine.csv", "classes").values()) == labels
+
+
+def test_a_field_that_is_no_text_or_number_is_learned_as_the_line_says(world: World, tmp_path: Path) -> None:
+    facts = {split: {key: {**read(world, "facts", key, split), "list": [number % 2]}
+                     for number, key in enumerate(ValueStore.of(world.root / "data", world.zoo).keys(split, "facts"))}
+             for split in ("train", "test")}  # fmt: skip
+    for split, values in facts.items():
+        write_values(tmp_path, world.zoo, split, "facts", values)
+    words = ["--task", "facts.list", "--given", "light", "--data", tmp_path / "data", "--head", "knn", "--out"]
+    line = refused("train", world.run, *words, tmp_path / "none")
+    assert "ask for another field, write what is to be learned into a table (--task FILE.csv), or take each" in line
+    done = zoo("train", world.run, *words, tmp_path / "probe", "--as", "classes")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert load(tmp_path / "probe").kind.names == ("[0]", "[1]")
 
 
 def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_text_and_objects() -> None:
     assert value_problem(json, [np.float32(1)]) == "value[0] is a float32, which is not a JSON type"
     assert value_problem(json, {3: 1}) == "value has the key 3, which is not a str"
     assert value_problem(json, (1, 2)) == "value is a tuple, which is not a JSON type"
+    assert value_problem(json, [{"a": "\ud800"}]) == "value[0]['a'] cannot be written as UTF-8"
+    assert value_problem(json, {"\udfff": 1}) == "value has the key '\\udfff', which cannot be written as UTF-8"
 
 
 @pytest.mark.parametrize("depth", [600, 100_000])

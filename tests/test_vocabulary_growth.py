@@ -257,6 +257,42 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     assert model.tables.names == USED
 
 
+def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:
+    """Values that need none of those would be stored, and the others left out."""
+    zoo = world.zoo()
+    TextVocabulary.grow_folder(world.vocabulary, describe_vocabulary(zoo, "text").vocabulary.config, ["<happy>"])
+    derive_data(zoo, world.data, workers=1)
+    before = snapshot(world.tokens)
+    told = (
+        f"^mood: writes 1 special token that the vocabulary text at {world.folder}/tokenizers/text lacks, <sad>; "
+        "add it: zoo vocabulary grow text$"
+    )
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match=told):
+            tokenize(zoo, world.data, world.tokens, overwrite=overwrite)
+        assert snapshot(world.tokens) == before
+    tokenize(zoo, world.data, world.tokens, modalities=["caption", "web_text"])
+    grow_vocabulary(zoo, "text")
+    made = {(o.split, o.modality): o for o in tokenize(zoo, world.data, world.tokens).outcomes}
+    assert [made[split, "mood"].written for split in ("train", "test")] == [12, 4]
+    assert not made["train", "mood"].dropped
+
+
+def test_tokens_that_are_there_need_no_growth(world: World, add_mood: None) -> None:
+    zoo = world.zoo()
+    grow_vocabulary(zoo, "text")
+    derive_data(zoo, world.data, workers=1)
+    tokenize(zoo, world.data, world.tokens)
+    (package,) = world.folder.parent.rglob("zoo_mood.py")
+    package.write_text(MOOD.replace('"<sad>")', '"<sad>", "<angry>")'))
+    del sys.modules["zoo_mood"]
+    newer = world.zoo()
+    assert describe_vocabulary(newer, "text").missing == ("<angry>",)
+    assert not any(outcome.written for outcome in tokenize(newer, world.data, world.tokens).outcomes)
+    with pytest.raises(CheckpointError, match=r"mood: writes 1 special token .* lacks, <angry>; add it"):
+        tokenize(newer, world.data, world.tokens, overwrite=True)
+
+
 def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
     shutil.copytree(world.vocabulary, world.folder / "old")
     zoo = world.zoo()

@@ -12,7 +12,7 @@ from examples import only, values
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, ReadError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
@@ -52,6 +52,11 @@ class Notes(TextModality):
 
 plugin = Notes()
 '''
+WRITES_TEXT = """
+    @hookimpl
+    def vocabulary_texts(self, values, settings):
+        return values
+"""
 TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
 
 
@@ -108,6 +113,57 @@ def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], 
         assert list(samples.texts()) == sentences("red") + sentences("blue")
         assert samples.special_tokens == ("<journal>", "<notes>")
     assert list(text_vocabularies(zoo)) == ["elsewhere", "journal"]
+
+
+def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
+    make: Callable[..., Zoo], install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And of a modality that writes none no value is read for it."""
+    source = NOTES.replace("VOCABULARY", "journal").replace(WRITES_TEXT, "")
+    assert "vocabulary_texts" not in source
+    install("zoo-marks", {"tokenizers_zoo": {"marks": "zoo_marks:plugin"}}, {"zoo_marks": source})
+    zoo = make({"album": "journal", "notes": "journal"})
+    data = write(zoo, tmp_path / "data", "marks", sentences("red"))
+    read, kept = ValueStore.read, list[str]()
+    monkeypatch.setattr(ValueStore, "read", lambda *given: kept.append(given[1].name) or read(*given))
+    samples = training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo))
+    kept.clear()
+    capsys.readouterr()
+    assert not list(samples.texts()) and not kept
+    line = (
+        f"vocabulary journal: {data}/train has no text of album, notes: no pieces are learned, and text is then written"
+        " byte by byte; once there is some, train the vocabulary anew (--overwrite)\n"
+    )
+    assert capsys.readouterr().err == line
+    assert not TextVocabulary.load(train_tokenizer(zoo, "marks", data)).pieces and line in capsys.readouterr().err
+    train_tokenizer(zoo, "marks", data)
+    assert line not in capsys.readouterr().err, "what is trained already was told before"
+    write(zoo, data, "notes", [" ", ""])
+    list(training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo)).texts())
+    assert line in capsys.readouterr().err
+    write(zoo, data, "album", sentences("blue"))
+    list(training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo)).texts())
+    quiet = make({}, {"album": {"enabled": False}, "notes": {"enabled": False}})
+    assert not TextVocabulary.load(train_tokenizer(quiet, "marks", data, out=tmp_path / "marks")).pieces
+    assert "vocabulary" not in capsys.readouterr().err
+
+
+def test_text_that_the_disk_does_not_give_now_is_not_left_out(
+    make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = make({"album": "journal"})
+    data, read = write(zoo, tmp_path / "data", "album", sentences("red")), ValueStore.read
+    samples = training_samples(zoo, zoo["album"], ValueStore.of(data, zoo))
+
+    def failing(store: ValueStore, handle: Any, split: str, key: str) -> Any:
+        if key == store.keys(split, handle.name)[-1]:
+            raise ReadError(f"{key}: cannot be read: Input/output error")
+        return read(store, handle, split, key)
+
+    monkeypatch.setattr(ValueStore, "read", failing)
+    with pytest.raises(ReadError, match="Input/output error"):
+        list(samples.texts())
 
 
 def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(

@@ -206,6 +206,22 @@ def test_water_runs_down() -> None:
     np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
 
 
+def test_a_picture_of_any_size_shows_the_same_land() -> None:
+    """Heights over the metres between pixels, extent / image_size, fall as steeply on the whole."""
+
+    def slopes(size: int) -> np.ndarray:
+        settings = Settings("world", {"image_size": size, "extent": 2000.0})
+        metres = terrain.source.samples("train", 5, 0, settings)[4][1]["heightmap"][0].astype(float)
+        places = (np.arange(size) + 0.5) * 2000.0 / size
+        south, east = (np.polyfit(places, metres.mean(axis=axis), 1)[0] for axis in (1, 0))
+        return np.array([south, east])
+
+    expected = slopes(128)
+    assert (np.abs(expected) > 0.01).all()
+    for size in (32, 64, 256):
+        np.testing.assert_allclose(slopes(size), expected, rtol=0.02)
+
+
 def test_plants_water_and_snow_look_as_they_should() -> None:
     from zoo_worlds import land
 

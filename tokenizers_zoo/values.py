@@ -144,15 +144,22 @@ def _text_problem(spec: ValueSpec, value: Any) -> str | None:
         return "give a str"
     if spec.classes and value not in spec.classes:
         return str(UnknownNameError.of("class", value, spec.classes))
+    return None if _is_utf8(value) else "it cannot be written as UTF-8"
+
+
+def _is_utf8(text: str) -> bool:
+    """False for text with lone surrogates, which JSON can spell (`\\ud800`) and no file holds."""
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        return "it cannot be written as UTF-8"
-    return None
+        return False
+    return True
 
 
 def _json_problem(value: Any, path: str) -> str | None:
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return None if _is_utf8(value) else f"{path} cannot be written as UTF-8"
+    if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{path} is not finite"
@@ -163,6 +170,8 @@ def _json_problem(value: Any, path: str) -> str | None:
         for key, item in value.items():
             if not isinstance(key, str):
                 return f"{path} has the key {key!r}, which is not a str"
+            if not _is_utf8(key):
+                return f"{path} has the key {key!r}, which cannot be written as UTF-8"
             if problem := _json_problem(item, f"{path}[{key!r}]"):
                 return problem
         return None

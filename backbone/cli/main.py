@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.wording import count_of
 
 
@@ -130,7 +132,9 @@ def train(
 @click.option("--make", "targets", metavar="NAMES", help="Comma-separated modalities to make. Default: all.")
 @CONFIG_OPTION
 @click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
+@click.option("--tokens", type=PATH, help="A token store. Default: that of its training; for another give --out.")
 @click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
+@click.option("--out", type=PATH, help="Folder for scores and galleries. Default: RUN/evaluation.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
 @DEVICE
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
@@ -140,7 +144,9 @@ def evaluate_command(
     targets: str | None,
     config_file: Path | None,
     samples: int | None,
+    tokens: Path | None,
     data_dir: Path | None,
+    out: Path | None,
     seed: int | None,
     device: str,
     assignments: tuple[str, ...],
@@ -149,18 +155,21 @@ def evaluate_command(
 
     Each set of given modalities is asked for each target, and galleries are drawn.
     Gap closed goes from the best constant answer (0) to the tokenizer's own
-    reconstruction (1). Scored is the best single answer to several draws.
+    reconstruction (1). Scored is the best single answer to several draws. Data of
+    elsewhere need a training split, too: it is what the constant answer answers.
 
     \b
     Examples:
       zoo backbone eval runs/backbone
       zoo backbone eval runs/backbone --given caption,boxes --make depth,semseg
+      zoo backbone eval runs/backbone --tokens other --out other-scores
     """
     from rich.console import Console
 
     from backbone.evaluation.config import EvaluationConfig, Questions
     from backbone.evaluation.evaluate import FILE, FOLDER, evaluate
     from backbone.evaluation.table import gap_tables
+    from tokenizers_zoo.data.tokens import TokenStore
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     asked: dict[str, Any] = {key: table.pop(key) for key in ("given", "make") if key in table}
@@ -171,10 +180,14 @@ def evaluate_command(
     changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
     config = from_mapping(EvaluationConfig, assigned(table, changes), origin)
     run, zoo = open_run(folder)
-    with disk_errors(folder):
+    if tokens is not None and tokens.resolve() != run.tokens.resolve():
+        if out is None:
+            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has the scores of {run.tokens}; give --out FOLDER")
+        run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
+    with disk_errors(out or folder):
         result = evaluate(
             folder, zoo, run.tokens, data_dir or run.values(), given=given_sets,
-            targets=made, config=config, device=device,
+            targets=made, config=config, device=device, out=out,
         )  # fmt: skip
     console = Console()
     for place, reasons in result["unreadable"].items():
@@ -189,4 +202,4 @@ def evaluate_command(
         console.print(shown)
     if not result["pairs"]:
         click.echo("no pairs: nothing can be made here from something else")
-    click.echo(f"every score: {folder / FOLDER / FILE}")
+    click.echo(f"every score: {(out or folder / FOLDER) / FILE}")

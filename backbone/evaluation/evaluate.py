@@ -1,6 +1,7 @@
 """How well a trained backbone makes each modality from each other: figures, a table, and galleries.
 
-RUN/evaluation/evaluation.json, written anew after every pair, so that an interrupted evaluation goes on where it was:
+evaluation.json, in RUN/evaluation or another folder, is written anew after every pair, so that one that was interrupted
+goes on where it was:
 
     identity       what the figures belong to: {"weights": sha256 of the weights, "settings": EvaluationConfig,
                    "codecs": {name: fingerprint}, "data" and "tokens": their folders, "samples": sha256 of the test
@@ -23,7 +24,7 @@ RUN/evaluation/evaluation.json, written anew after every pair, so that an interr
                    for training values, the ceiling the tokenizer's own reconstruction of the true values, all three
                    over the same test samples. gap_closed is (score - floor) / (ceiling - floor) of the main metric;
                    null where there is no gap
-    galleries      [{"given", "target", "picture": path relative to RUN/evaluation, or null, "columns": [headers],
+    galleries      [{"given", "target", "picture": path relative to the folder, or null, "columns": [headers],
                    "rows": [{"key", "cells": [text, or null where the picture shows it]}]}]: the given values, several
                    draws, the truth
     seconds        time spent so far
@@ -81,16 +82,17 @@ def evaluate(
     targets: Sequence[str] | None = None,
     config: EvaluationConfig | None = None,
     device: str = "cpu",
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the backbone in `run` and write RUN/evaluation; gives what evaluation.json holds.
+    """Evaluate the backbone in `run` and write the folder `out` (RUN/evaluation); gives what evaluation.json holds.
 
     Every set of `given` modalities is asked for every one of `targets` that is not in it. Defaults: each modality
     alone, and all discrete ones, picture-like ones first. Pairs that an earlier evaluation of the same identity (see
     above) has finished are kept; a gallery whose picture is gone is drawn again. Modalities that cannot be evaluated
     (no test tokens or values, another codec than that of the training), and pairs that cannot be scored (no common test
     sample, no training value), are left out with the reason; raises DataError where that modality, or both sides of
-    that pair, were named, and CheckpointError where another evaluation of the run goes on. Model and tokenizers run on
-    `device`.
+    that pair, were named, where `out` holds something else, and CheckpointError where another evaluation writes it.
+    Model and tokenizers run on `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
@@ -112,14 +114,21 @@ def evaluate(
         "decoders": {name: decoder_of(handle) for name, handle in data.handles.items()},
     }
     trained = card.get("train", {})  # how it was, which an imported one does not say
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = run / FOLDER if out is None else own_folder(Path(out))
+    folder.mkdir(parents=True, exist_ok=True)
     with held(folder, BUSY.format(folder)):
         evaluation = _Evaluation(folder, model, data, config, identity)
         evaluation.describe()
         evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
         evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
     return read_table(folder / FILE)
+
+
+def own_folder(folder: Path) -> Path:
+    """The folder itself. Raises DataError where it holds something else than an evaluation."""
+    if folder.exists() and not (folder.is_dir() and ((folder / FILE).is_file() or not any(folder.iterdir()))):
+        raise DataError(f"{folder}: expected an evaluation, or nothing; give another --out")
+    return folder
 
 
 def decoder_of(handle: ModalityHandle) -> str:

@@ -119,69 +119,107 @@ def decode_sequence(
     The stream reads as in training: the spans of all gaps with the sentinel of the next between them, then the end; or,
     where the model is shown the end, one sentinel more. Of the ids `once` none is written that is kept or was written.
     """
-    layout = model.tables.spec(plan.name).layout
-    assert isinstance(layout, SequenceLayout)
-    device, start = inputs.device, model.tables.token_rows(plan.name).start
-    gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in kept], device=device)
-    room = torch.tensor([max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in kept], device=device)
-    # A step for each token there is room for, and one to go on to each gap but the first.
-    bound = int((room + gaps - 1).max())
-    uniform = noise.uniform(IDS, 0, max(bound, 1)).to(device)
+    filling = _Filling(model, plan, kept, once, inputs.device)
+    start = model.tables.token_rows(plan.name).start
+    uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
     context = model.context(inputs.packed(passes))
     sharing = inputs.draws  # so many rows of a step see one row of the context, until the batch is cut
     if sharing > 1:
-        if not shares_keys(device):
+        if not shares_keys(inputs.device):
             context, sharing = context.select(inputs.rows_of_draws(passes)), 1
         inputs.split_draws()
     caches = [
-        KeyValueCache.empty(len(passes) * inputs.batch, bound, model.config, context.keys_and_values[0][0])
+        KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, context.keys_and_values[0][0])
         for _ in model.decoder
     ]
-    tokens = torch.full((inputs.batch, bound), layout.end, device=device)
-    alive = torch.arange(inputs.batch, device=device)  # samples in the batch of this step
-    going = room > 0
-    shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
-    closing = torch.where(shown & (gaps < layout.num_sentinels), layout.sentinel_start + gaps, layout.end)
-    sentinels = range(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels)
-    marks = torch.tensor([*sentinels, layout.end], device=device)
-    gap, count = torch.zeros_like(gaps), torch.zeros_like(gaps)
-    single = torch.zeros(model.tables.spec(plan.name).vocab_size, dtype=torch.bool, device=device)
-    single[[number for number in once if number < len(single)]] = True  # a vocabulary may have grown since
-    spent = torch.stack([_holding(row, single) for row in kept])
-    last = torch.full((inputs.batch,), layout.sentinel_start, device=device)
+    alive = torch.arange(inputs.batch, device=inputs.device)  # samples in the batch of this step
+    last = torch.full_like(alive, filling.layout.sentinel_start)
     done = 0
-    while going.any():
-        if 2 * int(going[alive].sum()) <= len(alive):  # the caches are copied only when that halves them
-            rows = going[alive].nonzero().squeeze(1)
+    while filling.going.any():
+        if 2 * int(filling.going[alive].sum()) <= len(alive):  # the caches are copied only when that halves them
+            rows = filling.going[alive].nonzero().squeeze(1)
             of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
             alive, last = alive[rows], last[rows]
             context, sharing = context.select(of_passes // sharing), 1
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
-        ranks = torch.full((len(alive), 1), done, device=device)
+        ranks = torch.full((len(alive), 1), done, device=inputs.device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
-        is_last = gap[alive] + 1 >= gaps[alive]
-        onward = torch.where(is_last, closing[alive], layout.sentinel_start + gap[alive] + 1)
-        if once:
-            logits = logits.masked_fill(spent[alive], -torch.inf)
-        following = marks == onward.unsqueeze(1)
-        ends = following if model.config.marked_inputs else gap_ends(marks, gap[alive], gaps[alive])
-        logits = restricted(logits, marks, ends, onward)
-        last = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
-        moved = last == onward
-        last = torch.where(going[alive] & ~(moved & is_last), last, layout.end)
-        tokens[alive, done] = last
-        spent[alive, last] |= single[last]
-        gap[alive] += (moved & ~is_last).long()
-        count[alive] += (~moved).long()
-        going[alive] = (last != layout.end) & (count[alive] < room[alive])
+        logits = filling.allowed(logits, alive)
+        drawn = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
+        last = filling.written(drawn, alive, done)
         done += 1
         advance(1)
     advance(plan.max_length - done)
-    made = []
-    for row, stream in zip(kept, tokens.cpu().tolist(), strict=True):
-        content = stream[: stream.index(layout.end)] if layout.end in stream else stream
-        made.append(with_gaps_filled(row, content, layout))
-    return made
+    return filling.filled()
+
+
+class _Filling:
+    """The streams that fill the gaps of `kept`: what each sample has written of its own, and what may come next.
+
+    Its tensors are of all samples; `alive` are the numbers of those that a step decodes.
+    """
+
+    def __init__(
+        self, model: FourM, plan: TargetPlan, kept: Sequence[Ids], once: Collection[int], device: torch.device
+    ) -> None:
+        spec = model.tables.spec(plan.name)
+        assert isinstance(spec.layout, SequenceLayout)
+        layout = spec.layout
+        self.layout, self.kept, self.any_end = layout, kept, not model.config.marked_inputs
+        self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in kept], device=device)
+        room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in kept]
+        self.room = torch.tensor(room, device=device)
+        self.bound = int((self.room + self.gaps - 1).max())
+        """Steps at most: one for each token there is room for, and one to go on to each gap but the first."""
+        self.tokens = torch.full((len(kept), self.bound), layout.end, device=device)
+        self.going = self.room > 0
+        """Samples that have not come to their end."""
+        shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
+        self.closing = torch.where(
+            shown & (self.gaps < layout.num_sentinels), layout.sentinel_start + self.gaps, layout.end
+        )
+        """The id that ends the last gap."""
+        sentinels = range(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels)
+        self.marks = torch.tensor([*sentinels, layout.end], device=device)
+        self.gap, self.count = torch.zeros_like(self.gaps), torch.zeros_like(self.gaps)
+        self.once = torch.zeros(spec.vocab_size, dtype=torch.bool, device=device)
+        self.once[[number for number in once if number < len(self.once)]] = True  # a vocabulary may have grown since
+        self.spent = torch.stack([_holding(row, self.once) for row in kept])
+
+    def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
+        """The logits, `alive ids`, with -inf at what may not come next."""
+        gap, gaps = self.gap[alive], self.gaps[alive]
+        onward = self._onward(alive)
+        logits = logits.masked_fill(self.spent[alive], -torch.inf)
+        ends = gap_ends(self.marks, gap, gaps) if self.any_end else self.marks == onward.unsqueeze(1)
+        return restricted(logits, self.marks, ends, onward)
+
+    def written(self, drawn: Tensor, alive: Tensor, step: int) -> Tensor:
+        """Take the ids that were drawn; gives what was written, the end where a sample is at its own."""
+        moved, is_last = drawn == self._onward(alive), self._is_last(alive)
+        last = torch.where(self.going[alive] & ~(moved & is_last), drawn, self.layout.end)
+        self.tokens[alive, step] = last
+        self.spent[alive, last] |= self.once[last]
+        self.gap[alive] += (moved & ~is_last).long()
+        self.count[alive] += (~moved).long()
+        self.going[alive] = (last != self.layout.end) & (self.count[alive] < self.room[alive])
+        return last
+
+    def filled(self) -> list[Ids]:
+        """Each sample's row with its gaps filled."""
+        made = []
+        for row, stream in zip(self.kept, self.tokens.cpu().tolist(), strict=True):
+            content = stream[: stream.index(self.layout.end)] if self.layout.end in stream else stream
+            made.append(with_gaps_filled(row, content, self.layout))
+        return made
+
+    def _is_last(self, alive: Tensor) -> Tensor:
+        """Whether the gap that a sample is at is its last, bool `alive`."""
+        return self.gap[alive] + 1 >= self.gaps[alive]
+
+    def _onward(self, alive: Tensor) -> Tensor:
+        """The id that ends the gap that a sample is at, `alive`."""
+        return torch.where(self._is_last(alive), self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1)
 
 
 def _holding(row: Ids, ids: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.values import fixed_shape
 from tokenizers_zoo.wording import by
@@ -228,3 +229,20 @@ def described(
         "tokens": str(place.tokens), "data": None if data is None else str(data.resolve()),
         "registry": registry_place(zoo.path),
     }  # fmt: skip
+
+
+def note_places(folder: Path, now: Mapping[str, Any]) -> None:
+    """Have the config.json of a probe say where its task, backbone, tokens, data and registry are.
+
+    That is what `now`, see `described`, says of a probe of the same samples, weights and settings: nothing else is
+    taken from it.
+    """
+    stored = load_config(folder, CLASS)
+    moved = {
+        **stored,
+        "task": {**stored["task"], "text": now["task"]["text"]},
+        "backbone": {**stored["backbone"], "run": now["backbone"]["run"]},
+        **{key: now[key] for key in ("tokens", "data", "registry")},
+    }
+    if moved != stored:
+        write_json(folder / CONFIG, moved)

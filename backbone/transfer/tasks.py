@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tokenizers_zoo.pipeline.tokenizers import readable
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 COLUMNS = ("key", "label")
+NUMBER = re.compile(r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
+"""A label of a table that is a number: a decimal one, as 1.5e-05 is, too, or what programs write where one is none."""
 STATISTICS = 2000
 """Labels, at most, that a map is standardised by."""
 BATCH = 64
@@ -159,7 +162,11 @@ class Task:
             return "numbers"
         odd = next((label for label in labels if not isinstance(label, str | bool | int | float)), None)
         if odd is not None:
-            raise ConfigError(f"--task {self.text}: expected texts or numbers, got {str(odd)[:40]!r}; ask for a part")
+            raise ConfigError(
+                f"--task {self.text}: expected texts or numbers, got {str(odd)[:40]!r}; ask for another field, write "
+                "what is to be learned into a table (--task FILE.csv), or take each different value as a class "
+                "(--as classes)"
+            )
         if self.wanted == "numbers":
             word = next(label for label in labels if isinstance(label, str | bool))
             raise ConfigError(f"--as numbers: {self.text} has the label {word!r}; leave --as out")
@@ -310,9 +317,9 @@ def whole_kind(spec: ModalitySpec, wanted: As | None, text: str) -> str:
 
 
 def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
-    """The labels of a table with the columns key and label: numbers where all are, else texts.
+    """The labels of a table with the columns key and label: numbers where all are as NUMBER says, else texts.
 
-    An empty label is none. Raises DataError.
+    An empty label is none. Raises DataError, also for a label that is no finite number among numbers.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -334,10 +341,13 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
         raise DataError(f"{path}: has no labels")
     if wanted == "classes":
         return dict(labels)
-    try:
-        numbers = {key: float(label) for key, label in labels.items()}
-    except ValueError:
+    numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
+    if len(numbers) < len(labels) or not any(map(math.isfinite, numbers.values())):
         return dict(labels)
-    if not np.isfinite(list(numbers.values())).all():
-        raise DataError(f"{path}: some labels are not finite numbers")
+    for key, number in numbers.items():
+        if not math.isfinite(number):
+            raise DataError(
+                f"{path}: the key {key!r} has the label {labels[key]!r}, and those of others are finite numbers; take "
+                "it out, or train with --as classes"
+            )
     return dict(numbers)

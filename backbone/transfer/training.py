@@ -29,7 +29,7 @@ from backbone.transfer.metrics import METRICS, probe_card
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features
 from backbone.transfer.samples import Example, Examples, Labelled, Part, Places, labelled
-from backbone.transfer.saving import CLASS, CONSTANT, described, packed_constant, tensors_of
+from backbone.transfer.saving import CLASS, CONSTANT, described, note_places, packed_constant, tensors_of
 from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import save_checkpoint
@@ -72,8 +72,9 @@ def transfer(
     """Train a probe on the run's stored tokens of `given` and write its folder `out`, which is returned.
 
     Labels are values in `data` (default: the run's), or a table's. Killed and called again it goes on, to the same
-    weights; a finished folder is left alone; with `overwrite` a probe that is there is replaced, but stays where
-    nothing is trained. Raises ZooErrors for what does not fit together, before anything is written.
+    weights; a finished folder is left alone, but says where what it is of is now; with `overwrite` a probe that is
+    there is replaced, but stays where nothing is trained. Raises ZooErrors for what does not fit together, before
+    anything is written.
     """
     started = time.perf_counter()
     if not 0 <= seed < 2**63:
@@ -125,8 +126,11 @@ def transfer(
             provenance, trainee.text = as_begun(out, provenance, task.text)
         samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
         if head == "knn":
-            return trainee.without_steps(samples, out)
-        return train(trainee, samples, config, out, seed, on_step)
+            trainee.without_steps(samples, out)
+        else:
+            train(trainee, samples, config, out, seed, on_step)
+    note_places(out, settings)
+    return out
 
 
 def digests_of(task: Task, store: ValueStore | None, train: Part, test: Part) -> dict[str, str]:

@@ -30,8 +30,8 @@ AT_ONCE = 32
 """Values of a batch that is read ahead."""
 SAVED_EVERY = 16
 """Shards after which what was found is written."""
-READERS = 2
-"""What of the project reads values; raised where some are refused that were read before."""
+READERS = 3
+"""What of the project reads values; raised where some are refused that were read before, or read that were refused."""
 
 
 def remembered(store: ValueStore, handle: ModalityHandle, split: str) -> dict[str, str] | None:

@@ -46,7 +46,8 @@ class TextTokenizer(Generic[S]):
 class TextModality(Generic[S]):
     """The hooks of one sequence modality; `S` is its settings, a frozen dataclass.
 
-    A subclass gives `summary`, `value`, `metrics` and `settings_class`, and implements `encode_value`, `decode_value`.
+    A subclass gives `summary`, `value`, `metrics` and `settings_class`, and implements `encode_value`, `decode_value`;
+    where it writes text, beside special tokens and coordinates, also the hook `vocabulary_texts`.
     """
 
     summary: ClassVar[str]
@@ -139,11 +140,6 @@ class TextModality(Generic[S]):
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
         """No special tokens."""
-        return ()
-
-    @hookimpl
-    def vocabulary_texts(self, values: Sequence[Any], settings: Settings) -> Sequence[str]:
-        """No text."""
         return ()
 
     def _vocabulary_config(self, settings: Settings) -> VocabularyConfig:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
 from tokenizers_zoo.wordpieces import checked_text, word_start
 
 UNKNOWN = "[UNK]"
@@ -35,6 +35,8 @@ class WordMatcher:
             table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] >= start]
             self._tokenizer = Tokenizer.from_str(json.dumps(table))
         except Exception as error:  # the library raises a plain Exception for a file that it cannot read
+            if is_of_the_machine(error):
+                raise
             raise CheckpointError(f"not a file of the tokenizers library: {' '.join(str(error).split())}") from None
         for name, index in expected.items():
             if vocabulary.get(name) != index:

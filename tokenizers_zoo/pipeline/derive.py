@@ -223,7 +223,7 @@ def _derive_modality(
     result.outcomes.append(outcome)
     workers = _processes(handle, workers) if jobs else workers
     with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:
-        for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance):
+        for job, written, failures in run_jobs(zoo, derive_shard, jobs, workers, advance, of=len(planned)):
             outcome.add(written, failures)
             note_made_of(store.root, split, handle.name, {job.path.name: job.made_of})
     store.forget(split, handle.name)

@@ -41,17 +41,21 @@ def run_jobs(
     jobs: Sequence[Job],
     workers: int | None,
     advance: Callable[[int], None],
+    *,
+    of: int = 0,
 ) -> Iterator[Result]:
     """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
 
-    `workers` None means one per core. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
+    `workers` None means one per core, and there are no more than jobs. Each has its share of the cores: networks round
+    otherwise with another number of threads, so where `jobs` are what a killed run has left, `of` says how many there
+    were, and the share is as it was. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
     threads are never copied. After the first error, or an interrupt, no job is begun; after an error those that run
     come to their end, and their results are given before it is raised. `advance` is called with the number of samples
     that the jobs have ticked off since.
     """
     global _tick
-    workers = min(workers or cores(), len(jobs))
-    if workers <= 1:
+    workers = min(workers or cores(), max(of, len(jobs)))
+    if workers <= 1 or not jobs:
         _tick = lambda: advance(1)  # noqa: E731
         for job in jobs:
             yield function(zoo, job)
@@ -59,10 +63,11 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     done = context.Value("Q", 0)
     setup = (zoo.tables, zoo.path, done)
-    with _sharing_cores(workers), ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
+    started = min(workers, len(jobs))
+    with _sharing_cores(workers), ProcessPoolExecutor(started, context, _start_worker, setup) as pool:
         # One for each worker: what is handed over beside them is queued, and would be begun after an error, too.
         waiting = iter(jobs)
-        running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, workers)}
+        running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, started)}
         shown, errors = 0, list[BaseException]()
         try:
             while running:

@@ -14,7 +14,7 @@ from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
@@ -91,7 +91,7 @@ def evaluate_tokenizer(
     its id under `[zoo] checkpoints`. Those of another split than "test", or of a part of it, are not the checkpoint's
     held-out figures: they go to evaluation-SPLIT.json and samples-SPLIT/ beside these.
     The metrics of an input only that has no decoder are NaN. Raises DataError where the data lack the modality,
-    CheckpointError without a tokenizer.
+    ReadError for a file that the system does not read now, CheckpointError without a tokenizer.
     """
     handle = zoo[name]
     store = ValueStore.of(data, zoo)
@@ -155,11 +155,16 @@ class _Reconstruction:
     encode_seconds: float = 0.0
 
     def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
-        """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason."""
+        """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason.
+
+        Raises ReadError where the disk does not give them now: figures would be of other samples the next time.
+        """
         sound = {}
         for key in keys:
             try:
                 sound[key] = store.read(handle, split, key)
+            except ReadError:
+                raise  # no value is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
         if sound:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def make_data(
             jobs += plan.jobs(given[split], result)
         outcomes = {(outcome.split, outcome.modality): outcome for outcome in result.outcomes}
         with progress_bar(f"make {source_name}", sum(job.stop - job.start for job in jobs)) as advance:
-            for job, counts in run_jobs(zoo, make_shard, jobs, workers, advance):
+            shards = sum(math.ceil(len(samples) / shard_size) for samples in opened.values())
+            for job, counts in run_jobs(zoo, make_shard, jobs, workers, advance, of=shards):
                 for modality, (written, failures) in counts.items():
                     outcomes[job.split, modality].add(written, failures)
                     if job.made_of:

@@ -30,6 +30,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, p
 from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.views import Row, Views
+from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def tokenize(
     same for all its modalities, under the keys `<key>#<number>`. Parts that are there are kept. The tokenizers run on
     `device`.
     Raises DataError where none of the splits has one of `modalities`, and where `out` holds tokens of another codec, of
-    other data or of other settings, unless `overwrite`.
+    other data or of other settings, unless `overwrite`; CheckpointError where the vocabulary lacks special tokens of a
+    modality that is to be encoded.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
@@ -131,6 +133,8 @@ def tokenize(
     todo, rows = [], []
     for run in runs:  # only after that it is known that none is refused
         todo.append(run.todo(overwrite))
+        if todo[-1]:
+            check_special_tokens(run.handle)
         rows.append((run.outcome.split, run.handle.name, len(run.rows)))
         run.close()
     with disk_errors(out):

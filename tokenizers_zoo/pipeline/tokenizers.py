@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete, joint_fingerprint
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.audit import audit, remembered
@@ -17,9 +19,9 @@ from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settin
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.training.state import RUN, replacing_run
 from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
@@ -287,10 +289,15 @@ def _some(keys: Iterable[str], limit: int | None) -> list[str]:
 
 
 def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
-    """The text of the training values of all modalities that write in a vocabulary, by modality and then by key."""
-    present = store.modalities(TRAIN)
-    for handle in sharing:
-        if handle.name not in present or not handle.implements("vocabulary_texts"):
+    """The text of the training values of all modalities that write in a vocabulary, by modality and then by key.
+
+    Where some write text and there is none, a line on stderr says so at the end. Raises ReadError for a file that the
+    system does not read now.
+    """
+    present, found = store.modalities(TRAIN), False
+    writers = [handle for handle in sharing if handle.implements("vocabulary_texts")]
+    for handle in writers:
+        if handle.name not in present:
             continue
         keys = _some(store.keys(TRAIN, handle.name), limit)
         for start in range(0, len(keys), TEXT_BATCH):
@@ -298,6 +305,17 @@ def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | No
             for key in keys[start : start + TEXT_BATCH]:
                 try:
                     values.append(store.read(handle, TRAIN, key))
+                except ReadError:
+                    raise  # no value is to blame: the next time there would be more text
                 except ZooError:
                     continue  # counted where the modality itself is read
-            yield from handle.vocabulary_texts(values)
+            texts = handle.vocabulary_texts(values)
+            found = found or any(map(str.strip, texts))
+            yield from texts
+    if writers and not found:
+        line = (
+            f"vocabulary {writers[0].spec.vocabulary}: {store.root / TRAIN} has no text of "
+            f"{', '.join(handle.name for handle in writers)}: no pieces are learned, and text is then written byte by "
+            "byte; once there is some, train the vocabulary anew (--overwrite)"
+        )
+        say(Console(stderr=True), line)

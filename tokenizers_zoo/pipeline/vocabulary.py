@@ -12,6 +12,7 @@ from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError
 from tokenizers_zoo.modality import SequenceLayout
 from tokenizers_zoo.vocabulary import CLASS, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -101,6 +102,24 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
         handle.forget_tokenizer()
     added = new.grown_tokens[len(old.grown_tokens) :]
     return Growth(added=added, used=(old.used, new.used), size=(old.config.size, new.config.size))
+
+
+def check_special_tokens(handle: ModalityHandle) -> None:
+    """Raise CheckpointError where the vocabulary that a modality writes in lacks special tokens of it.
+
+    Of its values only those that need none of them could be encoded.
+    """
+    needed = handle.vocabulary_tokens()
+    if not needed or not _holds_text(folder := handle.codec.vocabulary_folder()):
+        return
+    known = TextVocabulary.load(folder).all_special_tokens
+    if missing := [token for token in needed if token not in known]:
+        name = handle.spec.vocabulary
+        first = f"first: {missing[0]}; add them" if missing[1:] else f"{missing[0]}; add it"
+        raise CheckpointError(
+            f"{handle.name}: writes {count_of(len(missing), 'special token')} that the vocabulary {name} at {folder} "
+            f"lacks, {first}: zoo vocabulary grow {name}"
+        )
 
 
 def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:

@@ -80,7 +80,12 @@ class MovingAverage(Adapter):
         book.threshold_ema_dead_code = self.revive_below * mean_count
         book.reset_cluster_size = mean_count
         book.sample_fn = book.replace_sample_fn = sample_over_processes if world_size() > 1 else self._sample_alone
+        before = book.embed.clone() if self.cosine else None
         codes, tokens, loss = self.vq(latents)
+        if before is not None:
+            # Where a code is used no more, the average that it is the direction of fades away, and its length with it.
+            faded = book.embed.norm(dim=-1, keepdim=True) < 1 - UNIT
+            book.embed.copy_(torch.where(faded, functional.normalize(before, dim=-1), book.embed))
         return codes, tokens, loss
 
     def tokens(self, latents: Codes) -> Tokens:

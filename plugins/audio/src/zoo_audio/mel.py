@@ -48,18 +48,20 @@ def decibels(magnitude: Tensor) -> Tensor:
 
 def magnitudes(waveform: Tensor, frame: MelFrame) -> Tensor:
     """(batch, window / 2 + 1, samples / hop): a sine of amplitude 1 that is constant in a window peaks at 1."""
-    return _stft(waveform, frame).abs()
+    return _stft(waveform, frame).abs()[..., : waveform.shape[1] // frame.hop]
 
 
 def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     """A waveform (batch, frames x hop) in [-1, 1] whose log-mel spectrogram is close to `decibel`.
 
     Phases are not in a spectrogram. They are made up by the accelerated Griffin-Lim algorithm (Perraudin, Balazs and
-    Sondergaard, WASPAA 2013), from a fixed random start: the same spectrogram always gives the same waveform.
+    Sondergaard, WASPAA 2013), from a fixed random start: the same spectrogram always gives the same waveform. Of the
+    frame around the very end, which a spectrogram leaves out, the magnitudes are made up, too.
     """
     bands = 10 ** (decibel.clamp(FLOOR_DB, 20.0) / 20)
     bands = bands * (decibel > FLOOR_DB + 1)  # what the floor lifted is silence, not noise
     target = frequencies_of(bands, frame)
+    target = torch.cat([target, target[..., -1:]], dim=-1)
     length = decibel.shape[2] * frame.hop
     draws = torch.Generator().manual_seed(0)
     turns = torch.rand(target.shape[1:], generator=draws).to(target.device) * (2 * math.pi)
@@ -67,6 +69,7 @@ def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     before = torch.zeros_like(phases)
     for _ in range(iterations):
         now = _stft(_istft(target * phases, frame, length), frame)
+        target = torch.cat([target[..., :-1], now[..., -1:].abs()], dim=-1)
         phases = now - (MOMENTUM / (1 + MOMENTUM)) * before
         phases = phases / phases.abs().clamp_min(1e-12)
         before = now
@@ -109,13 +112,9 @@ def _window(frame: MelFrame, device: torch.device) -> Tensor:
 
 
 def _stft(waveform: Tensor, frame: MelFrame) -> Tensor:
-    spectrum = torch.stft(
-        waveform, frame.window, frame.hop, window=_window(frame, waveform.device), return_complex=True
-    )
-    return spectrum[..., : waveform.shape[1] // frame.hop]
+    """Complex (batch, window / 2 + 1, samples / hop + 1): the last frame is centred at the end."""
+    return torch.stft(waveform, frame.window, frame.hop, window=_window(frame, waveform.device), return_complex=True)
 
 
 def _istft(spectrum: Tensor, frame: MelFrame, length: int) -> Tensor:
-    """The last frame is used once more, one hop later: else the end would lie under the edge of one window only."""
-    spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
     return torch.istft(spectrum, frame.window, frame.hop, window=_window(frame, spectrum.device), length=length)

@@ -57,15 +57,16 @@ class PlainText(TextModality[S]):
     def read_value(self, data: bytes, extension: str, settings: Settings) -> str:
         """`.txt` in UTF-8 (a mark at its start, or a line feed at its end, is not part of the text), or `.json`.
 
-        JSON holds the text, or a list of texts of which the first is taken.
+        JSON holds the text, or a list of texts of which the first is taken. In both, lines may end as on Windows.
         """
         options = settings.take(self.settings_class)
         if extension == "json":
             value = read_json(data, extension)
             if isinstance(value, list) and value:
                 value = value[0]
+            value = unix_lines(value) if isinstance(value, str) else value
         elif extension == "txt":
-            value = text_of(data).replace("\r\n", "\n").removesuffix("\n")
+            value = unix_lines(text_of(data)).removesuffix("\n")
         else:
             raise InvalidValueError(f"expected a .txt or .json file, got .{extension}")
         return checked_text(value, options)
@@ -99,6 +100,11 @@ class PlainText(TextModality[S]):
     def constant_answer(self, values: Sequence[str]) -> str:
         """The bag of words that no other beats in `word_f1`, in the order in which the texts mostly have them."""
         return best_words([words(value) for value in values])
+
+
+def unix_lines(text: str) -> str:
+    """The text with a line feed alone where lines end as on Windows."""
+    return text.replace("\r\n", "\n")
 
 
 def checked_text(value: Any, options: PlainTextSettings) -> str:

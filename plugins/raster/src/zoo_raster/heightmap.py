@@ -27,7 +27,8 @@ class HeightmapSettings(SpatialSettings):
     """Settings of height maps."""
 
     pixel_metres: float = 60.0
-    """Metres between pixels at the size of the settings; for slopes, in the score and in the shading of pictures."""
+    """Metres between pixels at the size of the settings; for slopes, in the score and in the shading of pictures. It
+    does not follow `image_size`: half as many pixels of the same land are twice as far apart."""
     png_scale: float = 1.0
     """Metres per unit of 16-bit PNG files."""
     png_offset: float = 0.0

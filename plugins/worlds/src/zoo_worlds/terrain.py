@@ -20,7 +20,8 @@ class TerrainSettings:
     image_size: int = 64
     """Height and width in pixels, 8 to 1024; above 128 there is no more detail."""
     extent: float = 3840.0
-    """Metres that a sample shows along each side, 500 to 50000."""
+    """Metres that a sample shows along each side, 500 to 50000. No value shows it: set the `pixel_metres` of height
+    maps to extent / their `image_size`; as it is, 60, it goes with the 3840 m here on 64 pixels."""
 
     def __post_init__(self) -> None:
         check_limits(self, {"image_size": (8, 1024), "extent": (500, 50000)})
