@@ -671,10 +671,27 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     assert json.loads((out / "evaluation.json").read_text())["pairs"] == record["pairs"] and again.exit_code == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    for taken in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
+    shutil.copytree(out, tmp_path / "codec")
+    (tmp_path / "codec" / "model.safetensors").touch()
+    for place, name in (("mine", "notes.txt"), ("mine/notes.txt", "a file"), ("codec", "model.safetensors")):
+        taken, before = tmp_path / place, snapshot(tmp_path)
         refused = str(told(*elsewhere, "--data", other / "data", "--out", taken).exception)
-        assert f"{taken}: expected an evaluation, or nothing; give another --out" in refused
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+        assert f"{taken}: expected an evaluation, or nothing, found {name}; give another --out" in refused
+        assert snapshot(tmp_path) == before
+    for key, value in (("weights", "f" * 64), ("tokens", "/elsewhere"), ("data", "/elsewhere")):
+        changed = {**record, "identity": {**record["identity"], key: value}}
+        (out / "evaluation.json").write_text(json.dumps(changed))
+        refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
+        assert f"{out}: has the scores of other {key}; give another --out" in refused
+    own = told(*elsewhere, "--data", other / "data", "--out", run / "evaluation").exception
+    assert "has the scores of other tokens" in str(own)
+    (out / "evaluation.json").unlink()  # as the line about a damaged one says
+    (out / ".evaluation.json.0123.tmp").touch()  # as a kill leaves it
+    assert told(*elsewhere, "--data", other / "data", "--out", out).exit_code == 0
+    assert timeless(json.loads((out / "evaluation.json").read_text())) == timeless(record)
+    shutil.rmtree(other / "data" / "train")
+    refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
+    assert f"{other / 'data'}: no split 'train', whose values the best constant answer is chosen for" in refused
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:

@@ -495,7 +495,9 @@ def test_what_was_moved_is_not_trained_again(world: World, tmp_path: Path) -> No
     assert {name: again(there, name) for name in first} == first, "with the seconds that it took"
     probes = {name: there / "run/transfer" / name for name in first}
     for name, probe in probes.items():
-        assert str(here) not in (probe / "config.json").read_text(), "it is found where it is"
+        for file in ("config.json", "README.md"):
+            assert str(here) not in (probe / file).read_text(), "it is found where it is"
+        assert str(there / "run") in (probe / "README.md").read_text()
         finished = load(probe)
         metrics = scored(finished, places_of(probe, finished).part(finished.task, "test"))
         assert metrics == json.loads((probe / "metrics.json").read_text())["metrics"], name

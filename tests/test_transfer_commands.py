@@ -304,6 +304,7 @@ LABELS = {
     ("1_000", "2"): None,
     ("\u0661", "2"): None,  # Arabic digits, which Python's numbers may have
     ("0x10", "2"): None,
+    ("\u0131nf", "cat"): None,  # a dotless i, whose capital is I
     ("nan", "cat"): None,
     ("nan", "inf"): None,
 }

@@ -40,7 +40,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,8 @@ def evaluate(
     above) has finished are kept; a gallery whose picture is gone is drawn again. Modalities that cannot be evaluated
     (no test tokens or values, another codec than that of the training), and pairs that cannot be scored (no common test
     sample, no training value), are left out with the reason; raises DataError where that modality, or both sides of
-    that pair, were named, where `out` holds something else, and CheckpointError where another evaluation writes it.
-    Model and tokenizers run on `device`.
+    that pair, were named, where `out` holds something else, and where there are no training values at all; and
+    CheckpointError where another evaluation writes it. Model and tokenizers run on `device`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
@@ -100,6 +100,8 @@ def evaluate(
     data = EvaluationData(
         zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed, model.tables.specs
     )  # fmt: skip
+    if TRAIN not in data.values.splits():
+        raise DataError(f"{data.values.root}: no split {TRAIN!r}, whose values the best constant answer is chosen for")
     for handle in data.handles.values():
         handle.device = device
     pairs = chosen_pairs(model, data, given, targets)
@@ -114,7 +116,9 @@ def evaluate(
         "decoders": {name: decoder_of(handle) for name, handle in data.handles.items()},
     }
     trained = card.get("train", {})  # how it was, which an imported one does not say
-    folder = run / FOLDER if out is None else own_folder(Path(out))
+    folder = run / FOLDER if out is None else Path(out)
+    if out is not None:
+        check_own(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, BUSY.format(folder)):
         evaluation = _Evaluation(folder, model, data, config, identity)
@@ -124,11 +128,19 @@ def evaluate(
     return read_table(folder / FILE)
 
 
-def own_folder(folder: Path) -> Path:
-    """The folder itself. Raises DataError where it holds something else than an evaluation."""
-    if folder.exists() and not (folder.is_dir() and ((folder / FILE).is_file() or not any(folder.iterdir()))):
-        raise DataError(f"{folder}: expected an evaluation, or nothing; give another --out")
-    return folder
+def check_own(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise DataError where a folder holds something else than an evaluation of the same weights, tokens and data."""
+    if not folder.exists():
+        return
+    inside = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file"]
+    for name in sorted(inside):
+        if name not in (FILE, GALLERY) and not name.startswith(f".{FILE}."):  # what a killed one leaves
+            raise DataError(f"{folder}: expected an evaluation, or nothing, found {name}; give another --out")
+    if FILE in inside:
+        found = read_table(folder / FILE, "identity", "pairs", "galleries")["identity"]
+        for key in ("weights", "tokens", "data"):
+            if found.get(key) != identity[key]:
+                raise DataError(f"{folder}: has the scores of other {key}; give another --out")
 
 
 def decoder_of(handle: ModalityHandle) -> str:

@@ -30,16 +30,18 @@ from backbone.transfer.config import TransferConfig
 from backbone.transfer.heads import Neighbours, build_head
 from backbone.transfer.kinds import ClassMap, Kind, NumberMap, Numbers, Tokens, kind_from_json
 from backbone.transfer.lora import MARK, lora_state
+from backbone.transfer.metrics import probe_card, read_metrics
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid
 from backbone.transfer.samples import Places
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, load_config
+from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.records import write_json
@@ -232,7 +234,7 @@ def described(
 
 
 def note_places(folder: Path, now: Mapping[str, Any]) -> None:
-    """Have the config.json of a probe say where its task, backbone, tokens, data and registry are.
+    """Have a finished probe, its config.json and card, say where its task, backbone, tokens, data and registry are.
 
     That is what `now`, see `described`, says of a probe of the same samples, weights and settings: nothing else is
     taken from it.
@@ -245,4 +247,6 @@ def note_places(folder: Path, now: Mapping[str, Any]) -> None:
         **{key: now[key] for key in ("tokens", "data", "registry")},
     }
     if moved != stored:
+        with replacing_file(folder / CARD) as card:
+            card.write_text(probe_card(moved, read_metrics(folder)), encoding="utf-8")
         write_json(folder / CONFIG, moved)

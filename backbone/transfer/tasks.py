@@ -25,7 +25,7 @@ from tokenizers_zoo.pipeline.tokenizers import readable
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 COLUMNS = ("key", "label")
-NUMBER = re.compile(r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 """A label of a table that is a number: a decimal one, as 1.5e-05 is, too, or what programs write where one is none."""
 STATISTICS = 2000
 """Labels, at most, that a map is standardised by."""
