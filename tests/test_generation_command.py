@@ -110,6 +110,29 @@ def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World)
     assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
 
 
+@pytest.mark.parametrize("key", ["guidance.scale", "depth.guidance.scale"])
+def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
+    words = f"{MAKE} --given rgb_patches --make depth --samples 2 --set steps=2"
+    went(world, f"{words} --guide -6")
+    first = made(world, "new")
+    went(world, f"{words} --set {key}=-6")
+    assert {name: data for name, data in made(world, "new").items() if name != "plan.toml"} == {
+        name: data for name, data in first.items() if name != "plan.toml"
+    }
+
+
+def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> None:
+    plan = 'given = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[target]]\nname = "depth"\n'
+    (world.folder / "shared.toml").write_text(plan)
+    always = '--samples 1 --set guidance.always=["caption"]'
+    went(world, f"backbone generate run --out new --plan shared.toml {always}")
+    for guide in ("scale = 2.0", 'always = ["caption"]'):
+        assert guide in (world.folder / "new/plan.toml").read_text()
+    went(world, f"{MAKE} --given rgb_patches,caption --make depth --guide 3 {always}")
+    for guide in ("scale = 3.0", 'always = ["caption"]'):
+        assert guide in (world.folder / "new/plan.toml").read_text()
+
+
 def test_a_used_folder_holds_what_was_made_last(world: World) -> None:
     ranked = f"{MAKE} --given rgb_patches --make caption --rank depth --draws 3 --samples 2"
     went(world, ranked)
@@ -275,7 +298,10 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given depth --make depth --keep depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
         ("--given depth --make depth --keep depth=mask:empty.npy", ("mask:empty.npy: cannot be read", "No data")),
         ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
-        ("--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1", ("rgb_patches", "input only")),
+        (
+            "--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1",
+            ("of a patches modality no part is kept",),
+        ),
         ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
         ("--given caption=a.txt,depth=b.npy --make depth", ("caption=a.txt,depth=b.npy", "--given once for each")),
         ("--given caption --make depth --guide much", ("--guide much: expected a number",)),

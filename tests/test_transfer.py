@@ -617,6 +617,13 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
         "constant answer" in line and "4.000" in line for line in shown
     )
     assert max(map(len, shown)) <= 80
+    assert [line for line in shown if "95 %" in line] == ["mean over seeds ± 95 %"]
+    more = [
+        finished(f"{name}{seed}", task={"name": name, "kind": "classes"}, given=["rgb_patches"], seed=seed)
+        for name in ("kinds", "metadata.num_objects", "semseg") for seed in (0, 1)
+    ]  # fmt: skip
+    shown = CliRunner().invoke(command, ["compare", *map(str, more)]).output.splitlines()
+    assert any(line.startswith("rgb_patches ") for line in shown) and max(map(len, shown)) <= 80
     assert json.loads(CliRunner().invoke(command, ["compare", *map(str, folders), "--json"]).output) == result
     last = {"validation": 0.0, "steps": 9}
     same = [finished(f"same{seed}", seed=seed, settings={**last, "eval_every": 3 + seed}) for seed in (0, 1)]

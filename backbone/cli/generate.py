@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from backbone.cli.config import pairs_of
+from backbone.cli.config import assigned, pairs_of
 from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
@@ -78,13 +78,13 @@ def generate_command(
         raise ConfigError("zoo backbone generate: expected either --make NAMES or --plan FILE")
     table = read_recipe(plan_file) if plan_file else {}
     names = split_names(targets, "--make takes at least one")
-    table["target"] = _targets(names, table.get("target", []), parse_assignments(assignments))
-    table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
-    table["keep"] = {**table.get("keep", {}), **pairs_of("--keep", keep, "PART")}
     if guide is not None:
         table["guidance"] = _guidance(guide)
-        for target in table["target"]:
+        for target in table.get("target", []):
             target.pop("guidance", None)
+    table["target"] = _targets(names, table, parse_assignments(assignments))
+    table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
+    table["keep"] = {**table.get("keep", {}), **pairs_of("--keep", keep, "PART")}
     chosen = {"keys": split_names(keys, "--keys takes at least one"), **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
         if chosen[one] is not None:
@@ -99,19 +99,22 @@ def generate_command(
     click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
 
 
-def _targets(names: list[str] | None, planned: list[Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of the targets, with what is set for all of them and for each."""
-    tables = [dict(table) for table in planned] if names is None else [{**SAMPLING, "name": name} for name in names]
+def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the targets, those of the plan or of `names`, with what is set for all of them and for each."""
+    tables = plan.get("target", []) if names is None else [{**SAMPLING, "name": name} for name in names]
     known = [str(table["name"]) for table in tables]
     for key, value in settings.items():
         name, dot, inner = key.partition(".")
-        if dot and name not in known:
+        of_one = bool(dot) and name in known
+        if dot and not of_one and name != "guidance":
             raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
                               f"{', '.join(known)} before the dot")  # fmt: skip
-        for table in tables:
-            if not dot or table["name"] == name:
-                table[inner if dot else key] = value
-    return tables
+        change = {inner if of_one else key: value}
+        shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}  # goes on from it
+        tables = [
+            table if of_one and table["name"] != name else assigned({**shared, **table}, change) for table in tables
+        ]
+    return [dict(table) for table in tables]
 
 
 def _items(given: Iterable[str]) -> list[str]:

@@ -45,7 +45,7 @@ def kept_part(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     not one, or of another size, InvalidValueError for tokens that do not fit.
     """
     if spec.continuous:
-        raise ConfigError(f"keep {spec.name}: a {spec.layout.kind} modality is an input only, so no part of it is made")
+        raise ConfigError(f"keep {spec.name}: of a {spec.layout.kind} modality no part is kept; give all of it")
     found = accepted(spec, tokens, None, "")
     if isinstance(spec.layout, SequenceLayout):
         return [_kept_of_sequence(spec.name, row, region) for row in found]

@@ -33,15 +33,19 @@ def write_answers(
     find: str,
     split: str,
     weights: Mapping[str, float],
-) -> None:
+) -> str:
     """Write OUT/hits.json and OUT/hits.png: what was asked with, then the hits, the sample asked with framed.
 
     Hits are shown by the modality `find`, or by the one that shows a sample best. `split` is that of the samples asked
     with. Of more than ASKED queries so many, spread over them, are in the picture. Without the run's values there is
-    none.
+    none; gives why, or "".
     """
-    values, drawn = Run.load(index.run).data, False
-    if values is not None and values.is_dir():
+    values, lacking = Run.load(index.run).data, ""
+    if values is None:
+        lacking = f"{index.run} names no values"
+    elif not values.is_dir():
+        lacking = f"the values of {index.run} were in {values}, which is gone"
+    else:
         store = ValueStore.of(values, zoo)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
         pictured = [answers[place] for place in spread(len(answers), ASKED)]
@@ -51,10 +55,9 @@ def write_answers(
             cells = [shown(store, zoo[by], index.split, hit.key) for hit in answer.hits[:SHOWN]]
             own = answer.key if split == index.split else None
             hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])
-        drawn = write_hits(
-            out / PICTURE, [f"asked: {in_words([name], weights)}" for name in answers[0].given], asked, hits
-        )
-    if not drawn:
+        headers = [f"asked: {in_words([name], weights)}" for name in answers[0].given]
+        lacking = "" if write_hits(out / PICTURE, headers, asked, hits) else "all that was found is text"
+    if lacking:
         (out / PICTURE).unlink(missing_ok=True)  # that of an earlier query
     result = {
         "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
@@ -62,6 +65,7 @@ def write_answers(
         "answers": [dataclasses.asdict(answer) for answer in answers],
     }  # fmt: skip
     write_json(out / FILE, result)
+    return lacking
 
 
 def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, str], split: str) -> list[Shown]:

@@ -136,9 +136,11 @@ def query_command(folder: Path, run: Path | None, given: tuple[str, ...], keys: 
         show_table(table)
     if out is not None:
         with disk_errors(out):
-            write_answers(
+            lacking = write_answers(
                 index, zoo, out, answers, sources=sources, find=find, split=split or index.split, weights=scale
             )  # fmt: skip
+        if lacking:
+            click.echo(f"no picture: {lacking}", err=True)
         click.echo(f"hits in {out}")
 
 

@@ -121,7 +121,7 @@ def _stored(
         if key not in numbers and key in known:
             raise DataError(f"{where}: sample {key!r} has no {' and no '.join(given)}")
         if key not in numbers:
-            raise UnknownNameError.of("sample", key, data.keys[:1000], f"(in {where})")
+            raise UnknownNameError.of("sample", key, data.keys[:1000], f"(in {where}; --split gives another part)")
     vectors = {}
     for column, name in enumerate(given):
         rows = [int(data.rows[numbers[key], column]) for key in keys]

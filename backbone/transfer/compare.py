@@ -140,11 +140,12 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     counts = counts_shown(rows)
     arrows = ["↑" if column["higher_is_better"] else "↓" for column in columns]
     several = any(entry is not None and entry["half"] is not None for row in rows for entry in row["cells"])
-    spread = f" {SPREAD}" if several else ""
-    headers = [
-        f">{column['task']}\n{column['metric']} {arrow}{spread}" for column, arrow in zip(columns, arrows, strict=True)
-    ]
+    headers = [f">{column['task']}\n{column['metric']} {arrow}" for column, arrow in zip(columns, arrows, strict=True)]
     table = plain_table(*names, *(f">{COUNTS[count]}" for count in counts), *headers)
+    for name, column in zip(names, table.columns, strict=False):
+        column.no_wrap = name != "settings"  # which are many words
+    if several:
+        table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
     for row in rows:
         shown = {**row, "labels": labels_text(row["labels"]), "backbone": row["backbone"][:8]}
         numbers = [count_text(row, count) for count in counts]

@@ -330,7 +330,7 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
                 )
             rows = [(row["key"], (row["label"] or "").strip(), reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from None
+        raise DataError(f"{path}: cannot be read as a table: {getattr(error, 'strerror', None) or error}") from None
     labels: dict[str, str] = {}
     for key, label, line in rows:
         if labels.get(key, label) != label:
