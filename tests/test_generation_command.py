@@ -300,7 +300,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
         (
             "--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1",
-            ("of a patches modality no part is kept",),
+            ("of a patches modality no part",),
         ),
         ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
         ("--given caption=a.txt,depth=b.npy --make depth", ("caption=a.txt,depth=b.npy", "--given once for each")),
