@@ -22,7 +22,7 @@ from torch import Tensor
 from backbone.config import ModelConfig
 from backbone.model import FourM
 from backbone.tables import Tables
-from tokenizers_zoo.checkpoint import card_row, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import card_row, load_checkpoint, loading, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.modality import (
@@ -134,9 +134,10 @@ def load_model(
             _check_same_tokens(folder, old[spec.name], spec)
     if specs is not None:
         model_config = dataclasses.replace(model_config, position_lengths=_trained_lengths(model_config, old, specs))
-    model = FourM.unfilled(model_config, stored) if specs is None else FourM.seeded(model_config, specs, seed)
-    _copy(folder, tensors, model, complete=specs is None)
-    return model.to(device)
+    with loading():
+        model = FourM.unfilled(model_config, stored) if specs is None else FourM.seeded(model_config, specs, seed)
+        _copy(folder, tensors, model, complete=specs is None)
+        return model.to(device)
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:

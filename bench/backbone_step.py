@@ -27,7 +27,7 @@ from backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.training.optim import EPSILON, Optimizer
-from backbone.training.train import keep_freed_memory
+from backbone.training.train import keeping_freed_memory
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -147,7 +147,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
     console = Console()
     figures: dict[str, Any] = {"threads": arguments.threads, "steps": [], "optimizers": [], "slots": []}
     for name in arguments.presets:
@@ -170,4 +169,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with keeping_freed_memory():
+        main()

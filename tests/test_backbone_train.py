@@ -43,7 +43,7 @@ from backbone.training.held_out import held_out_losses
 from backbone.training.identity import CONTENTS, IDENTITY
 from backbone.training.mixing import Mix, open_sources
 from backbone.training.state import PROGRESS, STATE, TrainingState
-from backbone.training.train import DivergedError, Training, keep_freed_memory, train
+from backbone.training.train import DivergedError, Training, keeping_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.token_part import read_part, write_part
@@ -506,7 +506,21 @@ def test_held_out_samples_without_a_target_are_said_and_not_logged(
 
 
 def test_freed_memory_is_kept_where_the_library_can() -> None:
-    assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
+    with keeping_freed_memory() as kept:
+        assert kept == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="asks Linux for the memory of the process")
+def test_freed_memory_is_given_back_at_the_end() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with keeping_freed_memory():
+        before = resident()
+        blocks = [torch.ones(1 << 20) for _ in range(64)]  # 4 MiB each
+        assert resident() - before > 200 << 20
+        del blocks
+    assert resident() - before < 50 << 20
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import pickle
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from small_modalities import LETTERS, installed
 
 from tokenizers_zoo import Zoo, defaults
 from tokenizers_zoo.checkpoint import fingerprint, is_complete, load_checkpoint, resolve_folder, save_checkpoint
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import (
     CheckpointError,
@@ -29,6 +32,7 @@ from tokenizers_zoo.errors import (
 from tokenizers_zoo.modality import Crop, ValueSpec
 
 Install = Callable[..., Path]
+DEPTHS = np.random.default_rng(0).uniform(1, 5, (4, 1, 16, 16)).astype(np.float32)
 # ---------------------------------------------------------------- tokenizers and checkpoints
 
 
@@ -82,6 +86,45 @@ def test_codecs_run_in_float32_whatever_the_caller_is_in(ready: Callable[..., An
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(handle.encode(values()), tokens)
         assert all(map(np.array_equal, handle.decode(tokens), decoded))
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with a tokenizer of one step."""
+    path = tmp_path_factory.mktemp("learnt") / "registry.toml"
+    path.write_text("[zoo]\nimage_size = 16\ncheckpoints = 'codecs'\nmodalities = ['depth']\n")
+    handle = Zoo.from_toml(path)["depth"]
+    handle.train_tokenizer(TrainingSamples(train=list(DEPTHS), test=list(DEPTHS)), handle.checkpoint, 0, steps=1)
+    return path
+
+
+def test_loading_depends_on_nothing_of_the_caller_and_changes_nothing(learnt: Path) -> None:
+    expected = Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        handle, state = Zoo.from_toml(learnt)["depth"], torch.random.get_rng_state()
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.equal(handle.encode(DEPTHS), expected)  # loads, within inference mode
+            assert torch.equal(torch.random.get_rng_state(), state) and torch.get_default_dtype() == dtype
+            assert handle.decode(expected)[0].dtype == np.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+        module = handle.tokenizer.module
+        assert {weight.dtype for weight in module.parameters()} == {torch.float32}
+        module.latents(torch.zeros(1, 1, 16, 16)).sum().backward()
+        module.load_state_dict(module.state_dict())
+
+
+def test_a_handle_is_sent_to_another_process_by_what_opened_it(learnt: Path, tmp_path: Path) -> None:
+    handle = Zoo.from_toml(learnt)["depth"]
+    shutil.copytree(handle.checkpoint, tmp_path / "copy")
+    handle.device = "cpu:0"
+    for sent in (handle, handle.at(tmp_path / "copy")):
+        there = pickle.loads(pickle.dumps(sent))
+        assert (there.name, there.checkpoint, there.device) == (sent.name, sent.checkpoint, sent.device)
+        assert torch.equal(there.encode(DEPTHS), handle.encode(DEPTHS))
+    first, second = pickle.loads(pickle.dumps((handle, handle)))
+    assert first is second
 
 
 def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,41 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ORIGIN = "published"
 """Key of config.json in what was imported from 4M: where it came from."""
 AGAIN = "copy this folder again, or delete it and train anew"
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """For as long as networks are loaded: what they are depends on nothing of the caller, and nothing of it changes.
+
+    Weights are of float32 whatever the default dtype, and may be trained though it is in inference mode; its random
+    state is afterwards what it was. Threads wait for one another.
+    """
+    import torch
+
+    with (
+        _ONE_AT_A_TIME, float32_by_default(),
+        torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]),
+    ):  # fmt: skip
+        yield
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New tensors are of float32, whatever default dtype the caller has set; it is the whole process's."""
+    import torch
+
+    if (dtype := torch.get_default_dtype()) == torch.float32:
+        yield
+        return
+    with _ONE_AT_A_TIME:
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def card_row(*cells: object) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenizers_zoo import defaults
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, float32_by_default, is_complete, loading
 from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
 from tokenizers_zoo.config import Settings, emptied, keys_of
 from tokenizers_zoo.discovery import Claim, Plugins, failed, reason
@@ -69,6 +69,7 @@ class ModalityHandle:
         codec: Callable[[ModalitySpec], CodecFiles],
         trained: Callable[[Path], None] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
+        again: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = settings.name
         self.plugin_name = claim.name
@@ -76,7 +77,7 @@ class ModalityHandle:
         self.settings = settings
         self.hooks = hooks
         self._plugins, self._plugin, self._claim = plugins, plugin, claim
-        self._trained, self._specs_of = trained, specs_of
+        self._trained, self._specs_of, self._again = trained, specs_of, again
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -109,12 +110,21 @@ class ModalityHandle:
         """Itself, as `Zoo`."""
         return self
 
-    def _in_float32(self) -> AbstractContextManager[Any]:
-        """Codecs run in float32 whatever autocast the caller is in, or the same values would have other tokens."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By what opened it: a process that is sent a handle opens its registry for itself, and its tokenizer anew."""
+        if self._again is None:
+            raise TypeError(f"{self!r} is of no registry, and cannot be pickled")
+        return _opened, (self._device, *self._again)
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Codecs run in float32 whatever autocast and default dtype the caller has: else tokens would be others."""
         import torch
 
         kind = torch.device(self._device).type
-        return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with plain, float32_by_default():
+            yield
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
@@ -167,6 +177,7 @@ class ModalityHandle:
             settings=self.settings,
             codec=lambda _: files,
             specs_of=self._specs_of,
+            again=(ModalityHandle.at, self, checkpoint, vocabulary),
         )
 
     @property
@@ -227,13 +238,14 @@ class ModalityHandle:
             import torch
 
             vocabulary = self.codec.vocabulary_folder() if self.spec.own_tokenizer else folder
-            tokenizer = self._call(
-                "load_tokenizer",
-                checkpoint=folder,
-                device=self._device,
-                settings=self.settings,
-                vocabulary=vocabulary,
-            )
+            with loading():
+                tokenizer = self._call(
+                    "load_tokenizer",
+                    checkpoint=folder,
+                    device=self._device,
+                    settings=self.settings,
+                    vocabulary=vocabulary,
+                )
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
         return self._tokenizer
 
@@ -538,3 +550,10 @@ class ModalityHandle:
         if isinstance(given, str) or not all(isinstance(item, str) for item in strings):
             raise self._wrong(hook, f"gave {describe(given)}, expected a sequence of str")
         return strings
+
+
+def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:
+    """A handle as it is opened, on a device."""
+    handle = open_handle(*of)
+    handle.device = device
+    return handle

@@ -225,6 +225,7 @@ class Zoo:
             codec=lambda spec: self._codec(spec, instance, settings.origin),
             trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
+            again=(Zoo.__getitem__, self, name),
         )
 
     def _codec(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> CodecFiles:

@@ -46,6 +46,7 @@ def generate_to_folder(
     done, unless it has a scorer, of which nothing is known. Model and tokenizers run on `device`. Gives the folders of
     all draws. Raises ZooErrors for what does not fit together, before anything is written.
     """
+    folder, out = Path(folder), Path(out)
     run, config = Run.load(folder), stored_config(folder)
     model = load_model(folder, device=device).eval()
     handles = handles_of(zoo, model, recipe, config["fingerprints"])

@@ -61,6 +61,7 @@ def build(
     ZooErrors for what does not fit together.
     """
     faiss()
+    run, out = Path(run), Path(out)
     embedder = Embedder(run, zoo, config, device)
     names = embedder.names(modalities, split)
     data = embedder.stored(split, names)
@@ -68,7 +69,7 @@ def build(
         raise ConfigError(f"{lacking[0]}: no sample of this split has it; leave it out of --modalities")
     kind: Search = search or ("approximate" if len(data) > LARGE else "exact")
     described = {
-        "class": CLASS, RUN: str(Path(run).resolve()), "fingerprint": embedder.fingerprint, "split": split,
+        "class": CLASS, RUN: str(run.resolve()), "fingerprint": embedder.fingerprint, "split": split,
         "embedding": dataclasses.asdict(config), "codecs": data.codecs | embedder.via_codec(), "search": kind,
         "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
         "together": len(data), SAMPLES: data.digest(),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,8 @@ def train(
     CheckpointError for a start that does not and for a finished model that was altered since, and DivergedError, with
     the last state kept, where the loss stops being finite.
     """
-    keep_freed_memory()
-    with distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
+    folder, tokens = Path(folder), Path(tokens)
+    with keeping_freed_memory(), distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
         beginning = begin(specs, model_config, train_config.seed, start, ids)
         tables = beginning.model.tables
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, tables)
@@ -274,15 +273,22 @@ class Training:
         )
 
 
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next step instead of giving it back; True where that is possible.
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[bool]:
+    """Have glibc keep freed memory for the next step, and give it back at the end; True where that is possible.
 
     Activations and gradients are freed and asked for again at every step. By default the large ones come from the
     system anew, page by page.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
-    mmap_max, trim_threshold = -4, -1
+        yield False
+        return
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
+    mmap_max, trim_threshold = -4, -1
+    kept = bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
+    try:
+        yield kept
+    finally:
+        libc.mallopt(mmap_max, 65536)  # its own defaults
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.malloc_trim(0)
