@@ -86,7 +86,8 @@ def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
             read.append(index)
             return super().__getitem__(index)
 
-    samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)))
+    known = {"source": "pictures"}  # else some are read to tell of which values it is
+    samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)), provenance=known)
     folder = plugin.train_tokenizer(SETTINGS, samples, tmp_path / "rgb_patches", 0)
     assert json.loads((folder / "evaluation.json").read_text())["samples"] == 3
     assert "2 training and 6 held-out samples" in (folder / "README.md").read_text()

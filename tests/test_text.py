@@ -25,9 +25,11 @@ from text_tokenizers import (
     settings_of,
 )  # fmt: skip
 
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import control_character, printable, whole_groups
+from tokenizers_zoo.families.text import TextModality, control_character, printable, whole_groups
 from tokenizers_zoo.vocabulary import Special, TextVocabulary
 
 LENGTHS = {
@@ -74,6 +76,31 @@ def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
     assert grown.grown_tokens == ("<other>", *metadata.vocabulary_tokens(settings_of("metadata")))
     assert grown.lineage == ((first.fingerprint, first.used),) and grown.trained_on == {"source": "test"}
     assert grown.encode_text(CAPTIONS[0]) == first.encode_text(CAPTIONS[0])
+
+
+class Fewer(type(caption)):  # type: ignore[misc]
+    """A plugin whose hook leaves out an argument, as it may."""
+
+    @hookimpl
+    def vocabulary_texts(self, values: list[str]) -> list[str]:
+        return list(values)
+
+
+@pytest.mark.parametrize("plugin", [caption, Fewer()])
+def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[Any], tmp_path: Path) -> None:
+    given = TrainingSamples(train=[], test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), given, tmp_path / "given")
+    plugin.train_tokenizer(settings_of("caption"), TrainingSamples(train=CAPTIONS, test=[]), tmp_path / "own")
+    own = TextVocabulary.load(tmp_path / "own")
+    assert own.pieces and own.pieces == TextVocabulary.load(tmp_path / "given").pieces
+    both = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), both, tmp_path / "both")
+    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # all who share it are in the texts
+
+
+def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:
+    metadata.train_tokenizer(settings_of("metadata"), TrainingSamples(train=[{"num_people": 1}], test=[]), tmp_path)
+    assert not TextVocabulary.load(tmp_path).pieces
 
 
 def test_another_id_space_is_refused(tmp_path: Path) -> None:

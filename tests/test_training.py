@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -27,7 +28,7 @@ from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train
 from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import STATE, replacing_run
+from tokenizers_zoo.training.state import RUN, STATE, replacing_run
 
 DIM = 6
 
@@ -323,6 +324,58 @@ def test_other_values_of_the_same_number_are_another_run(uninterrupted: Path, tm
     train(VectorTask(), samples("b"), CONFIG, tmp_path / "old", 0, on_step=steps.append)
     assert steps[0] == 6 and same(weights(tmp_path / "old"), weights(uninterrupted))
     train(VectorTask(), samples("c"), CONFIG, tmp_path / "old", 0, on_step=lambda _: pytest.fail("again"))
+
+
+def test_without_a_provenance_the_values_tell_of_which_a_run_is(tmp_path: Path) -> None:
+    """A run that an older version began says nothing of them, and goes on as it is."""
+    own = dataclasses.replace(SAMPLES, provenance={})
+    train(VectorTask(), own, CONFIG, tmp_path / "new", 0)
+    again = dataclasses.replace(own, train=[value.copy() for value in own.train])
+    train(VectorTask(), again, CONFIG, tmp_path / "new", 0, on_step=lambda _: pytest.fail("again"))
+    for split in ("train", "test"):
+        other = dataclasses.replace(own, **{split: vectors(len(getattr(own, split)), 7)})
+        with pytest.raises(CheckpointError, match=rf'data.provenance.contents.{split} was "\w+", is "\w+"'):
+            train(VectorTask(), other, CONFIG, tmp_path / "new", 0)
+    run = tmp_path / "new" / RUN
+    record = json.loads(run.read_text())
+    del record["data"]["provenance"]["contents"]
+    run.write_text(json.dumps(record))
+    train(VectorTask(), own, CONFIG, tmp_path / "new", 0, on_step=lambda _: pytest.fail("again"))
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        ("a cat", "a dog"),
+        ({"a": 1, "b": [0.5, None]}, {"a": 1, "b": [0.25, None]}),
+        ([np.arange(3)], [np.arange(3).astype(np.float32)]),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        (np.float32(1), np.float32(2)),
+        (torch.zeros(3), torch.ones(3)),
+    ],
+)
+def test_values_of_any_kind_tell(value: Any, other: Any) -> None:
+    def contents(*values: Any) -> Any:
+        return TrainingSamples(train=values, test=[]).record()["provenance"]["contents"]
+
+    assert contents(value) == contents(copy.deepcopy(value)) and contents(value)["test"] == ""
+    assert len({contents(*values)["train"] for values in ([value], [other], [value, other], [other, value])}) == 4
+    assert contents({"a": 1, "b": 2}) == contents({"b": 2, "a": 1})
+    assert contents(object()) == contents(object())  # no more is known of it than its type
+
+
+def test_few_of_many_values_are_looked_at() -> None:
+    looked = []
+
+    class Watched(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            looked.append(index)
+            return super().__getitem__(index)
+
+    TrainingSamples(train=Watched(range(1600)), test=[]).record()
+    assert looked == list(range(0, 1600, 100))
+    TrainingSamples(train=Watched(range(1600)), test=[], provenance={"source": "mine"}).record()
+    assert len(looked) == 16
 
 
 @pytest.mark.parametrize(

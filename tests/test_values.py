@@ -277,6 +277,15 @@ def test_tokens_of_variable_length_become_a_list_of_arrays(spec: ModalitySpec, t
     assert all(isinstance(item, np.ndarray) for item in given)
 
 
+@pytest.mark.filterwarnings("error")
+def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> None:
+    wanted = torch.zeros(2, 4, 5, requires_grad=True)
+    assert batch_problem(ValueSpec(shape=(4, 5)), wanted) is None
+    tokens, problem = checked_tokens(PATCHES, wanted)
+    assert problem is None and tokens is wanted
+    assert checked_tokens(EMBEDDINGS, [torch.zeros(3, 2, requires_grad=True)])[1] is None
+
+
 @pytest.mark.parametrize(
     ("spec", "tokens", "words"),
     [

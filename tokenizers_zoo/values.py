@@ -110,8 +110,9 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
 
 def batch_problem(spec: ValueSpec, values: torch.Tensor | np.ndarray[Any, Any]) -> str | None:
     """What is wrong with a batch `(batch, *shape)` of array values, or None."""
-    if spec.dtype in NO_ORDER_IN_TORCH and not isinstance(values, np.ndarray):
-        values = values.cpu().numpy()
+    if not isinstance(values, np.ndarray):
+        values = values.detach()
+        values = values.cpu().numpy() if spec.dtype in NO_ORDER_IN_TORCH else values
     return _array_problem(spec, values, ("batch", *spec.shape))
 
 
@@ -293,7 +294,7 @@ def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
             listed = isinstance(given, list | tuple)
             tokens = torch.stack([torch.as_tensor(item) for item in given]) if listed else torch.as_tensor(given)
             return tokens, _fixed_problem(spec, tokens)
-        items = [item.cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
+        items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
     except (TypeError, ValueError, RuntimeError) as error:
         if is_of_the_machine(error):
             raise
@@ -312,6 +313,7 @@ def _fixed_problem(spec: ModalitySpec, tokens: Any) -> str | None:
         return "the shape is another"
     if math.prod(tokens.shape) == 0:
         return "it is empty"
+    tokens = tokens.detach()
     least, most = float(tokens.min()), float(tokens.max())
     if spec.continuous:
         return None if math.isfinite(least) and math.isfinite(most) else "numbers are not finite"

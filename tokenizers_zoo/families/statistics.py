@@ -66,10 +66,10 @@ def fit_statistics(
     from tokenizers_zoo.training.state import TrainingRun
 
     train, test = samples.train, samples.test
-    data = {"train": len(train), "test": len(test), "provenance": dict(samples.provenance)}
-    identity = {"model": dict(description), "training": {"samples": config.samples}, "seed": seed, "data": data}
     if not len(train) or not len(test):
         raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
+    table = {"samples": config.samples}
+    identity = {"model": dict(description), "training": table, "seed": seed, "data": samples.record()}
     run = TrainingRun.open(out_dir, identity)
     if run.finished:
         return out_dir

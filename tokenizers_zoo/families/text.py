@@ -7,10 +7,11 @@ come from a model and make no sense: what is malformed is skipped, and decoding 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -105,14 +106,30 @@ class TextModality(Generic[S]):
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path) -> Path:
         """Train the shared vocabulary on the texts of all who share it, or grow the one that is there.
 
+        Where `samples` gives no texts, as from a script, it learns from the text of the training values.
         A vocabulary at `out_dir` keeps its ids: it gets the special tokens that it lacks, and the capacity that the
         settings say, and is left as it is where it lacks none. Nothing is random here.
         """
         config.take(self.settings_class)
         wanted = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
-        TextVocabulary.train_folder(out_dir, wanted, samples.texts, special_tokens, samples.provenance)
+        texts = functools.partial(self._texts, samples, config)
+        TextVocabulary.train_folder(out_dir, wanted, texts, special_tokens, samples.provenance)
         return out_dir
+
+    def _texts(self, samples: TrainingSamples, settings: Settings) -> Iterator[str]:
+        """The texts of `samples`; where it gives none, those that this modality writes of the training values."""
+        found = False
+        for text in samples.texts():
+            found = True
+            yield text
+        hook = getattr(self, "vocabulary_texts", None)
+        if found or hook is None:
+            return
+        taken = inspect.signature(hook).parameters  # a plugin may leave out what it does not need
+        given = {"settings": settings} if "settings" in taken else {}
+        for value in samples.train:
+            yield from hook(values=[value], **given)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> TextTokenizer[S]:

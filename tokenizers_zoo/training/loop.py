@@ -83,8 +83,8 @@ def train(
 
 def identity(task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, seed: int) -> dict[str, Any]:
     """All that decides the outcome of a run, as JSON types."""
-    data = {"train": len(samples.train), "test": len(samples.test), "provenance": dict(samples.provenance)}
-    return {"model": dict(task.describe()), "training": training_table(config), "seed": seed, "data": data}
+    table = training_table(config)
+    return {"model": dict(task.describe()), "training": table, "seed": seed, "data": samples.record()}
 
 
 def training_table(config: TrainConfig) -> dict[str, Any]:
