@@ -458,7 +458,7 @@ def test_regions_of_sequences_by_hand() -> None:
         kept_part(TEXT, [np.array([6, 7, 8]), np.array([6, 7])], "tokens:2")
     with pytest.raises(ConfigError, match="another region: one that is given has 0 tokens"):
         kept_part(TEXT, [np.array([], np.int64)], "tokens:0")
-    with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
+    with pytest.raises(ConfigError, match="pixels: of a patches modality no part is kept"):
         kept_part(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
     assert kept_part(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[-1, 2, 3, -1]]
     assert kept_part(LEFT, torch.zeros(1, 2, 3, dtype=torch.int64), "cells:0,0,2,1").tolist() == [[[0, -1, -1]] * 2]
