@@ -19,7 +19,7 @@ from pathlib import Path
 from common import begin, positive
 from rich.console import Console
 
-from backbone.transfer.compare import compared, comparison_table
+from backbone.transfer.compare import compared, comparison_tables
 from backbone.transfer.config import TransferConfig, transfer_config
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
@@ -99,7 +99,8 @@ def main() -> None:
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
     result = compared([probe.out for probe in probes])
     write_json(arguments.out / "results.json", {"study": "low_labels", **result})
-    console.print(comparison_table(result))
+    for table in comparison_tables(result, console):
+        console.print(table)
     console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
 
 

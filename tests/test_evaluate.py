@@ -687,6 +687,7 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     assert "has the scores of other tokens" in str(own)
     (out / "evaluation.json").unlink()  # as the line about a damaged one says
     (out / ".evaluation.json.0123.tmp").touch()  # as a kill leaves it
+    (out / ".DS_Store").touch()
     assert told(*elsewhere, "--data", other / "data", "--out", out).exit_code == 0
     assert timeless(json.loads((out / "evaluation.json").read_text())) == timeless(record)
     shutil.rmtree(other / "data" / "train")

@@ -121,6 +121,12 @@ def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
     }
 
 
+def test_what_is_set_of_one_target_is_of_no_other(world: World) -> None:
+    went(world, f"{MAKE} --given rgb_patches --make depth,caption --samples 1 --set depth.top_p=0.5")
+    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[target]]")[1:]
+    assert 'name = "depth"' in depth and "top_p = 0.5\n" in depth and "top_p = 0.95\n" in caption
+
+
 def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> None:
     plan = 'given = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[target]]\nname = "depth"\n'
     (world.folder / "shared.toml").write_text(plan)
@@ -310,6 +316,9 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption --make depth --guide caption=nan", ("weights: expected finite",)),
         ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
         ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),
+        ("--given caption --make depth --set depth.steps.x=2", ("--set depth.steps.x: expected a key of a target",)),
+        ("--given caption --make depth --set depth.=2", ("--set depth.: expected a key of a target",)),
+        ("--given caption --make depth --set guidance.=2", ("--set guidance.: expected a key of a target",)),
         ("--given caption --make depth --set scheme=rowr", ("scheme", "roar")),
         ("--given caption --make depth --samples 3-99", ("samples 3-99", "numbers 0 to 7")),
         ("--given caption --make depth --samples none", ("samples none: expected numbers",)),

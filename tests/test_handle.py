@@ -8,6 +8,10 @@ import os
 import pickle
 import shutil
 import stat
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,14 @@ from examples import only, trained, values, write_registry
 from small_modalities import LETTERS, installed
 
 from tokenizers_zoo import Zoo, defaults
-from tokenizers_zoo.checkpoint import fingerprint, is_complete, load_checkpoint, resolve_folder, save_checkpoint
+from tokenizers_zoo.checkpoint import (
+    fingerprint,
+    float32_by_default,
+    is_complete,
+    load_checkpoint,
+    resolve_folder,
+    save_checkpoint,
+)  # fmt: skip
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import (
@@ -113,6 +124,45 @@ def test_loading_depends_on_nothing_of_the_caller_and_changes_nothing(learnt: Pa
         assert {weight.dtype for weight in module.parameters()} == {torch.float32}
         module.latents(torch.zeros(1, 1, 16, 16)).sum().backward()
         module.load_state_dict(module.state_dict())
+
+
+def test_threads_see_one_default_dtype() -> None:
+    """The one that has it changed for a while does not change it for others."""
+    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
+
+    def other() -> None:
+        inside.wait()
+        with float32_by_default():
+            seen.append(torch.get_default_dtype())
+            time.sleep(0.05)
+            seen.append(torch.get_default_dtype())
+
+    torch.set_default_dtype(torch.bfloat16)
+    thread = threading.Thread(target=other)
+    try:
+        thread.start()
+        with float32_by_default():
+            inside.wait()
+            time.sleep(0.02)
+        thread.join()
+        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
+    script = (
+        "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
+        "holds, done = threading.Event(), threading.Event()\n"
+        "def hold():\n with loading(): holds.set(); done.wait()\n"
+        "thread = threading.Thread(target=hold); thread.start(); holds.wait()\n"
+        "child = os.fork()\n"
+        "if not child:\n signal.alarm(20)\n with loading(): os._exit(7)\n"
+        "status = os.waitpid(child, 0)[1]; done.set(); thread.join()\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(status))"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 7
 
 
 def test_a_handle_is_sent_to_another_process_by_what_opened_it(learnt: Path, tmp_path: Path) -> None:

@@ -797,12 +797,15 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     words = ("--given", f"letters={tmp_path / 'word.txt'}", "--find", "letters", "--out", out)
     assert zoo(world, "query", index.folder, *words).exception is None
     assert not (out / "hits.png").exists(), "nothing of this query is a picture"
-    assert "no picture: all that was found is text" in zoo(world, "query", index.folder, *words).output
+    assert "no picture: all that would be shown is text" in zoo(world, "query", index.folder, *words).output
     gone = copied(world, tmp_path / "world")
     Run(tokens=gone.root / "tokens", data=tmp_path / "gone", registry=gone.root / "registry.toml").save(gone.run)
     result = zoo(world, "query", index.folder, "--run", gone.run, *words[:2], "--find", "light", "--out", out)
     assert f"no picture: the values of {gone.run} were in {tmp_path / 'gone'}, which is gone" in result.output
     assert (out / "hits.json").is_file()
+    (tmp_path / "gone").mkdir()
+    result = zoo(world, "query", index.folder, "--run", gone.run, *words[:2], "--find", "light", "--out", out)
+    assert f"no picture: {tmp_path / 'gone'}: no " in result.output
 
 
 def test_the_picture_shows_some_of_many_queries(

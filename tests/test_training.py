@@ -361,7 +361,8 @@ def test_values_of_any_kind_tell(value: Any, other: Any) -> None:
     assert contents(value) == contents(copy.deepcopy(value)) and contents(value)["test"] == ""
     assert len({contents(*values)["train"] for values in ([value], [other], [value, other], [other, value])}) == 4
     assert contents({"a": 1, "b": 2}) == contents({"b": 2, "a": 1})
-    assert contents(object()) == contents(object())  # no more is known of it than its type
+    for unknown in (object(), {1: 2, "a": 3}, {(1, 2): 3}, torch.zeros(2, dtype=torch.bfloat16)):
+        assert contents(unknown) == contents(copy.copy(unknown))  # no more is known of it than its type
 
 
 def test_few_of_many_values_are_looked_at() -> None:

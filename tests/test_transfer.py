@@ -624,6 +624,15 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     ]  # fmt: skip
     shown = CliRunner().invoke(command, ["compare", *map(str, more)]).output.splitlines()
     assert any(line.startswith("rgb_patches ") for line in shown) and max(map(len, shown)) <= 80
+    for number, names in enumerate((5 * ["depth"], 8 * ["rgb_patches"])):
+        wide = [
+            finished(f"{name}{number}", given=names, tuning="scratch", task={"name": name, "kind": "numbers"},
+                     settings={"steps": 7}, metrics=main(0.5125))
+            for name in ("things", "others")
+        ]  # fmt: skip
+        shown = CliRunner().invoke(command, ["compare", *map(str, [*more, *wide])]).output.splitlines()
+        assert max(map(len, shown)) <= 80 and sum(line.count("0.512") for line in shown) == 2
+        assert all(names[0] in line.split(",")[0] for line in shown if line.startswith(names[0][:3]))
     assert json.loads(CliRunner().invoke(command, ["compare", *map(str, folders), "--json"]).output) == result
     last = {"validation": 0.0, "steps": 9}
     same = [finished(f"same{seed}", seed=seed, settings={**last, "eval_every": 3 + seed}) for seed in (0, 1)]

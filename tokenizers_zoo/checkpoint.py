@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,20 +24,30 @@ ORIGIN = "published"
 AGAIN = "copy this folder again, or delete it and train anew"
 
 
-_ONE_AT_A_TIME = threading.RLock()
+_one_at_a_time = threading.RLock()
+
+
+def _unlock() -> None:
+    """A forked process has the lock as it was, and not the thread that would give it back."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """For as long as networks are loaded: what they are depends on nothing of the caller, and nothing of it changes.
+    """For as long as networks are loaded: what they are does not depend on the state that the caller has torch in.
 
-    Weights are of float32 whatever the default dtype, and may be trained though it is in inference mode; its random
-    state is afterwards what it was. Threads wait for one another.
+    Weights are of float32 whatever the default dtype, on the CPU whatever the default device, and may be trained though
+    it is in inference mode. Torch's random state on the CPU is afterwards what it was. Threads wait for one another.
     """
     import torch
 
     with (
-        _ONE_AT_A_TIME, float32_by_default(),
+        _one_at_a_time, float32_by_default(), torch.device("cpu"),
         torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         yield
@@ -44,18 +55,21 @@ def loading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """New tensors are of float32, whatever default dtype the caller has set; it is the whole process's."""
+    """New tensors are of float32, whatever default dtype the caller has set.
+
+    It is the whole process's: where it is another, threads wait for one another.
+    """
     import torch
 
-    if (dtype := torch.get_default_dtype()) == torch.float32:
+    with contextlib.ExitStack() as alone:
+        alone.enter_context(_one_at_a_time)  # else it might be what another thread has it be for a while
+        dtype = torch.get_default_dtype()
+        if dtype == torch.float32:
+            alone.close()
+        else:
+            torch.set_default_dtype(torch.float32)
+            alone.callback(torch.set_default_dtype, dtype)
         yield
-        return
-    with _ONE_AT_A_TIME:
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
 
 
 def card_row(*cells: object) -> str:

@@ -109,7 +109,10 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
         if dot and not of_one and name != "guidance":
             raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
                               f"{', '.join(known)} before the dot")  # fmt: skip
-        change = {inner if of_one else key: value}
+        inside = inner if of_one else key
+        if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
+            raise ConfigError(f"--set {key}: expected a key of a target, such as steps, or guidance.scale")
+        change = {inside: value}
         shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}  # goes on from it
         tables = [
             table if of_one and table["name"] != name else assigned({**shared, **table}, change) for table in tables

@@ -134,12 +134,12 @@ def check_own(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     inside = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file"]
     for name in sorted(inside):
-        if name not in (FILE, GALLERY) and not name.startswith(f".{FILE}."):  # what a killed one leaves
+        if name not in (FILE, GALLERY) and not name.startswith("."):  # such as what a killed one leaves
             raise DataError(f"{folder}: expected an evaluation, or nothing, found {name}; give another --out")
     if FILE in inside:
         found = read_table(folder / FILE, "identity", "pairs", "galleries")["identity"]
         for key in ("weights", "tokens", "data"):
-            if found.get(key) != identity[key]:
+            if not isinstance(found, Mapping) or found.get(key) != identity[key]:
                 raise DataError(f"{folder}: has the scores of other {key}; give another --out")
 
 

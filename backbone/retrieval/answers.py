@@ -15,6 +15,7 @@ from backbone.retrieval.query import Answer, in_words
 from backbone.run import Run
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
 
@@ -56,7 +57,8 @@ def write_answers(
             own = answer.key if split == index.split else None
             hits.append([framed(c) if hit.key == own else c for c, hit in zip(cells, answer.hits, strict=False)])
         headers = [f"asked: {in_words([name], weights)}" for name in answers[0].given]
-        lacking = "" if write_hits(out / PICTURE, headers, asked, hits) else "all that was found is text"
+        if not write_hits(out / PICTURE, headers, asked, hits):
+            lacking = _unread(store, by, index.split) or "all that would be shown is text"
     if lacking:
         (out / PICTURE).unlink(missing_ok=True)  # that of an earlier query
     result = {
@@ -66,6 +68,15 @@ def write_answers(
     }  # fmt: skip
     write_json(out / FILE, result)
     return lacking
+
+
+def _unread(store: ValueStore, name: str, split: str) -> str:
+    """Why a modality's values cannot be read; "" where they can."""
+    try:
+        store.index(split, name)
+    except ZooError as error:
+        return str(error)
+    return ""
 
 
 def _asked(store: ValueStore, zoo: Zoo, answer: Answer, sources: Mapping[str, str], split: str) -> list[Shown]:

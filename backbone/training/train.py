@@ -284,11 +284,12 @@ def keeping_freed_memory() -> Iterator[bool]:
         yield False
         return
     libc = ctypes.CDLL(None)
-    mmap_max, trim_threshold = -4, -1
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     kept = bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
     try:
         yield kept
     finally:
-        libc.mallopt(mmap_max, 65536)  # its own defaults
-        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.mallopt(mmap_max, 65536)  # its default; the thresholds are where they come to by themselves in time
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
         libc.malloc_trim(0)

@@ -196,13 +196,16 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     Example:
       zoo transfer compare RUN/transfer/*
     """
-    from backbone.transfer.compare import common_settings, compared, comparison_table
+    from rich.console import Console
+
+    from backbone.transfer.compare import common_settings, compared, comparison_tables
 
     result = compared(folders)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        show_table(comparison_table(result))
+        for table in comparison_tables(result, Console()):
+            show_table(table)
         if shared := common_settings(result):
             click.echo(f"all with {shared}")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.table import Table
 
 from backbone.transfer.config import HEADS, TUNING, TransferConfig
@@ -130,20 +132,37 @@ def cell(samples: Samples, seeds: Seeds) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def comparison_table(result: Mapping[str, Any]) -> Table:
-    """What `compared` gives, for a terminal; below stands the best constant answer, a mean over all probes."""
-    rows, columns = result["rows"], result["columns"]
+def comparison_tables(result: Mapping[str, Any], console: Console) -> list[Table]:
+    """What `compared` gives, for a terminal, as many tasks a table as fit.
+
+    Below stands the best constant answer, a mean over all probes.
+    """
+    endless = console.options.update(max_width=sys.maxsize)
+    tables: list[Table] = []
+    start, count = 0, len(result["columns"])
+    while start < count:
+        for stop in range(count, start, -1):
+            table = _table(result, slice(start, stop))
+            if console.measure(table, options=endless).minimum <= console.width:
+                break
+        tables.append(table)
+        start = stop
+    return tables
+
+
+def _table(result: Mapping[str, Any], tasks: slice) -> Table:
+    """That of some of the tasks, and of the rows that have one of them."""
+    every, columns = result["rows"], result["columns"][tasks]
+    rows = [{**row, "cells": row["cells"][tasks]} for row in every if any(row["cells"][tasks])]
     names = ["given", "tuning", "labels"]
-    names += ["head"] if any(row["head"] != "default" for row in rows) else []
-    names += ["settings"] if len({row["settings"] for row in rows}) > 1 else []
-    names += ["backbone"] if len({row["backbone"] for row in rows}) > 1 else []
+    names += ["head"] if any(row["head"] != "default" for row in every) else []
+    names += ["settings"] if len({row["settings"] for row in every}) > 1 else []
+    names += ["backbone"] if len({row["backbone"] for row in every}) > 1 else []
     counts = counts_shown(rows)
     arrows = ["↑" if column["higher_is_better"] else "↓" for column in columns]
     several = any(entry is not None and entry["half"] is not None for row in rows for entry in row["cells"])
     headers = [f">{column['task']}\n{column['metric']} {arrow}" for column, arrow in zip(columns, arrows, strict=True)]
     table = plain_table(*names, *(f">{COUNTS[count]}" for count in counts), *headers)
-    for name, column in zip(names, table.columns, strict=False):
-        column.no_wrap = name != "settings"  # which are many words
     if several:
         table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
     for row in rows:
@@ -155,6 +174,10 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
         found = [row["cells"][place]["floor"] for row in rows if row["cells"][place] is not None]
         floors.append(cell_text({"mean": interval(found)[0] if None not in found else None, "half": None}))
     table.add_row("constant answer", *[""] * (len(names) + len(counts) - 1), *floors)
+    for place, column in enumerate(table.columns):
+        lists = names[place : place + 1] in (["given"], ["settings"])  # which may be broken between their items
+        texts = map(str, [column.header, *column.cells])
+        column.min_width = max(len(part) for text in texts for part in text.split(" " if lists else "\n"))
     return table
 
 

@@ -58,7 +58,11 @@ def _digest(values: Sequence[Any]) -> str:
     sha256 = hashlib.sha256()
     chosen = spread(len(values), LOOKED_AT)
     for place in chosen:
-        sha256.update(json.dumps(values[place], sort_keys=True, default=_of_an_array).encode() + b"\n")
+        try:
+            text = json.dumps(values[place], sort_keys=True, default=_of_an_array)
+        except (TypeError, ValueError, RuntimeError):  # such as keys that are no strings: of it only its type is told
+            text = type(values[place]).__name__
+        sha256.update(text.encode() + b"\n")
     return sha256.hexdigest()[:16] if chosen else ""
 
 
