@@ -126,6 +126,13 @@ def test_loading_depends_on_nothing_of_the_caller_and_changes_nothing(learnt: Pa
         module.load_state_dict(module.state_dict())
 
 
+def test_loading_is_on_the_cpu_whatever_the_default_device(learnt: Path) -> None:
+    handle, expected = Zoo.from_toml(learnt)["depth"], Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
+    with torch.device("meta"):
+        _ = handle.tokenizer
+    assert torch.equal(handle.encode(DEPTHS), expected)
+
+
 def test_threads_see_one_default_dtype() -> None:
     """The one that has it changed for a while does not change it for others."""
     inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()

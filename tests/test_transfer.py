@@ -632,6 +632,7 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
         ]  # fmt: skip
         shown = CliRunner().invoke(command, ["compare", *map(str, [*more, *wide])]).output.splitlines()
         assert max(map(len, shown)) <= 80 and sum(line.count("0.512") for line in shown) == 2
+        assert sum(line.count("1.000 ± 0.000") for line in shown) == 3
         assert all(names[0] in line.split(",")[0] for line in shown if line.startswith(names[0][:3]))
     assert json.loads(CliRunner().invoke(command, ["compare", *map(str, folders), "--json"]).output) == result
     last = {"validation": 0.0, "steps": 9}
