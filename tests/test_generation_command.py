@@ -316,6 +316,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption --make depth --guide caption=nan", ("weights: expected finite",)),
         ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
         ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),
+        ("--given caption --make depth --set guidence.scale=2", ("one of depth, guidance before the dot",)),
         ("--given caption --make depth --set depth.steps.x=2", ("--set depth.steps.x: expected a key of a target",)),
         ("--given caption --make depth --set depth.=2", ("--set depth.: expected a key of a target",)),
         ("--given caption --make depth --set guidance.=2", ("--set guidance.: expected a key of a target",)),

@@ -108,7 +108,7 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
         of_one = bool(dot) and name in known
         if dot and not of_one and name != "guidance":
             raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
-                              f"{', '.join(known)} before the dot")  # fmt: skip
+                              f"{', '.join([*known, 'guidance'])} before the dot")  # fmt: skip
         inside = inner if of_one else key
         if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
             raise ConfigError(f"--set {key}: expected a key of a target, such as steps, or guidance.scale")
