@@ -494,6 +494,15 @@ def test_what_was_moved_is_not_trained_again(world: World, tmp_path: Path) -> No
     shutil.move(here, there)
     assert {name: again(there, name) for name in first} == first, "with the seconds that it took"
     probes = {name: there / "run/transfer" / name for name in first}
+    drawn = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            weights = list(load(there / "run/transfer/facts.first", run=there / "run").parameters())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in weights} == {torch.float32} and not any(w.is_inference() for w in weights)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     for name, probe in probes.items():
         for file in ("config.json", "README.md"):
             assert str(here) not in (probe / file).read_text(), "it is found where it is"

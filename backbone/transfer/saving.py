@@ -35,7 +35,7 @@ from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid
 from backbone.transfer.samples import Places
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, load_config
+from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, load_config, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
@@ -110,7 +110,7 @@ def load(
         )
     model = from_mapping(ModelConfig, backbone["model"])
     inner = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
-    with torch.random.fork_rng(devices=[]):  # what is drawn at first is replaced below
+    with loading():
         encoder = _encoder(Path(folder), stored, config, run)
         grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
         if stored["head"] == "knn":
