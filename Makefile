@@ -38,9 +38,9 @@ endef
 demo: $(READY)
 	$(call road,demo,zoo,scenes,--train 8000 --test 400,configs/demo.toml)
 
-# Bigger: four times the data, longer training, a larger model.
+# Bigger: four times the data, longer training, a larger model, and captions that say where everything is.
 demo-long: $(READY)
-	$(call road,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800,configs/demo-long.toml)
+	$(call road,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800 --set captions=layout,configs/demo-long.toml)
 
 # Real photographs: pictures, their edges, their colours.
 demo-photos: $(READY)

@@ -86,6 +86,11 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
         ("Bottom-right: a dog.", "Bottom-left: a dog."),
         ("Lamps at the top left and bottom right.", "Lamps at the top right and bottom left."),
         ("He left; all right.", "He left; all right."),
+        ("From left to right: Ann, Bo.", "From right to left: Ann, Bo."),
+        ("A rug from far left to the right centre, low. A box from centre to right.",
+         "A rug from far right to the left centre, low. A box from centre to left."),
+        ("A lamp from left centre to centre; from what he left, all right.",
+         "A lamp from right centre to centre; from what he left, all right."),
     ],
 )  # fmt: skip
 def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:
@@ -93,10 +98,13 @@ def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:
 
 
 def test_all_sides_that_scenes_names_are_exchanged() -> None:
-    captions = pytest.importorskip("zoo_scenes.captions")
-    sides = captions._SIDES
-    for name, mirror in zip(sides, reversed(sides), strict=True):
-        assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
+    captions, layout = pytest.importorskip("zoo_scenes.captions"), pytest.importorskip("zoo_scenes.layout")
+    for sides in (captions._SIDES, layout._ACROSS):
+        for name, mirror in zip(sides, reversed(sides), strict=True):
+            assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
+            for end, other in zip(sides, reversed(sides), strict=True):
+                text = caption.transform(f"A lamp from {name} to {end}, low.", Crop(flip=True))
+                assert text == f"A lamp from {mirror} to {other}, low."
 
 
 def test_caption_scores_by_hand() -> None:

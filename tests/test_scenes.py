@@ -21,7 +21,7 @@ from tokenizers_zoo import hookspecs
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.keys import field_docstrings
-from zoo_scenes import captions
+from zoo_scenes import captions, layout
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
 from zoo_scenes.palette import CLASSES, COLOURS
@@ -127,6 +127,39 @@ def test_captions_name_only_what_is_seen() -> None:
         for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
             assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
     assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
+
+
+def test_a_layout_names_each_box_and_where_it_reaches() -> None:
+    known = samples(count=30, image_size=48)
+    for (key, sample), (_, plain) in zip(samples(count=30, image_size=48, captions="layout"), known, strict=True):
+        first, *sentences = sample["caption"].removesuffix(".").split(". ")
+        assert re.fullmatch(r"An? (empty )?room( with [a-z ]+)?", first), first
+        by_area = sorted(sample["boxes"], key=lambda box: -area(box["box"]))
+        assert len(sentences) == len(by_area), key
+        for sentence, entry in zip(sentences, by_area, strict=True):
+            named = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
+            assert named, sentence
+            noun = named[1].removeprefix("A ").partition(" in ")[0].split()[-1].lower()
+            assert NOUNS[noun] == entry["label"], sentence
+            left, top, right, bottom = entry["box"]
+            for words, steps, low, high in (
+                (named[2], layout._ACROSS, left, right), (named[3], layout._DOWN, top, bottom)
+            ):  # fmt: skip
+                first_step, _, last_step = words.partition(" to ")
+                begins, ends = steps.index(first_step), steps.index(last_step or first_step)
+                assert begins / 7 <= low < (begins + 1) / 7 and ends / 7 < high <= (ends + 1) / 7, sentence
+        assert {name: digest(value) for name, value in sample.items() if name != "caption"} == {
+            name: digest(value) for name, value in plain.items() if name != "caption"
+        }
+
+
+def area(box: list[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def test_a_layout_of_nothing_is_an_empty_room() -> None:
+    _, sample = samples(count=1, min_visible=1.0, captions="layout")[0]
+    assert re.fullmatch(r"An empty room with [a-z ]+\.", sample["caption"])
 
 
 def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:

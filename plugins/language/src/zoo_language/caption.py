@@ -55,7 +55,8 @@ _EDGE = r"(?:upper|lower|top|bottom|front|rear|back)"
 _BEFORE = rf"(?:(?:far|extreme|near|{_EDGE}) )?"
 _SIDES = rf"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:{_BEFORE}|{_EDGE}-)(?:left|right))*"
 _SIDES_OF_A_PICTURE = re.compile(
-    rf"(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b"
+    rf"\b[Ff]rom (?:(?:[\w-]+ ){{1,3}}to )?(?:the )?{_BEFORE}{_SIDES}\b"
+    rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
 )
@@ -63,8 +64,8 @@ _OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
 
 def mirrored(text: str) -> str:
-    """The text with left and right exchanged where they are sides: after "the", "the far", "top-" and the like, before
-    "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one."""
+    """The text with left and right exchanged where they are sides: after "the", "the far", "top-" and the like, in
+    "from left to right", before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one."""
 
     def exchanged(match: re.Match[str]) -> str:
         return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b", lambda side: _OTHER[side.group()], match.group())

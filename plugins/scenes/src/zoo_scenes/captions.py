@@ -22,14 +22,14 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     """One to four sentences about what is seen; `shares` are the classes' shares of the picture."""
     seen = [item for item in seen if item.clear]
     speaker = _Speaker(rng, scene, seen)
-    room = speaker.room(shares)
+    of_room = room(scene, shares)
     view = [speaker.view()] if rng.random() < 0.8 else []
     if not seen:
-        return " ".join([f"An empty room{room}.", *view])
+        return " ".join([f"An empty room{of_room}.", *view])
     relations = speaker.relations()
     shape = rng.random()
     if shape < 0.2 and relations:
-        more = [f"The room has{room.removeprefix(' with')}."] if room else []
+        more = [f"The room has{of_room.removeprefix(' with')}."] if of_room else []
         return " ".join([relations[0], *rng.choice((more, relations[1:])), *view])
     speaker.mentioned.clear()
     listed = speaker.listing(rng.choice((2, 3, 4, 4)))
@@ -40,9 +40,9 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
         opener = rng.choice(("There {are} {things}.", "The picture shows {things}.", "We see {things}."))
     else:
         opener = rng.choice(("A room{room}. There {are} {things}.", "This room{has}. It contains {things}."))
-    has = f" has{room.removeprefix(' with')}" if room else " is indoors"
+    has = f" has{of_room.removeprefix(' with')}" if of_room else " is indoors"
     are = "are" if speaker.plural_first else "is"
-    text = opener.format(room=room, things=listed, Things=_capital(listed), are=are, has=has)
+    text = opener.format(room=of_room, things=listed, Things=capital(listed), are=are, has=has)
     more = speaker.relations()[: rng.choice((0, 1)) if len(speaker.mentioned) < 4 else 0]
     return " ".join([text, *more, *view])
 
@@ -60,16 +60,6 @@ class _Speaker:
             self.groups.setdefault(words, []).append(item)
         self.mentioned: set[str] = set()
         self.plural_first = False
-
-    def room(self, shares: Mapping[str, float]) -> str:
-        """ " with cream walls and a wooden floor", of what can be seen; "" for neither."""
-        words = []
-        if shares.get("wall", 0) > 0.03:
-            kind, colour = self.scene.wall_kind, self.scene.wall_colour
-            words.append("brick walls" if kind == "brick" else f"{kind} {colour} walls".strip())
-        if shares.get("floor", 0) > 0.03:
-            words.append(article(f"{self.scene.floor_kind} floor"))
-        return f" with {' and '.join(words)}" if words else ""
 
     def view(self) -> str:
         """Where the camera looks."""
@@ -115,7 +105,7 @@ class _Speaker:
             said.add(subject.index)
             a = self.name(subject)
             b = self.name(other) if other else ""
-            sentences.append(_capital(pattern.format(a=a, b=b)) + ".")
+            sentences.append(capital(pattern.format(a=a, b=b)) + ".")
             if len(sentences) == 2:
                 break
         return sentences
@@ -150,6 +140,17 @@ class _Speaker:
                     if pattern:
                         found.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
         return found
+
+
+def room(scene: Scene, shares: Mapping[str, float]) -> str:
+    """ " with cream walls and a wooden floor", of what can be seen; "" for neither."""
+    words = []
+    if shares.get("wall", 0) > 0.03:
+        kind, colour = scene.wall_kind, scene.wall_colour
+        words.append("brick walls" if kind == "brick" else f"{kind} {colour} walls".strip())
+    if shares.get("floor", 0) > 0.03:
+        words.append(article(f"{scene.floor_kind} floor"))
+    return f" with {' and '.join(words)}" if words else ""
 
 
 def place(item: Seen) -> str:
@@ -248,5 +249,6 @@ def joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The text with a capital letter first."""
     return text[0].upper() + text[1:]

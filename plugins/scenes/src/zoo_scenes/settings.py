@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,10 @@ class SceneSettings:
     """Most bounding boxes per picture, the largest things first, 1 to 64."""
     min_visible: float = 0.003
     """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
+    captions: Literal["sentences", "layout"] = "sentences"
+    """sentences: some of what is seen and roughly where, put as people put it, in up to four sentences. layout: each
+    thing that has a box, the largest first, and from where to where it reaches, in seven steps across and down; about
+    120 tokens, so `caption` and the backbone's input budget need room for that (`max_length = 128`)."""
 
     def __post_init__(self) -> None:
         limits = {

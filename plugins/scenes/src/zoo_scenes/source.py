@@ -30,8 +30,10 @@ MODALITIES = (
 
 def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> dict[str, Any]:
     """All modalities of one sample. The scene does not depend on the picture's size."""
-    from zoo_scenes import captions, observe
+    from zoo_scenes import observe
+    from zoo_scenes.captions import caption
     from zoo_scenes.compose import compose
+    from zoo_scenes.layout import layout
     from zoo_scenes.places import scene_class
     from zoo_scenes.render import render
     from zoo_scenes.stage import build
@@ -42,19 +44,23 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     stage = build(scene)
     view = render(stage, settings.image_size, settings.shadows)
     observation = observe.observe(stage, view, settings)
-    words = random.Random(f"caption/{name}")
+    seen, shares = observation.seen, observation.shares
+    if settings.captions == "layout":
+        text = layout(scene, seen[: settings.max_boxes], shares)
+    else:
+        text = caption(random.Random(f"caption/{name}"), scene, seen, shares)
     return {
         "rgb": view.rgb,
         "depth": view.depth[None],
         "normal": view.normals,
         "semseg": observation.semseg,
         "sam_instance": observation.instances,
-        "boxes": observe.boxes(observation.seen, settings.max_boxes),
-        "caption": captions.caption(words, scene, observation.seen, observation.shares),
-        "human_poses": observe.human_poses(scene, observation.seen),
+        "boxes": observe.boxes(seen, settings.max_boxes),
+        "caption": text,
+        "human_poses": observe.human_poses(scene, seen),
         "metadata": observe.metadata(scene, view, observation),
-        "scene_class": scene_class(observation.shares),
-        "boxes_3d": boxes_3d(stage, observation.seen, settings.max_boxes),
+        "scene_class": scene_class(shares),
+        "boxes_3d": boxes_3d(stage, seen, settings.max_boxes),
     }
 
 
