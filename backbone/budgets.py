@@ -70,3 +70,15 @@ def fill_with_limit(
             logs, np.where(inside, 0, room), budget[over] - most, offset[over]
         )
     return counts
+
+
+def after_others(log_shares: Floats, last: npt.NDArray[np.bool_]) -> Floats:
+    """The same shares, but those of `last` (`rows modalities`) get only what the others of their row leave."""
+    rows = np.flatnonzero(last.any(axis=1))
+    if not len(rows):
+        return log_shares
+    result, behind = log_shares.copy(), last[rows]
+    least = np.where(behind, np.inf, log_shares[rows]).min(axis=1, keepdims=True)
+    most = np.where(behind, log_shares[rows], -np.inf).max(axis=1, keepdims=True)
+    result[rows] -= np.where(behind, most - least - 2 * SMALLEST_LOG_SHARE, 0.0)
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -129,6 +129,8 @@ class Mixture:
     """Modalities that may be inputs; empty means all."""
     targets: tuple[str, ...] = ()
     """Modalities that may be targets; empty means all that are discrete."""
+    fill: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none."""
     alone: float = 0.0
     """Share of these samples, 0 to 1, whose input is of one modality alone, however few tokens that has."""
 
@@ -138,6 +140,18 @@ class Mixture:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if not 0 <= self.alone <= 1:
             raise ValueError(f"alone: expected 0 to 1, got {self.alone}")
+        if self.fill and not self.targets:
+            raise ValueError("fill: expected targets beside it: without them all are targets, and nothing is left")
+        if twice := sorted(set(self.fill) & set(self.targets)):
+            raise ValueError(f"fill: {twice[0]} is in targets, too; name it in one of them")
+
+    def asks(self, discrete: Sequence[str]) -> tuple[str, ...]:
+        """The modalities that may be targets, of these that can be."""
+        return (*self.targets, *self.fill) or tuple(discrete)
+
+    def gives(self, readable: Sequence[str]) -> tuple[str, ...]:
+        """The modalities that may be inputs, of these that can be."""
+        return self.inputs or tuple(readable)
 
 
 MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1, alone=0.1), Mixture(alone=0.1)

@@ -29,10 +29,13 @@ from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 REPORT = "growth.json"
-KNOWN_RATE = 0.1
+KNOWN_RATE = 0.3
 """`known_rate` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
-ASKED = 4.0
+ASKED = 8.0
 """Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
+REPLAY, REPLAY_APART = 0.25, 0.5
+"""Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too; where they
+lack some of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +111,14 @@ def growing_mixtures(
     added: Sequence[str],
     specs: Sequence[ModalitySpec],
     model: ModelConfig | None = None,
+    *,
+    frozen: bool = False,
 ) -> tuple[Mixture, ...]:
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
-    For each `ASKED` of these one gives it and asks for what is old, and one leads from anything to anything. Of what is
-    old, `model` may only read some, or only make some.
+    What that leaves of the target budget goes to the old that the part asks for, but where what is old is `frozen`. For
+    each `ASKED` of these samples one gives what is new and asks for what is old, and one leads from anything to
+    anything. Of what is old, `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
     discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
@@ -123,11 +129,19 @@ def growing_mixtures(
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = ASKED / sum(part.weight for part in ways)
         for part in ways:
-            inputs = tuple(name for name in part.inputs or read if name in read)
-            parts.append(dataclasses.replace(part, weight=scale * part.weight, inputs=inputs, targets=new))
+            inputs = tuple(name for name in part.gives(read) if name in read)
+            fill = tuple(name for name in part.asks(known) if name in known and not frozen)
+            weight = scale * part.weight
+            parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fill=fill))
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
+
+
+def usual_replay(trained: Trained, tokens: Path) -> float:
+    """The share of the samples that are replayed where a user says nothing."""
+    there = TokenStore(tokens).modalities(TRAIN)
+    return REPLAY if set(trained.names) <= set(there) else REPLAY_APART
 
 
 def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
@@ -165,7 +179,8 @@ def growing_config(
     else:
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
-        mixtures = growing_mixtures(config.masking.mixtures, old, added, specs, trained.model)
+        asked = config.masking.mixtures
+        mixtures = growing_mixtures(asked, old, added, specs, trained.model, frozen=config.freeze)
         config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
     if not replay:
         return config
@@ -185,7 +200,7 @@ def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[Modali
     """Raise ConfigError for an added modality that no part of the mixtures gives or asks for."""
     discrete = [spec.name for spec in specs if not spec.continuous]
     parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
-    met = {name for part in parts for name in (*(part.inputs or added), *(part.targets or discrete))}
+    met = {name for part in parts for name in (*part.gives(added), *part.asks(discrete))}
     for name in added:
         if name not in met:
             raise ConfigError(

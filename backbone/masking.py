@@ -11,6 +11,7 @@ is left:
   `end`. A span that does not fit is not asked for; only its sentinel is seen. In two cases all spans are asked for, the
   targets are cut anywhere, and `end` may be missing: in a sequence of which the input has nothing, which is one span,
   and in a sample that would else have no target.
+- What a part's targets leave of the budget goes to what it names to `fill` it, shared out in the same way.
 - Where inputs are marked as in training of the published models (`ModelConfig.marked_inputs`), `end` is a token of the
   sequence like any other, kept or masked; where not all spans fit, neighbours are asked for; and the sentinel of the
   next span closes.
@@ -26,13 +27,14 @@ depends on seed, step, its slot in the batch and the sample itself, not on the b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from backbone.batch import PackedBatch, RawBatch
-from backbone.budgets import Floats, Ints, fill, fill_with_limit
-from backbone.config import MaskingConfig, Mixture
+from backbone.budgets import Floats, Ints, after_others, fill, fill_with_limit
+from backbone.config import MaskingConfig
 from backbone.placing import Placing, TableArrays
 from backbone.spans import Bools, Keys, Spans, mask_spans
 from backbone.tables import Tables
@@ -77,19 +79,22 @@ class Masker:
         self._arrays = TableArrays(tables)
         parts = config.mixtures
         self._weights = np.array([part.weight for part in parts])
-        self._may_be_input = np.array([self._allowed(part, "inputs", tables.readable) for part in parts])
-        self._may_be_target = np.array([self._allowed(part, "targets", tables.discrete) for part in parts])
+        self._may_be_input = np.array([self._allowed("inputs", part.gives(tables.readable)) for part in parts])
+        targets = np.array([self._allowed("targets", part.targets or tables.discrete) for part in parts])
+        fillers = np.array([self._allowed("fill", part.fill) for part in parts])
+        self._may_be_target = targets | fillers
+        self._fills = fillers
         self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
         self._alone = np.array([part.alone for part in parts])
 
-    def _allowed(self, part: Mixture, side: str, everything: tuple[str, ...]) -> Bools:
-        names = getattr(part, side) or everything
+    def _allowed(self, key: str, names: Sequence[str]) -> Bools:
+        """Which modalities a key of a part allows, `modalities`."""
+        check = self.tables.check_read if key == "inputs" else self.tables.check_made
         allowed = np.zeros(len(self.tables), bool)
         allowed[[self.tables.index(name) for name in names]] = True
-        check = self.tables.check_read if side == "inputs" else self.tables.check_made
         for name in names:
-            check(name, f"masking: mixtures: {side}:")
-        if side == "targets" and not names:
+            check(name, f"masking: mixtures: {key}:")
+        if key == "targets" and not names:
             raise ConfigError("masking: no modality has tokens, so there is nothing to predict; add a discrete one")
         return allowed
 
@@ -106,7 +111,8 @@ class Masker:
         inputs_allowed[alone] &= _largest(log_shares[alone, 0], inputs_allowed[alone] & (raw.lengths[alone] > 0))
         inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_allowed)
         spans = self._mask_sequences(raw, draws, inputs)
-        targets, asked = self._share_targets(raw, draws, log_shares[:, 1], targets_allowed, inputs, spans)
+        of_targets = after_others(log_shares[:, 1], self._fills[part])
+        targets, asked = self._share_targets(raw, draws, of_targets, targets_allowed, inputs, spans)
         placing = Placing(self._arrays, self.config, raw, inputs, targets)
         for group in self._arrays.groups:
             placing.add_group(group, draws.orders[:, group.columns])

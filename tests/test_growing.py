@@ -24,7 +24,15 @@ from test_ml4m_backbone import VARIANTS, imported, published
 from backbone.batch import PackedBatch
 from backbone.cli.grow import grow_command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.growing import Trained, gaps, growing_config, growing_mixtures, grown_specs, write_report
+from backbone.growing import (
+    Trained,
+    gaps,
+    growing_config,
+    growing_mixtures,
+    grown_specs,
+    usual_replay,
+    write_report,
+)
 from backbone.masking import Masker
 from backbone.model import FourM
 from backbone.run import Run
@@ -225,15 +233,15 @@ def test_what_is_known_moves_by_its_share_of_a_step(
     assert all(steps[1.0][name].any() for name in ("token_embedding.weight", "output.text", "output.height"))
 
 
-def test_growing_moves_what_is_known_at_a_tenth_of_the_rate(old_run: Path, new_tokens: Path) -> None:
+def test_growing_moves_what_is_known_at_a_lower_rate(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     assert trained.train.known_rate == 1
     rates = {}
     for how in ({}, {"known_rate": 0.5}, {"freeze": True}):
         rates[str(how)] = growing_config(trained, grown(), new_tokens, how, 0.0).known_rate
-    assert list(rates.values()) == [0.1, 0.5, 1.0]
+    assert list(rates.values()) == [0.3, 0.5, 1.0]
     again = dataclasses.replace(trained, train=dataclasses.replace(trained.train, known_rate=0.7))
-    assert growing_config(again, grown(), new_tokens, {}, 0.0).known_rate == 0.1, "how it was trained last says nothing"
+    assert growing_config(again, grown(), new_tokens, {}, 0.0).known_rate == 0.3, "how it was trained last says nothing"
     for wrong in (0.0, 1.5, -0.1):
         with pytest.raises(ConfigError, match=r"known_rate: expected above 0 \(which is freeze\) to 1"):
             growing_config(trained, grown(), new_tokens, {"known_rate": wrong}, 0.0)
@@ -301,15 +309,19 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
     old, added = ["picture", "pixels"], ["height", "raw"]
     given = Mixture(inputs=("height", "raw"), targets=("picture",))
-    asked = Mixture(weight=4.0, inputs=("picture", "pixels"), targets=("height",))
+    asked = Mixture(weight=8.0, inputs=("picture", "pixels"), targets=("height",), fill=("picture",))
     assert growing_mixtures([Mixture(weight=7.0)], old, added, specs) == (Mixture(), asked, given)
     whole = Mixture(weight=3.0, inputs=("pixels", "gone"), targets=("picture",), input_alpha=10.0, alone=0.5)
     apart = Mixture(weight=9.0, inputs=("gone",))
     parts = growing_mixtures([whole, apart, Mixture(target_alpha=2.0)], old, added, specs)
     assert parts == (
-        Mixture(), Mixture(weight=3.0, inputs=("pixels",), targets=("height",), input_alpha=10.0, alone=0.5),
-        dataclasses.replace(asked, weight=1.0, target_alpha=2.0), given,
+        Mixture(), dataclasses.replace(whole, weight=6.0, inputs=("pixels",), targets=("height",), fill=("picture",)),
+        dataclasses.replace(asked, weight=2.0, target_alpha=2.0), given,
     )  # fmt: skip
+    other = dataclasses.replace(whole, targets=("height",), fill=("picture", "gone"))
+    assert growing_mixtures([other], old, ["raw", "height"], specs)[1].fill == ("picture",), "of a run that grew before"
+    frozen = growing_mixtures([whole], old, added, specs, frozen=True)
+    assert [part.fill for part in frozen] == [(), (), ()], "what does not move is not asked for beside"
     assert growing_mixtures([apart], old, added, specs) == (Mixture(), asked, given), "none that could be asked"
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
@@ -329,7 +341,7 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     trained = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
     config = growing_config(trained, grown(), new_tokens, {}, 0.5)
     new = tuple(item.name for item in NEW if not item.continuous)
-    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=4.0, targets=new)
+    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("words",))
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
@@ -347,6 +359,13 @@ def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_t
         growing_config(trained, grown(), new_tokens, old, 0.5)
     with pytest.raises(ConfigError, match="from 0 to below 1, got 1"):
         growing_config(trained, grown(), new_tokens, {}, 1.0)
+
+
+def test_more_is_replayed_where_new_tokens_lack_what_is_old(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained = Trained.load(old_run)
+    assert usual_replay(trained, new_tokens) == 0.5
+    write_store(tmp_path, [*all_layouts(), ADDED], 4)
+    assert usual_replay(trained, tmp_path) == 0.25
 
 
 def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: Path, new_tokens: Path) -> None:

@@ -575,6 +575,51 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
     assert (counts[~first].sum(dim=1) == 24).all() and (counts[~first][:, [0, 2]] > 0).all()
 
 
+@pytest.mark.parametrize("alpha", [0.005, 1.0, 50.0])
+def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
+    specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)] + [spec("words", sequence(9, 4), 30)]
+    names = [item.name for item in specs]
+    mixture = Mixture(inputs=("grid_0",), targets=("grid_1", "words"), fill=("grid_2", "grid_3"), target_alpha=alpha)
+    raw = raw_batch(specs, 1000, seed=3, absent=0.2)
+    for budget in (20, 40):
+        config = MaskingConfig(input_budget=16, target_budget=budget, mixtures=(mixture,))
+        batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+        kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))
+        counts = torch.stack([(kinds == k).sum(dim=1) for k in range(len(specs))], dim=1)
+        has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a whole sequence has its end
+        first, last = (torch.tensor([names.index(name) for name in part]) for part in (mixture.targets, mixture.fill))
+        of_first, of_last = has[:, first].sum(dim=1), has[:, last].sum(dim=1)
+        assert torch.equal(counts[:, first].sum(dim=1), of_first.clamp(max=budget))
+        assert torch.equal(counts[:, last].sum(dim=1), of_last.minimum((budget - of_first).clamp(min=0)))
+        assert not counts[:, 0].any()
+    both = counts[(has[:, last] == 16).all(dim=1) & (counts[:, last].sum(dim=1) == 16)][:, last]
+    assert len(both) > 20
+    uneven = (both[:, 0] - both[:, 1]).abs().float().mean()
+    assert {0.005: uneven > 14, 1.0: 4 < uneven < 12, 50.0: uneven < 4}[alpha]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"fill": ("code",)}, "fill: expected targets beside it"),
+        ({"fill": ("code", "clip"), "targets": ("clip",)}, "fill: clip is in targets, too"),
+    ],
+)
+def test_what_fills_stands_beside_targets(part: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Mixture(**part)
+
+
+def test_what_fills_can_be_made() -> None:
+    tables = Tables(all_layouts())
+    for name, error, message in (
+        ("pixels", ConfigError, "masking: mixtures: fill: pixels: a patches modality"),
+        ("pictures", UnknownNameError, "did you mean picture"),
+    ):
+        with pytest.raises(error, match=message):
+            Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("clip",), fill=(name,)),)))
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
     with pytest.raises(ValueError, match="alone: expected 0 to 1"):

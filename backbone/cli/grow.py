@@ -25,8 +25,6 @@ from tokenizers_zoo.wording import count_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-REPLAY = 0.5
-
 
 @click.command("grow")
 @click.argument("folder", metavar="RUN", type=PATH)
@@ -34,7 +32,11 @@ REPLAY = 0.5
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
 @CONFIG_OPTION
-@click.option("--replay", type=float, help=f"Share of the samples that are old ones, below 1. Default: {REPLAY}.")
+@click.option(
+    "--replay",
+    type=float,
+    help="Share of the samples that are old ones, below 1. Default: 0.25, or 0.5 where TOKENS lack old modalities.",
+)
 @click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN makes stays as it is.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
@@ -70,6 +72,7 @@ def grow_command(
         check_same_model,
         growing_config,
         grown_specs,
+        usual_replay,
         write_report,
     )
     from backbone.run import Run
@@ -96,7 +99,7 @@ def grow_command(
     freeze = bool(table.get("freeze"))
     if freeze and replay is not None:
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
-    share = 0.0 if freeze else REPLAY if replay is None else replay
+    share = 0.0 if freeze else usual_replay(trained, tokens) if replay is None else replay
     origin = Origin(path=config_file, table="train")
     config = growing_config(trained, specs, tokens, table, share, origin)
     check_drawn(table, config.preview_every, origin)
