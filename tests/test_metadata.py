@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_metadata_is_exact_to_half_a_level(value: dict[str, float]) -> None:
         declared = FIELDS[name]
         half = 0 if declared.kind == "int" else 0.5 * (declared.high - declared.low) / (BINS - 1)
         assert abs(decoded[name] - number) <= half + 1e-9
+
+
+@pytest.mark.parametrize("name", ["metadata", "image_metadata", "caption"])
+def test_a_text_tokenizer_can_be_sent_to_another_process(name: str) -> None:
+    tokenizer = load(name)
+    there = pickle.loads(pickle.dumps(tokenizer))
+    assert there.settings == tokenizer.settings
+    assert there.vocabulary.special_tokens == tokenizer.vocabulary.special_tokens
 
 
 def test_what_names_a_field_is_written_once() -> None:

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo import hookimpl
@@ -24,7 +23,7 @@ from zoo_metadata.fields import MetadataField, Number, parse_token
 class MetadataSettings:
     """Settings of all metadata. Raises ValueError, naming the field, for a name that cannot be one."""
 
-    fields: Mapping[str, MetadataField] = field(default_factory=lambda: MappingProxyType({}))
+    fields: Mapping[str, MetadataField] = field(default_factory=dict)
     """Fields to add, or to declare anew in place of a default one: tables `[modalities.NAME.fields.FIELD]`."""
     default_fields: bool = True
     """Whether the plugin's own table is part of it."""
