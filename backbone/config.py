@@ -130,7 +130,8 @@ class Mixture:
     targets: tuple[str, ...] = ()
     """Modalities that may be targets; empty means all that are discrete."""
     fill: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none."""
+    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none. Inputs and
+    what is asked for of `targets` are the same with and without."""
     alone: float = 0.0
     """Share of these samples, 0 to 1, whose input is of one modality alone, however few tokens that has."""
 
@@ -146,11 +147,11 @@ class Mixture:
             raise ValueError(f"fill: {twice[0]} is in targets, too; name it in one of them")
 
     def asks(self, discrete: Sequence[str]) -> tuple[str, ...]:
-        """The modalities that may be targets, of these that can be."""
+        """The modalities that may be targets: those that are named, or all of these, which can be."""
         return (*self.targets, *self.fill) or tuple(discrete)
 
     def gives(self, readable: Sequence[str]) -> tuple[str, ...]:
-        """The modalities that may be inputs, of these that can be."""
+        """The modalities that may be inputs: those that are named, or all of these, which can be."""
         return self.inputs or tuple(readable)
 
 
@@ -290,7 +291,7 @@ class TrainConfig:
     """Move only the rows of the tables, and the projections, that the backbone it starts from does not have."""
     known_rate: float = 1.0
     """Factor of the learning rate for what the backbone that the run starts from has; what is new moves at the whole
-    rate. 1: all alike. `zoo backbone grow` has 0.1 where it is not set."""
+    rate. 1: all alike. `zoo backbone grow` has 0.3 where it is not set."""
     datasets: tuple[Dataset, ...] = ()
     """Further token stores; a step's samples are shared out among all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)

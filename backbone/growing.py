@@ -34,8 +34,10 @@ KNOWN_RATE = 0.3
 ASKED = 8.0
 """Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
 REPLAY, REPLAY_APART = 0.25, 0.5
-"""Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too; where they
-lack some of it."""
+"""Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too, and
+elsewhere."""
+LEFT = 0.25
+"""Share of the target budget that what is new has to leave, so that what is old is asked for beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +118,9 @@ def growing_mixtures(
 ) -> tuple[Mixture, ...]:
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
-    What that leaves of the target budget goes to the old that the part asks for, but where what is old is `frozen`. For
-    each `ASKED` of these samples one gives what is new and asks for what is old, and one leads from anything to
-    anything. Of what is old, `model` may only read some, or only make some.
+    What that leaves of the target budget goes to all that is old, but where that is `frozen`. For each `ASKED` of these
+    samples one gives what is new and asks for what is old, and one leads from anything to anything. Of what is old,
+    `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
     discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
@@ -130,18 +132,11 @@ def growing_mixtures(
         scale = ASKED / sum(part.weight for part in ways)
         for part in ways:
             inputs = tuple(name for name in part.gives(read) if name in read)
-            fill = tuple(name for name in part.asks(known) if name in known and not frozen)
-            weight = scale * part.weight
+            weight, fill = scale * part.weight, () if frozen else known
             parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fill=fill))
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
-
-
-def usual_replay(trained: Trained, tokens: Path) -> float:
-    """The share of the samples that are replayed where a user says nothing."""
-    there = TokenStore(tokens).modalities(TRAIN)
-    return REPLAY if set(trained.names) <= set(there) else REPLAY_APART
 
 
 def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
@@ -160,20 +155,22 @@ def growing_config(
     specs: Sequence[ModalitySpec],
     tokens: Path,
     table: Mapping[str, Any],
-    replay: float,
+    replay: float | None = None,
     origin: Origin | None = None,
 ) -> TrainConfig:
     """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
 
-    What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises ConfigError, also for
-    mixtures in `table` that neither give nor ask for an added modality.
+    Absent, `replay` is 0 for what is frozen, REPLAY where the new samples ask for all that is old, too, and else
+    REPLAY_APART. What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises
+    ConfigError, also for mixtures in `table` that neither give nor ask for an added modality.
     """
-    if not 0 <= replay < 1:
+    if replay is not None and not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
     known_rate = 1.0 if table.get("freeze") else KNOWN_RATE
     base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=known_rate))
     config = from_mapping(TrainConfig, merged(base, table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
+    asks_for_old = False
     if "mixtures" in table.get("masking", {}):
         _check_met(config, added, specs, origin or Origin(table="train"))
     else:
@@ -182,6 +179,11 @@ def growing_config(
         asked = config.masking.mixtures
         mixtures = growing_mixtures(asked, old, added, specs, trained.model, frozen=config.freeze)
         config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
+        budget = config.masking.target_budget
+        taken = sum(spec.layout.length for spec in specs if spec.name in added and not spec.continuous)
+        asks_for_old = old == trained.names and budget - taken >= LEFT * budget
+    if replay is None:
+        replay = 0.0 if config.freeze else REPLAY if asks_for_old else REPLAY_APART
     if not replay:
         return config
     stores = trained.stores(tokens)

@@ -11,7 +11,8 @@ is left:
   `end`. A span that does not fit is not asked for; only its sentinel is seen. In two cases all spans are asked for, the
   targets are cut anywhere, and `end` may be missing: in a sequence of which the input has nothing, which is one span,
   and in a sample that would else have no target.
-- What a part's targets leave of the budget goes to what it names to `fill` it, shared out in the same way.
+- What a part's targets leave of the budget goes to what it names to `fill` it, as far as no input has it, shared out
+  in the same way.
 - Where inputs are marked as in training of the published models (`ModelConfig.marked_inputs`), `end` is a token of the
   sequence like any other, kept or masked; where not all spans fit, neighbours are asked for; and the sentinel of the
   next span closes.
@@ -80,10 +81,9 @@ class Masker:
         parts = config.mixtures
         self._weights = np.array([part.weight for part in parts])
         self._may_be_input = np.array([self._allowed("inputs", part.gives(tables.readable)) for part in parts])
-        targets = np.array([self._allowed("targets", part.targets or tables.discrete) for part in parts])
-        fillers = np.array([self._allowed("fill", part.fill) for part in parts])
-        self._may_be_target = targets | fillers
-        self._fills = fillers
+        self._targets = np.array([self._allowed("targets", part.targets or tables.discrete) for part in parts])
+        self._fills = np.array([self._allowed("fill", part.fill) for part in parts])
+        self._may_be_target = self._targets | self._fills
         self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
         self._alone = np.array([part.alone for part in parts])
 
@@ -106,10 +106,12 @@ class Masker:
         rows = np.arange(len(raw))
         inputs_allowed = self._may_be_input[part] & raw.present
         targets_allowed = self._may_be_target[part] & raw.present
+        targets_first = self._targets[part] & raw.present
+        targets_first = np.where(targets_first.any(axis=1, keepdims=True), targets_first, targets_allowed)
         log_shares = draws.log_shares[rows, part]
         alone = draws.alone < self._alone[part]
         inputs_allowed[alone] &= _largest(log_shares[alone, 0], inputs_allowed[alone] & (raw.lengths[alone] > 0))
-        inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_allowed)
+        inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_first)
         spans = self._mask_sequences(raw, draws, inputs)
         of_targets = after_others(log_shares[:, 1], self._fills[part])
         targets, asked = self._share_targets(raw, draws, of_targets, targets_allowed, inputs, spans)
@@ -168,12 +170,13 @@ class Masker:
 
     def _part(self, raw: RawBatch, draws: Draws) -> Ints:
         """The part of the mixture for each sample, among those for which it has something to predict and, where there
-        are any, something to give.
+        are any, something to give, and more to predict than what fills.
         """
         asked = (raw.present[:, None] & self._may_be_target).any(axis=2)
         given = asked & (raw.present[:, None] & self._may_be_input).any(axis=2)
+        first = given & (raw.present[:, None] & self._targets).any(axis=2)
         weights = self._weights
-        for possible in (asked, given):
+        for possible in (asked, given, first):
             weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)
         edges = np.cumsum(weights, axis=1)
         chosen: Ints = np.argmax(edges > draws.part[:, None] * edges[:, -1:], axis=1)

@@ -21,7 +21,7 @@ from common import GIVEN, Study, begin, cell, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
-from backbone.growing import Trained, growing_config, grown_specs, usual_replay, write_report
+from backbone.growing import Trained, growing_config, grown_specs, write_report
 from backbone.training.train import train
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 
@@ -77,8 +77,7 @@ class Growing:
         settings = self.study.settings(steps=steps)
         table = {key: getattr(settings, key) for key in ("steps", "warmup_steps", "eval_every", "save_every")}
         table |= {"freeze": True} if how == FROZEN else {}
-        replay = 0.0 if how == FROZEN else usual_replay(trained, tokens)
-        config = growing_config(trained, specs, tokens, table, replay)
+        config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
         return train(folder, tokens, specs, trained.model, config, start=start)
 

@@ -30,7 +30,6 @@ from backbone.growing import (
     growing_config,
     growing_mixtures,
     grown_specs,
-    usual_replay,
     write_report,
 )
 from backbone.masking import Masker
@@ -321,7 +320,7 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     other = dataclasses.replace(whole, targets=("height",), fill=("picture", "gone"))
     assert growing_mixtures([other], old, ["raw", "height"], specs)[1].fill == ("picture",), "of a run that grew before"
     frozen = growing_mixtures([whole], old, added, specs, frozen=True)
-    assert [part.fill for part in frozen] == [(), (), ()], "what does not move is not asked for beside"
+    assert [part.fill for part in frozen] == [(), (), ()], "what does not move fills no budget"
     assert growing_mixtures([apart], old, added, specs) == (Mixture(), asked, given), "none that could be asked"
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
@@ -341,7 +340,7 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     trained = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
     config = growing_config(trained, grown(), new_tokens, {}, 0.5)
     new = tuple(item.name for item in NEW if not item.continuous)
-    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("words",))
+    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("picture", "words"))
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
@@ -361,11 +360,23 @@ def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_t
         growing_config(trained, grown(), new_tokens, {}, 1.0)
 
 
-def test_more_is_replayed_where_new_tokens_lack_what_is_old(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
-    trained = Trained.load(old_run)
-    assert usual_replay(trained, new_tokens) == 0.5
-    write_store(tmp_path, [*all_layouts(), ADDED], 4)
-    assert usual_replay(trained, tmp_path) == 0.25
+def test_more_is_replayed_where_new_samples_do_not_ask_for_all_that_is_old(
+    old_run: Path, new_tokens: Path, tmp_path: Path
+) -> None:
+    trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
+    write_store(tmp_path, specs, 4)
+
+    def replayed(tokens: Path, table: dict[str, Any], specs: Sequence[ModalitySpec] = specs) -> float:
+        datasets = growing_config(trained, specs, tokens, table).datasets
+        weight = sum(dataset.weight for dataset in datasets)
+        return weight / (1 + weight)
+
+    room, length = {"masking": {"target_budget": 4 * ADDED.layout.length}}, ADDED.layout.length
+    assert replayed(tmp_path, room) == pytest.approx(0.25)
+    assert replayed(tmp_path, {"masking": {"target_budget": length + 1}}) == 0.5, "what is new fills the budget"
+    assert replayed(tmp_path, {"masking": {**room["masking"], "mixtures": [{}]}}) == 0.5, "whatever these ask"
+    assert replayed(new_tokens, {"masking": {"target_budget": 1000}}, grown()) == 0.5, "these tokens lack some"
+    assert replayed(tmp_path, {**room, "freeze": True}) == 0
 
 
 def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: Path, new_tokens: Path) -> None:

@@ -89,8 +89,13 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
         ("From left to right: Ann, Bo.", "From right to left: Ann, Bo."),
         ("A rug from far left to the right centre, low. A box from centre to right.",
          "A rug from far right to the left centre, low. A box from centre to left."),
-        ("A lamp from left centre to centre; from what he left, all right.",
-         "A lamp from right centre to centre; from what he left, all right."),
+        ("A lamp from left centre to centre; seen from right above.",
+         "A lamp from right centre to centre; seen from right above."),
+        ("From the far left side to right, from left to centre-right.",
+         "From the far right side to left, from right to centre-left."),
+        ("from left\nto right, left to right", "from right\nto left, right to left"),
+        ("Men from a yacht try to right the boat, from London to left luggage; soup from left-over peas.",
+         "Men from a yacht try to right the boat, from London to left luggage; soup from left-over peas."),
     ],
 )  # fmt: skip
 def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:

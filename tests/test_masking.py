@@ -598,6 +598,37 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
     assert {0.005: uneven > 14, 1.0: 4 < uneven < 12, 50.0: uneven < 4}[alpha]
 
 
+def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_has() -> None:
+    specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(3)] + [spec("words", sequence(9, 4), 30)]
+    raw, tables = raw_batch(specs, 300, seed=4, absent=0.2), Tables(specs)
+    names = [item.name for item in specs]
+    own = Mixture(targets=("grid_0", "words"))
+    filling = dataclasses.replace(own, fill=("grid_1", "grid_2"))
+    budgets = {"input_budget": 32, "target_budget": 24, "min_input": 0}
+    alone, filled = (
+        Masker(tables, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
+    )
+    check_batch(specs, raw, filled, MaskingConfig(mixtures=(own,), **budgets))
+    kinds, overlapping = [names.index(name) for name in own.targets], 0
+    for number in np.flatnonzero(raw.present[:, kinds].any(axis=1)):
+        before, after = (Unpacked(tables, batch, int(number)) for batch in (alone, filled))
+        assert after.inputs == before.inputs
+        rest = {name: run for name, run in after.targets.items() if name not in before.targets}
+        assert after.targets == before.targets | rest and set(rest) <= {"grid_1", "grid_2"}
+        for name, run in rest.items():
+            given_too = {place for _, place in after.inputs.get(name, [])}
+            assert not given_too & {place for _, place, *_ in run}
+            overlapping += bool(given_too)
+    assert overlapping > 20
+    raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
+    left = Masker(tables, MaskingConfig(mixtures=(filling,), **budgets))(raw, seed=0, step=0)
+    assert left.targets.mask[torch.from_numpy(raw.present.any(axis=1))].any(dim=1).all(), "only what fills"
+    other = Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",))
+    left = Masker(tables, MaskingConfig(mixtures=(filling, other), **budgets))(raw, seed=0, step=0)
+    both = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
+    assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [

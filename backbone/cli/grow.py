@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 @click.option(
     "--replay",
     type=float,
-    help="Share of the samples that are old ones, below 1. Default: 0.25, or 0.5 where TOKENS lack old modalities.",
+    help="Share of the samples that are old ones, below 1. Default: 0.25 where the others ask for all that is old, "
+    "too, else 0.5.",
 )
 @click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN makes stays as it is.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
@@ -72,7 +73,6 @@ def grow_command(
         check_same_model,
         growing_config,
         grown_specs,
-        usual_replay,
         write_report,
     )
     from backbone.run import Run
@@ -99,9 +99,8 @@ def grow_command(
     freeze = bool(table.get("freeze"))
     if freeze and replay is not None:
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
-    share = 0.0 if freeze else usual_replay(trained, tokens) if replay is None else replay
     origin = Origin(path=config_file, table="train")
-    config = growing_config(trained, specs, tokens, table, share, origin)
+    config = growing_config(trained, specs, tokens, table, replay, origin)
     check_drawn(table, config.preview_every, origin)
     check_replayed(trained, config, zoo)
     show = None

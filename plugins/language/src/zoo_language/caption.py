@@ -54,11 +54,17 @@ class Caption(PlainText[CaptionSettings]):
 _EDGE = r"(?:upper|lower|top|bottom|front|rear|back)"
 _BEFORE = rf"(?:(?:far|extreme|near|{_EDGE}) )?"
 _SIDES = rf"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:{_BEFORE}|{_EDGE}-)(?:left|right))*"
+_CENTRE = r"(?:cent(?:re|er)|middle)"
+_PLACE = (
+    rf"(?:the\s+)?(?:(?:far|extreme|near|{_EDGE}|{_CENTRE})[ -])?"
+    rf"(?:(?:left|right)(?:[ -](?:{_CENTRE}|side))?|{_CENTRE})\b"
+)
 _SIDES_OF_A_PICTURE = re.compile(
-    rf"\b[Ff]rom (?:(?:[\w-]+ ){{1,3}}to )?(?:the )?{_BEFORE}{_SIDES}\b"
+    rf"\b[Ff]rom\s+{_PLACE}\s+to\s+{_PLACE}"
     rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
+    r"|\b(?:[Ll]eft to right|[Rr]ight to left)\b"
 )
 _OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 

@@ -7,6 +7,7 @@ seven places each, so that a box is known to a seventh of the picture's width an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from zoo_scenes.captions import article, capital, phrase, room
 from zoo_scenes.observe import Seen
@@ -16,7 +17,7 @@ _ACROSS = ("far left", "left", "left centre", "centre", "right centre", "right",
 _DOWN = ("top", "high", "upper middle", "middle", "lower middle", "low", "bottom")
 
 
-def layout(scene: Scene, boxed: list[Seen], shares: dict[str, float]) -> str:
+def layout(scene: Scene, boxed: list[Seen], shares: Mapping[str, float]) -> str:
     """A sentence about the room, and one for each thing; `shares` are the classes' shares of the picture."""
     things = sorted(boxed, key=lambda item: -_area(item))
     sentences = [f"{capital(_named(item))} {place(item)}." for item in things]

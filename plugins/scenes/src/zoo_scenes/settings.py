@@ -29,8 +29,9 @@ class SceneSettings:
     """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
     captions: Literal["sentences", "layout"] = "sentences"
     """sentences: some of what is seen and roughly where, put as people put it, in up to four sentences. layout: each
-    thing that has a box, the largest first, and from where to where it reaches, in seven steps across and down; about
-    120 tokens, so `caption` and the backbone's input budget need room for that (`max_length = 128`)."""
+    thing that has a box, the largest first, and from where to where it reaches, in seven steps across and down. That is
+    about 120 tokens with eight boxes, so `caption` and the backbone's input budget need room for it (`max_length =
+    128`), and it is true of the whole picture alone: take it without crops."""
 
     def __post_init__(self) -> None:
         limits = {
