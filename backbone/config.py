@@ -130,8 +130,8 @@ class Mixture:
     targets: tuple[str, ...] = ()
     """Modalities that may be targets; empty means all that are discrete."""
     fill: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none. Inputs and
-    what is asked for of `targets` are the same with and without."""
+    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none. Inputs are
+    the same with and without."""
     alone: float = 0.0
     """Share of these samples, 0 to 1, whose input is of one modality alone, however few tokens that has."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.codecs import check_stored
-from backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
+from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.evaluation.evaluate import FILE as EVALUATION
 from backbone.evaluation.evaluate import FOLDER
 from backbone.model import uniform_loss
@@ -27,6 +27,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.modality import ModalitySpec
 from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.values import has_fixed_length
 
 REPORT = "growth.json"
 KNOWN_RATE = 0.3
@@ -36,8 +37,8 @@ ASKED = 8.0
 REPLAY, REPLAY_APART = 0.25, 0.5
 """Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too, and
 elsewhere."""
-LEFT = 0.25
-"""Share of the target budget that what is new has to leave, so that what is old is asked for beside it."""
+LEFT = 0.5
+"""Share of the target budget that has to go to what is old, in samples that ask for what is new, to be asked enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +119,22 @@ def growing_mixtures(
 ) -> tuple[Mixture, ...]:
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
-    What that leaves of the target budget goes to all that is old, but where that is `frozen`. For each `ASKED` of these
-    samples one gives what is new and asks for what is old, and one leads from anything to anything. Of what is old,
-    `model` may only read some, or only make some.
+    What that leaves of the target budget goes to the old that any part asks for, but where that is `frozen`. For each
+    `ASKED` of these samples one gives what is new and asks for what is old, and one leads from anything to anything. Of
+    what is old, `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
     discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
     read = [name for name in old if name not in model.targets_only]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
+    made = tuple(name for name in known if any(name in part.asks(known) for part in asked))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = ASKED / sum(part.weight for part in ways)
         for part in ways:
             inputs = tuple(name for name in part.gives(read) if name in read)
-            weight, fill = scale * part.weight, () if frozen else known
+            weight, fill = scale * part.weight, () if frozen else made
             parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fill=fill))
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
@@ -179,9 +181,7 @@ def growing_config(
         asked = config.masking.mixtures
         mixtures = growing_mixtures(asked, old, added, specs, trained.model, frozen=config.freeze)
         config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
-        budget = config.masking.target_budget
-        taken = sum(spec.layout.length for spec in specs if spec.name in added and not spec.continuous)
-        asks_for_old = old == trained.names and budget - taken >= LEFT * budget
+        asks_for_old = old == trained.names and not config.datasets and _leaves_room(config.masking, specs, added)
     if replay is None:
         replay = 0.0 if config.freeze else REPLAY if asks_for_old else REPLAY_APART
     if not replay:
@@ -196,6 +196,23 @@ def growing_config(
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
+
+
+def share_replayed(config: TrainConfig, further: int) -> float:
+    """The share of the samples that a growing replays, where `further` of its datasets are not for that."""
+    weights = [dataset.weight for dataset in config.datasets]
+    return sum(weights[further:]) / (1 + sum(weights))
+
+
+def _leaves_room(masking: MaskingConfig, specs: Sequence[ModalitySpec], added: Sequence[str]) -> bool:
+    """Whether of samples that ask for what is `added`, at its longest, enough is left to ask for what is old: of the
+    budget, and, counting what always has its length, of that when the inputs are taken.
+    """
+    discrete = [spec for spec in specs if not spec.continuous]
+    new = sum(spec.layout.length for spec in discrete if spec.name in added)
+    old = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
+    room = min(masking.target_budget - new, old - masking.input_budget)
+    return room >= LEFT * masking.target_budget
 
 
 def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[ModalitySpec], origin: Origin) -> None:

@@ -174,7 +174,8 @@ class Masker:
         """
         asked = (raw.present[:, None] & self._may_be_target).any(axis=2)
         given = asked & (raw.present[:, None] & self._may_be_input).any(axis=2)
-        first = given & (raw.present[:, None] & self._targets).any(axis=2)
+        first = np.where(given.any(axis=1, keepdims=True), given, asked)
+        first &= (raw.present[:, None] & self._targets).any(axis=2)
         weights = self._weights
         for possible in (asked, given, first):
             weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)

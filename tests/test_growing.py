@@ -30,6 +30,7 @@ from backbone.growing import (
     growing_config,
     growing_mixtures,
     grown_specs,
+    share_replayed,
     write_report,
 )
 from backbone.masking import Masker
@@ -319,6 +320,10 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     )  # fmt: skip
     other = dataclasses.replace(whole, targets=("height",), fill=("picture", "gone"))
     assert growing_mixtures([other], old, ["raw", "height"], specs)[1].fill == ("picture",), "of a run that grew before"
+    two = [item for item in all_layouts() if item.name in ("picture", "code")]
+    apart_too = [whole, dataclasses.replace(whole, targets=("code",))]
+    parts = growing_mixtures(apart_too, ["picture", "pixels", "code"], ["height"], [*specs, *two[1:]])
+    assert [part.fill for part in parts] == [(), ("picture", "code"), ("picture", "code"), ()], "what any part asks for"
     frozen = growing_mixtures([whole], old, added, specs, frozen=True)
     assert [part.fill for part in frozen] == [(), (), ()], "what does not move fills no budget"
     assert growing_mixtures([apart], old, added, specs) == (Mixture(), asked, given), "none that could be asked"
@@ -340,7 +345,7 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     trained = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
     config = growing_config(trained, grown(), new_tokens, {}, 0.5)
     new = tuple(item.name for item in NEW if not item.continuous)
-    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("picture", "words"))
+    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("words",))
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
@@ -367,14 +372,16 @@ def test_more_is_replayed_where_new_samples_do_not_ask_for_all_that_is_old(
     write_store(tmp_path, specs, 4)
 
     def replayed(tokens: Path, table: dict[str, Any], specs: Sequence[ModalitySpec] = specs) -> float:
-        datasets = growing_config(trained, specs, tokens, table).datasets
-        weight = sum(dataset.weight for dataset in datasets)
-        return weight / (1 + weight)
+        return share_replayed(growing_config(trained, specs, tokens, table), 0)
 
     room, length = {"masking": {"target_budget": 4 * ADDED.layout.length}}, ADDED.layout.length
     assert replayed(tmp_path, room) == pytest.approx(0.25)
     assert replayed(tmp_path, {"masking": {"target_budget": length + 1}}) == 0.5, "what is new fills the budget"
+    assert replayed(tmp_path, {"masking": {**room["masking"], "input_budget": 60}}) == 0.5, "inputs take most of it"
     assert replayed(tmp_path, {"masking": {**room["masking"], "mixtures": [{}]}}) == 0.5, "whatever these ask"
+    further = {"datasets": [{"tokens": str(tmp_path), "weight": 3.0, "mixtures": [{}]}]}
+    config = growing_config(trained, specs, tmp_path, {**room, **further})
+    assert share_replayed(config, 1) == pytest.approx(0.5), "whatever that asks"
     assert replayed(new_tokens, {"masking": {"target_budget": 1000}}, grown()) == 0.5, "these tokens lack some"
     assert replayed(tmp_path, {**room, "freeze": True}) == 0
 
@@ -520,6 +527,7 @@ def test_the_command(world: World) -> None:
     done = world(grow)
     assert done.code == 0, done.complaint
     assert "depth" in done.printed and "caption (new)" in done.printed and "gap closed" not in done.printed
+    assert "50% of the samples were old ones, and what was known moved at 30% of the rate" in done.printed
     report = json.loads((world.folder / "grown/growth.json").read_text())
     assert report["start"]["added"] == ["caption"] and report["losses"]["depth"]["before"] > 0
     again = world(grow)
@@ -539,6 +547,7 @@ def test_the_command(world: World) -> None:
     assert names == {"rgb_patches-to-depth.png"}, "replayed samples have what TOKENS lacks"
     frozen = world("backbone grow shown --add caption --tokens part --out of_part --set steps=2 --freeze")
     assert frozen.code == 0 and "step 2: rgb_patches to caption: " in frozen.complaint, frozen.complaint
+    assert "0% of the samples were old ones, and what was known moved at 0% of the rate" in frozen.printed
     for out, how in (("frozen", "--freeze"), ("frozen_too", "--set freeze=true")):
         assert world(f"backbone grow old --add caption --tokens tokens --out {out} --set steps=1 {how}").code == 0
         settings = json.loads((world.folder / out / "training_state.json").read_text())["train"]

@@ -73,6 +73,7 @@ def grow_command(
         check_same_model,
         growing_config,
         grown_specs,
+        share_replayed,
         write_report,
     )
     from backbone.run import Run
@@ -118,6 +119,8 @@ def grow_command(
         report = write_report(out, trained, tokens)
     for made in tables_of(report):
         show_table(made)
+    replayed, rate = share_replayed(config, len(table.get("datasets", ()))), 0.0 if config.freeze else config.known_rate
+    click.echo(f"{replayed:.0%} of the samples were old ones, and what was known moved at {rate:.0%} of the rate")
     modalities = count_of(len(specs), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
     leave()

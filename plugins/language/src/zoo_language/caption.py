@@ -55,26 +55,37 @@ _EDGE = r"(?:upper|lower|top|bottom|front|rear|back)"
 _BEFORE = rf"(?:(?:far|extreme|near|{_EDGE}) )?"
 _SIDES = rf"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:{_BEFORE}|{_EDGE}-)(?:left|right))*"
 _CENTRE = r"(?:cent(?:re|er)|middle)"
-_PLACE = (
-    rf"(?:the\s+)?(?:(?:far|extreme|near|{_EDGE}|{_CENTRE})[ -])?"
-    rf"(?:(?:left|right)(?:[ -](?:{_CENTRE}|side))?|{_CENTRE})\b"
-)
+_SIDE = rf"(?:(?:far|extreme|near|{_EDGE}|{_CENTRE})[ -])?(?:left|right)(?:[ -](?:{_CENTRE}|side))?"
+_PLACE = rf"(?:the\s+)?(?:{_SIDE}|{_CENTRE})\b"
+_TO = r"(?:\s+to\s+|-to-)"
+_THINGS = r"(?:the|this|that|an?|his|her|its|their) "
+_NOT_A_SIDE = rf"(?! (?:to (?!{_THINGS}|left|right)|of way|way|time|choice|track|thing))"
 _SIDES_OF_A_PICTURE = re.compile(
-    rf"\b[Ff]rom\s+{_PLACE}\s+to\s+{_PLACE}"
-    rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b"
+    rf"\b(?i:from\s+{_PLACE}(?:{_TO}{_PLACE})+)"
+    rf"|\b(?i:left{_TO}right|right{_TO}left)\b(?! {_THINGS})"
+    rf"|(?<=\b[Ff]rom ){_BEFORE}(?:left|right)(?=\s*(?:[.,:;)]|$))"
+    rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
-    rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b)"
-    r"|\b(?:[Ll]eft to right|[Rr]ight to left)\b"
+    rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
+    r"|(?<=\()(?i:left|right)(?=\))"
 )
-_OTHER = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+_OTHER = {"left": "right", "right": "left"}
 
 
 def mirrored(text: str) -> str:
-    """The text with left and right exchanged where they are sides: after "the", "the far", "top-" and the like, in
-    "from left to right", before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one."""
+    """The text with left and right exchanged where they are sides.
+
+    That is after "the", "the far", "top-" and the like, in "from left to right" and "(left)", before "of", "side",
+    "hand" and "most", and where "and" or "or" joins them to such a one.
+    """
+
+    def other(match: re.Match[str]) -> str:
+        word = match.group()
+        side = _OTHER[word.lower()]
+        return side if word.islower() else side.upper() if word.isupper() else side.capitalize()
 
     def exchanged(match: re.Match[str]) -> str:
-        return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b", lambda side: _OTHER[side.group()], match.group())
+        return re.sub(r"\b(?:left|right)\b", other, match.group(), flags=re.IGNORECASE)
 
     return _SIDES_OF_A_PICTURE.sub(exchanged, text)
 
