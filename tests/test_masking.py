@@ -629,6 +629,16 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
     assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
 
 
+def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
+    specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)]
+    raw = raw_batch(specs, 100)
+    raw.present[:, :2], raw.lengths[:, :2] = False, 0
+    first, second = (Mixture(inputs=("grid_0",), targets=(name,), fill=("grid_3",)) for name in ("grid_1", "grid_2"))
+    config = MaskingConfig(target_budget=16, mixtures=(dataclasses.replace(first, weight=9.0), second))
+    targets = Masker(Tables(specs), config)(raw, seed=0, step=0).targets
+    assert targets.mask.all() and (targets.modalities == 2).all()
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [

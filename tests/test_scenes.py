@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -155,6 +156,16 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
 
 def area(box: list[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def test_how_a_layout_names_things_and_places() -> None:
+    assert layout.place(_seen("box", (0.45, 0.3, 0.55, 0.6), 3)) == "in the centre, upper middle to lower middle"
+    assert layout.place(_seen("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
+    assert layout.place(_seen("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
+    assert layout.place(_seen("box", (0, 0, 1, 1), 3)) == "from far left to far right, top to bottom"
+    someone = dataclasses.replace(_seen("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
+    assert layout._named(someone) == "a person"
+    assert layout._named(dataclasses.replace(someone, clear=True)) == "a person in a red shirt"
 
 
 def test_a_layout_of_nothing_is_an_empty_room() -> None:
