@@ -114,7 +114,7 @@ class Masker:
         inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_first)
         spans = self._mask_sequences(raw, draws, inputs)
         of_targets = after_others(log_shares[:, 1], self._fills[part])
-        targets, asked = self._share_targets(raw, draws, of_targets, targets_allowed, inputs, spans)
+        targets, asked = self._share_targets(raw, draws, of_targets, targets_allowed, targets_first, inputs, spans)
         placing = Placing(self._arrays, self.config, raw, inputs, targets)
         for group in self._arrays.groups:
             placing.add_group(group, draws.orders[:, group.columns])
@@ -210,7 +210,7 @@ class Masker:
         return Spans.of(masked)
 
     def _share_targets(
-        self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, inputs: Ints, spans: Spans
+        self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, first: Bools, inputs: Ints, spans: Spans
     ) -> tuple[Ints, Bools]:
         """Target tokens per sample and modality, `batch modalities`, and the spans that are asked for, `spans`."""
         of_sequences = np.ix_(np.arange(len(raw)), self._arrays.sequences)
@@ -231,9 +231,11 @@ class Masker:
         counts[of_sequences] = np.where(whole[of_sequences], counts[of_sequences], used.reshape(shape))
         rest = np.where(self.tables.causal & ~whole, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
-        # A sample may have nothing but spans that are too long: a prefix of them is better than no target.
-        bare = np.repeat(~counts.any(axis=1), shape[1])
-        counts[of_sequences] = np.where(bare.reshape(shape), quota[of_sequences], counts[of_sequences])
+        # A sample may have nothing but spans that are too long, but for what fills: a prefix of them is better.
+        met = np.where(first, quota, 0).any(axis=1, keepdims=True)
+        bare = ~np.where(first | ~met, counts, 0).any(axis=1)
+        counts[bare] = quota[bare]
+        bare = np.repeat(bare, shape[1])
         return counts, asked | bare[spans.row]
 
 

@@ -629,6 +629,19 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
     assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 8])
+def test_where_no_span_fits_a_prefix_goes_before_what_fills(budget: int) -> None:
+    specs = [spec("grid", GridLayout(shape=(4, 4))), spec("words", sequence(9, 4), 30)]
+    raw, tables = raw_batch(specs, 300), Tables(specs)
+    config = MaskingConfig(input_budget=8, target_budget=budget, mixtures=(Mixture(targets=("words",)),))
+    filling = dataclasses.replace(config, mixtures=(Mixture(targets=("words",), fill=("grid",)),))
+    alone, filled = (Masker(tables, each)(raw, seed=0, step=0) for each in (config, filling))
+    for number in range(len(raw)):
+        before, after = (Unpacked(tables, batch, number) for batch in (alone, filled))
+        assert after.inputs == before.inputs and after.targets.get("words") == before.targets.get("words")
+        assert sum(map(len, after.targets.values())) <= budget
+
+
 def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)]
     raw = raw_batch(specs, 100)

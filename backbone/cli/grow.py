@@ -117,13 +117,17 @@ def grow_command(
         )  # fmt: skip
         leave_but_first()
         report = write_report(out, trained, tokens)
-    for made in tables_of(report):
-        show_table(made)
-    replayed, rate = share_replayed(config, len(table.get("datasets", ()))), 0.0 if config.freeze else config.known_rate
-    click.echo(f"{replayed:.0%} of the samples were old ones, and what was known moved at {rate:.0%} of the rate")
+    show_growth(report, share_replayed(config, len(table.get("datasets", ()))), 0.0 if freeze else config.known_rate)
     modalities = count_of(len(specs), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
     leave()
+
+
+def show_growth(report: dict[str, Any], replayed: float, rate: float) -> None:
+    """Print what growth.json holds, the share of the samples that were replayed, and how fast what was known moved."""
+    for table in tables_of(report):
+        show_table(table)
+    click.echo(f"{replayed:.0%} of the samples were old ones, and what was known moved at {rate:.0%} of the rate")
 
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
