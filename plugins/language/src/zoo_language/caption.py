@@ -67,7 +67,10 @@ _SIDES_OF_A_PICTURE = re.compile(
     rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
+    r"|(?<=\b[Aa]t )(?:left|right)(?=\s*(?:[.,:;)]|$))"
     r"|(?<=\()(?i:left|right)(?=\))"
+    r"|(?<=, )(?:left|right)(?=,)"
+    r"|(?:^|(?<=[.;,] ))(?i:left|right)(?=:)"
 )
 _OTHER = {"left": "right", "right": "left"}
 
@@ -75,8 +78,8 @@ _OTHER = {"left": "right", "right": "left"}
 def mirrored(text: str) -> str:
     """The text with left and right exchanged where they are sides.
 
-    That is after "the", "the far", "top-" and the like, in "from left to right" and "(left)", before "of", "side",
-    "hand" and "most", and where "and" or "or" joins them to such a one.
+    That is after "the", "the far", "top-" and the like, in "from left to right", "(left)", ", left," and "Left: ",
+    before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one.
     """
 
     def other(match: re.Match[str]) -> str:
