@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,13 @@ GIVEN_PICTURE: Mapping[str, Mixture] = {"given the picture": Mixture(inputs=(GIV
 def positive(text: str) -> int:
     """An option's whole number above 0. Raises ValueError, which argparse tells."""
     if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def above_zero(text: str) -> float:
+    """An option's number above 0. Raises ValueError, which argparse tells."""
+    if not 0 < (number := float(text)) < math.inf:
         raise ValueError
     return number
 
@@ -89,7 +97,7 @@ class Study:
         parser.add_argument("--steps", type=positive, default=steps, help="steps of the longest run")
         parser.add_argument("--batch", type=positive, default=16, help="samples per step")
         parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind")
-        parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
+        parser.add_argument("--rate", type=above_zero, default=8e-3, help="peak learning rate")
         parser.add_argument("--samples", type=positive, default=256, help="held-out samples")
         parser.add_argument("--workers", type=positive, default=cores(), help="runs at once, which share the cores")
         parser.add_argument(

@@ -4,7 +4,8 @@
 
 A is trained for S steps on all modalities but the new one. B is A grown by it, old samples replayed in the default
 share and old weights moved at the default one: a run for each of the shares of S that growing may take. C is the same
-for the first share, with all but the new rows frozen. D has all modalities from the start, and S steps.
+for the first share, with all but the new rows frozen; there is none where the new modality writes in the rows of old
+ones alone. D has all modalities from the start, and S steps.
 Old modalities are compared before and after by `zoo backbone grow`'s own report, masked as in A's training, and by the
 gap closed given the picture; the new one by the loss and the gap closed given the picture, and by the share of S that
 B takes to be where D ends.
@@ -22,8 +23,11 @@ from rich.table import Table
 from transfer import asked, generalist
 
 from backbone.growing import Trained, growing_config, grown_specs, write_report
+from backbone.training.starting import begin as begin_model
+from backbone.training.starting import ids_in_use
 from backbone.training.train import train
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.modality import ModalitySpec
 
 SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2
@@ -68,18 +72,32 @@ class Growing:
         variant = generalist(self.study, names, self.new)
         return self.study.run(dataclasses.replace(variant, name=name), self.seed)
 
+    def kinds(self, start: Path) -> list[tuple[str, float]]:
+        """B for each share, and C where the new modality has rows of its own that could move."""
+        trained = Trained.load(start)
+        begun = begin_model(self.specs(trained), trained.model, self.seed, start, self.ids(start))
+        grown = [(GROWN, share) for share in self.shares]
+        return grown if begun.without_rows else [*grown, (FROZEN, self.shares[0])]
+
+    def specs(self, trained: Trained) -> list[ModalitySpec]:
+        """Those of the grown model."""
+        return grown_specs(trained, {name: self.study.zoo[name].spec for name in self.names}, [self.new])
+
+    def ids(self, start: Path) -> dict[str, int]:
+        """Of text modalities, how many ids are in use, as `zoo backbone grow` counts them."""
+        return ids_in_use(start, [self.study.zoo[name] for name in self.names])
+
     def grown(self, how: str, share: float, start: Path) -> Path:
         """B or C: what the backbone in `start` becomes."""
-        zoo, tokens = self.study.zoo, self.study.tokens
-        trained = Trained.load(start)
-        specs = grown_specs(trained, {name: zoo[name].spec for name in self.names}, [self.new])
+        tokens, trained = self.study.tokens, Trained.load(start)
         steps = max(1, round(share * self.study.arguments.steps))
         settings = self.study.settings(steps=steps)
         table = {key: getattr(settings, key) for key in ("steps", "warmup_steps", "eval_every", "save_every")}
         table |= {"freeze": True} if how == FROZEN else {}
+        specs = self.specs(trained)
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
-        return train(folder, tokens, specs, trained.model, config, start=start)
+        return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start))
 
     def gaps(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the gap closed given the picture."""
@@ -101,7 +119,7 @@ class Growing:
         before = Trained.load(start)
         self.gaps(start)
         old, new = {}, {}
-        for how, share in (*((GROWN, share) for share in self.shares), (FROZEN, self.shares[0])):
+        for how, share in self.kinds(start):
             folder = self.grown(how, share, start)
             self.gaps(folder)
             report = write_report(folder, before, self.study.tokens)

@@ -12,7 +12,7 @@ A share of the labels chooses the step whose weights are kept. Held-out scores.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -106,8 +106,8 @@ def main() -> None:
 
 def settings(tuning: str, share: float, steps: int, validation: float) -> TransferConfig:
     """Those of the tuning, with as many steps for few labels as for all, and EVALUATIONS of them to choose among."""
-    config = transfer_config({"tuning": tuning, "labels": float(share)})
-    return replace(config, steps=steps, validation=validation, eval_every=max(1, steps // EVALUATIONS))
+    changes = {"steps": steps, "validation": validation, "eval_every": max(1, steps // EVALUATIONS)}
+    return transfer_config({"tuning": tuning, "labels": float(share), **changes})
 
 
 if __name__ == "__main__":

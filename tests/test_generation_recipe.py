@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,10 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "other" / "three.toml").write_text(
         written_recipe(Recipe(target=recipe.target, given=("dark=pictures/one.npy",), keep={"dark": "mask:m.png"}), {})
     )
+    twice = Recipe(target=recipe.target, given=("dark=a.npy",), keep={"dark": "not:not:mask:m.png"})
+    assert from_mapping(Recipe, tomllib.loads(written_recipe(twice, {}))).keep == {
+        "dark": f"not:not:mask:{tmp_path}/m.png"
+    }
     again = read(tmp_path / "other" / "three.toml")
     assert again.given == (f"dark={tmp_path}/pictures/one.npy",) and again.keep == {"dark": f"mask:{tmp_path}/m.png"}
 

@@ -738,6 +738,8 @@ def test_a_weighted_sum_by_hand() -> None:
     assert np.allclose(combined({"a": one, "b": other}, {}), [[0.5**0.5, 0.5**0.5]])
     assert np.allclose(combined({"a": one, "b": other}, {"a": 3.0, "b": -4.0}), [[0.6, -0.8]])
     assert np.allclose(combined({"a": one, "b": other}, {"b": 0.0}), one)
+    for scale in (1e39, 1e-30, 1e308):  # beyond float32, small, and near the end of float64
+        assert np.allclose(combined({"a": one, "b": other}, {"a": 0.75 * scale, "b": -scale}), [[0.6, -0.8]]), scale
     with pytest.raises(ConfigError, match="is zero, and says nothing"):
         combined({"a": one, "b": one}, {"b": -1.0})
     with pytest.raises(ConfigError, match="--weights c: is not given; given: a, b"):

@@ -23,15 +23,17 @@ from backbone.features import FourMEncoder
 from backbone.generation.plan import TargetPlan
 from backbone.generation.recipe import Recipe
 from backbone.generation.request import handles_of
+from backbone.model import FourM
 from backbone.retrieval.config import EmbeddingConfig
 from backbone.retrieval.embedding import Embedder
 from backbone.run import Run
-from backbone.saving import load_model
+from backbone.saving import load_model, save_model
 from backbone.transfer import load
 from backbone.transfer.cli import transfer as command
 from backbone.transfer.compare import compared
 from backbone.transfer.config import transfer_config
 from backbone.transfer.metrics import left_out_text
+from backbone.transfer.probe import encoder_of
 from backbone.transfer.samples import chosen
 from backbone.transfer.saving import places_of
 from backbone.transfer.scores import scored
@@ -187,6 +189,18 @@ def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: Wor
     for first, second in ((found[0], found[1]), (found[0], own), (found[1], own)):
         assert not torch.allclose(first, second, atol=1e-3)
         assert float(first.std()) == pytest.approx(float(second.std()), rel=0.05)
+
+
+def test_scratch_has_the_positions_that_a_published_model_stored(world: World, tmp_path: Path) -> None:
+    trained = load_model(world.run)
+    names = trained.tables.names
+    config = dataclasses.replace(trained.config, rotary=False, stored_positions=dict.fromkeys(names, 64))
+    model = FourM.seeded(config, trained.tables.specs, 0)
+    torch.nn.init.normal_(model.fixed_positions)
+    save_model(model, tmp_path, {"fingerprints": {}})
+    scratch = encoder_of(tmp_path, transfer_config({"tuning": "scratch"}), 3).model
+    assert torch.equal(scratch.fixed_positions, model.fixed_positions) and model.fixed_positions.any()
+    assert not torch.equal(scratch.encoder[0].mlp.up.weight, model.encoder[0].mlp.up.weight)
 
 
 # ---------------------------------------------------------------- the loop

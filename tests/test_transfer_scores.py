@@ -25,6 +25,7 @@ from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.records import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,12 @@ def test_a_class_of_held_out_samples_alone_is_said(world: World, tmp_path: Path)
     assert f"\n{line}.\n" in (out / "README.md").read_text()
     assert line in zoo("eval", out).stdout.splitlines()
     assert json.loads(zoo("eval", out, "--json").stdout)["unseen"] == {"bird": 1}
+    config = read_json(out / "config.json")
+    assert config["seen"] == ["cat", "dog"]
+    write_json(out / "config.json", config | {"seen": ["dog"]})  # as where a class is declared that none has
+    assert json.loads(zoo("eval", out, "--json").stdout)["unseen"] == {"bird": 1, "cat": 15}
+    write_json(out / "config.json", {key: value for key, value in config.items() if key != "seen"})
+    assert json.loads(zoo("eval", out, "--json").stdout)["unseen"] == {"bird": 1}, "a probe of before: what it answers"
     (tmp_path / "animals.csv").write_text(text)
     assert "no training sample" not in zoo("train", world.run, *asked, "--overwrite").stdout
     assert json.loads((out / "metrics.json").read_text())["unseen"] == {}

@@ -380,11 +380,13 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
     before, after = (load_model(world.folder / name).output["text"] for name in ("run", "frozen"))
     used = TokenStore(world.tokens).open("train", "mood").needed_vocab_size - 2  # <happy> and <sad> came last
     assert torch.equal(after[:used], before[:used]) and (after[used : used + 2] != before[used : used + 2]).all()
+    assert torch.equal(after[used + 2 :], before[used + 2 :]), "those stand for nothing, as before"
     more = "--registry registry.toml backbone train --tokens tokens --only caption,web_text,mood --set freeze=true"
     warm = command(f"{more} --out warm --preset nano --from trained {small}", world, capsys, monkeypatch)
     assert "3 modalities, in warm" in warm
     before, after = (load_model(world.folder / name).output["text"] for name in ("trained", "warm"))
     assert torch.equal(after[:used], before[:used]) and (after[used : used + 2] != before[used : used + 2]).all()
+    assert torch.equal(after[used + 2 :], before[used + 2 :]), "those stand for nothing, as before"
 
 
 def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, add_mood: None) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="Share of the samples that are old ones, below 1. Default: 0.25 where the others ask for all that is old, "
     "too, else 0.5.",
 )
-@click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN makes stays as it is.")
+@click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN knows stays as it is.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(

@@ -80,16 +80,17 @@ class Recipe:
         masks = [region.partition(MASK)[2] for region in self.keep.values()]
         return {Path(file).resolve() for file in (*given, *masks) if file}
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """Of `samples` that says which, the first and last number of each range. Raises ConfigError."""
+        return ranges(self.samples, f"samples {self.samples}")
+
     def numbers(self) -> Sequence[int]:
         """The numbers of the samples. Raises ConfigError."""
         if not self.samples:
             return range(DEFAULT_SAMPLES)
         if self.samples.isdecimal():
             return range(int(self.samples))
-        found = [
-            number for first, last in ranges(self.samples, f"samples {self.samples}")
-            for number in range(first, last + 1)
-        ]  # fmt: skip
+        found = [number for first, last in self.ranges() for number in range(first, last + 1)]
         if len(set(found)) < len(found):
             raise ConfigError(f"samples {self.samples}: a number is asked for twice")
         return found
@@ -113,7 +114,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _placed(region: str, folder: Path) -> str:
     """A region whose mask's file is a path that holds anywhere."""
     before, mask, file = region.partition(MASK)
-    return f"{before}{mask}{folder / file}" if mask and before in ("", "not:") else region
+    return f"{before}{mask}{folder / file}" if mask and not before.replace("not:", "") else region
 
 
 def written_recipe(recipe: Recipe, notes: Mapping[str, str]) -> str:

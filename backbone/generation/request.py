@@ -109,15 +109,14 @@ def stored_numbers(recipe: Recipe, shared: Sequence[str], place: Path) -> Sequen
     """
     if recipe.keys:
         return numbers_of_keys(recipe.keys, shared, place)
-    numbers = recipe.numbers()
     if not recipe.samples or recipe.samples.isdecimal():  # as many as there are
-        return numbers[: len(shared)]
-    if max(numbers) >= len(shared):
+        return recipe.numbers()[: len(shared)]
+    if max(last for _, last in recipe.ranges()) >= len(shared):
         raise ConfigError(
             f"samples {recipe.samples}: {place} has {len(shared)} with all that is given, numbers 0 to "
             f"{len(shared) - 1}"
         )
-    return numbers
+    return recipe.numbers()
 
 
 def check_nothing_stored(recipe: Recipe, values: Mapping[str, Any]) -> None:

@@ -39,7 +39,8 @@ def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Ve
     for name in weights:
         if name not in vectors:
             raise ConfigError(f"--weights {name}: is not given; given: {', '.join(vectors)}")
-    total = np.sum([weights.get(name, 1.0) * rows for name, rows in vectors.items()], axis=0)
+    largest = max(abs(weights.get(name, 1.0)) for name in vectors) or 1.0  # taken out, so that no sum is infinite
+    total = np.sum([weights.get(name, 1.0) / largest * rows for name, rows in vectors.items()], axis=0)
     if bool((np.linalg.norm(total, axis=1) < LEAST).any()):
         raise ConfigError("the weighted sum of what is given is zero, and says nothing; change --weights")
     return unit(total.astype(np.float32))

@@ -34,6 +34,8 @@ class Beginning:
     model: FourM
     known: Mapping[str, Tensor] = field(default_factory=dict)
     """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
+    unused: Mapping[str, Tensor] = field(default_factory=dict)
+    """Likewise: True for ids of a vocabulary that still stand for nothing."""
     record: Mapping[str, Any] | None = None
     """Which backbone that was, for config.json; None for a new model."""
     published: Mapping[str, Any] = field(default_factory=dict)
@@ -76,13 +78,11 @@ def begin(
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
     ids, trained = ids or {}, [spec_from_json(spec) for spec in stored["specs"]]
-    used: dict[str, int] = {}
-    for spec in trained:
-        table = model.tables.table_of(spec)
-        used[table] = max(used.get(table, 0), ids.get(spec.name, spec.vocab_size))
+    used = _counts(model, trained, ids)
     known = known_rows(start, model, used)
     set_new_markers(model, known)
     old = {spec.name for spec in trained}
+    in_use = _counts(model, [*trained, *(spec for spec in specs if spec.name not in old)], ids)
     record = {
         "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
         "knows": [spec.name for spec in specs if spec.name in old],
@@ -103,9 +103,18 @@ def begin(
             for name in file.keys() if name.startswith(f"{PUBLISHED}.")  # noqa: SIM118
         }  # fmt: skip
     return Beginning(
-        model=model, known=known, record=record, published=published, beside=beside, reshaped=reshaped,
-        without_rows=without_rows,
+        model=model, known=known, unused=unused_rows(model, in_use), record=record, published=published, beside=beside,
+        reshaped=reshaped, without_rows=without_rows,
     )  # fmt: skip
+
+
+def _counts(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:
+    """By token table, how many of its ids these modalities have in use: what `ids` says, of others all."""
+    counts: dict[str, int] = {}
+    for spec in specs:
+        table = model.tables.table_of(spec)
+        counts[table] = max(counts.get(table, 0), ids.get(spec.name, spec.vocab_size))
+    return counts
 
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
@@ -166,6 +175,15 @@ def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, 
     return {name: known[name] for name, _ in model.named_parameters()}
 
 
+def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
+    """By parameter, bool `rows`: those of the ids of a token table that are not `in_use`, which are its first."""
+    unused = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
+    for name, rows in model_tensors(model, unused).items():  # parts of those, to be written to
+        if name.startswith(GROWING):
+            rows[in_use[name.partition(".")[2]] :] = True
+    return {name: unused[name] for name, _ in model.named_parameters()}
+
+
 @torch.no_grad()
 def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
     """Let a new modality's marker and mask token start as the mean of those that are there."""
@@ -175,7 +193,8 @@ def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
 
 
 def freeze(beginning: Beginning) -> dict[str, Tensor]:
-    """Take the gradients from parameters that are known as a whole; gives the known rows of those known in part.
+    """Take the gradients from parameters that are known as a whole; of the others that some rows of are known, gives
+    the rows that stay: those, and those of ids that stand for nothing.
 
     Raises ConfigError where nothing is known, or all is, where an added modality has no rows of its own, and where a
     known grid has other positions now.
@@ -198,7 +217,7 @@ def freeze(beginning: Beginning) -> dict[str, Tensor]:
         if bool(known.all()) and name != TOKEN_TABLE:
             parameter.requires_grad_(False)
         elif bool(known.any()):
-            partly[name] = known
+            partly[name] = known | beginning.unused[name]
     if beginning.record is None or not moves:
         missing = "a backbone to start from" if beginning.record is None else "a modality that it starts without"
         raise ConfigError(f"freeze: expected {missing}, so that some rows are new and the others are kept")

@@ -131,7 +131,6 @@ def eval_command(
     Example:
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
-    from backbone.transfer.kinds import Classes
     from backbone.transfer.metrics import score_table, unseen_text
     from backbone.transfer.saving import load, samples_of
     from backbone.transfer.scores import scored, unseen_labels
@@ -140,8 +139,7 @@ def eval_command(
     probe = load(folder, _zoo(), run=run, device=device)
     places = samples_of(folder, probe, TEST, tokens, data)
     test = places.part(probe.task, TEST)
-    names = probe.kind.names if isinstance(probe.kind, Classes) else ()
-    metrics, unseen = scored(probe, test), unseen_labels(probe.kind, names, test.labels)
+    metrics, unseen = scored(probe, test), unseen_labels(probe, test.labels)
     if as_json:
         click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen": unseen}, indent=2))
     else:

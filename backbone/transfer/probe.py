@@ -43,16 +43,17 @@ class Probe(nn.Module):
     """A trained transfer: `predict` answers from tokens, `predict_values` from values.
 
     Answers are as the task's labels are: values of its modality, numbers, or names of classes. `constant` is the best
-    single answer to the labels of its training; None where an earlier version did not keep it.
+    single answer to the labels of its training; None where an earlier version did not keep it. `seen` are, of
+    classes, those that its training labels had.
     """
 
     def __init__(
         self, network: Network, task: Task, kind: Kind, given: Sequence[str], zoo: Zoo, trained_on: Mapping[str, str],
-        constant: Any = None,
+        constant: Any = None, seen: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task, self.kind, self.given = network, task, kind, tuple(given)
-        self.zoo, self.trained_on, self.constant = zoo, trained_on, constant
+        self.zoo, self.trained_on, self.constant, self.seen = zoo, trained_on, constant, tuple(seen)
         self.eval()
 
     @torch.inference_mode()
@@ -79,10 +80,16 @@ class Probe(nn.Module):
 
 
 def encoder_of(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
-    """The encoder of a run as its tuning begins; random weights and additions are drawn from torch's generator."""
+    """The encoder of a run as its tuning begins; random weights and additions are drawn from torch's generator.
+
+    Positions that a published model has stored are no weights: a network from scratch has them, too.
+    """
     model = load_model(run)
     if config.tuning == "scratch":
+        positions = dict(model.named_buffers())
         model = FourM.seeded(model.config, model.tables.specs, seed)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(positions[name])
     frozen = config.tuning in ("frozen", "lora")
     encoder = FourMEncoder(model, frozen=frozen)
     if config.tuning == "lora":

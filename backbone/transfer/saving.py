@@ -3,7 +3,8 @@
 config.json: "class"; "task": {"text", "wanted"}; "kind"; "given"; "head"; "settings": TransferConfig; "seed";
 "backbone": {"run", "weights_sha256", "fingerprints", "model", "specs"}; "tokens"; "data"; "registry"; "constant": of
 the best single answer to the training labels {"value"}, or where it is the tensor `constant` {}, or {"extension"} where
-that holds the bytes of its file. Probes of earlier versions have no constant.
+that holds the bytes of its file; "seen": of classes, those that the training labels had. Probes of earlier versions
+have neither: those that the head has stand for the latter.
 Tensors are `head.*`, and `encoder.*`: all of it for full and scratch, the additions for lora, none for frozen. What
 needs the backbone's own weights loads them from its run, which must be as it was.
 """
@@ -28,7 +29,7 @@ from backbone.run import Run, registry_place, stored_config, zoo_of
 from backbone.saving import spec_from_json
 from backbone.transfer.config import TransferConfig
 from backbone.transfer.heads import Neighbours, build_head
-from backbone.transfer.kinds import ClassMap, Kind, NumberMap, Numbers, Tokens, kind_from_json
+from backbone.transfer.kinds import Classes, ClassMap, Kind, NumberMap, Numbers, Tokens, kind_from_json
 from backbone.transfer.lora import MARK, lora_state
 from backbone.transfer.metrics import probe_card, read_metrics
 from backbone.transfer.probe import Network, Probe, encoder_of
@@ -51,7 +52,7 @@ from tokenizers_zoo.wording import by
 
 CLASS = "Probe"
 HEAD, ENCODER = "head.", "encoder."
-CONSTANT = "constant"
+CONSTANT, SEEN = "constant", "seen"
 
 
 def tensors_of(network: Network, config: TransferConfig) -> dict[str, Tensor]:
@@ -130,7 +131,8 @@ def load(
         raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
     constant = unpacked_constant(task, tensors, stored)
-    return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"], constant)
+    seen = stored.get(SEEN, kind.names if isinstance(kind, Classes) else ())
+    return Probe(network, task, kind, stored["given"], zoo, backbone["fingerprints"], constant, seen)
 
 
 def _other_labels(kind: Kind, spec: ModalitySpec) -> str:

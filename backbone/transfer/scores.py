@@ -56,12 +56,12 @@ def scored(probe: Probe, part: Part) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def unseen_labels(kind: Kind, known: Iterable[Any], labels: Iterable[Any]) -> dict[str, int]:
-    """By class that is none of the `known`, those of training samples, how many of these labels are it."""
-    if kind.kind != "classes":
+def unseen_labels(probe: Probe, labels: Iterable[Any]) -> dict[str, int]:
+    """By class that no training label of the probe had, how many of these labels are it; none for other kinds."""
+    if probe.kind.kind != "classes":
         return {}
     counts = Counter(map(str, labels))
-    return {name: counts[name] for name in sorted(counts.keys() - set(known))}
+    return {name: counts[name] for name in sorted(counts.keys() - set(probe.seen))}
 
 
 def finite(number: float) -> float | None:

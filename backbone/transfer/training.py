@@ -29,7 +29,7 @@ from backbone.transfer.metrics import METRICS, probe_card
 from backbone.transfer.probe import Network, Probe, encoder_of
 from backbone.transfer.reading import Grid, Head, padded_features
 from backbone.transfer.samples import Example, Examples, Labelled, Part, Places, labelled
-from backbone.transfer.saving import CLASS, CONSTANT, described, note_places, packed_constant, tensors_of
+from backbone.transfer.saving import CLASS, CONSTANT, SEEN, described, note_places, packed_constant, tensors_of
 from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
 from tokenizers_zoo.checkpoint import save_checkpoint
@@ -351,10 +351,11 @@ class TransferTask:
             self.network = cast(Network, module)
         constant = constant_of(self.task, self.kind, self.part.labels)
         kept_tensors, record = packed_constant(self.task, constant)
-        settings = {**self.settings, CONSTANT: record}
+        seen = sorted(set(self.targets)) if self.kind.kind == "classes" else []
+        settings = {**self.settings, CONSTANT: record, **({SEEN: seen} if seen else {})}
         probe = Probe(
             self.network, self.task, self.kind, settings["given"], self.zoo, settings["backbone"]["fingerprints"],
-            constant,
+            constant, seen,
         )  # fmt: skip
         result = {
             "task": {"name": self.task.title, "kind": self.kind.kind},
@@ -364,7 +365,7 @@ class TransferTask:
             "metrics": scored(probe, self.test),
             "settings": settings["settings"],
             "left_out": dict(self.left_out),
-            "unseen": unseen_labels(self.kind, self.targets, self.test.labels),
+            "unseen": unseen_labels(probe, self.test.labels),
             "backbone": {key: settings["backbone"][key] for key in ("run", "weights_sha256")},
             "parameters": {"trained": self.trained, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps,
