@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import re
 import tracemalloc
 import wave
 from typing import Any
@@ -63,6 +65,19 @@ def test_a_sine_of_amplitude_one_is_at_0_db_in_its_band() -> None:
     loudest = int(mel.log_mel(waveform, FRAME)[0, :, 16].argmax())
     assert weights[loudest, 63] > 0
     assert (mel.log_mel(torch.zeros(1, 4000), FRAME) == mel.FLOOR_DB).all()
+
+
+def test_sines_are_as_loud_in_their_bands_as_is_said() -> None:
+    frame = audio.AudioSettings().frame
+    top = 2595 * math.log10(1 + frame.sample_rate / 2 / 700)
+    centres = 700 * (10 ** (np.arange(1, frame.mels + 1) * top / (frame.mels + 1) / 2595) - 1)
+    waveforms = torch.from_numpy(np.stack([2 * tone(hertz, frame.sample_rate) for hertz in centres]))
+    loud = mel.log_mel(waveforms, frame)[:, :, 16].diagonal()
+    said = re.search(r"about (\S+) dB in the lowest bands\s+and (\S+) dB in the highest", mel.log_mel.__doc__ or "")
+    assert said
+    lowest, highest = map(float, said.groups())
+    assert loud[:3].tolist() == pytest.approx([lowest] * 3, abs=0.7)
+    assert loud[-2:].tolist() == pytest.approx([highest] * 2, abs=0.7)
 
 
 def test_bands_are_equally_wide_in_mel() -> None:
@@ -145,11 +160,37 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
     np.testing.assert_allclose(long, tone(300.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [7, 11025, 44100, 96000])
+@pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
 def test_of_a_long_file_only_what_is_heard_is_resampled(rate: int) -> None:
     long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
     whole = wav.fitted(wav.resampled(long, rate, RATE), 4000)
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), whole)
+
+
+def test_usual_rates_have_their_exact_ratio() -> None:
+    usual = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000, 384000)
+    for rate, wanted in (*itertools.permutations(usual, 2), (44101, 16000), (16000, 99991)):
+        up, down = wav._ratio(rate, wanted)
+        assert up * rate == down * wanted and math.gcd(up, down) == 1
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(999983, RATE), (1000000, 999999), (1, 1000000), (RATE, 999983)])
+def test_the_ratio_of_any_two_rates_is_close_and_of_small_numbers(rate: int, wanted: int) -> None:
+    for up, down in (wav._ratio(rate, wanted), wav._ratio(wanted, rate)[::-1]):
+        assert up / down == pytest.approx(wanted / rate, rel=5e-6)
+        assert max(up, down) <= max(wav.FINEST, wanted / rate)
+
+
+def test_a_rate_without_a_common_divisor_needs_no_long_filter() -> None:
+    rate = 999983
+    sound = tone(300.0, rate)
+    wav.resampled(tone(300.0), RATE, 16000)  # imports
+    tracemalloc.start()
+    value = wav.fitted(wav.resampled(sound, rate, RATE), 4000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+    np.testing.assert_allclose(value[100:-100], tone(300.0)[100:-100], atol=0.01)
 
 
 def test_memory_does_not_grow_with_a_files_length_but_for_the_file() -> None:
@@ -190,6 +231,7 @@ def test_what_is_written_comes_back() -> None:
         (wav_file(tone(300.0) * 40), "wav", "a peak of 20; divide by the peak"),
         (wav_file(np.array([0.1, np.nan], np.float32)), "wav", "every number has to be finite"),
         (wav_file(np.zeros(0, np.int16)), "wav", "it holds no sound|cannot be read"),
+        (wav_file(tone(300.0), 1000003), "wav", "sample rate 1000003 Hz: expected up to 1,000,000; resample it first"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(data: bytes, extension: str, message: str) -> None:
@@ -235,6 +277,7 @@ def test_the_picture_shows_wave_and_spectrum() -> None:
         ({"length": 4100}, "hop: 125 does not divide 4100"),
         ({"patch_length": 5}, "patch_length: 5 does not divide 32"),
         ({"window": 200}, "window: expected at least two hops"),
+        ({"window": 251}, "window: expected an even number of samples, got 251"),
         ({"sample_rate": 0}, "sample_rate: expected at least 1"),
         ({"tokenizer": {"flip": True}}, "flip: expected false"),
         ({"length": 250}, "length: expected more than half a window"),

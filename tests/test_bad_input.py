@@ -413,6 +413,8 @@ def test_files_of_which_none_is_sound(world: World) -> None:
     assert not (world.folder / "new2").exists()
     (world.folder / "split/train").mkdir(parents=True)
     mine.rename(world.folder / "split/train/depth")
+    advice = "no split 'test'; splits here: train; give --test 0, or make a folder test"
+    world("data make folder new2 --set path=split").refused(advice)
     (world.folder / "split/test/depth").mkdir(parents=True)
     (world.folder / "split/test/depth/b").touch()
     world("data make folder new2 --set path=split").refused("split/test: no <modality>/<key>.<extension>", "--test 0")

@@ -113,6 +113,27 @@ def test_floats_and_integers_of_another_width_become_those_declared(name: str) -
         np.testing.assert_allclose(found.reshape(value.shape), value, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["clip", "depth", "dinov2", "efficientnet", "imagebind", "imu", "rgb", "t5_caption"])
+def test_numbers_beyond_single_precision_are_refused_in_the_line_alone(name: str) -> None:
+    """A warning would be an error here, of other words."""
+    large = np.full(good(name).shape, 1e300)
+    refused(name, lambda: ZOO[name].read(npy(large).data, "npy"), "without a finite number; every number has to be")
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_python_objects_are_told_as_such(name: str) -> None:
+    file = probes(name)["`.npy`", "Python objects in it"].file
+    words = "the .npy file holds Python objects; save it as numbers (.astype(np.float32))"
+    refused(name, lambda: ZOO[name].read(file.data, "npy"), f"{name}: {words}")
+
+
+@pytest.mark.parametrize("dtype", ["i4,f8", "V4", "<U1", "S1", "datetime64[s]", "complex64"])
+@pytest.mark.parametrize("name", ["canny", "hed", "rgb", "sam_edge"])
+def test_arrays_of_no_numbers_are_told_alike(name: str, dtype: str) -> None:
+    array = np.zeros(good(name).shape, dtype)
+    refused(name, lambda: ZOO[name].read(npy(array).data, "npy"), f"got {array.dtype} (", "; convert it to float32 ")
+
+
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
 def test_channels_are_first(name: str) -> None:
     """Of a raster with all of its bands the order can be told."""

@@ -325,7 +325,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
 
 def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
     other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
-    advice = "give another --out, or --overwrite to train it anew, for this tokenizer alone"
+    advice = "give another --out, or train it anew: zoo tokenizer train depth --data DATA --overwrite"
     refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice)
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
     (imported / "run.json").unlink()
@@ -337,7 +337,7 @@ def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Pat
     refused(
         zoo(*other, "--out", str(imported)),
         f"{imported}: holds a published tokenizer that was imported, which --overwrite would not replace; give another "
-        "--out for this tokenizer alone",
+        "--out: zoo tokenizer train depth --data DATA --out FOLDER",
     )
 
 

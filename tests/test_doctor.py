@@ -372,6 +372,22 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     assert "max_length" in findings(zoo, long, "caption")["bound"].advice
 
 
+def test_a_token_alone_does_not_tell_how_they_vary(install_example: Install, tmp_path: Path) -> None:
+    """That of the only sample of a class, and one of each codebook."""
+    tables: dict[str, Any] = {"checkpoints": str(tmp_path / "tokenizers")}
+    rooms = Zoo.from_tables({"zoo": tables})
+    install_example("field", codebooks("[ids] * 8"))
+    single = only({"field": {"image_size": 4}}, zoo=tables)
+    for zoo, name, values in ((rooms, "scene_class", ["library"]), (single, "field", [blocks(0, side=4)])):
+        found = findings(zoo, write_data(zoo, tmp_path / name, values, name), name)
+        for gate in ("varied", "entropy"):
+            assert found[gate].skipped and found[gate].figure == "too few tokens to tell"
+    two = write_data(rooms, tmp_path / "two", ["library", "playroom"], "scene_class")
+    found = findings(rooms, two, "scene_class")
+    assert found["varied"].passed and found["varied"].figure.startswith("2 of 2 samples differ")
+    assert found["entropy"].passed and found["entropy"].figure.startswith("1.00 bits per token of 1.00")
+
+
 # ---------------------------------------------------------------- the shift test
 
 

@@ -641,6 +641,27 @@ def test_of_pairs_that_are_named_no_others_are_told(
         assert record["complete"] and set(record["skipped"]) == {"letters"}, "the record is of all modalities"
 
 
+def test_scores_give_way_with_a_word_and_not_to_none(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
+    shutil.copytree(world.tokens, tokens)
+    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
+    words = ["eval", str(run), "--set", "answers=1", "--set", "gallery_pairs=0", "--given", "light"]
+    first = CliRunner().invoke(command, [*words, "--samples", "3"])
+    assert first.exit_code == 0 and "give way" not in first.stderr
+    narrower = CliRunner().invoke(command, [*words, "--samples", "2"])
+    assert "evaluation.json: its scores give way to others (settings.samples was 3, is 2)\n" in narrower.stderr
+    before = (run / "evaluation" / "evaluation.json").read_text()
+    assert len(json.loads(before)["pairs"]) == 2
+    for name in ("dark", "letters"):
+        shutil.rmtree(tokens / "test" / name)
+    bare = CliRunner().invoke(command, words[:-2])
+    line = f"{run}: nothing is left to be made from something else; not evaluated: dark, letters; first: dark: "
+    assert str(bare.exception).startswith(line) and "dark: dark:" not in str(bare.exception)
+    assert (run / "evaluation" / "evaluation.json").read_text() == before
+
+
 def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

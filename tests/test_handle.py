@@ -421,8 +421,8 @@ def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
         ),
         (np.zeros((16, 16), np.float32), r"got float32 \(16, 16\) 0..0; the shape is not \(1, 16, 16\)"),
         (np.zeros((1, 8, 8), np.float32), r"the shape is not \(1, 16, 16\)"),
-        (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite"),
-        (np.full((1, 16, 16), 2, np.float32), r"numbers lie outside the range"),
+        (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite: fill"),
+        (np.full((1, 16, 16), 2, np.float32), r"2..2; numbers lie outside the range: convert or clip them first$"),
         (np.full((1, 16, 16), -0.001, np.float32), r"numbers lie outside the range"),
         ("text", r"got str 'text'; give a numpy array"),
         (None, r"got NoneType None; give a numpy array"),
@@ -464,6 +464,16 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
         with pytest.raises(InvalidValueError, match=expected):
             handle.decode(bad)
     assert len(handle.decode([good[0], good[1]])) == 2
+
+
+def test_tokens_may_be_views_of_arrays(ready: Callable[..., Any]) -> None:
+    handle = ready()
+    tokens = handle.encode(values()).numpy()
+    expected = handle.decode(tokens)
+    still = tokens.copy()
+    still.flags.writeable = False
+    for given in (tokens[::-1], list(still[::-1])):
+        assert all(map(np.array_equal, handle.decode(given), expected[::-1]))
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,24 @@ def test_a_limit_cuts_between_words_and_all_is_restored(tmp_path: Path) -> None:
     assert vocabulary.decode_text(vocabulary.encode_text("RED Dogs sitting", limit=4)) == "red dogs"
 
 
+@pytest.mark.parametrize("before", [" " * 17_000, "\u0301" * 17_000])
+def test_what_has_no_id_counts_for_no_limit(before: str, tmp_path: Path) -> None:
+    vocabulary = TextVocabulary(CONFIG, published=text_file(tmp_path / "text.json").read_text())
+    ids = vocabulary.encode_text("red dogs")
+    assert vocabulary.encode_text(f"{before}red dogs", limit=10) == ids
+    assert vocabulary.encode_text(f"{'x' * 17_000} red dogs", limit=10) == [1, *ids], "a word that it lacks"
+
+
+def test_lengths_that_a_vocabulary_file_states_are_left_to_the_modality(tmp_path: Path) -> None:
+    path = text_file(tmp_path / "text.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    ids = tokenizer.encode("red dogs on it").ids
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(path))
+    assert TextVocabulary(CONFIG, published=path.read_text()).encode_text("red dogs on it") == ids
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [("{}", "not a file of the tokenizers library"), ("[EOS]", "not a file of the tokenizers")]
 )

@@ -165,6 +165,10 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], Any], str]] =
     "decoder": ({**DIVAE, "dec_type": "uvit_b_p4_f16"}, lambda t: None, "dec_type 'uvit_b_p4_f16': expected unet_"),
     "encoder": ({**VIT, "enc_type": "MLP/B_6-Wi_1024"}, lambda t: None, "enc_type 'MLP/B_6-Wi_1024': expected vit_s"),
     "quantizer": ({**VIT, "quant_type": "fsq"}, lambda t: None, "quant_type 'fsq': expected lucid or memcodes"),
+    "latents": (
+        {**VIT, "norm_codes": False, "norm_latents": True}, lambda t: None,
+        "norm_latents True: expected false where norm_codes is false",
+    ),
     "heads": ({**VIT, "num_codebooks": 2}, lambda t: None, "num_codebooks 2: expected 1 with quant_type lucid"),
     "schedule": ({**DIVAE, "beta_schedule": "shifted_cosine:0.5"}, lambda t: None, "beta_schedule 'shifted_cosine:"),
     "number": ({**VIT, "latent_dim": 0}, lambda t: None, "latent_dim 0: expected a whole number"),

@@ -72,7 +72,9 @@ def test_what_the_source_does_not_have_is_said() -> None:
         crops("train", None)
     with pytest.raises(ConfigError, match="no split 'valid'; splits: test, train"):
         crops("valid", 3)
-    with pytest.raises(ConfigError, match=r"smallest 0.*expected a fraction"):
+    with pytest.raises(ConfigError, match=r"^[^:]*\bsmallest: expected a fraction in \(0, 1\], got 0"):
         crops("train", 3, smallest=0)
+    with pytest.raises(ConfigError, match=r"^[^:]*\bimage_size: expected at least 1, got 0"):
+        crops("train", 3, image_size=0)
     with pytest.raises(ConfigError, match="unknown key"):
         crops("train", 3, size=3)

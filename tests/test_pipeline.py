@@ -271,6 +271,51 @@ def test_nothing_enabled_and_no_count_are_said(toy: Callable[..., Zoo], tmp_path
         make_toy(toy(), tmp_path / "data", train=None)
 
 
+@pytest.mark.parametrize("count", [None, 400])
+@pytest.mark.parametrize("number", [3, 300])
+def test_files_of_nothing_enabled_are_said_however_many(
+    toy: Callable[..., Zoo], tmp_path: Path, number: int, count: int | None
+) -> None:
+    (tmp_path / "mine/xray").mkdir(parents=True)
+    for i in range(number):
+        (tmp_path / f"mine/xray/{i}.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"^folder gives xray, none of which is enabled; enabled: .*field"):
+        make_data(toy(), "folder", tmp_path / "data", train=None, test=count, options={"path": str(tmp_path / "mine")})
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_setting_that_a_source_has_to_be_given(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    for options, told in (
+        ({}, r"^\[folder\] path: required, and not given; give --set path=\.\.\.$"),
+        ({"test_fraction": 0}, r"^\[folder\] path: required, and not given; give --set path=\.\.\.$"),
+        ({"pth": "mine"}, r"pth: unknown key; did you mean path\?"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            make_data(toy(), "folder", tmp_path / "data", train=None, test=None, options=options)
+
+
+def test_the_recipe_for_samples_that_belong_together(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patient in range(7):
+        own_files(tmp_path / "all", range(3))
+        for name in ("field", "words"):
+            (tmp_path / "files" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "all" / name).rename(tmp_path / "files" / name / f"p{patient:03}")
+    page = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
+    recipe = page.partition("**Samples that belong together**")[2].split("```")[1].removeprefix("python")
+    assert len(recipe.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recipe, "recipe", "exec"), {})
+    zoo = toy()
+    make_data(zoo, "folder", Path("data"), train=None, test=None, options={"path": "split"}, workers=1)
+    store = ValueStore.of(Path("data"), zoo)
+    keys = {split: store.aligned_keys(split, ["field", "words"]) for split in ("train", "test")}
+    assert {key.partition("/")[0] for key in keys["test"]} == {"p000", "p005"}
+    assert {key.partition("/")[0] for key in keys["train"]} == {"p001", "p002", "p003", "p004", "p006"}
+    assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1115,6 +1160,87 @@ def test_what_cannot_be_derived_any_more_is_not_what_was_derived_before(
         assert [(o.written, o.failed, o.kept_shards) for o in result.outcomes] == [(0, 9, 2)], "all are too dark now"
         store = ValueStore.of(data, zoo)
         assert not set(store.keys("train", "dark")) & {f"train-{number:04}" for number in range(10, 20)}
+
+
+def own_shard(path: Path) -> Path:
+    with writing_shard(path) as writer:
+        writer.add("mine", b"anything", "npy")
+    return path
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("noted", [False, True])
+def test_derive_removes_no_shard_that_it_did_not_write(
+    changed: bool, noted: bool, toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=1)
+    (data / "train/dark/shard-00001.tar").unlink()
+    if not noted:  # as in data of an older version
+        shutil.rmtree(data / ".audit")
+    mine = own_shard(data / "train/dark/mine.tar")
+    zoo = toy({"modalities": {"dark": {"levels": 8}}}) if changed else zoo
+    before = snapshot(data)
+    with pytest.raises(DataError, match=f"^{mine}: is not known to be written by `zoo data derive`, which makes dark"):
+        derive_data(zoo, data, workers=1)
+    assert snapshot(data) == before, "test comes before train, and nothing of it was made anew either"
+    own_shard(data / "train/dark/mine-too.tar")
+    with pytest.raises(DataError, match=r"/mine-too.tar and 1 other: is not known"):
+        derive_data(zoo, data, workers=1)
+    for path in (data / "train/dark").glob("mine*"):
+        path.rename(tmp_path / path.name)
+    result = derive_data(zoo, data, workers=1)
+    assert [(o.split, o.written > 0, o.kept_shards) for o in result.outcomes] == (
+        [("test", True, 0), ("train", True, 0)] if changed else [("test", False, 1), ("train", True, 2)]
+    )
+
+
+def test_derive_removes_no_shard_of_what_is_derived_from_what_is_derived(
+    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+) -> None:
+    install_example("alpha", derived("dark"))
+    zoo, data = toy(enabled=("field", "dark", "alpha", "words")), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    derive_data(zoo, data, workers=1)
+    shutil.rmtree(data / "train/dark")
+    mine = own_shard(data / "train/alpha/mine.tar")
+    with pytest.raises(DataError, match=f"^{mine}: is not known"):
+        derive_data(zoo, data, workers=1)
+    assert mine.exists() and not (data / "train/dark").exists(), "told before the hours that dark may take"
+    mine.unlink()
+    assert [o.modality for o in derive_data(zoo, data, workers=1).outcomes] == ["dark", "alpha"]
+
+
+def test_derive_removes_its_own_shards_of_inputs_that_are_gone(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    run = derive_module.derive_shard
+
+    def killed(*args: Any) -> Any:
+        run(*args)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
+        context.setattr(derive_module, "derive_shard", killed)
+        derive_data(zoo, data, workers=1)
+    shards = [data / f"train/{name}/shard-00000.tar" for name in ("field", "dark")]
+    assert all(shard.exists() for shard in shards)
+    shards[0].rename(shards[0].with_name("shard-00009.tar"))
+    derive_data(zoo, data, workers=1)
+    assert not shards[1].exists(), "written, though nothing was noted of what it is made of"
+    assert shards[1].with_name("shard-00009.tar").exists()
+    own_shard(shards[1])
+    with pytest.raises(DataError, match=f"^{shards[1]}: is not known"):
+        derive_data(zoo, data, workers=1)
+    assert list(scan_shard(shards[1]).members) == ["mine"], "no name stays noted of which there is no shard"
+    with writing_shard(shards[0]):
+        pass
+    with pytest.raises(DataError, match=f"^{shards[1]}: is not known"):
+        derive_data(zoo, data, workers=1)
+    assert list(scan_shard(shards[1]).members) == ["mine"], "nor is a name ours where an input has it, and no sample"
 
 
 def test_derive_takes_inputs_first_and_says_what_is_missing(

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 from files_and_values import files_section, with_gap
 
 Install = Callable[..., Path]
+NOT_FINITE = "every number has to be finite: fill the others first"
 SCORE = "    @hookimpl\n    def score("
 READ = "    @hookimpl\n    def read_value(self, data, extension, settings):\n        import io\n        {}\n\n"
 PICTURES = (
@@ -279,7 +280,7 @@ def test_refusals_are_shortened_to_what_is_new(install_example: Install) -> None
     install_example("short_map")
     handle = Zoo.installed()["short_map"]
     line = met("short_map")["NaN in it"].line
-    assert line.startswith("short_map: expected float32") and shortened(handle, line) == "every number has to be finite"
+    assert line.startswith("short_map: expected float32") and shortened(handle, line) == NOT_FINITE
     assert shortened(handle, "short_map: .png file: cut off: 3 bytes") == "cut off: 3 bytes"
     long = shortened(handle, "short_map: " + "word " * 100 + "end")
     assert len(long) <= 210 and long.endswith("word end") and " ... " in long
@@ -304,7 +305,7 @@ def test_a_page_says_what_happens(install_example: Install) -> None:
     install_example("paged_map", examples("{'a map of old': (b'P5', 'pgm')}"))
     text, rows = files_section(Zoo.installed()["paged_map"])
     assert text.startswith("Reads `.npy`; writes `.npy`. Another kind of file is refused: `expected a .npy file")
-    assert ("`.npy`", "NaN in it; infinity in it", "refused: `every number has to be finite`") in rows
+    assert ("`.npy`", "NaN in it; infinity in it", f"refused: `{NOT_FINITE}`") in rows
     assert ("`.npy`", "twice as high and wide", "read: resized") in rows
     assert ("`.npy`", "cut off; Python objects in it; no array", "refused") in rows
     assert rows[-1] == ("`.pgm`", "a map of old", "refused: `expected a .npy file, got .pgm`")

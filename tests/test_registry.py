@@ -394,6 +394,9 @@ def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, 
     problems = zoo.problems()
     assert "registry.toml" in problems["brihtness"] and "did you mean brightness?" in problems["brihtness"]
     assert "registry.toml:4 [modalities.big] plugin: unknown plugin 'britness'" in problems["big"]
+    advice = '(install it, say plugin = "..." where it is an instance of another plugin, or set enabled = false)'
+    assert problems["brihtness"].endswith(advice)
+    assert problems["big"].endswith("(install it, or set enabled = false)"), "which says so already"
     with pytest.raises(UnknownNameError, match="did you mean brightness"):
         zoo["big"]
     assert zoo["brightness"].name == "brightness"

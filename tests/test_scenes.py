@@ -202,6 +202,21 @@ def test_relations_are_those_of_the_boxes_and_depths() -> None:
     assert captions.relation(sofa, picture) == ""
 
 
+def test_books_are_many() -> None:
+    books = dataclasses.replace(
+        _seen("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), thing=Thing("books", "books", "", [], (1, 1, 1))
+    )
+    lamp = dataclasses.replace(_seen("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
+    scene = compose(random.Random(0), SceneSettings())
+    speaker = captions._Speaker(random.Random(0), scene, [books, lamp])
+    assert speaker.relations() == ["Books are to the left of a floor lamp."]
+    assert speaker.relations() == ["The books are to the left of the floor lamp."]
+    speaker = captions._Speaker(random.Random(0), scene, [books, dataclasses.replace(lamp, pixels=5)])
+    assert speaker.relations() == ["A floor lamp is to the right of books."]
+    assert speaker.relations() == ["The floor lamp is to the right of the books."]
+    assert captions.counted("books", 1) == captions.counted("books", 2) == layout._named(books).lower() == "books"
+
+
 def test_words_of_phrases() -> None:
     table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
     orange = Thing("box", "box", "orange", [], (1, 1, 1))
@@ -310,7 +325,9 @@ def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
         ({"min_visible": 2.0}, "min_visible: expected 0"),
         ({"clutter": "many"}, "clutter"),
         ({"min_fov": 10.0}, "min_fov: expected 30.0 to 110.0, got 10.0"),
-        ({"min_fov": 70.0, "max_fov": 60.0}, "max_fov: expected 70.0 to 110.0, got 60.0"),
+        ({"min_fov": 90.0}, "min_fov: expected up to max_fov (68), got 90"),
+        ({"max_fov": 50.0}, "max_fov: expected at least min_fov (62), got 50"),
+        ({"min_fov": 70.0, "max_fov": 60.0}, "max_fov: expected at least min_fov (70), got 60"),
     ],
 )
 def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, settings, values
 
 from tokenizers_zoo import Zoo
@@ -21,7 +22,15 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.chunks import chunk_size
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import FORMATS, IMAGE_EXTENSIONS, PSNR_CEILING, crop_and_resize, psnr
+from tokenizers_zoo.families.spatial.values import (
+    FORMATS,
+    IMAGE_EXTENSIONS,
+    ORIENTATION,
+    PSNR_CEILING,
+    crop_and_resize,
+    open_image,
+    psnr,
+)
 from tokenizers_zoo.families.trained import half_mirrored
 from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.quantizers import CodebookUsage
@@ -109,6 +118,87 @@ def test_rgb_reads_what_cameras_and_programs_write() -> None:
     buffer = io.BytesIO()
     turned.save(buffer, format="JPEG", exif=exif)
     assert read(buffer.getvalue(), "jpeg").shape == (3, 6, 4)
+
+
+def tagged(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of tags as they are in a file: number, type, count, and four bytes."""
+    table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + b"\0\0\0\0"
+
+
+def held(orientation: int, count: int = 1) -> tuple[int, int, int, bytes]:
+    """The tag of how a camera was held."""
+    return (ORIENTATION, 3, count, struct.pack("<HH", orientation, orientation if count > 1 else 0))
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orientation: int, kind: str) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ORIENTATION] = orientation
+    photograph.save(buffer, kind, exif=exif)
+    plain = Image.open(io.BytesIO(buffer.getvalue()))
+    expected = ImageOps.exif_transpose(plain)
+    found = open_image(buffer.getvalue(), "jpg")
+    assert (found.mode, found.size) == (expected.mode, expected.size) and found.tobytes() == expected.tobytes()
+    assert found.size == ((4, 6) if 5 <= orientation <= 8 else (6, 4))
+    assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # it is not turned again
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [held(6), (0x011A, 2, 4, b"72\0\0")], [held(6), (0x0102, 9, 1, struct.pack("<i", -1))], [held(6, count=2)],
+    ],
+    ids=["a number as text", "a negative number", "two orientations"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_photograph_with_an_odd_tag_is_turned(
+    photograph: Image.Image, odd: list[tuple[int, int, int, bytes]], kind: str
+) -> None:
+    """And without a word, which would be an error here."""
+    buffers = io.BytesIO(), io.BytesIO()
+    for buffer, exif in zip(buffers, (tagged(*odd), b""), strict=True):
+        photograph.save(buffer, kind, exif=exif)
+    found, upright = (open_image(buffer.getvalue(), "jpg") for buffer in buffers)
+    assert found.tobytes() == upright.transpose(Image.Transpose.ROTATE_270).tobytes() and found.size == (4, 6)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no table", tagged(held(6))[:14], tagged((ORIENTATION, 2, 4, b"up\0\0")), tagged(held(99))]
+)
+def test_a_photograph_whose_orientation_cannot_be_read_is_shown_as_it_is(photograph: Image.Image, exif: bytes) -> None:
+    buffers = io.BytesIO(), io.BytesIO()
+    for buffer, found in zip(buffers, (exif, b""), strict=True):
+        photograph.save(buffer, "JPEG", exif=found)
+    first, second = (open_image(buffer.getvalue(), "jpg") for buffer in buffers)
+    assert first.size == (6, 4) and first.tobytes() == second.tobytes()
+
+
+def test_a_failure_of_the_machine_is_no_tag_that_cannot_be_read(
+    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    photograph.save(buffer, "JPEG", exif=tagged(held(6)))
+    monkeypatch.setattr(Image.Exif, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(buffer.getvalue(), "jpg")
+
+
+def test_a_tiff_with_two_orientations_is_read_without_a_word() -> None:
+    tags = (
+        (0x0100, 3, 1, b"\x02\0\0\0"), (0x0101, 3, 1, b"\x01\0\0\0"), (0x0102, 3, 1, b"\x08\0\0\0"),
+        (0x0103, 3, 1, b"\x01\0\0\0"), (0x0106, 3, 1, b"\x01\0\0\0"), (0x0111, 4, 1, struct.pack("<I", 122)),
+        held(6, count=2), (0x0115, 3, 1, b"\x01\0\0\0"), (0x0117, 4, 1, b"\x02\0\0\0"),
+    )  # fmt: skip
+    data = tagged(*tags)[6:]
+    assert len(data) == 122
+    assert np.asarray(open_image(data + b"\x01\x02", "tif")).tolist() == [[1], [2]]
 
 
 def test_depth_needs_a_unit() -> None:

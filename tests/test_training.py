@@ -28,7 +28,7 @@ from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train
 from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import RUN, STATE, replacing_run
+from tokenizers_zoo.training.state import RUN, STATE, TrainingRun, replacing_run
 
 DIM = 6
 
@@ -305,6 +305,57 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted
     fewer = TrainingSamples(train=SAMPLES.train[:40], test=SAMPLES.test, provenance=SAMPLES.provenance)
     with pytest.raises(CheckpointError, match=r"data\.train was 50, is 40"):
         train(VectorTask(), fewer, CONFIG, uninterrupted, 0)
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_is_in_nobodys_way(uninterrupted: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(CONFIG, steps=40, eval_every=7)
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, other, tmp_path, 1, on_step=killed_at(6))
+    (tmp_path / f".{STATE}.0.tmp").write_bytes(b"half")
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert same(weights(tmp_path), weights(uninterrupted))
+    for name in (RUN, "metrics.jsonl"):
+        assert (tmp_path / name).read_text() == (uninterrupted / name).read_text()
+
+
+@pytest.mark.parametrize("saved", [STATE, "model.safetensors", "config.json", "samples", "notes.txt"])
+def test_what_a_killed_run_saved_is_not_trained_over(saved: str, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(3))
+    (tmp_path / saved).write_text("mine")
+    before = (tmp_path / RUN).read_text()
+    with pytest.raises(CheckpointError, match=r"trained otherwise \(seed was 0, is 1\)"):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)
+    assert (tmp_path / RUN).read_text() == before and (tmp_path / saved).read_text() == "mine"
+
+
+def test_a_run_that_has_saved_nothing_yet_is_not_trained_over(uninterrupted: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile(step: int) -> None:
+        if step == 2:
+            with pytest.raises(CheckpointError) as problem:
+                train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)
+            refused.append(str(problem.value))
+
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=meanwhile)
+    assert refused == [f"{tmp_path}: another process trains it right now; wait for its end, or stop it"]
+    assert same(weights(tmp_path), weights(uninterrupted))
+    assert (tmp_path / RUN).read_text() == (uninterrupted / RUN).read_text()
+
+
+def test_one_of_two_that_begin_at_once_saves_nothing(tmp_path: Path) -> None:
+    """As on a file system without locks, where the second finds nothing that the first has saved."""
+    first, second = (TrainingRun.open(tmp_path, {"data": {}, "seed": seed}) for seed in (0, 1))
+    first.begin()
+    second.begin()
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(CheckpointError, match="another run has begun there meanwhile"):
+        first.save({}, optimizer, {"step": 1})
+    second.save({"part": {"weight": torch.zeros(1)}}, optimizer, {"step": 1})
+    late = TrainingRun(folder=tmp_path, identity=first.identity)
+    with pytest.raises(CheckpointError, match="another run has begun there meanwhile"):
+        late.begin()
 
 
 def test_other_values_of_the_same_number_are_another_run(uninterrupted: Path, tmp_path: Path) -> None:

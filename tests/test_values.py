@@ -40,6 +40,8 @@ from tokenizers_zoo.values import (
 
 FLOAT = ValueSpec(shape=(1, "height", "width"), unit="metres", low=0, high=100)
 IDS = ValueSpec(shape=(4, 4), dtype="int64", classes=("a", "b", "c"))
+OUTSIDE = "numbers lie outside the range: convert or clip them first"
+NOT_FINITE = "every number has to be finite: fill the others first"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_before_the_transform_pictures_have_any_size_and_vectors_do_not() -> Non
 
 def test_class_ids_are_bounded_by_the_classes() -> None:
     assert value_problem(IDS, np.full((4, 4), 2)) is None
-    assert value_problem(IDS, np.full((4, 4), 3)) == "numbers lie outside the range"
+    assert value_problem(IDS, np.full((4, 4), 3)) == "numbers lie outside the range: map them to classes first"
     assert value_problem(IDS, np.full((4, 4), 2, np.int32)) == "convert it to int64 first"
 
 
@@ -104,7 +106,7 @@ def test_class_ids_are_bounded_by_the_classes() -> None:
 def test_bounds_are_inclusive(number: float) -> None:
     assert value_problem(FLOAT, np.full((1, 2, 2), number, np.float32)) is None
     beyond = np.nextafter(np.float32(number), np.float32(-1 if number == 0 else 101))
-    assert value_problem(FLOAT, np.full((1, 2, 2), beyond, np.float32)) == "numbers lie outside the range"
+    assert value_problem(FLOAT, np.full((1, 2, 2), beyond, np.float32)) == OUTSIDE
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -115,7 +117,7 @@ def test_what_is_cut_off_at_a_bound_is_within_it(dtype: str) -> None:
     assert value_problem(spec, cut) is None
     assert batch_problem(spec, torch.from_numpy(np.array([[0, 200]], dtype)).clamp(0.01, 100.3)) is None
     for beyond in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
-        assert value_problem(spec, beyond) == "numbers lie outside the range"
+        assert value_problem(spec, beyond) == OUTSIDE
     assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
 
 
@@ -124,8 +126,8 @@ def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))
     value = np.zeros((2, 2), np.float32)
     value[1, 0] = hole
-    assert value_problem(free, value) == "every number has to be finite"
-    assert batch_problem(free, torch.from_numpy(value)[None]) == "every number has to be finite"
+    assert value_problem(free, value) == NOT_FINITE
+    assert batch_problem(free, torch.from_numpy(value)[None]) == NOT_FINITE
     assert batch_problem(free, torch.zeros(3, 2, 2)) is None
     assert batch_problem(free, torch.zeros(2, 2)) == "the shape is not (batch, 2, 2)"
 
@@ -277,6 +279,22 @@ def test_tokens_of_variable_length_become_a_list_of_arrays(spec: ModalitySpec, t
     assert all(isinstance(item, np.ndarray) for item in given)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_tokens_may_be_views_of_arrays(listed: bool) -> None:
+    """Mirrored, read-only, transposed, and the same number everywhere."""
+    tokens = np.arange(12).reshape(2, 2, 3) % 10
+    still = tokens.copy()
+    still.flags.writeable = False
+    for array in (tokens[::-1], tokens[..., ::-1], still, np.asfortranarray(tokens), np.broadcast_to(3, tokens.shape)):
+        given, problem = checked_tokens(GRID, list(array) if listed else array)
+        assert problem is None and given.is_contiguous() and np.array_equal(given.numpy(), array)
+
+
+def test_a_tensor_of_tokens_is_not_copied() -> None:
+    tokens = torch.zeros(7, 2, 3, dtype=torch.int64)
+    assert checked_tokens(GRID, tokens)[0] is tokens
+
+
 @pytest.mark.filterwarnings("error")
 def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> None:
     wanted = torch.zeros(2, 4, 5, requires_grad=True)
@@ -296,6 +314,12 @@ def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> N
         (GRID, torch.full((1, 2, 3), -1), "ids lie outside the vocabulary"),
         (GRID, torch.zeros(0, 2, 3, dtype=torch.int64), "it is empty"),
         (GRID, [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)], "stack expects"),
+        (GRID, np.array(3), "the shape is another"),
+        (GRID, [np.array(3), np.int64(3)], "the shape is another"),
+        (GRID, np.zeros((1, 2, 3), np.uint64), "the dtype is another"),
+        (GRID, np.full((1, 2, 3), "3"), "can't convert np.ndarray of type numpy.str_"),
+        (GRID, np.full((1, 2, 3), None), "can't convert np.ndarray of type numpy.object_"),
+        (GRID, [np.zeros((2, 3), ">i8")], "byte order"),
         (PATCHES, torch.zeros(1, 4, 5).double(), "the dtype is another"),
         (PATCHES, torch.full((1, 4, 5), torch.nan), "numbers are not finite"),
         (SEQUENCE, [], "it is empty"),
@@ -388,13 +412,21 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     huge = whole.replace(b"(6,), }" + 20 * b" ", b"(9000000, 9000000), }" + 6 * b" ")
     with pytest.raises(ValueError, match=r"^cut off: it has 48 of 648000000000000 bytes$"):
         array_of(huge)
-    for damaged in (b"", b"no", whole[:20], whole.replace(b"<f8", b"<f3"), npy(np.array([None]))):
+    for damaged in (b"", b"no", whole[:20], whole.replace(b"<f8", b"<f3")):
         problems = []
         for read in (array_of, lambda data: np.load(io.BytesIO(data), allow_pickle=False)):
             with pytest.raises(ValueError if read is array_of else (ValueError, EOFError)) as found:
                 read(damaged)
             problems.append(str(found.value))
         assert problems[0] == problems[1]
+
+
+@pytest.mark.parametrize("array", [np.array([None]), np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")])])
+def test_an_array_of_python_objects_is_told_in_words_of_ours(array: np.ndarray) -> None:
+    words = r"^the \.npy file holds Python objects; save it as numbers \(\.astype\(np\.float32\)\)$"
+    for read in (array_of, lambda data: defaults.read_value(FLOAT, data, "npy")):
+        with pytest.raises(InvalidValueError, match=words):
+            read(npy(array))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text() -> None:

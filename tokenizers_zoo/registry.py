@@ -205,7 +205,9 @@ class Zoo:
         if wanted not in installed:
             origin = self._origin("modalities").at(name) if not instance.plugin else None
             where = origin or self._origin(f"modalities.{name}").at("plugin")
-            unknown = UnknownNameError.of("plugin", wanted, installed, hint="(install it, or set enabled = false)")
+            of_another = "" if instance.plugin else ', say plugin = "..." where it is an instance of another plugin'
+            hint = f"(install it{of_another}, or set enabled = false)"
+            unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
             raise UnknownNameError(f"{where}: {unknown}")
         self._load_wrappers()
         plugin, claim, hooks = self._plugins.load(MODALITIES, wanted, REQUIRED)

@@ -134,9 +134,11 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
             low, high = (bound if bound is None else float(number.type(bound)) for bound in (low, high))
     least, most = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
     if not (math.isfinite(least) and math.isfinite(most)):
-        return "every number has to be finite"
+        return "every number has to be finite: fill the others first"
     if (low is not None and least < low) or (high is not None and most > high):
-        return "numbers lie outside the range"
+        return (
+            f"numbers lie outside the range: {'map them to classes' if spec.classes else 'convert or clip them'} first"
+        )
     return None
 
 
@@ -202,7 +204,7 @@ def text_of(data: bytes) -> str:
 
 
 def array_of(data: bytes) -> np.ndarray[Any, Any]:
-    """The array of an .npy file. Raises ValueError.
+    """The array of an .npy file. Raises ValueError, and InvalidValueError where it holds Python objects.
 
     numpy has Python parse the header, and the parser of Python 3.11 fails now and then while another thread parses
     ("AST constructor recursion depth mismatch"): a sound sample would be lost. A header as numpy writes it for numbers
@@ -222,6 +224,11 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
         except (SyntaxError, tokenize.TokenError):
             raise ValueError("its header cannot be read") from None
+        except ValueError as error:
+            if str(error).startswith("Object arrays"):  # numpy would advise to unpickle it
+                advice = "save it as numbers (.astype(np.float32))"
+                raise InvalidValueError(f"the .npy file holds Python objects; {advice}") from None
+            raise
         except EOFError as error:  # of an empty file; the command line would take it for the end of the user's input
             raise ValueError(str(error)) from None
     return array
@@ -292,7 +299,7 @@ def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
     try:
         if has_fixed_length(spec.layout):
             listed = isinstance(given, list | tuple)
-            tokens = torch.stack([torch.as_tensor(item) for item in given]) if listed else torch.as_tensor(given)
+            tokens = torch.stack([_tensor(item) for item in given]) if listed else _tensor(given)
             return tokens, _fixed_problem(spec, tokens)
         items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
     except (TypeError, ValueError, RuntimeError) as error:
@@ -303,6 +310,15 @@ def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
         if problem := _item_problem(spec, item):
             return items, f"item {index} is {describe(item)}: {problem}"
     return items, None if items else "it is empty"
+
+
+def _tensor(tokens: Any) -> torch.Tensor:
+    """Tokens as a tensor: of a numpy array a copy, as torch takes no mirrored arrays, and warns of read-only ones."""
+    import torch
+
+    if isinstance(tokens, np.ndarray):
+        return torch.from_numpy(np.array(tokens, order="C"))
+    return torch.as_tensor(tokens)
 
 
 def _fixed_problem(spec: ModalitySpec, tokens: Any) -> str | None:

@@ -23,7 +23,7 @@ from tokenizers_zoo.disk import BUSY, held
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
 from tokenizers_zoo.modality import OrderedIds
-from tokenizers_zoo.wordpieces import ALPHABET, LONGEST_WORD, PieceMatcher, checked_text, learn_pieces
+from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, learn_pieces
 
 CLASS = "TextVocabulary"
 PAD = 0
@@ -254,8 +254,9 @@ class TextVocabulary:
         words it is cut before the word that crosses the limit; inside a first word that long, and where no spaces do,
         it is the longest beginning that fits. What lies far beyond the limit is not matched.
         """
-        if limit is not None:
-            text = checked_text(text)[: (limit + 2) * LONGEST_WORD]  # an id stands for LONGEST_WORD bytes at most
+        longest = self._matcher.longest
+        if limit is not None and longest is not None:
+            text = checked_text(text)[: (limit + 2) * longest]
         numbers, words = self._matcher.match(text)
         if limit is not None and len(numbers) > limit:
             numbers = self._matcher.cut(text, numbers, words, limit)

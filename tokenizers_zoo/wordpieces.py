@@ -65,6 +65,8 @@ class PieceMatcher:
 
     alphabet = len(ALPHABET)
     """How many of the first pieces stand for one byte each."""
+    longest = LONGEST_WORD
+    """Bytes that a piece stands for, at most."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self.texts = (*ALPHABET, *pieces)

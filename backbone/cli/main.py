@@ -196,7 +196,7 @@ def evaluate_command(
     left_out = result["skipped"]
     if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
         name, reason = next(iter(left_out.items()))
-        click.echo(f"not evaluated: {', '.join(left_out)}; first: {name}: {reason}", err=True)
+        click.echo(f"not evaluated: {', '.join(left_out)}; first: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)

@@ -86,6 +86,11 @@ class EvaluationData:
         self._constants: dict[str, Any] = {}
         self._read: dict[tuple[str, str], bool] = {}
 
+    def left_out(self) -> str:
+        """Which modalities cannot be evaluated, and why the first cannot."""
+        name, reason = next(iter(self.problems.items()))
+        return f"not evaluated: {', '.join(self.problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
+
     def require(self, names: Sequence[str]) -> None:
         """Raise DataError for the first of `names` that cannot be evaluated."""
         for name in names:

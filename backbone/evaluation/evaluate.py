@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.config import EvaluationConfig
@@ -64,8 +65,8 @@ from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import layout_to_json
-from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars, say
+from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 FOLDER, FILE, GALLERY = "evaluation", "evaluation.json", "gallery"
@@ -105,6 +106,8 @@ def evaluate(
     for handle in data.handles.values():
         handle.device = device
     pairs = chosen_pairs(model, data, given, targets)
+    if not pairs and data.problems:
+        raise DataError(f"{run}: nothing is left to be made from something else; {data.left_out()}")
     identity = {
         "weights": card["weights_sha256"],
         "settings": dataclasses.asdict(config),
@@ -177,6 +180,9 @@ class _Evaluation:
             earlier = read_table(folder / FILE, "identity", "pairs", "galleries")
             if earlier["identity"] == identity:
                 self.result = earlier
+            elif earlier["pairs"]:
+                changed = difference(earlier["identity"], identity)
+                say(Console(stderr=True), f"{folder / FILE}: its scores give way to others ({changed})")
         self.result.setdefault("pairs", [])
         self.result.setdefault("galleries", [])
         self.result.setdefault("unreadable", {})

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import PATH
+from tokenizers_zoo.cli.options import PATH, asked_registry
+from tokenizers_zoo.config import Origin, load_toml
 from tokenizers_zoo.discovery import MODALITIES, SOURCES, installed_claims
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
@@ -60,13 +62,16 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
+    registry, listed = check_registry(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {folder / 'README.md'} goes on from there")
+    enable = "" if listed else f'add "{name}" to the list modalities of {registry}; '
+    readme = f"{enable}{folder / 'README.md'} goes on from there"
+    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
 
 
 def check_name(name: str) -> None:
@@ -92,6 +97,28 @@ def check_name(name: str) -> None:
         there = package if importlib.util.find_spec(package) else ""
     if there:
         raise ConfigError(f"zoo new-plugin: {there} is installed already; take another name than {name!r}")
+
+
+def check_registry(name: str) -> tuple[Path, bool]:
+    """The registry in use, and whether it enables what has this name.
+
+    Raises ConfigError where the name is that of an instance of another plugin there.
+    """
+    path = asked_registry() or Path("registry.toml")
+    tables = load_toml(path) if path.is_file() or asked_registry() else {}
+    instance = _inner(_inner(tables, "modalities"), name)
+    if instance.get("plugin", name) != name:
+        where = Origin(path=path, table=f"modalities.{name}").at("plugin")
+        told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
+        raise ConfigError(f"zoo new-plugin: {told}; take another name")
+    names = _inner(tables, "zoo").get("modalities")
+    return path, not isinstance(names, list) or name in names
+
+
+def _inner(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table that `key` holds; empty where it holds something else, of which other commands complain."""
+    found = table.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def distribution_of(name: str) -> str:

@@ -145,9 +145,10 @@ def open_folder(
 ) -> FolderSamples:
     """The samples of a split. Where `out`, which takes what is made of them, lies in the folder, it is passed over.
 
-    Folders that are not of `names` may hold anything; None means that all are of modalities. Raises ConfigError without
-    the folder, and where `out` is the folder itself, DataError without the split or `count` samples, ReadError for a
-    folder in it that cannot be read.
+    Folders that are not of `names` may hold anything; None means that all are of modalities. Where none is of `names`,
+    all that is there is given, more or fewer than `count`, so that it can be said what it is. Raises ConfigError
+    without the folder, and where `out` is the folder itself, DataError without the split or `count` samples, ReadError
+    for a folder in it that cannot be read.
     """
     root, out = Path(os.path.expanduser(config.path)), None if out is None else out.resolve()
     try:
@@ -157,6 +158,7 @@ def open_folder(
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
         dropped: dict[str, list[Dropped]] = {}
         files, offered = _find(root, split, config.test_fraction, out, names, dropped)
+        count = None if _of_none(offered, names) else count
         return FolderSamples(files, count, offered, names, dropped)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
@@ -173,7 +175,9 @@ def _find(
         ValueStore(root).modalities(split)  # says which splits there are
     if both:
         if not (root / split).is_dir():
-            raise DataError(f"{root}: no split {split!r}; splits here: {', '.join(f.name for f in folders)}")
+            here = ", ".join(folder.name for folder in folders)
+            advice = f"give --{split} 0, or make a folder {split}"
+            raise DataError(f"{root}: no split {split!r}; splits here: {here}; {advice}")
         found = _by_key({path.name: _members(path, out, names, dropped) for path in _folders(root / split)})
         if not found:
             raise DataError(f"{root / split}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
@@ -186,6 +190,8 @@ def _find(
     offered = {name for files in everything.values() for name in files}
     if (below := _split_below(modalities, split, names)) is not None:
         return _by_key(below), offered
+    if _of_none(offered, names):
+        return everything, offered
     chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == TEST)}
     if not chosen:
         raise DataError(
@@ -246,6 +252,11 @@ def _members(
     if index.dropped and _wanted(folder, names):
         dropped[folder.name] = index.dropped
     return index.members
+
+
+def _of_none(offered: Collection[str], names: Collection[str] | None) -> bool:
+    """True where none of the modalities that a folder offers is of `names`."""
+    return names is not None and not set(offered) & set(names)
 
 
 def _wanted(folder: Path, names: Collection[str] | None) -> bool:

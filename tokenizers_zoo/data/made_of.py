@@ -28,9 +28,9 @@ def read_made_of(root: Path, split: str, modality: str) -> dict[str, str] | None
     return _read(_path(root, "made", split, modality))
 
 
-def note_made_of(root: Path, split: str, modality: str, shards: Mapping[str, str]) -> None:
-    """Remember what these shards are made of, beside what is known of others."""
-    known = read_made_of(root, split, modality) or {}
+def note_made_of(root: Path, split: str, modality: str, shards: Mapping[str, str], *, alone: bool = False) -> None:
+    """Remember what these shards are made of, beside what is known of others; `alone` where there are no others."""
+    known = {} if alone else read_made_of(root, split, modality) or {}
     write_json(_path(root, "made", split, modality), {**known, **shards})
 
 

@@ -171,6 +171,14 @@ def counted(patient: Patient) -> CodebookUsage:
     return usage
 
 
+def several(patient: Patient) -> CodebookUsage:
+    """The same counts, of more than one token per codebook: one alone differs from no other."""
+    usage = counted(patient)
+    if usage.counts.sum() <= usage.num_codebooks:
+        raise NotApplicable("too few tokens to tell")
+    return usage
+
+
 def least(usage: CodebookUsage, figure: Callable[[CodebookUsage], float]) -> tuple[CodebookUsage, str]:
     """The codebook whose `figure` is the least, and "; codebook N of M: " of it; no words where there is only one."""
     alone = usage.apart()
@@ -198,7 +206,7 @@ def codebook(patient: Patient) -> str:
 def varied(patient: Patient) -> str:
     """Tokens differ between samples, and no id has nearly all of them, also of none of several codebooks."""
     patient.need_tokens()
-    usage = counted(patient)
+    usage = several(patient)
     counts = usage.counts.sum(axis=0)
     share = counts.max() / counts.sum()
     distinct = len({row.tobytes() for row in patient.rows})
@@ -216,7 +224,7 @@ def varied(patient: Patient) -> str:
 def entropy(patient: Patient) -> str:
     """Tokens carry a fair share of the bits that evenly spread ones would carry: of several codebooks by the worst."""
     patient.need_tokens()
-    usage = counted(patient)
+    usage = several(patient)
     most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
     figure = f"{usage.entropy_bits:.2f} bits per token of {most:.2f} (perplexity {usage.perplexity:.0f})"
     worst, which = least(usage, lambda one: one.entropy_bits)

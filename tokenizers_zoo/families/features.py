@@ -163,7 +163,7 @@ class FeatureMapModality(SpatialModality):
         value = read_array(data, extension)
         if value.ndim != 3 or value.dtype.kind != "f":
             raise ValueError(f"expected floats (channels, rows, columns), got {value.dtype} {value.shape}")
-        return value.astype(np.float32)
+        return value
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
         return array_bytes(np.clip(value, -LARGEST, LARGEST).astype(np.float16)), "npy"

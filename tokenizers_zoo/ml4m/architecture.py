@@ -176,6 +176,8 @@ class _Reader:
         if count != 1:
             raise self.wrong("num_codebooks", "1 with quant_type lucid")
         distance: Literal["cosine", "euclidean"] = "cosine" if self.flag("norm_codes", True) else "euclidean"
+        if distance == "euclidean" and self.flag("norm_latents", False):
+            raise self.wrong("norm_latents", "false where norm_codes is false")
         return QuantizerConfig(kind="vq", codebook_size=size, codebook_dim=latent_dim, distance=distance)
 
     def noise(self) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class WordMatcher:
 
     alphabet = 0
     """How many of the first pieces stand for one byte each."""
+    longest = None
+    """Bytes that a piece stands for, at most: a word that the vocabulary lacks has one, whatever its length."""
 
     def __init__(self, file: str, start: int, expected: dict[str, int]) -> None:
         from tokenizers import Tokenizer
@@ -33,6 +35,7 @@ class WordMatcher:
             vocabulary: dict[str, int] = table["model"]["vocab"]
             # Text must not produce sentinels or coordinates, whatever a user writes.
             table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] >= start]
+            table["truncation"] = table["padding"] = None  # lengths are those of a modality
             self._tokenizer = Tokenizer.from_str(json.dumps(table))
         except Exception as error:  # the library raises a plain Exception for a file that it cannot read
             if is_of_the_machine(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import graphlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from tokenizers_zoo.data.provenance import (
     value_identity,
 )
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
-from tokenizers_zoo.data.tar import Member, scan_shard, writing_shard
+from tokenizers_zoo.data.tar import TARS, Member, scan_shard, writing_shard
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
@@ -36,6 +36,7 @@ from tokenizers_zoo.pipeline.results import (
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.records import as_json, as_recorded
+from tokenizers_zoo.wording import and_others
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -64,34 +65,44 @@ def derive_data(
     A sample that fails is listed with its reason in `<shard>.failed.jsonl` and left out; the run goes on. What was
     derived already is kept, unless the plugin, its settings, its pretrained networks or the values that it is derived
     from have changed since. Networks are fetched from the hub for `modalities` only; one that is not to be had is a
-    PretrainedError for those, else a skip. Raises DataError where `modalities` cannot be derived from what is there,
-    CheckpointError where another command writes the folder.
+    PretrainedError for those, else a skip. Raises DataError where `modalities` cannot be derived from what is there, or
+    a shard that this is not known to have written lies in the folder of one, CheckpointError where another command
+    writes the data folder.
     """
     store = ValueStore.of(data, zoo)
     result = RunResult()
     with one_writer(store.root):
-        for split in splits or store.splits():
-            _derive_split(zoo, store, split, modalities, workers, result)
+        orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
+        for split, order in orders.items():  # all are checked before any is changed
+            _check_all(store, split, order)
+        for split, order in orders.items():
+            _derive_split(zoo, store, split, order, workers, result, download=modalities is not None)
     return result.check()
 
 
 def _derive_split(
-    zoo: Zoo, store: ValueStore, split: str, modalities: Sequence[str] | None, workers: int | None, result: RunResult
+    zoo: Zoo,
+    store: ValueStore,
+    split: str,
+    order: Sequence[ModalityHandle],
+    workers: int | None,
+    result: RunResult,
+    *,
+    download: bool,
 ) -> None:
     """Derive one split, as `derive_data` says."""
-    store.modalities(split)
     failed: set[str] = set()
-    for handle in _order(zoo, store, split, modalities, result):
+    for handle in order:
         if lacks := [name for name in handle.spec.derived_from if name in failed]:
             result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
             failed.add(handle.name)
             continue
         try:
             with disk_errors(store.root):
-                networks = _networks(handle, download=modalities is not None)
+                networks = _networks(handle, download=download)
                 _derive_modality(zoo, store, split, handle, networks, workers, result)
         except PretrainedError as error:
-            if modalities is not None:
+            if download:
                 raise PretrainedError(f"{handle.name}: {error}") from error
             result.skipped[handle.name] = str(error)
             if handle.name not in store.modalities(split):  # else others are derived from what is there
@@ -151,6 +162,35 @@ def _is_derived(store: ValueStore, split: str, modality: str) -> bool:
     return "derived_from" in (read_entry(store.root, split, modality) or {})
 
 
+def _check_all(store: ValueStore, split: str, order: Sequence[ModalityHandle]) -> None:
+    """`_check_foreign` as far as it can be told before anything is derived: shards are named as those of an input."""
+    named: dict[str, set[str]] = {}
+    for handle in order:
+        first = handle.spec.derived_from[0]
+        named[handle.name] = _shard_names(store.folder(split, first)) | named.get(first, set())
+        _check_foreign(store, split, handle, named[handle.name])
+
+
+def _check_foreign(store: ValueStore, split: str, handle: ModalityHandle, planned: Collection[str]) -> None:
+    """Raise DataError where the folder holds a shard that is not planned, and of which nothing is noted.
+
+    Where nothing is noted of any, as of data that an older version derived, those named as the first input's are ours.
+    """
+    folder, first = store.root / split / handle.name, store.folder(split, handle.spec.derived_from[0])
+    known = read_made_of(store.root, split, handle.name)
+    ours = _shard_names(first) if known is None else known.keys()
+    if foreign := sorted(_shard_names(folder) - ours - set(planned)):
+        raise DataError(
+            f"{folder / foreign[0]}{and_others(len(foreign) - 1)}: is not known to be "
+            f"written by `zoo data derive`, which makes {handle.name} there; move it away, or give values of your own "
+            "to `zoo data make folder`"
+        )
+
+
+def _shard_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(TARS)}
+
+
 def _networks(handle: ModalityHandle, *, download: bool) -> dict[str, Any]:
     """Which pretrained networks make the values, by field of the settings. Raises PretrainedError."""
     return {name: config.record(download=download) for name, config in networks_of(handle.known_settings()).items()}
@@ -203,14 +243,14 @@ def _derive_modality(
     """Derive one modality of one split, as far as it is not there."""
     folder = store.root / split / handle.name
     entry, before = _entry(zoo, store, split, handle, networks), read_entry(store.root, split, handle.name)
-    if before is None or before != as_recorded(before, entry, READ_WITH):
-        remove_shards(shards_in(folder))
+    planned = _plan(store, split, handle, folder)
+    _check_foreign(store, split, handle, {job.path.name for job in planned})
+    changed = before is None or before != as_recorded(before, entry, READ_WITH)
+    remove_shards(shards_in(folder) - (set() if changed else {job.path for job in planned}))
     if before != entry:
         record_entry(store.root, split, handle.name, entry)
     outcome = Outcome(split=split, modality=handle.name)
     jobs = []
-    planned = _plan(store, split, handle, folder)
-    remove_shards(shards_in(folder) - {job.path for job in planned})
     known = read_made_of(store.root, split, handle.name)
     kept = {}
     for job in planned:
@@ -219,7 +259,8 @@ def _derive_modality(
             kept[job.path.name] = job.made_of
         else:
             jobs.append(job)
-    note_made_of(store.root, split, handle.name, kept)
+    begun = {job.path.name: "" for job in jobs}  # known as ours from before they are written
+    note_made_of(store.root, split, handle.name, {**kept, **begun}, alone=True)
     result.outcomes.append(outcome)
     workers = _processes(handle, workers) if jobs else workers
     with progress_bar(f"derive {split}/{handle.name}", sum(len(job.samples) for job in jobs)) as advance:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.config import default_of
 from tokenizers_zoo.data.folder import FolderSamples
 from tokenizers_zoo.data.made_of import note_made_of, read_made_of
 from tokenizers_zoo.data.provenance import (
@@ -61,12 +62,13 @@ def make_data(
     `train` and `test` count samples; None means all that the source has, 0 none. What is there already is kept: the
     same command goes on after a kill, writes a modality that was installed since, or makes more of the same samples.
     Of files that were replaced, or that a modality reads with other settings now, values are made again.
-    The bytes do not depend on `workers`. Raises ConfigError for a modality whose classes, or settings that have to
-    agree, are not the source's, DataError where `out` holds values of another source, seed or size, CheckpointError
-    where another command writes it.
+    The bytes do not depend on `workers`. Raises ConfigError without a setting that the source has to be given, and for
+    a modality whose classes, or settings that have to agree, are not the source's, DataError where `out` holds values
+    of another source, seed or size, CheckpointError where another command writes it.
     """
     source = zoo.source(source_name)
     options = dict(options or {})
+    _check_required(source, options)
     out = Path(out)
     result = RunResult()
     samples_of.cache_clear()  # what a source reads may be other than at the last call in this process
@@ -93,6 +95,19 @@ def make_data(
                         shard = job.path(modality).name
                         note_made_of(out, job.split, modality, {shard: job.made_of[modality]})
     return result.check()
+
+
+def _check_required(source: SourceHandle, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first setting without a default that neither `options` nor `[zoo]` gives.
+
+    A key that is unknown may be a misspelt one: it is told by whoever takes the settings.
+    """
+    fields = () if source.spec.settings is None else dataclasses.fields(source.spec.settings)
+    if options.keys() <= {field.name for field in fields}:
+        given = options.keys() | source.shared_settings()
+        for field in fields:
+            if field.init and field.name not in given and default_of(field) is dataclasses.MISSING:
+                raise ConfigError(f"[{source.name}] {field.name}: required, and not given; give --set {field.name}=...")
 
 
 def _given(

@@ -15,7 +15,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, ORIGIN, WEIGHTS, check_weigh
 from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.data.store_record import RECORD
-from tokenizers_zoo.disk import held, remove_folder, replacing_file, write_tensors
+from tokenizers_zoo.disk import BUSY, held, remove_folder, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import as_recorded, difference, read_table, write_json
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RUN, STATE, EVALUATION, PICTURES = "run.json", "training_state.safetensors", "evaluation.json", "samples"
 OWN = frozenset({RUN, STATE, EVALUATION, PICTURES, WEIGHTS, CONFIG, CARD, METRICS, TENSORBOARD})
 """What training and evaluation write into a folder; where modalities share it, an evaluation in a folder of each."""
+TAKEN = "{}: another run has begun there meanwhile; give another --out"
 
 
 def of_split(name: str, split: str) -> str:
@@ -61,19 +62,23 @@ class TrainingRun:
     ) -> TrainingRun:
         """Take a free folder, see `check_free`, or one of the same run. Raises CheckpointError where it holds another.
 
-        Nothing is written yet: see `begin`.
+        One that was killed before it saved anything is in nobody's way. Nothing is written yet: see `begin`.
         """
         identity = json.loads(json.dumps(identity, allow_nan=False))
-        advice = f"give another --out, or --overwrite to train it anew, for this {what} alone"
+        command = _command(identity) if what == "tokenizer" else ""
+        advice = f"or train it anew: {command} --overwrite" if command else "or --overwrite to train it anew"
+        advice = f"give another --out, {advice}"
         if (folder / RUN).is_file():
             before = read_table(folder / RUN)
-            identity = _as_recorded(before, identity)
-            if problem := difference(before, identity):
+            recorded = _as_recorded(before, identity)
+            problem = difference(before, recorded)
+            if problem and not _nothing_saved(folder):
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
+            identity = identity if problem else recorded
         elif _is_imported(folder):
             raise CheckpointError(
                 f"{folder}: holds a published {what} that was imported, which --overwrite would not replace; give "
-                f"another --out for this {what} alone"
+                f"another --out{f': {command} --out FOLDER' if command else ''}"
             )
         elif (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
             raise CheckpointError(f"{folder}: holds a checkpoint that was not trained here; {advice}")
@@ -82,9 +87,22 @@ class TrainingRun:
         return cls(folder=folder, identity=identity, result=result)
 
     def begin(self) -> None:
-        """Write down whose folder it is, once nothing refuses the run any more: another is refused from now on."""
+        """Write down whose folder it is, once nothing refuses the run any more.
+
+        Also in place of a run that has saved nothing; raises CheckpointError where that one trains right now.
+        """
         if not (self.folder / RUN).is_file():
             write_json(self.folder / RUN, self.identity)
+        elif self._is_of_another:
+            with held(self.folder, BUSY.format(self.folder)):
+                if not _nothing_saved(self.folder):
+                    raise CheckpointError(TAKEN.format(self.folder))
+                write_json(self.folder / RUN, self.identity)
+
+    @property
+    def _is_of_another(self) -> bool:
+        """True where the folder says that it is another run's."""
+        return (self.folder / RUN).is_file() and bool(difference(read_table(self.folder / RUN), self.identity))
 
     @property
     def finished(self) -> bool:
@@ -108,7 +126,12 @@ class TrainingRun:
         optimizer: torch.optim.Optimizer,
         counters: Mapping[str, float],
     ) -> None:
-        """Write the state in one rename: tensors by part and name, with the counters in the file's own header."""
+        """Write the state in one rename: tensors by part and name, with the counters in the file's own header.
+
+        Raises CheckpointError where another run took the folder before there was a state.
+        """
+        if self._is_of_another:
+            raise CheckpointError(TAKEN.format(self.folder))
         tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         for index, entry in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": tensor for key, tensor in entry.items()}
@@ -141,6 +164,19 @@ class TrainingRun:
     def forget_state(self) -> None:
         """Remove the state of a run that is finished."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _command(identity: Mapping[str, Any]) -> str:
+    """What trains the tokenizer of this identity, and no other."""
+    model = identity.get("model")
+    name = model.get("modality") if isinstance(model, Mapping) else None
+    return f"zoo tokenizer train {name or 'NAME'} --data DATA"
+
+
+def _nothing_saved(folder: Path) -> bool:
+    """True for a folder with what a run leaves that is killed before its first state, and nothing else."""
+    temporary = {*folder.glob(".*.tmp"), *folder.glob(".*.tmp.d")}
+    return {path.name for path in set(folder.iterdir()) - temporary} <= {RUN, METRICS, TENSORBOARD}
 
 
 def _is_imported(folder: Path) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.modality import Crop, Metric, ValueSpec
@@ -25,6 +27,10 @@ EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Pictures whose numbers come back as they were, of more than 8 bits, too."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of what a picture file may hold, whatever its extension; one of PostScript starts another program."""
+ORIENTATION = 0x0112
+"""The EXIF tag of how a camera was held: 1 is upright, 2 to 8 are the other ways that a picture can lie."""
+HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Where Pillow finds that tag in what it knows of a picture."""
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 """Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
 CONSTANT_SAMPLES = 512
@@ -208,18 +214,55 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
 
     `expected` are the kinds that are advised then.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with _silent_about_tags():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.format == "TIFF":  # its tags are read with its pixels
+                image.load()
         image.load()
-        return ImageOps.exif_transpose(image)
+        return upright(image)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (Image.DecompressionBombError, EOFError, OSError) as error:
         raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A loaded picture, turned as its EXIF says; as it is where that cannot be read.
+
+    `ImageOps.exif_transpose` writes all of the EXIF again, which fails where any tag of it is of an odd type.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    try:
+        with _silent_about_tags():
+            turn = turns.get(image.getexif().get(ORIENTATION, 1))
+    except Exception as error:  # Pillow's readers of tags raise errors of no common class
+        if is_of_the_machine(error):
+            raise
+        turn = None
+    if turn is None:
+        return image.copy()
+    turned = image.transpose(turn)
+    for key in HOLDS_ORIENTATION:
+        turned.info.pop(key, None)
+    return turned
+
+
+@contextlib.contextmanager
+def _silent_about_tags() -> Iterator[None]:
+    """Without Pillow's raw warnings of what is odd in a picture's metadata, of which one tag is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        yield
 
 
 def read_rgb(data: bytes, extension: str) -> Array:

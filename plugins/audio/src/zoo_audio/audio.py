@@ -52,7 +52,7 @@ class AudioSettings:
     hop: int = 250
     """Samples between spectrogram frames; times `patch_length` it divides the length."""
     window: int = 1000
-    """Samples under a frame's window; at least two hops."""
+    """Samples under a frame's window; even, and at least two hops."""
     mels: int = 64
     """Bands of the spectrogram."""
     patch_length: int = 4
@@ -65,6 +65,8 @@ class AudioSettings:
         check_counts(self, "sample_rate", "hop", "mels", "iterations")
         if self.window < 2 * self.hop:
             raise ValueError(f"window: expected at least two hops ({2 * self.hop}), got {self.window}")
+        if self.window % 2:
+            raise ValueError(f"window: expected an even number of samples, got {self.window}")
         if self.length <= self.window // 2:
             raise ValueError(f"length: expected more than half a window ({self.window // 2}), got {self.length}")
         check_patch((self.length,), (self.hop,), ("hop",))

@@ -24,7 +24,7 @@ class MelFrame:
     sample_rate: int
     """Hz."""
     window: int
-    """Samples under the Hann window, and of the Fourier transform."""
+    """Samples under the Hann window, and of the Fourier transform; even."""
     hop: int
     """Samples between frames."""
     mels: int
@@ -34,8 +34,8 @@ class MelFrame:
 def log_mel(waveform: Tensor, frame: MelFrame) -> Tensor:
     """dB (batch, mels, samples / hop) of a waveform (batch, samples): mean magnitude in each band.
 
-    0 dB is magnitude 1 all over the band. A sine of amplitude 1, which is narrower, has about -4 dB in the lowest bands
-    and -18 dB in the highest (of the default frame). Silence is FLOOR_DB.
+    0 dB is magnitude 1 all over the band. A sine of amplitude 1, which is narrower, has about -3 dB in the lowest bands
+    and -20 dB in the highest (of the default frame). Silence is FLOOR_DB.
     """
     bands = filters(frame).to(waveform.device) @ magnitudes(waveform, frame)
     return decibels(bands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,11 @@ UNKNOWN_FROM = 0x7FFFF000
 """Where a file's size belongs, programs that write to a pipe put 0, or from here on to 0xFFFFFFFF."""
 TAPS = 10
 """Samples of the slower rate that the filter of `resampled` reaches to each side."""
+FASTEST = 1_000_000
+"""Hz: the highest sample rate of a file that is read."""
+FINEST = 100_000
+"""The ratio of two sample rates is taken as one of whole numbers up to this, exactly or within 5 millionths of it: so
+long the filter of `resampled` becomes, and usual rates need a few thousand."""
 
 
 def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
@@ -35,6 +41,8 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
         raise ValueError(f"cannot be read as WAV: {error}") from None
     if not samples.size or rate < 1:
         raise ValueError("it holds no sound")
+    if rate > FASTEST:
+        raise ValueError(f"sample rate {rate} Hz: expected up to {FASTEST:,}; resample it first")
     return rate, samples.reshape(len(samples), -1)
 
 
@@ -66,7 +74,7 @@ def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     if samples.dtype.kind != "f":
         raise ValueError(f"expected a waveform of floats in [-1, 1] or of integers, got {samples.dtype}")
     if not np.isfinite(samples).all():
-        raise ValueError("every number has to be finite")
+        raise ValueError("every number has to be finite: fill the others first")
     peak = float(np.abs(samples).max(initial=0))
     if peak > 1:
         raise ValueError(f"expected floats in [-1, 1], got a peak of {peak:g}; divide by the peak, or save 16 bits")
@@ -79,13 +87,20 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
         return samples
     from scipy.signal import resample_poly
 
-    common = math.gcd(rate, wanted)
-    return np.clip(resample_poly(samples, wanted // common, rate // common), -1, 1).astype(np.float32)
+    return np.clip(resample_poly(samples, *_ratio(rate, wanted)), -1, 1).astype(np.float32)
+
+
+def _ratio(rate: int, wanted: int) -> tuple[int, int]:
+    """Samples at `wanted` and at `rate` that take equally long, see FINEST."""
+    low, high = sorted((rate, wanted))
+    ratio = Fraction(low, high).limit_denominator(max(FINEST, math.ceil(high / low)))
+    return ratio.as_integer_ratio() if wanted < rate else (ratio.denominator, ratio.numerator)
 
 
 def heard(length: int, rate: int, wanted: int) -> int:
     """Samples at `rate` that the first `length` at the rate `wanted` are made of by `resampled`."""
-    return length if rate == wanted else math.ceil((length * rate + TAPS * max(rate, wanted)) / wanted) + 1
+    up, down = _ratio(rate, wanted)
+    return length if rate == wanted else math.ceil((length * down + TAPS * max(up, down)) / up) + 1
 
 
 def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:

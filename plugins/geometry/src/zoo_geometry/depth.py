@@ -133,9 +133,7 @@ class Depth(SpatialModality):
                 f"expected metres above 0, got {int(bad.sum())} of {bad.size} pixels that are 0, below, no number, or "
                 f"{FULL} in 16 bits"
             )
-        return (
-            metres.astype(np.float32).reshape(1, *metres.shape[-2:]) if metres.ndim == 2 else metres.astype(np.float32)
-        )
+        return metres[None] if metres.ndim == 2 else metres
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:

@@ -125,7 +125,8 @@ class Normal(SpatialModality):
             value = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
         if value.ndim != 3 or len(value) != 3:
             raise ValueError(f"expected (3, height, width), got {value.shape}")
-        off = np.abs(np.linalg.norm(value, axis=0) - 1)
+        with np.errstate(over="ignore"):
+            off = np.abs(np.linalg.norm(value, axis=0) - 1)
         if not off.max() <= UNIT_TOLERANCE:  # also where it is no number
             count = int((~(off <= UNIT_TOLERANCE)).sum())
             raise ValueError(f"expected unit vectors, got {count} of {off.size} pixels with another length")

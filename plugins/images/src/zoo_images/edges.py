@@ -56,6 +56,8 @@ class EdgeMap(SpatialModality):
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
             value: np.ndarray = super().read(data, extension, options)
+            if value.dtype.kind not in "biuf":
+                return value  # the check of its type refuses it
             if (strange := ~np.isin(value, (0, 1))).any():
                 raise ValueError(f"expected 1 on an edge, else 0, got {value[strange][0]:g}; compare with a threshold")
             return value

@@ -83,7 +83,7 @@ class Imu(SeriesModality):
     def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
         return value * MIRRORED_SIGNS
 
-    def read(self, data: bytes, extension: str, options: ImuSettings) -> NDArray[np.float32]:
+    def read(self, data: bytes, extension: str, options: ImuSettings) -> NDArray[Any]:
         """An .npy (6, time), or a .csv of 6 columns, a measurement a line.
 
         The columns are in the order of NAMES, or a first line has these names in another one. Raises ValueError, also
@@ -99,7 +99,8 @@ class Imu(SeriesModality):
             raise ValueError("expected .npy or .csv")
         if value.ndim != 2 or len(value) != self.channels:
             raise ValueError(f"expected ({self.channels}, time): {', '.join(NAMES)}; got {value.shape}")
-        felt, turned = (float(np.median(np.linalg.norm(part, axis=0))) for part in (value[:3], value[3:]))
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused
+            felt, turned = (float(np.median(np.linalg.norm(part, axis=0))) for part in (value[:3], value[3:]))
         if 0.9 < felt < 1.1:
             raise ValueError(f"the acceleration is {felt:.2f} mostly, which looks like g; multiply by {GRAVITY}")
         if abs(turned - GRAVITY) < 1 < abs(felt - GRAVITY):
@@ -107,7 +108,7 @@ class Imu(SeriesModality):
                 f"the rotation rate is {turned:.2f} mostly, which looks like the acceleration at rest; expected the"
                 f" columns in the order {', '.join(NAMES)}, or a .csv whose first line has these names"
             )
-        return value.astype(np.float32)
+        return value
 
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:

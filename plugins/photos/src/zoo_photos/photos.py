@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
 
@@ -50,10 +50,9 @@ class PhotosSettings:
     """Mirror half of the crops left and right."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size {self.image_size}: expected at least 1 pixel")
+        check_counts(self, "image_size")
         if not 0 < self.smallest <= 1:
-            raise ValueError(f"smallest {self.smallest}: expected a fraction in (0, 1]")
+            raise ValueError(f"smallest: expected a fraction in (0, 1], got {self.smallest}")
 
 
 def _sample(split: str, seed: int, config: PhotosSettings, number: int) -> Sample:

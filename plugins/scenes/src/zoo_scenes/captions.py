@@ -84,7 +84,7 @@ class _Speaker:
         return joined(parts)
 
     def name(self, item: Seen) -> str:
-        """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"."""
+        """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"; "books", "the books"."""
         words = phrase(item)
         count = len(self.groups[words])
         if words not in self.mentioned:
@@ -105,6 +105,8 @@ class _Speaker:
             said.add(subject.index)
             a = self.name(subject)
             b = self.name(other) if other else ""
+            if a in ("books", "the books"):
+                pattern = pattern.replace("{a} is ", "{a} are ")
             sentences.append(capital(pattern.format(a=a, b=b)) + ".")
             if len(sentences) == 2:
                 break
@@ -240,8 +242,8 @@ def counted(words: str, count: int) -> str:
 
 
 def article(words: str) -> str:
-    """The words with "a" or "an"."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    """The words with "a" or "an"; "books" as they are."""
+    return words if words == "books" else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def joined(parts: list[str]) -> str:

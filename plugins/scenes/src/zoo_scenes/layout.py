@@ -51,5 +51,4 @@ def _area(item: Seen) -> float:
 
 def _named(item: Seen) -> str:
     """ "a red ball", "books", or "a person" whose shirt cannot be seen."""
-    words = phrase(item) if item.clear else item.thing.label
-    return words if words == "books" else article(words)
+    return article(phrase(item) if item.clear else item.thing.label)

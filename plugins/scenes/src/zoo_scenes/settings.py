@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_FOV = 68.0
+"""Degrees. Where it is not set, a greater `min_fov` is what is wrong."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneSettings:
@@ -19,7 +22,7 @@ class SceneSettings:
     min_fov: float = 62.0
     """Least vertical field of view of the camera in degrees, 30 to 110. How far away a picture's things are can be told
     only as well as the lens is known: where it may be any, the same picture is that of a near or of a far thing."""
-    max_fov: float = 68.0
+    max_fov: float = MAX_FOV
     """Greatest one, `min_fov` to 110."""
     shadows: bool = True
     """Whether the lamp casts shadows; a second ray per pixel."""
@@ -39,7 +42,7 @@ class SceneSettings:
             "people": (0, 4),
             "clutter": (0, 12),
             "min_fov": (30.0, 110.0),
-            "max_fov": (self.min_fov, 110.0),
+            "max_fov": (30.0, 110.0),
             "max_boxes": (1, 64),
             "min_visible": (0.0, 1.0),
         }
@@ -47,3 +50,7 @@ class SceneSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        if self.min_fov > self.max_fov == MAX_FOV:
+            raise ValueError(f"min_fov: expected up to max_fov ({self.max_fov:g}), got {self.min_fov:g}")
+        if self.min_fov > self.max_fov:
+            raise ValueError(f"max_fov: expected at least min_fov ({self.min_fov:g}), got {self.max_fov:g}")
