@@ -303,7 +303,7 @@ def test_the_recipe_for_samples_that_belong_together(
             (tmp_path / "files" / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / "all" / name).rename(tmp_path / "files" / name / f"p{patient:03}")
     page = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
-    recipe = page.partition("**Samples that belong together**")[2].split("```")[1].removeprefix("python")
+    recipe = page.partition("### Samples that belong together\n")[2].split("```")[1].removeprefix("python")
     assert len(recipe.strip().splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     exec(compile(recipe, "recipe", "exec"), {})
