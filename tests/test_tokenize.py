@@ -722,6 +722,65 @@ def test_what_is_derived_otherwise_since_is_of_the_same_samples(
     tokenize(zoo, data, out, modalities=["field"])
 
 
+def test_a_folder_of_something_else_is_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    """And is as it was; the same for data of which nothing is recorded, and for any other files."""
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    run = train_tokenizer(zoo, "field", data)
+    unrecorded, split = tmp_path / "unrecorded", data / "train"
+    shutil.copytree(split, unrecorded / "train")
+    (tmp_path / "deep/one/two/three").mkdir(parents=True)
+    before = snapshot(tmp_path)
+    for out, held in (
+        (data, r"data \(dataset\.json\)"),
+        (run, r"\S+, and no token store"),
+        (unrecorded, r"train/\w+/shard-\d+\.\S+, and no token store"),
+        (split, r"\w+/shard-\d+\.\S+, and no token store"),
+        (tmp_path / "deep", "one/two/three, and no token store"),
+    ):
+        for overwrite in (False, True):
+            with pytest.raises(DataError, match=rf"^{out}: holds {held}; give another --out$"):
+                tokenize(zoo, data, out, modalities=["field"], overwrite=overwrite)
+    assert snapshot(tmp_path) == before and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_store_that_was_begun_is_a_token_store(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    """Whatever else is beside its record or its parts, of which older versions wrote no record."""
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    trained(zoo, data, "field")
+    folder = out / "train/field"
+    folder.mkdir(parents=True)
+    for killed in (out / f".{RECORD}.0a.tmp", folder / ".part-00000.arrow.0a.tmp", out / ".DS_Store"):
+        killed.touch()
+    notes = out / "notes.txt"
+    notes.touch()
+    with pytest.raises(DataError, match=r"holds notes\.txt, and no token store"):
+        tokenize(zoo, data, out)
+    notes.unlink()
+    tokenize(zoo, data, out)
+    notes.touch()
+    (out / RECORD).unlink()
+    assert not any(outcome.written for outcome in tokenize(zoo, data, out).outcomes)
+    for path in out.rglob("[!.]*.arrow"):
+        path.unlink()
+    assert all(outcome.written for outcome in tokenize(zoo, data, out).outcomes)
+
+
+def test_data_without_any_tokenizer_are_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    advice = f"`zoo tokenizer train field --data {data}` trains that of one, --all in place of the name those of all"
+    with pytest.raises(
+        DataError, match=rf"^{data}: none of its modalities has a tokenizer \(field, words\); {advice}$"
+    ):
+        tokenize(zoo, data, out)
+    assert not out.exists()
+    trained(zoo, data, "words")
+    result = tokenize(zoo, data, out)
+    assert set(result.skipped) == {"field"} and {outcome.modality for outcome in result.outcomes} == {"words"}
+
+
 def test_two_processes_note_at_once(tmp_path: Path) -> None:
     def noted(number: int) -> None:
         for row in range(20):
@@ -743,6 +802,26 @@ def test_what_cannot_be_encoded_at_all_is_not_waited_for(
         tokenize(zoo, data, out, modalities=["field"])
     tokenize(zoo, data, out, modalities=["words"])
     TokenStore(out).check_whole("test")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_cannot_be_encoded_at_all_keeps_no_other_from_it(
+    overwrite: bool, toy: Callable[..., Zoo], tmp_path: Path
+) -> None:
+    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=1)
+    trained(zoo, data, "field", "dark", "words")
+    zoo["dark"].encode = lambda values: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
+    wanted = r"^test/dark: none of 5 samples could be encoded; \S+: never; train/dark: none of \d+ samples .*: never$"
+    for _ in range(2):
+        with pytest.raises(DataError, match=wanted):
+            tokenize(zoo, data, out, overwrite=overwrite)
+        store = TokenStore(out)
+        for split in ("test", "train"):
+            assert store.modalities(split) == ["field", "words"]
+            store.check_whole(split)
+    assert not list(out.glob("*/dark/*.arrow"))
 
 
 def test_a_store_that_is_not_finished_is_known(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.ahead import read_ahead
 from tokenizers_zoo.data.made_of import contents, made_of, stamps
 from tokenizers_zoo.data.provenance import (
+    DATASET,
     digest,
     read_entries,
     read_entry,
@@ -23,7 +24,7 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore, read_value
-from tokenizers_zoo.data.store_record import StoreRecord
+from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_part import PART_NAME, PARTS, SETTINGS, TokenMetadata, read_part, write_part
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
@@ -104,13 +105,15 @@ def tokenize(
     With `crops` above 1, each sample of the split "train" gives the whole picture and `crops - 1` random crops, the
     same for all its modalities, under the keys `<key>#<number>`. Parts that are there are kept. The tokenizers run on
     `device`.
-    Raises DataError where none of the splits has one of `modalities`, and where `out` holds tokens of another codec, of
-    other data or of other settings, unless `overwrite`; CheckpointError where the vocabulary lacks special tokens of a
-    modality that is to be encoded.
+    Raises DataError where none of the splits has one of `modalities`, where none of all has a tokenizer, where `out`
+    holds anything else than a token store, where it holds tokens of another codec, of other data or of other settings,
+    unless `overwrite`, and, after all others are encoded, where no sample of a modality could be; CheckpointError where
+    the vocabulary lacks special tokens of a modality that is to be encoded.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
     store, out = ValueStore.of(data, zoo), Path(out)
+    _check_place(out)
     result = TokenizeResult(unfinished=_unfinished(store, splits))
     splits = splits or store.splits()
     for name in modalities or ():
@@ -130,6 +133,8 @@ def tokenize(
                 handle, store, split, out, crops=views, seed=seed, batch_size=batch_size, threads=threads
             )
             runs.append(run)
+    if not runs:
+        _check_tokenizers(zoo, store, result)
     todo, rows = [], []
     for run in runs:  # only after that it is known that none is refused
         todo.append(run.todo(overwrite))
@@ -142,13 +147,16 @@ def tokenize(
         for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
             run.remove()
         StoreRecord.note(out, store.root, identities, rows)
+        problems = []
         for run, parts in zip(runs, todo, strict=True):
             result.outcomes.append(run.write(parts))
             run.close()
             if problem := run.all_dropped():
                 run.remove()
                 StoreRecord.forget(out, run.outcome.split, run.handle.name)
-                raise DataError(problem)
+                problems.append(problem)
+    if problems:
+        raise DataError("; ".join(problems))
     return result
 
 
@@ -159,6 +167,32 @@ def part_rows(spec: ModalitySpec, views: int) -> int:
         size = layout.length * layout.dim * np.dtype(layout.dtype).itemsize
         samples = min(samples, max(1, PART_BYTES // (size * views)))
     return samples * views
+
+
+def _check_place(out: Path) -> None:
+    """Raise DataError where a folder holds files, and no token store: neither its record nor a part.
+
+    Empty folders and hidden files, such as a killed run leaves, are in nobody's way.
+    """
+    with disk_errors(out):
+        if (out / RECORD).is_file() or any(out.glob(f"*/*/{PARTS}")):
+            return
+        if (out / DATASET).is_file():
+            raise DataError(f"{out}: holds data ({DATASET}); give another --out")
+        files = [path for path in out.glob("[!.]*") if not path.is_dir()]
+        inner = (path for path in out.glob("[!.]*/[!.]*") if not path.is_dir())
+        if found := min(files, default=None) or next(inner, None) or next(out.glob("[!.]*/[!.]*/[!.]*"), None):
+            raise DataError(f"{out}: holds {found.relative_to(out)}, and no token store; give another --out")
+
+
+def _check_tokenizers(zoo: Zoo, store: ValueStore, result: TokenizeResult) -> None:
+    """Raise DataError where modalities were skipped for want of a tokenizer."""
+    lacking = [handle.name for handle in zoo.handles() if handle.name in result.skipped and not handle.has_tokenizer]
+    if lacking:
+        raise DataError(
+            f"{store.root}: none of its modalities has a tokenizer ({', '.join(sorted(lacking))}); `zoo tokenizer train"
+            f" {min(lacking)} --data {store.root}` trains that of one, --all in place of the name those of all"
+        )
 
 
 def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
@@ -426,4 +460,5 @@ class _ModalityRun:
         if not self.outcome.dropped or self.outcome.written or self.outcome.kept:
             return ""
         key, reason = next(iter(self.outcome.dropped.items()))
-        return f"{self.handle.name}: none of {len(self.outcome.dropped)} samples could be encoded; {key}: {reason}"
+        where = f"{self.outcome.split}/{self.handle.name}"
+        return f"{where}: none of {len(self.outcome.dropped)} samples could be encoded; {key}: {reason}"
