@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import AGAIN
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.modality import VectorLayout, layout_to_json
@@ -26,6 +28,7 @@ from tokenizers_zoo.report.pictures import (
     cells_of,
     curve_chart,
     legend_of,
+    matrix_chart,
     percent,
     png_of,
 )
@@ -184,6 +187,34 @@ def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) ->
     assert drawn == [names]
 
 
+def margins(png: bytes) -> list[bool]:
+    """Whether the left, right, upper and lower edge of a picture are white."""
+    grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    return [bool((edge > 250).all()) for edge in (grey[:, :3], grey[:, -3:], grey[:3], grey[-3:])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(["ct"], ["organs"]), (list("abc"), list("abc")), (["a"], list("abcdefghi")), (["a" * 60], ["b" * 60])],
+)
+def test_no_word_of_the_matrix_is_cut_off(rows: list[str], columns: list[str]) -> None:
+    assert margins(matrix_chart(rows, columns, {(rows[0], columns[0]): 0.5})) == [True] * 4
+
+
+@pytest.mark.parametrize("names", [["depth", "a" * 120], [f"modality {number}" for number in range(22)]])
+def test_no_name_of_a_curve_is_cut_off(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def watched(figure: Any) -> bytes:
+        drawn.append(figure)
+        return png_of(figure)
+
+    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", watched)
+    assert margins(curve_chart({name: [(0, 2.0), (9, 1.0)] for name in names}, "loss")) == [True] * 4
+    place = drawn[0].axes[0].get_window_extent()
+    assert min(place.width, place.height) > 2 * drawn[0].dpi  # inches that are left for the curves
+
+
 def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", lambda figure: drawn.extend(figure.axes[0].lines))
@@ -286,6 +317,68 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     assert "table of gaps" not in text
 
 
+def start_of(folder: Path, added: list[str]) -> dict[str, Any]:
+    """Let the run in `folder` go on from another."""
+    start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["rgb_patches", "depth"], "added": added}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "start": start}))
+    return start
+
+
+def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
+    folder, _ = run
+    growth = {
+        "start": start_of(folder, ["caption"]),
+        "losses": {
+            "depth": {"before": 2.3119, "after": 2.1893, "targets": 9},
+            "rgb_patches": {"before": None, "after": None, "targets": 0},
+        },
+        "new": {"caption": {"after": 1.0012, "uniform": 8.3177, "targets": 4}},
+        "gaps": [],
+    }
+    (folder / "growth.json").write_text(json.dumps(growth))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert re.search(r"goes on from <code>/runs/first</code>, with caption\s+added\.", text)
+    section = text.partition("<h2>What it goes on from</h2>")[2].partition("<h2>")[0]
+    rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr><td>.*</tr>", section)]
+    assert rows == [
+        ["depth", "2.312", "2.189", "−0.123", ""],
+        ["rgb_patches", "–", "–", "–", ""],
+        ["caption (new)", "", "1.001", "", "8.318"],
+    ]
+
+
+def test_the_page_of_a_run_that_begins_with_another(run: Run, zoo: Zoo) -> None:
+    folder, _ = run
+    assert "goes on from" not in write_report(zoo, folder).read_text(encoding="utf-8")
+    start_of(folder, [])
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "goes on from <code>/runs/first</code>, with nothing added." in text and "masked alike" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (None, "growth.json: cannot be read as JSON"),
+        ({"losses": {"depth": {"before": "x", "after": 1.0}}}, "growth.json: damaged: expected losses by modality"),
+        ({"new": []}, "growth.json: damaged: expected losses by modality"),
+        ({"start": {"weights_sha256": "d" * 64, "added": ["caption"]}}, "its figures are those of another growing; "),
+    ],
+)
+def test_a_growth_that_is_not_sound_is_left_out(
+    run: Run, zoo: Zoo, changed: dict[str, Any] | None, reason: str
+) -> None:
+    folder, _ = run
+    growth = {
+        "start": start_of(folder, ["caption"]),
+        "losses": {"depth": {"before": 2.0, "after": 1.5, "targets": 9}},
+        "new": {},
+    }
+    (folder / "growth.json").write_text("{" if changed is None else json.dumps({**growth, **changed}))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "<p>growth.json is left out: " in text and reason in text and "masked alike" not in text
+
+
 def test_one_of_a_kind_is_not_called_many(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     evaluation["pairs"] = [pair(["rgb_patches"], "depth", None) | {"samples": 1}]
@@ -350,8 +443,46 @@ def test_no_sheet_of_another_folder_is_shown(run: Run, zoo: Zoo, tmp_path: Path,
 
 def test_a_sheet_is_png(tmp_path: Path) -> None:
     plain("red").save(tmp_path / "sheet.png", format="JPEG")
-    with pytest.raises(UnidentifiedImageError):
+    with pytest.raises(CheckpointError, match=r"sheet.png: damaged: .*; delete it, and the page goes without it"):
         cells_of(tmp_path / "sheet.png")
+
+
+def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    write_sheet(path, ["a", "b"], [[plain("red", 4, 4), plain("blue", 8, 4)]])
+    whole, cells = path.read_bytes(), cells_of(path)
+    refused = 0
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        try:
+            assert cells_of(path) in (cells, None)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > len(whole) // 14
+
+
+@pytest.mark.parametrize("places", ["{", "5", "[[5]]", "[[[0, 0]]]"])
+def test_a_sheet_whose_places_are_none_is_named(tmp_path: Path, places: str) -> None:
+    text = PngInfo()
+    text.add_text("cells", places)
+    plain("red").save(tmp_path / "sheet.png", pnginfo=text)
+    with pytest.raises(CheckpointError, match=r"sheet.png: damaged: "):
+        cells_of(tmp_path / "sheet.png")
+
+
+def test_the_page_names_the_file_that_is_damaged(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    sheet = folder / "evaluation" / evaluation["galleries"][0]["picture"]
+    kept = sheet.read_bytes()
+    sheet.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(sheet))}: damaged: "):
+        write_report(zoo, folder)
+    sheet.write_bytes(kept)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(weights))}: damaged: .*; {re.escape(AGAIN)}$"):
+        write_report(zoo, folder)
 
 
 def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
@@ -361,6 +492,14 @@ def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, 
     text = page.read_text(encoding="utf-8")
     assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: cannot be read as JSON" in text
     assert "<b>depth</b>" in text and '<h3>caption <span class="soft">' in text
+
+
+def test_an_evaluation_of_a_tokenizer_without_figures_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tokenizers/depth").mkdir(parents=True)
+    (tmp_path / "tokenizers/depth/evaluation.json").write_text('{"metrics": null}')
+    page = write_report(Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}), run[0])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: expected a table as metrics, got null" in text
 
 
 def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_path: Path) -> None:

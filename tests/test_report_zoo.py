@@ -111,6 +111,44 @@ def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_exampl
     assert "<p>Problem: pinned: the tokenizer at " in text
 
 
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"metrics": None}, "expected a table as metrics, got null; delete the file, or run zoo tokenizer eval again"),
+        ({"metrics": [0.5]}, "expected a table as metrics, got [0.5]"),
+        ({"metrics": {"mae": "low"}}, "expected a number as metrics mae, got &#34;low&#34;"),
+        ({"metrics": {}, "samples": "many"}, "expected a number as samples, got &#34;many&#34;"),
+        ({"metrics": {}, "codebook": 5}, "expected a table as codebook, got 5"),
+        ({"metrics": {}, "usage": [1], "perplexity": 2}, "expected a number as codebook usage, got [1]"),
+    ],
+)
+def test_figures_that_are_none_are_a_problem_on_the_page(zoo: Zoo, figures: dict[str, Any], told: str) -> None:
+    path = zoo["light_32"].checkpoint / "evaluation.json"
+    path.write_text(json.dumps(figures))
+    text = write_zoo_report(zoo).read_text(encoding="utf-8")
+    assert f"<p>Problem: light_32: {path}: {told}" in text and 'href="dusk.html"' in text
+    assert 'href="light_32.html"' not in text
+
+
+def test_figures_may_be_unknown(zoo: Zoo) -> None:
+    codebook = {"usage": None, "perplexity": None, "size": None}
+    (zoo["light"].checkpoint / "evaluation.json").write_text(
+        json.dumps({"samples": None, "metrics": {"mae": None}, "codebook": codebook})
+    )
+    text = write_zoo_report(zoo).read_text(encoding="utf-8")
+    assert "<p>Problem: " not in text and 'href="light.html"' in text
+
+
+def test_a_damaged_text_of_a_sample_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
+    folder = zoo["caption"].checkpoint / "caption"
+    write_pictures(folder, [("one", "two")])
+    (path,) = (folder / "samples").glob("*.txt")
+    path.write_bytes(path.read_bytes().replace(b"two", b"tw\xe2"))
+    found = left_behind(zoo["caption"], zoo["caption"].checkpoint, Pictures(folder=tmp_path / "pictures"), "x", 8)
+    assert found.texts == [("one", "tw\N{REPLACEMENT CHARACTER}")]
+
+
 def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     handle = zoo["caption"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.modality import ValueSpec
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ DECADES_OF_A_LOGARITHM = 2.0
 LEGEND_NUMBERS = 8
 NOISY = 300
 """Points from which on a curve is drawn as a thin line."""
+CELL_SIZE = 0.84, 0.43
+"""Width and height of a cell of the matrix, in inches."""
+ONE_LINE = 5.8
+"""A matrix of this width, in inches, has its title on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,11 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def png_of(picture: PIL.Image.Image | Figure) -> bytes:
-    """A picture or a chart as a PNG file."""
+def png_of(picture: PIL.Image.Image | Figure, *, whole: bool = False) -> bytes:
+    """A picture or a chart as a PNG file; with `whole`, as large as all that the chart has around its axes."""
     buffer = io.BytesIO()
     if hasattr(picture, "savefig"):
-        picture.savefig(buffer, format="png", dpi=150)
+        picture.savefig(buffer, format="png", dpi=150, bbox_inches="tight" if whole else None, pad_inches=0.05)
     else:
         picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -63,18 +68,24 @@ def png_of(picture: PIL.Image.Image | Figure) -> bytes:
 def cells_of(sheet: Path) -> list[list[str | None]] | None:
     """The pictures of a gallery's sheet as data URIs, a row per sample, None where a cell is text.
 
-    None where the sheet does not say where its cells are.
+    None where the sheet does not say where its cells are. Raises CheckpointError where it is damaged.
     """
     from PIL import Image
 
-    with Image.open(sheet, formats=("PNG",)) as whole:
-        places = getattr(whole, "text", {}).get("cells")
-        if places is None:
-            return None
-        return [
-            [None if place is None else data_uri(png_of(whole.crop(place))) for place in row]
-            for row in json.loads(places)
-        ]
+    try:
+        with Image.open(sheet, formats=("PNG",)) as whole:
+            places = getattr(whole, "text", {}).get("cells")
+            if places is None:
+                return None
+            return [
+                [None if place is None else data_uri(png_of(whole.crop(place))) for place in row]
+                for row in json.loads(places)
+            ]
+    except (OSError, ValueError, SyntaxError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{sheet}: damaged: {reason}; delete it, and the page goes without it, or run what drew it again"
+        ) from None
 
 
 def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tuple[str, str], float | None]) -> bytes:
@@ -82,8 +93,9 @@ def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tupl
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.0 + 0.8 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
+    width, height = CELL_SIZE[0] * len(columns), CELL_SIZE[1] * len(rows)
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
     numbers = [[gap if (gap := gaps.get((row, c))) is not None else math.nan for c in columns] for row in rows]
     colours = LinearSegmentedColormap.from_list("gap", ["#f0ad6b", "#ffffff", "#79aee8"])
     axes.imshow(numbers, cmap=colours, vmin=-1, vmax=1, aspect="auto")
@@ -91,10 +103,11 @@ def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tupl
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylabel("given")
     axes.set_xlabel("made")
-    axes.set_title("gap closed in %: 0 = best constant answer, 100 = the tokenizer's own reconstruction", fontsize=10)
+    ends = ("gap closed in %: 0 = best constant answer,", "100 = the tokenizer's own reconstruction")
+    axes.set_title((" " if width >= ONE_LINE else "\n").join(ends), fontsize=10)
     for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
         axes.text(x, y, percent(gaps, row, column), ha="center", va="center", fontsize=10)
-    return png_of(figure)
+    return png_of(figure, whole=True)
 
 
 def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str) -> str:
@@ -118,7 +131,8 @@ def gap_text(gap: float | None) -> str:
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
     """Curves over training steps, told apart by colour and dashes; several are named in the order of their ends.
 
-    A single point is a dot, and noisy curves lie below the others, which they would hide.
+    A single point is a dot, and noisy curves lie below the others, which they would hide. Long names and many make the
+    chart larger.
     """
     from matplotlib.figure import Figure
 
@@ -141,6 +155,9 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
         )
         for text in legend.get_texts():
             text.set_parse_math(False)  # they are names, of folders, too
+        names = legend.get_window_extent()
+        (width, height), dpi = figure.get_size_inches(), figure.dpi
+        figure.set_size_inches(max(width, names.width / dpi + 3.1), max(height, names.height / dpi + 0.1))
     return png_of(figure)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 RUN, EVALUATION = "run.json", f"{FOLDER}/evaluation.json"
+GROWTH = "growth.json"
+"""What `zoo backbone grow` measured of a run: the losses before and after."""
 KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
@@ -58,8 +60,9 @@ def registry_of(run: Path) -> Path | None:
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` beside it.
 
-    Reads run.json, config.json, metrics.jsonl, evaluation/, retrieval/ and transfer/ of the run, its data, and the
-    checkpoints of the zoo. Raises CheckpointError where `run` is not a run, ConfigError where `out` is a folder.
+    Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
+    and the checkpoints of the zoo. Raises CheckpointError where `run` is not a run, and ConfigError where `out` is a
+    folder.
     """
     registry_of(run)
     page = no_folder(out or run / "report" / "index.html")
@@ -126,6 +129,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
+        "start": _start(run, config),
         "tokenizers": tokenizers,
         "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),
@@ -179,13 +183,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    from safetensors import safe_open
-
     tiles = [tile(len(config["specs"]), "modality", "modalities")]
-    with safe_open(run / WEIGHTS, framework="np") as file:
-        learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
-    tiles.append({"value": f"{count / 1e6:.1f} million", "label": "parameters learnt"})
+    tiles.append({"value": f"{_learnt(run / WEIGHTS) / 1e6:.1f} million", "label": "parameters learnt"})
     training = config.get("train", {})
     if "steps" in training and "batch_size" in training:
         seen = training["steps"] * training["batch_size"]
@@ -195,6 +194,18 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
     if evaluation.get("pairs"):
         tiles.append(tile(len(evaluation["pairs"]), "given → made pair scored", "given → made pairs scored"))
     return tiles
+
+
+def _learnt(weights: Path) -> int:
+    """The number of a model's parameters, read without torch. Raises CheckpointError where the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np") as file:
+            learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118 - not a mapping
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
 
 
 def tile(number: int, one: str, many: str) -> dict[str, str]:
@@ -246,6 +257,52 @@ def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str,
         "better": "higher" if metric["higher_is_better"] else "lower",
         "gap": gap_text(pair["gap_closed"]), **numbers,
     }  # fmt: skip
+
+
+def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which backbone a run goes on from, with the losses of growth.json; None for a new model."""
+    if not (start := config.get("start")):
+        return None
+    rows, left_out = [], ""
+    if (run / GROWTH).is_file():
+        try:
+            rows = _growth(run / GROWTH, start)
+        except CheckpointError as error:
+            left_out = f"{GROWTH} is left out: {error}"
+    return {"folder": start["folder"], "added": start["added"], "rows": rows, "left_out": left_out}
+
+
+def _growth(path: Path, start: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The losses that growth.json holds, a row per modality, those that were there first.
+
+    Raises CheckpointError where it is damaged, or of another growing than `start` says.
+    """
+    found = read_table(path, "start", "losses", "new")
+    again = "the same zoo backbone grow measures it again"
+    try:
+        same = all(found["start"][key] == start[key] for key in ("weights_sha256", "added"))
+        rows = [
+            {"name": name, "before": _loss(row["before"]), "after": _loss(row["after"]), "uniform": "",
+             "change": "–" if None in (row["before"], row["after"]) else _change(row["after"] - row["before"])}
+            for name, row in found["losses"].items()
+        ] + [
+            {"name": f"{name} (new)", "before": "", "after": _loss(row["after"]), "uniform": _loss(row["uniform"]),
+             "change": ""}
+            for name, row in found["new"].items()
+        ]  # fmt: skip
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: damaged: expected losses by modality; delete it, and {again}") from None
+    if not same:
+        raise CheckpointError(f"its figures are those of another growing; {again}")
+    return rows
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _change(value: float) -> str:
+    return f"{value:+z.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _number(value: float | None) -> str:

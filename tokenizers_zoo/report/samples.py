@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of
 from tokenizers_zoo.training.report import mean_and_least, mean_of, picture_rows
@@ -28,6 +29,8 @@ SHOWN = 3
 """Reconstructions per tokenizer."""
 SCORED = 100
 """Held-out values that are encoded and decoded to judge a tokenizer without a checkpoint of its own."""
+CODEBOOK = ("usage", "perplexity", "size", "codebooks", "least_usage")
+"""Figures about a codebook that are shown."""
 LONG_TEXT = 300
 """Letters of a text from which on only some samples of a gallery are shown at once."""
 AT_ONCE = 2
@@ -177,13 +180,20 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
 def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, name: str, shown: int) -> Reconstructions:
     """What training or evaluation left in a checkpoint of the modality: up to `shown` samples, metrics, codes in use.
 
-    Modalities that share a checkpoint leave theirs in a folder of their name in it.
+    Modalities that share a checkpoint leave theirs in a folder of their name in it. Raises CheckpointError where
+    evaluation.json is damaged.
     """
     folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
     figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    metrics = figures.get("metrics", {})
     codebook = figures if "usage" in figures else figures.get("codebook") or {}
+    for table, what, keys in (
+        (figures, "", ["samples"]), (metrics, "metrics", [m.name for m in handle.spec.metrics]),
+        (codebook, "codebook", CODEBOOK),
+    ):  # fmt: skip
+        _check_figures(folder / EVALUATION, table, what, keys)
     usage, perplexity = codebook.get("usage"), codebook.get("perplexity")
-    size = int(codebook.get("size", handle.spec.vocab_size))
+    size = int(codebook.get("size") or handle.spec.vocab_size)
     split = figures.get("split", TEST)
     judged = "held-out" if split == TEST else split
     codes = []
@@ -195,12 +205,29 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
              "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
         ]  # fmt: skip
     images = sorted((folder / PICTURES).glob("[0-9]*.png"))[:shown]  # pairs are numbered, other sheets are not
-    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / PICTURES).glob("[0-9]*.txt"))[:shown]]
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted((folder / PICTURES).glob("[0-9]*.txt"))[:shown]
+    ]
     return Reconstructions(
         images=[pictures.add(f"{name}-{number}", path.read_bytes()) for number, path in enumerate(images)],
         texts=[pair_of_texts(text) for text in texts],
-        metrics=figures.get("metrics", {}), codes=codes, samples=figures.get("samples"), judged=judged,
+        metrics=metrics, codes=codes, samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
+
+
+def _check_figures(path: Path, table: Any, name: str, keys: Sequence[str]) -> None:
+    """Raise CheckpointError where what `path` has as `name` is no table, or one of `keys` in it no number or null."""
+    if not isinstance(table, dict):
+        raise _damaged(path, "a table", name, table)
+    for key in keys:
+        if not isinstance(table.get(key), int | float | None):
+            raise _damaged(path, "a number", f"{name} {key}".strip(), table[key])
+
+
+def _damaged(path: Path, wanted: str, what: str, value: Any) -> CheckpointError:
+    again = "delete the file, or run zoo tokenizer eval again"
+    return CheckpointError(f"{path}: expected {wanted} as {what}, got {json.dumps(value):.40}; {again}")
 
 
 def pair_of_texts(written: str) -> tuple[str, str]:
