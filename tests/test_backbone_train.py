@@ -295,6 +295,8 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
         train(finished, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, masking=masking))
     with pytest.raises(ConfigError, match=r"model\.heads was 2, is 4"):
         train(finished, store, all_layouts(), dataclasses.replace(SMALL, heads=4), TRAINING)
+    with pytest.raises(ConfigError, match="on other tokens of picture, whose tokenizer was trained anew"):
+        train(finished, store, all_layouts(), SMALL, TRAINING, fingerprints={"picture": "another"})
     with pytest.raises(ConfigError, match=r"modalities\.vectors was .*, is null"):
         train(finished, store, all_layouts()[:-1], SMALL, TRAINING)
     with pytest.raises(

@@ -583,6 +583,9 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     assert registry_of(folder) is None
     with pytest.raises(CheckpointError, match="no trained backbone here"):
         registry_of(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its training has not come to its end; the command"):
+        registry_of(tmp_path)
 
 
 def test_a_page_says_where_the_registry_was_that_is_gone(run: Run, zoo: Zoo, tmp_path: Path) -> None:

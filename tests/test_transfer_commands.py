@@ -280,7 +280,11 @@ def test_what_means_nothing_is_one_line_and_nothing_is_written(
 
 
 TABLES = {
-    "name,label\na,b\n": "has no column key",
+    "name,label\na,b\n": "has no column key; expected a first line key,label, got 'name,label'",
+    "key;label\na;b\n": "has no column key; expected a first line key,label, got 'key;label'",
+    "".join(
+        f"{key},{label}\n" for key, label in [("key", "label"), *((f"k{n}", n) for n in range(19)), ("test-000", "n/a")]
+    ): "the key 'test-000' has the label 'n/a', and those of others are finite numbers; take it out, or train with",
     "key,label\n": "has no labels",
     "key,label\nnobody,1\nnowhere,2\n": "none of its 2 keys, such as 'nobody', is in",
     "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",

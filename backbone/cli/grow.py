@@ -84,6 +84,8 @@ def grow_command(
     from tokenizers_zoo.data.samples import TRAIN
     from tokenizers_zoo.data.tokens import TokenStore
 
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out}: is the backbone that grows; give another folder")
     trained = Trained.load(folder)
     zoo = zoo_of(folder, trained.run.registry if trained.run else None)
     store = TokenStore(tokens)

@@ -87,6 +87,12 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
         given = {key: value for key, value in identity.items() if key != CONTENTS}
         if contents is not None:  # which tell the samples, wherever they are now
             stored, given = without_places(stored), without_places(given)
+        for name, record in given["modalities"].items():
+            if record["fingerprint"] != stored["modalities"].get(name, record)["fingerprint"]:
+                raise ConfigError(
+                    f"{folder}: holds a run on other tokens of {name}, whose tokenizer was trained anew or has other "
+                    "settings since; give another folder, or bring that tokenizer back"
+                )
         if problem := difference(stored, given):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({problem}); give those again, or another folder"

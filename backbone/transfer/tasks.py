@@ -25,6 +25,8 @@ from tokenizers_zoo.pipeline.tokenizers import readable
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 COLUMNS = ("key", "label")
+STRAY = 0.05
+"""Share of the labels of a table up to which those that are no numbers are taken for mistakes among numbers."""
 NUMBER = re.compile(r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 """A label of a table that is a number: a decimal one, as 1.5e-05 is, too, or what programs write where one is none."""
 STATISTICS = 2000
@@ -317,16 +319,17 @@ def whole_kind(spec: ModalitySpec, wanted: As | None, text: str) -> str:
 
 
 def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
-    """The labels of a table with the columns key and label: numbers where all are as NUMBER says, else texts.
+    """The labels of a table with the columns key and label: numbers where nearly all are as NUMBER says, else texts.
 
-    An empty label is none. Raises DataError, also for a label that is no finite number among numbers.
+    An empty label is none. Raises DataError, also for a label that is no finite number among numbers, see STRAY.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
                 raise DataError(
-                    f"{path}: has no column {missing[0]}; expected a first line with {' and '.join(COLUMNS)}"
+                    f"{path}: has no column {missing[0]}; expected a first line {','.join(COLUMNS)}, got "
+                    f"{','.join(reader.fieldnames or ())!r}"
                 )
             rows = [(row["key"], (row["label"] or "").strip(), reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -342,12 +345,13 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
     if wanted == "classes":
         return dict(labels)
     numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
-    if len(numbers) < len(labels) or not any(map(math.isfinite, numbers.values())):
+    finite = {key: number for key, number in numbers.items() if math.isfinite(number)}
+    some_are_words = len(numbers) < (1 - STRAY) * len(labels)
+    if not finite or some_are_words:
         return dict(labels)
-    for key, number in numbers.items():
-        if not math.isfinite(number):
-            raise DataError(
-                f"{path}: the key {key!r} has the label {labels[key]!r}, and those of others are finite numbers; take "
-                "it out, or train with --as classes"
-            )
-    return dict(numbers)
+    if key := next((key for key in labels if key not in finite), ""):
+        raise DataError(
+            f"{path}: the key {key!r} has the label {labels[key]!r}, and those of others are finite numbers; take it "
+            "out, or train with --as classes"
+        )
+    return dict(finite)

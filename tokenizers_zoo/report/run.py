@@ -51,7 +51,9 @@ def registry_of(run: Path) -> Path | None:
 
     Raises CheckpointError where `run` is not a run.
     """
-    if not (run / RUN).is_file() or not (run / CONFIG).is_file():
+    if (run / RUN).is_file() and not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
+    if not (run / RUN).is_file():
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
     path = read_table(run / RUN).get("registry")
     return Path(path) if path and Path(path).is_file() else None
