@@ -167,6 +167,7 @@ def evaluate_command(
     from rich.console import Console
 
     from backbone.evaluation.config import EvaluationConfig, Questions
+    from backbone.evaluation.data import left_out_text
     from backbone.evaluation.evaluate import FILE, FOLDER, evaluate
     from backbone.evaluation.table import gap_tables
     from tokenizers_zoo.data.tokens import TokenStore
@@ -195,8 +196,7 @@ def evaluate_command(
         click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
     if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
-        name, reason = next(iter(left_out.items()))
-        click.echo(f"not evaluated: {', '.join(left_out)}; first: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
+        click.echo(left_out_text(left_out), err=True)
     click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)

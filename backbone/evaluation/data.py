@@ -86,11 +86,6 @@ class EvaluationData:
         self._constants: dict[str, Any] = {}
         self._read: dict[tuple[str, str], bool] = {}
 
-    def left_out(self) -> str:
-        """Which modalities cannot be evaluated, and why the first cannot."""
-        name, reason = next(iter(self.problems.items()))
-        return f"not evaluated: {', '.join(self.problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
-
     def require(self, names: Sequence[str]) -> None:
         """Raise DataError for the first of `names` that cannot be evaluated."""
         for name in names:
@@ -216,6 +211,12 @@ def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | Non
     except ZooError:
         return False
     return True
+
+
+def left_out_text(problems: Mapping[str, str]) -> str:
+    """What could not be evaluated, in a line: all of it, and the reason of the first."""
+    name, reason = next(iter(problems.items()))
+    return f"not evaluated: {', '.join(problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
 
 
 def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:

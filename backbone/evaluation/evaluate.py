@@ -49,7 +49,7 @@ from rich.console import Console
 
 from backbone.config import MaskingConfig
 from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.data import EvaluationData, gap_closed
+from backbone.evaluation.data import EvaluationData, gap_closed, left_out_text
 from backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from backbone.evaluation.loss import cross_entropy
 from backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
@@ -107,7 +107,7 @@ def evaluate(
         handle.device = device
     pairs = chosen_pairs(model, data, given, targets)
     if not pairs and data.problems:
-        raise DataError(f"{run}: nothing is left to be made from something else; {data.left_out()}")
+        raise DataError(f"{run}: nothing is left to be made from something else; {left_out_text(data.problems)}")
     identity = {
         "weights": card["weights_sha256"],
         "settings": dataclasses.asdict(config),
