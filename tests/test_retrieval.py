@@ -195,14 +195,18 @@ def test_an_index_that_is_there_is_kept_or_replaced_as_asked(world: World, index
     before = {path.name: path.stat().st_ino for path in place.iterdir()}
     build(world.run, world.zoo, place, config=EmbeddingConfig())
     assert {path.name: path.stat().st_ino for path in place.iterdir()} == before
-    with pytest.raises(ConfigError, match=r"holds an index with embedding = .*--overwrite"):
+    with pytest.raises(ConfigError, match=r"with embedding\.space = shared, not centred; .*--overwrite"):
         build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"))
+    with pytest.raises(ConfigError, match=r"with modalities = (\w+, )+\w+, not light; replace it with --overwrite"):
+        build(world.run, world.zoo, place, config=EmbeddingConfig(), modalities=["light"])
     build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=True)
     assert Index(place).embedding.space == "centred" and [path.name for path in tmp_path.iterdir()] == ["index"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="is no index"):
-        build(world.run, world.zoo, tmp_path / "mine", config=EmbeddingConfig())
+    for folder in (tmp_path / "mine", world.run):
+        with pytest.raises(ConfigError, match="is no index: give another folder") as told:
+            build(world.run, world.zoo, folder, config=EmbeddingConfig())
+        assert "--overwrite" not in str(told.value), "it would not replace that"
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         build(world.run, world.zoo, tmp_path / "mine", config=EmbeddingConfig(), overwrite=True)
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"

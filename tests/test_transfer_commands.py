@@ -77,6 +77,21 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path, monkeypatch: pyte
     card = (place / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
     assert metrics["labels"] == {"asked": 0.5, "train": 38, "validation": 10, "test": 24}
+    more = zoo(
+        "train",
+        world.run,
+        "--task",
+        "zones",
+        "--given",
+        "light",
+        "--head",
+        "linear",
+        "--set",
+        "steps=2",
+        "--labels",
+        500,
+    )
+    assert "96 labels (all there are; 500 were asked for), 24 held-out samples" in more.stdout
     kept = f"weights of step 30 of 30, the best by 10 validation samples (right {metrics['validation']['score']:.4g})"
     assert kept in done.stdout and f"labels of 38 samples\n(seed 3); {kept}." in card
 

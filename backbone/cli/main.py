@@ -15,7 +15,7 @@ from backbone.cli.run import open_run
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.wording import count_of
 
 
@@ -94,7 +94,14 @@ def train(
     store = TokenStore(tokens)
     datasets = datasets_of(tokens, config)
     names = split_names(only) or names_in(datasets)
-    handles = [zoo[name] for name in names]
+    try:
+        handles = [zoo[name] for name in names]
+    except UnknownNameError as error:
+        if only:
+            raise
+        raise UnknownNameError(
+            f"{error}; there are tokens of it: enable it, or say what to train on by --only"
+        ) from None
     check_codecs(datasets, handles)
     if start is not None:
         check_meaning(start, handles)

@@ -70,8 +70,9 @@ def build(
     kind: Search = search or ("approximate" if len(data) > LARGE else "exact")
     described = {
         "class": CLASS, RUN: str(run.resolve()), "fingerprint": embedder.fingerprint, "split": split,
-        "embedding": dataclasses.asdict(config), "codecs": data.codecs | embedder.via_codec(), "search": kind,
+        "embedding": dataclasses.asdict(config), "search": kind,
         "modalities": {name: int((data.rows[:, column] >= 0).sum()) for column, name in enumerate(names)},
+        "codecs": data.codecs | embedder.via_codec(),
         "together": len(data), SAMPLES: data.digest(),
     }  # fmt: skip
     place, tokens = out.resolve(), embedder.run.tokens / split
@@ -172,16 +173,19 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
     CheckpointError where a file of vectors is damaged.
     """
     try:
+        checkpoint.load_config(out, CLASS)
+    except CheckpointError as error:  # --overwrite would not replace it either
+        raise ConfigError(f"{error}; what is there is no index: give another folder") from None
+    try:
         index = Index(out)
     except CheckpointError as error:
         raise ConfigError(
-            f"{out}: is there, and is no index, or a damaged one ({error}); replace that with --overwrite, or give "
-            "another folder"
+            f"{out}: is there, and is a damaged index ({error}); replace it with --overwrite, or give another folder"
         ) from None
     for key, value in described.items():
         if key == RUN or index.config.get(key) == value or (key == SAMPLES and key not in index.config):
             continue
-        held = f"with {key} = {index.config.get(key)}, not {value}"
+        held = f"with {_difference(key, index.config.get(key), value)}"
         if key in ("together", SAMPLES) or (key == "modalities" and set(value) == set(index.names)):
             held = f"of other samples than {tokens} has now (their number, keys or tokens)"
         raise ConfigError(f"{out}: holds an index {held}; replace it with --overwrite, or give another folder")
@@ -191,6 +195,18 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
         _note_run(out, index.config, described)
         return Index(out)
     return index
+
+
+def _difference(key: str, held: Any, wanted: Any) -> str:
+    """What is another in an index than what is wanted, in words; of a table, the first such entry."""
+    if not isinstance(held, Mapping) or not isinstance(wanted, Mapping):
+        return f"{key} = {held}, not {wanted}"
+    if key == "modalities":
+        return f"{key} = {', '.join(held)}, not {', '.join(wanted)}"
+    for name in [*held, *wanted]:
+        if held.get(name) != wanted.get(name):
+            return f"{key}.{name} = {held.get(name)}, not {wanted.get(name)}"
+    return f"other {key}"
 
 
 def _note_run(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:

@@ -109,7 +109,9 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
     counts = metrics["labels"]
     how = f"{metrics['task']['kind']} from {' + '.join(metrics['given'])} by {metrics['head']}, {metrics['tuning']}"
     used = counts["train"] + counts.get("validation", 0)  # none in probes from before it was a setting
-    click.echo(f"probe: {how}, {used} labels, {counts['test']} held-out samples, in {place}")
+    all_used = isinstance(counts["asked"], int) and counts["asked"] > used
+    labels_used = f"{used} labels" + (f" (all there are; {counts['asked']} were asked for)" if all_used else "")
+    click.echo(f"probe: {how}, {labels_used}, {counts['test']} held-out samples, in {place}")
 
 
 @transfer.command("eval")
