@@ -325,11 +325,13 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
 
 def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
     other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
-    advice = "give another --out, or train it anew: zoo tokenizer train depth --data DATA --overwrite"
-    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice)
+    advice = "give another --out, or train it anew: zoo tokenizer train depth --data DATA --out {} --overwrite"
+    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice.format("tokenizers/depth"))
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
+    told = advice.format(imported)
+    refused(zoo(*other, "--out", str(imported)), "imported: holds a tokenizer trained otherwise", told)
     (imported / "run.json").unlink()
-    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", advice)
+    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", told)
     config = json.loads((imported / "config.json").read_text())
     (imported / "config.json").write_text(json.dumps({**config, "published": {}}))
     (imported / "source.json").write_text("{}")

@@ -443,7 +443,7 @@ def test_no_sheet_of_another_folder_is_shown(run: Run, zoo: Zoo, tmp_path: Path,
 
 def test_a_sheet_is_png(tmp_path: Path) -> None:
     plain("red").save(tmp_path / "sheet.png", format="JPEG")
-    with pytest.raises(CheckpointError, match=r"sheet.png: damaged: .*; delete it, and the page goes without it"):
+    with pytest.raises(CheckpointError, match=r"sheet.png: damaged: .*; delete it: the page goes without it"):
         cells_of(tmp_path / "sheet.png")
 
 

@@ -114,7 +114,7 @@ def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_exampl
 @pytest.mark.parametrize(
     ("figures", "told"),
     [
-        ({"metrics": None}, "expected a table as metrics, got null; delete the file, or run zoo tokenizer eval again"),
+        ({"metrics": None}, "expected a table as metrics, got null; zoo tokenizer eval writes it anew"),
         ({"metrics": [0.5]}, "expected a table as metrics, got [0.5]"),
         ({"metrics": {"mae": "low"}}, "expected a number as metrics mae, got &#34;low&#34;"),
         ({"metrics": {}, "samples": "many"}, "expected a number as samples, got &#34;many&#34;"),

@@ -22,6 +22,7 @@ from tokenizers_zoo.families.temporal.model import TemporalCodec, TemporalTask, 
 from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.testing import check_modality
+from tokenizers_zoo.values import array_bytes
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")
 TINY = {"steps": 2, "eval_every": 2, "batch_size": 2, "width": 16, "depth": 1, "levels": [4, 3], "latent_dim": 8}
@@ -187,6 +188,18 @@ def test_mirroring_and_cutting() -> None:
     film = values((4, 1, 8, 8), 1)[0]
     mirrored = Film().transform(film, Crop(flip=True), settings(CASES["space and time"][1]))
     np.testing.assert_allclose(mirrored, film[..., ::-1], atol=1e-6)
+
+
+def test_a_series_of_one_channel_is_read_from_a_file_with_and_without_its_axis() -> None:
+    class Lead(Pulse):
+        channels = 1
+
+    wave = np.linspace(0, 1, 20, dtype=np.float32)
+    for array in (wave, wave[None]):
+        read = Lead().read_value(array_bytes(array), "npy", settings(SERIES))
+        assert read.shape == (1, 20)
+        assert np.array_equal(Lead().transform(read, Crop(), settings(SERIES)), wave[None, :16])
+    assert Pulse().read_value(array_bytes(np.stack([wave, wave])), "npy", settings(SERIES)).shape == (2, 20)
 
 
 def test_the_picture_of_a_series_has_a_curve_for_each_channel() -> None:

@@ -216,6 +216,25 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     assert "no split 'test'" in half and not (tmp_path / "none").exists()
 
 
+def test_a_probe_that_was_killed_before_it_saved_anything_leaves_no_trace(world: World, tmp_path: Path) -> None:
+    table = world.table.read_text()
+    for name, text in (("first", table), ("second", table.replace("train-001,up", "train-001,down"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.csv").write_text(text)
+    train(world, tmp_path / "whole", str(tmp_path / "first" / "mine.csv"), steps=2)
+    probe = tmp_path / "probe"
+    probe.mkdir()
+    record = json.loads((tmp_path / "whole" / "run.json").read_text())
+    for key in [key for key in record["data"]["provenance"] if " " in key]:
+        del record["data"]["provenance"][key]  # as an earlier version wrote it
+    (probe / "run.json").write_text(json.dumps(record))
+    second = tmp_path / "second" / "mine.csv"
+    train(world, probe, str(second), steps=2)
+    now = json.loads((probe / "run.json").read_text())
+    assert now["data"]["provenance"]["labels"] == str(second) == now["model"]["task"]["text"]
+    assert "train inputs" in now["data"]["provenance"]
+
+
 def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from backbone.generation.plan import resolved_plan
 from backbone.generation.ranking import BATCH, Agreement, Scorer, best_first
 from backbone.generation.recipe import Recipe, read_recipe, written_recipe
-from backbone.generation.request import Request, handles_of, requested
+from backbone.generation.request import DRAW, Request, handles_of, requested
 from backbone.generation.sampler import generate, plan_steps
 from backbone.generation.unfinished import Unfinished, digest_of
 from backbone.model import FourM
@@ -31,8 +31,6 @@ from tokenizers_zoo.values import describe
 PLAN, RANKING, TOKENS = "plan.toml", "ranking.json", ".tokens.json"
 MADE_BY = "made by"
 BUSY = "{}: another generation writes it right now; wait for its end, or give another folder"
-DRAW = 1 << 32
-"""The number of a draw is that of its sample plus so much for each draw before it."""
 
 
 def generate_to_folder(

@@ -81,16 +81,19 @@ class Recipe:
         return {Path(file).resolve() for file in (*given, *masks) if file}
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Of `samples` that says which, the first and last number of each range. Raises ConfigError."""
+        """The first and last number of each range of `samples`. Raises ConfigError."""
+        if not self.samples:
+            return [(0, DEFAULT_SAMPLES - 1)]
+        if self.samples.isdecimal():
+            return [(0, int(self.samples) - 1)]
         return ranges(self.samples, f"samples {self.samples}")
 
     def numbers(self) -> Sequence[int]:
         """The numbers of the samples. Raises ConfigError."""
-        if not self.samples:
-            return range(DEFAULT_SAMPLES)
-        if self.samples.isdecimal():
-            return range(int(self.samples))
-        found = [number for first, last in self.ranges() for number in range(first, last + 1)]
+        asked = self.ranges()
+        if len(asked) == 1:
+            return range(asked[0][0], asked[0][1] + 1)
+        found = [number for first, last in asked for number in range(first, last + 1)]
         if len(set(found)) < len(found):
             raise ConfigError(f"samples {self.samples}: a number is asked for twice")
         return found

@@ -26,6 +26,11 @@ from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+DRAW = 1 << 32
+"""The number of a draw is that of its sample plus so much for each draw before it."""
+MOST = 1_000_000
+"""Samples of which nothing is given, at once: they and their names are in memory."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -89,7 +94,7 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         names = [shared[number] for number in numbers]
     else:
         check_nothing_stored(recipe, values)
-        numbers = [0] if values else recipe.numbers()
+        numbers = [0] if values else _numbers_of_nothing(recipe)
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
     kept = {}
     for name, region in recipe.keep.items():
@@ -100,6 +105,19 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         kept[name] = kept_part(model.tables.spec(name), tokens, region)
         checked_partial(model.tables, name, kept[name], len(names), name in {target.name for target in recipe.target})
     return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)
+
+
+def _numbers_of_nothing(recipe: Recipe) -> Sequence[int]:
+    """The numbers of samples of which nothing is given. Raises ConfigError for too many, and too large ones."""
+    asked = recipe.ranges()
+    if sum(last - first + 1 for first, last in asked) > MOST:
+        raise ConfigError(
+            f"samples {recipe.samples}: expected at most {MOST:,} at once where nothing stored is given; a sample "
+            f"depends on its number alone, so make the others by further calls, such as {MOST}-{2 * MOST - 1}"
+        )
+    if max(last for _, last in asked) >= DRAW:
+        raise ConfigError(f"samples {recipe.samples}: expected numbers below {DRAW}")
+    return recipe.numbers()
 
 
 def stored_numbers(recipe: Recipe, shared: Sequence[str], place: Path) -> Sequence[int]:

@@ -43,7 +43,7 @@ from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
-from tokenizers_zoo.training.state import RUN, TrainingRun, replacing_run
+from tokenizers_zoo.training.state import RUN, TrainingRun, nothing_saved, replacing_run
 from tokenizers_zoo.training.task import Kept
 
 FOLDER = "transfer"
@@ -142,12 +142,17 @@ def digests_of(task: Task, store: ValueStore | None, train: Part, test: Part) ->
     return found
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether a folder has the record of a probe that anything was saved of; another record gives way."""
+    return (folder / RUN).is_file() and not nothing_saved(folder)
+
+
 def notes_samples(folder: Path) -> bool:
     """Whether the probe in a folder, or the one that it will hold, says which samples it is of.
 
     Those that an earlier version began do not, and stay valid.
     """
-    if not (folder / RUN).is_file():
+    if not _has_begun(folder):
         return True
     data = read_table(folder / RUN).get("data", {})
     return f"{TRAIN} inputs" in data.get("provenance", {})
@@ -158,7 +163,7 @@ def as_begun(folder: Path, provenance: dict[str, str], text: str) -> tuple[dict[
 
     What is there may have been moved since, and digests say what it is; a table keeps its name.
     """
-    if not (folder / RUN).is_file():
+    if not _has_begun(folder):
         return provenance, text
     record = read_table(folder / RUN, "model", "data")
     before, asked = record["data"]["provenance"], record["model"]["task"]["text"]
@@ -171,7 +176,7 @@ def codecs_as_begun(folder: Path, codecs: dict[str, str]) -> dict[str, str]:
 
     To others a backbone may have got a tokenizer since.
     """
-    if not (folder / RUN).is_file():
+    if not _has_begun(folder):
         return codecs
     before: dict[str, str] = read_table(folder / RUN, "model")["model"]["backbone"]["fingerprints"]
     return before if codecs.items() <= before.items() else codecs

@@ -84,7 +84,7 @@ def cells_of(sheet: Path) -> list[list[str | None]] | None:
     except (OSError, ValueError, SyntaxError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{sheet}: damaged: {reason}; delete it, and the page goes without it, or run what drew it again"
+            f"{sheet}: damaged: {reason}; delete it: the page goes without it, and what drew it draws it again"
         ) from None
 
 

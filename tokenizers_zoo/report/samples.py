@@ -226,7 +226,7 @@ def _check_figures(path: Path, table: Any, name: str, keys: Sequence[str]) -> No
 
 
 def _damaged(path: Path, wanted: str, what: str, value: Any) -> CheckpointError:
-    again = "delete the file, or run zoo tokenizer eval again"
+    again = "zoo tokenizer eval writes it anew"
     return CheckpointError(f"{path}: expected {wanted} as {what}, got {json.dumps(value):.40}; {again}")
 
 

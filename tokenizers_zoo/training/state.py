@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +67,14 @@ class TrainingRun:
         """
         identity = json.loads(json.dumps(identity, allow_nan=False))
         command = _command(identity) if what == "tokenizer" else ""
-        advice = f"or train it anew: {command} --overwrite" if command else "or --overwrite to train it anew"
+        anew = f"or train it anew: {command} --out {shlex.quote(str(folder))} --overwrite"
+        advice = anew if command else "or --overwrite to train it anew"
         advice = f"give another --out, {advice}"
         if (folder / RUN).is_file():
             before = read_table(folder / RUN)
             recorded = _as_recorded(before, identity)
             problem = difference(before, recorded)
-            if problem and not _nothing_saved(folder):
+            if problem and not nothing_saved(folder):
                 raise CheckpointError(f"{folder}: holds a {what} trained otherwise ({problem}); {advice}")
             identity = identity if problem else recorded
         elif _is_imported(folder):
@@ -95,7 +97,7 @@ class TrainingRun:
             write_json(self.folder / RUN, self.identity)
         elif self._is_of_another:
             with held(self.folder, BUSY.format(self.folder)):
-                if not _nothing_saved(self.folder):
+                if not nothing_saved(self.folder):
                     raise CheckpointError(TAKEN.format(self.folder))
                 write_json(self.folder / RUN, self.identity)
 
@@ -173,7 +175,7 @@ def _command(identity: Mapping[str, Any]) -> str:
     return f"zoo tokenizer train {name or 'NAME'} --data DATA"
 
 
-def _nothing_saved(folder: Path) -> bool:
+def nothing_saved(folder: Path) -> bool:
     """True for a folder with what a run leaves that is killed before its first state, and nothing else."""
     temporary = {*folder.glob(".*.tmp"), *folder.glob(".*.tmp.d")}
     return {path.name for path in set(folder.iterdir()) - temporary} <= {RUN, METRICS, TENSORBOARD}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal.modality import TemporalModality
 from tokenizers_zoo.families.temporal.settings import SeriesSettings
 from tokenizers_zoo.hookspecs import hookimpl
@@ -41,6 +42,14 @@ class SeriesModality(TemporalModality):
             high=self.high,
             description=self.description,
         )
+
+    def read(self, data: bytes, extension: str, options: Any) -> NDArray[Any]:
+        """One series of any length, (channels, time), from a file's bytes. Raises ValueError.
+
+        An array (time,) is taken as the one channel of series that have one.
+        """
+        array = read_array(data, extension)
+        return array[None] if array.ndim == 1 and self.channels == 1 else array
 
     def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
         """The same series of a scene whose left and right are exchanged."""

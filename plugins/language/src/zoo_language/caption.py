@@ -60,18 +60,21 @@ _PLACE = rf"(?:the\s+)?(?:{_SIDE}|{_CENTRE})\b"
 _TO = r"(?:\s+to\s+|-to-)"
 _THINGS = r"(?:the|this|that|an?|his|her|its|their) "
 _NOT_A_SIDE = rf"(?! (?:to (?!{_THINGS}|left|right)|of way|way|time|choice|track|thing))"
-_SIDES_OF_A_PICTURE = re.compile(
+_END = r"(?=\s*(?:[.,:;)]|$)| (?:and|or|with|but|while)\b)"
+_SIDES_OF_A_PICTURE = (
     rf"\b(?i:from\s+{_PLACE}(?:{_TO}{_PLACE})+)"
     rf"|\b(?i:left{_TO}right|right{_TO}left)\b(?! {_THINGS})"
     rf"|(?<=\b[Ff]rom ){_BEFORE}(?:left|right)(?=\s*(?:[.,:;)]|$))"
     rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
-    r"|(?<=\b[Aa]t )(?:left|right)(?=\s*(?:[.,:;)]|$))"
+    rf"|(?<=\b[Aa]t )(?:left|right){_END}"
     r"|(?<=\()(?i:left|right)(?=\))"
     r"|(?<=, )(?:left|right)(?=,)"
     r"|(?:^|(?<=[.;,] ))(?i:left|right)(?=:)"
 )
+_ASIDE = r", (?:left|right),"
+_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, )(?:left|right){_END}"
 _OTHER = {"left": "right", "right": "left"}
 
 
@@ -79,7 +82,8 @@ def mirrored(text: str) -> str:
     """The text with left and right exchanged where they are sides.
 
     That is after "the", "the far", "top-" and the like, in "from left to right", "(left)", ", left," and "Left: ",
-    before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one.
+    before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one. Where a text has a
+    ", left,", its ", right." is one, too.
     """
 
     def other(match: re.Match[str]) -> str:
@@ -90,7 +94,7 @@ def mirrored(text: str) -> str:
     def exchanged(match: re.Match[str]) -> str:
         return re.sub(r"\b(?:left|right)\b", other, match.group(), flags=re.IGNORECASE)
 
-    return _SIDES_OF_A_PICTURE.sub(exchanged, text)
+    return re.sub(_ASIDES if re.search(_ASIDE, text) else _SIDES_OF_A_PICTURE, exchanged, text)
 
 
 plugin = Caption()
