@@ -15,7 +15,7 @@ from backbone.evaluation.evaluate import FOLDER
 from backbone.model import uniform_loss
 from backbone.run import FILE as RUN_FILE
 from backbone.run import Run
-from backbone.saving import CLASS, spec_from_json
+from backbone.saving import ASKED, CLASS, spec_from_json
 from backbone.training.distributed import Ranks, processes
 from backbone.training.held_out import losses_of
 from backbone.training.mixing import datasets_of
@@ -32,7 +32,7 @@ from tokenizers_zoo.values import has_fixed_length
 REPORT = "growth.json"
 KNOWN_RATE = 0.3
 """`known_rate` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
-ASKED = 8.0
+ASKING = 8.0
 """Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
 REPLAY, REPLAY_APART = 0.25, 0.5
 """Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too, and
@@ -49,7 +49,7 @@ class Trained:
     specs: tuple[ModalitySpec, ...]
     model: ModelConfig
     train: TrainConfig
-    """How it was trained; the defaults for one that was imported."""
+    """How it was trained; the defaults for one that was imported. Of one that grew, with `asked_from_now`."""
     fingerprints: Mapping[str, str]
     run: Run | None
     """Where its tokens are; None for one that was imported."""
@@ -62,7 +62,7 @@ class Trained:
             folder=Path(folder),
             specs=tuple(map(spec_from_json, stored["specs"])),
             model=from_mapping(ModelConfig, stored["model"]),
-            train=from_mapping(TrainConfig, stored.get("train", {})),
+            train=_as_asked(from_mapping(TrainConfig, stored.get("train", {})), stored.get(ASKED)),
             fingerprints=stored.get("fingerprints", {}),
             run=Run.load(folder) if (folder / RUN_FILE).is_file() else None,
         )
@@ -87,6 +87,29 @@ class Trained:
             mixtures = dataset.mixtures or self.train.masking.mixtures
             found.append(dataclasses.replace(dataset, modalities=names, mixtures=mixtures))
         return tuple(dataset for dataset in found if dataset.modalities)
+
+
+def _as_asked(train: TrainConfig, asked: Sequence[Mapping[str, Any]] | None) -> TrainConfig:
+    if asked is None:
+        return train
+    mixtures = tuple(from_mapping(Mixture, part) for part in asked)
+    return dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
+
+
+def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
+    """How a grown run is asked when it grows again, where what is added now is old: as `trained` was, and parts that
+    name what they ask for ask for what is added, too. Nothing where `table` has mixtures: as these ask.
+    """
+    if "mixtures" in table.get("masking", {}):
+        return ()
+    new = tuple(
+        spec.name for spec in specs
+        if spec.name not in trained.names and not spec.continuous and spec.name not in trained.model.inputs_only
+    )  # fmt: skip
+    return tuple(
+        dataclasses.replace(part, targets=(*part.targets, *new) if part.targets else ())
+        for part in trained.train.masking.mixtures
+    )
 
 
 def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
@@ -120,8 +143,8 @@ def growing_mixtures(
     """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
 
     What that leaves of the target budget goes to the old that any part asks for, but where that is `frozen`. For each
-    `ASKED` of these samples one gives what is new and asks for what is old, and one leads from anything to anything. Of
-    what is old, `model` may only read some, or only make some.
+    `ASKING` of these samples one gives what is new and asks for what is old, and one leads from anything to anything.
+    Of what is old, `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
     discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
@@ -131,7 +154,7 @@ def growing_mixtures(
     made = tuple(name for name in known if any(name in part.asks(known) for part in asked))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
-        scale = ASKED / sum(part.weight for part in ways)
+        scale = ASKING / sum(part.weight for part in ways)
         for part in ways:
             inputs = tuple(name for name in part.gives(read) if name in read)
             weight, fill = scale * part.weight, () if frozen else made

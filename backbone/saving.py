@@ -40,6 +40,9 @@ CLASS = "FourM"
 PUBLISHED = "ml4m"
 """The key in config.json, and with a dot what names of tensors begin with, of what a model has no place for and goes
 back to a published file."""
+ASKED = "asked"
+"""The key in config.json of how a model that grew is asked when it grows again. In its own training it was mostly asked
+for what was new."""
 BY_TABLE = {"token_embedding.weight": "tokens", "read_embedding.weight": "read"}
 BY_MODALITY = {
     "modality_embedding.weight": "modalities", "target_modality_embedding.weight": "target_modalities",

@@ -25,7 +25,8 @@ def files_section(handle: ModalityHandle) -> tuple[str, list[tuple[str, str, str
     others = shortened(handle, outcome_of(handle, OTHER).line)
     text = (
         f"Reads {', '.join(f'`.{end}`' for end in files.reads)}; writes `.{files.writes}`. Another kind of file is"
-        f" refused: `{others}`. From Python, a value is what is declared above; any other is refused."
+        f" refused: `{others}`. From Python, another shape, type or range than is declared above is refused; what"
+        " else the table says is checked of files only."
     )
     rows = []
     for kind in dict.fromkeys(kind for kind, _ in files.probes):

@@ -22,7 +22,7 @@ from common import GIVEN, Study, begin, cell, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
-from backbone.growing import Trained, growing_config, grown_specs, write_report
+from backbone.growing import Trained, asked_from_now, growing_config, grown_specs, write_report
 from backbone.training.starting import begin as begin_model
 from backbone.training.starting import ids_in_use
 from backbone.training.train import train
@@ -97,7 +97,8 @@ class Growing:
         specs = self.specs(trained)
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
-        return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start))
+        asked = asked_from_now(trained, specs, table)
+        return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), asked=asked)
 
     def gaps(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the gap closed given the picture."""

@@ -101,6 +101,16 @@ def test_a_run_leaves_model_metrics_and_no_state(finished: Path, store: Path) ->
     assert not (finished / STATE).exists()
 
 
+def test_a_training_is_the_same_whatever_dtype_the_caller_has(finished: Path, store: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        folder = train(tmp_path / "double", store, all_layouts(), SMALL, TRAINING)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert files(folder) == files(finished)
+
+
 def test_golden_losses(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     found = {"train": [line["train/loss"] for line in lines if "train/loss" in line],

@@ -231,7 +231,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-SHA = ("sha256", "expected", "copy this folder again, or delete it and train anew")
+SHA = ("sha256", "expected", "copy this folder again, or make it anew in another")
 USES = {
     "tokenizers/depth": (
         "tokenizer train depth --data data", "tokenizer eval depth --data data",
@@ -255,6 +255,19 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
         for words in USES[folder]:
             world(words).refused(folder, *parts)
         assert weights.read_bytes() == data and not (world.folder / "new").exists()
+
+
+@pytest.mark.parametrize(("file", "words", "remedy"), [
+    ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again, or give another --out"),
+    ("run/training_state.json", ROAD["backbone"], "copy it again, or give another folder"),
+    ("data/dataset.json", ROAD["make"], "copy it again, or make the data in another folder"),
+])  # fmt: skip
+def test_what_to_do_about_a_damaged_record_of_what_is_finished(
+    world: World, file: str, words: str, remedy: str
+) -> None:
+    """Without it a folder would be begun anew, or be nobody's: it is not to be deleted."""
+    cut(world.folder / file)
+    assert "delete" not in world(words).refused("cannot be read as JSON", remedy)
 
 
 @pytest.mark.parametrize("folder", USES)

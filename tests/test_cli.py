@@ -311,7 +311,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
     moved.mkdir()
     (moved / "run.json").write_text(json.dumps({"tokens": str(workplace / "tokens"), "registry": str(gone)}))
     (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
-    told = f"{moved}: its registry was {gone}, which is gone; give --registry FILE"
+    told = f"{moved}: its registry was {gone}, which is gone; give another behind `zoo`, --registry FILE"
     for words in (
         ("backbone", "eval", str(moved)),
         ("backbone", "generate", str(moved), "--make", "depth", "--out", "made"),
@@ -325,13 +325,11 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
 
 def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
     other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
-    advice = "give another --out, or train it anew: zoo tokenizer train depth --data DATA --out {} --overwrite"
-    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice.format("tokenizers/depth"))
+    advice = "give another --out, or train it anew: the same command, for depth alone, with --overwrite"
+    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice)
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
-    told = advice.format(imported)
-    refused(zoo(*other, "--out", str(imported)), "imported: holds a tokenizer trained otherwise", told)
     (imported / "run.json").unlink()
-    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", told)
+    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", advice)
     config = json.loads((imported / "config.json").read_text())
     (imported / "config.json").write_text(json.dumps({**config, "published": {}}))
     (imported / "source.json").write_text("{}")
@@ -525,7 +523,7 @@ def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pyt
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(EOFError("No data left in file")))
     refused(zoo("list"), "unexpected EOFError: No data left in file")
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(KeyboardInterrupt()))
-    assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on where it stopped\n")
+    assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on from what is saved, if anything is\n")
 
 
 def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +531,10 @@ def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     anew = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
-    left, goes_on = "name those that are left, with --overwrite", "the same command goes on where it stopped"
+    left, goes_on = (
+        "name those that are left, with --overwrite",
+        "the same command goes on from what is saved, if anything is",
+    )
     told = {
         "zoo tokenizer train": ("depth --data data", f"{anew}; of several tokenizers {left}"),
         "zoo tokenize": ("data --out tokens", anew),

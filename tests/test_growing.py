@@ -26,6 +26,7 @@ from backbone.cli.grow import grow_command
 from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from backbone.growing import (
     Trained,
+    asked_from_now,
     gaps,
     growing_config,
     growing_mixtures,
@@ -121,7 +122,8 @@ def test_a_registry_that_is_gone_is_to_be_given(old_run: Path, new_tokens: Path,
     words = [str(moved), "--add", "raw", "--tokens", str(new_tokens), "--out", str(tmp_path / "grown")]
     done = CliRunner().invoke(grow_command, words)
     told = (
-        f"{moved}: its registry was {tmp_path / 'gone.toml'}, which is gone; give --registry FILE, or in Python a zoo"
+        f"{moved}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another behind `zoo`, "
+        "--registry FILE, or in Python a zoo"
     )
     assert isinstance(done.exception, CheckpointError) and str(done.exception) == told
 
@@ -349,6 +351,26 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
+def test_what_was_added_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+    trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
+    config = growing_config(trained, specs, new_tokens, {"steps": 1})
+    asked = asked_from_now(trained, specs, {})
+    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, asked=asked)
+    once = dataclasses.replace(Trained.load(tmp_path / "once"), run=Run(tokens=new_tokens))
+    assert once.train.masking.mixtures == asked == trained.train.masking.mixtures != config.masking.mixtures
+    again = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
+    (asking,) = (part for part in again.masking.mixtures if part.targets == ("global",))
+    assert "height" in asking.inputs and "height" in asking.fill
+    assert again.datasets[0].mixtures == asked and "height" in again.datasets[0].modalities
+    parts = Mixture(inputs=("picture",), targets=("words",), weight=2.0), Mixture()
+    masking = dataclasses.replace(trained.train.masking, mixtures=parts)
+    named = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
+    assert asked_from_now(named, [*specs, NEW[3]], {"masking": {"target_budget": 9}}) == (
+        dataclasses.replace(parts[0], targets=("words", "height")), Mixture(),
+    ), "what cannot be made is not asked for"  # fmt: skip
+    assert asked_from_now(named, specs, {"masking": {"mixtures": [{}]}}) == (), "as the settings say"
+
+
 def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     config = growing_config(trained, grown(), new_tokens, {"masking": {"target_budget": 9}, "batch_size": 3}, 0.0)
@@ -529,6 +551,8 @@ def test_the_command(world: World) -> None:
     assert "depth" in done.printed and "caption (new)" in done.printed and "gap closed" not in done.printed
     assert "50% of the samples were old ones, and what was known moved at 30% of the rate" in done.printed
     report = json.loads((world.folder / "grown/growth.json").read_text())
+    asked, before = (load_config(world.folder / folder) for folder in ("grown", "old"))
+    assert asked["asked"] == before["train"]["masking"]["mixtures"], "for when it grows again"
     assert report["start"]["added"] == ["caption"] and report["losses"]["depth"]["before"] > 0
     again = world(grow)
     assert again.code == 0 and again.printed == done.printed

@@ -184,6 +184,25 @@ def test_a_handle_is_sent_to_another_process_by_what_opened_it(learnt: Path, tmp
     assert first is second
 
 
+def test_a_handle_of_a_relative_registry_is_the_same_in_another_folder(
+    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learnt.parent)
+    handle = Zoo.from_toml(learnt.name)["depth"]
+    shutil.copytree(handle.checkpoint, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    copied = handle.at(Path("copy"))
+    tokens = copied.encode(DEPTHS)
+    monkeypatch.chdir(learnt.parent)
+    sent = pickle.dumps(handle)
+    monkeypatch.chdir(tmp_path)
+    copy = pickle.dumps(copied)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for there in map(pickle.loads, (sent, copy)):
+        assert torch.equal(there.encode(DEPTHS), tokens)
+
+
 def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))

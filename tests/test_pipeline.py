@@ -203,7 +203,7 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(
         ({"options": {"brightness": 0.5}}, {}, r'options \{\}, now asked for \{"brightness": 0.5\}'),
         ({}, {"zoo": {"brightness": 0.5}}, r'options \{\}, now asked for \{"brightness": 0.5\}'),
         ({"options": {"brightness": 0.5}}, {"zoo": {"brightness": 0.1}}, r'asked for \{"brightness": 0.5\}'),
-        ({"train": 7}, {}, "made with 25 samples, now asked for 7"),
+        ({"train": 7}, {}, "made with 25 samples, now it would be 7; ask for as many"),
         ({"shard_size": 5}, {}, "shard_size 10, now asked for 5"),
         ({}, {"zoo": {"image_size": 32}}, "image_size null, now asked for 32"),
     ],

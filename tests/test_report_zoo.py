@@ -108,6 +108,7 @@ def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_exampl
     text = page.read_text(encoding="utf-8")
     assert 'href="light.html"' in text and text.count("<p>Problem: ") == 2
     assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
+    assert "; zoo tokenizer eval writes it anew" in text
     assert "<p>Problem: pinned: the tokenizer at " in text
 
 

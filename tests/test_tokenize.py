@@ -626,6 +626,7 @@ def test_tokens_of_what_other_data_lack_are_to_be_deleted(toy: Callable[..., Zoo
         shutil.rmtree(out / split / "field")
     tokenize(zoo, two, out, overwrite=True)
     assert TokenStore(out).data == two and TokenStore(out).modalities("train") == ["words"]
+    TokenStore(out).check_whole("train")  # what was deleted is not expected any more
     tokenize(zoo, one, out, overwrite=True)
     make_toy(zoo, tmp_path / "three", seed=2)
     with pytest.raises(DataError, match="or make all anew by --overwrite without --only"):

@@ -504,7 +504,10 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     shutil.copytree(frozen, moved)
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "registry": str(gone)}))
-    told = f"{moved}: its registry was {gone}, which is gone; give --registry FILE, or in Python a zoo"
+    told = (
+        f"{moved}: its registry was {gone}, which is gone; give another behind `zoo`, "
+        "--registry FILE, or in Python a zoo"
+    )
     assert refused("eval", moved) == refused("predict", moved, "--out", tmp_path / "made") == told
     with pytest.raises(CheckpointError, match="which is gone"):
         load(moved)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ORIGIN = "published"
 """Key of config.json in what was imported from 4M: where it came from."""
-AGAIN = "copy this folder again, or delete it and train anew"
+AGAIN = "copy this folder again, or make it anew in another"
 
 
 _one_at_a_time = threading.RLock()

@@ -177,7 +177,7 @@ class ModalityHandle:
             settings=self.settings,
             codec=lambda _: files,
             specs_of=self._specs_of,
-            again=(ModalityHandle.at, self, checkpoint, vocabulary),
+            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute()),
         )
 
     @property
@@ -255,7 +255,8 @@ class ModalityHandle:
         `tokenizer_overrides` replace keys of the settings' `tokenizer` table.
         """
         config = self._overridden(tokenizer_overrides)
-        path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
+        with float32_by_default():
+            path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
         if not isinstance(path, Path) or not is_complete(path):
             wanted = f"the Path of a folder of {WEIGHTS} and {CONFIG}"
             raise self._wrong("train_tokenizer", f"gave {describe(path)}, expected {wanted}")

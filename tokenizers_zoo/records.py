@@ -13,6 +13,8 @@ from tokenizers_zoo.errors import CheckpointError
 
 SHORT = 100
 """Letters up to which a list is shown whole where two differ."""
+REMEDY = "copy it again, or delete it and run what wrote it"
+"""What is to be done about a damaged file, unless a caller knows better."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -32,25 +34,23 @@ def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises CheckpointError where it is absent or damaged."""
+def read_json(path: Path, remedy: str = REMEDY) -> Any:
+    """Read a JSON file. Raises CheckpointError, with what is to be done, where it is absent or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as JSON: {error}; copy it again, or delete it and run what wrote it"
-        ) from None
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {remedy}") from None
 
 
-def read_table(path: Path, *keys: str) -> dict[str, Any]:
+def read_table(path: Path, *keys: str, remedy: str = REMEDY) -> dict[str, Any]:
     """Read a JSON file that holds a table with these keys. Raises CheckpointError where it does not."""
-    table = read_json(path)
+    table = read_json(path, remedy)
     missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["any table"]
     if missing:
         wanted = f"a table with {', '.join(keys)}" if keys else "a table"
-        raise CheckpointError(f"{path}: expected {wanted}, lacks {missing[0]}; delete it and run what wrote it")
+        raise CheckpointError(f"{path}: expected {wanted}, lacks {missing[0]}; {remedy}")
     return table
 
 

@@ -125,8 +125,8 @@ class Zoo:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its tables: a process that is sent a registry opens it for itself."""
-        return Zoo.from_tables, (self.tables, self.path)
+        """By its tables, and where they lie: a process that is sent a registry opens it for itself, in any folder."""
+        return Zoo.from_tables, (self.tables, self.path and self.path.parent.resolve() / self.path.name)
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:

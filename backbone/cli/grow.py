@@ -69,6 +69,7 @@ def grow_command(
     from backbone.growing import (
         REPORT,
         Trained,
+        asked_from_now,
         check_replayed,
         check_same_model,
         growing_config,
@@ -116,6 +117,7 @@ def grow_command(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
             ids=ids_in_use(folder, handles.values()),
             run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
+            asked=asked_from_now(trained, specs, table),
         )  # fmt: skip
         leave_but_first()
         report = write_report(out, trained, tokens)

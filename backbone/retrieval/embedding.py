@@ -117,7 +117,9 @@ class Embedder:
             return Samples(keys=data.keys, stored=data.keys, columns=data.columns, rows=data.rows)
         whole = whole_samples(data.keys, data.columns.values())
         if not whole:
-            raise DataError(f"{self.run.tokens / split}: has crops and no whole picture; tokenize again")
+            raise DataError(
+                f"{self.run.tokens / split}: has crops and no whole picture; tokenize again with --overwrite"
+            )
         kept = set(whole.values())
         places = [place for place, key in enumerate(data.keys) if key in kept]
         return Samples(keys=list(whole), stored=list(whole.values()), columns=data.columns, rows=data.rows[places])

@@ -113,12 +113,13 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec, where: Path) -> None:
         raise DataError(f"{where}: stored with the layout {stored}, expected {layout}; tokenize again with --overwrite")
     if column.vocabulary != spec.vocabulary:
         raise DataError(
-            f"{where}: ids of vocabulary {column.vocabulary!r}, expected {spec.vocabulary!r}; tokenize again"
+            f"{where}: ids of vocabulary {column.vocabulary!r}, expected {spec.vocabulary!r}; tokenize again with "
+            "--overwrite"
         )
     if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
         raise DataError(
             f"{where}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
-            f"{spec.vocab_size}; tokenize again, or raise its size"
+            f"{spec.vocab_size}; raise its size, or tokenize again with --overwrite"
         )
 
 

@@ -19,6 +19,8 @@ from tokenizers_zoo.training.state import check_free
 IDENTITY = "training_state.json"
 CONTENTS = "contents"
 """Where it says what the samples are; runs of earlier versions do not."""
+COPY = "copy it again, or give another folder"
+"""What is to be done where it is damaged: without it a folder is no run's."""
 
 
 def run_identity(
@@ -51,7 +53,7 @@ def run_identity(
 def begun_codecs(folder: Path) -> dict[str, str]:
     """The fingerprints, by modality, of the codecs that the training in a folder began with; {} without one."""
     path = folder / IDENTITY
-    modalities = read_table(path, "modalities")["modalities"] if path.is_file() else {}
+    modalities = read_table(path, "modalities", remedy=COPY)["modalities"] if path.is_file() else {}
     return {name: str(record["fingerprint"]) for name, record in modalities.items()}
 
 
@@ -82,7 +84,7 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """
     path = folder / IDENTITY
     if path.is_file():
-        stored = completed(read_table(path, "model", "train"))
+        stored = completed(read_table(path, "model", "train", remedy=COPY))
         contents = stored.pop(CONTENTS, None)
         given = {key: value for key, value in identity.items() if key != CONTENTS}
         if contents is not None:  # which tell the samples, wherever they are now

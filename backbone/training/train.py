@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from backbone.batch import PackedBatch
-from backbone.config import ModelConfig, TrainConfig
+from backbone.config import Mixture, ModelConfig, TrainConfig
 from backbone.model import FourM, Losses
 from backbone.run import Run
-from backbone.saving import CLASS, save_state
+from backbone.saving import ASKED, CLASS, save_state
 from backbone.training import distributed
 from backbone.training.average import Average
 from backbone.training.balance import Balance
@@ -33,11 +33,12 @@ from backbone.training.optim import Optimizer, learning_rate, peak_rate
 from backbone.training.parts import Parts
 from backbone.training.starting import Beginning, begin, freeze
 from backbone.training.state import STATE, StatePart, TrainingState
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, load_config
+from tokenizers_zoo.checkpoint import CONFIG, check_weights, float32_by_default, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.disk import BUSY, held, remove_folder
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.records import as_json
 from tokenizers_zoo.wording import count_of
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
@@ -62,6 +63,7 @@ def train(
     start: Path | None = None,
     ids: Mapping[str, int] | None = None,
     show: Show | None = None,
+    asked: Sequence[Mixture] = (),
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens`, or go on with it; gives `folder`.
 
@@ -69,13 +71,19 @@ def train(
     metrics.jsonl end up as without the kill. A finished run is left alone. `fingerprints` (default: those in the store)
     and `run` (default: the store alone) are kept beside the model. `start` is a trained backbone to begin with, of the
     same or other modalities, and `ids` are those of its vocabularies that it knows (see `begin`). `show` draws what
-    settings with `preview_every` ask for. Under torchrun the processes share the batch and the model. Raises
+    settings with `preview_every` ask for. `asked` is how the model is asked when it grows, where that is not as it is
+    trained here. Under torchrun the processes share the batch and the model. Raises
     ConfigError where the folder holds a run with other settings or samples, DataError for tokens that do not fit,
     CheckpointError for a start that does not and for a finished model that was altered since, and DivergedError, with
     the last state kept, where the loss stops being finite.
     """
     folder, tokens = Path(folder), Path(tokens)
-    with keeping_freed_memory(), distributed.ranks() as ranks, contextlib.ExitStack() as until_done:
+    with (
+        float32_by_default(),
+        keeping_freed_memory(),
+        distributed.ranks() as ranks,
+        contextlib.ExitStack() as until_done,
+    ):
         beginning = begin(specs, model_config, train_config.seed, start, ids)
         tables = beginning.model.tables
         sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, tables)
@@ -100,6 +108,7 @@ def train(
         seconds = training.run()
         extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}
         extra |= {"start": record, **beginning.published} if record else {}
+        extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
         if training.average is not None:
             save_last(training, folder, extra, beginning.beside)
         with training.averaged():

@@ -32,7 +32,7 @@ from backbone.transfer.samples import Example, Examples, Labelled, Part, Places,
 from backbone.transfer.saving import CLASS, CONSTANT, SEEN, described, note_places, packed_constant, tensors_of
 from backbone.transfer.scores import constant_of, scored, unseen_labels
 from backbone.transfer.tasks import Task
-from tokenizers_zoo.checkpoint import save_checkpoint
+from tokenizers_zoo.checkpoint import float32_by_default, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
@@ -55,6 +55,7 @@ BATCH = 64
 """Samples that are answered at a time."""
 
 
+@float32_by_default()
 def transfer(
     run: Path,
     zoo: Zoo,

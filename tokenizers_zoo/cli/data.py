@@ -98,7 +98,8 @@ def data() -> None:
 @DATA
 @click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip
-@click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: as for --train.")
+@click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has; one "
+              "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")

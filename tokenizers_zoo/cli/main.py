@@ -33,7 +33,7 @@ COMMANDS = {
     "doctor": "tokenizers_zoo.cli.doctor:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
 }
-GOES_ON = "the same command goes on where it stopped"
+GOES_ON = "the same command goes on from what is saved, if anything is"
 ANEW = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
 AFTER_OVERWRITE = {
     "tokenizer": f"{ANEW}; of several tokenizers name those that are left, with --overwrite",

@@ -77,7 +77,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: FILE_decoded.")
-@click.option("--picture", type=PATH, help="Also draw the value as PNG (text modalities: as text).")
+@click.option("--picture", type=PATH, help="Also draw the value as PNG here; what is shown as text is printed.")
 @DEVICE
 def decode_command(name: str, file: Path, out: Path | None, picture: Path | None, device: str) -> None:
     """Decode the tokens that `zoo encode` wrote.

@@ -40,7 +40,7 @@ def read_entries(root: Path) -> Entries:
     if not (root / DATASET).exists():
         return {}
     try:
-        data = read_json(root / DATASET)
+        data = read_json(root / DATASET, remedy="copy it again, or make the data in another folder")
         return {
             split: {name: dict(entry.items()) for name, entry in entries.items()}
             for split, entries in data["splits"].items()
@@ -146,9 +146,9 @@ def check_same_source(root: Path, split: str, modality: str, new: Mapping[str, A
                 said = f"with {key} {_short(old)}, now asked for {_short(asked)}"
                 if key == "value" and isinstance(old, Mapping):
                     said = f"with another {key} ({difference(old, asked, key)})"
+                place = root / split if key in SOURCE_KEYS else root / split / other
                 raise DataError(
-                    f"{root}: {split}/{other} was made {said}; give another folder, the same {key}, or delete "
-                    f"{root / split}"
+                    f"{root}: {split}/{other} was made {said}; give another folder, the same {key}, or delete {place}"
                 )
 
 

@@ -188,7 +188,7 @@ class TokenColumn:
         if self.needed_vocab_size > handle.spec.vocab_size:
             raise DataError(
                 f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "
-                f"{handle.spec.vocab_size}; tokenize again, or raise its size"
+                f"{handle.spec.vocab_size}; raise its size, or tokenize again with --overwrite"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,6 +146,7 @@ def tokenize(
         out.mkdir(parents=True, exist_ok=True)
         for run in runs if overwrite else ():  # all of them first: of other data none may stay beside what is new
             run.remove()
+        _forget_deleted(store, out, identities)
         StoreRecord.note(out, store.root, identities, rows)
         problems = []
         for run, parts in zip(runs, todo, strict=True):
@@ -216,16 +217,27 @@ def _check_samples(
     """
     record = StoreRecord.read(out)
     before = record.samples.get(split)
+    others = []
     for name in sorted({path.parent.name for path in (out / split).glob(f"*/{PARTS}")} - set(replaced)):
         same = now == before if now and before else _same_values(store, split, name, now, out / split / name)
         if not (record.data in (None, store.root.resolve()) if same is None else same):
-            place = out / split / name
-            made_anew = [handle.name for handle in _chosen(zoo, store, split, None, TokenizeResult())]
-            way_out = "make all anew by --overwrite without --only" if name in made_anew else f"delete {place}"
-            raise DataError(
-                f"{place}: holds tokens made of {record.data}; by their keys samples of {store.root} would be taken "
-                f"for the same ones; give another folder, or {way_out}"
-            )
+            others.append(name)
+    if others:
+        made_anew = {handle.name for handle in _chosen(zoo, store, split, None, TokenizeResult())}
+        deleted = " ".join(str(out / split / name) for name in others if name not in made_anew)
+        way_out = f"delete {deleted}" if deleted else "make all anew by --overwrite without --only"
+        raise DataError(
+            f"{out / split / others[0]}: holds tokens made of {record.data}; by their keys samples of {store.root} "
+            f"would be taken for the same ones; give another folder, or {way_out}"
+        )
+
+
+def _forget_deleted(store: ValueStore, out: Path, splits: Iterable[str]) -> None:
+    """Expect no tokens any more of what was deleted from `out`, and cannot be made of these data."""
+    for split in splits:
+        for name in StoreRecord.read(out).rows.get(split, {}):
+            if not (out / split / name).exists() and name not in store.modalities(split):
+                StoreRecord.forget(out, split, name)
 
 
 def _same_values(store: ValueStore, split: str, name: str, now: str | None, folder: Path) -> bool | None:

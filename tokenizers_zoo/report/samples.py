@@ -33,6 +33,7 @@ CODEBOOK = ("usage", "perplexity", "size", "codebooks", "least_usage")
 """Figures about a codebook that are shown."""
 LONG_TEXT = 300
 """Letters of a text from which on only some samples of a gallery are shown at once."""
+ANEW = "zoo tokenizer eval writes it anew"
 AT_ONCE = 2
 """Samples of a gallery with long texts that are shown at once."""
 
@@ -184,7 +185,7 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
     evaluation.json is damaged.
     """
     folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
-    figures = read_table(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}
     metrics = figures.get("metrics", {})
     codebook = figures if "usage" in figures else figures.get("codebook") or {}
     for table, what, keys in (
@@ -226,8 +227,7 @@ def _check_figures(path: Path, table: Any, name: str, keys: Sequence[str]) -> No
 
 
 def _damaged(path: Path, wanted: str, what: str, value: Any) -> CheckpointError:
-    again = "zoo tokenizer eval writes it anew"
-    return CheckpointError(f"{path}: expected {wanted} as {what}, got {json.dumps(value):.40}; {again}")
+    return CheckpointError(f"{path}: expected {wanted} as {what}, got {json.dumps(value):.40}; {ANEW}")
 
 
 def pair_of_texts(written: str) -> tuple[str, str]:

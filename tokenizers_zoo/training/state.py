@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +66,10 @@ class TrainingRun:
         """
         identity = json.loads(json.dumps(identity, allow_nan=False))
         command = _command(identity) if what == "tokenizer" else ""
-        anew = f"or train it anew: {command} --out {shlex.quote(str(folder))} --overwrite"
-        advice = anew if command else "or --overwrite to train it anew"
-        advice = f"give another --out, {advice}"
+        alone = f", for {_modality(identity)} alone," if command else ""
+        advice = f"give another --out, or train it anew: the same command{alone} with --overwrite"
         if (folder / RUN).is_file():
-            before = read_table(folder / RUN)
+            before = read_table(folder / RUN, remedy="copy it again, or give another --out")
             recorded = _as_recorded(before, identity)
             problem = difference(before, recorded)
             if problem and not nothing_saved(folder):
@@ -170,9 +168,14 @@ class TrainingRun:
 
 def _command(identity: Mapping[str, Any]) -> str:
     """What trains the tokenizer of this identity, and no other."""
+    return f"zoo tokenizer train {_modality(identity)} --data DATA"
+
+
+def _modality(identity: Mapping[str, Any]) -> str:
+    """Whose tokenizer has this identity."""
     model = identity.get("model")
     name = model.get("modality") if isinstance(model, Mapping) else None
-    return f"zoo tokenizer train {name or 'NAME'} --data DATA"
+    return str(name or "NAME")
 
 
 def nothing_saved(folder: Path) -> bool:

@@ -34,7 +34,7 @@ class DepthSettings(SpatialSettings):
     """Settings of depth."""
 
     png_scale: float = 0.001
-    """Metres per unit of 16-bit PNG files; 0 and 65535 in them are no distances."""
+    """Metres per unit of pictures of whole numbers (.png, .tif); in 16 bits 0 and 65535 are no distances."""
     shown: tuple[float, float] = field(default=(0.5, 16.0), metadata=SHOWN)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
     labeller: DepthLabeller | None = None
@@ -121,7 +121,7 @@ class Depth(SpatialModality):
             if image.mode not in WHOLE_NUMBERS:
                 raise ValueError(
                     f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
-                    " or a 16-bit PNG with png_scale (metres per unit) in registry.toml"
+                    " or a 16-bit .png or .tif with png_scale (metres per unit) in registry.toml"
                 )
             stored = np.asarray(image)
             metres = stored.astype(np.float64) * options.png_scale

@@ -37,6 +37,12 @@ class PoseLabeller(PretrainedConfig):
     follows from how large they are seen and from `camera_fov`.
     """
 
+    model: str
+    """A wheel of mediapipe, a folder of its .tflite files, or pip:DISTRIBUTION for what an installed wheel carries."""
+    revision: str | None = None
+    """None: these networks are in files."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto or cpu: they run on the CPU."""
     landmarks: Literal["lite", "full", "heavy"] = "full"
     """Size of the landmark network; the wheel carries full."""
     camera_fov: float | tuple[float, float] | None = None

@@ -60,6 +60,7 @@ _PLACE = rf"(?:the\s+)?(?:{_SIDE}|{_CENTRE})\b"
 _TO = r"(?:\s+to\s+|-to-)"
 _THINGS = r"(?:the|this|that|an?|his|her|its|their) "
 _NOT_A_SIDE = rf"(?! (?:to (?!{_THINGS}|left|right)|of way|way|time|choice|track|thing))"
+_BARE = r"(?:left|right)(?:,? (?:and|or) (?:left|right))*"
 _END = r"(?=\s*(?:[.,:;)]|$)| (?:and|or|with|but|while)\b)"
 _SIDES_OF_A_PICTURE = (
     rf"\b(?i:from\s+{_PLACE}(?:{_TO}{_PLACE})+)"
@@ -68,13 +69,13 @@ _SIDES_OF_A_PICTURE = (
     rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
-    rf"|(?<=\b[Aa]t )(?:left|right){_END}"
+    rf"|(?<=\b(?:[Aa]t|[Oo]n) ){_BARE}{_END}"
     r"|(?<=\()(?i:left|right)(?=\))"
     r"|(?<=, )(?:left|right)(?=,)"
     r"|(?:^|(?<=[.;,] ))(?i:left|right)(?=:)"
 )
 _ASIDE = r", (?:left|right),"
-_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, )(?:left|right){_END}"
+_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, ){_BARE}{_END}"
 _OTHER = {"left": "right", "right": "left"}
 
 
