@@ -472,7 +472,7 @@ def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World
     zones = {key: 2 - store.read(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
     write_values(tmp_path, world.zoo, "test", "zones", zones)
     for task, what in (("facts.first", "train labels"), ("zones", "test labels")):
-        with pytest.raises(CheckpointError, match=rf'{what} was "[0-9a-f]{{16}}", is .*; give another --out, or --o'):
+        with pytest.raises(CheckpointError, match=rf'{what} was "[0-9a-f]{{16}}", is .*; give another --out, or tr'):
             again(task)
         identity = json.loads((tmp_path / task / "run.json").read_text())
         provenance = identity["data"]["provenance"]
