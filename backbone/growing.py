@@ -49,7 +49,8 @@ class Trained:
     specs: tuple[ModalitySpec, ...]
     model: ModelConfig
     train: TrainConfig
-    """How it was trained; the defaults for one that was imported. Of one that grew, with `asked_from_now`."""
+    """How it was trained; the defaults for one that was imported. Of one that grew, with the mixtures that
+    `asked_from_now` gave."""
     fingerprints: Mapping[str, str]
     run: Run | None
     """Where its tokens are; None for one that was imported."""

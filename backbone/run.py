@@ -56,8 +56,8 @@ def found_registry(folder: Path, registry: Path | None) -> Path | None:
     """The registry that what `folder` holds was trained with. Raises CheckpointError where it is gone."""
     if registry is not None and not registry.is_file():
         raise CheckpointError(
-            f"{folder}: its registry was {registry}, which is gone; give another behind `zoo`, --registry FILE, or in "
-            "Python a zoo"
+            f"{folder}: its registry was {registry}, which is gone; give another one, as in "
+            "zoo --registry FILE backbone ..., or in Python a zoo"
         )
     return registry
 

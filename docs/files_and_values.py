@@ -23,10 +23,15 @@ def files_section(handle: ModalityHandle) -> tuple[str, list[tuple[str, str, str
     except ZooError as error:
         sys.exit(str(error))
     others = shortened(handle, outcome_of(handle, OTHER).line)
+    at_hand = "a value is what is declared above; any other is refused."
+    if handle.spec.value.kind == "array":
+        at_hand = (
+            "another shape, type or range than is declared above is refused; what else the table says is checked of"
+            " files only."
+        )
     text = (
         f"Reads {', '.join(f'`.{end}`' for end in files.reads)}; writes `.{files.writes}`. Another kind of file is"
-        f" refused: `{others}`. From Python, another shape, type or range than is declared above is refused; what"
-        " else the table says is checked of files only."
+        f" refused: `{others}`. From Python, {at_hand}"
     )
     rows = []
     for kind in dict.fromkeys(kind for kind, _ in files.probes):

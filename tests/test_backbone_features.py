@@ -100,7 +100,7 @@ def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
 def test_a_registry_that_is_gone_is_to_be_given(tmp_path: Path) -> None:
     save_model(model(), tmp_path)
     Run(tokens=tmp_path, registry=tmp_path / "gone.toml").save(tmp_path)
-    told = f"{tmp_path}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another behind `zoo`, "
+    told = f"{tmp_path}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another one, as in zoo "
     with pytest.raises(CheckpointError, match=re.escape(told)):
         FourMEncoder.from_run(tmp_path)
     zoo: Any = {}

@@ -311,7 +311,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
     moved.mkdir()
     (moved / "run.json").write_text(json.dumps({"tokens": str(workplace / "tokens"), "registry": str(gone)}))
     (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
-    told = f"{moved}: its registry was {gone}, which is gone; give another behind `zoo`, --registry FILE"
+    told = f"{moved}: its registry was {gone}, which is gone; give another one, as in zoo --registry FILE"
     for words in (
         ("backbone", "eval", str(moved)),
         ("backbone", "generate", str(moved), "--make", "depth", "--out", "made"),

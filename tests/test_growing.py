@@ -122,8 +122,8 @@ def test_a_registry_that_is_gone_is_to_be_given(old_run: Path, new_tokens: Path,
     words = [str(moved), "--add", "raw", "--tokens", str(new_tokens), "--out", str(tmp_path / "grown")]
     done = CliRunner().invoke(grow_command, words)
     told = (
-        f"{moved}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another behind `zoo`, "
-        "--registry FILE, or in Python a zoo"
+        f"{moved}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another one, as in "
+        "zoo --registry FILE backbone ..., or in Python a zoo"
     )
     assert isinstance(done.exception, CheckpointError) and str(done.exception) == told
 

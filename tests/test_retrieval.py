@@ -204,7 +204,7 @@ def test_an_index_that_is_there_is_kept_or_replaced_as_asked(world: World, index
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
     for folder in (tmp_path / "mine", world.run):
-        with pytest.raises(ConfigError, match="is no index: give another folder") as told:
+        with pytest.raises(ConfigError, match="that is no index, or a damaged one: give another folder") as told:
             build(world.run, world.zoo, folder, config=EmbeddingConfig())
         assert "--overwrite" not in str(told.value), "it would not replace that"
     with pytest.raises(CheckpointError, match="no checkpoint here"):

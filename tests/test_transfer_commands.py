@@ -505,8 +505,8 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "registry": str(gone)}))
     told = (
-        f"{moved}: its registry was {gone}, which is gone; give another behind `zoo`, "
-        "--registry FILE, or in Python a zoo"
+        f"{moved}: its registry was {gone}, which is gone; give another one, as in "
+        "zoo --registry FILE backbone ..., or in Python a zoo"
     )
     assert refused("eval", moved) == refused("predict", moved, "--out", tmp_path / "made") == told
     with pytest.raises(CheckpointError, match="which is gone"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.disk import file_digest, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.records import json_text, read_json, read_table
+from tokenizers_zoo.records import REMEDY, json_text, read_json, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -139,11 +139,11 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:
-    """The config of a checkpoint folder alone; raises CheckpointError as `load_checkpoint` does."""
+def load_config(folder: Path, expected_class: str | None = None, remedy: str = REMEDY) -> dict[str, Any]:
+    """The config of a checkpoint folder alone; raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, remedy)
     if not isinstance(config, dict) or "class" not in config:
         raise CheckpointError(f'{folder / CONFIG}: expected a table with a "class" key')
     if expected_class is not None and config["class"] != expected_class:

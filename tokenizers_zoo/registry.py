@@ -125,7 +125,7 @@ class Zoo:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its tables, and where they lie: a process that is sent a registry opens it for itself, in any folder."""
+        """By its tables, and where a registry.toml lies: a process that is sent a registry opens it for itself."""
         return Zoo.from_tables, (self.tables, self.path and self.path.parent.resolve() / self.path.name)
 
     @classmethod

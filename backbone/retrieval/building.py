@@ -173,9 +173,9 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
     CheckpointError where a file of vectors is damaged.
     """
     try:
-        checkpoint.load_config(out, CLASS)
+        checkpoint.load_config(out, CLASS, remedy="copy it again")
     except CheckpointError as error:  # --overwrite would not replace it either
-        raise ConfigError(f"{error}; what is there is no index: give another folder") from None
+        raise ConfigError(f"{error}; that is no index, or a damaged one: give another folder") from None
     try:
         index = Index(out)
     except CheckpointError as error:
@@ -198,7 +198,7 @@ def _same(out: Path, described: Mapping[str, Any], tokens: Path) -> Index:
 
 
 def _difference(key: str, held: Any, wanted: Any) -> str:
-    """What is another in an index than what is wanted, in words; of a table, the first such entry."""
+    """How an index differs from the one that is wanted, in words; of a table, the first entry that does."""
     if not isinstance(held, Mapping) or not isinstance(wanted, Mapping):
         return f"{key} = {held}, not {wanted}"
     if key == "modalities":

@@ -43,7 +43,7 @@ from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.training.batches import seeded, to_device
 from tokenizers_zoo.training.loop import train
-from tokenizers_zoo.training.state import RUN, TrainingRun, nothing_saved, replacing_run
+from tokenizers_zoo.training.state import COPY, RUN, TrainingRun, nothing_saved, replacing_run
 from tokenizers_zoo.training.task import Kept
 
 FOLDER = "transfer"
@@ -155,7 +155,7 @@ def notes_samples(folder: Path) -> bool:
     """
     if not _has_begun(folder):
         return True
-    data = read_table(folder / RUN).get("data", {})
+    data = read_table(folder / RUN, remedy=COPY).get("data", {})
     return f"{TRAIN} inputs" in data.get("provenance", {})
 
 
@@ -166,7 +166,7 @@ def as_begun(folder: Path, provenance: dict[str, str], text: str) -> tuple[dict[
     """
     if not _has_begun(folder):
         return provenance, text
-    record = read_table(folder / RUN, "model", "data")
+    record = read_table(folder / RUN, "model", "data", remedy=COPY)
     before, asked = record["data"]["provenance"], record["model"]["task"]["text"]
     same_name = Path(asked).name == Path(text).name
     return {**provenance, **{key: before[key] for key in PLACES}}, asked if same_name else text
@@ -179,7 +179,7 @@ def codecs_as_begun(folder: Path, codecs: dict[str, str]) -> dict[str, str]:
     """
     if not _has_begun(folder):
         return codecs
-    before: dict[str, str] = read_table(folder / RUN, "model")["model"]["backbone"]["fingerprints"]
+    before: dict[str, str] = read_table(folder / RUN, "model", remedy=COPY)["model"]["backbone"]["fingerprints"]
     return before if codecs.items() <= before.items() else codecs
 
 
@@ -187,7 +187,7 @@ def check_probe(folder: Path) -> None:
     """Raise CheckpointError for a folder that holds anything else than a probe, finished or not."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    identity = read_table(folder / RUN) if (folder / RUN).is_file() else {}
+    identity = read_table(folder / RUN, remedy=COPY) if (folder / RUN).is_file() else {}
     if identity.get("model", {}).get("class") != CLASS:
         raise CheckpointError(f"{folder}: holds something else than a probe; give another --out")
 

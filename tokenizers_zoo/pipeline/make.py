@@ -330,7 +330,7 @@ class _Plan:
     def _check_count(self, handle: ModalityHandle) -> None:
         entry = read_entry(self.out, self.split, handle.name)
         if entry and entry["count"] > self.count and has_shards(self.out / self.split / handle.name):
-            more = "ask for as many or more, " if self.files is None else "where a number was asked for, ask for more; "
+            more = "ask for as many or more, " if self.files is None else "ask for more where a number was asked for, "
             raise DataError(
                 f"{self.out}: {self.split}/{handle.name} was made with {count_of(entry['count'], 'sample')}, now it "
                 f"would be {self.count}; {more}give another folder, or delete {self.out / self.split}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -232,10 +232,17 @@ def _check_samples(
         )
 
 
-def _forget_deleted(store: ValueStore, out: Path, splits: Iterable[str]) -> None:
-    """Expect no tokens any more of what was deleted from `out`, and cannot be made of these data."""
-    for split in splits:
-        for name in StoreRecord.read(out).rows.get(split, {}):
+def _forget_deleted(store: ValueStore, out: Path, identities: Mapping[str, str | None]) -> None:
+    """Expect no tokens any more of what is gone from `out`, where they were of other data, which had more modalities.
+
+    `identities` are those of these data's samples, by split.
+    """
+    record = StoreRecord.read(out)
+    for split, now in identities.items():
+        before = record.samples.get(split)
+        if now == before if now and before else record.data in (None, store.root.resolve()):
+            continue
+        for name in record.rows.get(split, {}):
             if not (out / split / name).exists() and name not in store.modalities(split):
                 StoreRecord.forget(out, split, name)
 

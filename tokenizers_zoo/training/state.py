@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RUN, STATE, EVALUATION, PICTURES = "run.json", "training_state.safetensors", "evaluation.json", "samples"
 OWN = frozenset({RUN, STATE, EVALUATION, PICTURES, WEIGHTS, CONFIG, CARD, METRICS, TENSORBOARD})
 """What training and evaluation write into a folder; where modalities share it, an evaluation in a folder of each."""
+COPY = "copy it again, or give another --out"
+"""What is to be done about a damaged RUN: without it a folder is no run's."""
 TAKEN = "{}: another run has begun there meanwhile; give another --out"
 
 
@@ -69,7 +71,7 @@ class TrainingRun:
         alone = f", for {_modality(identity)} alone," if command else ""
         advice = f"give another --out, or train it anew: the same command{alone} with --overwrite"
         if (folder / RUN).is_file():
-            before = read_table(folder / RUN, remedy="copy it again, or give another --out")
+            before = read_table(folder / RUN, remedy=COPY)
             recorded = _as_recorded(before, identity)
             problem = difference(before, recorded)
             if problem and not nothing_saved(folder):
@@ -102,7 +104,9 @@ class TrainingRun:
     @property
     def _is_of_another(self) -> bool:
         """True where the folder says that it is another run's."""
-        return (self.folder / RUN).is_file() and bool(difference(read_table(self.folder / RUN), self.identity))
+        return (self.folder / RUN).is_file() and bool(
+            difference(read_table(self.folder / RUN, remedy=COPY), self.identity)
+        )
 
     @property
     def finished(self) -> bool:

@@ -40,9 +40,9 @@ class PoseLabeller(PretrainedConfig):
     model: str
     """A wheel of mediapipe, a folder of its .tflite files, or pip:DISTRIBUTION for what an installed wheel carries."""
     revision: str | None = None
-    """None: these networks are in files."""
+    """Not taken: these networks are in files, not on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto or cpu: they run on the CPU."""
+    """auto or cpu: they run on the CPU, and cuda is refused."""
     landmarks: Literal["lite", "full", "heavy"] = "full"
     """Size of the landmark network; the wheel carries full."""
     camera_fov: float | tuple[float, float] | None = None

@@ -61,7 +61,7 @@ _TO = r"(?:\s+to\s+|-to-)"
 _THINGS = r"(?:the|this|that|an?|his|her|its|their) "
 _NOT_A_SIDE = rf"(?! (?:to (?!{_THINGS}|left|right)|of way|way|time|choice|track|thing))"
 _BARE = r"(?:left|right)(?:,? (?:and|or) (?:left|right))*"
-_END = r"(?=\s*(?:[.,:;)]|$)| (?:and|or|with|but|while)\b)"
+_NO_IDIOM = r"(?! (?:angles?|now|away|after|before|time|track|cue|to)\b)"
 _SIDES_OF_A_PICTURE = (
     rf"\b(?i:from\s+{_PLACE}(?:{_TO}{_PLACE})+)"
     rf"|\b(?i:left{_TO}right|right{_TO}left)\b(?! {_THINGS})"
@@ -69,13 +69,13 @@ _SIDES_OF_A_PICTURE = (
     rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
     rf"|\b(?i:{_EDGE})-{_SIDES}\b"
     rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
-    rf"|(?<=\b(?:[Aa]t|[Oo]n) ){_BARE}{_END}"
+    rf"|(?<=\b(?:[Aa]t|[Oo]n) ){_BARE}\b{_NO_IDIOM}"
     r"|(?<=\()(?i:left|right)(?=\))"
     r"|(?<=, )(?:left|right)(?=,)"
     r"|(?:^|(?<=[.;,] ))(?i:left|right)(?=:)"
 )
 _ASIDE = r", (?:left|right),"
-_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, ){_BARE}{_END}"
+_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, ){_BARE}(?=\s*(?:[.,:;)]|$)| (?:and|or|with) (?:{_THINGS}|[A-Z]))"
 _OTHER = {"left": "right", "right": "left"}
 
 
@@ -83,8 +83,8 @@ def mirrored(text: str) -> str:
     """The text with left and right exchanged where they are sides.
 
     That is after "the", "the far", "top-" and the like, in "from left to right", "(left)", ", left," and "Left: ",
-    before "of", "side", "hand" and "most", and where "and" or "or" joins them to such a one. Where a text has a
-    ", left,", its ", right." is one, too.
+    before "of", "side", "hand" and "most", after "at" and "on", and where "and" or "or" joins them to such a one. Where
+    a text has a ", left,", so is what stands behind another comma and ends a part of the sentence: ", right."
     """
 
     def other(match: re.Match[str]) -> str:
