@@ -97,16 +97,18 @@ def _as_asked(train: TrainConfig, asked: Sequence[Mapping[str, Any]] | None) -> 
     return dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
 
 
+def _made(specs: Sequence[ModalitySpec], model: ModelConfig) -> list[str]:
+    """The modalities that such a model makes."""
+    return [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
+
+
 def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
     """How a grown run is asked when it grows again, where what is added now is old: as `trained` was, and parts that
     name what they ask for ask for what is added, too. Nothing where `table` has mixtures: as these ask.
     """
     if "mixtures" in table.get("masking", {}):
         return ()
-    new = tuple(
-        spec.name for spec in specs
-        if spec.name not in trained.names and not spec.continuous and spec.name not in trained.model.inputs_only
-    )  # fmt: skip
+    new = tuple(name for name in _made(specs, trained.model) if name not in trained.names)
     return tuple(
         dataclasses.replace(part, targets=(*part.targets, *new) if part.targets else ())
         for part in trained.train.masking.mixtures
@@ -148,7 +150,7 @@ def growing_mixtures(
     Of what is old, `model` may only read some, or only make some.
     """
     model = model or ModelConfig()
-    discrete = [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
+    discrete = _made(specs, model)
     read = [name for name in old if name not in model.targets_only]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in discrete) for names in (added, old))

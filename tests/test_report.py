@@ -485,21 +485,19 @@ def test_the_page_names_the_file_that_is_damaged(run: Run, zoo: Zoo) -> None:
         write_report(zoo, folder)
 
 
-def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [("{", "cannot be read as JSON"), ('{"metrics": null}', "expected a table as metrics, got null")],
+)
+def test_a_damaged_evaluation_of_a_tokenizer_is_a_problem_on_the_page(
+    run: Run, tmp_path: Path, written: str, told: str
+) -> None:
     (tmp_path / "tokenizers/depth").mkdir(parents=True)
-    (tmp_path / "tokenizers/depth/evaluation.json").write_text("{")
+    (tmp_path / "tokenizers/depth/evaluation.json").write_text(written)
     page = write_report(Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}), run[0])
     text = page.read_text(encoding="utf-8")
-    assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: cannot be read as JSON" in text
+    assert text.count("<p>Problem: ") == 1 and f"depth/evaluation.json: {told}" in text
     assert "<b>depth</b>" in text and '<h3>caption <span class="soft">' in text
-
-
-def test_an_evaluation_of_a_tokenizer_without_figures_is_a_problem_on_the_page(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "tokenizers/depth").mkdir(parents=True)
-    (tmp_path / "tokenizers/depth/evaluation.json").write_text('{"metrics": null}')
-    page = write_report(Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}), run[0])
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<p>Problem: ") == 1 and "depth/evaluation.json: expected a table as metrics, got null" in text
 
 
 def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_path: Path) -> None:

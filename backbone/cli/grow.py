@@ -25,6 +25,8 @@ from tokenizers_zoo.wording import count_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from backbone.growing import Trained
+
 
 @click.command("grow")
 @click.argument("folder", metavar="RUN", type=PATH)
@@ -71,7 +73,6 @@ def grow_command(
         Trained,
         asked_from_now,
         check_replayed,
-        check_same_model,
         growing_config,
         grown_specs,
         share_replayed,
@@ -97,13 +98,8 @@ def grow_command(
     check_codecs([Dataset(tokens=tokens)], handles.values())
     check_meaning(folder, handles.values())
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
-    tables = read_tables(config_file)
-    check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
-    table = assigned(tables["train"], {**changes, **({"freeze": True} if freeze else {})})
-    freeze = bool(table.get("freeze"))
-    if freeze and replay is not None:
-        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
-    origin = Origin(path=config_file, table="train")
+    table = _settings(trained, config_file, changes | ({"freeze": True} if freeze else {}), replay)
+    origin, freeze = Origin(path=config_file, table="train"), bool(table.get("freeze"))
     config = growing_config(trained, specs, tokens, table, replay, origin)
     check_drawn(table, config.preview_every, origin)
     check_replayed(trained, config, zoo)
@@ -125,6 +121,20 @@ def grow_command(
     modalities = count_of(len(specs), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
     leave()
+
+
+def _settings(
+    trained: Trained, config_file: Path | None, changes: dict[str, Any], replay: float | None
+) -> dict[str, Any]:
+    """The table [train] of a file, with `changes`. Raises ConfigError for one of another model or against `replay`."""
+    from backbone.growing import check_same_model
+
+    tables = read_tables(config_file)
+    check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
+    table = assigned(tables["train"], changes)
+    if table.get("freeze") and replay is not None:
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
+    return table
 
 
 def show_growth(report: dict[str, Any], replayed: float, rate: float) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,9 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.wording import count_of
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 
 @click.group()
@@ -94,14 +98,7 @@ def train(
     store = TokenStore(tokens)
     datasets = datasets_of(tokens, config)
     names = split_names(only) or names_in(datasets)
-    try:
-        handles = [zoo[name] for name in names]
-    except UnknownNameError as error:
-        if only:
-            raise
-        raise UnknownNameError(
-            f"{error}; there are tokens of it: enable it, or say what to train on by --only"
-        ) from None
+    handles = _handles(zoo, names, asked=only is not None)
     check_codecs(datasets, handles)
     if start is not None:
         check_meaning(start, handles)
@@ -126,6 +123,17 @@ def train(
     leave_but_first()
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
+
+
+def _handles(zoo: Zoo, names: Sequence[str], *, asked: bool) -> list[ModalityHandle]:
+    """Those of a training. Raises UnknownNameError for one that is not enabled, naming --only where nobody `asked`."""
+    try:
+        return [zoo[name] for name in names]
+    except UnknownNameError as error:
+        if asked:
+            raise
+        told = f"{error}; there are tokens of it: enable it, or say what to train on by --only"
+        raise UnknownNameError(told) from None
 
 
 @backbone.command("eval")
