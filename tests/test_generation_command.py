@@ -324,6 +324,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption --make depth --samples 3-8", ("samples 3-8", "numbers 0 to 7")),
         ("--given caption --make depth --samples 0-99999999999999", ("samples 0-9", "numbers 0 to 7")),
         ("--make depth --samples 0-9999999999", ("samples 0-9999999999: expected at most 1,000,000 at once",)),
+        ("--make depth --samples 0-1000000", ("samples 0-1000000: expected at most 1,000,000 at once",)),
         ("--make depth --samples 9999999999", ("samples 9999999999: expected at most 1,000,000 at once",)),
         ("--make depth --samples 4294967295-4294967296", ("expected numbers below 4294967296",)),
         ("--given caption --make depth --samples none", ("samples none: expected numbers",)),

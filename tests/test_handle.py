@@ -133,6 +133,18 @@ def test_loading_is_on_the_cpu_whatever_the_default_device(learnt: Path) -> None
     assert torch.equal(handle.encode(DEPTHS), expected)
 
 
+def test_a_tokenizer_is_trained_in_float32_whatever_the_caller_has(learnt: Path, tmp_path: Path) -> None:
+    handle = Zoo.from_toml(learnt)["depth"]
+    samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
+    torch.set_default_dtype(torch.float64)
+    try:
+        handle.train_tokenizer(samples, tmp_path / "double", 0, steps=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = (handle.checkpoint / "model.safetensors").read_bytes()
+    assert (tmp_path / "double" / "model.safetensors").read_bytes() == weights
+
+
 def test_threads_see_one_default_dtype() -> None:
     """The one that has it changed for a while does not change it for others."""
     inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()

@@ -449,6 +449,18 @@ def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -
         assert all(found[key] == plain[key] for key in ("metrics", "labels", "left_out"))
 
 
+@pytest.mark.parametrize("tuning", ["frozen", "scratch"])
+def test_a_probe_is_trained_in_float32_whatever_the_caller_has(world: World, tmp_path: Path, tuning: str) -> None:
+    train(world, tmp_path / "single", "zones", steps=2, tuning=tuning)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(world, tmp_path / "double", "zones", steps=2, tuning=tuning)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    single, double = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("single", "double"))
+    assert single == double
+
+
 def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "data", tmp_path / "data")
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
