@@ -41,9 +41,13 @@ class Run:
         return from_mapping(cls, {key: value for key, value in read_table(folder / FILE).items() if value is not None})
 
     def values(self) -> Path:
-        """The folder of values. Raises CheckpointError where the run does not say."""
+        """The folder of values. Raises CheckpointError where the run does not say, or it is gone."""
         if self.data is None:
             raise CheckpointError("the run does not know its values; give --data DATA")
+        if not self.data.is_dir():
+            raise CheckpointError(
+                f"the run's values were in {self.data}, which is gone; give their folder: --data DATA"
+            )
         return self.data
 
 

@@ -514,3 +514,21 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     assert load(moved, world.zoo).zoo is world.zoo
     asked = {"registry": world.root / "registry.toml", "debug": False}
     assert CliRunner().invoke(command, ["eval", str(moved)], obj=asked).exit_code == 0
+
+
+def test_values_that_are_gone_are_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
+    run, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    dataclasses.replace(Run.load(world.run), data=gone).save(run)
+    told = f"the run's values were in {gone}, which is gone; give their folder: --data DATA"
+    words = ("--task", "zones", "--given", "light", "--set", "steps=2")
+    assert refused("train", run, *words) == told and not (run / "transfer").exists()
+
+    moved = tmp_path / "moved"
+    shutil.copytree(frozen, moved)
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "data": str(gone)}))
+    assert (
+        refused("eval", moved) == f"{moved}: its labels were in {gone}, which is gone; give their folder: --data DATA"
+    )
+    assert zoo("eval", moved, "--data", Run.load(world.run).data).exit_code == 0

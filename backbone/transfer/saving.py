@@ -211,9 +211,13 @@ def samples_of(folder: Path, probe: Probe, split: str, tokens: Path | None, data
 
 def values_of(folder: Path, probe: Probe, data: Path | None = None) -> ValueStore | None:
     """The values in `data`, or those of a probe's training; None where it has none, or can do without those that are
-    gone: its labels are a table. Raises DataError."""
+    gone: its labels are a table. Raises CheckpointError, DataError."""
     stored = load_config(folder, CLASS)["data"]
-    if data is None and (not stored or (probe.task.handle is None and not Path(stored).is_dir())):
+    if data is None and not (stored and Path(stored).is_dir()):
+        if stored and probe.task.handle is not None:
+            raise CheckpointError(
+                f"{folder}: its labels were in {stored}, which is gone; give their folder: --data DATA"
+            )
         return None
     return ValueStore.of(data or Path(stored), probe.zoo)
 
