@@ -196,6 +196,9 @@ class Masker:
         others = np.where(targets_allowed & ~allowed, raw.lengths, 0).sum(axis=1)
         need = np.maximum(self.config.target_budget - others, 0)
         left = np.minimum(need, -(-shared * need // (need + budget)))
+        # But one is given where there is nothing else to give, and something else to predict.
+        only = ~(allowed & ~targets_allowed & (raw.lengths > 0)).any(axis=1) & (others > 0)
+        left = np.where(only, np.minimum(left, np.maximum(shared - 1, 0)), left)
         return fill_with_limit(log_shares, capacity, budget, draws.rounding[:, 0], both, shared - left)
 
     def _mask_sequences(self, raw: RawBatch, draws: Draws, inputs: Ints) -> Spans:

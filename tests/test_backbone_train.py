@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -48,7 +49,7 @@ from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.token_part import read_part, write_part
 from tokenizers_zoo.data.tokens import TokenColumn
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import GridLayout
 from tokenizers_zoo.records import read_table, write_json
 
@@ -415,6 +416,56 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
     with pytest.raises(DivergedError, match=r"not finite at step 2, with learning rate .*after step 1 is kept in"):
         train(tmp_path, store, all_layouts(), SMALL, config)
     assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("own", "advice"),
+    [
+        ({"steps": 8, "warmup_steps": 0}, "a lower learning_rate or more warmup_steps"),
+        ({"steps": 8, "warmup_steps": 4}, "a lower learning_rate or more steps, half of which are the warm-up"),
+        (
+            {"steps": 8, "warmup_steps": 0, "precision": "bfloat16"},
+            "a lower learning_rate or more warmup_steps or precision float32",
+        ),
+    ],
+)
+def test_a_diverged_run_is_told_what_would_change_something(
+    store: Path, tmp_path: Path, own: dict[str, Any], advice: str
+) -> None:
+    config = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0, **own)
+    with pytest.raises(DivergedError, match=f"; train anew, in another folder, with {advice}$"):
+        train(tmp_path, store, all_layouts(), SMALL, config)
+
+
+def test_a_state_that_the_system_does_not_open_now_is_sound(
+    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    opened = Path.open
+    for ending in (".safetensors", PROGRESS):
+
+        def failing(path: Path, *args: Any, ending: str = ending, **options: Any) -> Any:
+            if path.name.endswith(ending):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return opened(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", failing)
+            with pytest.raises(ReadError, match=r"cannot be read: Too many open files; run the same command again"):
+                train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+    train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+
+
+def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> None:
+    layouts = {item.name: item for item in all_layouts()}
+    for place, names in (("a", ["picture"]), ("b", ["clip", "code"]), ("c", ["code", "words"])):
+        write_store(tmp_path / place, [layouts[name] for name in names])
+    config = dataclasses.replace(TRAINING, datasets=tuple(Dataset(tokens=tmp_path / place) for place in "bc"))
+    specs = [layouts[name] for name in ("picture", "clip", "code", "words")]
+    with pytest.raises(
+        ConfigError, match="/a has picture, and the others have clip, code, words: no modality is shared"
+    ):
+        open_sources(tmp_path / "a", "train", specs, config)
 
 
 @pytest.mark.parametrize(

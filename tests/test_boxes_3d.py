@@ -83,6 +83,12 @@ def test_half_a_turn_may_come_from_single_precision() -> None:
         plugin.read_value(json.dumps([box("a", yaw=3.15)]).encode(), "json")
 
 
+@pytest.mark.parametrize("least", [0.15, 0.17, 0.3, 0.34, 0.6])
+def test_the_longest_side_can_be_written_again(least: float) -> None:
+    levels = Spans((-4, 4), (-2, 2), (-8, 0), (least, 100))
+    assert max(levels.numbers(levels.levels((0, 0, -3), (100, 1, 1), 0.0, 256), 256)[1]) == 100
+
+
 def test_what_is_beyond_the_ends_is_clipped() -> None:
     found = round_trip(load(NAME), [box("a", (9, -9, -90), (0.001, 50, 4))])[0]
     assert np.allclose([*found["center"], *found["size"]], [4, -2, -8, 0.05, 4, 4])
@@ -152,8 +158,9 @@ def test_the_published_levels() -> None:
         ({"max_boxes": 0}, "max_boxes: expected at least 1"), ({"max_length": 0}, "max_length: expected at least 1"),
         ({"x": [1, 1]}, r"x: expected \[from, to\] in metres, finite, from below to; got \[1.0, 1.0\]"),
         ({"z": [0, -8]}, "z: expected"), ({"y": [0, float("inf")]}, "y: expected"),
-        ({"size": [0, 4]}, "size: expected .* above 0"), ({"x": [1, 2, 3]}, "expected 2 items"),
-        ({"order": "left"}, "expected one of"),
+        ({"size": [0, 4]}, "size: expected .* above 0"),
+        ({"size": [0.05, 150.0]}, "size: expected .*, up to 100, from below to; got"),
+        ({"x": [1, 2, 3]}, "expected 2 items"), ({"order": "left"}, "expected one of"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(own: dict[str, Any], message: str) -> None:

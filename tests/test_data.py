@@ -103,6 +103,19 @@ def test_a_damaged_header_costs_one_member(tmp_path: Path) -> None:
     assert f"byte {2 * 3 * BLOCK}" in index.dropped[0].reason
 
 
+def test_zeros_in_place_of_a_header_are_no_end(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
+    sound = path.read_bytes()
+    data = bytearray(sound)
+    data[2 * 3 * BLOCK : 2 * 3 * BLOCK + BLOCK] = bytes(BLOCK)
+    path.write_bytes(data)
+    index = scan_shard(path)
+    assert list(index.members) == ["0", "1", "3", "4", "5"]
+    assert [item.reason.split(";")[0] for item in index.dropped] == ["zeros in place of a header"]
+    path.write_bytes(sound + bytes(40 * BLOCK))  # as much behind the end as somebody likes
+    assert len(scan_shard(path).members) == 6 and not scan_shard(path).dropped
+
+
 @pytest.mark.parametrize(
     ("cut", "members", "reason"),
     [

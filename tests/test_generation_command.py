@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 from command_world import World, the_world
 
+from backbone.cli.config import pairs_of
 from backbone.generation import TargetPlan, files
+from backbone.generation.giving import data_of_source
 from backbone.generation.recipe import Recipe
 from backbone.generation.request import Request
 from tokenizers_zoo import Zoo, progress
@@ -125,6 +129,27 @@ def test_what_is_set_of_one_target_is_of_no_other(world: World) -> None:
     went(world, f"{MAKE} --given rgb_patches --make depth,caption --samples 1 --set depth.top_p=0.5")
     depth, caption = (world.folder / "new/plan.toml").read_text().split("[[target]]")[1:]
     assert 'name = "depth"' in depth and "top_p = 0.5\n" in depth and "top_p = 0.95\n" in caption
+
+
+@pytest.mark.parametrize("settings", ["--set depth.top_p=0.5 --set top_p=0.7", "--set top_p=0.7 --set depth.top_p=0.5"])
+def test_what_is_set_of_one_target_goes_before_what_is_set_of_all(world: World, settings: str) -> None:
+    went(world, f"{MAKE} --given rgb_patches --make depth,caption --samples 1 {settings}")
+    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[target]]")[1:]
+    assert "top_p = 0.5\n" in depth and "top_p = 0.7\n" in caption
+
+
+def test_blanks_beside_names_and_weights_are_none_of_them() -> None:
+    assert pairs_of("--guide", ["depth = 3", " semseg=-1"], "WEIGHT") == {"depth": "3", "semseg": "-1"}
+
+
+def test_a_given_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "a.txt").touch()
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(ConfigError, match=r"given caption=.*/a.txt: may not be read; allow it, or give another file"):
+        data_of_source("caption", str(tmp_path / "a.txt"))
 
 
 def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> None:
@@ -313,7 +338,13 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--given caption --make depth --guide much", ("--guide much: expected a number",)),
         ("--given caption --make depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
         ("--given , --make depth", ("leave --given out to give nothing",)),
-        ("--given caption --make depth --guide caption=nan", ("weights: expected finite",)),
+        ("--given caption --make depth --guide caption=nan", ("weights: expected numbers from -1e+06 to 1e+06",)),
+        ("--given caption --make depth --guide 1e39", ("scale: expected numbers from -1e+06 to 1e+06, got 1e+39",)),
+        ("--given rgb_patches,caption=text.txt --make depth", ("names, and one with a value; give --given once for",)),
+        (f"--given caption={'red,ball,' * 40} --make depth", ('expected a file that is there, or "TEXT" in quotes',)),
+        ("--given depth=short.tokens.json --make caption", ("short.tokens.json: depth: expected int64", "shape")),
+        ("--given depth --make depth --keep depth=box:0,0,0.05,0.05", ("box:0,0,0.05,0.05: no token lies in it",)),
+        ("--given depth --make depth --keep depth=not:cells:0,0,2,2", ("not:cells:0,0,2,2: no token lies in it",)),
         ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
         ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),
         ("--given caption --make depth --set guidence.scale=2", ("one of depth, guidance before the dot",)),
@@ -342,6 +373,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
         (world.folder / name).write_text("a red ball")
     np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
     (world.folder / "empty.npy").write_bytes(b"")
+    file = json.loads((world.folder / "made/test00/0/depth.tokens.json").read_text())
+    (world.folder / "short.tokens.json").write_text(json.dumps({**file, "tokens": file["tokens"][1:]}))
     (world.folder / "bad.toml").write_text('[[target]]\nname = "depth"\nstepz = 3\n')
     (world.folder / "late.toml").write_text(
         'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nguidance.weights.caption = 2\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -155,14 +155,18 @@ def test_a_thin_slanting_thing_is_not_lost(size: int) -> None:
 
 @pytest.mark.parametrize("size", [256, 640])
 @pytest.mark.parametrize("upright", [True, False])
-def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(upright: bool, size: int) -> None:
-    options = InstanceSettings(image_size=size)
+@pytest.mark.parametrize("layout", ["codes", "4m"])
+def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(
+    layout: Literal["codes", "4m"], upright: bool, size: int
+) -> None:
+    options = InstanceSettings(image_size=size, layout=layout)
     for place in (*range(0, size, 7), size // 2, size - 1):
         value = np.zeros((size, size), np.int32)
         value[(slice(None), place) if upright else place] = 1
         objects = plugin.split(value, options)
         axes = plugin.axes(options)
-        told = numbers_of(axes, levels_of(axes, plugin.coordinates(objects, {}, options), 256), 256)
+        bins = 1000 if layout == "4m" else 256
+        told = numbers_of(axes, levels_of(axes, plugin.coordinates(objects, {}, options), bins), bins)
         found = plugin.join(told, 2 * plugin.items(objects, options) - 1, {}, options).nonzero()[int(upright)]
         assert len(found) >= size and np.abs(found - place).max() <= 3, place
 

@@ -350,6 +350,21 @@ def test_few_tokens_are_shared_by_both_sides() -> None:
     assert batch.targets.mask.sum(dim=1).tolist() == [5] * 6
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
+    """They are fewer than the targets' budget leaves room for, so that rounding would leave all of them as targets."""
+    specs = [spec("few", VectorLayout(length=length)), spec("picture", GridLayout(shape=(4, 4)))]
+    raw = raw_batch(specs, 200)
+    for mixture in (Mixture(inputs=("few",)), Mixture(alone=1.0)):
+        config = MaskingConfig(input_budget=16, target_budget=128, mixtures=(mixture,))
+        batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+        assert batch.inputs.mask.any(dim=1).all()
+        check_batch(specs, raw, batch, config)
+    no_other = MaskingConfig(mixtures=(Mixture(inputs=("few",), targets=("few",)),), target_budget=128)
+    batch = Masker(Tables(specs), no_other)(raw, seed=0, step=0)
+    assert batch.targets.mask.any(dim=1).all(), "there is nothing else to predict"
+
+
 def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> None:
     specs = [spec("pixels", PatchesLayout(shape=(2, 2), dim=3)), spec("words", sequence(20), 100)]
     raw = raw_batch(specs, 1)

@@ -337,6 +337,7 @@ def test_the_look_of_made_pictures() -> None:
     assert grey == pytest.approx(
         {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
     )
+    assert math.copysign(1, grey["entropy"]) == 1  # shown as 0, not as -0
     halves = np.zeros((3, 8, 8), np.float32)
     halves[0, :, 4:] = 1  # black and red
     # rg 0 or 1, yb 0 or 0.5: spread (0.5, 0.25), strength (0.5, 0.25)

@@ -427,9 +427,52 @@ def test_what_is_lost_of_a_users_shards_is_told(toy: Callable[..., Zoo], tmp_pat
     options = {"path": str(mine)}
     for _ in range(2):
         made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
-        assert made.notes == ["train/words: not used of what its shards hold: 1 (first: a.tar: c: cut off: the shard "
+        assert made.notes == ["train/words: not used of what its folder holds: 1 (first: a.tar: c: cut off: the shard "
                              "ends inside it)"]  # fmt: skip
         assert made.notes[0] in made.summary()
+
+
+def test_files_beside_shards_are_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    mine = tmp_path / "mine/train/words"
+    with writing_shard(mine / "a.tar") as writer:
+        writer.add("a", b"a", "txt")
+    for name in ("b.txt", "c.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
+        (mine / name).write_text(name)
+    options = {"path": str(tmp_path / "mine")}
+    made = make_data(toy(), "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    (note,) = made.notes
+    assert note.startswith("train/words: not used of what its folder holds: 2 (first: b.txt: b: a file beside a.tar: ")
+    assert [o.written for o in made.outcomes if o.modality == "words"] == [1]
+
+
+def test_a_shard_that_a_kill_left_without_its_note_is_of_nothing(
+    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that it was made of is put back, with its time, as the note of before the kill has it."""
+    file, noted = tmp_path / "mine/train/words/a.txt", make_module.note_made_of
+    file.parent.mkdir(parents=True)
+    file.write_text("good")
+    before, options = file.stat().st_mtime_ns, {"path": str(tmp_path / "mine")}
+
+    def make() -> Any:
+        return make_data(toy(), "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+
+    def killed(root: Path, split: str, name: str, shards: dict[str, str]) -> None:
+        if any(shards.values()):
+            raise KeyboardInterrupt
+        noted(root, split, name, shards)
+
+    make()
+    file.write_text("wrong")
+    with monkeypatch.context() as patch:
+        patch.setattr(make_module, "note_made_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert read_member(scan_shard(tmp_path / "data/train/words/shard-00000.tar").members["a"]).strip() == b"wrong"
+    file.write_text("good")
+    os.utime(file, ns=(before, before))
+    make()
+    assert read_member(scan_shard(tmp_path / "data/train/words/shard-00000.tar").members["a"]).strip() == b"good"
 
 
 def test_pictures_that_are_larger_than_the_source_draws_are_told(tmp_path: Path) -> None:

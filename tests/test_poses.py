@@ -17,9 +17,10 @@ from tokenizers_zoo.blocks.config import MlpConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.families.objects.grammar import numbers_of
 from tokenizers_zoo.modality import Crop, SequenceLayout
 from zoo_geometry import body, rotations
-from zoo_geometry.human_poses import plugin
+from zoo_geometry.human_poses import person_problem, plugin
 from zoo_geometry.people import MISSED
 
 NAME = "human_poses"
@@ -478,3 +479,13 @@ def test_the_published_size_runs_forward_and_back() -> None:
     losses["loss"].backward()
     gradients = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
     assert torch.isfinite(losses["loss"]) and sum(g is not None and bool(g.any()) for g in gradients) > 10
+
+
+def test_people_of_any_levels_can_be_written() -> None:
+    options = plugin.options(Settings(NAME))
+    rng = np.random.default_rng(0)
+    axes = plugin.axes(options)
+    turns = rotations.matrices_of(rng.normal(0, 0.4, (2000, 23, 3))).reshape(2000, -1)
+    levels = rng.integers(0, options.bins, (2000, len(axes)))
+    people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
+    assert {problem for one in people if (problem := person_problem(one))} == set()

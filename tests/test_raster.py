@@ -150,9 +150,19 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
         read(described('scale">0.1</Item>', 'scale">0.2</Item>'))
     other = of_two_pages(np.full((4, 4), True), "height & slope")
     np.testing.assert_allclose(read(other), 1200)
-    numbers = tiff_bytes(np.full((12, 4, 4), 3000, np.uint16), scale=0.0001)
-    found = multispectral.plugin.read_value(numbers, "tif", settings("multispectral"))
-    np.testing.assert_allclose(found, 0.3, rtol=1e-6)
+    for scale in (0.0001, float(np.float32(0.0001))):
+        numbers = np.full((12, 4, 4), 3000, np.uint16)
+        item = f'<GDALMetadata><Item name="SCALE" sample="0" role="scale">{scale!r}</Item></GDALMetadata>'
+        tifffile.imwrite(
+            data := io.BytesIO(), numbers, photometric="minisblack", extratags=[(42112, "s", 0, item, True)]
+        )
+        found = multispectral.plugin.read_value(data.getvalue(), "tif", settings("multispectral"))
+        np.testing.assert_allclose(found, 0.3, rtol=1e-6)
+    other = tiff_bytes(numbers, scale=0.00010002)
+    with pytest.raises(
+        InvalidValueError, match=r"names scale 0.00010002 and offset 0, and the settings have 0.0001 and 0"
+    ):
+        multispectral.plugin.read_value(other, "tif", settings("multispectral"))
 
 
 def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,39 @@ def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
     for data in (big_endian_tiff(ids), png(ids.astype(np.uint16))):
         read = semseg.plugin.read_value(data, "tif", settings("semseg"))
         assert read.dtype == np.int64 and read.tolist() == ids.tolist()
+
+
+def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
+    """A grey PNG file of 2 or 4 bits a pixel, by hand: Pillow writes none."""
+    spread = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(spread.reshape(len(ids), -1).astype(bool), axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
+    ids = np.arange(32).reshape(4, 8) % 2**bits
+    data = grey_of_few_bits(ids, bits)
+    assert semseg.plugin.read_value(data, "png", settings("semseg")).tolist() == ids.tolist()
+    white = rgb.plugin.read_value(data, "png", settings("rgb"))  # as a picture its largest number is white
+    np.testing.assert_allclose(white[0], ids / (2**bits - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_greys_of_which_0_is_white_are_turned_around(dtype: type, orientation: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    numbers = np.array([[0, np.iinfo(dtype).max, 0]], dtype)
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(data := io.BytesIO(), numbers, photometric="miniswhite", extratags=tags)
+    found = rgb.plugin.read_value(data.getvalue(), "tif", settings("rgb"))
+    assert found[0].ravel().tolist() == [1, 0, 1] and found.shape[1:] == ((3, 1) if orientation == 6 else (1, 3))
 
 
 def test_class_ids_have_names() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -20,10 +23,11 @@ from torch import nn
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
 from tokenizers_zoo.records import difference
+from tokenizers_zoo.training import report
 from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.training.config import TrainConfig
 from tokenizers_zoo.training.loop import TrainingError, train
@@ -451,6 +455,42 @@ def test_figures_of_an_evaluation_do_not_keep_a_folder_from_being_trained_into(t
     (tmp_path / "notes.txt").write_text("mine")
     train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_figures_of_another_do_not_finish_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    (tmp_path / "evaluation.json").write_text('{"metrics": {"mse": 123.0}}')
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_json", killed)
+        with pytest.raises(Killed):
+            train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert (tmp_path / "config.json").is_file(), "killed behind the checkpoint"
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["mse"] != 123
+
+
+def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(6))
+
+    def failing(path: Path, *_: Any, opened: Any = Path.open, **options: Any) -> Any:
+        if path.name.endswith(".safetensors"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *_, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(ReadError, match=r"state.safetensors: cannot be read: Too many open files; run"):
+            train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+        patch.setattr(safetensors.torch, "load_file", lambda path: path.with_name("gone").stat())  # as it says
+        with pytest.raises(ReadError, match=r"model.safetensors: cannot be read: Too many open files"):
+            load_checkpoint(uninterrupted)
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert same(weights(tmp_path), weights(uninterrupted))
 
 
 def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.disk import file_digest, replacing_file, write_tensors
+from tokenizers_zoo.disk import check_opens, file_digest, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import REMEDY, json_text, read_json, read_table
 
@@ -122,6 +122,7 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     try:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError:
+        check_opens(folder / WEIGHTS)
         raise CheckpointError(f"{folder}: has no {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {AGAIN}") from None

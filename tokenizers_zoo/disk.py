@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError
+from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError, ReadError
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         if problem := disk_problem(error):
             raise DataError(f"{path}: {problem}") from error
         raise
+
+
+def not_read(path: Path, error: OSError) -> ReadError:
+    """The error that says so of a file or folder."""
+    return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
+
+
+def check_opens(path: Path) -> None:
+    """Raise ReadError for a file that is there and that the system does not open now: safetensors calls it missing."""
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        pass  # who reads it says so
+    except OSError as error:
+        raise not_read(path, error) from None
 
 
 @contextlib.contextmanager

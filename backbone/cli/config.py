@@ -52,7 +52,7 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
     """`NAME=WHAT` to a table. Raises ConfigError."""
     pairs: dict[str, str] = {}
     for item in items:
-        name, equals, text = item.partition("=")
+        name, equals, text = (part.strip() for part in item.partition("="))
         if not (name and equals and text):
             raise ConfigError(f"{option} {item}: expected NAME={what}")
         if name in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,10 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
     """The tables of the targets, those of the plan or of `names`, with what is set for all of them and for each."""
     tables = plan.get("target", []) if names is None else [{**SAMPLING, "name": name} for name in names]
     known = [str(table["name"]) for table in tables]
-    for key, value in settings.items():
+    own = {key: bool(dot) and name in known for key in settings for name, dot, _ in [key.partition(".")]}
+    for key in sorted(settings, key=own.__getitem__):  # what is set for all before what is set for one
+        value, of_one = settings[key], own[key]
         name, dot, inner = key.partition(".")
-        of_one = bool(dot) and name in known
         if dot and not of_one and name != "guidance":
             raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
                               f"{', '.join([*known, 'guidance'])} before the dot")  # fmt: skip
@@ -124,6 +126,8 @@ def _items(given: Iterable[str]) -> list[str]:
     """`a,b` as two items; what has a value is one."""
     found = []
     for text in given:
+        if "=" in text and "," in text.partition("=")[0]:
+            raise ConfigError(f"--given {text}: names, and one with a value; give --given once for each")
         found += [text] if "=" in text else split_names(text, "leave --given out to give nothing") or []
     return found
 
@@ -138,7 +142,7 @@ def _given(planned: Iterable[str], named: Iterable[str]) -> list[str]:
 
 def _checked_file(item: str) -> str:
     name, _, path = item.partition("=")
-    if not name or not path or not Path(path).is_file():
+    if not name or not path or not os.path.isfile(path):
         raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
     return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
 

@@ -8,15 +8,17 @@ NAME={...}, [...]     JSON, for values that are written as JSON
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbone.packing import accepted
 from backbone.run import Run
 from tokenizers_zoo.data.token_file import is_token_file, read_tokens
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.registry import ModalityHandle
 
@@ -50,10 +52,14 @@ def data_of_source(name: str, source: str) -> tuple[bytes, str]:
     if is_written_out(source):
         return source.encode(), "json"
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # that of pathlib raises an error for what is too long to be a file's name
         several = "; give --given once for each" if re.search(r",\w+=", source) else ""
         raise ConfigError(f'given {name}={source}: expected a file that is there, or "TEXT" in quotes{several}')
-    return path.read_bytes(), path.suffix.removeprefix(".").lower()
+    try:
+        data = path.read_bytes()
+    except PermissionError:
+        raise ConfigError(f"given {name}={source}: may not be read; allow it, or give another file") from None
+    return data, path.suffix.removeprefix(".").lower()
 
 
 def value_of_source(handle: ModalityHandle, source: str) -> Any:
@@ -65,7 +71,12 @@ def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
     """Tokens of one sample, as `handle.encode` gives them. Raises ConfigError, DataError, InvalidValueError."""
     data, extension = data_of_source(handle.name, source)
     if extension == "json" and not is_written_out(source) and is_token_file(data):
-        return [read_tokens(handle, Path(source))]
+        tokens = [read_tokens(handle, Path(source))]
+        try:
+            accepted(handle.spec, tokens, None, "")
+        except InvalidValueError as error:
+            raise DataError(f"{source}: {error}") from None
+        return tokens
     return handle.encode([value_of_source(handle, source)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError
+
+STRONGEST = 1e6
+"""Weight of a condition: logits times as much leave the digits of float32, and in the end its range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +29,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for key, number in [("scale", self.scale), *(("weights", weight) for weight in self.weights.values())]:
-            if not math.isfinite(number):
-                raise ValueError(f"{key}: expected finite numbers, got {number}")
+            if not abs(number) <= STRONGEST:
+                raise ValueError(f"{key}: expected numbers from {-STRONGEST:g} to {STRONGEST:g}, got {number}")
         if self.weights and self.scale != 1:
             raise ValueError("weights: expected either scale or weights, got both")
         if self.weights and self.always:

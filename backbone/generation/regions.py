@@ -50,6 +50,8 @@ def kept_part(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     if isinstance(spec.layout, SequenceLayout):
         return [_kept_of_sequence(spec.name, row, region) for row in found]
     mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
+    if not mask.any():
+        raise ConfigError(f"keep {spec.name}={region}: no token lies in it, so that none is kept; make it larger")
     of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
     return torch.where(of_codes, found.cpu(), UNKNOWN)
 

@@ -125,7 +125,7 @@ def _check_named(dataset: Dataset, names: Sequence[str], store: TokenStore, spli
 
 def _check_shared(sources: Sequence[Source]) -> None:
     """Raise ConfigError for a store whose modalities no other one has: nothing would lead from one to the other."""
-    for source in sources[1:]:
+    for source in (*sources[1:], sources[0]) if len(sources) > 1 else ():
         others = {name for other in sources if other is not source for name in other.data.columns}
         if not others & set(source.data.columns):
             raise ConfigError(

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from backbone.model import FourM
 from backbone.training.distributed import Ranks
-from tokenizers_zoo.disk import remove_folder
+from tokenizers_zoo.disk import check_opens, not_read, remove_folder
 from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
 from tokenizers_zoo.records import write_json
 
@@ -89,6 +89,8 @@ class TrainingState:
             return 0, 0.0
         path = found[-1]
         step, seconds = read_progress(path)
+        for file in sorted(path.glob("*.safetensors")):
+            check_opens(file)
         reader = HuggingFaceStorageReader(str(path))
         weights = {f"{MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         try:
@@ -124,7 +126,9 @@ def read_progress(state: Path) -> tuple[int, float]:
         progress = json.loads((state / PROGRESS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise damaged(state, f"it has no {PROGRESS}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise not_read(state / PROGRESS, error) from None
+    except ValueError as error:
         raise damaged(state, f"{PROGRESS} cannot be read as JSON: {error}") from None
     match progress:
         case {"step": int(step), "seconds": int(seconds) | float(seconds)} if (

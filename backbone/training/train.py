@@ -276,9 +276,17 @@ class Training:
     def _diverged(self, done: int, rate: float) -> str:
         kept = self.state.saved
         state = f"the state after step {kept} is kept in {self.folder}" if kept else "no state was written yet"
+        longer = "more warmup_steps"
+        if self.config.warmup_steps >= self.config.steps // 2:
+            longer = "more steps, half of which are the warm-up"
+        helps = [
+            "a lower learning_rate",
+            longer,
+            *(["precision float32"] if self.config.precision != "float32" else []),
+        ]
         return (
             f"backbone: the loss or its gradient is not finite at step {done}, with learning rate {rate:.3g}; {state}; "
-            "train anew with a lower learning_rate, more warmup_steps, or precision float32"
+            f"train anew, in another folder, with {' or '.join(helps)}"
         )
 
 

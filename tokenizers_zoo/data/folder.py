@@ -23,7 +23,8 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
-from tokenizers_zoo.data.tar import TARS, Dropped, Member, not_read, read_member, shown_name, split_name
+from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, shown_name, split_name
+from tokenizers_zoo.disk import not_read
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.source import SourceSpec
@@ -249,9 +250,26 @@ def _members(
         if _wanted(folder, names):
             raise
         return {}
-    if index.dropped and _wanted(folder, names):
-        dropped[folder.name] = index.dropped
+    if _wanted(folder, names) and (unused := [*index.dropped, *_beside(folder, shards)]):
+        dropped[folder.name] = unused
     return index.members
+
+
+def _beside(folder: Path, shards: Sequence[Path]) -> list[Dropped]:
+    """The values in files of their own below a folder that holds shards: these are taken, and the others are not."""
+    reason = f"a file beside {shards[0].name}: a modality's folder has shards or files; move the ones or the others"
+    others = set(folder.rglob("*")) - set(shards)
+    files = sorted(path.relative_to(folder) for path in others if path.is_file())
+    return [
+        Dropped(shard=path.as_posix(), key=split_name(path.as_posix())[0], reason=reason)
+        for path in files
+        if not _is_aside(path) and all(split_name(path.as_posix()))
+    ]
+
+
+def _is_aside(below: Path) -> bool:
+    """True for hidden files and what programs lay beside a picture."""
+    return any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
 
 
 def _of_none(offered: Collection[str], names: Collection[str] | None) -> bool:
@@ -280,8 +298,7 @@ def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dic
     for path in sorted(Path(base, name) for base, _, names in _without_loops(walk, out) for name in names):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
-        aside = any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
-        if aside or not key or not extension:
+        if _is_aside(below) or not key or not extension:
             continue
         gone = not path.is_file()
         if gone and (path.exists() or not path.is_symlink()):

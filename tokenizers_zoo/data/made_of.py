@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.checkpoint import joint_fingerprint
-from tokenizers_zoo.data.tar import Member, not_read
-from tokenizers_zoo.disk import file_digest
+from tokenizers_zoo.data.tar import Member
+from tokenizers_zoo.disk import file_digest, not_read
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import read_json, write_json
 

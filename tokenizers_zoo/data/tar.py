@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.disk import not_read, replacing_file
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.wording import CONTROL
 
@@ -171,8 +171,12 @@ def _damage_at(file: BinaryIO, end: int, size: int) -> str | None:
     if end >= size:
         return CUT_OFF
     file.seek(end)
-    block = file.read(BLOCK)
-    return None if not any(block) else "a damaged header; the members up to the next sound header are lost"
+    if any(file.read(BLOCK)):
+        return "a damaged header; the members up to the next sound header are lost"
+    while block := file.read(tarfile.RECORDSIZE):
+        if any(block):  # the end mark has nothing behind it
+            return "zeros in place of a header; the members up to the next sound header are lost"
+    return None
 
 
 def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
@@ -210,11 +214,6 @@ def _bytes_at(file: int, offset: int, size: int) -> bytes:
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return b"".join(parts)
-
-
-def not_read(path: Path, error: OSError) -> ReadError:
-    """The error that says so of a file or folder."""
-    return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
 
 class ShardWriter:

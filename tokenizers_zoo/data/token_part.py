@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.tar import not_read
-from tokenizers_zoo.disk import replacing_file
+from tokenizers_zoo.disk import not_read, replacing_file
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.modality import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.records import as_recorded, difference
@@ -35,7 +34,7 @@ PARTS = "[!.]*.arrow"
 SETTINGS = "settings"
 """Of a run: what the modality read and encoded values with. Parts of older versions lack it, and agree with any."""
 METADATA_KEY = b"tokenizers_zoo"
-NO_DAMAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+NO_DAMAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
 """What the system says of a part that it does not open now, whatever is in it."""
 
 

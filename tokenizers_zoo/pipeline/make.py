@@ -147,11 +147,11 @@ def _given(
 
 
 def _lost(split: str, samples: Samples) -> Iterator[str]:
-    """What the shards among a user's files hold and cannot be used, a line for each modality."""
+    """What the folders of shards among a user's files hold and is not used, a line for each modality."""
     for name, dropped in samples.dropped.items() if isinstance(samples, FolderSamples) else ():
         first = dropped[0]
         reason = f"{first.shard}: {first.key or 'unknown member'}: {first.reason}"
-        yield f"{split}/{name}: not used of what its shards hold: {len(dropped)} (first: {reason})"
+        yield f"{split}/{name}: not used of what its folder holds: {len(dropped)} (first: {reason})"
 
 
 def _apart(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
@@ -269,6 +269,8 @@ class _Plan:
                 shard = job.path(name).name
                 beside = (known[name] or {}).get(shard) == job.beside
                 kept[name][shard] = job.beside if beside else job.made_of.get(name, "")
+            for name in missing:
+                kept[name][job.path(name).name] = ""  # of nothing, until it is written: a kill may come before its note
             if missing:
                 jobs.append(dataclasses.replace(job, modalities=missing))
         for handle in handles:

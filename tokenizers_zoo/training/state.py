@@ -15,7 +15,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, ORIGIN, WEIGHTS, check_weigh
 from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.data.store_record import RECORD
-from tokenizers_zoo.disk import BUSY, held, remove_folder, replacing_file, write_tensors
+from tokenizers_zoo.disk import BUSY, check_opens, held, remove_folder, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.records import as_recorded, difference, read_table, write_json
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
@@ -94,6 +94,7 @@ class TrainingRun:
         Also in place of a run that has saved nothing; raises CheckpointError where that one trains right now.
         """
         if not (self.folder / RUN).is_file():
+            (self.folder / self.result).unlink(missing_ok=True)  # another's would say that this run is finished
             write_json(self.folder / RUN, self.identity)
         elif self._is_of_another:
             with held(self.folder, BUSY.format(self.folder)):
@@ -149,6 +150,7 @@ class TrainingRun:
 
         if not (self.folder / STATE).is_file():
             return None
+        check_opens(self.folder / STATE)
         try:
             with safe_open(self.folder / STATE, "pt") as file:
                 metadata = file.metadata() or {}

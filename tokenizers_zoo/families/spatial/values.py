@@ -27,10 +27,14 @@ EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Pictures whose numbers come back as they were, of more than 8 bits, too."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of what a picture file may hold, whatever its extension; one of PostScript starts another program."""
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of TIFF; the latter is 0 where 0 is white."""
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held: 1 is upright, 2 to 8 are the other ways that a picture can lie."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 """Where Pillow finds that tag in what it knows of a picture."""
+BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
+"""In `info` of an opened picture: the bits of a number in the file, and whether its 0 means white."""
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 """Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
 CONSTANT_SAMPLES = 512
@@ -224,11 +228,20 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
             if image.format == "TIFF":  # its tags are read with its pixels
                 image.load()
         image.load()
+        image.info.update(_as_stored(image, data))
         return upright(image)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (Image.DecompressionBombError, EOFError, OSError) as error:
         raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
+    """What Pillow says nowhere else of a picture file's numbers, whatever texts of these names the file holds."""
+    if image.format == "PNG":
+        return {BITS: data[24], WHITE_IS_ZERO: False}
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return {BITS: tags.get(BITS_PER_SAMPLE, (8,))[0], WHITE_IS_ZERO: tags.get(PHOTOMETRIC) == 0}
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -288,7 +301,8 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
     if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
         raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
     if image.mode in WHOLE_NUMBERS:
-        return np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
+        return 1 - grey if image.info[WHITE_IS_ZERO] else grey  # Pillow has turned those of 8 bits around
     if image.mode == "F":
         raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
     return laid_over(image, ground)

@@ -36,6 +36,7 @@ ADULT = np.array(
     ]
 )  # fmt: skip
 """An adult of 1.7 m in round numbers: where each joint lies from its parent in the rest pose, metres."""
+FARTHEST = 100.0  # metres: a pelvis farther away is in other units
 NEAREST = 0.05  # metres: what lies nearer to the camera, or behind it, is projected from here
 MIRROR = np.array([-1.0, 1.0, 1.0])
 
@@ -114,6 +115,6 @@ def problem_with(rotations: Sequence[Any], joints: Sequence[Any]) -> str | None:
             f"joints_camera: expected the pelvis at z < 0 (axes: x right, y up, z towards the viewer), got {-depth:.4g}"
             "; turn y and z around where yours point down and forward"
         )
-    if depth > 100:
+    if depth > FARTHEST:
         return f"joints_camera: expected metres, got a pelvis {depth:.4g} away; convert to metres"
     return None

@@ -55,7 +55,7 @@ BOX = tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
 CAMERA = (
     Axis(name="pelvis right / depth", low=-2, high=2),
     Axis(name="pelvis up / depth", low=-2, high=2),
-    Axis(name="log pelvis depth", low=math.log(0.2), high=math.log(100)),
+    Axis(name="log pelvis depth", low=math.log(0.2), high=math.log(body.FARTHEST)),
     Axis(name="pelvis x in the picture", low=-1, high=2),
     Axis(name="pelvis y in the picture", low=-1, high=2),
     Axis(name="log focal length / width", low=math.log(0.25), high=math.log(8)),
@@ -263,9 +263,10 @@ class HumanPoses(ObjectModality):
         ends = np.cumsum([4, 2, 1, 2, 2, 6, 1])
         edges, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
         turns = np.concatenate([rotations.vectors_of_six(orientation)[:, None], below], axis=1)
-        pelvis = np.exp(depth) * np.concatenate([direction, -np.ones_like(depth)], axis=1)
+        ahead = np.exp(depth).clip(max=body.FARTHEST)  # exp(log(100)) is more by rounding
+        pelvis = ahead * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
-        image = body.image_of(joints, seen, np.exp(focal))
+        image = np.clip(body.image_of(joints, seen, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
         return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image, shapes)
 
     def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:

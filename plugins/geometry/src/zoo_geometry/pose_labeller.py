@@ -20,7 +20,6 @@ from zoo_geometry.pose_networks import PoseNetworks, builder
 
 Array = NDArray[Any]
 Person = dict[str, Any]
-FARTHEST = 100.0  # metres
 WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
 """Landmarks that say where a person is: nose, ears, shoulders, elbows, wrists, hips, knees, ankles."""
 SEEN = 0.5
@@ -126,7 +125,7 @@ def person_of(
     offset = offset_of(world[chosen], (landmarks.image[:, :2] * scale)[chosen], landmarks.visible[chosen], half)
     joints = joints_of_landmarks(world) + offset
     box = box_of(landmarks, size)
-    if box is None or not body.NEAREST < -joints[0, 2] <= FARTHEST:
+    if box is None or not body.NEAREST < -joints[0, 2] <= body.FARTHEST:
         return None
     turns = rotations_of(joints, body.ADULT, head_of_landmarks(world))
     image = joints_of_landmarks(landmarks.image)[:, :2] * scale

@@ -32,7 +32,7 @@ MOST = 6
 """People of one value: 39 tokens each, in sequences of up to 256."""
 FOCAL = 1.2
 """Focal length in sides of the picture: 45 degrees from edge to edge."""
-NEAREST, FARTHEST = 0.2, 100.0  # metres
+NEAREST = 0.2  # metres
 OUTSIDE = 1.0
 """Sides of the picture that the pelvis may be outside of it."""
 PELVIS = np.array([0.0, -0.22])
@@ -87,7 +87,7 @@ def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple
     centre, side = crops(boxes)
     scale = np.maximum(camera[:, 0], 0.01) * side / 2
     seen = np.clip(centre + scale[:, None] * (camera[:, 1:] + PELVIS), -OUTSIDE, 1 + OUTSIDE)
-    depth = np.clip(FOCAL / scale, NEAREST, FARTHEST)
+    depth = np.clip(FOCAL / scale, NEAREST, body.FARTHEST)
     focal = (scale * depth)[:, None]
     ahead = np.concatenate([(seen - 0.5) * (1, -1) / focal, -np.ones_like(focal)], axis=1)
     joints = body.joints_of(turns, np.broadcast_to(skeleton, turns.shape), depth[:, None] * ahead)

@@ -58,7 +58,7 @@ def look(rgb: npt.NDArray[Any], options: ImageMetadataSettings) -> Mapping[str, 
         "contrast": float(luma.std()),
         "saturation": float(saturation.mean()),
         "colourfulness": spread + 0.3 * strength,
-        "entropy": float(-(seen * np.log2(seen)).sum()),
+        "entropy": float((seen * -np.log2(seen)).sum()) + 0.0,  # a plain picture has 0, not -0
     }
 
 

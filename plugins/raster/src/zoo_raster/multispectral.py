@@ -29,6 +29,8 @@ GLINTS = 0.01
 """Share of a raster's numbers that may lie above LARGEST, as where the sun glints or a fire burns."""
 NOISE = 0.1
 """How far below 0 reflectance may be, by noise and the correction for the air."""
+SINGLE = 1e-6
+"""Relative: scales that are nearer to each other may be one, rounded to single precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,10 +114,11 @@ class Multispectral(SpatialModality):
             )
         named = raster.scale, raster.offset
         if value.dtype.kind in "iu":
-            if named not in ((1.0, 0.0), (options.scale, options.offset)):
+            own = options.scale, options.offset
+            if named != (1.0, 0.0) and not np.allclose(named, own, rtol=SINGLE, atol=1e-12):
                 raise ValueError(
-                    f"the file names scale {named[0]:g} and offset {named[1]:g}, and the settings have"
-                    f" {options.scale:g} and {options.offset:g}; set scale and offset to those of the file"
+                    f"the file names scale {named[0]:.9g} and offset {named[1]:.9g}, and the settings have"
+                    f" {own[0]:.9g} and {own[1]:.9g}; set scale and offset to those of the file"
                 )
             value = reflectance(value, options)
         elif named != (1.0, 0.0):

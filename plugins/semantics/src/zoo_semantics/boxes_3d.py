@@ -61,9 +61,10 @@ class Boxes3dSettings:
         check_counts(self, "max_length", "max_boxes")
         for name in ("x", "y", "z", "size"):
             low, high = getattr(self, name)
-            if not -FARTHEST <= low < high <= FARTHEST or (name == "size" and low <= 0):
-                least = "above 0" if name == "size" else "finite"
-                raise ValueError(f"{name}: expected [from, to] in metres, {least}, from below to; got [{low}, {high}]")
+            most = LONGEST if name == "size" else FARTHEST
+            if not -most <= low < high <= most or (name == "size" and low <= 0):
+                bounds = f"above 0, up to {most:g}" if name == "size" else "finite"
+                raise ValueError(f"{name}: expected [from, to] in metres, {bounds}, from below to; got [{low}, {high}]")
 
     @property
     def spans(self) -> Spans:

@@ -61,5 +61,5 @@ class Spans:
         shares = [coordinate_fraction(level, bins) for level in levels[:6]]
         centre = [low + share * (high - low) for share, (low, high) in zip(shares[:3], self.centres, strict=True)]
         low, high = self.size
-        size = [low * (high / low) ** share for share in shares[3:]]
+        size = [min(low * (high / low) ** share, high) for share in shares[3:]]
         return centre, size, -math.pi + 2 * math.pi * (levels[6] % bins) / bins

@@ -211,14 +211,11 @@ class SamInstances(ObjectModality):
         height, width = options.size
         boxes = coordinates[:, -len(BOX) :].clip(0, 1)
         edges = np.rint(boxes * (width, height, width, height)).astype(int)
-        if options.layout != "4m":
-            for side, (first, last) in (
-                (width, (0, 2)),
-                (height, (1, 3)),
-            ):  # a pixel may be less than from level to level: there are bins - 1 steps
-                thin = (edges[:, first] == edges[:, last]) & (side >= options.bins)
-                edges[thin, first] = edges[thin, first].clip(max=side - 1)
-                edges[thin, last] = edges[thin, first] + 1
+        steps = FRAME if options.layout == "4m" else options.bins - 1
+        for side, (first, last) in ((width, (0, 2)), (height, (1, 3))):  # a pixel may be less than from level to level
+            thin = (edges[:, first] == edges[:, last]) & (side > steps)
+            edges[thin, first] = edges[thin, first].clip(max=side - 1)
+            edges[thin, last] = edges[thin, first] + 1
         masks = []
         for (left, top, right, bottom), logits in zip(edges.tolist(), items[:, 0], strict=True):
             if right > left and bottom > top:
