@@ -295,6 +295,43 @@ def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path
     assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
 
 
+def test_tables_that_stand_for_one_another_come_back_and_may_be_taken_apart(tmp_path: Path) -> None:
+    """As ml-4m's decoders tie their tables by default."""
+    logits, table = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
+    whole = published(VARIANTS["gated"])
+    tied = dataclasses.replace(whole, tensors={**whole.tensors, logits: whole.tensors[table]}, same_as={logits: table})
+    write_published(tied, tmp_path / "published")
+    imported(read_published(tmp_path / "published"), tmp_path)
+    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+    run = trained_on(tmp_path, load_model(tmp_path / "backbone").tables.specs)
+    trained, own = export_backbone(run), load_file(run / "model.safetensors")
+    assert trained.same_as == {} and torch.equal(trained.tensors[logits], own["output.caption"])
+    assert not torch.equal(trained.tensors[logits], trained.tensors[table])
+
+
+def test_zeros_that_a_file_leaves_out_are_not_added(tmp_path: Path) -> None:
+    whole = published({**VARIANTS["gated"], "norm_bias": False})
+    less = {name: tensor for name, tensor in whole.tensors.items() if tensor.any()}
+    assert len(less) < len(whole.tensors)
+    write_published(dataclasses.replace(whole, tensors=less), tmp_path / "published")
+    imported(read_published(tmp_path / "published"), tmp_path)
+    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+
+
+def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "rgb", SIZES["rgb@32"])
+    monkeypatch.setitem(PROJECTED, "rgb", PROJECTED["rgb@32"])
+    whole = published({**VARIANTS["gated"], "domains_in": ["caption", "rgb"], "domains_out": ["caption"]})
+    config = {key: value for key, value in whole.config.items() if key != "image_size"}
+    with pytest.raises(CheckpointError, match=r"image_size: required, as the name rgb does not say its pixels"):
+        published_modalities(dataclasses.replace(whole, config=config))
+    assert published_modalities(whole)[-1].pixels == PATCH**2
+
+
 def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
     """4M's code reads the configuration from there, too; a file may say nothing at all."""
     for number, metadata in enumerate(({"dim": "24", "act_layer": "SiLU", "format": "pt"}, {})):
@@ -377,6 +414,10 @@ def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
         moved = {name for name, tensor in again.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])}
         assert moved >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
         assert not any(name.endswith("pos_emb") for name in moved)
+        write_published(again, tmp_path / "written" / folder.name)
+        written = read_published(tmp_path / "written" / folder.name).tensors
+        assert written.keys() == again.tensors.keys()
+        assert all(torch.equal(written[name], tensor) for name, tensor in again.tensors.items())
         markers = [f"{side}_embeddings.tok_thing@32.mod_emb" for side in ("encoder", "decoder")]
         assert moved >= set(markers) and torch.equal(*map(again.tensors.get, markers))  # type: ignore[arg-type]
         back = tmp_path / "again" / folder.name

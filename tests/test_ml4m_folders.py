@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from backbone_samples import SMALL, all_layouts
 from click.testing import CliRunner
 from published_tokenizers import TINY_VIT
 from published_tokenizers import published as published_tokenizer
@@ -31,8 +32,9 @@ from backbone.features import FourMEncoder
 from backbone.ml4m import folders
 from backbone.ml4m.commands import export_command, import_command
 from backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
+from backbone.model import FourM
 from backbone.run import Run
-from backbone.saving import load_model
+from backbone.saving import load_model, save_model
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
@@ -681,6 +683,42 @@ def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[A
     assert names[1] in run(import_command, beside, tmp_path / "beside")
 
 
+def test_a_link_says_whose_tokenizer_it_is(tmp_path: Path) -> None:
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "cache" / "0123abc")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224").symlink_to(tmp_path / "cache" / "0123abc")
+    assert "dinov2_global" in run(import_command, tmp_path / "in", tmp_path / "out")
+
+
+def test_a_run_of_its_own_in_the_place_of_a_backbone_stays(tmp_path: Path) -> None:
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "dinov2_global")
+    own = tmp_path / "out" / "backbone"
+    save_model(FourM(SMALL, all_layouts()), own, {"fingerprints": {}})
+    Run(tokens=tmp_path / "mine", data=tmp_path / "data").save(own)
+    before = files_in(own)
+    run(import_command, tmp_path / "dinov2_global", tmp_path / "out")
+    assert files_in(own) == before
+    (own / "config.json").unlink()  # as of a training that has not saved a model yet
+    run(import_command, tmp_path / "dinov2_global", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("zoo = 3", "zoo: expected a table, got int 3"), ("modalities = 3", "modalities: expected a table, got int 3"),
+        ("[modalities]\ndepth = 3", "depth: expected a table, got int 3"),
+        ("[zoo]\nmodalities = 3", r"\[zoo\] modalities: expected .*, got int 3"),
+    ],
+)  # fmt: skip
+def test_a_registry_that_is_none_is_told_before_anything_is_written(text: str, message: str, tmp_path: Path) -> None:
+    write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "dinov2_global")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "registry.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        run(import_command, tmp_path / "dinov2_global", tmp_path / "out")
+    assert files_in(tmp_path / "out") == {"registry.toml": text.encode()}
+
+
 def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     def fails(error: type[ZooError], message: str, *arguments: object) -> None:
         with pytest.raises(error, match=message):
@@ -706,6 +744,13 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     fails(ConfigError, "its name does not say which modality it is a tokenizer of; add --as NAME", tmp_path / "strange")
     (tmp_path / "bad.json").write_text("{}")
     fails(CheckpointError, r"bad\.json: not a file of the tokenizers library", tmp_path / "bad.json")
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless" / "config.json").write_text('{"domains_in": [], "lr": Infinity}')
+    fails(CheckpointError, "endless: config.json has a number that is not finite", tmp_path / "endless")
+    unigram = {"added_tokens": [], "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}}
+    (tmp_path / "unigram.json").write_text(json.dumps(unigram))
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        run(import_command, tmp_path / "unigram.json", tmp_path / "other")
     # --as says of which modality one tokenizer is.
     for name in ("first", "second"):
         (tmp_path / "several" / name).mkdir(parents=True)

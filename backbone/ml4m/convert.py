@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
 """What a published configuration means where it lacks a key."""
 IGNORED = ("shared_drop_path", "drop_path_rate_encoder", "drop_path_rate_decoder", "use_act_checkpoint")
 """Keys that say how to train, and nothing about what the model computes."""
+ABSENT = "absent"
+"""Key of what an import keeps: the zeros that stand for biases of norms which the file leaves out."""
 EXTRA = f"{PUBLISHED}."
 """How the names of tensors begin that a published file has and our model has no place for; they are kept to go back."""
 
@@ -125,8 +127,12 @@ def import_backbone(
     extra = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used}
     _check_extra(checkpoint, config, extra)
     tensors = {pair.ours: pair.join(checkpoint.tensors).float() for pair in pairs}
+    twice = {pair.ours for pair in pairs if not checkpoint.same_as.keys().isdisjoint(pair.theirs)}
+    tensors |= {name: tensors[name].clone() for name in twice}  # here each is one of its own
+    zeros = norm_biases_of(config)
     tensors |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
-    kept = {name for name in extra if name not in norm_biases_of(config) and name not in checkpoint.same_as}
+    kept = {name for name in extra if name not in zeros and name not in checkpoint.same_as}
+    absent = sorted(zeros - checkpoint.tensors.keys())
     stored = {
         "class": CLASS,
         "model": recorded(config),
@@ -138,6 +144,7 @@ def import_backbone(
             "names": names,
             "same_as": dict(checkpoint.same_as),
             **checkpoint.said(),
+            **({ABSENT: absent} if absent else {}),
             "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
                        if tensor.dtype != torch.float32},
         },
@@ -193,19 +200,28 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     for pair in pairs_of(config, modalities, names):
         published |= dict(pair.split(tensors[pair.ours]))
     widths = {"q_norm": config.dim // config.heads, "k_norm": config.dim // config.heads}
-    published |= {name: torch.zeros(widths.get(name.split(".")[-2], config.dim)) for name in norm_biases_of(config)}
+    zeros = norm_biases_of(config) - set(origin.get(ABSENT, ()))
+    published |= {name: torch.zeros(widths.get(name.split(".")[-2], config.dim)) for name in zeros}
     extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
     if "start" in stored and config.modality_embeddings == "shared":
         # A second copy of a marker that both sides share: in training the decoder's moved.
-        extra = {name: published.get(name.replace("encoder_", "decoder_", 1), extra[name]) for name in extra}
+        extra = {
+            name: published.get(name.replace("encoder_", "decoder_", 1), tensor).clone()
+            for name, tensor in extra.items()
+        }
     published |= extra
-    published |= {name: published[kept] for name, kept in origin["same_as"].items()}
+    same_as = {
+        name: kept
+        for name, kept in origin["same_as"].items()
+        if name not in published or torch.equal(published[name], published[kept])  # else training took them apart
+    }
+    published |= {name: published[kept] for name, kept in same_as.items()}
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
         config=origin["config"],
         tensors=published,
-        same_as=origin["same_as"],
+        same_as=same_as,
         metadata=origin.get(SAID, PLAIN_METADATA),
         place=str(folder),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def _has_config(weights: Path) -> bool:
 def _title(source: Path) -> str:
     """What a checkpoint is called: as its folder, or as its file where that has a name of its own."""
     if source.is_dir():
-        return source.resolve().name
+        return Path(os.path.abspath(source)).name  # of a link its own name
     return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
@@ -152,6 +153,7 @@ def import_folders(
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
+        Zoo.from_tables(tables, registry)  # which says what is wrong there, before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
         for path in files:
             tell(import_text(path, out, tables))
@@ -163,10 +165,15 @@ def import_folders(
         for folder in backbones:
             for told in import_model(folder, titles[folder], out, tables, installed):
                 tell(told)
-        if (out / BACKBONE / RUN_FILE).is_file():
+        if _is_imported(out / BACKBONE):
             note_place(out)
             note_codecs(out / BACKBONE, registry)
     return registry
+
+
+def _is_imported(backbone: Path) -> bool:
+    """Whether a folder holds a backbone that was imported, as a run; a run of its own may have the same place."""
+    return all((backbone / name).is_file() for name in (RUN_FILE, CONFIG)) and PUBLISHED in load_config(backbone)
 
 
 def note_place(out: Path) -> None:

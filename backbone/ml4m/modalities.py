@@ -107,6 +107,10 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
             )
         positions = table.shape[-2]
         size = size_in(name) or checkpoint.config.get("image_size", 0)
+        if kind == "patches" and not size:
+            raise CheckpointError(
+                f"{checkpoint.place}: config.json: image_size: required, as the name {name} does not say its pixels"
+            )
         pixels = size**2 // positions if kind == "patches" else 0
         if pixels and weight.shape[1] % pixels:
             raise CheckpointError(

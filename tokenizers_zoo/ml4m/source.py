@@ -95,8 +95,20 @@ def read_published(source: Path) -> PublishedCheckpoint:
 def published_config(source: Path) -> dict[str, Any]:
     """The configuration of a checkpoint: a folder's config.json; of a file, what its metadata says key by key.
 
-    4M's `load_safetensors` reads it from there. Raises CheckpointError where there is none.
+    4M's `load_safetensors` reads it from there. Raises CheckpointError where there is none, or it holds a number that
+    JSON does not know.
     """
+    config = _read_config(source)
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError:
+        raise CheckpointError(
+            f"{source}: {CONFIG} has a number that is not finite; write another in its place"
+        ) from None
+    return config
+
+
+def _read_config(source: Path) -> dict[str, Any]:
     if source.is_dir():
         return read_table(source / CONFIG)
     if not source.is_file():

@@ -32,7 +32,7 @@ class WordMatcher:
 
         try:
             table: dict[str, Any] = json.loads(file)
-            vocabulary: dict[str, int] = table["model"]["vocab"]
+            vocabulary: dict[str, int] = dict(table["model"]["vocab"])
             # Text must not produce sentinels or coordinates, whatever a user writes.
             table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] >= start]
             table["truncation"] = table["padding"] = None  # lengths are those of a modality
