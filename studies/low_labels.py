@@ -24,6 +24,7 @@ from backbone.transfer.config import TransferConfig, transfer_config
 from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import cores
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
 
@@ -83,17 +84,21 @@ def main() -> None:
         arguments.tasks, arguments.given, variants, range(arguments.seeds)
     ):
         inputs = given.split(",")
-        leaks = task.split(".")[0] in inputs
+        table = task.lower().endswith(".csv")
+        leaks = not table and task.split(".")[0] in inputs
         if leaks or (tuning != "frozen" and given != arguments.given[0]):
             continue
+        name = Path(task).name if table else task
         longer = f"-{times}-times-the-steps" if times > 1 else ""
         probes.append(
             Probe(
                 run=arguments.run, data=arguments.data, task=task, given=tuple(inputs), seed=seed,
                 config=settings(tuning, share, times * arguments.steps, arguments.validation),
-                out=arguments.out / task / f"{given}-{tuning}-{share:g}{longer}-seed-{seed}",
+                out=arguments.out / name / f"{given}-{tuning}-{share:g}{longer}-seed-{seed}",
             )
         )  # fmt: skip
+    if not probes:
+        raise ConfigError("--tasks, --given: each task is among what is given, so that nothing is left to predict")
     console = Console(width=None if Console().is_terminal else 120)
     for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None), 1):
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)

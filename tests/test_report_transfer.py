@@ -102,6 +102,15 @@ def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
     assert "held-out" not in table[0] and table[1][-2:] == ["0.250", "0.300"], "one row: no two are compared"
 
 
+@pytest.mark.parametrize(("head", "validation", "rows"), [("knn", 0.2, 1), ("convnext", 0.0, 1), ("convnext", 0.2, 2)])
+def test_settings_that_decided_nothing_do_not_part_seeds(run: Path, head: str, validation: float, rows: int) -> None:
+    for seed in (0, 1):
+        settings = {"labels": 0.1, "steps": 9, "eval_every": 3 + seed, "validation": validation}
+        probe(run, f"seed{seed}", 0.25, seed=seed, head=head, settings=settings)
+    section = transfer_section(run, "w")
+    assert section is not None and len(section["rows"]) == rows
+
+
 def test_a_probe_that_is_there_twice_counts_once(run: Path) -> None:
     probe(run, "a", 0.25)
     probe(run, "copy of a", 0.25)

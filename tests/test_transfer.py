@@ -680,10 +680,16 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     votes = [finished(f"votes{every}", seed=every, head="knn", settings={"eval_every": every}) for every in (3, 4)]
     assert len(compared(votes)["rows"]) == 1
     counts = {"train": 9, "test": 4}
-    labels = [finished(f"labels{asked}", labels={"asked": asked, **counts}) for asked in (1, 1.0)]
+    labels = [
+        finished("one", labels={"asked": 1, "train": 1, "test": 4}),
+        finished("all", labels={"asked": 1.0, **counts}),
+    ]
     assert [row["labels"] for row in compared(labels)["rows"]] == [1, 1.0]
     shown = CliRunner().invoke(command, ["compare", *map(str, labels)]).output.splitlines()
     assert [line.split()[2:4] for line in shown[2:4]] == [["1", "1.000"], ["100", "%"]]
+    more = [finished(f"asked{seed}", labels={"asked": 3, **counts}, seed=seed) for seed in (0, 1)]
+    shown = CliRunner().invoke(command, ["compare", *map(str, more)]).output.splitlines()
+    assert shown[2].split()[2:4] == ["3", "9"], "nine, as each class has one"
     with pytest.raises(ConfigError, match="has the same settings and seed as"):
         compared([folders[0], finished("again", metrics=main(9.0))])
     with pytest.raises(CheckpointError, match="no finished probe here"):

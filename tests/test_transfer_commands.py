@@ -264,6 +264,19 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
     assert "constant answer" in capsys.readouterr().out
 
+    rows = [f"{split}-{number:03},{number % 3}" for split in ("train", "test") for number in range(8)]
+    (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # is no modality of that name
+    few = ["--tunings", "frozen", "--steps", "2", "--labels", "1", "--seeds", "1", "--workers", "1"]
+    asked[4:] = ["--tasks", tmp_path / "letters.csv", "--given", "letters", "--out", tmp_path / "tables", *few]
+    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
+    runpy.run_path(str(study), run_name="__main__")
+    assert json.loads((tmp_path / "tables/results.json").read_text())["columns"][0]["task"] == "letters"
+    assert [path.name for path in (tmp_path / "tables").iterdir() if path.is_dir()] == ["letters.csv"]
+    asked[5] = "letters"
+    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
+    with pytest.raises(SystemExit, match="each task is among what is given"):
+        runpy.run_path(str(study), run_name="__main__")
+
 
 # ---------------------------------------------------------------- bad input
 
@@ -324,6 +337,8 @@ TABLES = {
     "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",
     "key,label\ntest-000,1\ntest-001,nan\n": "the key 'test-001' has the label 'nan', and those of others are finite",
     "key,label\ntest-000,1e999\ntest-001,1\n": "take it out, or train with --as classes",
+    "key,label\ntest-000,1\ntest-001,-1.7976931348623157e+308\n": "has the label '-1.7976931348623157e+308', and those",
+    "key,label,label\ntest-000,1,2\n": "has several columns label; keep the one that is meant",
     "key,label\ntrain-000,a\ntrain-001,b\n": "no sample of the split test in",
     "key,label\ntest-000,a\ntrain-001,\n": "no sample of the split train in",
 }

@@ -228,7 +228,7 @@ def test_too_few_labels_are_all_learned_from_and_it_says_so(
     watch = Watch(monkeypatch)
     metrics = train(world, tmp_path, "facts.total", labels=20)
     told = " ".join(capsys.readouterr().err.split())
-    assert "facts.total: 20 labels are too few: validation 0.2 of them is 4 samples to judge by, and at least 8" in told
+    assert "facts.total: 20 labels are too few: validation 0.2 sets 4 of them apart to judge by, never" in told
     assert "all are learned from, and the last step is kept" in told
     assert metrics["labels"]["train"] == len(watch.learned) == 20 and metrics["labels"]["validation"] == 0
     assert "kept_step" not in metrics and "weights of step" not in (tmp_path / "README.md").read_text()

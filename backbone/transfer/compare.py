@@ -16,12 +16,10 @@ from backbone.transfer.metrics import read_metrics
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.report.transfer import Question, Samples, titles
+from tokenizers_zoo.report.transfer import Question, Samples, titles, unused
 
 NOT_APART = ("tuning", "head", "labels")
 """Settings that have a column of their own."""
-LOOKED = ("eval_every", "eval_samples")
-"""Settings that without validation only decide what is looked at on the way."""
 COUNTS = {"trained": "trained on", "held_out": "held-out"}
 """Numbers of samples in a cell, and how the table calls them."""
 
@@ -99,11 +97,7 @@ def setting(metrics: Mapping[str, Any]) -> Setting:
     defaults |= TUNING[tuning]
     settings = dict(metrics["settings"])
     settings.setdefault("validation", 0.0)  # of probes that were trained before it was a setting
-    alike = set(NOT_APART)
-    if head == "knn":  # nothing is chosen
-        alike |= {"validation", *LOOKED}
-    elif not settings["validation"]:
-        alike |= set(LOOKED)
+    alike = {*NOT_APART, *unused(metrics)}
     others = [
         f"{name}={value}"
         for name, value in settings.items()
@@ -182,13 +176,15 @@ def _table(result: Mapping[str, Any], tasks: slice) -> Table:
 
 
 def counts_shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those of COUNTS that a table has: "trained" where rows have all settings in common, "held_out" where rows have
-    not as many for the same question.
+    """Those of COUNTS that a table has: "trained" where rows have all settings in common, or other than the labels
+    asked for were used, "held_out" where rows have not as many for the same question.
     """
     settings = {tuple(str(row[name]) for name in Setting._fields) for row in rows}
     columns = zip(*(row["cells"] for row in rows), strict=True)
     others = any(len({entry["held_out"] for entry in column if entry}) > 1 for column in columns)
-    return ["trained"] * (len(settings) < len(rows)) + ["held_out"] * others
+    used = [(row["labels"], entry["trained"]) for row in rows for entry in row["cells"] if entry]
+    others_used = any(isinstance(asked, int) and asked != trained for asked, trained in used)
+    return ["trained"] * (others_used or len(settings) < len(rows)) + ["held_out"] * others
 
 
 def count_text(row: Mapping[str, Any], count: str) -> str:

@@ -177,8 +177,8 @@ class Labelled:
     def few_text(self, config: TransferConfig) -> str:
         """Why no samples are set apart, in words."""
         return (
-            f"{len(self.part)} labels are too few: validation {config.validation:g} of them is {self.few} samples to "
-            f"judge by, and at least {VALIDATION_LEAST} are needed"
+            f"{len(self.part)} labels are too few: validation {config.validation:g} sets {self.few} of them apart to "
+            f"judge by, never the first of a class, and at least {VALIDATION_LEAST} are needed"
         )
 
 

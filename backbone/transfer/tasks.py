@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ STRAY = 0.05
 """Share of the labels of a table up to which those that are no numbers are taken for mistakes among numbers."""
 NUMBER = re.compile(r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 """A label of a table that is a number: a decimal one, as 1.5e-05 is, too, or what programs write where one is none."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Labels of a table from this size on are none that can be learned: programs write them where there is no number."""
 STATISTICS = 2000
 """Labels, at most, that a map is standardised by."""
 BATCH = 64
@@ -326,6 +327,8 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
+            if twice := [column for column in COLUMNS if (reader.fieldnames or []).count(column) > 1]:
+                raise DataError(f"{path}: has several columns {twice[0]}; keep the one that is meant")
             if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
                 raise DataError(
                     f"{path}: has no column {missing[0]}; expected a first line {','.join(COLUMNS)}, got "
@@ -345,7 +348,7 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
     if wanted == "classes":
         return dict(labels)
     numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
-    finite = {key: number for key, number in numbers.items() if math.isfinite(number)}
+    finite = {key: number for key, number in numbers.items() if abs(number) < LARGEST}
     some_are_words = len(numbers) < (1 - STRAY) * len(labels)
     if not finite or some_are_words:
         return dict(labels)

@@ -13,6 +13,8 @@ from tokenizers_zoo.records import read_table
 PROBES = "transfer/*/metrics.json"
 NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
 """The keys that the metrics of probes of all versions have."""
+LOOKED = "eval_every", "eval_samples"
+"""Settings that without validation only decide what is looked at on the way."""
 
 
 class Question(NamedTuple):
@@ -85,9 +87,17 @@ def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def unused(metrics: Mapping[str, Any]) -> set[str]:
+    """The settings that decided nothing of a finished probe with this metrics.json."""
+    if metrics["head"] == "knn":  # nothing is chosen
+        return {"validation", *LOOKED}
+    return set() if metrics["settings"].get("validation") else set(LOOKED)
+
+
 def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells rows of one question apart: all but the seed."""
-    settings = tuple(sorted((key, str(value)) for key, value in found["settings"].items()))
+    decided = found["settings"].keys() - unused(found)
+    settings = tuple(sorted((key, str(found["settings"][key])) for key in decided))
     return tuple(found["given"]), found["head"], found["tuning"], settings
 
 
