@@ -124,7 +124,9 @@ class CrossAttention(nn.Module):
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
         query = turned(query, turns)
         key, value = keys_and_values
-        if shared := len(query) > len(key):
+        shared = False  # where compiled for any batch, the comparison itself is a symbol, which attention refuses
+        if len(query) > len(key):
+            shared = True
             query = rearrange(query, "(b r) h n d -> b (h r) n d", b=len(key))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shared)
         result: Tensor = self.out(rearrange(mixed, "b (h r) n d -> (b r) n (h d)", h=self.heads))
