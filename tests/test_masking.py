@@ -359,6 +359,8 @@ def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
         config = MaskingConfig(input_budget=16, target_budget=128, mixtures=(mixture,))
         batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
         assert batch.inputs.mask.any(dim=1).all()
+        few = batch.inputs.mask & (batch.inputs.modalities == 0)
+        assert few.sum(dim=1).max() == 1, "the others are left as targets"
         check_batch(specs, raw, batch, config)
     no_other = MaskingConfig(mixtures=(Mixture(inputs=("few",), targets=("few",)),), target_budget=128)
     batch = Masker(Tables(specs), no_other)(raw, seed=0, step=0)

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -489,6 +490,10 @@ def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
         patch.setattr(safetensors.torch, "load_file", lambda path: path.with_name("gone").stat())  # as it says
         with pytest.raises(ReadError, match=r"model.safetensors: cannot be read: Too many open files"):
             load_checkpoint(uninterrupted)
+    (tmp_path / "empty").mkdir()
+    shutil.copy(uninterrupted / "config.json", tmp_path / "empty")
+    with pytest.raises(CheckpointError, match=r"empty: has no model.safetensors"):
+        load_checkpoint(tmp_path / "empty")
     train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
     assert same(weights(tmp_path), weights(uninterrupted))
 
