@@ -329,6 +329,7 @@ def test_a_token_file_comes_back(tmp_path: Path) -> None:
     ("code", "said"),
     [
         (errno.EMFILE, "cannot be read: Too many open files; run the same command again"),
+        (errno.EACCES, "cannot be read: Permission denied; run the same command again"),
         (errno.EIO, "cannot be read: Input/output error; run the same command again"),
         (errno.ENOMEM, r"cannot be mapped: the limit of mappings .*\(sysctl vm\.max_map_count\)"),
     ],

@@ -104,9 +104,12 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
     """The tables of the targets, those of the plan or of `names`, with what is set for all of them and for each."""
     tables = plan.get("target", []) if names is None else [{**SAMPLING, "name": name} for name in names]
     known = [str(table["name"]) for table in tables]
-    own = {key: bool(dot) and name in known for key in settings for name, dot, _ in [key.partition(".")]}
-    for key in sorted(settings, key=own.__getitem__):  # what is set for all before what is set for one
-        value, of_one = settings[key], own[key]
+
+    def is_of_one(key: str) -> bool:
+        return "." in key and key.partition(".")[0] in known
+
+    for key in sorted(settings, key=is_of_one):  # what is set for all before what is set for one
+        value, of_one = settings[key], is_of_one(key)
         name, dot, inner = key.partition(".")
         if dot and not of_one and name != "guidance":
             raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "

@@ -279,14 +279,10 @@ class Training:
         longer = "more warmup_steps"
         if self.config.warmup_steps >= self.config.steps // 2:
             longer = "more steps, half of which are the warm-up"
-        helps = [
-            "a lower learning_rate",
-            longer,
-            *(["precision float32"] if self.config.precision != "float32" else []),
-        ]
+        exact = "" if self.config.precision == "float32" else " or precision float32"
         return (
             f"backbone: the loss or its gradient is not finite at step {done}, with learning rate {rate:.3g}; {state}; "
-            f"train anew, in another folder, with {' or '.join(helps)}"
+            f"train anew, in another folder, with a lower learning_rate or {longer}{exact}"
         )
 
 
