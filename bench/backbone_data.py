@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from backbone.batch import RawBatch
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.spec import (
     GridLayout,
     ModalitySpec,
     PatchesLayout,
@@ -17,6 +16,7 @@ from tokenizers_zoo.modality import (
     ValueSpec,
     VectorLayout,
 )
+from zoo_backbone.batch import RawBatch
 
 TEXT = SequenceLayout(max_length=256, end=1, sentinel_start=2, num_sentinels=200)
 

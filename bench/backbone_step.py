@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
-from backbone.masking import Masker
-from backbone.model import FourM
-from backbone.training.optim import EPSILON, Optimizer
-from backbone.training.train import keeping_freed_memory
+from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+from zoo_backbone.training.optim import EPSILON, Optimizer
+from zoo_backbone.training.train import keeping_freed_memory
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

@@ -20,7 +20,7 @@ from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, trainable
 from tokenizers_zoo.records import read_table
-from tokenizers_zoo.training.state import EVALUATION
+from tokenizers_zoo.train.state import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"
 """Between them they give, or give what it takes to derive, all that needs no network from a hub."""

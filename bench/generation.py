@@ -19,12 +19,12 @@ from backbone_data import seconds
 from rich.console import Console
 from rich.table import Table
 
-from backbone.batch import PackedTargets
-from backbone.config import PRESETS, preset
-from backbone.generation import TargetPlan, generate
-from backbone.generation.inputs import GrowingInputs
-from backbone.model import FourM
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout, TokenLayout, ValueSpec
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, TokenLayout, ValueSpec
+from zoo_backbone.batch import PackedTargets
+from zoo_backbone.config import PRESETS, preset
+from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.model import FourM
 
 LENGTH = 64
 TEXT = SequenceLayout(max_length=LENGTH, end=1, sentinel_start=2, num_sentinels=200)

@@ -17,10 +17,10 @@ from backbone_data import modalities, samples, seconds
 from rich.console import Console
 from rich.table import Table
 
-from backbone.batch import RawBatch
-from backbone.config import MaskingConfig, Mixture
-from backbone.masking import Masker
-from backbone.tables import Tables
+from zoo_backbone.batch import RawBatch
+from zoo_backbone.config import MaskingConfig, Mixture
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.masking import Masker
 
 MIXTURE = tuple(Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in (0.01, 0.1, 1.0, 10.0))
 

@@ -12,7 +12,7 @@ from markdown_tables import preset_sections, settings_tables, table
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.vocabulary import VocabularyConfig
+from tokenizers_zoo.text_vocab import VocabularyConfig
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
 NOTE = "Generated from the plugin by `make docs`."

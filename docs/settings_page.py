@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from markdown_tables import keys_table, settings_tables, table, told_tables
 
-from backbone.cli.generate import SAMPLING
-from backbone.config import PRESETS, ModelConfig, TrainConfig
-from backbone.evaluation.config import EvaluationConfig, Questions
-from backbone.generation.recipe import Recipe
-from backbone.model import FourM
-from backbone.transfer.config import TUNING, TransferConfig
 from tokenizers_zoo.keys import plain, tables_of
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, ValueSpec
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
+from zoo_backbone.cli.generate import SAMPLING
+from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
+from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.model import FourM
+from zoo_backbone.transfer.config import TUNING, TransferConfig
 
 ANY = ModalitySpec(name="any", summary="any", value=ValueSpec(), layout=GridLayout(shape=(1, 1)), vocab_size=2)
 """A model has to have a modality; the blocks do not depend on which."""

@@ -16,12 +16,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.evaluate import evaluate
-from backbone.model import FourM
-from backbone.training.held_out import losses_of
-from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.data.samples import TRAIN
@@ -30,6 +24,12 @@ from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
+from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.evaluation.config import EvaluationConfig
+from zoo_backbone.evaluation.evaluate import evaluate
+from zoo_backbone.model import FourM
+from zoo_backbone.training.held_out import losses_of
+from zoo_backbone.training.train import train
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -15,13 +15,13 @@ from typing import Any
 from common import GIVEN, Study, begin, cell, over_seeds
 from rich.table import Table
 
-from backbone.config import Mixture
-from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 from tokenizers_zoo.records import read_table
-from tokenizers_zoo.training.state import EVALUATION
+from tokenizers_zoo.train.state import EVALUATION
+from zoo_backbone.config import Mixture
+from zoo_backbone.training.train import train
 
 TARGETS = "depth", "normal", "semseg"
 KINDS: dict[str, dict[str, Any]] = {"fsq": {"levels": [8, 6, 5]}, "vq": {"codebook_size": 240}}

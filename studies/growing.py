@@ -22,12 +22,12 @@ from common import GIVEN, Study, begin, cell, over_seeds, shown
 from rich.table import Table
 from transfer import asked, generalist
 
-from backbone.growing import Trained, asked_from_now, growing_config, grown_specs, write_report
-from backbone.training.starting import begin as begin_model
-from backbone.training.starting import ids_in_use
-from backbone.training.train import train
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.spec import ModalitySpec
+from zoo_backbone.grow import Trained, asked_from_now, growing_config, grown_specs, write_report
+from zoo_backbone.training.starting import begin as begin_model
+from zoo_backbone.training.starting import ids_in_use
+from zoo_backbone.training.train import train
 
 SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2

@@ -19,14 +19,14 @@ from pathlib import Path
 from common import begin, positive
 from rich.console import Console
 
-from backbone.transfer.compare import compared, comparison_tables
-from backbone.transfer.config import TransferConfig, transfer_config
-from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.records import write_json
+from zoo_backbone.transfer.compare import compared, comparison_tables
+from zoo_backbone.transfer.config import TransferConfig, transfer_config
+from zoo_backbone.transfer.training import transfer
 
 TUNINGS = "frozen", "full", "scratch"
 LONGER = 3

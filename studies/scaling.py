@@ -15,9 +15,9 @@ import numpy as np
 from common import Study, Variant, begin, interval, shown
 from rich.table import Table
 
-from backbone.config import PRESETS, ModelConfig
-from backbone.training.optim import for_width
 from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.config import PRESETS, ModelConfig
+from zoo_backbone.training.optim import for_width
 
 SIZES = "nano,tiny,small"
 HEAD = PRESETS["nano"].dim // PRESETS["nano"].heads

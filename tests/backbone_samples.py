@@ -7,14 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backbone.batch import PackedBatch, RawBatch
-from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.masking import Masker
-from backbone.model import FourM
-from backbone.tables import Tables
-from backbone.training.optim import Optimizer
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -24,6 +18,12 @@ from tokenizers_zoo.modality import (
     ValueSpec,
     VectorLayout,
 )
+from zoo_backbone.batch import PackedBatch, RawBatch
+from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+from zoo_backbone.training.optim import Optimizer
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.model import FourM
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
+from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.model import FourM
 
 
 class SlowTwin:

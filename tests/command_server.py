@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = (
-    "backbone.cli.main", "backbone.evaluation.evaluate", "backbone.generation.files", "backbone.training.train",
+    "zoo_backbone.cli.main", "zoo_backbone.evaluation.evaluate", "zoo_backbone.generate.files",
+    "zoo_backbone.training.train",
     "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.families.spatial.model",
     "tokenizers_zoo.families.spatial.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",
     "tokenizers_zoo.quantizers.codebooks", "tokenizers_zoo.quantizers.scalar", "tokenizers_zoo.report.run",
-    "tokenizers_zoo.training.loop", "torch._dynamo", "torch.utils.tensorboard",
+    "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
     "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_images.rgb_patches", "zoo_language.caption",
     "zoo_images.canny", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
     "zoo_semantics.boxes", "zoo_semantics.semseg",

@@ -8,11 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.config import ModelConfig
-from backbone.generation.inputs import GrowingInputs
-from backbone.model import FourM
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -22,6 +18,10 @@ from tokenizers_zoo.modality import (
     ValueSpec,
     VectorLayout,
 )
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.model import FourM
 
 CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2, rotary=True)
 WORDS = SequenceLayout(max_length=6, end=1, sentinel_start=2, num_sentinels=4)

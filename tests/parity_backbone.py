@@ -11,14 +11,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backbone.batch import PackedInputs, PackedTargets
-from backbone.ml4m.convert import import_backbone
-from backbone.ml4m.modalities import published_modalities, specs_of
-from backbone.model import FourM
-from backbone.saving import load_model
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
-from tokenizers_zoo.modality import PatchesLayout, SequenceLayout
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.spec import PatchesLayout, SequenceLayout
+from zoo_backbone.batch import PackedInputs, PackedTargets
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.ml4m.convert import import_backbone
+from zoo_backbone.ml4m.modalities import published_modalities, specs_of
+from zoo_backbone.model import FourM
 
 
 @torch.inference_mode()

@@ -20,7 +20,6 @@ from torch import Tensor
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.codec import CodecFiles
 from tokenizers_zoo.config import Origin, Settings
-from tokenizers_zoo.discovery import MODALITIES, Claim, Plugins, check_hooks
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
 from tokenizers_zoo.families.published import NotThisKind
@@ -30,6 +29,7 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
+from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins, check_hooks
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes, MovingAverage
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 

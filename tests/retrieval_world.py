@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write
 
-from backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.masking import Masker
-from backbone.model import FourM
-from backbone.run import Run
-from backbone.saving import save_model
-from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
+from zoo_backbone.checkpoint import save_model
+from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run
+from zoo_backbone.training.data import TokenData
 
 NAMES = ("light", "dark", "letters", "gist", "raw")
 TRAIN, TEST = 160, 30

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial.values import crop_and_resize
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from zoo_geometry import depth, normal
 from zoo_images import canny, rgb
 from zoo_semantics import semseg

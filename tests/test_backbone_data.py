@@ -22,18 +22,18 @@ from backbone_samples import (
     write_splits,
 )
 
-from backbone.batch import PackedBatch
-from backbone.codecs import check_stored
-from backbone.config import TrainConfig
-from backbone.model import FourM
-from backbone.training.data import Loader, Order, TokenData
-from backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.modality import GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.spec import GridLayout, PatchesLayout, VectorLayout
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.codecs import check_stored
+from zoo_backbone.config import TrainConfig
+from zoo_backbone.model import FourM
+from zoo_backbone.training.data import Loader, Order, TokenData
+from zoo_backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 
 
 @pytest.fixture(scope="module")

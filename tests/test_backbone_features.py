@@ -15,15 +15,15 @@ import torch
 from backbone_samples import all_layouts, raw_batch, sequence
 from torch import Tensor
 
-from backbone import FourM, FourMEncoder
-from backbone.batch import PackedInputs
-from backbone.config import ModelConfig
-from backbone.features import parameter_groups
-from backbone.run import Run, zoo_of
-from backbone.saving import save_model
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, PatchesLayout, VectorLayout
-from tokenizers_zoo.values import fixed_shape
+from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.validation import fixed_shape
+from zoo_backbone import FourM, FourMEncoder
+from zoo_backbone.batch import PackedInputs
+from zoo_backbone.checkpoint import save_model
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.encoder import parameter_groups
+from zoo_backbone.run import Run, zoo_of
 
 SPECS = all_layouts()
 BATCH = 3

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from backbone.config import PRESETS, ModelConfig
-from backbone.model import FourM
-from backbone.positions import grid_angles, sincos_grid, turn_table, turned, unturned
-from backbone.tables import Tables
 from tests.backbone_samples import all_layouts, spec
-from tokenizers_zoo.modality import GridLayout
+from tokenizers_zoo.spec import GridLayout
+from zoo_backbone.config import PRESETS, ModelConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.model import FourM
+from zoo_backbone.positions import grid_angles, sincos_grid, turn_table, turned, unturned
 
 
 def test_sincos_by_hand() -> None:

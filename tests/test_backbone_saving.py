@@ -17,13 +17,13 @@ from backbone_samples import (
     trained,
 )
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.model import FourM
-from backbone.saving import load_model, save_model, spec_from_json, spec_to_json
-from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.model import FourM
 
 
 def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:

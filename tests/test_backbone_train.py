@@ -33,25 +33,25 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_forward_hook
 
-from backbone.batch import PackedBatch
-from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from backbone.model import FourM, Losses
-from backbone.run import Run
-from backbone.saving import load_model, save_model
-from backbone.tables import Tables
-from backbone.training import distributed, state
-from backbone.training.held_out import held_out_losses
-from backbone.training.identity import CONTENTS, IDENTITY
-from backbone.training.mixing import Mix, open_sources
-from backbone.training.state import PROGRESS, STATE, TrainingState
-from backbone.training.train import DivergedError, Training, keeping_freed_memory, train
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.token_part import read_part, write_part
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
-from tokenizers_zoo.modality import GridLayout
 from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.spec import GridLayout
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.model import FourM, Losses
+from zoo_backbone.run import Run
+from zoo_backbone.training import distributed, state
+from zoo_backbone.training.held_out import held_out_losses
+from zoo_backbone.training.identity import CONTENTS, IDENTITY
+from zoo_backbone.training.mixing import Mix, open_sources
+from zoo_backbone.training.state import PROGRESS, STATE, TrainingState
+from zoo_backbone.training.train import DivergedError, Training, keeping_freed_memory, train
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
 HERE = Path(__file__).parent
@@ -163,7 +163,7 @@ def test_a_kill_while_the_state_is_written_does_no_harm(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(
-            "backbone.training.state.write_json",
+            "zoo_backbone.training.state.write_json",
             lambda path, data: dying(path, data) or path.write_text(json.dumps(data)),
         )
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
@@ -593,7 +593,7 @@ def test_freed_memory_is_given_back_at_the_end() -> None:
 def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank: str, ends: str) -> None:
     """And of several the first alone tells results."""
     script = (
-        "import atexit; from backbone.training.distributed import leave, leave_but_first; "
+        "import atexit; from zoo_backbone.training.distributed import leave, leave_but_first; "
         "atexit.register(print, 'at exit'); leave_but_first(); print('told'); leave(); print('gone on')"
     )
     environment = {**os.environ, "WORLD_SIZE": processes, "RANK": rank, "PYTHONPATH": str(HERE.parent)}

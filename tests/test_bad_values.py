@@ -20,7 +20,7 @@ from PIL import Image
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.probes import PICTURE, Probe, probed_files
 from tokenizers_zoo.testing.probes.arrays import bars, made_up, with_one
 from tokenizers_zoo.testing.probes.pictures import NUMBERS, SIZE, WORDS, plain_picture, saved

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_zoo.blocks import BlockConfig, build_decoder, build_encoder
-from tokenizers_zoo.blocks.conv import ResidualBlock, scale_factors, stages
-from tokenizers_zoo.blocks.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.nn import BlockConfig, build_decoder, build_encoder
+from tokenizers_zoo.nn.conv import ResidualBlock, scale_factors, stages
+from tokenizers_zoo.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 
 CONFIGS = {
     "conv": BlockConfig(kind="conv", width=16, depth=3),
@@ -186,5 +186,5 @@ def test_bad_configurations_name_the_field(field: str, given: dict[str, object])
 
 
 def test_configuration_needs_no_torch() -> None:
-    program = "import sys; from tokenizers_zoo.blocks import BlockConfig as B; B(); assert 'torch' not in sys.modules"
+    program = "import sys; from tokenizers_zoo.nn import BlockConfig as B; B(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

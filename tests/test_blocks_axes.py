@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_zoo.blocks import BlockConfig, build_decoder, build_encoder
-from tokenizers_zoo.blocks.conv import stages
-from tokenizers_zoo.blocks.patches import Shuffle, Unshuffle, from_patches, patch_sides, to_patches
-from tokenizers_zoo.blocks.vit import REFERENCE_GRID, sincos_positions
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.nn import BlockConfig, build_decoder, build_encoder
+from tokenizers_zoo.nn.conv import stages
+from tokenizers_zoo.nn.patches import Shuffle, Unshuffle, from_patches, patch_sides, to_patches
+from tokenizers_zoo.nn.vit import REFERENCE_GRID, sincos_positions
 
 CONFIGS = {
     "conv": BlockConfig(kind="conv", width=16, depth=3),

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks import BlockConfig, MlpConfig, build_decoder, build_encoder
-from tokenizers_zoo.blocks.conv import ConvNextBlock
-from tokenizers_zoo.blocks.mlp import Mlp, mlp_decoder, mlp_encoder
-from tokenizers_zoo.blocks.vit import sincos_positions
 from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
 from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
+from tokenizers_zoo.nn import BlockConfig, MlpConfig, build_decoder, build_encoder
+from tokenizers_zoo.nn.conv import ConvNextBlock
+from tokenizers_zoo.nn.mlp import Mlp, mlp_decoder, mlp_encoder
+from tokenizers_zoo.nn.vit import sincos_positions
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
 from tokenizers_zoo.quantizers.codebooks import directions
 

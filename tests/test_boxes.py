@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from text_tokenizers import BINS, load, round_trip, settings_of
 
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
 from zoo_semantics.matching import best_boxes, intersection_over_union, match
 

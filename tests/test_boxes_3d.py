@@ -15,7 +15,7 @@ from text_tokenizers import BINS, PLUGINS, TABLES, load, round_trip, samples, se
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes_3d import NONE_FOUND, plugin
 from zoo_semantics.levels_3d import Spans
 from zoo_semantics.upright import corners, mean_clipped, numbers_of, overlaps_3d, shares, wrapped

@@ -78,7 +78,7 @@ def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And they are spread evenly, as those of others are: of sorted samples the first may all be alike."""
-    monkeypatch.setattr("tokenizers_zoo.training.loop.FINAL_SAMPLES", 3)
+    monkeypatch.setattr("tokenizers_zoo.train.loop.FINAL_SAMPLES", 3)
     read = []
 
     class Watched(list[np.ndarray]):

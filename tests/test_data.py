@@ -21,8 +21,8 @@ from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
 from tokenizers_zoo.data.shards import LazyValues, ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
-from tokenizers_zoo.disk import disk_errors, disk_problem
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
+from tokenizers_zoo.io import disk_errors, disk_problem
 from tokenizers_zoo.pipeline.results import Outcome
 
 BLOCK = 512

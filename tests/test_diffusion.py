@@ -35,8 +35,8 @@ from tokenizers_zoo.families.spatial.sharpness import figures
 from tokenizers_zoo.pipeline.decoders import compare_decoders
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.training.batches import seeded
-from tokenizers_zoo.training.loop import train as loop
+from tokenizers_zoo.train.batches import seeded
+from tokenizers_zoo.train.loop import train as loop
 
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 3}
 

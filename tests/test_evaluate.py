@@ -21,24 +21,6 @@ from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 from toy_plugins import snapshot
 
-from backbone.cli.main import backbone as command
-from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
-from backbone.evaluation import evaluate as evaluation
-from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.data import HELD, EvaluationData, gap_closed
-from backbone.evaluation.evaluate import decoder_of, evaluate
-from backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
-from backbone.evaluation.pairs import default_pairs, ranked_names
-from backbone.evaluation.preview import Previews
-from backbone.evaluation.table import gap_tables
-from backbone.generation import TargetPlan, files, generate
-from backbone.generation.recipe import Recipe
-from backbone.generation.request import requested
-from backbone.masking import Masker
-from backbone.model import FourM
-from backbone.run import Run
-from backbone.saving import load_model, save_model
-from backbone.training.data import TokenData
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
@@ -48,9 +30,12 @@ from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.io import held
+from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.samples import read_galleries
+from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -59,9 +44,24 @@ from tokenizers_zoo.modality import (
     TokenLayout,
     ValueSpec,
 )
-from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.samples import read_galleries
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.cli.main import backbone as command
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
+from zoo_backbone.evaluation import evaluate as evaluation
+from zoo_backbone.evaluation.config import EvaluationConfig
+from zoo_backbone.evaluation.data import HELD, EvaluationData, gap_closed
+from zoo_backbone.evaluation.evaluate import decoder_of, evaluate
+from zoo_backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
+from zoo_backbone.evaluation.pairs import default_pairs, ranked_names
+from zoo_backbone.evaluation.preview import Previews
+from zoo_backbone.evaluation.table import gap_tables
+from zoo_backbone.generate import TargetPlan, files, generate
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.request import requested
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run
+from zoo_backbone.training.data import TokenData
 
 NAMES = ("light", "dark", "letters")
 TRAIN, TEST = 96, 24
@@ -621,7 +621,7 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     assert "unknown modality in " in found["skipped"]["light to letters"]
     with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
         evaluate(run, world.zoo, world.tokens, data, config=config, given=[("light",)], targets=["dark"])
-    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
+    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
     words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
     told = CliRunner().invoke(command, words).stderr
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
@@ -633,7 +633,7 @@ def test_of_pairs_that_are_named_no_others_are_told(
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     shutil.rmtree(tokens / "test" / "letters")
-    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
+    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
     words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
     for asked, told in ((["--given", "light", "--make", "dark"], False), (["--given", "light"], True)):
         assert ("not evaluated: letters; first: " in CliRunner().invoke(command, words + asked).stderr) == told
@@ -646,7 +646,7 @@ def test_scores_give_way_with_a_word_and_not_to_none(
 ) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
-    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
+    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
     words = ["eval", str(run), "--set", "answers=1", "--set", "gallery_pairs=0", "--given", "light"]
     first = CliRunner().invoke(command, [*words, "--samples", "3"])
     assert first.exit_code == 0 and "give way" not in first.stderr
@@ -669,7 +669,9 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     shutil.copytree(world.tokens, other / "tokens")
     shutil.copytree(world.data, other / "data")
     changed_values(world, other / "data", "test/dark", kept="02468")
-    monkeypatch.setattr("backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=world.data), world.zoo))
+    monkeypatch.setattr(
+        "zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=world.data), world.zoo)
+    )
     asked = ["--given", "light", "--make", "dark", "--samples", "99", "--set", "answers=1", "--set", "gallery_pairs=1"]
     words = ["eval", str(run), *asked]
 

@@ -23,8 +23,8 @@ from tokenizers_zoo.families.features import (
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.families.vectors.model import VectorTask
 from tokenizers_zoo.families.vectors.settings import VectorSettings
-from tokenizers_zoo.modality import Crop, GridLayout, VectorLayout
-from tokenizers_zoo.values import in_declared_width
+from tokenizers_zoo.spec import Crop, GridLayout, VectorLayout
+from tokenizers_zoo.validation import in_declared_width
 
 TINY = {"width": 32, "batch_size": 16, "eval_every": 60, "eval_samples": 16, "codebook_size": 64, "warmup_steps": 5}
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from command_world import World, the_world
 
-from backbone.cli.config import pairs_of
-from backbone.generation import TargetPlan, files
-from backbone.generation.giving import data_of_source
-from backbone.generation.recipe import Recipe
-from backbone.generation.request import Request
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from zoo_backbone.cli.config import pairs_of
+from zoo_backbone.generate import TargetPlan, files
+from zoo_backbone.generate.giving import data_of_source
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.request import Request
 
 MAKE = "backbone generate run --out new"
 

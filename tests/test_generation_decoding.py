@@ -9,11 +9,11 @@ import pytest
 import torch
 from generation_samples import WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from backbone.generation import Guidance, TargetPlan, decoding, generate
-from backbone.generation.inputs import GrowingInputs
-from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
-from backbone.generation.schedules import temperatures, tokens_per_step
-from backbone.model import FourM
+from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
+from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
+from zoo_backbone.generate.schedules import temperatures, tokens_per_step
+from zoo_backbone.model import FourM
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_guided_samples_do_not_depend_on_their_batch(model: FourM) -> None:
 
 
 def test_steps_are_counted_as_announced(model: FourM) -> None:
-    from backbone.generation.sampler import plan_steps
+    from zoo_backbone.generate.sampler import plan_steps
 
     counted: list[int] = []
     plan = [TargetPlan(name="right", steps=4), TargetPlan(name="words"), TargetPlan(name="bag", steps=9)]

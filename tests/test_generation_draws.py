@@ -9,12 +9,12 @@ import pytest
 import torch
 from generation_samples import given_tokens, sharp_model
 
-from backbone.config import ModelConfig
-from backbone.generation import Guidance, TargetPlan, decoding, generate, sampling
-from backbone.generation.inputs import rows_of
-from backbone.model import Context, FourM
-from backbone.transformer import CrossAttention
 from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate, sampling
+from zoo_backbone.generate.inputs import rows_of
+from zoo_backbone.model import Context, FourM
+from zoo_backbone.transformer import CrossAttention
 
 DRAWS = 3
 WEIGHED = Guidance(weights={"left": 2.0, "vectors": -0.5})

@@ -8,11 +8,11 @@ import pytest
 import torch
 from generation_samples import WORDS, contents, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from backbone.generation import Guidance, TargetPlan, generate
-from backbone.generation.decoding import target_logits
-from backbone.generation.guidance import Passes
-from backbone.generation.sampling import IDS, Noise, draw
-from backbone.model import Context, FourM
+from zoo_backbone.generate import Guidance, TargetPlan, generate
+from zoo_backbone.generate.decoding import target_logits
+from zoo_backbone.generate.guidance import Passes
+from zoo_backbone.generate.sampling import IDS, Noise, draw
+from zoo_backbone.model import Context, FourM
 
 KNOWN = ("left", "vectors", "bag")
 

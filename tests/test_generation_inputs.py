@@ -10,13 +10,13 @@ import pytest
 import torch
 from generation_samples import CONFIG, SPECS, contents, given_tokens, sharp_model, whole_inputs
 
-from backbone.batch import PackedInputs, RawBatch
-from backbone.config import MaskingConfig, Mixture
-from backbone.generation import Guidance, TargetPlan, generate
-from backbone.generation.guidance import Passes
-from backbone.generation.inputs import GrowingInputs
-from backbone.masking import Masker
-from backbone.model import FourM
+from zoo_backbone.batch import PackedInputs, RawBatch
+from zoo_backbone.config import MaskingConfig, Mixture
+from zoo_backbone.generate import Guidance, TargetPlan, generate
+from zoo_backbone.generate.guidance import Passes
+from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
 
 
 def test_inputs_are_packed_without_holes() -> None:

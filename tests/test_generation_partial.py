@@ -11,18 +11,18 @@ import pytest
 import torch
 from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from backbone.config import ModelConfig
-from backbone.generation import Guidance, TargetPlan, decoding, generate
-from backbone.generation.decoding import restricted
-from backbone.generation.inputs import GrowingInputs
-from backbone.generation.partial import UNKNOWN, add_partial, checked_partial, with_gaps_filled
-from backbone.generation.regions import kept_part, region_mask
-from backbone.generation.sampling import IDS, Noise, draw
-from backbone.model import FourM
-from backbone.packing import padded
-from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from tokenizers_zoo.modality import GridLayout
+from tokenizers_zoo.spec import GridLayout
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
+from zoo_backbone.generate.decoding import restricted
+from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.generate.partial import UNKNOWN, add_partial, checked_partial, with_gaps_filled
+from zoo_backbone.generate.regions import kept_part, region_mask
+from zoo_backbone.generate.sampling import IDS, Noise, draw
+from zoo_backbone.model import FourM
+from zoo_backbone.packing import padded
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
 TABLES = Tables(SPECS)

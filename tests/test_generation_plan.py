@@ -9,9 +9,9 @@ import pytest
 import torch
 from generation_samples import CONFIG, SPECS, given_tokens, sharp_model
 
-from backbone.generation import Guidance, TargetPlan, generate
-from backbone.model import FourM
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from zoo_backbone.generate import Guidance, TargetPlan, generate
+from zoo_backbone.model import FourM
 
 
 @pytest.fixture(scope="module")

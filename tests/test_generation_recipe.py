@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from backbone.generation import Guidance, TargetPlan
-from backbone.generation.giving import sources_of
-from backbone.generation.plan import resolved_plan
-from backbone.generation.recipe import Recipe, read_recipe, written_recipe
-from backbone.generation.schedules import temperatures, tokens_per_step
-from backbone.tables import Tables
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.generate import Guidance, TargetPlan
+from zoo_backbone.generate.giving import sources_of
+from zoo_backbone.generate.plan import resolved_plan
+from zoo_backbone.generate.recipe import Recipe, read_recipe, written_recipe
+from zoo_backbone.generate.schedules import temperatures, tokens_per_step
 
 PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
 PLAN = """

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from backbone.generation.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, filtered, rising
-from backbone.generation.schedules import temperatures, tokens_per_step
+from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, filtered, rising
+from zoo_backbone.generate.schedules import temperatures, tokens_per_step
 
 
 def test_linear_schedule_is_even() -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from generation_samples import spec
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.config import ModelConfig
-from backbone.generation import TargetPlan, generate, ranking
-from backbone.generation.ranking import Agreement, best_first, cosine
-from backbone.model import FourM
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.modality import GridLayout, SequenceLayout, ValueSpec
+from tokenizers_zoo.spec import GridLayout, SequenceLayout, ValueSpec
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.generate import TargetPlan, generate, ranking
+from zoo_backbone.generate.ranking import Agreement, best_first, cosine
+from zoo_backbone.model import FourM
 
 SAID = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
 MAPPED = [spec("a", GridLayout(shape=(2, 2)), 6), spec("b", GridLayout(shape=(2, 2)), 6), spec("c", SAID, 10)]

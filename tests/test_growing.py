@@ -21,10 +21,17 @@ from command_world import World, the_world
 from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
-from backbone.batch import PackedBatch
-from backbone.cli.grow import grow_command
-from backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from backbone.growing import (
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.data.store_record import StoreRecord
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.cli.grow import grow_command
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.grow import (
     Trained,
     asked_from_now,
     gaps,
@@ -34,20 +41,13 @@ from backbone.growing import (
     share_replayed,
     write_report,
 )
-from backbone.masking import Masker
-from backbone.model import FourM
-from backbone.run import Run
-from backbone.saving import load_model
-from backbone.tables import Tables
-from backbone.training.distributed import ManyRanks
-from backbone.training.identity import CONTENTS, IDENTITY
-from backbone.training.starting import begin, freeze
-from backbone.training.train import Training, train
-from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
-from tokenizers_zoo.records import read_table, write_json
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run
+from zoo_backbone.training.distributed import ManyRanks
+from zoo_backbone.training.identity import CONTENTS, IDENTITY
+from zoo_backbone.training.starting import begin, freeze
+from zoo_backbone.training.train import Training, train
 
 LONGER = 120
 NEW = [
@@ -186,8 +186,10 @@ def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
         at_once.append(len(batch.targets.ids))
         return moved(batch, device)
 
-    monkeypatch.setattr("backbone.training.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device))
-    monkeypatch.setattr("backbone.training.held_out.load_model", loaded)
+    monkeypatch.setattr(
+        "zoo_backbone.training.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device)
+    )
+    monkeypatch.setattr("zoo_backbone.training.held_out.load_model", loaded)
     monkeypatch.setattr(PackedBatch, "to", to)
     assert write_report(folder, trained, new_tokens) == expected
     assert len(seen) >= 6 and all(place is device for place in seen)

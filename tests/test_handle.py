@@ -32,7 +32,6 @@ from tokenizers_zoo.checkpoint import (
     save_checkpoint,
 )  # fmt: skip
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -40,7 +39,8 @@ from tokenizers_zoo.errors import (
     InvalidValueError,
     PluginError,
 )
-from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.spec import Crop, ValueSpec
 
 Install = Callable[..., Path]
 DEPTHS = np.random.default_rng(0).uniform(1, 5, (4, 1, 16, 16)).astype(np.float32)

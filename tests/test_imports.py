@@ -1,4 +1,4 @@
-"""The arrows between packages, the order within them, no modality's name in the core, and no torch in a listing."""
+"""Imports between and within packages, no modality's name in the core, and no torch in a listing."""
 
 from __future__ import annotations
 
@@ -17,34 +17,17 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
-# From the ground up: a line may import from the lines above it, and from itself. docs/architecture.md draws it.
-ORDER = {
-    "tokenizers_zoo": (
-        "wording", "errors", "config", "keys", "disk", "records", "checkpoint", "intervals", "device", "pretrained",
-        "modality", "source", "values", "data.samples", "data.tar", "data.provenance",
-        "data.store_record", "hookspecs",
-        "wordpieces", "ml4m.words", "vocabulary", "quantizers",
-        "blocks", "progress", "step_log", "training", "training.config", "training.state", "training.task",
-        "training.batches", "training.report", "training.loop", "ml4m", "families", "labellers", "data", "defaults",
-        "discovery", "codec", "handle", "source_handle", "sharing", "registry", "pipeline", "report", "report.pictures",
-        "report.samples", "report.retrieval", "report.transfer", "report.run", "report.zoo", "testing", "doctor", "cli",
-    ),
-    "backbone": (
-        "config", "tables", "batch", "budgets", "spans", "placing", "masking", "positions", "numbers", "transformer",
-        "model", "saving", "run", "training", "training.data", "training.mixing", "training.held_out", "training.muon",
-        "training.optim", "training.average", "training.balance", "training.compiling", "training.distributed",
-        "training.state", "training.identity", "training.starting", "training.log", "training.parts", "training.train",
-        "packing", "codecs", "features", "generation", "evaluation", "evaluation.config", "evaluation.gallery",
-        "evaluation.data", "evaluation.loss", "evaluation.pairs", "evaluation.table", "evaluation.evaluate",
-        "evaluation.preview", "growing", "cli", "cli.config", "cli.run", "retrieval", "transfer.config",
-        "transfer.metrics", "transfer.judging", "transfer.kinds", "transfer.tasks", "transfer.samples",
-        "transfer.reading", "transfer.decoder", "transfer.heads", "transfer.lora", "transfer.probe",
-        "transfer.keeping", "transfer.saving", "transfer.scores", "transfer.training", "transfer.compare",
-        "transfer.predicting", "transfer.cli", "transfer", "ml4m", "cli.generate", "cli.grow", "cli.main",
-    ),
+CORE = {"tokenizers_zoo": ROOT / "tokenizers_zoo", "zoo_backbone": ROOT / "backbone" / "src" / "zoo_backbone"}
+LAYERS = {
+    "tokenizers_zoo": ({"cli"}, {"doctor"}, {"testing"}, {"report"}, {"pipeline"}),
+    "zoo_backbone": ({"cli", "evaluation", "grow", "transfer", "retrieval", "ml4m"}, {"generate"}),
+}
+"""Packages from the top down. A module imports from its own layer and below; what is not listed is at the bottom."""
+KNOWN_CIRCLES = {
+    "tokenizers_zoo.families.spatial": 6, "tokenizers_zoo.families.objects": 3, "tokenizers_zoo.families.vectors": 3,
+    "tokenizers_zoo.families.temporal": 2,
 }  # fmt: skip
-FACADE = {"hookimpl": "hookspecs", "Zoo": "registry", "ModalityHandle": "registry", "__version__": ""}
-ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "backbone": {"backbone", "tokenizers_zoo"}}
+ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "zoo_backbone": {"zoo_backbone", "tokenizers_zoo"}}
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "ai_edge_litert": "ai-edge-litert",
@@ -58,7 +41,7 @@ EXCEPTIONS = {
     **{  # counts layers
         f"tokenizers_zoo/{file}": "depth"
         for file in (
-            "blocks/config.py", "families/features.py", "families/vectors/settings.py",
+            "nn/config.py", "families/features.py", "families/vectors/settings.py",
             "families/spatial/diffusion_settings.py", "ml4m/architecture.py",
         )
     },
@@ -66,8 +49,12 @@ EXCEPTIONS = {
 }  # fmt: skip
 
 
+def packages() -> dict[str, Path]:
+    return CORE | plugin_packages()
+
+
 def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    return sorted(packages()[package].rglob("*.py"))
 
 
 def plugin_packages() -> dict[str, Path]:
@@ -86,15 +73,9 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
 def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """Line and full name of every module or name imported, also inside functions, except for type checkers."""
+    """Line and full name of every module or name imported, also inside functions and for type checkers."""
     for node in ast.iter_child_nodes(tree):
-        if is_type_checking(node):
-            continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -121,28 +102,72 @@ import a.b
 from . import c
 from ..d import e
 if TYPE_CHECKING:
-    import hidden
-else:
     import g
 def f():
     from h import i
     importlib.import_module("j.k")
 """
     found = [name for _, name in imports(ast.parse(source), "pack.sub.module", False)]
-    assert found == ["typing.TYPE_CHECKING", "a.b", "pack.sub.c", "pack.d.e", "h.i", "j.k"]
+    assert found == ["typing.TYPE_CHECKING", "a.b", "pack.sub.c", "pack.d.e", "g", "h.i", "j.k"]
 
 
-@pytest.mark.parametrize("package", ["tokenizers_zoo", "backbone", *plugin_packages()])
+@pytest.mark.parametrize("package", packages())
 def test_packages_import_along_the_arrows(package: str) -> None:
-    root = plugin_packages()[package].parent if package in plugin_packages() else ROOT
-    ours = {"tokenizers_zoo", "backbone", "bench", "plugins", "tests"}
+    ours = {"tokenizers_zoo", "bench", "plugins", "tests"}
     allowed = ALLOWED.get(package, {package, "tokenizers_zoo"})
     wrong = []
-    for path in files(str(root / package)):
-        for line, name in imports_of(path, root):
+    for path in files(package):
+        for line, name in imports_of(path, packages()[package].parent):
             top = name.split(".")[0]
             if (top in ours or top.startswith("zoo_")) and top not in allowed:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """The modules that each module of a package imports. A name imported from a package is its submodule, if any."""
+    root = packages()[package].parent
+    modules = {module_name(path, root): path for path in files(package)}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name if name in modules else name.rpartition(".")[0] for _, name in imports_of(path, root)}
+        found[module] = {name for name in names if name in modules and name != module}
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Strongly connected components of more than one module."""
+    reach: dict[str, set[str]] = {}
+    for start in edges:
+        seen, queue = set(), [start]
+        while queue:
+            for name in edges[queue.pop()] - seen:
+                seen.add(name)
+                queue.append(name)
+        reach[start] = seen
+    found = {frozenset(b for b in reach[a] if a in reach[b]) for a in edges if a in reach[a]}
+    return sorted(map(set, found), key=sorted)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+
+
+@pytest.mark.parametrize("package", packages())
+def test_no_circular_imports(package: str) -> None:
+    found = circles(graph(package))
+    known = [one for one in found if KNOWN_CIRCLES.get(sorted(one)[0].rpartition(".")[0]) == len(one)]
+    assert found == known
+
+
+@pytest.mark.parametrize("package", CORE)
+def test_no_import_upwards(package: str) -> None:
+    layers = LAYERS[package]
+    height = {name: len(layers) - number for number, layer in enumerate(layers) for name in layer}
+    wrong = []
+    for module, imported in graph(package).items():
+        mine = height.get((module + ".").split(".")[1], 0)
+        wrong += [f"{module} imports {name}" for name in imported if height.get((name + ".").split(".")[1], 0) > mine]
     assert not wrong, "\n".join(wrong)
 
 
@@ -154,106 +179,29 @@ def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("package", plugin_packages())
 def test_plugins_declare_what_they_import(package: str) -> None:
-    """Torch apart, where a function that is given tensors imports it: the core brings it."""
+    """Except torch inside functions, which the core brings, and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
     project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
     known = {name for name, _ in declared(project)}
     wrong = []
-    for path in files(str(root / package)):
+    for path in files(package):
         lines = path.read_text(encoding="utf-8").splitlines()
         for line, name in imports_of(path, root):
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top.startswith(("tokenizers_zoo", "zoo_")):
                 continue
-            in_function = lines[line - 1].startswith(" ")
-            if DISTRIBUTIONS.get(top, top) not in known and not (top == "torch" and in_function):
+            indented = lines[line - 1].startswith(" ")  # in a function or for type checkers
+            if DISTRIBUTIONS.get(top, top) not in known and not (top in ("torch", "jaxtyping") and indented):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_packages_ask_for_the_same_releases() -> None:
     releases: dict[str, set[Version]] = {}
-    for path in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
+    for path in (ROOT / "pyproject.toml", ROOT / "backbone/pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
         for name, release in declared(tomllib.loads(path.read_text())["project"]):
             releases.setdefault(name, set()).add(Version(release))
     assert {name: found for name, found in releases.items() if len(found) > 1} == {}
-
-
-def place(name: str, order: tuple[str, ...]) -> str | None:
-    """The line of the order that a module is on: the longest that it starts with."""
-    fits = [line for line in order if name == line or name.startswith(line + ".")]
-    return max(fits, key=len, default=None)
-
-
-@pytest.mark.parametrize("package", ORDER)
-def test_modules_import_from_below_only(package: str) -> None:
-    order = ORDER[package]
-    rank = {line: number for number, line in enumerate(order)}
-    wrong = []
-    for path in files(package):
-        module = module_name(path, ROOT).removeprefix(package).removeprefix(".")
-        if not module:
-            continue  # the package's own __init__ is the facade
-        mine = place(module, order)
-        if mine is None:
-            wrong.append(f"{path.relative_to(ROOT)} has no line in ORDER: say where it stands, here and in the docs")
-            continue
-        for line, name in imports_of(path, ROOT):
-            if name.split(".")[0] != package:
-                continue
-            target = name.removeprefix(package).removeprefix(".")
-            target = FACADE.get(target, target) if package == "tokenizers_zoo" else target
-            theirs = place(target, order)
-            if target and theirs is None:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}, which has no line in ORDER")
-            elif theirs is not None and rank[theirs] > rank[mine]:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} ({mine}) imports {name}, which stands above it")
-    assert not wrong, "\n".join(wrong)
-
-
-def picture(page: str) -> dict[str, list[str]]:
-    """The lines of the picture in docs/architecture.md, by package: the modules that each begins with, in order."""
-    lines: dict[str, list[str]] = {}
-    for line in page.partition("\n## The house, from the ground up\n")[2].partition("\n## ")[0].splitlines():
-        if head := re.fullmatch(r" {4}(\w+)/", line):
-            lines[head[1]] = []
-        elif names := re.match(r" {6}([\w/]+(?:\.py|/)(?: {2}[\w/]+\.py)*)(?= |$)", line):
-            found = [name.removesuffix(".py").strip("/").replace("/", ".") for name in names[1].split()]
-            lines[list(lines)[-1]] += found
-    return lines
-
-
-def test_the_reader_of_the_picture_sees_names_and_no_words_about_them() -> None:
-    page = """
-## The house, from the ground up
-
-Words of settings.md.
-
-    core/
-      a.py                    b.py is none
-      c.py  low/d.py   two on a line
-      low/                    e.py is none, and
-                              f.py is none either
-    house/
-      cli/
-
-## Another
-
-      g.py                    of another picture
-"""
-    assert picture(page) == {"core": ["a", "c", "low.d", "low"], "house": ["cli"]}
-
-
-@pytest.mark.parametrize("package", ORDER)
-def test_the_picture_is_in_the_order_of_the_imports(package: str) -> None:
-    """At the picture's own granularity: a line of it stands for lines of ORDER that follow each other."""
-    drawn = picture((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))[package]
-    folders = [ROOT / package / name.replace(".", "/") for name in drawn]
-    assert not [path for path in folders if not path.is_dir() and not path.with_suffix(".py").is_file()]
-    # A folder without modules, such as templates, has no place in ORDER.
-    drawn = [name for name, path in zip(drawn, folders, strict=True) if not path.is_dir() or files(str(path))]
-    wanted = [place(line, tuple(drawn)) or f"{line}, which has no line" for line in ORDER[package]]
-    assert drawn == [name for name, before in zip(wanted, [None, *wanted], strict=False) if name != before]
 
 
 def docstrings(tree: ast.AST) -> set[ast.AST]:
@@ -293,7 +241,7 @@ def f(canny):
     assert sorted(found) == [": rgb_patches", "canny", "canny", "depth", "semseg"]
 
 
-@pytest.mark.parametrize("package", ["tokenizers_zoo", "backbone"])
+@pytest.mark.parametrize("package", CORE)
 def test_no_modality_is_known_by_name(package: str) -> None:
     names = {name for name in modality_names() if len(name) > 3}
     assert names
@@ -303,7 +251,7 @@ def test_no_modality_is_known_by_name(package: str) -> None:
         for line, text in written_names(ast.parse(path.read_text(encoding="utf-8")), names):
             if EXCEPTIONS.get(where) != text:
                 wrong.append(f"{where}:{line} names a modality: {text[:60]!r}")
-    for path in (path for path in (ROOT / package).rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()):
+    for path in (path for path in CORE[package].rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()):
         found = any_of(names - GENERIC).findall(path.read_text(encoding="utf-8"))
         wrong += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in found]
     assert not wrong, "\n".join(wrong)
@@ -338,5 +286,5 @@ def test_listing_modalities_imports_no_torch() -> None:
 
 def test_comparing_probes_imports_no_torch() -> None:
     """Their figures are in files."""
-    script = "import sys, backbone.transfer.compare; assert 'torch' not in sys.modules"
+    script = "import sys, zoo_backbone.transfer.compare; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

@@ -11,14 +11,8 @@ from backbone_samples import END, FIRST_WORD, SENTINEL, all_layouts, raw_batch, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.batch import PackedBatch, RawBatch
-from backbone.budgets import fill, fill_with_limit
-from backbone.config import MaskingConfig, Mixture, ModelConfig
-from backbone.masking import Masker
-from backbone.spans import Spans, choose, mask_spans, ragged
-from backbone.tables import Tables
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -26,6 +20,12 @@ from tokenizers_zoo.modality import (
     SequenceLayout,
     VectorLayout,
 )
+from zoo_backbone.batch import PackedBatch, RawBatch
+from zoo_backbone.budgets import fill, fill_with_limit
+from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.masking import Masker
+from zoo_backbone.spans import Spans, choose, mask_spans, ragged
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -20,16 +20,16 @@ from parity_backbone import backbone_results
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backbone.ml4m.convert import export_backbone, import_backbone
-from backbone.ml4m.modalities import published_modalities, specs_of
-from backbone.packing import padded
-from backbone.saving import load_model
-from backbone.training.train import train
-from tokenizers_zoo.disk import metadata_of
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import metadata_of
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.ml4m.convert import export_backbone, import_backbone
+from zoo_backbone.ml4m.modalities import published_modalities, specs_of
+from zoo_backbone.packing import padded
+from zoo_backbone.training.train import train
 
 DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
 BASE: dict[str, Any] = {
@@ -517,8 +517,8 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 def test_only_what_was_imported_goes_back(tmp_path: Path) -> None:
     from backbone_samples import SMALL, all_layouts
 
-    from backbone.model import FourM
-    from backbone.saving import save_model
+    from zoo_backbone.checkpoint import save_model
+    from zoo_backbone.model import FourM
 
     save_model(FourM.seeded(SMALL, all_layouts(), 0), tmp_path)
     with pytest.raises(CheckpointError, match="was not imported"):

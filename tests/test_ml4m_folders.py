@@ -27,21 +27,21 @@ from safetensors.torch import save_file
 from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from backbone.evaluation.pairs import default_pairs
-from backbone.features import FourMEncoder
-from backbone.ml4m import folders
-from backbone.ml4m.commands import export_command, import_command
-from backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
-from backbone.model import FourM
-from backbone.run import Run
-from backbone.saving import load_model, save_model
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
-from tokenizers_zoo.vocabulary import Coordinate, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.evaluation.pairs import default_pairs
+from zoo_backbone.ml4m import folders
+from zoo_backbone.ml4m.commands import export_command, import_command
+from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run
 
 WORDS = [
     "a",

@@ -14,15 +14,15 @@ from backbone_samples import SMALL, all_layouts, packed_batch, raw_batch, sequen
 from backbone_twin import SlowTwin
 from torch import Tensor
 
-from backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
-from backbone.masking import Masker
-from backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
-from backbone.tables import Tables
-from backbone.training.optim import decays
-from backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.modality import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
+from zoo_backbone.training.optim import decays
+from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 
 CONFIGS = {
     "default": SMALL,
@@ -356,7 +356,7 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
 def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     with monkeypatch.context() as patch:
-        patch.setattr("backbone.model.start_alike", lambda *_: None)
+        patch.setattr("zoo_backbone.model.start_alike", lambda *_: None)
         patch.setattr("torch.random.fork_rng", lambda devices: contextlib.nullcontext())
         model = FourM.unfilled(config, all_layouts())
     assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from zoo_motion import flow, imu, video
 
 

@@ -11,12 +11,12 @@ from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
 from test_backbone_train import Killed, files
 from torch import nn
 
-from backbone.batch import PackedBatch
-from backbone.model import FourM
-from backbone.training.muon import MOMENTUM, Muon, block_matrices, orthogonal
-from backbone.training.optim import Optimizer
-from backbone.training.train import Training, train
-from backbone.transformer import FusedLinear
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.model import FourM
+from zoo_backbone.training.muon import MOMENTUM, Muon, block_matrices, orthogonal
+from zoo_backbone.training.optim import Optimizer
+from zoo_backbone.training.train import Training, train
+from zoo_backbone.transformer import FusedLinear
 
 CONFIG = dataclasses.replace(TRAINING, optimizer="muon")
 

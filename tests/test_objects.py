@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.objects import Axis, ObjectGrammar, ObjectModality, box_seen_through
 from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
 from tokenizers_zoo.families.objects.model import ObjectTask
-from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.spec import Crop, ValueSpec
 
 SMALL = ObjectGrammar(sentinels=2, axes=2, bins=10, positions=2, codebooks=2, codebook_size=5)
 FIRST = [3, 13, 23, 28, 24, 29]  # levels 0 0, codes 0 0 | 1 1

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from small_modalities import installed, registry_of, write_values
 from transfer_world import SOURCES, World, make_world, read, train
 
-from backbone.transfer import load
-from backbone.transfer.cli import transfer as command
 from tokenizers_zoo import Zoo
+from zoo_backbone.transfer import load
+from zoo_backbone.transfer.cli import transfer as command
 
 WARMTH = '''
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 
 class Warmth:
     """float32 (), a number in [0, 1]."""

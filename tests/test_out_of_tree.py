@@ -20,10 +20,10 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.spatial.values import png_bytes
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
-from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import check_modality
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.validation import array_bytes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"

@@ -18,7 +18,7 @@ from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.validation import array_bytes
 
 tifffile = pytest.importorskip("tifffile")
 

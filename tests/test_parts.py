@@ -12,15 +12,15 @@ import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, raw_batch, write_splits
 from torch import Tensor
 
-from backbone.batch import PackedBatch
-from backbone.config import MaskingConfig
-from backbone.masking import Masker
-from backbone.model import FourM, Losses
-from backbone.training.held_out import held_out_losses
-from backbone.training.mixing import Mix, open_sources
-from backbone.training.parts import Parts
-from backbone.training.train import Training, train
 from tokenizers_zoo.data.samples import TEST
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.config import MaskingConfig
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM, Losses
+from zoo_backbone.training.held_out import held_out_losses
+from zoo_backbone.training.mixing import Mix, open_sources
+from zoo_backbone.training.parts import Parts
+from zoo_backbone.training.train import Training, train
 
 
 @pytest.fixture(scope="module")

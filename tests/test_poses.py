@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from tokenizers_zoo import ModalityHandle, Zoo
-from tokenizers_zoo.blocks.config import MlpConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.objects.grammar import numbers_of
-from tokenizers_zoo.modality import Crop, SequenceLayout
+from tokenizers_zoo.nn.config import MlpConfig
+from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_geometry import body, rotations
 from zoo_geometry.human_poses import person_problem, plugin
 from zoo_geometry.people import MISSED

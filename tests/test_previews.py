@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, installed, sample, write
 
-from backbone.config import ModelConfig, Preview, TrainConfig
-from backbone.evaluation.preview import Previews
-from backbone.model import FourM
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TEST, TrainingSamples
 from tokenizers_zoo.errors import MachineError, PluginError
+from zoo_backbone.config import ModelConfig, Preview, TrainConfig
+from zoo_backbone.evaluation.preview import Previews
+from zoo_backbone.model import FourM
 
 
 def changed(source: str, changes: dict[str, str]) -> str:

@@ -18,8 +18,6 @@ from test_ml4m_folders import WORDS, run, text_file
 from test_ml4m_tokenizers import body_at_rest
 from tokenizers import Tokenizer
 
-from backbone.ml4m.commands import export_command, import_command
-from backbone.saving import load_model
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.cli.main import zoo as command
@@ -28,9 +26,11 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
-from tokenizers_zoo.modality import Crop, SequenceLayout
+from tokenizers_zoo.spec import Crop, SequenceLayout
 from tokenizers_zoo.testing import conformance_results
-from tokenizers_zoo.vocabulary import TextVocabulary
+from tokenizers_zoo.text_vocab import TextVocabulary
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.ml4m.commands import export_command, import_command
 from zoo_geometry import body, rotations
 from zoo_geometry.human_poses import plugin as poses
 from zoo_geometry.published_people import crops

@@ -15,12 +15,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from backbone.evaluation.gallery import CELL, write_sheet
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import AGAIN
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.modality import VectorLayout, layout_to_json
 from tokenizers_zoo.report.pictures import (
     NOISY,
     Pictures,
@@ -35,7 +33,9 @@ from tokenizers_zoo.report.pictures import (
 from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.zoo import write_zoo_report
-from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.spec import VectorLayout, layout_to_json
+from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from zoo_backbone.evaluation.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from backbone.retrieval.pictures import framed, write_hits
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.ml4m.source import KNOWN_AS
-from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.run import write_report
+from tokenizers_zoo.spec import layout_to_json
+from zoo_backbone.retrieval.pictures import framed, write_hits
 
 
 def entry(query: str, found: str, share: float) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from backbone.transfer.cli import transfer as command
-from backbone.transfer.compare import compared
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.modality import layout_to_json
 from tokenizers_zoo.report.run import write_report
 from tokenizers_zoo.report.transfer import transfer_section
+from tokenizers_zoo.spec import layout_to_json
+from zoo_backbone.transfer.cli import transfer as command
+from zoo_backbone.transfer.compare import compared
 
 
 def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:

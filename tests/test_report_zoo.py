@@ -16,7 +16,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind, pair_of_texts
 from tokenizers_zoo.report.zoo import differences, flat, variants, write_zoo_report
-from tokenizers_zoo.training.report import write_pictures
+from tokenizers_zoo.train.report import write_pictures
 
 Install = Callable[..., Path]
 

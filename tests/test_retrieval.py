@@ -20,34 +20,34 @@ from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
 
-from backbone.config import ModelConfig
-from backbone.evaluation.gallery import CELL
-from backbone.features import FourMEncoder
-from backbone.generation import TargetPlan, generate
-from backbone.ml4m.folders import note_codecs
-from backbone.model import FourM
-from backbone.retrieval import building, evaluate, vector_files
-from backbone.retrieval.building import build
-from backbone.retrieval.cli import retrieve
-from backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
-from backbone.retrieval.embedding import Embedder, Samples, check_via
-from backbone.retrieval.evaluate import evaluate_retrieval
-from backbone.retrieval.index import Index
-from backbone.retrieval.pictures import RIGHT, framed, write_hits
-from backbone.retrieval.query import combined, query_keys, query_values
-from backbone.retrieval.recall import chance
-from backbone.retrieval.spaces import unit
-from backbone.retrieval.vector_files import faiss, index_of
-from backbone.run import Run
-from backbone.saving import load_model, save_model
-from backbone.tables import Tables
 from tokenizers_zoo.checkpoint import fingerprint, load_config, save_checkpoint
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.modality import ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.records import write_json
 from tokenizers_zoo.report.pictures import cells_of
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.evaluation.gallery import CELL
+from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.ml4m.folders import note_codecs
+from zoo_backbone.model import FourM
+from zoo_backbone.retrieval import building, evaluate, vector_files
+from zoo_backbone.retrieval.building import build
+from zoo_backbone.retrieval.cli import retrieve
+from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
+from zoo_backbone.retrieval.embedding import Embedder, Samples, check_via
+from zoo_backbone.retrieval.evaluate import evaluate_retrieval
+from zoo_backbone.retrieval.index import Index
+from zoo_backbone.retrieval.pictures import RIGHT, framed, write_hits
+from zoo_backbone.retrieval.query import combined, query_keys, query_values
+from zoo_backbone.retrieval.recall import chance
+from zoo_backbone.retrieval.spaces import unit
+from zoo_backbone.retrieval.vector_files import faiss, index_of
+from zoo_backbone.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -715,7 +715,7 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
         asked.append(device)
         return load_model(folder, device=device)
 
-    monkeypatch.setattr("backbone.retrieval.embedding.load_model", loaded)
+    monkeypatch.setattr("zoo_backbone.retrieval.embedding.load_model", loaded)
     other, place = copied(world, tmp_path / "world"), tmp_path / "index"
     config = EmbeddingConfig(embedding="predicted", via="gist", space="plain")
     found = build(other.run, other.zoo, place, config=config, modalities=["light", "gist"], device="cpu:0")
@@ -817,7 +817,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
 def test_the_picture_shows_some_of_many_queries(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backbone.retrieval.answers.ASKED", 2)
+    monkeypatch.setattr("zoo_backbone.retrieval.answers.ASKED", 2)
     keys = ",".join(world.keys[:6])
     done = zoo(world, "query", index.folder, "--keys", keys, "--given", "light", "-k", 3, "--out", tmp_path)
     assert done.exception is None, done.exception
@@ -829,7 +829,7 @@ def test_the_picture_of_a_query_says_the_weights(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headings: list[list[str]] = []
-    monkeypatch.setattr("backbone.retrieval.answers.write_hits", lambda path, asked, *_: headings.append(asked))
+    monkeypatch.setattr("zoo_backbone.retrieval.answers.write_hits", lambda path, asked, *_: headings.append(asked))
     weights = ("--given", "raw,dark", "--weights", "raw=-1")
     zoo(world, "query", index.folder, "--keys", "test-001", *weights, "--out", tmp_path / "found")
     assert headings == [["asked: - raw", "asked: dark"]]
@@ -1010,8 +1010,8 @@ def test_without_faiss_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     text = refused(world, "build", world.run, "--out", tmp_path / "out")
-    assert "pip install 'tokenizers-zoo[retrieval]'" in text and not list(tmp_path.iterdir())
-    assert "tokenizers-zoo[retrieval]" in refused(world, "query", index.folder, "--keys", "test-000")
+    assert "pip install 'zoo-backbone[retrieval]'" in text and not list(tmp_path.iterdir())
+    assert "zoo-backbone[retrieval]" in refused(world, "query", index.folder, "--keys", "test-000")
     assert zoo(world, "eval", world.run, "--out", tmp_path / "eval", "--galleries", 0).exception is None
 
 

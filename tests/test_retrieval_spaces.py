@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from backbone.retrieval import recall as recalls
-from backbone.retrieval.recall import AT, SAME, Recall, chance, recall
-from backbone.retrieval.spaces import RIDGE, Affine, Vectors, alone, fit, unit
+from zoo_backbone.retrieval import recall as recalls
+from zoo_backbone.retrieval.recall import AT, SAME, Recall, chance, recall
+from zoo_backbone.retrieval.spaces import RIDGE, Affine, Vectors, alone, fit, unit
 
 
 def test_unit_vectors_and_zero() -> None:

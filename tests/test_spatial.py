@@ -33,9 +33,9 @@ from tokenizers_zoo.families.spatial.values import (
     psnr,
 )
 from tokenizers_zoo.families.trained import half_mirrored
-from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.spec import Crop, Metric
 
 
 def png(array: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
@@ -727,7 +727,7 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     assert result["abs_rel"] < 0.5 * floor["abs_rel"]
 
     from tokenizers_zoo.families.spatial.task import SpatialTask
-    from tokenizers_zoo.training.loop import train
+    from tokenizers_zoo.train.loop import train
 
     class Killed(Exception):
         pass

@@ -25,7 +25,7 @@ from tokenizers_zoo.families.spatial.critic import (
 )
 from tokenizers_zoo.families.spatial.losses import RECONSTRUCTION_LOSSES, frequency_weights, ordinal
 from tokenizers_zoo.families.spatial.task import SpatialTask
-from tokenizers_zoo.training.loop import train
+from tokenizers_zoo.train.loop import train
 
 EVERYTHING = {"l1_weight": 0.5, "adversarial_weight": 0.5, "adversarial_start": 0.4}
 SAMPLES = TrainingSamples(train=values("rgb", 8), test=values("rgb", 3, seed=1))

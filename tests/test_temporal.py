@@ -19,10 +19,10 @@ from tokenizers_zoo.doctor import examine
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.temporal.model import TemporalCodec, TemporalTask, TemporalVQ
-from tokenizers_zoo.modality import Crop, Metric
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.testing import check_modality
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.validation import array_bytes
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")
 TINY = {"steps": 2, "eval_every": 2, "batch_size": 2, "width": 16, "depth": 1, "levels": [4, 3], "latent_dim": 8}
@@ -57,7 +57,7 @@ class Film(ClipModality, Pulse):
 LEADS = """
 import numpy as np
 from tokenizers_zoo.families.temporal import SeriesModality
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.spec import Metric
 
 class Leads(SeriesModality):
     summary, channels, low, high = "32 electrodes", 32, -5.0, 5.0

@@ -30,7 +30,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import TextModality, control_character, printable, whole_groups
-from tokenizers_zoo.vocabulary import Special, TextVocabulary
+from tokenizers_zoo.text_vocab import Special, TextVocabulary
 
 LENGTHS = {
     "caption": 64, "web_text": 256, "boxes": 96, "metadata": 34, "palette": 15,

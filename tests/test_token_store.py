@@ -25,7 +25,8 @@ from tokenizers_zoo.data.token_file import read_tokens
 from tokenizers_zoo.data.token_part import TokenMetadata, read_part, write_part
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     PatchesLayout,
@@ -33,7 +34,6 @@ from tokenizers_zoo.modality import (
     TokenLayout,
     VectorLayout,
 )
-from tokenizers_zoo.registry import ModalityHandle
 
 LAYOUTS: dict[str, TokenLayout] = {
     "grid": GridLayout(shape=(2, 3)),

@@ -36,7 +36,6 @@ from tokenizers_zoo.errors import (
     MachineError,
     ReadError,
 )
-from tokenizers_zoo.modality import Crop
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -49,6 +48,7 @@ from tokenizers_zoo.pipeline.views import Row, Views, random_crop
 from tokenizers_zoo.records import difference
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind
+from tokenizers_zoo.spec import Crop
 
 
 @pytest.fixture

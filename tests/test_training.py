@@ -25,15 +25,15 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
-from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
 from tokenizers_zoo.records import difference
-from tokenizers_zoo.training import report
-from tokenizers_zoo.training.batches import BatchReader, batch_indices, seeded
-from tokenizers_zoo.training.config import TrainConfig
-from tokenizers_zoo.training.loop import TrainingError, train
-from tokenizers_zoo.training.report import picture_rows
-from tokenizers_zoo.training.state import RUN, STATE, TrainingRun, replacing_run
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.train import report
+from tokenizers_zoo.train.batches import BatchReader, batch_indices, seeded
+from tokenizers_zoo.train.config import TrainConfig
+from tokenizers_zoo.train.loop import TrainingError, train
+from tokenizers_zoo.train.report import picture_rows
+from tokenizers_zoo.train.state import RUN, STATE, TrainingRun, replacing_run
 
 DIM = 6
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
 
-from backbone.batch import PackedBatch
-from backbone.model import Losses
-from backbone.training.train import Training, train
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.model import Losses
+from zoo_backbone.training.train import Training, train
 
 SHORT = dataclasses.replace(TRAINING, steps=2)
 

@@ -19,22 +19,22 @@ from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, spec, w
 from command_world import the_world
 from PIL import Image
 
-from backbone.batch import PackedBatch
-from backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from backbone.growing import Trained
-from backbone.model import FourM
-from backbone.saving import load_model
-from backbone.tables import Tables
-from backbone.training.average import Average
-from backbone.training.balance import Balance
-from backbone.training.compiling import compile_blocks
-from backbone.training.mixing import Mix, Source, names_in, open_sources
-from backbone.training.optim import learning_rate
-from backbone.training.train import Training, train
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
-from tokenizers_zoo.modality import GridLayout
+from tokenizers_zoo.spec import GridLayout
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.grow import Trained
+from zoo_backbone.model import FourM
+from zoo_backbone.training.average import Average
+from zoo_backbone.training.balance import Balance
+from zoo_backbone.training.compiling import compile_blocks
+from zoo_backbone.training.mixing import Mix, Source, names_in, open_sources
+from zoo_backbone.training.optim import learning_rate
+from zoo_backbone.training.train import Training, train
 
 SHORT = dataclasses.replace(TRAINING, steps=6, save_every=2, eval_every=3)
 

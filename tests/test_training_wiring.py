@@ -13,17 +13,17 @@ import pytest
 import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
 
-from backbone.batch import PackedBatch
-from backbone.config import TrainConfig
-from backbone.model import FourM
-from backbone.saving import load_model
-from backbone.tables import Tables
-from backbone.training.balance import Balance
-from backbone.training.held_out import held_out_losses
-from backbone.training.mixing import Mix, open_sources
-from backbone.training.optim import Optimizer, decays
-from backbone.training.train import train
 from tokenizers_zoo.data.samples import TEST, TRAIN
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.config import TrainConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.model import FourM
+from zoo_backbone.training.balance import Balance
+from zoo_backbone.training.held_out import held_out_losses
+from zoo_backbone.training.mixing import Mix, open_sources
+from zoo_backbone.training.optim import Optimizer, decays
+from zoo_backbone.training.train import train
 
 ONE_STEP = dataclasses.replace(TRAINING, steps=1)
 KINDS = ["modality", "token"]

@@ -18,26 +18,6 @@ from safetensors.torch import load_file
 from small_modalities import installed, write_values
 from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, train
 
-from backbone.evaluation.data import EvaluationData
-from backbone.features import FourMEncoder
-from backbone.generation.plan import TargetPlan
-from backbone.generation.recipe import Recipe
-from backbone.generation.request import handles_of
-from backbone.model import FourM
-from backbone.retrieval.config import EmbeddingConfig
-from backbone.retrieval.embedding import Embedder
-from backbone.run import Run
-from backbone.saving import load_model, save_model
-from backbone.transfer import load
-from backbone.transfer.cli import transfer as command
-from backbone.transfer.compare import compared
-from backbone.transfer.config import transfer_config
-from backbone.transfer.metrics import left_out_text
-from backbone.transfer.probe import encoder_of
-from backbone.transfer.samples import chosen
-from backbone.transfer.saving import places_of
-from backbone.transfer.scores import scored
-from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.shards import ValueStore
@@ -45,10 +25,30 @@ from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.token_part import write_part
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.disk import file_digest
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.io import file_digest
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.training.state import STATE
+from tokenizers_zoo.train.state import STATE
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.evaluation.data import EvaluationData
+from zoo_backbone.generate.plan import TargetPlan
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.request import handles_of
+from zoo_backbone.model import FourM
+from zoo_backbone.retrieval.config import EmbeddingConfig
+from zoo_backbone.retrieval.embedding import Embedder
+from zoo_backbone.run import Run
+from zoo_backbone.transfer import load
+from zoo_backbone.transfer.cli import transfer as command
+from zoo_backbone.transfer.compare import compared
+from zoo_backbone.transfer.config import transfer_config
+from zoo_backbone.transfer.metrics import left_out_text
+from zoo_backbone.transfer.probe import encoder_of
+from zoo_backbone.transfer.samples import chosen
+from zoo_backbone.transfer.saving import places_of
+from zoo_backbone.transfer.scores import scored
+from zoo_backbone.transfer.training import transfer
 
 
 @pytest.fixture(scope="module")

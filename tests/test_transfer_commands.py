@@ -22,16 +22,16 @@ from safetensors.torch import load_file
 from small_modalities import installed, registry_of, write_values
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
 
-from backbone.run import Run
-from backbone.transfer import load, predicting
-from backbone.transfer.cli import default_name, settings_of
-from backbone.transfer.cli import transfer as command
-from backbone.transfer.config import transfer_config
-from backbone.transfer.samples import Part, Places
-from backbone.transfer.tasks import read_csv
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
-from tokenizers_zoo.training.state import RUN
+from tokenizers_zoo.train.state import RUN
+from zoo_backbone.run import Run
+from zoo_backbone.transfer import load, predicting
+from zoo_backbone.transfer.cli import default_name, settings_of
+from zoo_backbone.transfer.cli import transfer as command
+from zoo_backbone.transfer.config import transfer_config
+from zoo_backbone.transfer.samples import Part, Places
+from zoo_backbone.transfer.tasks import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +399,7 @@ def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None
 def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("--task", "zones", "--given", "light", "--tuning", "lora", "--out", tmp_path / "probe")
-    assert 'pip install "tokenizers-zoo[transfer]"' in refused("train", world.run, *words)
+    assert 'pip install "zoo-backbone[transfer]"' in refused("train", world.run, *words)
     assert not (tmp_path / "probe").exists()
 
 
@@ -439,7 +439,7 @@ def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatc
         raise CheckpointError("seen")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("backbone.transfer.saving.load", loaded)
+    monkeypatch.setattr("zoo_backbone.transfer.saving.load", loaded)
     for words in (("eval", frozen), ("predict", frozen, "--out", tmp_path / "made")):
         assert refused(*words, "--device", "cuda") == "seen"
     assert asked == [(frozen, "cuda")] * 2

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backbone.transfer import scores
-from backbone.transfer.kinds import Classes, ClassMap, Numbers
-from backbone.transfer.scores import constant_of
-from backbone.transfer.tasks import Task
 from tokenizers_zoo import Zoo
+from zoo_backbone.transfer import scores
+from zoo_backbone.transfer.kinds import Classes, ClassMap, Numbers
+from zoo_backbone.transfer.scores import constant_of
+from zoo_backbone.transfer.tasks import Task
 
 TABLE = Task(text="mine.csv")
 

@@ -15,16 +15,29 @@ from backbone_samples import all_layouts
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
-from backbone.config import ModelConfig
-from backbone.features import FourMEncoder
-from backbone.model import FourM
-from backbone.tables import Tables
-from backbone.transfer import judging
-from backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
-from backbone.transfer.decoder import TokenDecoder
-from backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear, build_head
-from backbone.transfer.judging import accuracies, errors
-from backbone.transfer.kinds import (
+from tokenizers_zoo.data.samples import spread
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.intervals import interval
+from tokenizers_zoo.spec import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    OrderedIds,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.model import FourM
+from zoo_backbone.transfer import judging
+from zoo_backbone.transfer.config import HEADS, TUNING, TransferConfig, chosen_head, transfer_config
+from zoo_backbone.transfer.decoder import TokenDecoder
+from zoo_backbone.transfer.heads import Attentive, MapConvNeXt, MapLinear, Neighbours, PooledLinear, build_head
+from zoo_backbone.transfer.judging import accuracies, errors
+from zoo_backbone.transfer.kinds import (
     IGNORED,
     KINDS,
     Classes,
@@ -35,22 +48,9 @@ from backbone.transfer.kinds import (
     kind_from_json,
     kind_to_json,
 )
-from backbone.transfer.reading import Grid, padded_features, read, unpadded
-from backbone.transfer.samples import chosen
-from backbone.transfer.tasks import Task, whole_kind
-from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.intervals import interval
-from tokenizers_zoo.modality import (
-    EmbeddingsLayout,
-    GridLayout,
-    ModalitySpec,
-    OrderedIds,
-    SequenceLayout,
-    TokenLayout,
-    ValueSpec,
-    VectorLayout,
-)
+from zoo_backbone.transfer.reading import Grid, padded_features, read, unpadded
+from zoo_backbone.transfer.samples import chosen
+from zoo_backbone.transfer.tasks import Task, whole_kind
 
 DIM = 8
 ONE = VectorLayout(length=1)

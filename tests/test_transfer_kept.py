@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from small_modalities import installed
 from transfer_world import SOURCES, TRAIN, World, make_world, train
 
-from backbone.transfer import keeping
-from backbone.transfer.config import transfer_config
-from backbone.transfer.heads import build_head
-from backbone.transfer.keeping import KeptFeatures, widened
-from backbone.transfer.kinds import Numbers
-from backbone.transfer.probe import Network, encoder_of
-from backbone.transfer.reading import unpadded
-from backbone.transfer.samples import Part, Places
-from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
+from zoo_backbone.transfer import keeping
+from zoo_backbone.transfer.config import transfer_config
+from zoo_backbone.transfer.heads import build_head
+from zoo_backbone.transfer.keeping import KeptFeatures, widened
+from zoo_backbone.transfer.kinds import Numbers
+from zoo_backbone.transfer.probe import Network, encoder_of
+from zoo_backbone.transfer.reading import unpadded
+from zoo_backbone.transfer.samples import Part, Places
+from zoo_backbone.transfer.tasks import Task
 
 
 @pytest.fixture(scope="module")

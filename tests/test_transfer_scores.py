@@ -15,17 +15,17 @@ from click.testing import CliRunner, Result
 from small_modalities import installed, write_values
 from transfer_world import SOURCES, World, make_world, read, train
 
-from backbone.transfer import judging, load
-from backbone.transfer.cli import transfer as command
-from backbone.transfer.judging import errors
-from backbone.transfer.metrics import unseen_text
-from backbone.transfer.saving import packed_constant, places_of, samples_of, unpacked_constant
-from backbone.transfer.scores import scored
-from backbone.transfer.tasks import Task
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.records import read_json, write_json
+from zoo_backbone.transfer import judging, load
+from zoo_backbone.transfer.cli import transfer as command
+from zoo_backbone.transfer.judging import errors
+from zoo_backbone.transfer.metrics import unseen_text
+from zoo_backbone.transfer.saving import packed_constant, places_of, samples_of, unpacked_constant
+from zoo_backbone.transfer.scores import scored
+from zoo_backbone.transfer.tasks import Task
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from small_modalities import installed
 from torch import nn
 from transfer_world import SOURCES, TRAIN, World, make_world, read, train
 
-from backbone.transfer.config import VALIDATION_LEAST, transfer_config
-from backbone.transfer.heads import Attentive
-from backbone.transfer.samples import Labelled, Part, Places, chosen, labelled, set_apart
-from backbone.transfer.tasks import Task
-from backbone.transfer.training import TransferTask
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.training.state import STATE
+from tokenizers_zoo.train.state import STATE
+from zoo_backbone.transfer.config import VALIDATION_LEAST, transfer_config
+from zoo_backbone.transfer.heads import Attentive
+from zoo_backbone.transfer.samples import Labelled, Part, Places, chosen, labelled, set_apart
+from zoo_backbone.transfer.tasks import Task
+from zoo_backbone.transfer.training import TransferTask
 
 KEYS = [f"k{number}" for number in range(1000)]
 

@@ -12,7 +12,7 @@ import torch
 
 from tokenizers_zoo import defaults
 from tokenizers_zoo.errors import InvalidValueError, PluginError
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.spec import (
     DTYPES,
     EmbeddingsLayout,
     GridLayout,
@@ -24,7 +24,7 @@ from tokenizers_zoo.modality import (
     ValueSpec,
     VectorLayout,
 )
-from tokenizers_zoo.values import (
+from tokenizers_zoo.validation import (
     array_of,
     batch_problem,
     checked_tokens,

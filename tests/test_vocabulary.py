@@ -18,7 +18,7 @@ from toy_plugins import snapshot
 from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.records import read_json, write_json
-from tokenizers_zoo.vocabulary import (
+from tokenizers_zoo.text_vocab import (
     PAD,
     Coordinate,
     Special,
@@ -474,7 +474,7 @@ def test_pieces_that_cannot_be_are_refused(pieces: list[str]) -> None:
 
 TRAIN = """
 import random, sys
-from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 draw = random.Random(0)
 words = ["".join(draw.choice("abcdeé日") for _ in range(draw.randint(1, 7))) for _ in range(300)]
 texts = [" ".join(draw.choices(words, k=9)) for _ in range(300)]

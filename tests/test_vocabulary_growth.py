@@ -14,22 +14,6 @@ import pytest
 import torch
 from toy_plugins import snapshot
 
-from backbone.codecs import stored_samples
-from backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
-from backbone.evaluation.config import EvaluationConfig
-from backbone.evaluation.evaluate import evaluate
-from backbone.generation.files import generate_to_folder
-from backbone.generation.plan import TargetPlan
-from backbone.generation.recipe import Recipe
-from backbone.model import FourM
-from backbone.retrieval.config import EmbeddingConfig
-from backbone.retrieval.embedding import Embedder
-from backbone.run import Run
-from backbone.saving import load_model, save_model
-from backbone.training.data import TokenData
-from backbone.training.mixing import check_codecs
-from backbone.training.starting import begin, freeze, ids_in_use
-from backbone.training.train import train
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
@@ -41,7 +25,23 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from tokenizers_zoo.records import read_table, write_json
-from tokenizers_zoo.vocabulary import TextVocabulary
+from tokenizers_zoo.text_vocab import TextVocabulary
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.codecs import stored_samples
+from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.evaluation.config import EvaluationConfig
+from zoo_backbone.evaluation.evaluate import evaluate
+from zoo_backbone.generate.files import generate_to_folder
+from zoo_backbone.generate.plan import TargetPlan
+from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.model import FourM
+from zoo_backbone.retrieval.config import EmbeddingConfig
+from zoo_backbone.retrieval.embedding import Embedder
+from zoo_backbone.run import Run
+from zoo_backbone.training.data import TokenData
+from zoo_backbone.training.mixing import check_codecs
+from zoo_backbone.training.starting import begin, freeze, ids_in_use
+from zoo_backbone.training.train import train
 
 REGISTRY = """[zoo]
 checkpoints = "tokenizers"
@@ -58,8 +58,8 @@ MOOD = '''
 from dataclasses import dataclass
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.text import TextModality
-from tokenizers_zoo.modality import ValueSpec
-from tokenizers_zoo.vocabulary import Special
+from tokenizers_zoo.spec import ValueSpec
+from tokenizers_zoo.text_vocab import Special
 
 @dataclass(frozen=True, kw_only=True)
 class MoodSettings:

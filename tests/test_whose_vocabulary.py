@@ -16,7 +16,7 @@ from tokenizers_zoo.errors import ConfigError, ReadError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
-from tokenizers_zoo.vocabulary import TextVocabulary
+from tokenizers_zoo.text_vocab import TextVocabulary
 
 Install = Callable[..., Path]
 NOTES = '''
@@ -24,7 +24,7 @@ NOTES = '''
 from dataclasses import dataclass
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.text import TextModality
-from tokenizers_zoo.modality import ValueSpec
+from tokenizers_zoo.spec import ValueSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NotesSettings:

@@ -63,7 +63,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import save_checkpoint
-from tokenizers_zoo.modality import ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, ValueSpec
 
 class Words:
     @hookimpl

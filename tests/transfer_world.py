@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write, write_values
 
-from backbone.config import ModelConfig, TrainConfig
-from backbone.model import FourM
-from backbone.run import Run
-from backbone.saving import save_model
-from backbone.transfer.config import transfer_config
-from backbone.transfer.training import transfer
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
+from zoo_backbone.checkpoint import save_model
+from zoo_backbone.config import ModelConfig, TrainConfig
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run
+from zoo_backbone.transfer.config import transfer_config
+from zoo_backbone.transfer.training import transfer
 
 ZONES = '''
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.modality import GridLayout, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, ValueSpec
 
 class Zones:
     """int64 (8, 8): low, middle or high."""
@@ -58,7 +58,7 @@ plugin = Zones()
 '''
 FACTS = '''
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.modality import ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 
 class Facts:
     """Numbers and words about a sample."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.disk import check_opens, file_digest, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import check_opens, file_digest, replacing_file, write_tensors
 from tokenizers_zoo.records import REMEDY, json_text, read_json, read_table
 
 if TYPE_CHECKING:

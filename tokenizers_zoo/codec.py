@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import ModalitySpec
-from tokenizers_zoo.vocabulary import first_fingerprint
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.text_vocab import first_fingerprint
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.values import array_bytes, array_of, describe, text_of
+from tokenizers_zoo.spec import Metric, ValueSpec
+from tokenizers_zoo.validation import array_bytes, array_of, describe, text_of
 
 EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
 EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}

@@ -16,7 +16,6 @@ from tokenizers_zoo import defaults
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, float32_by_default, is_complete, loading
 from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
 from tokenizers_zoo.config import Settings, emptied, keys_of
-from tokenizers_zoo.discovery import Claim, Plugins, failed, reason
 from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
@@ -25,9 +24,10 @@ from tokenizers_zoo.errors import (
     PluginError,
     ZooError,
 )
-from tokenizers_zoo.modality import Crop, EmbeddingsLayout, ModalitySpec
+from tokenizers_zoo.plugins import Claim, Plugins, failed, reason
 from tokenizers_zoo.progress import decoding
-from tokenizers_zoo.values import (
+from tokenizers_zoo.spec import Crop, EmbeddingsLayout, ModalitySpec
+from tokenizers_zoo.validation import (
     batch_problem,
     checked_tokens,
     describe,

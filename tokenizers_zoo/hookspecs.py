@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.modality import Crop, ModalitySpec
 from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -8,8 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import replacing_file
 
 SHORT = 100
 """Letters up to which a list is shown whole where two differ."""

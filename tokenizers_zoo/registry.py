@@ -12,13 +12,13 @@ from typing import Any
 
 from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.discovery import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.sharing import disagreements, in_the_way, is_text, misplaced
 from tokenizers_zoo.source_handle import SourceHandle
+from tokenizers_zoo.spec import ModalitySpec
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.modality import SequenceLayout
+from tokenizers_zoo.spec import SequenceLayout
 
 
 def is_text(handle: ModalityHandle) -> bool:

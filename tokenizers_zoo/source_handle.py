@@ -7,10 +7,10 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.discovery import Claim, Plugins, failed
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
+from tokenizers_zoo.plugins import Claim, Plugins, failed
 from tokenizers_zoo.source import Sample, SourceSpec
-from tokenizers_zoo.values import describe
+from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle

@@ -12,7 +12,7 @@ import click
 from tokenizers_zoo.cli.options import PATH, open_zoo, plain_table, show_table
 from tokenizers_zoo.cli.settings import settings_lines
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.modality import TokenLayout, layout_to_json
+from tokenizers_zoo.spec import TokenLayout, layout_to_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ import click
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.cores import give_way
-from tokenizers_zoo.disk import disk_problem
 from tokenizers_zoo.errors import OneLineError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.io import disk_problem
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that
 COMMANDS = {
@@ -153,7 +153,7 @@ def _in_words(error: BaseException) -> str:
         return f"{where}{disk_problem(error) or error.strerror}"
     if problem := disk_problem(error):
         return problem
-    from tokenizers_zoo.discovery import failed, reason
+    from tokenizers_zoo.plugins import failed, reason
 
     if is_of_the_machine(error):
         return str(failed("the command", error))

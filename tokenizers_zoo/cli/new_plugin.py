@@ -17,9 +17,9 @@ import click
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import PATH, asked_registry
 from tokenizers_zoo.config import Origin, load_toml
-from tokenizers_zoo.discovery import MODALITIES, SOURCES, installed_claims
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
 
 FAMILIES = {
     "spatial": "{} as a grid of tokens",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, asked_registry, open_zoo
-from tokenizers_zoo.disk import disk_errors
+from tokenizers_zoo.io import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path

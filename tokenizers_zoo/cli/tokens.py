@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, open_zoo, split_names
-from tokenizers_zoo.disk import disk_errors, replacing_file
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.io import disk_errors, replacing_file
+from tokenizers_zoo.spec import Crop
 
 
 @click.command("tokenize")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.tar import TARS
-from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.io import held
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.records import as_json, difference, read_json, write_json
 

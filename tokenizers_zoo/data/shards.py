@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, scan_shard
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

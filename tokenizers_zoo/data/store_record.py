@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenizers_zoo.data.provenance import samples_identity
-from tokenizers_zoo.disk import held
 from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.io import held
 from tokenizers_zoo.records import read_table, write_json
 
 RECORD = "store.json"

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tokenizers_zoo.disk import not_read, replacing_file
 from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.io import not_read, replacing_file
 from tokenizers_zoo.wording import CONTROL
 
 BLOCK = 512

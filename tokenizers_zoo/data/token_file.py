@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.values import describe
+from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle

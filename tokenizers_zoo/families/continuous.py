@@ -23,7 +23,7 @@ from tokenizers_zoo.families.statistics import (
 )
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.modality import ModalitySpec, PatchesLayout
+from tokenizers_zoo.spec import ModalitySpec, PatchesLayout
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ class PatchesModality(ImageValues):
         """Compute mean and deviation per channel over training values; `seed` is recorded, and changes nothing."""
         import torch
 
-        from tokenizers_zoo.training.report import Evaluation
+        from tokenizers_zoo.train.report import Evaluation
 
         options = self.options(config)
 

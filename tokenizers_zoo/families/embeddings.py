@@ -24,9 +24,9 @@ from tokenizers_zoo.families.statistics import (
 )
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.modality import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.values import array_bytes, array_of
+from tokenizers_zoo.spec import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.validation import array_bytes, array_of
 from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class EmbeddingsModality(Generic[S]):
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
-        from tokenizers_zoo.training.report import Evaluation
+        from tokenizers_zoo.train.report import Evaluation
 
         options = config.take(self.settings_class)
 

@@ -14,9 +14,9 @@ from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
 from tokenizers_zoo.families.spatial.settings import LossName
 from tokenizers_zoo.families.spatial.values import read_array, to_bytes
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.validation import array_bytes
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind, unused_fields
-from tokenizers_zoo.training.config import TrainConfig
+from tokenizers_zoo.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,13 +16,13 @@ from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.spec import ModalitySpec
 
 if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.training.report import Evaluation
+    from tokenizers_zoo.train.report import Evaluation
 
 Array = NDArray[Any]
 LEAST_DEVIATION = 0.01
@@ -61,9 +61,9 @@ def fit_statistics(
     """
     import torch
 
-    from tokenizers_zoo.training.loop import FINAL_SAMPLES
-    from tokenizers_zoo.training.report import finish_run
-    from tokenizers_zoo.training.state import TrainingRun
+    from tokenizers_zoo.train.loop import FINAL_SAMPLES
+    from tokenizers_zoo.train.report import finish_run
+    from tokenizers_zoo.train.state import TrainingRun
 
     train, test = samples.train, samples.test
     if not len(train) or not len(test):

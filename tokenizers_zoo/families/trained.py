@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, is_of_the_machine
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tokenizers_zoo.data.samples import TrainingSamples
-    from tokenizers_zoo.training.task import TokenizerTask
+    from tokenizers_zoo.train.task import TokenizerTask
 
 
 class Codec(Protocol):
@@ -92,7 +92,7 @@ class TrainedModality:
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
         """Train the autoencoder in the common loop."""
-        from tokenizers_zoo.training.loop import train
+        from tokenizers_zoo.train.loop import train
 
         return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 

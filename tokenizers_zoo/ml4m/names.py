@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tokenizers_zoo.blocks.config import BlockConfig, MlpConfig
 from tokenizers_zoo.ml4m.architecture import Architecture, UnetSize
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 POINTWISE = "o i 1 1 -> o i"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, joint_fingerprint
-from tokenizers_zoo.disk import file_digest, metadata_of, replacing_file, write_tensors
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import file_digest, metadata_of, replacing_file, write_tensors
 from tokenizers_zoo.records import read_table, write_json
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import TARS, Member, scan_shard, writing_shard
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,

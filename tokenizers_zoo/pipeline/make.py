@@ -27,8 +27,8 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import SHARD_NAME
 from tokenizers_zoo.data.tar import TARS, looks_whole, scan_shard, shown_key
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.make_shard import Samples, Shard, make_shard, open_samples, samples_of
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards

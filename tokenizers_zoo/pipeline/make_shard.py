@@ -17,8 +17,8 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
 from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
 from tokenizers_zoo.data.tar import Member, ShardWriter, writing_shard
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ZooError, passing
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.pipeline.results import write_failures
 from tokenizers_zoo.source_handle import CheckedSamples

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers_zoo.data.tar import TARS, shown_key
-from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.io import replacing_file
 
 FAILED = ".failed.jsonl"
 

@@ -26,13 +26,13 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore, read_value
 from tokenizers_zoo.data.store_record import RECORD, StoreRecord
 from tokenizers_zoo.data.token_part import PART_NAME, PARTS, SETTINGS, TokenMetadata, read_part, write_part
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
-from tokenizers_zoo.modality import EmbeddingsLayout, ModalitySpec, PatchesLayout
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.views import Row, Views
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -18,13 +18,13 @@ from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settings
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.disk import disk_errors
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.records import read_table
-from tokenizers_zoo.training.state import RUN, replacing_run
-from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.train.state import RUN, replacing_run
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

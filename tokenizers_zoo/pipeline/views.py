@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo.data.tar import Member
 from tokenizers_zoo.data.tokens import view_key
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 
 CROP_SIDE = (0.5, 1.0)  # shortest and longest side of a random crop, as fractions of the picture's
 

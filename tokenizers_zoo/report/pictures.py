@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.disk import replacing_file
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.modality import ValueSpec
+from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.spec import ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image

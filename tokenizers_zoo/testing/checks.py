@@ -13,14 +13,14 @@ import numpy as np
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.defaults import same
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.modality import (
+from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.spec import (
     Crop,
     SequenceLayout,
     layout_from_json,
     layout_to_json,
     spec_problems,
 )
-from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.testing import files as met_files
 from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
@@ -28,8 +28,8 @@ from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expec
 from tokenizers_zoo.testing.probes.arrays import fits
 from tokenizers_zoo.testing.probes.probe import CLOSE
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.training.state import check_replaceable
-from tokenizers_zoo.values import (
+from tokenizers_zoo.train.state import check_replaceable
+from tokenizers_zoo.validation import (
     bounds,
     describe,
     expected_tokens,

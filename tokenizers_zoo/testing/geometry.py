@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.subject import Subject
 
 RECTANGLE = (0.35, 0.35, 0.55, 0.5)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.defaults import same
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.modality import EmbeddingsLayout
+from tokenizers_zoo.spec import EmbeddingsLayout
 from tokenizers_zoo.testing.subject import Subject
 
 Given = TypeVar("Given")

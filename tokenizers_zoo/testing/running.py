@@ -11,10 +11,10 @@ import numpy as np
 
 from tokenizers_zoo.device import DEVICES
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.modality import EmbeddingsLayout
+from tokenizers_zoo.spec import EmbeddingsLayout
 from tokenizers_zoo.testing.kit import Skipped, all_same, expect, per_sample
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.values import has_fixed_length
+from tokenizers_zoo.validation import has_fixed_length
 
 DEVICE_FLIPS_ALLOWED = 0.02
 """Share of the tokens that may differ between devices, which round otherwise."""

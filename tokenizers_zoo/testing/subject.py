@@ -16,12 +16,12 @@ import numpy as np
 from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.modality import Crop, ValueSpec
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.source_handle import name_at_source
-from tokenizers_zoo.values import bounds
+from tokenizers_zoo.spec import Crop, ValueSpec
+from tokenizers_zoo.validation import bounds
 
 COUNT = 8
 """Sample values per modality."""

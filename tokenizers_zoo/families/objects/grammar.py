@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.modality import OrderedIds
+from tokenizers_zoo.spec import OrderedIds
 
 Ids = NDArray[np.int64]
 

@@ -19,8 +19,8 @@ from tokenizers_zoo.families.published import PublishedTokenizers
 from tokenizers_zoo.families.text import TextModality
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, SequenceLayout
-from tokenizers_zoo.vocabulary import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, SequenceLayout
+from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     import PIL.Image

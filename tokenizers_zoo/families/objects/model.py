@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks import MlpConfig, build_decoder, build_encoder
-from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, DataError
@@ -23,6 +21,8 @@ from tokenizers_zoo.families.objects.grammar import ObjectGrammar, levels_of, nu
 from tokenizers_zoo.families.objects.settings import ObjectModelConfig
 from tokenizers_zoo.families.objects.spelling import SpelledGrammar
 from tokenizers_zoo.families.trained import fitting, half_mirrored
+from tokenizers_zoo.nn import MlpConfig, build_decoder, build_encoder
+from tokenizers_zoo.nn.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.quantizers import build_quantizer
 from tokenizers_zoo.quantizers.config import TRAINING_ONLY
 

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.objects.grammar import Ids, ObjectGrammar
 from tokenizers_zoo.families.text import whole_groups
-from tokenizers_zoo.vocabulary import Coordinate, Piece, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
 
 BINS = 1000
 """Levels of each coordinate in published sequences."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 
 
 def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[float] | None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks.patches import Shuffle, Unshuffle
 from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
+from tokenizers_zoo.nn.patches import Shuffle, Unshuffle
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

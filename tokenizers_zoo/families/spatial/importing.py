@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenizers_zoo.blocks import BlockConfig
 from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.published import NotThisKind, settings_of, write_imported
 from tokenizers_zoo.families.spatial.diffusion import DiffusionVQ
 from tokenizers_zoo.families.spatial.model import DENOISER, SpatialVQ
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
+from tokenizers_zoo.nn import BlockConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.families.spatial.modality import SpatialModality

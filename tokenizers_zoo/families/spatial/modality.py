@@ -12,7 +12,7 @@ from tokenizers_zoo.families.spatial.settings import LossName, SpatialModelConfi
 from tokenizers_zoo.families.spatial.values import ImageValues
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import GridLayout, ModalitySpec
+from tokenizers_zoo.spec import GridLayout, ModalitySpec
 
 if TYPE_CHECKING:
     import torch

@@ -11,13 +11,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
 from tokenizers_zoo.families.trained import check_meaning, fitting
+from tokenizers_zoo.nn import build_decoder, build_encoder
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.blocks.config import BlockConfig
 from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
 from tokenizers_zoo.families.spatial.diffusion_settings import PUBLISHED_DIFFUSION, DiffusionConfig
+from tokenizers_zoo.nn.config import BlockConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]

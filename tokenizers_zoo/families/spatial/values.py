@@ -15,8 +15,8 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
 from tokenizers_zoo.families.spatial.settings import ImageSettings
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, Metric, ValueSpec
-from tokenizers_zoo.values import array_bytes, array_of, commonest_classes
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image

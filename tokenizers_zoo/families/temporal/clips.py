@@ -10,7 +10,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.temporal.modality import TemporalModality
 from tokenizers_zoo.families.temporal.settings import ClipSettings
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.spec import Crop, ValueSpec
 
 if TYPE_CHECKING:
     import torch

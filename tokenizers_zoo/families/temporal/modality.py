@@ -14,7 +14,7 @@ from tokenizers_zoo.families.spatial.values import QUANTILES
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig, token_grid
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import GridLayout, ModalitySpec
+from tokenizers_zoo.spec import GridLayout, ModalitySpec
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks import build_decoder, build_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.families.chunks import chunk_size, in_chunks
 from tokenizers_zoo.families.statistics import moments, some_values, to_divide_by
 from tokenizers_zoo.families.temporal.settings import TemporalModelConfig
 from tokenizers_zoo.families.trained import check_meaning, fitting, half_mirrored
+from tokenizers_zoo.nn import build_decoder, build_encoder
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal.modality import TemporalModality
 from tokenizers_zoo.families.temporal.settings import SeriesSettings
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Crop, ValueSpec
+from tokenizers_zoo.spec import Crop, ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image

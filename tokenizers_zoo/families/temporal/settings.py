@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers_zoo.blocks.config import BlockConfig
 from tokenizers_zoo.families.spatial import ImageSettings, TokenizerConfig
+from tokenizers_zoo.nn.config import BlockConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 
 LOSSES = ("l1", "l2", "smooth_l1")

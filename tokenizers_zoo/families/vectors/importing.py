@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenizers_zoo.blocks import MlpConfig
 from tokenizers_zoo.config import Settings, recorded
 from tokenizers_zoo.families.published import NotThisKind, settings_of, write_imported
 from tokenizers_zoo.families.vectors.model import VectorVQ
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import read_architecture
+from tokenizers_zoo.nn import MlpConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.families.vectors.modality import VectorModality

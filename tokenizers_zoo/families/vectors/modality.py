@@ -16,7 +16,7 @@ from tokenizers_zoo.families.spatial.values import to_bytes
 from tokenizers_zoo.families.trained import TrainedModality
 from tokenizers_zoo.families.vectors.settings import LossName, VectorModelConfig, VectorSettings
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.blocks.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, Settings, from_mapping
 from tokenizers_zoo.families.chunks import in_chunks
 from tokenizers_zoo.families.statistics import least_deviation, some_values, to_divide_by
 from tokenizers_zoo.families.trained import check_meaning, fitting
 from tokenizers_zoo.families.vectors.settings import VectorModelConfig
+from tokenizers_zoo.nn.mlp import mlp_decoder, mlp_encoder
 from tokenizers_zoo.quantizers import build_quantizer
 
 if TYPE_CHECKING:

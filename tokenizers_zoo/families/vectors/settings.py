@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.blocks.config import MlpConfig
 from tokenizers_zoo.config import ADDED, check_counts
 from tokenizers_zoo.families.quantized import QuantizedTrainConfig
+from tokenizers_zoo.nn.config import MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind
 
 LossName = Literal["cosine", "smooth_l1"]

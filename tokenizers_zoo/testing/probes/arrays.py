@@ -11,9 +11,9 @@ import numpy as np
 
 from tokenizers_zoo.errors import MachineError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.probes.probe import Array, File, Probe, npy, plainly_read, span_of
-from tokenizers_zoo.values import bounds
+from tokenizers_zoo.validation import bounds
 
 FREE = 3
 """Size of an axis whose size is free."""

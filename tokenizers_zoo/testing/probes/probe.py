@@ -10,8 +10,8 @@ import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.modality import Crop
-from tokenizers_zoo.values import array_bytes, bounds, describe, expected_value
+from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.validation import array_bytes, bounds, describe, expected_value
 
 LONGEST_LINE = 500
 """Characters of a refusal."""

@@ -14,8 +14,8 @@ from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
 from tokenizers_zoo.families.temporal.settings import check_patch, token_grid
-from tokenizers_zoo.modality import Crop, Metric, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_audio.wav import fitted, heard, read_wav, resampled, to_float, wav_bytes
 
 if TYPE_CHECKING:

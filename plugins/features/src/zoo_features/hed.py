@@ -12,8 +12,8 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import png_bytes, read_grey, to_bytes
-from tokenizers_zoo.modality import Metric
 from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.spec import Metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

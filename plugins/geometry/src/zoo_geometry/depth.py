@@ -14,8 +14,8 @@ from tokenizers_zoo.config import SHOWN, Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Metric, ModalitySpec
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.spec import Metric, ModalitySpec
+from tokenizers_zoo.validation import array_bytes
 from zoo_geometry.monocular import DepthLabeller
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from tokenizers_zoo.families.objects import (
 from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
 from zoo_geometry import body, published_people, rotations
 from zoo_geometry.examples import person_files
 from zoo_geometry.people import MISSED, drawn, matched

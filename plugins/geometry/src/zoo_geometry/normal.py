@@ -19,7 +19,7 @@ from tokenizers_zoo.families.spatial.values import (
     read_array,
     rgb_image,
 )
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.surfaces import normals_of_depth
 
 if TYPE_CHECKING:

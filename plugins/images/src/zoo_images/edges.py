@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_grey
-from tokenizers_zoo.modality import Crop, Metric
+from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
 """How bright the number 1 is in pictures of 8 and of 16 bits."""

@@ -15,8 +15,8 @@ from tokenizers_zoo import defaults, hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
-from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.vocabulary import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.families.spatial.values import png_bytes, psnr, read_array, read_rgb, rgb_image
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.spec import Metric
 
 SIGMA, RADIUS = 1.5, 5
 """Deviation of the window in which pictures are compared, and how far scikit-image has it reach, pixels."""

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Crop, ModalitySpec
+from tokenizers_zoo.spec import Crop, ModalitySpec
 from zoo_language.captioner import CaptionLabeller
 from zoo_language.plain import PlainText, PlainTextSettings
 

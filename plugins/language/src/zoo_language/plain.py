@@ -10,9 +10,9 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
-from tokenizers_zoo.modality import Metric, ValueSpec
-from tokenizers_zoo.values import text_of
-from tokenizers_zoo.vocabulary import Piece
+from tokenizers_zoo.spec import Metric, ValueSpec
+from tokenizers_zoo.text_vocab import Piece
+from tokenizers_zoo.validation import text_of
 from zoo_language.scores import BLEU_2, EXACT, WORD_F1, best_words, bleu_2, word_f1, words
 
 ALLOWED = "\n\t"

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from tokenizers_zoo.families.text import words_of
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.spec import Metric
 
 WORD_F1 = Metric(
     name="word_f1",

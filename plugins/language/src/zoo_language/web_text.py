@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.modality import Crop
+from tokenizers_zoo.spec import Crop
 from zoo_language.plain import PlainText, PlainTextSettings
 from zoo_language.scores import BLEU_2, WORD_F1
 

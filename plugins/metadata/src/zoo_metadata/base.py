@@ -14,8 +14,8 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, read_json
-from tokenizers_zoo.modality import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.vocabulary import Coordinate, Piece, Special, VocabularyConfig
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate, Piece, Special, VocabularyConfig
 from zoo_metadata.fields import MetadataField, Number, parse_token
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import words_of
-from tokenizers_zoo.modality import ModalitySpec
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_metadata.base import DerivedMetadata, DerivedSettings
 from zoo_metadata.fields import MetadataField
 

@@ -13,7 +13,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import crop_and_resize, read_array
-from tokenizers_zoo.modality import Crop, Metric
+from tokenizers_zoo.spec import Crop, Metric
 
 MAGIC = b"PIEH"
 """How .flo files begin: 202021.25 as float32."""

@@ -13,8 +13,8 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial.values import read_array
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
-from tokenizers_zoo.modality import Metric
-from tokenizers_zoo.values import text_of
+from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.validation import text_of
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)

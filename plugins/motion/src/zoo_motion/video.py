@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.families.spatial.values import laid_over, psnr, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
-from tokenizers_zoo.modality import Metric
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.validation import array_bytes
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
 FORMATS = ("GIF", "PNG", "WEBP")

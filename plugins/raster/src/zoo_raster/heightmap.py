@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
-from tokenizers_zoo.modality import Metric
+from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
 if TYPE_CHECKING:

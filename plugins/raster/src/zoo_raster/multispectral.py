@@ -13,8 +13,8 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.families.spatial.values import psnr, read_array, rgb_image
-from tokenizers_zoo.modality import Metric
-from tokenizers_zoo.values import array_bytes
+from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.validation import array_bytes
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {

@@ -16,8 +16,8 @@ from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.objects.visible import box_seen_through
 from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.vocabulary import Coordinate, Piece, coordinate_fraction, coordinate_level
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate, Piece, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
 from zoo_semantics.labellers import BoxLabeller
 from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, match

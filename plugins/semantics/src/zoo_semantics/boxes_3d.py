@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.text import TextTokenizer
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.vocabulary import Coordinate, Piece, Special
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
 from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
 from zoo_semantics.levels_3d import AXES, Span, Spans
 from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, pairs

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.values import text_of
+from tokenizers_zoo.validation import text_of
 
 Array = NDArray[Any]
 MOST_IDS = 65535  # what a 16-bit PNG holds

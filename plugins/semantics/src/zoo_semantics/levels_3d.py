@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers_zoo.vocabulary import coordinate_fraction, coordinate_level
+from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 
 Span = tuple[float, float]
 AXES = (0, 1, 2, 0, 1, 2, 3)

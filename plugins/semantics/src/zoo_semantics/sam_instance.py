@@ -25,9 +25,9 @@ from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.spatial.settings import published
 from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Crop, Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.values import array_bytes, array_of
-from tokenizers_zoo.vocabulary import Coordinate
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate
+from tokenizers_zoo.validation import array_bytes, array_of
 from zoo_semantics.instance_maps import (
     MOST_IDS,
     Instance,

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.families.spatial.values import png_bytes, read_array
 from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.modality import Metric, ModalitySpec
+from tokenizers_zoo.spec import Metric, ModalitySpec
 from zoo_semantics.coco import COCO_CLASSES
 from zoo_semantics.labellers import ClassLabeller
 from zoo_semantics.maps import read_map

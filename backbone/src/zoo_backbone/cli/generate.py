@@ -1,0 +1,161 @@
+"""zoo backbone generate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.cli.config import assigned, pairs_of
+from zoo_backbone.cli.run import open_run
+
+SAMPLING = {"temperature": 1.0, "top_p": 0.95}
+"""Of targets that no plan says more about."""
+
+
+@click.command("generate")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--given", multiple=True, metavar="NAMES",
+              help="Stored modalities, NAME=FILE or 'NAME=\"TEXT\"'. Repeatable.")  # fmt: skip
+@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --given NAME=FILE. Repeatable.")
+@click.option("--make", "targets", metavar="NAMES", help="Modalities to make, in this order.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="TOML file that says what to make and how.")  # fmt: skip
+@click.option("--keep", multiple=True, metavar="NAME=PART",
+              help="Part of what is given to keep: box:T,L,B,R, cells:..., mask:FILE, start, tokens:0-3, gaps:N, "
+              "not:PART. Repeatable.")  # fmt: skip
+@click.option("--guide", metavar="WEIGHTS",
+              help="Guidance: 3 for all that is given, or NAME=WEIGHT,...")  # fmt: skip
+@click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
+@click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
+@click.option("--keys", metavar="KEYS", help="Keys of stored samples instead.")
+@click.option("--split", metavar="NAME", help="Of the stored samples.  [default: test]")
+@click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
+@click.option("--rank", metavar="NAME", help="Write the draws first that NAME judges best.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
+@DEVICE
+@settings_option("Of all targets: steps=8, top_p=0.9, ...; NAME.steps=8 of one. All keys: docs/generation.md.")
+def generate_command(
+    folder: Path,
+    given: tuple[str, ...],
+    files: tuple[str, ...],
+    targets: str | None,
+    plan_file: Path | None,
+    keep: tuple[str, ...],
+    guide: str | None,
+    out: Path,
+    keys: str | None,
+    device: str,
+    assignments: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Make modalities from others.
+
+    Each one made is an input of the next. Options take precedence over the plan, and
+    OUT/plan.toml makes the same again. Killed, the same command goes on.
+
+    \b
+    Examples:
+      zoo backbone generate RUN --given rgb,caption --make depth --out made
+      zoo backbone generate RUN --given rgb=a.png --make depth,semseg --out made
+      zoo backbone generate RUN --given 'caption="a red ball"' --make rgb \\
+          --guide 2 --draws 4 --out made
+      zoo backbone generate RUN --given depth --make depth \\
+          --keep depth=box:0,0,1,0.5 --out made
+      zoo backbone generate RUN --plan plan.toml --given caption=a.txt --out made
+    """
+    from zoo_backbone.generate.files import generate_to_folder
+    from zoo_backbone.generate.recipe import Recipe, read_recipe
+
+    if (targets is None) == (plan_file is None):
+        raise ConfigError("zoo backbone generate: expected either --make NAMES or --plan FILE")
+    table = read_recipe(plan_file) if plan_file else {}
+    names = split_names(targets, "--make takes at least one")
+    if guide is not None:
+        table["guidance"] = _guidance(guide)
+        for target in table.get("target", []):
+            target.pop("guidance", None)
+    table["target"] = _targets(names, table, parse_assignments(assignments))
+    table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
+    table["keep"] = {**table.get("keep", {}), **pairs_of("--keep", keep, "PART")}
+    chosen = {"keys": split_names(keys, "--keys takes at least one"), **options}
+    for one, other in (("keys", "samples"), ("samples", "keys")):
+        if chosen[one] is not None:
+            table.pop(other, None)  # the plan's
+    table |= {key: value for key, value in chosen.items() if value is not None}
+    recipe = from_mapping(Recipe, table, Origin())
+    _, zoo = open_run(folder)
+    with disk_errors(out):
+        places = generate_to_folder(folder, zoo, recipe, out, device=device)
+    samples = len({place.parent for place in places})
+    of_each = f", {recipe.draws} draws of each," if recipe.draws > 1 else ""
+    click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
+
+
+def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the targets, those of the plan or of `names`, with what is set for all of them and for each."""
+    tables = plan.get("target", []) if names is None else [{**SAMPLING, "name": name} for name in names]
+    known = [str(table["name"]) for table in tables]
+
+    def is_of_one(key: str) -> bool:
+        return "." in key and key.partition(".")[0] in known
+
+    for key in sorted(settings, key=is_of_one):  # what is set for all before what is set for one
+        value, of_one = settings[key], is_of_one(key)
+        name, dot, inner = key.partition(".")
+        if dot and not of_one and name != "guidance":
+            raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
+                              f"{', '.join([*known, 'guidance'])} before the dot")  # fmt: skip
+        inside = inner if of_one else key
+        if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
+            raise ConfigError(f"--set {key}: expected a key of a target, such as steps, or guidance.scale")
+        change = {inside: value}
+        shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}  # goes on from it
+        tables = [
+            table if of_one and table["name"] != name else assigned({**shared, **table}, change) for table in tables
+        ]
+    return [dict(table) for table in tables]
+
+
+def _items(given: Iterable[str]) -> list[str]:
+    """`a,b` as two items; what has a value is one."""
+    found = []
+    for text in given:
+        if "=" in text and "," in text.partition("=")[0]:
+            raise ConfigError(f"--given {text}: names, and one with a value; give --given once for each")
+        found += [text] if "=" in text else split_names(text, "leave --given out to give nothing") or []
+    return found
+
+
+def _given(planned: Iterable[str], named: Iterable[str]) -> list[str]:
+    """What is given: the plan's, with those named here in their place."""
+    from zoo_backbone.generate.giving import sources_of
+
+    sources = {**sources_of(planned), **sources_of(named)}
+    return [f"{name}={source}" if source else name for name, source in sources.items()]
+
+
+def _checked_file(item: str) -> str:
+    name, _, path = item.partition("=")
+    if not name or not path or not os.path.isfile(path):
+        raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
+    return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
+
+
+def _guidance(text: str) -> dict[str, Any]:
+    """`3` or `caption=3,depth=-1` to the table [guidance]. Raises ConfigError."""
+    try:
+        if "=" not in text:
+            return {"scale": float(text)}
+        weights = pairs_of("--guide", text.split(","), "WEIGHT")
+        return {"weights": {name: float(weight) for name, weight in weights.items()}}
+    except ValueError:
+        raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None

@@ -1,0 +1,167 @@
+"""zoo backbone grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.cli.options import (
+    PATH,
+    parse_assignments,
+    plain_table,
+    settings_option,
+    show_table,
+    split_names,
+)
+from tokenizers_zoo.config import Origin
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
+from zoo_backbone.cli.run import zoo_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zoo_backbone.grow import Trained
+
+
+@click.command("grow")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option("--add", "added", metavar="NAMES", required=True, help="Comma-separated modalities that are new.")
+@click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
+@click.option("--out", type=PATH, required=True, help="Folder of the new run.")
+@CONFIG_OPTION
+@click.option(
+    "--replay",
+    type=float,
+    help="Share of the samples that are old ones, below 1. Default: 0.25 where the others ask for all that is old, "
+    "too, else 0.5.",
+)
+@click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN knows stays as it is.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
+@settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
+def grow_command(
+    folder: Path,
+    added: str,
+    tokens: Path,
+    out: Path,
+    config_file: Path | None,
+    replay: float | None,
+    freeze: bool,
+    seed: int | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Go on training a backbone, with modalities that it did not have.
+
+    Settings are those of RUN where [train] says nothing else. The losses of the old
+    modalities before and after are shown, and kept in OUT/growth.json; after
+    zoo backbone eval of both, the same command shows the gap closed, too.
+
+    \b
+    Examples:
+      zoo backbone grow RUN --add heightmap --tokens tokens --out grown
+      zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
+    """
+    from tokenizers_zoo.data.samples import TRAIN
+    from tokenizers_zoo.data.tokens import TokenStore
+    from zoo_backbone.codecs import codecs_to_train_with
+    from zoo_backbone.config import Dataset
+    from zoo_backbone.evaluation.preview import Previews
+    from zoo_backbone.grow import (
+        REPORT,
+        Trained,
+        asked_from_now,
+        check_replayed,
+        growing_config,
+        grown_specs,
+        share_replayed,
+        write_report,
+    )
+    from zoo_backbone.run import Run
+    from zoo_backbone.training.distributed import leave, leave_but_first
+    from zoo_backbone.training.mixing import check_codecs
+    from zoo_backbone.training.starting import check_meaning, ids_in_use
+    from zoo_backbone.training.train import train
+
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out}: is the backbone that grows; give another folder")
+    trained = Trained.load(folder)
+    zoo = zoo_of(folder, trained.run.registry if trained.run else None)
+    store = TokenStore(tokens)
+    new = split_names(added, "--add takes at least one that is new") or []
+    stored = [name for name in trained.names if name in store.modalities(TRAIN)]
+    handles = {name: zoo[name] for name in [*stored, *new]}
+    specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)
+    check_codecs([Dataset(tokens=tokens)], handles.values())
+    check_meaning(folder, handles.values())
+    changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
+    table = _settings(trained, config_file, changes | ({"freeze": True} if freeze else {}), replay)
+    origin, freeze = Origin(path=config_file, table="train"), bool(table.get("freeze"))
+    config = growing_config(trained, specs, tokens, table, replay, origin)
+    check_drawn(table, config.preview_every, origin)
+    check_replayed(trained, config, zoo)
+    show = None
+    if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
+        shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
+        show = Previews(shown, tokens, config, model=trained.model, inherited="previews" not in table)
+    codecs = {**trained.fingerprints, **codecs_to_train_with(out, handles.values())}
+    with disk_errors(out):
+        train(
+            out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
+            ids=ids_in_use(folder, handles.values()),
+            run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
+            asked=asked_from_now(trained, specs, table),
+        )  # fmt: skip
+        leave_but_first()
+        report = write_report(out, trained, tokens)
+    show_growth(report, share_replayed(config, len(table.get("datasets", ()))), 0.0 if freeze else config.known_rate)
+    modalities = count_of(len(specs), "modality", "modalities")
+    click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
+    leave()
+
+
+def _settings(
+    trained: Trained, config_file: Path | None, changes: dict[str, Any], replay: float | None
+) -> dict[str, Any]:
+    """The table [train] of a file, with `changes`. Raises ConfigError for one of another model or against `replay`."""
+    from zoo_backbone.grow import check_same_model
+
+    tables = read_tables(config_file)
+    check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
+    table = assigned(tables["train"], changes)
+    if table.get("freeze") and replay is not None:
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
+    return table
+
+
+def show_growth(report: dict[str, Any], replayed: float, rate: float) -> None:
+    """Print what growth.json holds, the share of the samples that were replayed, and how fast what was known moved."""
+    for table in tables_of(report):
+        show_table(table)
+    click.echo(f"{replayed:.0%} of the samples were old ones, and what was known moved at {rate:.0%} of the rate")
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """What growth.json holds, for the terminal."""
+    losses = plain_table("held-out loss, nats", ">before", ">after", ">change")
+    for name, row in report["losses"].items():
+        losses.add_row(name, *_three(row))
+    for name, row in report["new"].items():
+        losses.add_row(f"{name} (new)", f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", "")
+    found = [losses] if losses.row_count else []
+    if report["gaps"]:
+        gaps = plain_table("gap closed", ">before", ">after", ">change")
+        for row in report["gaps"]:
+            gaps.add_row(f"{' + '.join(row['given'])} to {row['target']}", *_three(row))
+        found.append(gaps)
+    return found
+
+
+def _three(row: dict[str, Any]) -> list[str]:
+    """Before, after and change; a dash stands for what has no figure."""
+    before, after = row["before"], row["after"]
+    change = "-" if before is None or after is None else f"{after - before:+.3f}"
+    return ["-" if value is None else f"{value:.3f}" for value in (before, after)] + [change]

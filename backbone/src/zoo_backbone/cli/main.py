@@ -1,0 +1,220 @@
+"""zoo backbone: train, evaluate, generate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
+from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
+from zoo_backbone.cli.generate import generate_command
+from zoo_backbone.cli.grow import grow_command
+from zoo_backbone.cli.run import open_run
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+
+@click.group()
+def backbone() -> None:
+    """The any-to-any model over the registered modalities.
+
+    \b
+    Examples:
+      zoo backbone train --tokens tokens --out RUN
+      zoo backbone eval RUN
+      zoo backbone generate RUN --given rgb,caption --make depth --out made
+    """
+
+
+backbone.add_command(generate_command)
+backbone.add_command(grow_command)
+
+
+@backbone.command()
+@click.option("--tokens", type=PATH, required=True, help="The token store that zoo tokenize wrote.")
+@click.option("--out", type=PATH, required=True, help="Folder of the run.")
+@click.option("--preset", help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.")
+@CONFIG_OPTION
+@click.option("--from", "start", type=PATH, help="A run whose weights to begin with, for what it knows.")
+@click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
+@settings_option("A key of [train], such as steps=2000 or masking.input_budget=128; docs/settings.md lists them.")
+def train(
+    tokens: Path,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    start: Path | None,
+    only: str | None,
+    seed: int | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train the backbone on a token store.
+
+    Killed, the same command goes on, to the same result.
+
+    \b
+    Examples:
+      zoo backbone train --tokens runs/tokens --out runs/backbone --preset nano
+      zoo backbone train --tokens runs/tokens --out runs/b --set steps=5000
+      zoo backbone train --tokens more --out runs/c --from runs/b
+    """
+    import dataclasses
+
+    from tokenizers_zoo.checkpoint import load_config
+    from tokenizers_zoo.data.tokens import TokenStore
+    from zoo_backbone.checkpoint import CLASS
+    from zoo_backbone.codecs import codecs_to_train_with
+    from zoo_backbone.config import ModelConfig, TrainConfig
+    from zoo_backbone.config import preset as preset_config
+    from zoo_backbone.evaluation.preview import Previews
+    from zoo_backbone.run import Run
+    from zoo_backbone.training.distributed import leave, leave_but_first
+    from zoo_backbone.training.mixing import check_codecs, datasets_of, names_in
+    from zoo_backbone.training.starting import check_meaning, ids_in_use
+    from zoo_backbone.training.train import train as train_backbone
+
+    tables = read_tables(config_file)
+    if start is not None and preset is None:
+        size = load_config(start, CLASS)["model"]
+    else:
+        size = dataclasses.asdict(preset_config(preset or "nano"))
+    model = from_mapping(ModelConfig, size | tables["model"], Origin(path=config_file, table="model"))
+    changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
+    origin = Origin(path=config_file, table="train")
+    table = assigned(tables["train"], changes)
+    config = from_mapping(TrainConfig, table, origin)
+    check_drawn(table, config.preview_every, origin)
+    zoo = open_zoo()
+    store = TokenStore(tokens)
+    datasets = datasets_of(tokens, config)
+    names = split_names(only) or names_in(datasets)
+    handles = _handles(zoo, names, asked=only is not None)
+    check_codecs(datasets, handles)
+    if start is not None:
+        check_meaning(start, handles)
+        left = [spec["name"] for spec in load_config(start, CLASS)["specs"] if spec["name"] not in names]
+        if left and not only:
+            click.echo(f"left out of {start}, as there are no tokens of them: {', '.join(left)}", err=True)
+    run = Run(tokens=tokens, data=store.data, registry=zoo.path)
+    by_name = {handle.name: handle for handle in handles}
+    with disk_errors(out):
+        train_backbone(
+            out,
+            tokens,
+            [handle.spec for handle in handles],
+            model,
+            config,
+            run=run,
+            start=start,
+            ids=None if start is None else ids_in_use(start, handles),
+            show=Previews(by_name, tokens, config, model=model) if config.preview_every else None,
+            fingerprints=codecs_to_train_with(out, handles),
+        )
+    leave_but_first()
+    click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
+    leave()
+
+
+def _handles(zoo: Zoo, names: Sequence[str], *, asked: bool) -> list[ModalityHandle]:
+    """Those of a training. Raises UnknownNameError for one that is not enabled, naming --only where nobody `asked`."""
+    try:
+        return [zoo[name] for name in names]
+    except UnknownNameError as error:
+        if asked:
+            raise
+        told = f"{error}; there are tokens of it: enable it, or say what to train on by --only"
+        raise UnknownNameError(told) from None
+
+
+@backbone.command("eval")
+@click.argument("folder", metavar="RUN", type=PATH)
+@click.option(
+    "--given",
+    multiple=True,
+    metavar="NAMES",
+    help="Comma-separated modalities to give together. Repeatable. Default: each modality alone.",
+)
+@click.option("--make", "targets", metavar="NAMES", help="Comma-separated modalities to make. Default: all.")
+@CONFIG_OPTION
+@click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
+@click.option("--tokens", type=PATH, help="A token store. Default: that of its training; for another give --out.")
+@click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
+@click.option("--out", type=PATH, help="Folder for scores and galleries. Default: RUN/evaluation.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
+@DEVICE
+@settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
+def evaluate_command(
+    folder: Path,
+    given: tuple[str, ...],
+    targets: str | None,
+    config_file: Path | None,
+    samples: int | None,
+    tokens: Path | None,
+    data_dir: Path | None,
+    out: Path | None,
+    seed: int | None,
+    device: str,
+    assignments: tuple[str, ...],
+) -> None:
+    """Score what the backbone makes of held-out samples.
+
+    Each set of given modalities is asked for each target, and galleries are drawn.
+    Gap closed goes from the best constant answer (0) to the tokenizer's own
+    reconstruction (1). Scored is the best single answer to several draws. Data of
+    elsewhere need a training split, too: it is what the constant answer answers.
+
+    \b
+    Examples:
+      zoo backbone eval runs/backbone
+      zoo backbone eval runs/backbone --given caption,boxes --make depth,semseg
+      zoo backbone eval runs/backbone --tokens other --out other-scores
+    """
+    from rich.console import Console
+
+    from tokenizers_zoo.data.tokens import TokenStore
+    from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+    from zoo_backbone.evaluation.data import left_out_text
+    from zoo_backbone.evaluation.evaluate import FILE, FOLDER, evaluate
+    from zoo_backbone.evaluation.table import gap_tables
+
+    table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
+    asked: dict[str, Any] = {key: table.pop(key) for key in ("given", "make") if key in table}
+    questions = from_mapping(Questions, asked, origin)
+    given_sets = [tuple(split_names(names) or ()) for names in given] or questions.given
+    made = split_names(targets) or questions.make
+    options = {"samples": samples, "seed": seed}
+    changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
+    config = from_mapping(EvaluationConfig, assigned(table, changes), origin)
+    run, zoo = open_run(folder)
+    if tokens is not None and tokens.resolve() != run.tokens.resolve():
+        if out is None:
+            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has the scores of {run.tokens}; give --out FOLDER")
+        run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
+    with disk_errors(out or folder):
+        result = evaluate(
+            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets,
+            targets=made, config=config, device=device, out=out,
+        )  # fmt: skip
+    console = Console()
+    for place, reasons in result["unreadable"].items():
+        key, reason = next(iter(reasons.items()))
+        click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
+    left_out = result["skipped"]
+    if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
+        click.echo(left_out_text(left_out), err=True)
+    click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
+    for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
+        console.print(shown)
+    if not result["pairs"]:
+        click.echo("no pairs: nothing can be made here from something else")
+    click.echo(f"every score: {(out or folder / FOLDER) / FILE}")

@@ -1,0 +1,251 @@
+"""The encoder of a trained backbone as a feature extractor: token features, one vector, or a pyramid of maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout
+from zoo_backbone.checkpoint import CLASS, load_model
+from zoo_backbone.codecs import check_codec
+from zoo_backbone.model import FourM
+from zoo_backbone.packing import packed, padded, spans_of
+from zoo_backbone.run import Run, zoo_of
+
+LEVELS = 4
+"""Maps of a pyramid where nothing else is asked for."""
+SCALES = (4.0, 2.0, 1.0, 0.5)
+"""Sizes of a pyramid's maps over that of the grid: strides of a quarter of a patch to two patches (ViTDet, arXiv
+2203.16527, section 3, without its learned layers)."""
+DECODER_ONLY = (
+    "mask_embedding", "read_embedding", "target_modality_embedding", "context_projection", "decoder", "decoder_norm",
+    "output", "target_positions",
+)  # fmt: skip
+"""Parts of the backbone that the encoder does not need."""
+
+
+class FourMEncoder(nn.Module):
+    """The encoder of a backbone: any set of modalities in, features out.
+
+    `model` is taken over: what only its decoder needs is dropped from it. `frozen` weights have no gradients, but
+    gradients still reach continuous inputs. `out_indices` are the blocks, from 0 or from the end where negative, that
+    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last, or all of fewer.
+    `trained_on` are the codecs of the backbone's training, by modality, which those of `zoo` have to be.
+
+    All methods that compute take tokens as `prepare` gives them, a plain dictionary of tensors, so that the module can
+    be compiled and exported. Modalities may come in any order: each is marked by its own embedding.
+    """
+
+    def __init__(
+        self,
+        model: FourM,
+        zoo: Zoo | None = None,
+        *,
+        frozen: bool = True,
+        out_indices: Sequence[int] | None = None,
+        trained_on: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name in DECODER_ONLY:
+            if hasattr(model, name):
+                delattr(model, name)
+        self.model = model
+        self.tables = model.tables
+        self.dim = model.config.dim
+        self.zoo = zoo
+        self.trained_on = dict(trained_on or {})
+        depth = len(model.encoder)
+        if out_indices is None:
+            out_indices = (
+                [depth * (level + 1) // LEVELS - 1 for level in range(LEVELS)] if depth >= LEVELS else range(depth)
+            )
+        self.out_indices = tuple(index % depth if -depth <= index < depth else index for index in out_indices)
+        if not self.out_indices or max(self.out_indices) >= depth or min(self.out_indices) < 0:
+            raise ConfigError(f"out_indices: expected blocks from {-depth} to {depth - 1}, got {list(out_indices)}")
+        if frozen:
+            self.requires_grad_(False)
+
+    @classmethod
+    def from_run(
+        cls,
+        run: Path | str,
+        zoo: Zoo | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        frozen: bool = True,
+        out_indices: Sequence[int] | None = None,
+    ) -> Self:
+        """The encoder of the trained run in a folder; its registry, or `zoo`, encodes values. Raises CheckpointError.
+
+        A frozen encoder is in eval mode.
+        """
+        run = Path(run)
+        if zoo is None:
+            zoo = zoo_of(run, Run.load(run).registry)
+        trained_on = load_config(run, CLASS).get("fingerprints", {})
+        encoder = cls(
+            load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on
+        )
+        return encoder.eval() if frozen else encoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.token_embedding.weight.device
+
+    # ------------------------------------------------------------------ inputs
+
+    def tokenize(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Tokens of values, by modality, through the zoo's tokenizers: what `prepare` takes.
+
+        Raises DataError where a tokenizer is not that of the backbone's training, ConfigError without a zoo.
+        """
+        if self.zoo is None:
+            raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
+        for name in values:
+            self.tables.check_read(name, "features of")
+            check_codec(self.zoo[name], self.trained_on.get(name), self.tables.spec(name))
+        return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
+
+    def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tokens as codecs give them, as tensors on the encoder's device, and masks of those of variable length.
+
+        Raises InvalidValueError where tokens do not fit their modality, ConfigError where nothing is given, or what
+        the backbone only makes.
+        """
+        if not given:
+            raise ConfigError("FourMEncoder: expected at least one modality")
+        for name in given:
+            self.tables.check_read(name, "features of")
+        return padded(self.tables, given, self.device)
+
+    # ------------------------------------------------------------------ features
+
+    def forward_intermediates(
+        self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The last features `batch tokens dim`, those after each block of `out_indices`, and the mask `batch tokens`.
+
+        All are normed as the last ones are. True in the mask marks what the sample has.
+        """
+        inputs = packed(self.tables, tokens, used or {})
+        content, place, turns, mask = self.model.encoder_inputs(inputs)
+        # Where nothing is given a sample sees its empty slots: a row without any key would give NaN.
+        seen = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
+        x = content + place
+        taken: dict[int, Tensor] = {}
+        for number, block in enumerate(self.model.encoder):
+            x = block(x, turns, seen)
+            if number in self.out_indices:
+                taken[number] = x
+        registers = self.model.config.registers
+        last, *between = (
+            self.model.encoder_norm(features)[:, registers:] for features in (x, *map(taken.get, self.out_indices))
+        )
+        return last, between, inputs.mask
+
+    def forward_features(
+        self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features `batch tokens dim` of all tokens, one modality after the other, and their mask `batch tokens`."""
+        features, _, mask = self.forward_intermediates(tokens, used)
+        return features, mask
+
+    def forward(
+        self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None, of: str | None = None
+    ) -> Tensor:
+        """One vector a sample, `batch dim`: the mean over its tokens, or over those of the modality `of`.
+
+        It is zero where a sample has none.
+        """
+        features, mask = self.forward_features(tokens, used)
+        if of is not None:
+            span = self._span(tokens, of)
+            features, mask = features[:, span], mask[:, span]
+        weights = mask.unsqueeze(2).to(features.dtype)
+        return (features * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def pyramid(
+        self,
+        tokens: Mapping[str, Tensor],
+        used: Mapping[str, Tensor] | None = None,
+        *,
+        of: str,
+        scales: Sequence[float] | None = None,
+    ) -> list[Tensor]:
+        """Maps `batch dim rows columns` of a grid or patches of two axes, one from each block of `out_indices`.
+
+        `scales` are the maps' sizes over that of the grid, at least one cell; default: of `SCALES` the last ones.
+        Larger maps are interpolated, smaller ones are means. Raises ConfigError where they do not fit.
+        """
+        spec = self.tables.spec(of)
+        shape = flat_grid(spec)
+        if shape is None:
+            raise ConfigError(f"pyramid of {of}: expected a grid or patches of two axes, it is a {spec.layout.kind}")
+        span = self._span(tokens, of)
+        blocks = len(self.out_indices)
+        scales = SCALES[-blocks:] if scales is None else tuple(scales)
+        if len(scales) != blocks or min(scales) <= 0:
+            raise ConfigError(f"scales: expected {blocks} numbers above 0, one a block of out_indices; got {scales}")
+        _, between, _ = self.forward_intermediates(tokens, used)
+        maps = []
+        for features, scale in zip(between, scales, strict=True):
+            grid = rearrange(features[:, span], "b (h w) d -> b d h w", h=shape[0])
+            rows, columns = (max(1, math.floor(side * scale)) for side in shape)
+            if scale > 1:
+                grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=False)
+            elif scale < 1:
+                grid = F.adaptive_avg_pool2d(grid, (rows, columns))
+            maps.append(grid)
+        return maps
+
+    def _span(self, tokens: Mapping[str, Tensor], name: str) -> slice:
+        """Where a given modality's features lie."""
+        spans = spans_of(tokens)
+        if name not in spans:
+            raise ConfigError(f"{name}: is not given; given: {', '.join(spans)}")
+        return spans[name]
+
+
+def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
+    """Rows and columns of a grid or patches of two axes of places with one feature each; None of others."""
+    layout = spec.layout
+    if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.places != layout.shape:
+        return None
+    return layout.shape[0], layout.shape[1]
+
+
+def parameter_groups(
+    encoder: FourMEncoder, learning_rate: float, *, decay: float = 0.75, weight_decay: float = 0.05
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer whose learning rates fall by `decay` from layer to layer, the last one's being whole.
+
+    Layers are the embeddings, each block, the final norm (BEiT, arXiv 2106.08254, appendix). Only matrices of the
+    blocks and the projections have weight decay. Each group has `params`, `lr`, `weight_decay`, `layer`; frozen
+    parameters are in none.
+    """
+    depth = len(encoder.model.encoder)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in encoder.model.named_parameters():
+        parts = name.split(".")
+        layer = int(parts[1]) + 1 if parts[0] == "encoder" else depth + 1 if parts[0] == "encoder_norm" else 0
+        decays = parameter.ndim > 1 and parts[0] in ("encoder", "projections")
+        if parameter.requires_grad:
+            groups.setdefault((layer, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters, "lr": learning_rate * decay ** (depth + 1 - layer),
+            "weight_decay": weight_decay if decays else 0.0, "layer": layer,
+        }
+        for (layer, decays), parameters in sorted(groups.items())
+    ]  # fmt: skip

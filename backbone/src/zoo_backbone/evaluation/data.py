@@ -1,0 +1,232 @@
+"""What generations are judged against: held-out tokens and values, the best constant answer, the tokenizer's loss."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.store_record import StoreRecord
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.errors import DataError, ReadError, ZooError
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.spec import ModalitySpec
+from zoo_backbone.codecs import check_codec
+
+HELD = 4
+"""Questions whose true values are held at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """True values of some samples, and how the constant answer and the tokenizer's reconstruction score on them."""
+
+    truth: list[Any]
+    floor: dict[str, float | None]
+    ceiling: dict[str, float | None]
+
+
+class EvaluationData:
+    """The modalities of a backbone that can be evaluated: their handles, test tokens and test values.
+
+    `handles` holds the usable ones in the backbone's order, `problems` why the others are not. `tokens_of` are those
+    whose test tokens are of the codec of the training, with or without values. `unreadable` says by split and modality,
+    as `test/NAME`, which values were asked for and cannot be read, each with the reason. `specs` are the modalities as
+    the backbone knows them: one whose tokens have another shape by now is not usable.
+    """
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        names: Sequence[str],
+        fingerprints: Mapping[str, str],
+        tokens: Path,
+        values: Path,
+        seed: int,
+        specs: Iterable[ModalitySpec] = (),
+    ) -> None:
+        self.values = ValueStore.of(values, zoo)
+        self.seed = seed
+        self.handles: dict[str, ModalityHandle] = {}
+        self.columns: dict[str, TokenColumn] = {}
+        self.problems: dict[str, str] = {}
+        self.tokens_of: list[str] = []
+        self.unreadable: dict[str, dict[str, str]] = {}
+        known = {spec.name: spec for spec in specs}
+        store = TokenStore(tokens)
+        StoreRecord.check(store.root, self.values.root, TEST)
+        for name in names:
+            try:
+                column = store.open(TEST, name)
+                store.check_whole(TEST, [name], {name: column})
+                if _of_training(zoo, name, column, fingerprints.get(name)):
+                    self.tokens_of.append(name)
+                handle = zoo[name]
+                check_codec(handle, fingerprints.get(name), known.get(name))
+                column.check_codec(handle)
+                self.values.index(TEST, name)
+            except ReadError:
+                raise  # the disk or the system is to blame, not the modality
+            except ZooError as error:
+                self.problems[name] = str(error)
+            else:
+                self.handles[name], self.columns[name] = handle, column
+        self._keys: dict[tuple[str, ...], tuple[int, list[str]]] = {}
+        """By modalities: up to how many keys were asked for, and those found."""
+        self._truths: dict[tuple[str, ...], list[Any]] = {}
+        """By target and keys, those of the latest questions."""
+        self._bounds: dict[tuple[str, ...], tuple[dict[str, float | None], dict[str, float | None]]] = {}
+        """By target and keys, floor and ceiling."""
+        self._constants: dict[str, Any] = {}
+        self._read: dict[tuple[str, str], bool] = {}
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise DataError for the first of `names` that cannot be evaluated."""
+        for name in names:
+            if name not in self.handles:
+                raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
+
+    def keys(self, names: Sequence[str], count: int) -> list[str]:
+        """Up to `count` test samples that have tokens and values of all `names`; one that cannot be read is none.
+
+        The order is that of a hash of seed and key, so that questions about different modalities are asked about the
+        same samples wherever they have them. Raises DataError where there are none.
+        """
+        asked, sound = self._keys.get(tuple(names), (0, []))
+        if count > asked:
+            sound = self._first_keys(names, count)
+            self._keys[tuple(names)] = count, sound
+        if not sound:
+            raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
+        return sound[:count]
+
+    def _first_keys(self, names: Sequence[str], count: int) -> list[str]:
+        known = self.values.aligned_keys(TEST, names)
+        found = [key for key in known if all(key in self.columns[name].rows for name in names)]
+        ordered = sorted(found, key=self._order)
+        return list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
+
+    def _order(self, key: str) -> bytes:
+        return hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+
+    def _reads(self, name: str, key: str) -> bool:
+        """Whether a test value can be read."""
+        if (name, key) not in self._read:
+            self._read[name, key] = any(True for _ in self._readable(name, TEST, [key]))
+        return self._read[name, key]
+
+    def _readable(self, name: str, split: str, keys: Iterable[str]) -> Iterator[Any]:
+        """The values of these keys, one after the other, but for those that cannot be read: `unreadable` has these.
+
+        Raises ReadError or MachineError where the disk or the machine is to blame, not the value.
+        """
+        for key in keys:
+            try:
+                value = self.values.read(self.handles[name], split, key)
+            except ReadError:
+                raise
+            except ZooError as error:
+                self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)
+            else:
+                yield value
+
+    def tokens(self, name: str, keys: Sequence[str]) -> Any:
+        """Test tokens, as the codec gives them."""
+        column = self.columns[name]
+        return column.take([column.rows[key] for key in keys])
+
+    def truth(self, name: str, keys: Sequence[str]) -> list[Any]:
+        """Test values."""
+        return [self.values.read(self.handles[name], TEST, key) for key in keys]
+
+    def constant(self, name: str, count: int) -> Any:
+        """The best single answer for up to `count` training values. Raises DataError where none can be read."""
+        if name not in self._constants:
+            keys = sorted(self.values.keys(TRAIN, name), key=self._order)
+            values = list(islice(self._readable(name, TRAIN, keys), count))
+            if not values:
+                key, reason = next(iter(self.unreadable.get(f"{TRAIN}/{name}", {}).items()), ("no key", "it is empty"))
+                where = self.values.folder(TRAIN, name)
+                raise DataError(f"{where}: none of {len(keys)} values can be read; {key}: {reason}")
+            self._constants[name] = self.handles[name].constant_answer(values)
+        return self._constants[name]
+
+    def reference(self, name: str, keys: Sequence[str], floor_samples: int, batch_size: int) -> Reference:
+        """What predictions of `name` for the samples `keys` are compared to."""
+        question, truth = (name, *keys), self._held_truth(name, keys)
+        if question not in self._bounds:
+            constant = self.constant(name, floor_samples)
+            rebuilt = list(self.decoded(name, self.tokens(name, keys), batch_size))
+            floor = self.score(name, [constant] * len(truth), truth)
+            self._bounds[question] = floor, self.score(name, rebuilt, truth)
+        floor, ceiling = self._bounds[question]
+        return Reference(truth=truth, floor=floor, ceiling=ceiling)
+
+    def _held_truth(self, name: str, keys: Sequence[str]) -> list[Any]:
+        """Test values; those of the latest questions are not read again."""
+        question = (name, *keys)
+        truth = self._truths.pop(question, None) or self.truth(name, keys)
+        self._truths[question] = truth
+        if len(self._truths) > HELD:
+            del self._truths[next(iter(self._truths))]  # the one that was asked for least lately
+        return truth
+
+    def decoded(self, name: str, tokens: Any, batch_size: int) -> Iterator[Any]:
+        """Values of any number of tokens, one after the other; `batch_size` samples are decoded at a time."""
+        for start in range(0, len(tokens), batch_size):
+            yield from self.handles[name].decode(tokens[start : start + batch_size])
+
+    def answers(self, name: str, draws: Iterable[Any], count: int) -> list[Any]:
+        """The best single answer to each sample's `count` draws, which follow one another in `draws`.
+
+        Of the draws only those of a sample are held at a time.
+        """
+        if count == 1:
+            return list(draws)
+        best, following = self.handles[name].constant_answer, iter(draws)
+        return [best(list(of_sample)) for of_sample in zip(*count * [following], strict=True)]
+
+    def score(self, name: str, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float | None]:
+        """The modality's metrics; None where one is not a finite number."""
+        scores = self.handles[name].score(predicted, truth)
+        return {metric: number if math.isfinite(number) else None for metric, number in scores.items()}
+
+
+def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | None) -> bool:
+    """Whether tokens mean to the model what they meant in its training, be there a tokenizer that decodes them or not.
+
+    A vocabulary that has grown since speaks of the same ids.
+    """
+    if trained_on in (None, column.fingerprint):
+        return True
+    try:
+        column.check_codec(zoo[name])
+        check_codec(zoo[name], trained_on)
+    except ZooError:
+        return False
+    return True
+
+
+def left_out_text(problems: Mapping[str, str]) -> str:
+    """What could not be evaluated, in a line: all of it, and the reason of the first."""
+    name, reason = next(iter(problems.items()))
+    return f"not evaluated: {', '.join(problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
+
+
+def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:
+    """How far from the floor (0) to the ceiling (1) a score is; below 0 where the constant answer is better.
+
+    None where one of them is missing, or the ceiling is not better than the floor, so that there is no gap to close.
+    """
+    if score is None or floor is None or ceiling is None:
+        return None
+    gap = ceiling - floor if higher_is_better else floor - ceiling
+    if gap <= 1e-9 * max(abs(ceiling), abs(floor), 1e-300):
+        return None
+    return (score - floor) / (ceiling - floor)

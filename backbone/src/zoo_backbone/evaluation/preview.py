@@ -1,0 +1,137 @@
+"""What a model makes of held-out samples while it is trained: given, made and true, as pictures or text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
+from zoo_backbone.evaluation.gallery import sheet_name, text_of, write_sheet
+from zoo_backbone.evaluation.pairs import default_pairs
+from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.model import FourM
+from zoo_backbone.training.mixing import datasets_of
+
+FOLDER = "previews"
+PAIRS = 2
+
+
+class Previews:
+    """Draws RUN/previews/step-N/<given>-to-<make>.png; what is true is what the tokenizer makes of the true tokens.
+
+    The samples of a preview are those of the first store of the run that has all of it. Where the settings name no
+    preview, the first pairs are drawn that a store has. Raises ConfigError for a preview of modalities that the run has
+    not, and DataError where no held-out sample has all; a preview that is only `inherited` is left out then.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, ModalityHandle],
+        tokens: Path,
+        config: TrainConfig,
+        *,
+        model: ModelConfig | None = None,
+        inherited: bool = False,
+    ) -> None:
+        self.handles, self.config, self.model = handles, config, model or ModelConfig()
+        self.stores = datasets_of(tokens, config)
+        self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
+        self.tokens: dict[Preview, dict[str, Any]] = {}
+        for preview in config.previews:
+            problem = self._problem(preview)
+            if problem and not inherited:
+                raise ConfigError(problem)
+            if found := None if problem else self._held_out(preview):
+                self.tokens[preview] = found
+            elif not inherited:
+                names = ", ".join((*preview.given, preview.make))
+                raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
+        if not self.tokens:
+            self._take_defaults(inherited)
+
+    def _take_defaults(self, inherited: bool) -> None:
+        """Take the first pairs that a store has."""
+        pairs = default_pairs([handle.spec for handle in self.handles.values()], self.model)
+        for given, make in pairs:
+            preview = Preview(given=given, make=make)
+            if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
+                self.tokens[preview] = found
+        if pairs and not self.tokens and not inherited:
+            raise DataError(
+                f"previews: no held-out sample in {', '.join(str(store.tokens) for store in self.stores)} has two "
+                "modalities of this run; leave preview_every out, or tokenize a split test"
+            )
+
+    def _problem(self, preview: Preview) -> str:
+        """What is wrong with the names of a preview; empty where nothing is."""
+        for name in (*preview.given, preview.make):
+            if name not in self.handles:
+                return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
+        if not preview.given:
+            return f"previews: {preview.make}: expected at least one modality that is given"
+        if preview.make in self.model.inputs_only:
+            return f"previews: {preview.make}: it is only an input of this model"
+        if made := set(preview.given) & set(self.model.targets_only):
+            return f"previews: {min(made)}: this model only makes it, and cannot be given it"
+        if self.handles[preview.make].spec.continuous or preview.make in preview.given:
+            return f"previews: {preview.make}: expected a modality that has tokens and is not given"
+        return ""
+
+    def _held_out(self, preview: Preview) -> dict[str, Any]:
+        """The tokens of the first held-out samples of a store that have all of a preview; empty where none have."""
+        names = (*preview.given, preview.make)
+        for store in self.stores:
+            columns = {name: column for name in names if (column := self._column(store, name)) is not None}
+            if any(name not in columns for name in names):
+                continue
+            rows = [column.rows for column in columns.values()]
+            keys = sorted(key for key in rows[0] if all(key in others for others in rows))
+            if chosen := keys[: self.config.preview_samples]:
+                return {name: column.take([column.rows[key] for key in chosen]) for name, column in columns.items()}
+        return {}
+
+    def _column(self, store: Dataset, name: str) -> TokenColumn | None:
+        """Held-out tokens that the tokenizer can decode; None where a store has none, or is not read for them."""
+        if store.modalities and name not in store.modalities:
+            return None
+        if (store.tokens, name) not in self._columns:
+            try:
+                column = TokenStore(store.tokens).open(TEST, name)
+                column.check_codec(self.handles[name])
+                self._columns[store.tokens, name] = column
+            except ReadError:
+                raise
+            except ZooError:
+                self._columns[store.tokens, name] = None
+        return self._columns[store.tokens, name]
+
+    def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
+        """Draw them all; by title a picture's file, or the text where nothing of it is a picture."""
+        return {f"{' + '.join(p.given)} to {p.make}": self._draw(model, folder, step, p) for p in self.tokens}
+
+    def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
+        tokens = self.tokens[preview]
+        given = {name: tokens[name] for name in preview.given}
+        made = generate(model, given, [TargetPlan(name=preview.make, temperature=0, steps=1)], self.config.seed)
+        columns = [self._shown(name, tokens[name]) for name in preview.given]
+        columns += [self._shown(preview.make, made[preview.make]), self._shown(preview.make, tokens[preview.make])]
+        headers = [*preview.given, f"{preview.make} made", f"true {preview.make}"]
+        rows = list(zip(*columns, strict=True))
+        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.given, preview.make)
+        if write_sheet(path, headers, rows):
+            return path
+        lines = [" | ".join(headers), " | ".join("---" for _ in headers)]
+        return "\n".join([*lines, *(" | ".join(text_of(cell) or "" for cell in row) for row in rows)])
+
+    def _shown(self, name: str, tokens: Sequence[Any]) -> list[object]:
+        """Tokens as something to look at; of an input only that has no decoder how many vectors they are."""
+        values = self.handles[name].decode_if_able(tokens)
+        if values is None:
+            return [count_of(len(row), "vector") for row in tokens]
+        return [self.handles[name].render(value) for value in values]

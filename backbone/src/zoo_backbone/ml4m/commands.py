@@ -1,0 +1,80 @@
+"""zoo import-ml4m and zoo export-ml4m."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, plain_table, show_table
+from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.wording import count_of
+
+if TYPE_CHECKING:
+    from zoo_backbone.ml4m.folders import Told
+
+
+@click.command("import-ml4m")
+@click.argument("source", metavar="SRC")
+@click.argument("out", metavar="OUT", type=PATH)
+@click.option("--as", "name", metavar="NAME", help="Modality of a tokenizer whose folder does not say it.")
+def import_command(source: str, out: Path, name: str | None) -> None:
+    """Open checkpoints that EPFL and Apple published for 4M.
+
+    SRC is the folder, hub id or .safetensors file of a backbone or of a
+    tokenizer, 4M's text tokenizer (a .json file), or a folder that holds
+    several of them. OUT gets tokenizers/, backbone/ and a registry.toml under
+    which they run.
+
+    \b
+    Examples:
+      zoo import-ml4m EPFL-VILAB/4M-21_B 4m
+      zoo import-ml4m text_tokenizer_4m_wordpiece_30k.json 4m
+      zoo import-ml4m downloads/ 4m
+      zoo --registry 4m/registry.toml backbone generate 4m/backbone \\
+          --file rgb_patches=photo.jpg --make depth --out made
+    """
+    from tokenizers_zoo.checkpoint import resolve_folder
+    from tokenizers_zoo.errors import CheckpointError
+    from zoo_backbone.ml4m.folders import import_folders, without_tokenizer
+
+    told: list[Told] = []
+    path = Path(source)
+    with disk_errors(out):
+        if path.exists():
+            registry = import_folders(path, out, name, told.append)
+        elif path.suffix == ".json":
+            raise CheckpointError(f"{path}: no such file; give that of 4M's text tokenizer")
+        elif path.suffix == ".safetensors":
+            raise CheckpointError(f"{path}: no such file")
+        else:
+            registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
+    table = plain_table("published", "here", "note")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for item in told:
+        table.add_row(item.published, item.ours, item.note)
+    show_table(table)
+    if lacking := without_tokenizer(registry):
+        click.echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
+    click.echo(f"use it by: zoo --registry {registry} ...")
+
+
+@click.command("export-ml4m")
+@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+def export_command(source: Path, out: Path) -> None:
+    """Write an imported backbone or tokenizer as 4M's code reads it.
+
+    What was imported comes back bit by bit; trained weights keep the published
+    names and shapes.
+
+    \b
+    Example:
+      zoo export-ml4m 4m/backbone published
+    """
+    from zoo_backbone.ml4m.folders import export_folder
+
+    with disk_errors(out):
+        published = export_folder(source, out)
+    click.echo(f"{count_of(len(published.tensors), 'tensor')} in {out}")

@@ -1,0 +1,436 @@
+"""Folders of published checkpoints to a folder of ours, with the registry under which they run; and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
+from tokenizers_zoo.config import Settings, load_toml
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.io import held, replacing_file
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.ml4m.source import (
+    KNOWN_AS,
+    SUFFIX,
+    known_fingerprint,
+    opened,
+    published_config,
+    weights_digest,
+)
+from tokenizers_zoo.records import difference, read_table, write_json
+from tokenizers_zoo.registry import CHECKPOINTS, Zoo
+from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
+from zoo_backbone.ml4m.convert import export_backbone, import_backbone
+from zoo_backbone.ml4m.modalities import (
+    NO_CODEC,
+    PRESET,
+    TEXT,
+    TOKENIZERS,
+    by_published_name,
+    published_modalities,
+    specs_of,
+)
+from zoo_backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
+from zoo_backbone.run import FILE as RUN_FILE
+from zoo_backbone.run import Run
+
+BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
+SOURCE = "source.json"
+"""Beside what was imported: the digest of the published weights, by which others of the same configuration are told."""
+HERE = "is there already"
+STAYING = ("colours",)
+"""Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
+LEFT = re.compile(rf"{re.escape(WEIGHTS)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?")
+"""Names of the files that a killed export may leave; config.json, which comes last, is none of them."""
+HEADER = """\
+# Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
+#   zoo --registry {path} ...
+# A later import into this folder reads it and writes it anew: what is set here stays, comments do not.
+
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """One thing that was imported, for the terminal."""
+
+    published: str
+    ours: str
+    note: str = ""
+
+
+def sources(source: Path) -> tuple[list[Path], list[Path]]:
+    """Checkpoints and text tokenizer files at `source`: itself, or what it holds. Raises CheckpointError.
+
+    A checkpoint is a folder with a config.json, or a .safetensors file that lies beside none.
+    """
+    if source.is_file() and source.suffix == ".json":
+        if not _is_text_tokenizer(source):
+            raise CheckpointError(
+                f"{source}: not a file of the tokenizers library that can be read; give that of 4M's text tokenizer"
+            )
+        return [], [source]
+    if source.is_file() and source.suffix == SUFFIX:
+        return [source.parent if _has_config(source) else source], []
+    if (source / CONFIG).is_file():
+        return [source], []
+    if source.is_file():
+        raise CheckpointError(f"{source}: expected a folder with a {CONFIG}, a {SUFFIX} or a .json file")
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
+    folders = [path.parent for path in source.glob(f"*/{CONFIG}")]
+    weights = [path for place in ("", "*/") for path in source.glob(f"{place}[!.]*{SUFFIX}")]
+    alone = [path for path in weights if not _has_config(path)]
+    files = sorted(path for path in source.glob("[!.]*.json") if _is_text_tokenizer(path))
+    if not folders and not alone and not files:
+        raise CheckpointError(f"{source}: no published checkpoint here: neither {CONFIG} nor a {SUFFIX} file")
+    return sorted([*folders, *alone]), files
+
+
+def _has_config(weights: Path) -> bool:
+    """Whether a .safetensors file is part of a folder's checkpoint."""
+    return (weights.parent / CONFIG).is_file()
+
+
+def _title(source: Path) -> str:
+    """What a checkpoint is called: as its folder, or as its file where that has a name of its own."""
+    if source.is_dir():
+        return Path(os.path.abspath(source)).name  # of a link its own name
+    return source.absolute().parent.name if source.name == WEIGHTS else source.stem
+
+
+def _is_text_tokenizer(path: Path) -> bool:
+    """Whether a JSON file is one of the tokenizers library."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
+
+
+def import_folders(
+    source: Path, out: Path, name: str | None, tell: Callable[[Told], None], called: str | None = None
+) -> Path:
+    """Import what is at `source` into `out`, and give the registry.toml under which it runs.
+
+    `name` says which modality a single tokenizer is of, as it is called here or was published; `called` is the name of
+    `source`, where that of the folder is another, as in a cache of the hub. What is in `out` already is left as it is,
+    so a killed import goes on; of imports into one folder at once, one waits for the other. Raises CheckpointError,
+    ConfigError, UnknownNameError.
+    """
+    folders, files = sources(source)
+    titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
+    registry, installed = out / REGISTRY, Zoo.installed()
+    if name is not None:
+        if (ours := by_published_name(installed).get(name)) is None:
+            raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
+        name = ours
+    configs = {folder: published_config(folder) for folder in folders}
+    backbones = [folder for folder, config in configs.items() if "domains_in" in config]
+    if len(backbones) > 1:
+        shown = ", ".join(titles[folder] for folder in backbones)
+        raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
+    if name is not None and (files or backbones or len(folders) > 1):
+        tokenizers, texts = count_of(len(folders) - len(backbones), "tokenizer"), count_of(len(files), "text tokenizer")
+        found = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
+        raise ConfigError(
+            f"--as {name}: is for one tokenizer, and {source} holds {found}; give that tokenizer's folder"
+        )
+    owners = {
+        folder: name or modality_of(titles[folder], config, installed)
+        for folder, config in configs.items() if folder not in backbones
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
+        Zoo.from_tables(tables, registry)  # which says what is wrong there, before anything is added
+        tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
+        for path in files:
+            tell(import_text(path, out, tables))
+            write_registry(registry, tables)
+        for folder, owner in owners.items():
+            tell(import_tokenizer(folder, titles[folder], owner, out, tables))
+            share_tokenizers(tables, registry)
+            write_registry(registry, tables)
+        for folder in backbones:
+            for told in import_model(folder, titles[folder], out, tables, installed):
+                tell(told)
+        if _is_imported(out / BACKBONE):
+            note_place(out)
+            note_codecs(out / BACKBONE, registry)
+    return registry
+
+
+def _is_imported(backbone: Path) -> bool:
+    """Whether a folder holds a backbone that was imported, as a run; a run of its own may have the same place."""
+    return all((backbone / name).is_file() for name in (RUN_FILE, CONFIG)) and PUBLISHED in load_config(backbone)
+
+
+def note_place(out: Path) -> None:
+    """Let the backbone of a folder that was moved or copied know its tokens and registry there."""
+    run, registry = Run.load(out / BACKBONE), out / REGISTRY
+    if run.registry is None or run.registry.resolve() != registry.resolve():
+        dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(out / BACKBONE)
+
+
+def note_codecs(backbone: Path, registry: Path) -> None:
+    """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others.
+
+    It goes on being known by the fingerprint that it had before: its weights, and what they mean, are the same.
+    """
+    config, zoo = load_config(backbone), Zoo.from_toml(registry)
+    known = config["fingerprints"]
+    specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
+    found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
+    if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
+        codecs = {**known, **new}
+        write_json(backbone / CONFIG, {**config, "fingerprints": codecs, KNOWN_AS: known_fingerprint(backbone)})
+
+
+def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
+    """The published text tokenizer as the shared text vocabulary, where the registry looks for it."""
+    folder = Zoo.from_tables({"zoo": tables["zoo"]}, out / REGISTRY).checkpoints / TEXT
+    tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
+    config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
+    try:
+        vocabulary = TextVocabulary(config, published=path.read_text(encoding="utf-8"))
+    except (CheckpointError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if (folder / CONFIG).is_file():
+        if TextVocabulary.load(folder).published != vocabulary.published:
+            raise CheckpointError(f"{folder}: holds another vocabulary than {path}; give another OUT")
+        return Told(path.name, f"vocabulary {TEXT}", HERE)
+    vocabulary.save(folder)
+    return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
+
+
+def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
+    """The installed modality that a published tokenizer is of: by its configuration, else by its folder's name.
+
+    Raises ConfigError where neither says.
+    """
+    if config.get("class") == CLASS:
+        raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
+    known = by_published_name(installed)
+    domain = str(config.get("domain", ""))
+    if domain in known:
+        return known[domain]
+    found = [alias for alias in known if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
+    if not found:
+        raise ConfigError(f"{folder}: its name does not say which modality it is a tokenizer of; add --as NAME")
+    return known[max(found, key=len)]
+
+
+def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
+    """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too.
+
+    What the registry says of the modality stays, its size, too, but for what the tokenizer decides. A size that nobody
+    stated is recorded beside the tokenizer, so that a backbone may change it.
+    """
+    target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
+    enabled = {**tables["zoo"], "modalities": [name]}
+    stated = Zoo.from_tables({"zoo": enabled, "modalities": {name: known}}, out / REGISTRY)
+    there = tokenizer_in_use(stated, name) or target
+    if (there / CONFIG).is_file():
+        check_same(folder, there, ORIGIN)
+        if "sha256" in known:
+            return Told(title, name, HERE)
+    said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
+    before = {"zoo": enabled, "modalities": {name: said}}
+    published = read_published(folder)
+    table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(published, target)
+    kept = {key: value for key, value in said.items() if key in STAYING}
+    own = {**said, **table, **kept, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    size = size_for(stated, name, own, [key for key in SIZES if key in table], title, published.config)
+    own |= size.table
+    record_chosen(target, size)
+    record_source(target, folder)
+    tables.setdefault("modalities", {})[name] = own
+    enable(tables, [name])
+    words = {"zoo": enabled, "vocabularies": {TEXT: {"preset": PRESET}}}
+    if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
+        tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
+    return Told(title, name, size.note)
+
+
+def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
+    """Let instances of a plugin, such as those of a second resolution, have the published tokenizer that it has itself.
+
+    Those work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
+    """
+    modalities: dict[str, dict[str, Any]] = tables.get("modalities", {})
+    for name, table in list(modalities.items()):
+        of_plugin = modalities.get(table.get("plugin", name), {})
+        if "checkpoint" in table or "checkpoint" not in of_plugin:
+            continue
+        shared = {key: value for key, value in of_plugin.items() if key not in ("preset", *SIZES)} | table
+        changed = {**tables, "modalities": {**modalities, name: shared}}
+        try:
+            before, after = (Zoo.from_tables(each, registry)[name] for each in (tables, changed))
+        except ZooError:
+            continue  # one that does not do, or is not enabled
+        alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
+        if alike and not before.has_tokenizer and after.codec.published:
+            modalities[name] = shared
+
+
+def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
+    """The folder of the tokenizer that a registry has for a modality; None where it has none."""
+    try:
+        handle = zoo[name]
+    except ZooError:
+        return None
+    return handle.checkpoint if handle.has_tokenizer else None
+
+
+def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
+    """A published backbone as a run, and its modalities into the registry; run.json is written last.
+
+    A run that is there stays as it is; modalities of it that have no table in the registry get theirs again.
+    """
+    target, known = out / BACKBONE, tables.get("modalities", {})
+    lacking: set[str] = set()
+    if there := (target / RUN_FILE).is_file():
+        check_same(folder, target, PUBLISHED)
+        lacking = of_plugins(target) - known.keys()
+        if not lacking:
+            return [Told(title, BACKBONE, HERE)]
+    checkpoint = read_published(folder)
+    modalities = published_modalities(checkpoint)
+    free = {name for name, table in known.items() if is_chosen(out / TOKENIZERS / name, table)}
+    specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, known, free)
+    brought = {name: table for name, table in found["modalities"].items() if name in lacking or not there}
+    moved = {name: brought[name] for name in free & brought.keys()}
+    sized = {name: resized(known[name], table) for name, table in moved.items() if table != known[name]}
+    enable(tables, brought)
+    tables["zoo"] = found["zoo"] | tables["zoo"]
+    tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
+    tables["modalities"] = brought | known | moved
+    share_tokenizers(tables, out / REGISTRY)
+    zoo = Zoo.from_tables(tables, out / REGISTRY)
+    if not there:
+        discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
+        handles = [zoo[spec.name] for spec in discrete]
+        codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
+        import_backbone(checkpoint, specs, target, codecs)
+        record_source(target, folder)
+    for item in (item for item in modalities if item.kind != "tokens"):
+        name = specs[item.published].name
+        place = out / TOKENIZERS / name
+        if name in brought:
+            if not (place / CONFIG).is_file():
+                zoo[name].import_published(checkpoint, place)
+            tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
+    write_registry(out / REGISTRY, tables)
+    if not there:
+        Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
+    told = [Told(title, BACKBONE, HERE if there else count_of(len(modalities), "modality", "modalities"))]
+    for item in modalities:
+        name = specs[item.published].name
+        if name in brought or not there:
+            side = "an input only" if not item.made else "made only, no input" if not item.read else ""
+            note = notes.get(item.published, sized.get(name, ""))
+            told.append(Told(item.published, name, "; ".join(filter(None, (side, note)))))
+    return told
+
+
+def of_plugins(backbone: Path) -> set[str]:
+    """The modalities of an imported backbone that are those of plugins, as a registry has them."""
+    config = load_config(backbone)
+    published = config[PUBLISHED]["names"].values()
+    specs = map(spec_from_json, config["specs"])
+    return {spec.name for spec in specs if spec.name in published and spec.value.description != NO_CODEC}
+
+
+def check_same(folder: Path, there: Path, origin: str) -> None:
+    """Raise CheckpointError where `there` holds what was not imported, or from other files than `folder` has.
+
+    `origin` is the key of its config.json under which an import keeps the published configuration.
+    """
+    config = load_config(there)
+    if origin not in config:
+        raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
+    other = difference(config[origin]["config"], published_config(folder), CONFIG)
+    if not other and (there / SOURCE).is_file():
+        kept = read_table(there / SOURCE, "sha256")["sha256"]
+        other = "" if kept == weights_digest(folder) else "the weights differ"
+    if other:
+        raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")
+
+
+def record_source(there: Path, folder: Path) -> None:
+    """Remember with what was imported which weights it is of."""
+    write_json(there / SOURCE, {"sha256": weights_digest(folder)})
+
+
+def without_tokenizer(registry: Path) -> list[str]:
+    """The modalities of a registry that lack the tokenizer that they need."""
+    return [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]
+
+
+def enable(tables: dict[str, Any], names: Iterable[str]) -> None:
+    """Let a registry have these modalities beside those that it names, or, where it names none, that have a table."""
+    before = tables["zoo"].get("modalities", tables.get("modalities", {}))
+    tables["zoo"]["modalities"] = sorted({*before, *names})
+
+
+def write_registry(path: Path, tables: dict[str, Any]) -> None:
+    """Write a registry.toml, atomically."""
+    import tomli_w
+
+    with replacing_file(path) as temporary:
+        temporary.write_text(HEADER.format(path=path) + tomli_w.dumps(tables), encoding="utf-8")
+
+
+def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
+    """Write one of our checkpoints, backbone or tokenizer, as it was published; a killed export goes on.
+
+    Raises CheckpointError.
+    """
+    check_room(out)
+    config = load_config(source)
+    if config["class"] == CLASS:
+        published = export_backbone(source)
+    elif "modality" in config:
+        installed = Zoo.installed()
+        name = config["modality"]
+        if name not in installed:
+            raise UnknownNameError.of(
+                "modality", name, installed.names(), hint=f"(that of {source}; install its plugin)"
+            )
+        published = installed[name].export_published(source)
+    else:
+        raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        check_room(out, published)
+        write_published(published, out)
+    return published
+
+
+def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
+    """Raise CheckpointError where a folder holds more than a killed export left there, which was of `published`."""
+    free = not out.exists() or (out.is_dir() and all(LEFT.fullmatch(path.name) for path in out.iterdir()))
+    weights = out / WEIGHTS
+    if not free or (published is not None and weights.exists() and not holds(weights, published)):
+        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
+
+
+def holds(weights: Path, published: PublishedCheckpoint) -> bool:
+    """Whether a .safetensors file has the tensors of a checkpoint. Raises CheckpointError where it is damaged."""
+    kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
+    with opened(weights) as file:
+        if kept.keys() != set(file.keys()):
+            return False
+        stored = ((file.get_tensor(name), tensor) for name, tensor in kept.items())
+        return all(found.dtype == tensor.dtype and torch.equal(found, tensor) for found, tensor in stored)

@@ -1,0 +1,111 @@
+"""Whole samples as the encoder's inputs: every token of the given modalities, at places that are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
+from tokenizers_zoo.wording import count_of
+from zoo_backbone.batch import PackedInputs
+from zoo_backbone.embedding_layout import Tables
+
+Tokens = dict[str, Tensor]
+"""By modality: ids `batch tokens` (grids row-major), or numbers `batch tokens dim` for continuous layouts."""
+Used = dict[str, Tensor]
+"""By modality of variable length: bool `batch tokens`, True where a sample has a token."""
+
+
+def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str = "cpu") -> tuple[Tokens, Used]:
+    """What codecs give as tensors: sequences and embeddings are filled up to the longest of the batch.
+
+    Raises InvalidValueError where tokens do not fit their modality or the modalities have other numbers of samples,
+    UnknownNameError for a modality that the backbone has not.
+    """
+    tokens: Tokens = {}
+    used: Used = {}
+    count, others = None, ""
+    for name, value in given.items():
+        spec = tables.spec(name)
+        found = accepted(spec, value, count, others)
+        count, others = len(found), f"{next(iter(given))} has {len(found)}"
+        tokens[name], mask = filled(tables, spec, found, device)
+        if not has_fixed_length(spec.layout):
+            used[name] = mask
+    return tokens, used
+
+
+def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) -> Any:
+    """The tokens as a tensor (layouts of fixed length) or a list of arrays.
+
+    Raises InvalidValueError where they are not what the spec declares, or not of `samples` samples, as `others` says.
+    """
+    found, problem = checked_tokens(spec, tokens)
+    if problem is None and samples is not None and len(found) != samples:
+        problem = f"{count_of(len(found), 'sample')}, and {others}"
+    if problem is not None:
+        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
+    return found
+
+
+def filled(tables: Tables, spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
+
+    Sequences end as the model has seen them end in training, see `ModelConfig.marked_inputs`.
+    """
+    rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
+    if (end := shown_end(tables, spec)) is not None:
+        rows = [F.pad(row, (0, int(len(row) < spec.layout.length)), value=end) for row in rows]
+    content = pad_sequence(rows, batch_first=True).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
+
+
+def shown_end(tables: Tables, spec: ModalitySpec) -> int | None:
+    """The id behind a sequence of this modality that is given to its end; None where there is none."""
+    return spec.layout.end if tables.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
+
+
+def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
+    """Where each modality's tokens lie among the packed ones."""
+    spans, start = {}, 0
+    for name, value in tokens.items():
+        spans[name] = slice(start, start + value.shape[1])
+        start += value.shape[1]
+    return spans
+
+
+def packed(tables: Tables, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
+    """All tokens side by side, in the order given; nothing in it depends on the values of tensors.
+
+    Gradients flow to continuous tokens.
+    """
+    first = next(iter(tokens.values()))
+    batch, device = len(first), first.device
+    spans = spans_of(tokens)
+    width = max(span.stop for span in spans.values())
+    ids, positions, kinds, masks = [], [], [], []
+    vectors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, value in tokens.items():
+        count = value.shape[1]
+        places = torch.arange(count, device=device).expand(batch, -1)
+        if tables.spec(name).continuous:
+            flat = width * torch.arange(batch, device=device).unsqueeze(1) + spans[name].start + places
+            vectors[name] = (flat.flatten(), value.flatten(0, 1))
+            ids.append(torch.zeros_like(places))
+        else:
+            ids.append(value + tables.token_rows(name).start)
+        positions.append(places + tables.positions[name].start)
+        kinds.append(torch.full_like(places, tables.index(name)))
+        masks.append(used[name] if name in used else torch.ones_like(places, dtype=torch.bool))
+    return PackedInputs(
+        ids=torch.cat(ids, 1), positions=torch.cat(positions, 1), modalities=torch.cat(kinds, 1),
+        mask=torch.cat(masks, 1), vectors=vectors,
+    )  # fmt: skip

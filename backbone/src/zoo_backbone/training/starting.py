@@ -1,0 +1,224 @@
+"""The model that a run begins with: a new one, or a trained one with rows for what that one has not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tokenizers_zoo.checkpoint import WEIGHTS, load_config
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.records import difference
+from tokenizers_zoo.sharing import is_text
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.text_vocab import Special, TextVocabulary
+from zoo_backbone.checkpoint import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors, spec_from_json
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.model import FourM
+from zoo_backbone.training.optim import TOKEN_TABLE
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """A model before its first step."""
+
+    model: FourM
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
+    unused: Mapping[str, Tensor] = field(default_factory=dict)
+    """Likewise: True for ids of a vocabulary that still stand for nothing."""
+    record: Mapping[str, Any] | None = None
+    """Which backbone that was, for config.json; None for a new model."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What config.json says of a backbone that was imported, under its key; empty for others."""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of such a one that are no part of the model."""
+    reshaped: tuple[str, ...] = ()
+    """Known grids that have another shape than there, and so other positions."""
+    without_rows: tuple[ModalitySpec, ...] = ()
+    """Added modalities all of whose tokens are known, as those of the same vocabulary."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities that are known."""
+        return tuple(self.record["knows"]) if self.record else ()
+
+    def seed(self, seed: int) -> int:
+        """The seed of samples and masks: `seed` for a new model; another where the run starts from a backbone, or what
+        that one saw with the same seed would all come again, in the same order.
+        """
+        return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
+
+
+def begin(
+    specs: Sequence[ModalitySpec],
+    config: ModelConfig,
+    seed: int,
+    start: Path | None,
+    ids: Mapping[str, int] | None = None,
+) -> Beginning:
+    """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape.
+
+    `ids` are those that `ids_in_use` gives; without, the backbone in `start` knows all ids of its vocabularies.
+    """
+    if start is None:
+        return Beginning(model=FourM.seeded(config, specs, seed))
+    stored = load_config(start, CLASS)
+    model = load_model(start, specs, seed=seed)
+    config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
+    if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
+        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
+    ids, trained = ids or {}, [spec_from_json(spec) for spec in stored["specs"]]
+    used = _counts(model, trained, ids)
+    known = known_rows(start, model, used)
+    set_new_markers(model, known)
+    old = {spec.name for spec in trained}
+    in_use = _counts(model, [*trained, *(spec for spec in specs if spec.name not in old)], ids)
+    record = {
+        "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
+        "knows": [spec.name for spec in specs if spec.name in old],
+        "added": [spec.name for spec in specs if spec.name not in old],
+    }  # fmt: skip
+    shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
+    reshaped = tuple(
+        spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))
+    )
+    without_rows = tuple(
+        spec for spec in specs
+        if spec.name not in old and spec.name in ids and ids[spec.name] <= used.get(model.tables.table_of(spec), -1)
+    )  # fmt: skip
+    published = {PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {}
+    with safe_open(start / WEIGHTS, "pt") as file:
+        beside = {
+            name: file.get_tensor(name)
+            for name in file.keys() if name.startswith(f"{PUBLISHED}.")  # noqa: SIM118
+        }  # fmt: skip
+    return Beginning(
+        model=model, known=known, unused=unused_rows(model, in_use), record=record, published=published, beside=beside,
+        reshaped=reshaped, without_rows=without_rows,
+    )  # fmt: skip
+
+
+def _counts(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:
+    """By token table, how many of its ids these modalities have in use: what `ids` says, of others all."""
+    counts: dict[str, int] = {}
+    for spec in specs:
+        table = model.tables.table_of(spec)
+        counts[table] = max(counts.get(table, 0), ids.get(spec.name, spec.vocab_size))
+    return counts
+
+
+def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
+    """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
+    trained_on = load_config(start, CLASS).get("fingerprints", {})
+    for handle in handles:
+        codec = trained_on.get(handle.name, handle.fingerprint)
+        if not handle.speaks(codec):
+            raise DataError(
+                f"{start}: was trained on tokens of {handle.name} by codec {codec[:12]}, and its codec is now "
+                f"{handle.fingerprint[:12]}; use the registry of that training, or give the modality another name"
+            )
+
+
+def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:
+    """By modality that writes in a text vocabulary, how many of its ids, from 0 on, are in use.
+
+    Of those that the backbone in `start` has, in its training; ids behind were free then. One of which that is not
+    known counts as the others of its vocabulary, and is left out where none is known. Of modalities that are added, up
+    to the last of their special tokens: all else that text is made of is in a vocabulary from the first. Raises
+    CheckpointError where a vocabulary is not there.
+    """
+    stored = load_config(start, CLASS)
+    old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
+    texts = [handle for handle in handles if is_text(handle)]
+    folders = {handle.spec.vocabulary: handle.codec.vocabulary_folder() for handle in texts}
+    vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
+    found, by_vocabulary = {}, dict[str, int]()
+    for name, vocabulary in old.items():
+        lengths = vocabularies[vocabulary].compatible_fingerprints if vocabulary in vocabularies else {}
+        if trained_on.get(name) in lengths:
+            found[name] = lengths[trained_on[name]]
+            by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), found[name])
+    for name, vocabulary in old.items():
+        if name not in found and vocabulary in by_vocabulary:
+            found[name] = by_vocabulary[vocabulary]
+    for handle in texts:
+        if handle.name not in old:
+            shared = vocabularies[handle.spec.vocabulary]
+            own = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
+            found[handle.name] = max(shared.encode(own), default=-1) + 1
+    return found
+
+
+def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, Tensor]:
+    """By parameter, bool `rows`: which rows of the model the backbone in `start` has.
+
+    Of a token table those of the ids that it `used`, from 0 on: the others stood for nothing.
+    """
+    with safe_open(start / WEIGHTS, "pt") as file:
+        lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
+    known = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
+    for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
+        if name in lengths and name.startswith(GROWING):
+            rows[: min(lengths[name], used[name.partition(".")[2]])] = True
+        elif name in lengths:
+            rows.fill_(True)
+    return {name: known[name] for name, _ in model.named_parameters()}
+
+
+def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
+    """By parameter, bool `rows`: those of the ids of a token table that are not `in_use`, which are its first."""
+    unused = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
+    for name, rows in model_tensors(model, unused).items():  # parts of those, to be written to
+        if name.startswith(GROWING):
+            rows[in_use[name.partition(".")[2]] :] = True
+    return {name: unused[name] for name, _ in model.named_parameters()}
+
+
+@torch.no_grad()
+def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
+    """Let a new modality's marker and mask token start as the mean of those that are there."""
+    for name, table in model.named_parameters():
+        if name in BY_MODALITY and known[name].any():
+            table[~known[name]] = table[known[name]].mean(0)
+
+
+def freeze(beginning: Beginning) -> dict[str, Tensor]:
+    """Take the gradients from parameters that are known as a whole; of the others that some rows of are known, gives
+    the rows that stay: those, and those of ids that stand for nothing.
+
+    Raises ConfigError where nothing is known, or all is, where an added modality has no rows of its own, and where a
+    known grid has other positions now.
+    """
+    if beginning.reshaped:
+        name = beginning.reshaped[0]
+        raise ConfigError(
+            f"freeze: expected {name} to be a grid of the shape that it was trained with, as the positions of another "
+            "shape are others; set that shape, give the modality another name, or leave freeze out"
+        )
+    for spec in beginning.without_rows:
+        raise ConfigError(
+            f"freeze: {spec.name} writes in the vocabulary {spec.vocabulary}, whose rows stay: only its marker would "
+            "move; leave freeze out"
+        )
+    partly, moves = {}, False
+    for name, parameter in beginning.model.named_parameters():
+        known = beginning.known.get(name, torch.zeros(1, dtype=torch.bool))
+        moves |= not bool(known.all())
+        if bool(known.all()) and name != TOKEN_TABLE:
+            parameter.requires_grad_(False)
+        elif bool(known.any()):
+            partly[name] = known | beginning.unused[name]
+    if beginning.record is None or not moves:
+        missing = "a backbone to start from" if beginning.record is None else "a modality that it starts without"
+        raise ConfigError(f"freeze: expected {missing}, so that some rows are new and the others are kept")
+    return partly

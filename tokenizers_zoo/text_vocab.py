@@ -1,0 +1,452 @@
+"""Shared, append-only text vocabularies: exact text, coordinates, special tokens and sentinels in one id space.
+
+Ids, from 0: pad, end and behind it sentinels (1 and 2 unless the configuration says otherwise), coordinates (axis by
+axis: `v0=0 v0=1 ... v1=0 ...`), the special tokens known when the vocabulary was trained, the byte alphabet, the
+learned pieces, and then whatever was grown later. Nothing ever moves: end, sentinels and coordinates follow from the
+configuration alone, and growing keeps every old id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
+from tokenizers_zoo.data.samples import ADDED_PROVENANCE
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.io import BUSY, held
+from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
+from tokenizers_zoo.spec import OrderedIds
+from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, learn_pieces
+
+CLASS = "TextVocabulary"
+PAD = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyConfig:
+    """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {
+            "size": 30_000,
+            "end": 3,
+            "unused": 1,
+            "sentinels": 199,
+            "coordinate_axes": 4,
+            "coordinate_bins": 1000,
+        }  # its first sentinel, [S_0], is never used: spans are marked from [S_1] on
+    }
+
+    preset: Literal["4m"] | None = None
+    """4m: the vocabulary of the 4M papers (arXiv 2312.06647, 2406.09406)."""
+    size: int = 4096
+    """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
+    end: int = 1
+    """Id of the end token. Ids between pad, 0, and it stay free: other programs' vocabularies have tokens there."""
+    unused: int = field(default=0, metadata=ADDED)
+    """Ids between end and the sentinels that stay free."""
+    sentinels: int = 64
+    """Ids that mark masked spans; the most spans that one sequence can be given."""
+    coordinate_axes: int = 4
+    """Axes of coordinate tokens: v0, v1, ..."""
+    coordinate_bins: int = 256
+    """Levels per axis; a fraction x becomes level round(x * (bins - 1)), so 0 and 1 are exact."""
+    reserve: int = 256
+    """Ids that training leaves free, for the special tokens of modalities that are added later."""
+
+    def __post_init__(self) -> None:
+        least = {"end": 1, "unused": 0, "sentinels": 1, "coordinate_axes": 0, "coordinate_bins": 2, "reserve": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        if self.size < (needed := self.special_start + len(ALPHABET)):
+            raise ValueError(f"size: expected at least {needed} for sentinels, coordinates and bytes, got {self.size}")
+
+    @property
+    def sentinel_start(self) -> int:
+        return self.end + 1 + self.unused
+
+    @property
+    def coordinate_start(self) -> int:
+        return self.sentinel_start + self.sentinels
+
+    @property
+    def ordered_ids(self) -> tuple[OrderedIds, ...]:
+        """The coordinates of each axis, as a ModalitySpec names them."""
+        return OrderedIds.of_axes(self.coordinate_start, self.coordinate_axes, self.coordinate_bins)
+
+    @property
+    def special_start(self) -> int:
+        """The first id that does not follow from the configuration alone."""
+        return self.coordinate_start + self.coordinate_axes * self.coordinate_bins
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A coordinate token: level `level` of axis `axis`."""
+
+    axis: int
+    level: int
+
+    def __str__(self) -> str:
+        return f"v{self.axis}={self.level}"
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token by its name, which text can never produce."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Piece = str | Coordinate | Special
+
+
+def coordinate_level(fraction: float, bins: int) -> int:
+    """The level in [0, bins) nearest to a fraction in [0, 1]; what lies outside is clipped."""
+    return int(np.clip(round(float(fraction) * (bins - 1)), 0, bins - 1))
+
+
+def coordinate_fraction(level: int, bins: int) -> float:
+    """The fraction in [0, 1] that a level stands for, within half a level of what was encoded."""
+    return min(level, bins - 1) / (bins - 1)
+
+
+class TextVocabulary:
+    """One shared vocabulary. Text round-trips exactly, and any sequence of ids decodes to something.
+
+    Only text pieces are ever matched in text, so "v0=5" or the name of a special token in it stays plain text.
+
+    One that 4M published (`published`, the text of its file) has that file's pieces instead of `pieces`: it loses
+    capitals and the spaces around punctuation.
+    """
+
+    def __init__(
+        self,
+        config: VocabularyConfig,
+        special_tokens: Sequence[str] = (),
+        pieces: Sequence[str] = (),
+        grown_tokens: Sequence[str] = (),
+        lineage: Sequence[tuple[str, int]] = (),
+        trained_on: Mapping[str, Any] | None = None,
+        own_fingerprint: str | None = None,
+        published: str = "",
+    ) -> None:
+        self.config = config
+        self.special_tokens = tuple(special_tokens)
+        self.pieces = tuple(pieces)
+        self.grown_tokens = tuple(grown_tokens)
+        self.lineage = tuple(lineage)
+        self.trained_on = dict(trained_on or {})
+        self.fingerprint = own_fingerprint
+        """The fingerprint of the checkpoint that this was loaded from or saved to; None before."""
+        self.published = published
+        self._text_start = config.special_start + len(self.special_tokens)
+        self._matcher = (
+            WordMatcher(published, self._text_start, _fixed(config)) if published else PieceMatcher(self.pieces)
+        )
+        self._grown_start = self._text_start + self._matcher.count
+        self._check()
+        self._special_ids = {name: config.special_start + i for i, name in enumerate(self.special_tokens)}
+        self._special_ids |= {name: self._grown_start + i for i, name in enumerate(self.grown_tokens)}
+        self._special_names = {index: name for name, index in self._special_ids.items()}
+
+    def _check(self) -> None:
+        """Raise ConfigError or CheckpointError where the parts do not make a vocabulary."""
+        names = (*self.special_tokens, *self.grown_tokens)
+        if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
+            raise CheckpointError("vocabulary: special tokens must be distinct, non-empty strings")
+        if self.used > self.config.size:
+            raise ConfigError(
+                f"the vocabulary needs {self.used} ids and has {self.config.size}: "
+                "raise `size` in its [vocabularies.*] table of registry.toml (old ids keep their meaning)"
+            )
+
+    @property
+    def used(self) -> int:
+        """Ids that mean something; those from here to `config.size` are free."""
+        return self._grown_start + len(self.grown_tokens)
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """What is in it, in the order of the ids: the first id of each part, and the number of its ids."""
+        config = self.config
+        counts = {
+            "pad and end": config.sentinel_start,
+            "sentinels": config.sentinels,
+            "coordinates": config.coordinate_axes * config.coordinate_bins,
+            "special tokens": len(self.special_tokens),
+            "bytes": self._matcher.alphabet,
+            "learned pieces": self._matcher.count - self._matcher.alphabet,
+            "special tokens grown later": len(self.grown_tokens),
+            "free": config.size - self.used,
+        }
+        starts = accumulate(counts.values(), initial=0)
+        return {name: (start, count) for (name, count), start in zip(counts.items(), starts, strict=False)}
+
+    def longest_pieces(self, count: int) -> list[str]:
+        """Up to `count` of the learned pieces, as text, longest first; of equal ones that with the lower id."""
+        learned = range(self._matcher.alphabet, self._matcher.count)
+        return sorted(map(self._matcher.piece, learned), key=len, reverse=True)[:count]
+
+    @property
+    def all_special_tokens(self) -> tuple[str, ...]:
+        """The special tokens in the order of their ids."""
+        return self.special_tokens + self.grown_tokens
+
+    @property
+    def compatible_fingerprints(self) -> dict[str, int]:
+        """Fingerprints of the vocabularies whose tokens mean the same here, with the ids that each used."""
+        own = {self.fingerprint: self.used} if self.fingerprint else {}
+        return dict(self.lineage) | own
+
+    # ---- training and growing
+
+    @classmethod
+    def train(
+        cls,
+        config: VocabularyConfig,
+        texts: Iterable[str],
+        special_tokens: Iterable[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> TextVocabulary:
+        """Learn the pieces that occur most from `texts`; the result depends on the counts of their words only.
+
+        Pieces fill all ids but the reserve. `provenance` says where the texts come from (JSON types). Raises
+        ConfigError where not even bytes and special tokens fit.
+        """
+        empty = cls(config, tuple(dict.fromkeys(special_tokens)))
+        room = config.size - config.reserve - empty.used
+        pieces = learn_pieces(texts, room) if room > 0 else ()
+        return cls(config, empty.special_tokens, pieces, trained_on=provenance)
+
+    def grow(self, special_tokens: Iterable[str], size: int | None = None) -> TextVocabulary:
+        """This vocabulary with the special tokens that it lacks added at its end, and its capacity raised to `size`.
+
+        Every old id keeps its meaning; the vocabulary grown from is remembered. Raises ConfigError for want of room.
+        """
+        missing = tuple(name for name in dict.fromkeys(special_tokens) if name not in self._special_ids)
+        config = replace(self.config, size=max(self.config.size, size or 0))
+        if not missing and config == self.config:
+            return self
+        lineage = tuple(self.compatible_fingerprints.items())
+        grown = (*self.grown_tokens, *missing)
+        return TextVocabulary(
+            config, self.special_tokens, self.pieces, grown, lineage, self.trained_on, published=self.published
+        )
+
+    # ---- tokens
+
+    def encode_text(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of plain text. Raises InvalidValueError where it has lone surrogates, which UTF-8 cannot write.
+
+        Of a text with more than `limit` ids an exact beginning is left, in whole characters. Where spaces part its
+        words it is cut before the word that crosses the limit; inside a first word that long, and where no spaces do,
+        it is the longest beginning that fits. What lies far beyond the limit is not matched.
+        """
+        longest = self._matcher.longest
+        if limit is not None and longest is not None:
+            text = checked_text(text)[: (limit + 2) * longest]
+        numbers, words = self._matcher.match(text)
+        if limit is not None and len(numbers) > limit:
+            numbers = self._matcher.cut(text, numbers, words, limit)
+        return [self._text_start + number for number in numbers]
+
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of text, coordinates and special tokens in a row. Raises InvalidValueError for what has no id."""
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                ids += self.encode_text(piece)
+            elif isinstance(piece, Coordinate):
+                ids.append(self._coordinate_id(piece))
+            elif piece.name in self._special_ids:
+                ids.append(self._special_ids[piece.name])
+            else:
+                raise InvalidValueError(
+                    f"the vocabulary has no special token {piece.name!r}: run `zoo vocabulary grow`, which adds it at "
+                    "its end and keeps all ids"
+                )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> list[Piece]:
+        """Text, coordinates and special tokens, text in the longest runs; never fails.
+
+        Stops at the end token. Pad, sentinels and free ids are skipped; bytes that are not UTF-8 become U+FFFD.
+        """
+        config, pieces, run = self.config, list[Piece](), list[int]()
+
+        def close_run() -> None:
+            if run:
+                pieces.append(self._matcher.text(run))
+                run.clear()
+
+        for index in map(int, ids):
+            if index == config.end:
+                break
+            if self._text_start <= index < self._grown_start:
+                run.append(index - self._text_start)
+            elif config.coordinate_start <= index < config.special_start:
+                close_run()
+                pieces.append(Coordinate(*divmod(index - config.coordinate_start, config.coordinate_bins)))
+            elif index in self._special_names:
+                close_run()
+                pieces.append(Special(self._special_names[index]))
+        close_run()
+        return pieces
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Only the text among `ids`."""
+        return "".join(piece for piece in self.decode(ids) if isinstance(piece, str))
+
+    def _coordinate_id(self, piece: Coordinate) -> int:
+        config = self.config
+        if not (0 <= piece.axis < config.coordinate_axes and 0 <= piece.level < config.coordinate_bins):
+            raise InvalidValueError(
+                f"coordinate {piece}: the vocabulary has axes v0 to v{config.coordinate_axes - 1} "
+                f"with levels 0 to {config.coordinate_bins - 1}"
+            )
+        return config.coordinate_start + piece.axis * config.coordinate_bins + piece.level
+
+    # ---- on disk
+
+    def save(self, folder: Path) -> str:
+        """Write a checkpoint folder and return its fingerprint, which `fingerprint` then is."""
+        import torch
+
+        name, data = ("file", self.published) if self.published else ("pieces", "\n".join(self.pieces))
+        config = {
+            "class": CLASS,
+            "vocabulary": recorded(self.config),
+            "special_tokens": list(self.special_tokens),
+            "grown_tokens": list(self.grown_tokens),
+            "lineage": [{"fingerprint": past, "length": length} for past, length in self.lineage],
+            "trained_on": self.trained_on,
+        }
+        stored = bytearray(data.encode())
+        tensors = {name: torch.frombuffer(stored, dtype=torch.uint8) if stored else torch.zeros(0).byte()}
+        self.fingerprint = save_checkpoint(folder, tensors, config, _card(self))
+        return self.fingerprint
+
+    @classmethod
+    def train_folder(
+        cls,
+        folder: Path,
+        config: VocabularyConfig,
+        texts: Callable[[], Iterable[str]],
+        special_tokens: Iterable[str],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Train the vocabulary of a folder, or grow the one that is there, which does not look at the texts.
+
+        Of `provenance` it keeps no more than where the texts come from: it is never trained anew for other ones. Raises
+        as `train` and `grow_folder`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(folder, BUSY.format(folder)):
+            is_new = not (folder / CONFIG).is_file()
+            if is_new:
+                kept = {key: item for key, item in provenance.items() if key not in ADDED_PROVENANCE}
+                cls.train(config, texts(), special_tokens, kept).save(folder)
+        if not is_new:
+            cls.grow_folder(folder, config, special_tokens)
+
+    @classmethod
+    def grow_folder(
+        cls, folder: Path, config: VocabularyConfig, special_tokens: Iterable[str]
+    ) -> tuple[TextVocabulary, TextVocabulary]:
+        """Grow the vocabulary in a folder, if it lacks anything; gives what it was and what it is now.
+
+        The pieces file stays as it is, and config.json is replaced in one rename. Raises CheckpointError for a
+        vocabulary of another id space than that of `config`, or that another process trains or grows, ConfigError for
+        want of room.
+        """
+        cls.load(folder, config)  # refuses another id space
+        with held(folder, BUSY.format(folder)):
+            old = cls.load(folder)
+            new = old.grow(special_tokens, config.size)
+            if new is not old:
+                new.save(folder)
+        return old, new
+
+    @classmethod
+    def load(cls, folder: Path, config: VocabularyConfig | None = None) -> TextVocabulary:
+        """Read what `save` wrote. With `config`, check it against the checkpoint and take over its capacity.
+
+        Raises CheckpointError where the folder is damaged or was trained for another id space.
+        """
+        tensors, stored = load_checkpoint(folder, CLASS)
+        try:
+            table = {key: value for key, value in stored["vocabulary"].items() if key != "preset"}  # all of it is here
+            own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
+            if set(tensors) not in ({"pieces"}, {"file"}):
+                raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")
+            text = next(iter(tensors.values())).numpy().tobytes().decode("utf-8")
+            pieces = text.split("\n") if text and "pieces" in tensors else []
+            published = text if "file" in tensors else ""
+            lineage = [(str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]]
+            effective = own if config is None else _capacity_of(own, config)
+            names, grown, trained_on = stored["special_tokens"], stored["grown_tokens"], stored["trained_on"]
+            return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder), published)
+        except (CheckpointError, ConfigError) as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
+
+
+def first_fingerprint(folder: Path) -> str:
+    """The fingerprint that the vocabulary in a folder had before it ever grew. Raises CheckpointError."""
+    try:
+        return next((str(past["fingerprint"]) for past in load_config(folder, CLASS)["lineage"]), fingerprint(folder))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
+
+
+def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
+    """The stored configuration at the wanted capacity. Raises CheckpointError where the fixed ids differ."""
+    for name in ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins"):
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if old != new:
+            raise CheckpointError(
+                f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
+                "set it back, or train the vocabulary again elsewhere"
+            )
+    return replace(stored, size=wanted.size, reserve=wanted.reserve)
+
+
+def _fixed(config: VocabularyConfig) -> dict[str, int]:
+    """Names that a published file gives ids which follow from the configuration."""
+    names = {"[PAD]": PAD, UNKNOWN: PAD + 1, "[EOS]": config.end}
+    names |= {f"[S_{number}]": config.end + 1 + number for number in range(config.unused + config.sentinels)}
+    for axis in range(config.coordinate_axes):
+        start = config.coordinate_start + axis * config.coordinate_bins
+        names |= {f"v{axis}={level}": start + level for level in range(config.coordinate_bins)}
+    return names
+
+
+def _card(vocabulary: TextVocabulary) -> str:
+    config, parts = vocabulary.config, vocabulary.parts
+    bytes_, learned = parts["bytes"][1], parts["learned pieces"][1]
+    rows = {
+        "capacity": config.size,
+        "ids used": vocabulary.used,
+        "sentinels": config.sentinels,
+        "coordinates": f"{config.coordinate_axes} axes of {config.coordinate_bins} levels",
+        "special tokens": f"{len(vocabulary.all_special_tokens)}, {len(vocabulary.grown_tokens)} of them grown later",
+        "text pieces": f"{bytes_} for bytes and {learned} learned",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    kind = "Byte-level WordPiece; text round-trips exactly."
+    if vocabulary.published:
+        kind = "The lower-case WordPiece vocabulary of 4M (github.com/apple/ml-4m)."
+    return f"# Text vocabulary\n\n{kind}\n\n| | |\n|---|---|\n{table}\n"

@@ -1,0 +1,286 @@
+"""What a tokenizer's training shows and leaves behind: losses, held-out metrics, pictures, checkpoint, model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo.checkpoint import card_row, save_checkpoint
+from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.quantizers.usage import COLLAPSED
+from tokenizers_zoo.records import write_json
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.step_log import StepLog
+from tokenizers_zoo.train.state import EVALUATION, PICTURES, TrainingRun
+from tokenizers_zoo.wording import count_of
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from tokenizers_zoo.train.config import TrainConfig
+    from tokenizers_zoo.train.task import Kept, TokenizerTask
+
+LOG_EVERY = 10
+"""Steps between two lines of metrics.jsonl."""
+NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
+"""What is said of a codebook and makes no curve."""
+ENOUGH = 0.98
+"""Usage that evenly spread tokens have to reach for the usage to tell something by itself."""
+COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out metrics, codebook statistics (none for continuous modalities), and pairs (input, reconstruction)."""
+
+    metrics: Mapping[str, float]
+    shown: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
+    samples: int
+    codebook: Mapping[str, float] = field(default_factory=dict)
+    """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach.
+
+    Of several codebooks these are means, and there are `codebooks`, how many they are, `least_usage`, the usage of
+    the one with the least, and `least_used`, its number from 1."""
+
+    @property
+    def collapsed(self) -> bool:
+        """True where far fewer codes are used than the tokens could reach (see COLLAPSED), be it in one codebook."""
+        return bool(self.codebook) and self._least_usage < COLLAPSED * self.codebook["reachable"]
+
+    @property
+    def _least_usage(self) -> float:
+        return self.codebook.get("least_usage", self.codebook["usage"])
+
+    @property
+    def collapse(self) -> str:
+        """How much of the codebook is used, or which of several is used least and how much, in words."""
+        which = "the codebook"
+        if "codebooks" in self.codebook:
+            which = f"codebook {self.codebook['least_used']:.0f} of {self.codebook['codebooks']:.0f}"
+        size = self.codebook["size"]
+        return f"{which} collapses: {self._least_usage:.1%} of {size:.0f} codes are used on held-out samples"
+
+
+class TrainingReport(StepLog):
+    """The log of a tokenizer's training; samples/ and the model card are written at its end."""
+
+    def __init__(
+        self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str, judged: str = "held_out"
+    ) -> None:
+        """`judged` is what the samples of evaluations are called."""
+        samples = config.batch_size * config.accumulate
+        super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
+        self.spec, self.judged = task.spec, judged
+        self.window: list[dict[str, float]] = []
+        self.collapsing = False
+
+    def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
+        """Count a finished step; every LOG_EVERY steps write the means since the last line."""
+        self.window.append(dict(losses))
+        self.advance(done, losses["loss"])
+        if done % LOG_EVERY == 0 or done == self.steps:
+            names = dict.fromkeys(name for entry in self.window for name in entry)
+            means = {
+                f"train/{name}": float(np.mean([entry[name] for entry in self.window if name in entry]))
+                for name in names
+            }
+            self.write(done, means | {"train/learning_rate": learning_rate})
+            self.write_speed()
+            self.window.clear()
+
+    def watch(self, done: int, warning: str | None) -> None:
+        """Say a warning about the codebook in training, once until it is sound again."""
+        if warning is not None and not self.collapsing:
+            self.say(f"{self.spec.name}: step {done}: {warning}; {COLLAPSE_ADVICE}", style="bold yellow")
+        self.collapsing = warning is not None
+
+    def stopped(self, done: int, reason: str, kept_step: int) -> None:
+        """Say that the run ends before its last step, and which weights it keeps."""
+        self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
+
+    def evaluation(self, done: int, evaluation: Evaluation, best: Kept | None = None) -> None:
+        """Show, log and picture an evaluation, beside the best so far; say so where the codebook collapses."""
+        codebook = evaluation.codebook
+        scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
+        scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
+        self.write(done, scalars)
+        found = [
+            ("" if self.judged == "held_out" else f"{self.judged} ") + _main_metric(self.spec, evaluation.metrics),
+            f"best {best.score:.4g} at step {best.step}" if best else "",
+            _used(codebook) if codebook else "",
+        ]
+        self.note = ", ".join(part for part in found if part)
+        if evaluation.collapsed:
+            self.say(f"{self.spec.name}: step {done}: {evaluation.collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
+        pictures = picture_rows(evaluation.shown)
+        if pictures is not None:
+            self.board.add_image(
+                f"{self.judged}/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC"
+            )
+        self.flush()
+
+
+def _main_metric(spec: ModalitySpec, metrics: Mapping[str, float]) -> str:
+    if not spec.metrics or spec.metrics[0].name not in metrics:
+        return ""
+    main = spec.metrics[0]
+    return f"{main.name} {metrics[main.name]:.4g}{f' {main.unit}' if main.unit else ''}"
+
+
+def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
+    """Rows of pictures as one, such as inputs left and reconstructions right; None where they are text."""
+    from PIL import Image
+
+    rows = [row for row in shown if not any(isinstance(picture, str) for picture in row)]
+    if not rows:
+        return None
+    width = max(picture.width for row in rows for picture in row)
+    height = max(picture.height for row in rows for picture in row)
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 2) - 2, len(rows) * (height + 2) - 2), "white")
+    for down, row in enumerate(rows):
+        for right, picture in enumerate(row):
+            sheet.paste(picture.convert("RGB"), (right * (width + 2), down * (height + 2)))
+    return sheet
+
+
+def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = PICTURES) -> None:
+    """Write each pair of input and reconstruction to `samples/`: a .png side by side, or a .txt for text.
+
+    What an older evaluation left there goes. `name` is another folder than `samples`.
+    """
+    written = set()
+    for number, pair in enumerate(shown):
+        picture = picture_rows([pair])
+        path = folder / name / f"{number:02}.{'txt' if picture is None else 'png'}"
+        written.add(path)
+        with replacing_file(path) as temporary:
+            if picture is None:
+                temporary.write_text(f"input:          {pair[0]}\nreconstruction: {pair[1]}\n", encoding="utf-8")
+            else:
+                picture.save(temporary, format="PNG")
+    for older in {*(folder / name).glob("*.png"), *(folder / name).glob("*.txt")} - written:
+        older.unlink()
+
+
+def finish_run(
+    run: TrainingRun,
+    spec: ModalitySpec,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    evaluation: Evaluation,
+    *,
+    steps: int,
+    seconds: float,
+    kept_step: int | None = None,
+) -> None:
+    """Write pictures, checkpoint and card, and last the evaluation, which says that the run is finished.
+
+    Also for tokenizers that are fitted without the loop. `kept_step` is the step that the weights are of, where that
+    need not be the last.
+    """
+    write_pictures(run.folder, evaluation.shown)
+    scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
+    result = {
+        "steps": steps,
+        **({"kept_step": kept_step} if kept_step is not None else {}),
+        "training_seconds": round(seconds, 1),
+        "samples": evaluation.samples,
+        "metrics": {
+            name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()
+        },
+        "units": {metric.name: metric.unit for metric in spec.metrics},
+        "codebook": dict(evaluation.codebook),
+    }
+    save_checkpoint(run.folder, tensors, config, model_card(spec, run.identity, result))
+    write_json(run.folder / EVALUATION, result)
+    run.forget_state()
+
+
+def _used(codebook: Mapping[str, float]) -> str:
+    """How much of a codebook is used; beside it what so few tokens would use evenly spread, where that is not all."""
+    reachable = codebook["reachable"]
+    return f"codebook {codebook['usage']:.0%}" + ("" if reachable >= ENOUGH else f" (even: {reachable:.0%})")
+
+
+def mean_of(codebook: Mapping[str, float]) -> str:
+    """The end of what a figure means: that it is the mean of so many codebooks; empty where there is one."""
+    return f"; mean of {codebook['codebooks']:.0f} codebooks" if "codebooks" in codebook else ""
+
+
+def mean_and_least(codebook: Mapping[str, float]) -> str:
+    """The end of what the usage means: as `mean_of`, with the usage of the codebook that is used least."""
+    mean = mean_of(codebook)
+    return f"{mean}, the least of them {codebook['least_usage']:.1%}" if mean else ""
+
+
+def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """The README.md of a tokenizer: what it is, how to load it, how good it is, and what it was trained on."""
+    rows = [
+        card_row(
+            metric.name, _number(result["metrics"][metric.name]), metric.unit or "-",
+            "higher" if metric.higher_is_better else "lower", metric.meaning,
+        )
+        for metric in spec.metrics
+    ]  # fmt: skip
+    if codebook := result["codebook"]:
+        meaning = f"codes of {codebook['size']} used on the held-out samples; perplexity {codebook['perplexity']:.0f}"
+        meaning += mean_and_least(codebook)
+        if codebook["reachable"] < ENOUGH:
+            meaning += f"; as many evenly spread tokens would use {codebook['reachable']:.0%}"
+        rows.append(card_row("codebook usage", f"{100 * codebook['usage']:.1f}", "%", "higher", meaning))
+    data = identity["data"]
+    return f"""---
+license: {spec.licence.lower()}
+tags: [tokenizers-zoo, {spec.name}]
+---
+
+# {spec.name}: {spec.summary}
+
+Values: {spec.value}. Tokens: {spec.layout}, vocabulary `{spec.vocabulary}` of {spec.vocab_size}.\
+{f" Tokenized in {spec.token_space}." if spec.token_space else ""} Licence: {spec.licence}.
+
+## Load
+
+With this folder as `checkpoint` of `[modalities.{spec.name}]` in registry.toml:
+
+```python
+from tokenizers_zoo import Zoo
+zoo = Zoo.from_toml("registry.toml")
+tokens = zoo["{spec.name}"].encode(values)
+```
+
+## Quality
+
+On {count_of(result["samples"], "held-out sample")}, after {count_of(result["steps"], "step")} in \
+{result["training_seconds"]:.0f} s\
+{f" (weights of step {result['kept_step']}, the best on held-out samples)" if "kept_step" in result else ""}:
+
+| metric | value | unit | better | meaning |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Data
+
+{data["train"]} training and {count_of(data["test"], "held-out sample")}.
+
+```json
+{json.dumps(data["provenance"], indent=2, ensure_ascii=False)}
+```
+
+## Settings
+
+```json
+{json.dumps({key: value for key, value in identity.items() if key != "data"}, indent=2, ensure_ascii=False)}
+```
+"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

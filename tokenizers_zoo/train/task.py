@@ -1,0 +1,93 @@
+"""What the training loop asks of what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.train.state import TrainingRun
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+
+class TokenizerTask(Protocol):
+    """What the loop asks of the tokenizer that it trains."""
+
+    spec: ModalitySpec
+    codebook_size: int
+
+    def describe(self) -> Mapping[str, Any]:
+        """JSON types that say which model this is, with the "class" key of its checkpoint; cheap."""
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> torch.nn.Module:
+        """The untrained model, with what it needs to know of the training values; torch's generator is seeded."""
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
+        """Tensors of a training batch, with augmentation drawn from `rng`."""
+
+    def losses(self, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        """Scalars by name; "loss" is the one that is minimised."""
+
+    def reconstruct(self, module: torch.nn.Module, values: list[Any]) -> tuple[list[Any], Any]:
+        """Values after encode and decode, and their tokens (int64, any shape; None for continuous modalities)."""
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """The metrics of the spec."""
+
+    def render(self, value: Any) -> PIL.Image.Image | str:
+        """A value as a person wants to see it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The evaluation that was the best of a run, and whose weights are kept."""
+
+    step: int
+    """How many steps were finished."""
+    score: float
+    """The main metric."""
+
+
+@runtime_checkable
+class SupervisedTask(Protocol):
+    """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
+
+    what: str
+    """The kind of model, for messages."""
+    title: str
+    """What the progress calls the training."""
+    result: str
+    """The file that `save` writes last, which says that the run is finished."""
+    validates: bool
+    """True where the loop's held-out samples are there to choose by: the weights of the best evaluation are kept, also
+    without `patience`, and logs call the samples validation. They must not be those that `save` scores."""
+
+    def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
+        """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
+
+    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+        """Judge the averaged model and write its folder, `result` last; `kept` says where its weights were chosen."""
+
+
+@runtime_checkable
+class AdversarialTask(Protocol):
+    """A TokenizerTask that can train its model against a critic."""
+
+    critic_rate: float
+    """Learning rate of the critic as a multiple of the model's."""
+    critic_start: int
+    """The first step (0 is the first of all) that the critic takes part in."""
+
+    def build_critic(self) -> torch.nn.Module | None:
+        """The untrained critic; None where the settings ask for none. torch's generator is seeded."""
+
+    def losses_against(
+        self, module: torch.nn.Module, critic: torch.nn.Module, batch: Any, step: int
+    ) -> dict[str, torch.Tensor]:
+        """As `losses`, for step `step`. The critic minimises "critic_loss", which reaches its parameters only."""

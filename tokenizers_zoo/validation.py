@@ -1,0 +1,361 @@
+"""Values and tokens against what a modality declares: what is wrong, in one line; and values as files have them."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import threading
+import tokenize
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.spec import (
+    EmbeddingsLayout,
+    GridLayout,
+    ModalitySpec,
+    SequenceLayout,
+    TokenLayout,
+    ValueSpec,
+    VectorLayout,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>\|[biu]1|[<>][iuf][248])', 'fortran_order': (?P<fortran>False|True), "
+    rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
+"""An .npy file of numbers up to where they begin: version 1.0, the length of the header in two bytes, the header."""
+_NPY_LOCK = threading.Lock()
+NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
+"""Types of which torch finds no least number."""
+
+
+def expected_value(spec: ValueSpec) -> str:
+    """What a value has to be, for a message: `float32 (1, height, width) metres in [0, 100]`."""
+    if spec.kind != "array":
+        what = "str" if spec.kind == "text" else "lists and dicts of JSON types"
+        return f"{what} ({spec.description})" if spec.description else what
+    low, high = bounds(spec)
+    if low is None and high is None:
+        span = ""
+    else:
+        span = f" in [{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}]"
+    return f"{spec.dtype} {_shape(spec.shape)}{f' {spec.unit}' if spec.unit else ''}{span}"
+
+
+def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
+    """The inclusive bounds of an array's numbers: those declared, or the class ids where only classes are declared."""
+    if spec.classes and spec.low is None and spec.high is None:
+        return 0, len(spec.classes) - 1
+    return spec.low, spec.high
+
+
+def describe(value: Any) -> str:
+    """What a value is, for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
+        dtype = str(value.dtype).removeprefix("torch.")
+        numbers = value.detach().cpu()
+        numbers = (numbers.float() if value.dtype.is_floating_point else numbers).numpy()
+        return f"{dtype} {_shape(value.shape)}{_span(numbers)}"
+    if isinstance(value, np.ndarray | np.number):
+        return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested too deeply to be shown"
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _span(array: np.ndarray[Any, Any]) -> str:
+    if array.size == 0 or array.dtype.kind not in "iufb":
+        return ""
+    finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+    if finite.size == 0:
+        return " without a finite number"
+    more = f" with {array.size - finite.size} not finite" if finite.size < array.size else ""
+    return f" {finite.min():.6g}..{finite.max():.6g}{more}" if array.dtype.kind != "b" else ""
+
+
+def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str | None:
+    """What is wrong with one value, or None.
+
+    With `any_size` the last two axes of a picture-like array (two axes or more) may have another size than declared:
+    values as they lie on disk, before `transform` brings them to the settings' size.
+    """
+    if spec.kind == "text":
+        return _text_problem(spec, value)
+    if spec.kind == "object":
+        try:
+            return _json_problem(value, "value")
+        except RecursionError:
+            return "it is nested too deeply"
+    if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
+        return "give a numpy array"
+    shape: tuple[int | str, ...] = spec.shape
+    if any_size and len(shape) >= 2:
+        shape = (*shape[:-2], "height", "width")
+    return _array_problem(spec, value, shape)
+
+
+def batch_problem(spec: ValueSpec, values: torch.Tensor | np.ndarray[Any, Any]) -> str | None:
+    """What is wrong with a batch `(batch, *shape)` of array values, or None."""
+    if not isinstance(values, np.ndarray):
+        values = values.detach()
+        values = values.cpu().numpy() if spec.dtype in NO_ORDER_IN_TORCH else values
+    return _array_problem(spec, values, ("batch", *spec.shape))
+
+
+def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) -> str | None:
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype != spec.dtype:
+        return f"convert it to {spec.dtype}{f' {spec.unit}' if spec.unit else ''} first"
+    got = tuple(array.shape)
+    if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, got, strict=True)):
+        return f"the shape is not {_shape(shape)}"
+    if math.prod(got) == 0:
+        return "it is empty"
+    low, high = bounds(spec)
+    number = np.dtype(spec.dtype)
+    if number.kind == "b":
+        return None
+    if number.kind == "f":  # a bound as these numbers hold it: what is cut off at 0.01 is a little less in float32
+        with np.errstate(over="ignore"):
+            low, high = (bound if bound is None else float(number.type(bound)) for bound in (low, high))
+    least, most = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
+    if not (math.isfinite(least) and math.isfinite(most)):
+        return "every number has to be finite: fill the others first"
+    if (low is not None and least < low) or (high is not None and most > high):
+        return (
+            f"numbers lie outside the range: {'map them to classes' if spec.classes else 'convert or clip them'} first"
+        )
+    return None
+
+
+def _text_problem(spec: ValueSpec, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "give a str"
+    if spec.classes and value not in spec.classes:
+        return str(UnknownNameError.of("class", value, spec.classes))
+    return None if _is_utf8(value) else "it cannot be written as UTF-8"
+
+
+def _is_utf8(text: str) -> bool:
+    """False for text with lone surrogates, which JSON can spell (`\\ud800`) and no file holds."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json_problem(value: Any, path: str) -> str | None:
+    if isinstance(value, str):
+        return None if _is_utf8(value) else f"{path} cannot be written as UTF-8"
+    if value is None or isinstance(value, bool | int):
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is not finite"
+    if isinstance(value, list):
+        problems = (_json_problem(item, f"{path}[{index}]") for index, item in enumerate(value))
+        return next((problem for problem in problems if problem), None)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return f"{path} has the key {key!r}, which is not a str"
+            if not _is_utf8(key):
+                return f"{path} has the key {key!r}, which cannot be written as UTF-8"
+            if problem := _json_problem(item, f"{path}[{key!r}]"):
+                return problem
+        return None
+    return f"{path} is a {type(value).__name__}, which is not a JSON type"
+
+
+def in_declared_width(spec: ValueSpec, value: Any) -> Any:
+    """A value from a file: floats of another width than declared as those declared, and integers that fit into them."""
+    if spec.kind != "array" or not isinstance(value, np.ndarray) or not value.size:
+        return value
+    wanted = np.dtype(spec.dtype)
+    if wanted.kind == value.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+            return value.astype(wanted)
+    if wanted.kind in "iu" and value.dtype.kind in "iu":
+        limits = np.iinfo(wanted)
+        return value.astype(wanted) if limits.min <= value.min() and value.max() <= limits.max else value
+    return value
+
+
+def text_of(data: bytes) -> str:
+    """The text of a file in UTF-8, without the byte order mark that may be before it. Raises InvalidValueError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"not UTF-8 at byte {error.start}; save the text as UTF-8") from None
+
+
+def array_of(data: bytes) -> np.ndarray[Any, Any]:
+    """The array of an .npy file. Raises ValueError, and InvalidValueError where it holds Python objects.
+
+    numpy has Python parse the header, and the parser of Python 3.11 fails now and then while another thread parses
+    ("AST constructor recursion depth mismatch"): a sound sample would be lost. A header as numpy writes it for numbers
+    is read without it; any other by one thread at a time.
+    """
+    found = _NPY.match(data)
+    if found and len(found[0]) == 10 + int.from_bytes(data[8:10], "little"):
+        shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
+        dtype, count = np.dtype(found["dtype"].decode()), math.prod(shape)
+        size, there = count * dtype.itemsize, len(data) - len(found[0])
+        if there < size:  # numpy would ask for the memory of all of it first
+            raise ValueError(f"cut off: it has {there} of {size} bytes")
+        flat = np.frombuffer(data, dtype, count, len(found[0]))
+        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
+    with _NPY_LOCK:
+        try:
+            array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (SyntaxError, tokenize.TokenError):
+            raise ValueError("its header cannot be read") from None
+        except ValueError as error:
+            if str(error).startswith("Object arrays"):  # numpy would advise to unpickle it
+                advice = "save it as numbers (.astype(np.float32))"
+                raise InvalidValueError(f"the .npy file holds Python objects; {advice}") from None
+            raise
+        except EOFError as error:  # of an empty file; the command line would take it for the end of the user's input
+            raise ValueError(str(error)) from None
+    return array
+
+
+def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as an .npy file; `array_of` reads it back."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) -> np.ndarray[Any, Any]:
+    """Of integer class ids `(count, ...)` the most frequent one of each place `(...)`, the lowest of equals.
+
+    None is among the ids `unscored`: where a place has no others, it is the most frequent of all places; where no place
+    has, the lowest id that is scored.
+    """
+    ids = np.setdiff1d(maps, unscored)
+    if not len(ids):
+        ids = np.setdiff1d(np.arange(len(unscored) + 1), unscored)[:1]
+    counts = np.stack([(maps == number).sum(axis=0) for number in ids])
+    overall = counts.reshape(len(ids), -1).sum(axis=1).argmax()
+    places = np.where(counts.any(axis=0), counts.argmax(axis=0), overall)
+    return ids[places].astype(maps.dtype)
+
+
+def is_batched(spec: ValueSpec) -> bool:
+    """True where plugins are given batches as one tensor: arrays of fixed shape."""
+    return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)
+
+
+def expected_tokens(spec: ModalitySpec) -> str:
+    """What a batch of tokens has to be, for a message."""
+    layout = spec.layout
+    if spec.continuous:
+        count = f"up to {layout.length}" if isinstance(layout, EmbeddingsLayout) else str(layout.length)
+        return f"float32 (batch, {count} tokens, {layout.dim})"  # type: ignore[union-attr]
+    if isinstance(layout, SequenceLayout):
+        return (
+            f"a list of 1-D int64 arrays of up to {layout.max_length} ids in [0, {spec.vocab_size}) without end"
+            f" ({layout.end}) and sentinels ({layout.sentinel_start} to +{layout.num_sentinels - 1})"
+        )
+    return f"int64 {_shape(('batch', *fixed_shape(layout)))} in [0, {spec.vocab_size})"
+
+
+def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
+    """The shape of one sample's tokens, for layouts that have one."""
+    if isinstance(layout, GridLayout):
+        return layout.shape
+    if isinstance(layout, VectorLayout):
+        return (layout.length,)
+    return (layout.length, layout.dim)  # type: ignore[union-attr]
+
+
+def has_fixed_length(layout: TokenLayout) -> bool:
+    """True where every sample has the same number of tokens, so that a batch is one tensor."""
+    return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
+
+
+def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
+    """A batch of tokens in its one form, and what is wrong with it, or None.
+
+    The form is a tensor for layouts of fixed length, and a list of numpy arrays for the others.
+    """
+    import torch
+
+    try:
+        if has_fixed_length(spec.layout):
+            listed = isinstance(given, list | tuple)
+            tokens = torch.stack([_tensor(item) for item in given]) if listed else _tensor(given)
+            return tokens, _fixed_problem(spec, tokens)
+        items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
+    except (TypeError, ValueError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
+        return given, str(error)
+    for index, item in enumerate(items):
+        if problem := _item_problem(spec, item):
+            return items, f"item {index} is {describe(item)}: {problem}"
+    return items, None if items else "it is empty"
+
+
+def _tensor(tokens: Any) -> torch.Tensor:
+    """Tokens as a tensor: of a numpy array a copy, as torch takes no mirrored arrays, and warns of read-only ones."""
+    import torch
+
+    if isinstance(tokens, np.ndarray):
+        return torch.from_numpy(np.array(tokens, order="C"))
+    return torch.as_tensor(tokens)
+
+
+def _fixed_problem(spec: ModalitySpec, tokens: Any) -> str | None:
+    dtype = str(tokens.dtype).removeprefix("torch.")
+    if dtype != ("float32" if spec.continuous else "int64"):
+        return "the dtype is another"
+    if tuple(tokens.shape[1:]) != fixed_shape(spec.layout) or tokens.ndim == 0:
+        return "the shape is another"
+    if math.prod(tokens.shape) == 0:
+        return "it is empty"
+    tokens = tokens.detach()
+    least, most = float(tokens.min()), float(tokens.max())
+    if spec.continuous:
+        return None if math.isfinite(least) and math.isfinite(most) else "numbers are not finite"
+    return None if least >= 0 and most < spec.vocab_size else "ids lie outside the vocabulary"
+
+
+def _item_problem(spec: ModalitySpec, item: np.ndarray[Any, Any]) -> str | None:
+    layout = spec.layout
+    if isinstance(layout, EmbeddingsLayout):
+        if item.dtype != np.float32:
+            return "the dtype is another"
+        if item.ndim != 2 or item.shape[1] != layout.dim or len(item) > layout.max_length:
+            return "the shape is another"
+        return None if np.isfinite(item).all() else "numbers are not finite"
+    assert isinstance(layout, SequenceLayout)
+    if item.dtype != np.int64:
+        return "the dtype is another"
+    if item.ndim != 1 or len(item) > layout.max_length:
+        return f"expected one axis of up to {layout.max_length}"
+    if len(item) == 0:
+        return None
+    if item.min() < 0 or item.max() >= spec.vocab_size:
+        return "ids lie outside the vocabulary"
+    sentinels = (item >= layout.sentinel_start) & (item < layout.sentinel_start + layout.num_sentinels)
+    return (
+        "it holds the end or a sentinel, which only the backbone adds"
+        if (sentinels | (item == layout.end)).any()
+        else None
+    )
