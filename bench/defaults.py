@@ -16,10 +16,10 @@ from pages import publish
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, trainable
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.train.state import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers_zoo.keys import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
+from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

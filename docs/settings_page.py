@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from markdown_tables import keys_table, settings_tables, table, told_tables
 
-from tokenizers_zoo.keys import plain, tables_of
+from tokenizers_zoo.config import plain, tables_of
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING

@@ -22,8 +22,8 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.records import write_json
 from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluation.config import EvaluationConfig
 from zoo_backbone.evaluation.evaluate import evaluate

@@ -16,9 +16,9 @@ from common import GIVEN, Study, begin, cell, over_seeds
 from rich.table import Table
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.train.state import EVALUATION
 from zoo_backbone.config import Mixture
 from zoo_backbone.training.train import train

@@ -22,8 +22,8 @@ from rich.console import Console
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.records import write_json
 from zoo_backbone.transfer.compare import compared, comparison_tables
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.training import transfer

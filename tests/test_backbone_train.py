@@ -38,7 +38,7 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.token_part import read_part, write_part
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model

@@ -23,9 +23,9 @@ from tokenizers_zoo.cli import cores
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
+from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import MachineError
-from tokenizers_zoo.keys import tables_of
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]

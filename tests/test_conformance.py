@@ -20,8 +20,8 @@ from small_modalities import VECTORS_ALONE
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import DataError, InvalidValueError, MachineError
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.spec import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values

@@ -17,9 +17,8 @@ from typing import Literal
 import pytest
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import from_mapping, load_toml
+from tokenizers_zoo.config import from_mapping, load_toml, tables_of
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
-from tokenizers_zoo.keys import tables_of
 from tokenizers_zoo.nn import BlockConfig
 from tokenizers_zoo.quantizers import QuantizerConfig
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig

@@ -24,7 +24,7 @@ from test_ml4m_backbone import VARIANTS, imported, published
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model

@@ -29,9 +29,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import load_model, save_model

@@ -24,7 +24,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_config, save_checkpoint
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.records import write_json
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.checkpoint import load_model, save_model

@@ -19,9 +19,8 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo import hookspecs
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, field_docstrings
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.keys import field_docstrings
 from zoo_scenes import captions, layout
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe

@@ -36,6 +36,7 @@ from tokenizers_zoo.errors import (
     MachineError,
     ReadError,
 )
+from tokenizers_zoo.io import difference
 from tokenizers_zoo.pipeline import tokenize as tokenize_module
 from tokenizers_zoo.pipeline import views as views_module
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -45,7 +46,6 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
 from tokenizers_zoo.pipeline.views import Row, Views, random_crop
-from tokenizers_zoo.records import difference
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind
 from tokenizers_zoo.spec import Crop

@@ -25,8 +25,8 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
+from tokenizers_zoo.io import difference
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
-from tokenizers_zoo.records import difference
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.train import report
 from tokenizers_zoo.train.batches import BatchReader, batch_indices, seeded

@@ -18,7 +18,7 @@ from transfer_world import SOURCES, World, make_world, read, train
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.records import read_json, write_json
+from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.transfer import judging, load
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.judging import errors

@@ -17,7 +17,7 @@ from toy_plugins import snapshot
 
 from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.records import read_json, write_json
+from tokenizers_zoo.io import read_json, write_json
 from tokenizers_zoo.text_vocab import (
     PAD,
     Coordinate,

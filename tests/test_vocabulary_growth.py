@@ -19,12 +19,12 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
-from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.codecs import stored_samples
@@ -326,7 +326,7 @@ def test_want_of_room_and_more_room(world: World, add_mood: None) -> None:
 
 def shrunk(world: World, size: int) -> Zoo:
     """A zoo whose vocabulary was trained with room for `size` ids."""
-    from tokenizers_zoo.records import read_json, write_json
+    from tokenizers_zoo.io import read_json, write_json
 
     config: dict[str, Any] = read_json(world.vocabulary / "config.json")
     write_json(world.vocabulary / "config.json", config | {"vocabulary": config["vocabulary"] | {"size": size}})

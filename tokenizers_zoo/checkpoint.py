@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import check_opens, file_digest, replacing_file, write_tensors
-from tokenizers_zoo.records import REMEDY, json_text, read_json, read_table
+from tokenizers_zoo.io import (
+    REMEDY,
+    check_opens,
+    file_digest,
+    json_text,
+    read_json,
+    read_table,
+    replacing_file,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     import torch

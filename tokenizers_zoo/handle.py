@@ -23,6 +23,7 @@ from tokenizers_zoo.errors import (
     OneLineError,
     PluginError,
     ZooError,
+    count_of,
 )
 from tokenizers_zoo.plugins import Claim, Plugins, failed, reason
 from tokenizers_zoo.progress import decoding
@@ -37,7 +38,6 @@ from tokenizers_zoo.validation import (
     is_batched,
     value_problem,
 )
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     import PIL.Image

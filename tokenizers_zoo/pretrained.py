@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo.device import device_problem
-from tokenizers_zoo.errors import ZooError, is_of_the_machine
+from tokenizers_zoo.errors import ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest
-from tokenizers_zoo.wording import and_others
 
 T = TypeVar("T")
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")

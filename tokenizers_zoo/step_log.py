@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tokenizers_zoo.io import drop_lines_after
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
-from tokenizers_zoo.records import drop_lines_after
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

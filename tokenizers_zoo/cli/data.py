@@ -17,8 +17,7 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.cli.settings import settings_lines
-from tokenizers_zoo.errors import UnknownNameError
-from tokenizers_zoo.wording import count_of
+from tokenizers_zoo.errors import UnknownNameError, count_of
 
 if TYPE_CHECKING:
     from pathlib import Path

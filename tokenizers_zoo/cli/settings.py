@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers_zoo.keys import REQUIRED, Key, Table, tables_of
+from tokenizers_zoo.config import REQUIRED, Key, Table, tables_of
 
 WIDTH = 80
 LONGEST = 60

@@ -16,8 +16,7 @@ from tokenizers_zoo.cli.options import (
     show_problems,
     show_table,
 )
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.wording import count_of
+from tokenizers_zoo.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     from pathlib import Path

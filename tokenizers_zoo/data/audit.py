@@ -17,10 +17,9 @@ from rich.console import Console
 from tokenizers_zoo.data.ahead import cores, read_ahead
 from tokenizers_zoo.data.made_of import FOLDER, stamps
 from tokenizers_zoo.data.provenance import value_identity
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, ReadError, ZooError, count_of, passing
+from tokenizers_zoo.io import read_json, write_json
 from tokenizers_zoo.progress import say
-from tokenizers_zoo.records import read_json, write_json
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import LazyValues, ValueStore

@@ -24,11 +24,10 @@ from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, shown_name, split_name
-from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.errors import ConfigError, DataError, count_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.io import not_read
 from tokenizers_zoo.source import SourceSpec
-from tokenizers_zoo.wording import count_of
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from tokenizers_zoo.checkpoint import joint_fingerprint
 from tokenizers_zoo.data.tar import Member
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import file_digest, not_read
-from tokenizers_zoo.records import read_json, write_json
+from tokenizers_zoo.io import file_digest, not_read, read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.tar import TARS
 from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.io import held
+from tokenizers_zoo.io import as_json, difference, held, read_json, write_json
 from tokenizers_zoo.pretrained import networks_of
-from tokenizers_zoo.records import as_json, difference, read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle

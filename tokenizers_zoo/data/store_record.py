@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.io import held
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import held, read_table, write_json
 
 RECORD = "store.json"
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.errors import CONTROL, DataError, ReadError
 from tokenizers_zoo.io import not_read, replacing_file
-from tokenizers_zoo.wording import CONTROL
 
 BLOCK = 512
 MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988

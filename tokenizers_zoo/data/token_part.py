@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import not_read, replacing_file
-from tokenizers_zoo.records import as_recorded, difference
+from tokenizers_zoo.io import as_recorded, difference, not_read, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 

@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.token_part import PARTS, read_part
-from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.validation import fixed_shape, has_fixed_length
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

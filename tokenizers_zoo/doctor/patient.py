@@ -12,10 +12,9 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle

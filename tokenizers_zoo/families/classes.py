@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.validation import text_of
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from torch import Tensor

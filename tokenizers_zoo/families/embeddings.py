@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.families.statistics import (
     StatisticsConfig,
     fit_statistics,
@@ -27,7 +27,6 @@ from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.spec import EmbeddingsLayout, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import array_bytes, array_of
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples

@@ -20,12 +20,11 @@ import numpy as np
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import text_of
-from tokenizers_zoo.wording import CONTROL
 
 S = TypeVar("S")
 

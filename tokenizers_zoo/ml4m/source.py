@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, joint_fingerprint
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import file_digest, metadata_of, replacing_file, write_tensors
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import file_digest, metadata_of, read_table, replacing_file, write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, and_others
 from tokenizers_zoo.ml4m.names import Place
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
-from tokenizers_zoo.wording import and_others
 
 
 def to_own(

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, by
 from tokenizers_zoo.nn.config import BlockConfig
 from tokenizers_zoo.nn.conv import ConvDecoder, ConvEncoder
 from tokenizers_zoo.nn.patches import PatchSize, patch_sides
 from tokenizers_zoo.nn.vit import VitDecoder, VitEncoder
-from tokenizers_zoo.wording import by
 
 if TYPE_CHECKING:
     from jaxtyping import Float

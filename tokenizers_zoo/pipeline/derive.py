@@ -22,8 +22,8 @@ from tokenizers_zoo.data.provenance import (
 )
 from tokenizers_zoo.data.shards import WHOLE, ValueStore, read_value
 from tokenizers_zoo.data.tar import TARS, Member, scan_shard, writing_shard
-from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
-from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.errors import DataError, ReadError, ZooError, and_others, passing
+from tokenizers_zoo.io import as_json, as_recorded, disk_errors
 from tokenizers_zoo.pipeline.engines import run_jobs, tick
 from tokenizers_zoo.pipeline.results import (
     Outcome,
@@ -35,8 +35,6 @@ from tokenizers_zoo.pipeline.results import (
 )
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.records import as_json, as_recorded
-from tokenizers_zoo.wording import and_others
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError
-from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError, count_of
+from tokenizers_zoo.io import disk_errors, read_table, write_json
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
-from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.train.report import mean_and_least, mean_of, write_pictures
 from tokenizers_zoo.train.state import EVALUATION, PICTURES, of_split
 from tokenizers_zoo.validation import describe, has_fixed_length
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

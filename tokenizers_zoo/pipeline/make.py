@@ -27,15 +27,13 @@ from tokenizers_zoo.data.provenance import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import SHARD_NAME
 from tokenizers_zoo.data.tar import TARS, looks_whole, scan_shard, shown_key
-from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
+from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.make_shard import Samples, Shard, make_shard, open_samples, samples_of
 from tokenizers_zoo.pipeline.results import Outcome, RunResult, read_failures, remove_shards
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.records import as_json
 from tokenizers_zoo.source_handle import name_at_source
-from tokenizers_zoo.wording import close_names, count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo

@@ -19,10 +19,9 @@ from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settin
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError
-from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import progress_bar, say
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.state import RUN, replacing_run
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.checkpoint import CONFIG, load_config
-from tokenizers_zoo.errors import CheckpointError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import SequenceLayout
 from tokenizers_zoo.text_vocab import CLASS, TextVocabulary, VocabularyConfig
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_zoo.data.samples import TRAIN
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
-from tokenizers_zoo.records import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.samples import Cell, gone_sheets
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.records import read_lines, read_table
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import (
     Pictures,
     curve_chart,
@@ -28,7 +27,6 @@ from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_ga
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.spec import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.step_log import METRICS
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.records import read_table
+from tokenizers_zoo.io import read_table
 
 PROBES = "transfer/*/metrics.json"
 NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"

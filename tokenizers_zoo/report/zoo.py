@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.records import read_lines, read_table
+from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart
 from tokenizers_zoo.report.run import (
     about,

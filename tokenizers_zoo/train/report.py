@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.checkpoint import card_row, save_checkpoint
-from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.errors import count_of
+from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.quantizers.usage import COLLAPSED
-from tokenizers_zoo.records import write_json
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.step_log import StepLog
 from tokenizers_zoo.train.state import EVALUATION, PICTURES, TrainingRun
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     import PIL.Image

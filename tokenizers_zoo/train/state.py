@@ -16,8 +16,18 @@ from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.data.store_record import RECORD
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import BUSY, check_opens, held, remove_folder, replacing_file, write_tensors
-from tokenizers_zoo.records import as_recorded, difference, read_table, write_json
+from tokenizers_zoo.io import (
+    BUSY,
+    as_recorded,
+    check_opens,
+    difference,
+    held,
+    read_table,
+    remove_folder,
+    replacing_file,
+    write_json,
+    write_tensors,
+)
 from tokenizers_zoo.step_log import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:

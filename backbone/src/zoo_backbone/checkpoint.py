@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import card_row, load_checkpoint, loading, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     ModalitySpec,
@@ -31,7 +31,6 @@ from tokenizers_zoo.spec import (
     layout_from_json,
     layout_to_json,
 )
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import Tables
 from zoo_backbone.model import FourM

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers_zoo.data.tokens import TokenColumn
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.errors import DataError, by, count_of
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import (
     GridLayout,
@@ -16,7 +16,6 @@ from tokenizers_zoo.spec import (
     TokenLayout,
     VectorLayout,
 )
-from tokenizers_zoo.wording import by, count_of
 from zoo_backbone.training.data import TokenData
 from zoo_backbone.training.identity import begun_codecs
 

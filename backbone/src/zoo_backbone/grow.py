@@ -13,7 +13,7 @@ from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.embedding_layout import Tables
 

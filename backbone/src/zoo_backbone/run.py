@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 FILE = "run.json"

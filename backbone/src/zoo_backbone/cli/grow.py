@@ -16,9 +16,8 @@ from tokenizers_zoo.cli.options import (
     split_names,
 )
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
 from zoo_backbone.cli.run import zoo_of
 

@@ -11,9 +11,8 @@ import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
 from zoo_backbone.cli.generate import generate_command
 from zoo_backbone.cli.grow import grow_command

@@ -53,9 +53,8 @@ from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import held
+from tokenizers_zoo.io import difference, held, read_table, write_json
 from tokenizers_zoo.progress import Advance, decoded_samples, part_of, progress_bars, say
-from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.checkpoint import CLASS, load_model

@@ -8,9 +8,8 @@ from typing import Any
 
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
 from zoo_backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from zoo_backbone.evaluation.pairs import default_pairs

@@ -13,9 +13,8 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.token_file import token_text
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.io import held, replacing_file
+from tokenizers_zoo.io import held, replacing_file, write_json
 from tokenizers_zoo.progress import Advance, decoded_samples, progress_bars
-from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.validation import describe
 from zoo_backbone.checkpoint import load_model

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, TokenLayout
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.embedding_layout import Tables
 from zoo_backbone.generate.inputs import GrowingInputs, generated_text
 from zoo_backbone.packing import accepted, shown_end

@@ -27,11 +27,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, by
 from tokenizers_zoo.families.spatial.values import FORMATS
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of, fixed_shape
-from tokenizers_zoo.wording import by
 from zoo_backbone.generate.partial import UNKNOWN
 from zoo_backbone.packing import accepted
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
+from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.wording import count_of
 
 if TYPE_CHECKING:
     from zoo_backbone.ml4m.folders import Told

@@ -14,8 +14,8 @@ import torch
 
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import held, replacing_file
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
+from tokenizers_zoo.io import difference, held, read_table, replacing_file, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import (
     KNOWN_AS,
@@ -25,10 +25,8 @@ from tokenizers_zoo.ml4m.source import (
     published_config,
     weights_digest,
 )
-from tokenizers_zoo.records import difference, read_table, write_json
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.convert import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.records import read_table, write_json
+from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 SIZES = ("image_size", "map_size")

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.records import write_json
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.evaluation.gallery import Shown, shown
 from zoo_backbone.evaluation.pairs import ranked_names

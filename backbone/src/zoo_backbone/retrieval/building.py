@@ -22,9 +22,8 @@ import torch
 from tokenizers_zoo import checkpoint
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import held, remove_folder, replacing_file
+from tokenizers_zoo.io import held, json_text, remove_folder, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.records import json_text, write_json
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.retrieval.config import EmbeddingConfig, Search
 from zoo_backbone.retrieval.embedding import Embedder, Samples

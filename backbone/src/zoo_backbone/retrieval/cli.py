@@ -11,9 +11,8 @@ import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH, plain_table, show_table, split_names
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.cli.config import pairs_of
 from zoo_backbone.cli.run import open_run
 from zoo_backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind

@@ -27,9 +27,8 @@ import numpy as np
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import held
+from tokenizers_zoo.io import held, write_json
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.records import write_json
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.evaluation.gallery import Shown, shown, text_of
 from zoo_backbone.evaluation.pairs import ranked_names

@@ -23,7 +23,7 @@ import torch
 from tokenizers_zoo import checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, ZooError
-from tokenizers_zoo.records import read_table
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.retrieval.config import EmbeddingConfig
 from zoo_backbone.retrieval.embedding import Embedder

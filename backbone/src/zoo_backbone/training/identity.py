@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.records import as_json, difference, read_table, write_json
+from tokenizers_zoo.io import as_json, difference, read_table, write_json
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
 from tokenizers_zoo.train.state import check_free
 from zoo_backbone.config import ModelConfig, TrainConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import WEIGHTS, load_config
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.records import difference
+from tokenizers_zoo.io import difference
 from tokenizers_zoo.sharing import is_text
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary

@@ -19,8 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
-from tokenizers_zoo.io import check_opens, not_read, remove_folder
-from tokenizers_zoo.records import write_json
+from tokenizers_zoo.io import check_opens, not_read, remove_folder, write_json
 from zoo_backbone.model import FourM
 from zoo_backbone.training.distributed import Ranks
 

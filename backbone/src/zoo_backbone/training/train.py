@@ -17,11 +17,9 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import CONFIG, check_weights, float32_by_default, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.io import BUSY, held, remove_folder
-from tokenizers_zoo.records import as_json
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.io import BUSY, as_json, held, remove_folder
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.wording import count_of
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import ASKED, CLASS, save_state
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig

@@ -29,10 +29,9 @@ from rich.table import Table
 from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.records import read_table
+from tokenizers_zoo.errors import CheckpointError, and_others
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report.transfer import NEEDED
-from tokenizers_zoo.wording import and_others
 
 METRICS = "metrics.json"
 NAMED = 5

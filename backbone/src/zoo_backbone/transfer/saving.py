@@ -27,13 +27,11 @@ from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.records import write_json
+from tokenizers_zoo.errors import CheckpointError, DataError, by
+from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import fixed_shape
-from tokenizers_zoo.wording import by
 from zoo_backbone.checkpoint import spec_from_json
 from zoo_backbone.codecs import check_codec
 from zoo_backbone.config import ModelConfig

@@ -20,9 +20,8 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import file_digest
+from tokenizers_zoo.io import file_digest, read_table, write_json
 from tokenizers_zoo.progress import say
-from tokenizers_zoo.records import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import train

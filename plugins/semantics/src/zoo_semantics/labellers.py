@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_counts
+from tokenizers_zoo.errors import and_others
 from tokenizers_zoo.labellers import LabellerConfig
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.wording import and_others
 
 Array = NDArray[Any]
 
