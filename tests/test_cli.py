@@ -62,7 +62,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data derive data --only rgb_patches --workers 1",
         "tokenizer train depth --data data --set steps=3 --set batch_size=4",
         "tokenizer train rgb_patches caption --data data",
-        "tokenize data --out tokens --only depth,rgb_patches,caption",
+        "tokenize data --out tokens --only depth,rgb_patches --only caption",
     ):
         subprocess.run([sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()], cwd=folder, check=True)
     return folder

@@ -65,13 +65,30 @@ def show_problems(zoo: Zoo) -> None:
 
 
 def split_names(names: str | None, advice: str = "leave the option out for all") -> list[str] | None:
-    """`a,b` to a list; None where nothing was given. Raises ConfigError, with `advice`, where no name is in it."""
+    """Split `a,b` into a list; None without an option. Raises ConfigError, with `advice`, for an empty list."""
     if names is None:
         return None
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
         raise ConfigError(f"expected names with commas between them, got {names!r}; {advice}")
     return found
+
+
+def names_option(
+    *declarations: str, help: str, required: bool = False, metavar: str = "NAMES",
+    advice: str = "leave the option out for all",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
+    """Add an option for a list of names, which may be repeated and separated by commas: `--only a,b --only c`.
+
+    The command gets a list in the order given, or None without the option. Raises ConfigError, with `advice`, for an
+    option without a name in it.
+    """
+
+    def joined(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
+        return [name for names in given for name in split_names(names, advice) or ()] or None
+
+    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined,
+                        help=f"{help} Comma-separated or repeated.")  # fmt: skip
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, open_zoo, split_names
+from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, names_option, open_zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.spec import Crop
@@ -15,7 +15,7 @@ from tokenizers_zoo.spec import Crop
 @click.command("tokenize")
 @DATA
 @click.option("--out", type=PATH, required=True, help="Folder of the token store.")
-@click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all enabled ones that DATA holds.")
+@names_option("--only", help="Modalities. Default: all enabled ones that DATA holds.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
@@ -27,7 +27,14 @@ from tokenizers_zoo.spec import Crop
     help="Encode anew, in place of the tokens that are there; after a kill, leave this out to go on.",
 )
 def tokenize_command(
-    data_dir: Path, out: Path, only: str | None, batch_size: int, crops: int, seed: int, device: str, overwrite: bool
+    data_dir: Path,
+    out: Path,
+    only: list[str] | None,
+    batch_size: int,
+    crops: int,
+    seed: int,
+    device: str,
+    overwrite: bool,
 ) -> None:
     """Encode DATA into a token store with the trained tokenizers.
 
@@ -38,7 +45,7 @@ def tokenize_command(
     from tokenizers_zoo.pipeline.tokenize import tokenize
 
     result = tokenize(
-        open_zoo(), data_dir, out, modalities=split_names(only), batch_size=batch_size, crops=crops, seed=seed,
+        open_zoo(), data_dir, out, modalities=only, batch_size=batch_size, crops=crops, seed=seed,
         overwrite=overwrite, device=device,
     )  # fmt: skip
     click.echo(result.summary())
