@@ -341,11 +341,11 @@ def test_the_constant_boxes_beat_every_single_value() -> None:
     for _ in range(40):
         some = [name for name in places if draw.random() < 0.6]
         values.append([box(name, tuple(places[name] + draw.normal(0, 0.1, 3))) for name in some])
-    answer = plugin.constant_answer(values)
+    answer = plugin.constant_baseline(values)
     floor = plugin.score([answer] * 40, values)["f1"]
     assert floor >= max(plugin.score([value] * 40, values)["f1"] for value in values)
     assert {b["label"] for b in answer} == set(places)
-    assert plugin.constant_answer([[], []]) == []
+    assert plugin.constant_baseline([[], []]) == []
 
 
 def test_the_picture_from_above() -> None:

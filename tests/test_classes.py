@@ -96,9 +96,9 @@ def test_the_metrics_by_hand() -> None:
     assert handle_of().score(target, target) == {"accuracy": 1.0, "balanced_accuracy": 1.0}
 
 
-def test_the_constant_answer_is_the_most_frequent_class() -> None:
-    assert handle_of().constant_answer(["playroom", "library", "playroom"]) == "playroom"
-    assert handle_of().constant_answer(["playroom", "library"]) == "library"  # of equals the lower id
+def test_the_constant_baseline_is_the_most_frequent_class() -> None:
+    assert handle_of().constant_baseline(["playroom", "library", "playroom"]) == "playroom"
+    assert handle_of().constant_baseline(["playroom", "library"]) == "library"  # of equals the lower id
 
 
 # -- more classes ------------------------------------------------------------------------------------------------------

@@ -294,8 +294,8 @@ MISTAKES = {
     ),
     "nothing to see": ("render", {"return Image.fromarray((value[0] * 255).astype(np.uint8))": "return ''"}),
     "a constant that is none": (
-        "constant_answer",
-        {"    @hookimpl\n    def score(": "    @hookimpl\n    def constant_answer(self, values):\n"
+        "constant_baseline",
+        {"    @hookimpl\n    def score(": "    @hookimpl\n    def constant_baseline(self, values):\n"
          "        return values\n\n    @hookimpl\n    def score("},
     ),
     "a batch of three that is not one": (

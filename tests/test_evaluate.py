@@ -173,7 +173,7 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path:
     for number, key in enumerate(keys):
         given = {"dark": data.tokens("dark", [key] * 5)}
         tokens = generate(model, given, [plan], config.seed, range(5 * number, 5 * number + 5))["light"]
-        answers.append(world.zoo["light"].constant_answer(world.zoo["light"].decode(tokens)))
+        answers.append(world.zoo["light"].constant_baseline(world.zoo["light"].decode(tokens)))
     assert found["score"] == pytest.approx(world.zoo["light"].score(answers, data.truth("light", keys)))
     assert len({answer.tobytes() for answer in answers}) == 3
 
@@ -444,7 +444,7 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
 
     first = asked()
     assert timeless(asked()) == timeless(first)
-    darker("train")  # the constant answer is another
+    darker("train")  # the constant baseline is another
     second = asked()
     assert second["pairs"][0]["floor"] != first["pairs"][0]["floor"]
     assert second["pairs"][0]["ceiling"] == first["pairs"][0]["ceiling"]
@@ -586,7 +586,7 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     assert places == {"test/dark": {first[0]}, "test/light": {first[1]}, "train/dark": set(learned[:2])}
     assert "damaged .npy" in found["unreadable"]["test/dark"][first[0]]
     handle, values = world.zoo["dark"], whole.values
-    constant = handle.constant_answer([values.read(handle, "train", key) for key in learned[2:6]])
+    constant = handle.constant_baseline([values.read(handle, "train", key) for key in learned[2:6]])
     assert found["pairs"][0]["floor"] == pytest.approx(handle.score([constant], whole.truth("dark", first[2:])))
     assert evaluate(run, world.zoo, world.tokens, data, **asked)["unreadable"] == found["unreadable"]
     changed_values(world, data, "train/dark", learned)
@@ -715,7 +715,7 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     assert timeless(json.loads((out / "evaluation.json").read_text())) == timeless(record)
     shutil.rmtree(other / "data" / "train")
     refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
-    assert f"{other / 'data'}: no split 'train', whose values the best constant answer is chosen for" in refused
+    assert f"{other / 'data'}: no split 'train', whose values the constant baseline is chosen for" in refused
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ def test_agreement_of_zeros_and_of_a_single_vector() -> None:
     assert agreement([one], [one])["variance_explained"] == 1
 
 
-def test_the_constant_answer_is_the_best_of_many_by_cosine() -> None:
+def test_the_constant_baseline_is_the_best_of_many_by_cosine() -> None:
     values = vectors(50, 1)
     values[0] = values[0] * 100  # long ones count no more than others
-    answer = VECTORS.constant_answer(values)
+    answer = VECTORS.constant_baseline(values)
     best = agreement([answer] * 50, values)["cosine"]
     rng = np.random.default_rng(0)
     rivals = [answer + 0.2 * rng.standard_normal(answer.shape) for _ in range(50)] + [np.mean(values, axis=0)]
@@ -117,7 +117,7 @@ def test_the_constant_answer_is_the_best_of_many_by_cosine() -> None:
 
 def test_the_constant_map_is_that_of_each_place() -> None:
     values = maps(20, 1)
-    answer = MAPS.constant_answer(values, map_settings())
+    answer = MAPS.constant_baseline(values, map_settings())
     assert answer.shape == values[0].shape and answer.dtype == np.float32
     place = central_value([value[:, 2:3, 3:4] for value in values])
     mean = agreement([np.mean(values, axis=0)] * 20, values)["cosine"]
@@ -133,7 +133,7 @@ def test_the_constant_map_stays_within_the_bounds() -> None:
 
     values = [np.zeros((12, 4, 6), np.float32) for _ in range(2)]
     values[0][0], values[1][:] = 1, 1
-    answer = Bounded().constant_answer(values, map_settings())
+    answer = Bounded().constant_baseline(values, map_settings())
     assert central_value(values).max() > 1 >= answer.max()
 
 
@@ -181,15 +181,15 @@ def test_a_vector_is_shown_by_the_signs_of_its_numbers() -> None:
     assert VECTORS.render(np.tile(value, 2)).size == (128, 8), "32 of them to a row"
 
 
-def test_a_vector_whose_numbers_count_has_their_mean_as_its_constant_answer() -> None:
+def test_a_vector_whose_numbers_count_has_their_mean_as_its_constant_baseline() -> None:
     class State(VectorModality):
         summary, dim, loss, metrics = "a state", 2, "smooth_l1", NUMBER_METRICS
 
     values = [np.array(value, np.float32) for value in ([1, 0], [9, 0], [5, 6])]
-    constant = State().constant_answer(values)
+    constant = State().constant_baseline(values)
     assert constant.tolist() == [5, 2] and constant.dtype == np.float32
     assert State().score([constant] * 3, values)["variance_explained"] == 0
-    assert VECTORS.constant_answer(values).tolist() != [5, 2], "by direction alone it is another"
+    assert VECTORS.constant_baseline(values).tolist() != [5, 2], "by direction alone it is another"
 
 
 # ---------------------------------------------------------------- settings
@@ -234,7 +234,7 @@ def test_a_vector_tokenizer_learns_and_keeps_the_length(vector_folder: Path) -> 
     tokens = VECTORS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))
     assert tokens.shape == (70, 4) and tokens.dtype == torch.int64 and tokens.min() >= 0 and tokens.max() < 64
     again = list(VECTORS.decode(tokenizer, tokens).numpy())
-    floor = VECTORS.score([VECTORS.constant_answer(held_out)] * 70, held_out)["cosine"]
+    floor = VECTORS.score([VECTORS.constant_baseline(held_out)] * 70, held_out)["cosine"]
     assert VECTORS.score(again, held_out)["cosine"] > 0.5 + 0.5 * floor
     lengths = np.linalg.norm(again, axis=1)
     np.testing.assert_allclose(lengths, np.linalg.norm(vectors(400, 1), axis=1).mean(), rtol=1e-3)
@@ -337,7 +337,7 @@ def test_a_map_tokenizer_learns(tmp_path: Path) -> None:
     tokens = MAPS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))
     assert tokens.shape == (16, 4, 6)
     again = list(MAPS.decode(tokenizer, tokens).numpy())
-    floor = MAPS.score([MAPS.constant_answer(held_out, map_settings())] * 16, held_out, map_settings())
+    floor = MAPS.score([MAPS.constant_baseline(held_out, map_settings())] * 16, held_out, map_settings())
     found = MAPS.score(again, held_out, map_settings())
     assert found["cosine"] > 0.8 > floor["cosine"] and found["variance_explained"] > 0.6
 

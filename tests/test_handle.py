@@ -586,7 +586,7 @@ def test_defaults(ready: Callable[..., Any]) -> None:
             handle.read(damaged, "npy")
     assert handle.vocabulary_tokens() == () and handle.vocabulary_texts([value]) == () and not handle.single_ids()
     levels = [np.full((1, 16, 16), level, np.float32) for level in (0, 0.4, 0.5, 0.9, 1)]
-    assert handle.constant_answer(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
+    assert handle.constant_baseline(levels)[0, 0, 0] == 0.5  # the median has the least mean absolute error
     with pytest.raises(InvalidValueError, match="as many predictions as targets"):
         handle.score(levels, levels[:2])
 

@@ -197,7 +197,7 @@ def test_metadata_scores_by_hand() -> None:
 def test_the_constant_metadata_is_the_median_and_the_mode() -> None:
     at = settings_of("metadata", **own_fields())
     values = [{"speed": speed, "weather": "sun"} for speed in (1, 2, 30)] + [{"weather": "rain, or <hail>"}]
-    assert metadata.constant_answer(values, at) == {"weather": "sun", "speed": 2}
+    assert metadata.constant_baseline(values, at) == {"weather": "sun", "speed": 2}
 
 
 def test_metadata_is_shown_with_units_and_stored_as_json() -> None:
@@ -321,7 +321,7 @@ def test_metadata_files_of_4m_are_read_and_scored() -> None:
     assert value == {"brightness": 255, "caption_n_chars": 999, "original_width": 500, "aesthetic_score": "4.5 to 5.5"}
     assert isinstance(value["caption_n_chars"], int)
     as_numbers = [{"aesthetic_score": 5.0}, {"aesthetic_score": 5.2}, {"aesthetic_score": 2.0}]
-    assert metadata.constant_answer(as_numbers, AS_4M) == {"aesthetic_score": "4.5 to 5.5"}
+    assert metadata.constant_baseline(as_numbers, AS_4M) == {"aesthetic_score": "4.5 to 5.5"}
     assert metadata.score([{"aesthetic_score": "4.5 to 5.5"}], as_numbers[:1], AS_4M)["field_accuracy"] == 1.0
     assert PUBLISHED["aesthetic_score"].fitted(9.0) == "5.5 and more"
     with pytest.raises(InvalidValueError, match=r"aesthetic_score: expected one of below .*, or a number, got 'good'"):

@@ -470,7 +470,7 @@ def test_metrics_are_declared_and_perfect_for_equal_values(name: str) -> None:
     metrics = plugin.modality_spec(settings(name)).metrics
     perfect, constant = (
         plugin.score(predicted, truth, settings(name))
-        for predicted in (truth, [plugin.constant_answer(truth, settings(name))] * 4)
+        for predicted in (truth, [plugin.constant_baseline(truth, settings(name))] * 4)
     )
     assert list(perfect) == [metric.name for metric in metrics]
     for metric in metrics:
@@ -478,27 +478,27 @@ def test_metrics_are_declared_and_perfect_for_equal_values(name: str) -> None:
         assert (better if metric.higher_is_better else -better) >= 0
 
 
-def test_constant_answers_by_hand() -> None:
+def test_constant_baselines_by_hand() -> None:
     metres = [np.full((1, 2, 2), number, np.float32) for number in (1, 2, 9)]
     # Relative to the truth, 1.4 is 0.4, 0.3 and 7.6 / 9 off; the median, 2, is 1, 0 and 7 / 9 off.
-    np.testing.assert_allclose(depth.plugin.constant_answer(metres, settings("depth")), 1.4, rtol=1e-6)
+    np.testing.assert_allclose(depth.plugin.constant_baseline(metres, settings("depth")), 1.4, rtol=1e-6)
     ids = [np.array([[a, b]]) for a, b in ((1, 4), (3, 4), (3, 5))]
-    np.testing.assert_array_equal(semseg.plugin.constant_answer(ids, settings("semseg")), [[3, 4]])
-    answer = normal.plugin.constant_answer(values("normal", 5), settings("normal"))
+    np.testing.assert_array_equal(semseg.plugin.constant_baseline(ids, settings("semseg")), [[3, 4]])
+    answer = normal.plugin.constant_baseline(values("normal", 5), settings("normal"))
     np.testing.assert_allclose(np.linalg.norm(answer, axis=0), 1, atol=1e-5)
 
 
-def test_a_constant_answer_is_never_void() -> None:
+def test_a_constant_baseline_is_never_void() -> None:
     """Void is most of each pixel, and all of the last; of other classes 2 is the commonest there is."""
     chosen = settings("semseg", classes=["a", "void", "b"])
     ids = [np.array([row]) for row in ([1, 1, 1], [1, 2, 1], [0, 2, 1], [1, 1, 1])]
-    answer = semseg.plugin.constant_answer(ids, chosen)
+    answer = semseg.plugin.constant_baseline(ids, chosen)
     np.testing.assert_array_equal(answer, [[0, 2, 2]])
     assert answer.dtype == np.int64
     assert semseg.plugin.score([answer] * 4, ids, chosen) == {"miou": 1, "pixel_accuracy": 1}
-    np.testing.assert_array_equal(semseg.plugin.constant_answer([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
+    np.testing.assert_array_equal(semseg.plugin.constant_baseline([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
     every = settings("semseg", classes=["a", "c", "b"])  # without a class void all are scored
-    np.testing.assert_array_equal(semseg.plugin.constant_answer(ids, every), [[1, 1, 1]])
+    np.testing.assert_array_equal(semseg.plugin.constant_baseline(ids, every), [[1, 1, 1]])
 
 
 def test_void_is_declared_where_the_classes_have_it() -> None:
@@ -509,11 +509,11 @@ def test_void_is_declared_where_the_classes_have_it() -> None:
     assert sorted(stored) == ["classes", "dtype", "fields", "high", "kind", "low", "shape", "unit"], "as data have it"
 
 
-def test_a_constant_answer_is_no_blank_picture_where_that_is_worth_nothing() -> None:
+def test_a_constant_baseline_is_no_blank_picture_where_that_is_worth_nothing() -> None:
     lines = [np.zeros((1, 8, 8), np.float32) for _ in range(8)]
     for row, line in enumerate(lines):
         line[0, row] = 1  # no pixel is on in more than one value in eight
-    answer = canny.plugin.constant_answer(lines, settings("canny"))
+    answer = canny.plugin.constant_baseline(lines, settings("canny"))
     everywhere = np.ones((1, 8, 8), np.float32)
     floor, blank, full = (
         canny.plugin.score([constant] * 8, lines, settings("canny"))["f1"]
@@ -524,7 +524,7 @@ def test_a_constant_answer_is_no_blank_picture_where_that_is_worth_nothing() -> 
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
-def test_a_constant_answer_is_not_one_whose_metric_is_no_number(higher_is_better: bool) -> None:
+def test_a_constant_baseline_is_not_one_whose_metric_is_no_number(higher_is_better: bool) -> None:
     """Such as a correlation, which a flat answer has none of."""
 
     class Correlated(SpatialModality):
@@ -539,7 +539,7 @@ def test_a_constant_answer_is_not_one_whose_metric_is_no_number(higher_is_better
             return [stack[0] + 9, *sloped, stack[0]]
 
     maps = [np.zeros((1, 2, 2), np.float32)]
-    answer = Correlated().constant_answer(maps, Settings("correlated", {}))
+    answer = Correlated().constant_baseline(maps, Settings("correlated", {}))
     np.testing.assert_array_equal(answer, [[[0, 0], [0, 2]]])
     assert Correlated.metrics[0].best([np.nan, np.nan]) == 0
 
@@ -723,7 +723,7 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     chosen = settings("depth", tokenizer=table)
     whole = depth.plugin.train_tokenizer(chosen, samples, tmp_path / "whole", 0)
     result = json.loads((whole / "evaluation.json").read_text())["metrics"]
-    floor = depth.plugin.score([depth.plugin.constant_answer(flat, chosen)] * 24, flat, chosen)
+    floor = depth.plugin.score([depth.plugin.constant_baseline(flat, chosen)] * 24, flat, chosen)
     assert result["abs_rel"] < 0.5 * floor["abs_rel"]
 
     from tokenizers_zoo.families.spatial.task import SpatialTask

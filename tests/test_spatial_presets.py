@@ -82,7 +82,7 @@ def test_a_transformer_sees_larger_pictures_than_it_was_trained_on(tmp_path: Pat
         truth = np.stack(flat(size))
         back = depth.plugin.decode(tokenizer, depth.plugin.encode(tokenizer, torch.from_numpy(truth))).numpy()
         errors[size] = depth.plugin.score(list(back), list(truth), larger)["abs_rel"]
-    floor = depth.plugin.score([depth.plugin.constant_answer(flat(16), chosen)] * 24, flat(16), chosen)["abs_rel"]
+    floor = depth.plugin.score([depth.plugin.constant_baseline(flat(16), chosen)] * 24, flat(16), chosen)["abs_rel"]
     assert errors[16] < 0.25 * floor and errors[32] < 0.5 * floor
 
 

@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def gap(metrics: dict[str, Any]) -> tuple[float, float]:
-    """The main score, and the constant answer's."""
+    """The main score, and the constant baseline's."""
     main = metrics["metrics"][0]
     return main["score"], main["floor"]
 
@@ -649,7 +649,7 @@ def test_compared_figures_by_hand(tmp_path: Path) -> None:
     assert of_map["half"] is None and rows["full", ""]["cells"][1] is None
     shown = CliRunner().invoke(command, ["compare", *map(str, folders)]).output.splitlines()
     assert "2.000 ± 2.484" in shown[1] + shown[2] and any(
-        "constant answer" in line and "4.000" in line for line in shown
+        "constant baseline" in line and "4.000" in line for line in shown
     )
     assert max(map(len, shown)) <= 80
     assert [line for line in shown if "95 %" in line] == ["mean over seeds ± 95 %"]

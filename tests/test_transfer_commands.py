@@ -71,7 +71,7 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path, monkeypatch: pyte
                "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
     place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "constant answer" in done.stdout and f"48 labels, 24 held-out samples, in {place}" in done.stdout
+    assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples, in {place}" in done.stdout
     metrics = json.loads((place / "metrics.json").read_text())
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
     card = (place / "README.md").read_text()
@@ -262,7 +262,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     assert ["steps=9" in row["settings"] for row in rows] == [False] * 6 + [True] + [False] * 2, "three times as many"
     cells = [[cell and sorted(cell["seeds"]) for cell in row["cells"]] for row in rows]
     assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
-    assert "constant answer" in capsys.readouterr().out
+    assert "constant baseline" in capsys.readouterr().out
 
     rows = [f"{split}-{number:03},{number % 3}" for split in ("train", "test") for number in range(8)]
     (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # is no modality of that name

@@ -1,4 +1,4 @@
-"""How many labels a probe's constant answer is chosen for."""
+"""How many labels a probe's constant baseline is chosen for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_of_maps_and_of_what_a_modality_judges_some_are(zoo: Zoo, monkeypatch: p
     assert constant_of(TABLE, ClassMap(names=("no", "yes"), size=(1, 1)), [*maps, maps[1]]).item() == 0
     seen: list[Any] = []
     handle = zoo["clip"]
-    monkeypatch.setattr(handle, "constant_answer", lambda values: seen.extend(values))
+    monkeypatch.setattr(handle, "constant_baseline", lambda values: seen.extend(values))
     task = Task(text="clip", handle=handle)
     constant_of(task, Numbers(mean=(0.0,), std=(1.0,)), list(range(10)))
     assert task.judges(Numbers(mean=(0.0,), std=(1.0,))) is handle and seen == [0, 2, 4, 6, 8]

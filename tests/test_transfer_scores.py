@@ -41,7 +41,7 @@ def zoo(*words: Any) -> Result:
     return done
 
 
-# ---------------------------------------------------------------- the constant answer
+# ---------------------------------------------------------------- the constant baseline
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def zoo(*words: Any) -> Result:
 def test_samples_of_elsewhere_need_no_training_split(
     world: World, tmp_path: Path, text: str, table: dict[str, Any]
 ) -> None:
-    """Class maps, numbers, classes, text, number maps: the constant answer is that of the probe's training."""
+    """Class maps, numbers, classes, text, number maps: the constant baseline is that of the probe's training."""
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):
         shutil.copytree(world.root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("train"))
@@ -60,7 +60,7 @@ def test_samples_of_elsewhere_need_no_training_split(
     done = zoo("eval", tmp_path / "probe", *where, "--json")
     found = json.loads(done.stdout)
     assert found == {"samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen": {}}
-    assert all(entry["floor"] is not None for entry in found["metrics"]) and "constant answer:" not in done.output
+    assert all(entry["floor"] is not None for entry in found["metrics"]) and "constant baseline:" not in done.output
 
 
 def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
     assert places.store and places.store.root == tmp_path / "data"
 
 
-def test_a_constant_answer_that_is_an_object_is_a_file_of_its_modality(world: World) -> None:
+def test_a_constant_baseline_that_is_an_object_is_a_file_of_its_modality(world: World) -> None:
     task, facts = Task.parse("facts", world.zoo), read(world, "facts", "test-000")
     tensors, record = packed_constant(task, facts)
     assert record == {"extension": "json"} and unpacked_constant(task, tensors, {"constant": record}) == facts
 
 
-def test_a_probe_of_before_has_no_constant_answer(world: World, tmp_path: Path) -> None:
+def test_a_probe_of_before_has_no_constant_baseline(world: World, tmp_path: Path) -> None:
     metrics = train(world, tmp_path, "facts.total", head="knn")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("constant") == {"value": load(tmp_path).constant}
@@ -100,7 +100,7 @@ def test_a_probe_of_before_has_no_constant_answer(world: World, tmp_path: Path) 
     done = zoo("eval", tmp_path)
     rows = [line.split()[:3] for line in done.stdout.splitlines()]
     assert ["mae", f"{metrics['metrics'][0]['score']:.4g}", "-"] in rows
-    said = "constant answer: the probe is of a version that did not keep it; train it again"
+    said = "constant baseline: the probe is of a version that did not keep it; train it again"
     assert done.stderr.splitlines()[-1] == said
     found = json.loads(zoo("eval", tmp_path, "--json").stdout)["metrics"]
     assert [(entry["score"], entry["floor"]) for entry in found] == [

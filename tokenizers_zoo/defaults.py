@@ -1,4 +1,4 @@
-"""What a modality does where its plugin leaves an optional hook out: files, metrics, rendering, the constant answer."""
+"""Defaults of the optional hooks: files, metrics, rendering, the constant baseline."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def score(predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
     return {EXACT.name: float(np.mean([same(p, t) for p, t in zip(predicted, target, strict=True)]))}
 
 
-def constant_answer(
+def constant_baseline(
     values: Sequence[Any], metric: Metric, score: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 ) -> Any:
     """Of up to 32 of `values`, evenly spaced, the one that scores best against all of them; the first of equals."""

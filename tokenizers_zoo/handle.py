@@ -517,14 +517,14 @@ class ModalityHandle:
         except (TypeError, ValueError):
             raise self._wrong("score", f"gave {describe(given)}, expected one number per metric") from None
 
-    def constant_answer(self, values: Sequence[Any]) -> Any:
+    def constant_baseline(self, values: Sequence[Any]) -> Any:
         """The best single answer for all of `values`, given without looking at any input."""
         if not len(values):
-            raise InvalidValueError(f"{self.name}: a constant answer needs at least one value")
-        if not self.implements("constant_answer"):
-            return defaults.constant_answer(values, self.spec.metrics[0], self.score)
-        answer = self._call("constant_answer", values=values, settings=self.settings)
-        self._check_given(answer, "constant_answer")
+            raise InvalidValueError(f"{self.name}: a constant baseline needs at least one value")
+        if not self.implements("constant_baseline"):
+            return defaults.constant_baseline(values, self.spec.metrics[0], self.score)
+        answer = self._call("constant_baseline", values=values, settings=self.settings)
+        self._check_given(answer, "constant_baseline")
         return answer
 
     def vocabulary_tokens(self) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ class ModalityHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def constant_answer(self, values: Sequence[Any], settings: Settings) -> Any:
+    def constant_baseline(self, values: Sequence[Any], settings: Settings) -> Any:
         """The best single answer for all of `values`, given without looking at any input: the floor of 'gap closed'.
 
         Default: of up to 32 of the values, the one that scores best against them all.

@@ -39,8 +39,8 @@ class ValueSpec:
     fields: tuple[tuple[str, str], ...] = ()
     """Of tables with declared fields: each name with what it holds, in words; shown by `zoo info`."""
     unscored: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Of arrays: those of `classes` that say nothing, such as "void". Where the truth is one of them `score` counts
-    nothing; no constant answer is one, and no head of a transfer learns or gives one. Tokens hold them as any other."""
+    """Classes of an array that are not scored, such as "void": pixels of this class are left out, and neither the
+    constant baseline nor a transfer head predicts it. Tokens may hold them."""
 
     @property
     def unscored_ids(self) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def doctor_command(
     \b
     values    as declared: unit, range, type
     trained   a tokenizer is there, or can be trained
-    floor     better than the best constant answer
+    floor     better than the constant baseline
     bound     as good as the metrics' bounds ask for
     codebook  codes are in use
     varied    tokens differ between samples

@@ -25,7 +25,7 @@ LEAST_SPAN = 0.01
 LEAST_SIGNED_SPAN = 0.001
 """The same of a range with 0 inside, which says how far numbers may go either way, and of which most keep near 0."""
 HALF_WAY = 0.5
-"""Share of the way from the best constant answer to perfect, where no metric declares a bound; or to the main metric's
+"""Share of the way from the constant baseline to perfect, where no metric declares a bound; or to the main metric's
 bound, where the tokenizer was trained for a few steps only."""
 MOST_FREQUENT = 0.95
 """Share of the tokens that one id may have."""
@@ -86,13 +86,13 @@ def trained(patient: Patient) -> str:
 
 
 def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
-    """The main metric with what the reconstruction, the best constant answer, and the values themselves score."""
+    """The main metric with what the reconstruction, the constant baseline, and the values themselves score."""
     if patient.problem:
         raise NotApplicable("no tokens")
     if patient.decoded is None:
         raise NotApplicable("an input only, not decoded")
     handle, metric = patient.handle, patient.handle.spec.metrics[0]
-    constant = [handle.constant_answer(patient.values)] * len(patient.values)
+    constant = [handle.constant_baseline(patient.values)] * len(patient.values)
     scores = [handle.score(side, patient.values)[metric.name] for side in (patient.decoded, constant, patient.values)]
     return metric, scores[0], scores[1], scores[2]
 
@@ -107,7 +107,7 @@ def _number(metric: Metric, value: float) -> str:
 
 @gate
 def floor(patient: Patient) -> str:
-    """decode(encode) scores better than the best constant answer."""
+    """decode(encode) scores better than the constant baseline."""
     metric, score, constant, perfect = main_scores(patient)
     figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
     if math.isnan(constant):

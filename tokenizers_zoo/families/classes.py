@@ -148,7 +148,7 @@ class ClassModality(Generic[S]):
         return {"accuracy": right.total() / occurring.total(), "balanced_accuracy": sum(shares) / len(shares)}
 
     @hookimpl
-    def constant_answer(self, values: Sequence[str], settings: Settings) -> str:
+    def constant_baseline(self, values: Sequence[str], settings: Settings) -> str:
         """The most frequent class; of equals that with the lower id."""
         counts = Counter(values)
         return max(settings.take(self.settings_class).classes, key=lambda name: counts[name])

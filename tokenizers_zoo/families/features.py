@@ -27,7 +27,7 @@ Array = NDArray[Any]
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096
-"""Values that a constant answer is computed from, evenly spread over those given."""
+"""Values that a constant baseline is computed from, evenly spread over those given."""
 TINY = float(np.finfo(np.float64).tiny)
 """What a length of 0 is divided by; values may be in units in which all are small."""
 SHOWN_PIXELS = 128
@@ -181,7 +181,7 @@ class FeatureMapModality(SpatialModality):
         return agreement(predicted, target)
 
     @hookimpl
-    def constant_answer(self, values: Sequence[Array], settings: Settings) -> Array:
+    def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
         """At each place the vector with the greatest mean cosine with these values, of their mean length, in bounds."""
         central = central_value(values)
         return central if self.low is None and self.high is None else np.clip(central, self.low, self.high)
@@ -209,7 +209,7 @@ def agreement(predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, 
 
 
 def central_value(values: Sequence[Array]) -> Array:
-    """The best constant answer to values (channels, ...) by mean cosine, from CONSTANT_SAMPLES of them: float32.
+    """The constant baseline to values (channels, ...) by mean cosine, from CONSTANT_SAMPLES of them: float32.
 
     For vectors of length 1 the sum of cosines with a direction is its product with their sum, so their mean direction
     is the best one; it is given their mean length.

@@ -103,7 +103,7 @@ def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tupl
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylabel("given")
     axes.set_xlabel("made")
-    ends = ("gap closed in %: 0 = best constant answer,", "100 = the tokenizer's own reconstruction")
+    ends = ("gap closed in %: 0 = constant baseline,", "100 = the tokenizer's own reconstruction")
     axes.set_title((" " if width >= ONE_LINE else "\n").join(ends), fontsize=10)
     for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
         axes.text(x, y, percent(gaps, row, column), ha="center", va="center", fontsize=10)

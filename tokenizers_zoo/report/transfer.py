@@ -1,4 +1,4 @@
-"""The report's section on transfer: what the run's encoder is worth for tasks with labels, beside a constant answer."""
+"""The report's section on transfer: task scores of the run's encoder beside a constant baseline."""
 
 from __future__ import annotations
 

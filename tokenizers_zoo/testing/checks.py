@@ -352,7 +352,7 @@ def score(subject: Subject) -> None:
     handle, values = subject.handle, subject.values
     with lent("score", (values, values)) as (predicted, target):
         perfect = handle.score(predicted, target)
-    rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_answer(values)] * len(values)}
+    rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_baseline(values)] * len(values)}
     for name, number in perfect.items():
         expect(math.isfinite(number), f"{name} of values against themselves is {number}")
     main, told = handle.spec.metrics[0], all_same(values[1:], values[:-1])
@@ -376,11 +376,11 @@ def score(subject: Subject) -> None:
 
 
 @check
-def constant_answer(subject: Subject) -> None:
+def constant_baseline(subject: Subject) -> None:
     """The best single answer is a value as the spec declares, and the same each time."""
-    answer = subject.handle.constant_answer(subject.values)
+    answer = subject.handle.constant_baseline(subject.values)
     subject.handle.check(answer)
-    expect(same(answer, subject.handle.constant_answer(subject.values)), "the constant answer is another each time")
+    expect(same(answer, subject.handle.constant_baseline(subject.values)), "the constant baseline is another each time")
 
 
 @check

@@ -38,11 +38,11 @@ BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 """Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
 CONSTANT_SAMPLES = 512
-"""Values that a constant answer is computed from, evenly spread over those given."""
+"""Values that a constant baseline is computed from, evenly spread over those given."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
 """Per pixel, for what is measured relative to the truth, the best constant is below the median."""
 SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-"""Shares of the pixels that are off in a constant answer: where few values are on at a pixel, a half is never."""
+"""Shares of the pixels that are off in a constant baseline: where few values are on at a pixel, a half is never."""
 PSNR_CEILING = 100.0
 """PSNR of two equal values, dB, where the formula has no bound."""
 
@@ -158,10 +158,10 @@ class ImageValues:
         return self.measure(list(map(np.asarray, predicted)), list(map(np.asarray, target)), self.options(settings))
 
     @hookimpl
-    def constant_answer(self, values: Sequence[Array], settings: Settings) -> Array:
+    def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
         """Of several maps that do not look at the input, the one that the main metric likes best for these values."""
         if not len(values):
-            raise InvalidValueError(f"{settings.name}: a constant answer needs at least one value")
+            raise InvalidValueError(f"{settings.name}: a constant baseline needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
         stack = np.stack([np.asarray(values[index]) for index in picked])
         options, metric, truth = self.options(settings), self.metrics[0], list(stack)
@@ -172,7 +172,7 @@ class ImageValues:
         return candidates[metric.best(marks)]
 
     def constant_maps(self, stack: Array, options: Any) -> list[Array]:
-        """What may be the best constant answer to values `(count, ...)`; the usual one first.
+        """What may be the constant baseline to values `(count, ...)`; the usual one first.
 
         Per pixel the median, other quantiles and the mean; or the most frequent class that is scored; or, for what is
         on or off, where it is on in half of the values, and in fewer, down to everywhere.

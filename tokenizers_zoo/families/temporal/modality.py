@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TemporalModality(ImageValues, TrainedModality):
     """Continuous values that run over time, whose tokens come from a VQ autoencoder on a grid with 1 to 3 axes.
 
-    Files, pictures, metrics and the constant answer are hooked as in `ImageValues`. A plugin derives from
+    Files, pictures, metrics and the constant baseline are hooked as in `ImageValues`. A plugin derives from
     `SeriesModality` or `ClipModality`; a base of its own gives `value_spec`, `transform` and `to_model`.
     """
 

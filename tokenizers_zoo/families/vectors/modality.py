@@ -125,7 +125,7 @@ class VectorModality(PublishedTokenizers, TrainedModality):
         return agreement([np.asarray(value) for value in predicted], [np.asarray(value) for value in target])
 
     @hookimpl
-    def constant_answer(self, values: Sequence[Array]) -> Array:
+    def constant_baseline(self, values: Sequence[Array]) -> Array:
         """The vector with the greatest mean cosine with these, of their mean length; by NUMBER_METRICS their mean."""
         if self.metrics[0] == NUMBER_METRICS[0]:
             mean: Array = np.mean(np.asarray(values, np.float64), axis=0).astype(np.float32)

@@ -168,9 +168,9 @@ def evaluate_command(
     """Score what the backbone makes of held-out samples.
 
     Each set of given modalities is asked for each target, and galleries are drawn.
-    Gap closed goes from the best constant answer (0) to the tokenizer's own
+    Gap closed goes from the constant baseline (0) to the tokenizer's own
     reconstruction (1). Scored is the best single answer to several draws. Data of
-    elsewhere need a training split, too: it is what the constant answer answers.
+    elsewhere need a training split, too: the constant baseline is computed on it.
 
     \b
     Examples:
@@ -211,7 +211,7 @@ def evaluate_command(
     left_out = result["skipped"]
     if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
         click.echo(left_out_text(left_out), err=True)
-    click.echo("gap closed in %: 0 is the best constant answer, 100 the tokenizer itself")
+    click.echo("gap closed in %: 0 is the constant baseline, 100 the tokenizer itself")
     for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)
     if not result["pairs"]:

@@ -31,13 +31,13 @@ class EvaluationConfig:
     samples: int = 32
     """Test samples per pair."""
     floor_samples: int = 256
-    """Training values that the constant answer is chosen for."""
+    """Training values that the constant baseline is chosen for."""
     loss_samples: int = 256
     """Test samples for the cross-entropy."""
     batch_size: int = 32
     """Samples generated and decoded at a time."""
     answers: int = 16
-    """Draws per sample that the scored answer is the best constant answer to; 1: the likeliest tokens, no draw."""
+    """Draws per sample; the score is that of the one value that fits them best. 1: the likeliest tokens, no draw."""
     temperature: float = 0.7
     """Of these draws: below 1 they keep closer to what is likely, so fewer of them show it."""
     steps: int = 1

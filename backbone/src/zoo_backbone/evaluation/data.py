@@ -1,4 +1,4 @@
-"""What generations are judged against: held-out tokens and values, the best constant answer, the tokenizer's loss."""
+"""What generations are judged against: held-out tokens and values, the constant baseline, the tokenizer's loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELD = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """True values of some samples, and how the constant answer and the tokenizer's reconstruction score on them."""
+    """True values of some samples, and how the constant baseline and the tokenizer's reconstruction score on them."""
 
     truth: list[Any]
     floor: dict[str, float | None]
@@ -154,7 +154,7 @@ class EvaluationData:
                 key, reason = next(iter(self.unreadable.get(f"{TRAIN}/{name}", {}).items()), ("no key", "it is empty"))
                 where = self.values.folder(TRAIN, name)
                 raise DataError(f"{where}: none of {len(keys)} values can be read; {key}: {reason}")
-            self._constants[name] = self.handles[name].constant_answer(values)
+            self._constants[name] = self.handles[name].constant_baseline(values)
         return self._constants[name]
 
     def reference(self, name: str, keys: Sequence[str], floor_samples: int, batch_size: int) -> Reference:
@@ -189,7 +189,7 @@ class EvaluationData:
         """
         if count == 1:
             return list(draws)
-        best, following = self.handles[name].constant_answer, iter(draws)
+        best, following = self.handles[name].constant_baseline, iter(draws)
         return [best(list(of_sample)) for of_sample in zip(*count * [following], strict=True)]
 
     def score(self, name: str, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float | None]:
@@ -220,7 +220,7 @@ def left_out_text(problems: Mapping[str, str]) -> str:
 
 
 def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:
-    """How far from the floor (0) to the ceiling (1) a score is; below 0 where the constant answer is better.
+    """How far from the floor (0) to the ceiling (1) a score is; below 0 where the constant baseline is better.
 
     None where one of them is missing, or the ceiling is not better than the floor, so that there is no gap to close.
     """

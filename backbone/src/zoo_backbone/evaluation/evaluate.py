@@ -20,7 +20,7 @@ goes on where it was:
                    nothing; or {"problem"}. Earlier versions did not note tokens_of: they saw all
     pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
                    "seconds": {"generate", "decode", "answer"}}] in the order in which they were asked for. score, floor
-                   and ceiling map metric names to numbers (null: not finite). The floor is the best constant answer
+                   and ceiling map metric names to numbers (null: not finite). The floor is the constant baseline
                    for training values, the ceiling the tokenizer's own reconstruction of the true values, all three
                    over the same test samples. gap_closed is (score - floor) / (ceiling - floor) of the main metric;
                    null where there is no gap
@@ -31,7 +31,7 @@ goes on where it was:
 
 A single draw adds its own spread to the error, and the likeliest tokens are no answer that a metric asks for. What is
 scored is the answer of least expected error (minimum Bayes risk, Kumar and Byrne, NAACL 2004): the best single answer
-for several draws, which the modality's `constant_answer` gives. The floor is what it gives for training values, so
+for several draws, which the modality's `constant_baseline` gives. The floor is what it gives for training values, so
 that a model that knows nothing but how values are spread comes out at about 0. Galleries show the draws.
 """
 
@@ -101,7 +101,7 @@ def evaluate(
         zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed, model.tables.specs
     )  # fmt: skip
     if TRAIN not in data.values.splits():
-        raise DataError(f"{data.values.root}: no split {TRAIN!r}, whose values the best constant answer is chosen for")
+        raise DataError(f"{data.values.root}: no split {TRAIN!r}, whose values the constant baseline is chosen for")
     for handle in data.handles.values():
         handle.device = device
     pairs = chosen_pairs(model, data, given, targets)

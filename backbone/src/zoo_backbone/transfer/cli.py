@@ -76,7 +76,7 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
     table of yours. The modality asked for may be one that RUN never saw. A fifth
     of the labels is not learned from (validation): the step that does best on it
     is kept, and patience=N stops early. The score is that on the whole test split,
-    beside that of the best constant answer. Killed, the same command goes on.
+    beside that of the constant baseline. Killed, the same command goes on.
 
     \b
     Examples:
@@ -126,7 +126,7 @@ def eval_command(
 ) -> None:
     """Score a probe on the whole test split, of its own data or others.
 
-    Others need no training split: the constant answer beside the scores is that of
+    Others need no training split: the constant baseline beside the scores is that of
     the probe's own training.
 
     \b
@@ -150,7 +150,7 @@ def eval_command(
             click.echo(text)
         click.echo(f"{len(test)} held-out samples of {places.tokens}")
     if probe.constant is None:
-        click.echo("constant answer: the probe is of a version that did not keep it; train it again", err=True)
+        click.echo("constant baseline: the probe is of a version that did not keep it; train it again", err=True)
 
 
 @transfer.command("predict")

@@ -129,7 +129,7 @@ def cell(samples: Samples, seeds: Seeds) -> dict[str, Any]:
 def comparison_tables(result: Mapping[str, Any], console: Console) -> list[Table]:
     """What `compared` gives, for a terminal, as many tasks a table as fit.
 
-    Below stands the best constant answer, a mean over all probes.
+    Below stands the constant baseline, a mean over all probes.
     """
     endless = console.options.update(max_width=sys.maxsize)
     tables: list[Table] = []
@@ -167,7 +167,7 @@ def _table(result: Mapping[str, Any], tasks: slice) -> Table:
     for place in range(len(columns)):
         found = [row["cells"][place]["floor"] for row in rows if row["cells"][place] is not None]
         floors.append(cell_text({"mean": interval(found)[0] if None not in found else None, "half": None}))
-    table.add_row("constant answer", *[""] * (len(names) + len(counts) - 1), *floors)
+    table.add_row("constant baseline", *[""] * (len(names) + len(counts) - 1), *floors)
     for place, column in enumerate(table.columns):
         lists = names[place : place + 1] in (["given"], ["settings"])  # which may be broken between their items
         texts = map(str, [column.header, *column.cells])

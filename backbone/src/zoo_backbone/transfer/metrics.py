@@ -47,7 +47,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def score_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
     """Scores beside the floor, for the terminal."""
-    table = plain_table("metric", ">score", ">constant answer", "better")
+    table = plain_table("metric", ">score", ">constant baseline", "better")
     for metric in metrics:
         unit = f" ({metric['unit']})" if metric["unit"] else ""
         numbers = [number_text(metric[key]) for key in ("score", "floor")]
@@ -125,7 +125,7 @@ answers = probe.predict_values({{{", ".join(f'"{name}": values' for name in metr
 
 On {labels["test"]} held-out samples:
 
-| metric | score | best constant answer | unit | better | meaning |
+| metric | score | constant baseline | unit | better | meaning |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 {f"{chr(10)}{unseen}.{chr(10)}" if unseen else ""}"""

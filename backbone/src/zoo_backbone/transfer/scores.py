@@ -1,4 +1,4 @@
-"""How good a probe is on held-out samples, beside the best constant answer."""
+"""How good a probe is on held-out samples, beside the constant baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo_backbone.transfer.tasks import Task
 BATCH = 32
 """Samples predicted at a time."""
 FLOOR_SAMPLES = 1000
-"""Labels, at most, that the constant answer is chosen for, where they are maps or a modality's metrics judge."""
+"""Labels, at most, that the constant baseline is chosen for, where they are maps or a modality's metrics judge."""
 
 
 def predictions(probe: Probe, part: Part, places: Sequence[int]) -> list[Any]:
@@ -39,7 +39,7 @@ def constant_of(task: Task, kind: Kind, labels: Sequence[Any]) -> Any:
 
 
 def scored(probe: Probe, part: Part) -> list[dict[str, Any]]:
-    """The table "metrics", over all samples of a part; without a floor where the probe has no constant answer.
+    """The table "metrics", over all samples of a part; without a floor where the probe has no constant baseline.
 
     Raises DataError for a label that cannot be judged.
     """

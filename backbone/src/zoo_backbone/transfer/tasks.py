@@ -274,7 +274,7 @@ class Task:
         """The best single answer to all of the labels."""
         truth = [self.truth(kind, label) for label in labels]
         judge = self.judges(kind)
-        return judge.constant_answer(truth) if judge is not None else kind.constant(truth)
+        return judge.constant_baseline(truth) if judge is not None else kind.constant(truth)
 
     def render(self, kind: Kind, answer: Any) -> Any:
         """An answer as a person wants to see it: a picture or text."""

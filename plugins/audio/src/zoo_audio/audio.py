@@ -195,6 +195,6 @@ class Audio(TemporalModality):
 
 
 CANDIDATES = 4
-"""At least so many recordings, evenly spread, are tried as the best constant answer, and fewer than twice as many."""
+"""At least so many recordings, evenly spread, are tried as the constant baseline, and fewer than twice as many."""
 
 plugin = Audio()

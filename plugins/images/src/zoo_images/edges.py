@@ -102,7 +102,7 @@ def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
 def remembered(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Let a function of a bool map remember its last results, which are to be read only.
 
-    A search for the best constant answer sees the same maps again and again.
+    A search for the constant baseline sees the same maps again and again.
     """
 
     @lru_cache(maxsize=128)

@@ -167,7 +167,7 @@ class Palette(TextModality[PaletteSettings]):
         }
 
     @hookimpl
-    def constant_answer(self, values: Sequence[Colours]) -> Colours:
+    def constant_baseline(self, values: Sequence[Colours]) -> Colours:
         """The palette of medians of paired colours, or one of `values`: whichever has the least `delta_e`."""
         return central_palette(values)
 
@@ -212,7 +212,7 @@ def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float
 
 
 def central_palette(values: Sequence[Colours]) -> Colours:
-    """See `Palette.constant_answer`. Of many values, up to 512, evenly spaced, are looked at."""
+    """See `Palette.constant_baseline`. Of many values, up to 512, evenly spaced, are looked at."""
     from skimage.color import lab2rgb
 
     chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]

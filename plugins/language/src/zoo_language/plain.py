@@ -97,7 +97,7 @@ class PlainText(TextModality[S]):
         return {metric.name: scores[metric.name] for metric in self.metrics}
 
     @hookimpl
-    def constant_answer(self, values: Sequence[str]) -> str:
+    def constant_baseline(self, values: Sequence[str]) -> str:
         """The bag of words that no other beats in `word_f1`, in the order in which the texts mostly have them."""
         return best_words([words(value) for value in values])
 

@@ -222,7 +222,7 @@ class MetadataModality(TextModality[S]):
         return {"range_error": sum(errors) / len(errors), "field_accuracy": sum(right) / len(right)}
 
     @hookimpl
-    def constant_answer(self, values: Sequence[Mapping[str, Number]], settings: Settings) -> dict[str, Number]:
+    def constant_baseline(self, values: Sequence[Mapping[str, Number]], settings: Settings) -> dict[str, Number]:
         """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
         answer: dict[str, Number] = {}
         for name, declared in self.table(settings.take(self.settings_class)).items():

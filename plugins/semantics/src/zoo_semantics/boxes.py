@@ -164,7 +164,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         }
 
     @hookimpl
-    def constant_answer(self, values: Sequence[list[Box]]) -> list[Box]:
+    def constant_baseline(self, values: Sequence[list[Box]]) -> list[Box]:
         """Boxes added one by one, as long as each raises `f1`."""
         return best_boxes(values)
 

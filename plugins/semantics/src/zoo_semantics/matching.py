@@ -1,4 +1,4 @@
-"""Predicted boxes against true ones: overlap, matching, and the constant answer that matches best."""
+"""Predicted boxes against true ones: overlap, matching, and the constant baseline that matches best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = dict[str, Any]
 Overlaps = Callable[[Sequence[Box], Sequence[Box]], npt.NDArray[Any]]
 """Gives the overlap of each of n boxes with each of m, (n, m), 0 for boxes of different labels."""
 ENOUGH = 0.5  # overlap from which on a box counts as found
-MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant answer is chosen from
+MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
 
 
 def intersection_over_union(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
