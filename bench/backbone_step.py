@@ -39,7 +39,7 @@ class Case:
         specs = modalities(count, vocab_size=vocab_size)
         self.model = FourM.seeded(preset(name), specs, 0)
         masking = MaskingConfig(input_budget=budget, min_input=0, target_budget=budget)
-        self.batch = Masker(self.model.tables, masking)(samples(specs, batch), seed=0, step=0)
+        self.batch = Masker(self.model.layout, masking)(samples(specs, batch), seed=0, step=0)
         config = TrainConfig(optimizer="muon" if how == "muon" else "adamw")
         self.dense = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=config.betas, eps=EPSILON, fused=True
@@ -119,7 +119,7 @@ def empty_slots(name: str, budget: int, batch: int, repeats: int) -> dict[str, A
     pixels_to_text = Mixture(inputs=("m3",), targets=("m2",), input_alpha=10.0)
     masking = MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=(pixels_to_text,))
     for case in cases:
-        case.batch = Masker(case.model.tables, masking)(samples(modalities(7), batch), seed=0, step=0)
+        case.batch = Masker(case.model.layout, masking)(samples(modalities(7), batch), seed=0, step=0)
     cases[1].batch = cases[1].batch.trimmed()
     (_, whole), (_, used) = seconds([case.step for case in cases], repeats)
     return {

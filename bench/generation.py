@@ -43,7 +43,7 @@ def without_cache(model: FourM, given: torch.Tensor) -> None:
 
     What the decoder sees of the inputs is kept, which that code projects anew, too.
     """
-    tables = model.tables
+    tables = model.layout
     start = tables.token_rows("text").start
     inputs = GrowingInputs(tables, len(given), torch.device("cpu"))
     inputs.add_whole("image", given)
@@ -57,8 +57,8 @@ def without_cache(model: FourM, given: torch.Tensor) -> None:
 
 
 def _stream(model: FourM, read: torch.Tensor) -> PackedTargets:
-    positions = model.tables.positions["text"].start + torch.arange(read.shape[1]).expand_as(read)
-    modalities = torch.full_like(read, model.tables.index("text"))
+    positions = model.layout.positions["text"].start + torch.arange(read.shape[1]).expand_as(read)
+    modalities = torch.full_like(read, model.layout.index("text"))
     return PackedTargets(
         ids=read, read=read, positions=positions, modalities=modalities, mask=torch.ones_like(read, dtype=torch.bool)
     )

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from zoo_backbone.batch import RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 
 MIXTURE = tuple(Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in (0.01, 0.1, 1.0, 10.0))
@@ -28,7 +28,7 @@ MIXTURE = tuple(Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in (0.0
 def measure(count: int, budget: int, batch: int, repeats: int) -> dict[str, Any]:
     specs = modalities(count)
     masker = Masker(
-        Tables(specs), MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=MIXTURE)
+        EmbeddingLayout(specs), MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=MIXTURE)
     )
     raw = samples(specs, batch)
     singles = [

@@ -20,7 +20,7 @@ from tokenizers_zoo.spec import (
 )
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.training.optim import Optimizer
@@ -84,10 +84,10 @@ def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float
 
 
 def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, seed: int = 0, alpha: float = 1.0,
-                 absent: float = 0.0, tables: Tables | None = None) -> PackedBatch:  # fmt: skip
+                 absent: float = 0.0, layout: EmbeddingLayout | None = None) -> PackedBatch:  # fmt: skip
     mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha),)
     config = MaskingConfig(input_budget=budget, target_budget=budget, min_input=0, mixtures=mixtures)
-    return Masker(tables or Tables(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
+    return Masker(layout or EmbeddingLayout(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
 
 
 def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0) -> None:

@@ -18,7 +18,7 @@ class SlowTwin:
     """4M written the long way: one sample, every position of every modality embedded, separate matrices and logits."""
 
     def __init__(self, model: FourM) -> None:
-        self.model, self.config, self.tables = model, model.config, model.tables
+        self.model, self.config, self.layout = model, model.config, model.layout
         self.state = dict(model.state_dict())
 
     def norm(self, x: Tensor, name: str) -> Tensor:
@@ -34,7 +34,7 @@ class SlowTwin:
 
     def angles(self, name: str, position: int) -> Tensor:
         """By how much each pair of a head's channels turns at a position: three quarters of them, an axis each."""
-        layout, pairs = self.tables.spec(name).layout, self.config.dim // self.config.heads // 2
+        layout, pairs = self.layout.spec(name).layout, self.config.dim // self.config.heads // 2
         angles = [0.0] * pairs
         turns = isinstance(layout, GridLayout | PatchesLayout) and name not in self.config.stored_positions
         if self.config.rotary and turns:
@@ -79,10 +79,10 @@ class SlowTwin:
 
     def place(self, name: str, position: int, *, target: bool = False) -> Tensor:
         """The embedding of a modality's position, from formulas or as stored, and of the modality."""
-        layout, dim = self.tables.spec(name).layout, self.config.dim
+        layout, dim = self.layout.spec(name).layout, self.config.dim
         if name in self.config.stored_positions:
             stored = self.state["target_positions" if target else "fixed_positions"]
-            embedded = stored[self.tables.positions[name].start + position]
+            embedded = stored[self.layout.positions[name].start + position]
         elif f"learned_positions.{name}" in self.state:
             embedded = self.state[f"learned_positions.{name}"][position]
         else:
@@ -99,12 +99,12 @@ class SlowTwin:
             embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
         apart = target and self.config.modality_embeddings == "separate"
         markers = self.state[f"{'target_' if apart else ''}modality_embedding.weight"]
-        return embedded + markers[self.tables.index(name)]
+        return embedded + markers[self.layout.index(name)]
 
     def token(self, name: str, local_id: int, *, target: bool = False) -> Tensor:
         apart = target and self.config.tables == "separate"
         table = self.state[f"{'read' if apart else 'token'}_embedding.weight"]
-        return table[self.tables.token_rows(name).start + local_id]
+        return table[self.layout.token_rows(name).start + local_id]
 
     def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
         """Cross-entropy of each target of a sample, by modality."""
@@ -126,20 +126,20 @@ class SlowTwin:
         losses: dict[str, list[Tensor]] = {}
         # Each modality's targets are a world of their own: nothing but the context connects them.
         for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
-            name = self.tables.names[kind]
+            name = self.layout.names[kind]
             here = targets.mask[sample] & (targets.modalities[sample] == kind)
             losses[name] = self.modality(name, targets, sample, here, context, used, angles)
         return losses
 
     def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         content, places, used, angles = [], [], [], []
-        for item in self.tables.specs:
-            first = self.tables.positions[item.name].start
+        for item in self.layout.specs:
+            first = self.layout.positions[item.name].start
             slots = {}
             for slot in range(inputs.ids.shape[1]):
-                if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.tables.index(item.name):
+                if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.layout.index(item.name):
                     slots[int(inputs.positions[sample, slot]) - first] = slot
-            for position in range(self.tables.positions[item.name].count):
+            for position in range(self.layout.positions[item.name].count):
                 slot = slots.get(position)
                 used.append(slot is not None)
                 places.append(self.place(item.name, position))
@@ -147,14 +147,14 @@ class SlowTwin:
                 if item.continuous:
                     content.append(self.vector(inputs, item.name, sample, slot))
                 else:
-                    rows = self.tables.token_rows(item.name)
+                    rows = self.layout.token_rows(item.name)
                     content.append(
                         self.token(item.name, 0 if slot is None else int(inputs.ids[sample, slot]) - rows.start)
                     )
         return torch.stack(content), torch.stack(places), torch.tensor(used), torch.stack(angles)
 
     def vector(self, inputs: PackedInputs, name: str, sample: int, slot: int | None) -> Tensor:
-        layout = self.tables.spec(name).layout
+        layout = self.layout.spec(name).layout
         assert isinstance(layout, PatchesLayout | EmbeddingsLayout)
         value = torch.zeros(layout.dim, dtype=torch.float64)
         if slot is not None:
@@ -166,16 +166,16 @@ class SlowTwin:
         self, name: str, targets: PackedTargets, sample: int, here: Tensor, context: Tensor, used: Tensor,
         angles: Tensor,
     ) -> list[Tensor]:  # fmt: skip
-        start = self.tables.token_rows(name).start
+        start = self.layout.token_rows(name).start
         reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
-        positions = (targets.positions[sample][here] - self.tables.positions[name].start).tolist()
+        positions = (targets.positions[sample][here] - self.layout.positions[name].start).tolist()
         mask_tokens = self.state["mask_embedding.weight"]
-        mask_token = mask_tokens[self.tables.index(name) if self.config.mask_tokens == "modality" else 0]
+        mask_token = mask_tokens[self.layout.index(name) if self.config.mask_tokens == "modality" else 0]
         content = [mask_token if read < 0 else self.token(name, read - start, target=True) for read in reads]
         x = torch.stack([c + self.place(name, p, target=True) for c, p in zip(content, positions, strict=True)])
         own = torch.stack([self.angles(name, p) for p in positions])
         allowed = torch.ones(len(x), len(x), dtype=torch.bool)
-        if isinstance(self.tables.spec(name).layout, SequenceLayout):
+        if isinstance(self.layout.spec(name).layout, SequenceLayout):
             allowed = allowed.tril()
         for layer in range(self.config.decoder_depth):
             block = f"decoder.{layer}"
@@ -187,6 +187,6 @@ class SlowTwin:
             k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
             x = x + self.attend(q, k, v, (own, angles), used.expand(len(x), -1), f"{block}.cross_attention")
             x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
-        output = self.state[f"output.{self.tables.table_of(self.tables.spec(name))}"]
+        output = self.state[f"output.{self.layout.table_of(self.layout.spec(name))}"]
         log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)
         return [-log_probabilities[place, token] for place, token in enumerate(wanted)]

@@ -93,7 +93,7 @@ def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
 
 def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], ranks: Sequence[int]) -> torch.Tensor:
     """The slow twin: all targets of one sample at once through the training path."""
-    tables = model.tables
+    tables = model.layout
     row = torch.tensor([read])
     targets = PackedTargets(
         ids=torch.zeros_like(row), read=row, positions=torch.tensor([ranks]) + tables.positions[name].start,
@@ -104,7 +104,7 @@ def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], 
 
 
 def whole_inputs(model: FourM, given: dict[str, Any]) -> GrowingInputs:
-    inputs = GrowingInputs(model.tables, len(next(iter(given.values()))), torch.device("cpu"))
+    inputs = GrowingInputs(model.layout, len(next(iter(given.values()))), torch.device("cpu"))
     for name, tokens in given.items():
         inputs.add_whole(name, tokens)
     return inputs

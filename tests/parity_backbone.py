@@ -55,14 +55,14 @@ def backbone_results(
             continue
         wanted, tokens_read, ranks = (pad_sequence(list(part), batch_first=True) for part in zip(*streams, strict=True))
         used = pad_sequence([torch.ones(len(ids), dtype=torch.bool) for ids, _, _ in streams], batch_first=True)
-        start, kind = model.tables.token_rows(name).start, torch.full_like(wanted, model.tables.index(name))
+        start, kind = model.layout.token_rows(name).start, torch.full_like(wanted, model.layout.index(name))
         targets = PackedTargets(
             ids=wanted + start, read=torch.where(tokens_read < 0, -1, tokens_read + start),
-            positions=ranks + model.tables.positions[name].start, modalities=kind, mask=used,
+            positions=ranks + model.layout.positions[name].start, modalities=kind, mask=used,
         )  # fmt: skip
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
         decoded = model.decode(x, model.turns(targets.positions), context, model.target_mask(targets))
-        logits = model.logits(decoded, model.tables.table_of(model.tables.spec(name)))[used]
+        logits = model.logits(decoded, model.layout.table_of(model.layout.spec(name)))[used]
         flat = wanted[used]
         log_probabilities = logits.log_softmax(-1)
         loss = F.cross_entropy(logits, flat)
@@ -88,7 +88,7 @@ def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, T
         slots: list[tuple[int, int, int]] = []
         for theirs, name in names.items():
             used = (~inputs[f"{theirs}/input_mask"].flatten(1)[sample]).nonzero()[:, 0]
-            spec, start = model.tables.spec(name), model.tables.positions[name].start
+            spec, start = model.layout.spec(name), model.layout.positions[name].start
             value = inputs[f"{theirs}/tensor"]
             ranked = isinstance(spec.layout, SequenceLayout) or spec.layout.kind == "embeddings"
             places = torch.arange(len(used)) if ranked else used
@@ -102,8 +102,8 @@ def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, T
                 kept.append(content[sample][used])
                 rows_read = [0] * len(used)
             else:
-                rows_read = (value.flatten(1)[sample][used].long() + model.tables.token_rows(name).start).tolist()
-            number = model.tables.index(name)
+                rows_read = (value.flatten(1)[sample][used].long() + model.layout.token_rows(name).start).tolist()
+            number = model.layout.index(name)
             slots += [(i, int(place) + start, number) for i, place in zip(rows_read, places, strict=True)]
         rows.append(slots)
     width = max(map(len, rows))
@@ -122,7 +122,7 @@ def target_streams(model: FourM, name: str, ids: Tensor, used: Tensor) -> list[t
     streams = []
     for row, mask in zip(ids, used, strict=True):
         kept = row[mask]
-        if isinstance(model.tables.spec(name).layout, SequenceLayout):
+        if isinstance(model.layout.spec(name).layout, SequenceLayout):
             streams.append((kept[1:], kept[:-1], torch.arange(max(len(kept) - 1, 0))))
         else:
             streams.append((kept, torch.full_like(kept, -1), mask.nonzero()[:, 0]))

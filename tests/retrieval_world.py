@@ -77,7 +77,7 @@ def train(zoo: Zoo, root: Path) -> None:
     mixtures = tuple(Mixture(inputs=(name,), targets=("gist",)) for name in ("light", "dark", "letters", "raw"))
     masking = MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures)
     data = TokenData(root / "tokens", "train", specs)
-    masker, order = Masker(model.tables, masking), np.random.default_rng(0)
+    masker, order = Masker(model.layout, masking), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(150):
         batch = masker(data.batch(order.choice(len(data), 48)), 0, step)

@@ -54,14 +54,14 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
     vectors = {}
     for name, rows in tokens.items():
         row = np.asarray(rows[number])
-        if backbone.tables.spec(name).continuous:
+        if backbone.layout.spec(name).continuous:
             vectors[name] = torch.arange(len(ids), len(ids) + len(row)), torch.as_tensor(row)
             ids += [0] * len(row)
         else:
             row = row.ravel()
-            ids += [backbone.tables.token_rows(name).start + int(token) for token in row]
-        positions += [backbone.tables.positions[name].start + place for place in range(len(row))]
-        kinds += [backbone.tables.names.index(name)] * len(row)
+            ids += [backbone.layout.token_rows(name).start + int(token) for token in row]
+        positions += [backbone.layout.positions[name].start + place for place in range(len(row))]
+        kinds += [backbone.layout.names.index(name)] * len(row)
     return PackedInputs(
         ids=torch.tensor([ids]), positions=torch.tensor([positions]), modalities=torch.tensor([kinds]),
         mask=torch.ones(1, len(ids), dtype=torch.bool), vectors=vectors,

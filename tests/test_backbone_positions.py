@@ -11,7 +11,7 @@ import torch
 from tests.backbone_samples import all_layouts, spec
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.config import PRESETS, ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.positions import grid_angles, sincos_grid, turn_table, turned, unturned
 
@@ -53,8 +53,8 @@ def test_a_fine_and_a_coarse_grid_agree_on_places() -> None:
 def test_products_tell_the_difference_of_places_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(16, generator=generator, dtype=torch.float64) for _ in range(2))
-    tables = Tables([spec("picture", GridLayout(shape=(5, 5)))])
-    turns = turn_table(tables, 16).double().unsqueeze(0)
+    layout = EmbeddingLayout([spec("picture", GridLayout(shape=(5, 5)))])
+    turns = turn_table(layout, 16).double().unsqueeze(0)
     products = turned(query.expand(1, 1, 25, 16), turns)[0, 0] @ turned(key.expand(1, 1, 25, 16), turns)[0, 0].T
     by_step: dict[tuple[int, int], list[float]] = {}
     for a in range(25):
@@ -67,13 +67,13 @@ def test_products_tell_the_difference_of_places_alone() -> None:
 
 def test_only_grids_turn() -> None:
     specs = all_layouts()
-    tables = Tables(specs, ModelConfig(stored_positions={"clip": 40}))
-    rows = turn_table(tables, 8)
+    layout = EmbeddingLayout(specs, ModelConfig(stored_positions={"clip": 40}))
+    rows = turn_table(layout, 8)
     still = torch.tensor([1.0] * 4 + [0.0] * 4)
     for name in ("picture", "pixels"):
-        assert not torch.equal(rows[tables.positions[name].slice], still.expand(tables.positions[name].count, -1))
+        assert not torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
     for name in ("clip", "words", "code", "vectors"):
-        assert torch.equal(rows[tables.positions[name].slice], still.expand(tables.positions[name].count, -1))
+        assert torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
     padded = unturned(rows[None, :3], 2)
     assert torch.equal(padded[0, :2], still.expand(2, -1)) and torch.equal(padded[0, 2:], rows[:3])
     x = torch.randn(1, 2, 5, 8)
@@ -81,7 +81,7 @@ def test_only_grids_turn() -> None:
 
 
 def test_turns_keep_dtype_and_length() -> None:
-    turns = turn_table(Tables([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
+    turns = turn_table(EmbeddingLayout([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
     x = torch.randn(1, 2, 9, 8)
     assert turned(x.bfloat16(), turns).dtype == torch.bfloat16
     torch.testing.assert_close(turned(x, turns).norm(dim=-1), x.norm(dim=-1))

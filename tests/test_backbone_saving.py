@@ -22,11 +22,11 @@ from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 
 
-def remapped(batch: PackedBatch, old: Tables, new: Tables) -> PackedBatch:
+def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:
     """The same tokens with the ids of other tables."""
     rows, places = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
     for name, span in old.token_tables.items():
@@ -57,7 +57,7 @@ def saved(tmp_path: Path) -> tuple[FourM, Path]:
 def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
     loaded = load_model(folder)
-    assert loaded.config == model.config and loaded.tables.specs == model.tables.specs
+    assert loaded.config == model.config and loaded.layout.specs == model.layout.specs
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     assert load_config(folder)["fingerprints"] == {"picture": "abc"}
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
@@ -103,14 +103,14 @@ def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[
     ]  # fmt: skip
     larger = load_model(folder, grown, seed=7).eval()
     batch = packed_batch(all_layouts(), size=4, seed=9)
-    same = remapped(batch, model.tables, larger.tables)
+    same = remapped(batch, model.layout, larger.layout)
     for inputs in (batch.inputs, same.inputs):  # what a model makes of nothing is of no row of its tables
         for rows in (inputs.mask, inputs.ids, inputs.positions, inputs.modalities):
             rows[0] = 0
     before, after = model.decode_targets(batch), larger.decode_targets(same)
     assert torch.equal(before, after)
-    for vocabulary in model.tables.token_tables:
-        count = model.tables.token_tables[vocabulary].count
+    for vocabulary in model.layout.token_tables:
+        count = model.layout.token_tables[vocabulary].count
         assert torch.equal(model.logits(before, vocabulary), larger.logits(after, vocabulary)[..., :count])
     again = load_model(folder, grown, seed=7)
     assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), again.parameters(), strict=True))
@@ -129,11 +129,11 @@ def test_sequences_of_another_length_keep_their_positions(
 ) -> None:
     model, folder = saved
     other = load_model(folder, of_length(words, vectors)).eval()
-    shorter = min((model, other), key=lambda one: one.tables.spec("words").layout.length)
-    batch = packed_batch(list(shorter.tables.specs), size=4, seed=9)
+    shorter = min((model, other), key=lambda one: one.layout.spec("words").layout.length)
+    batch = packed_batch(list(shorter.layout.specs), size=4, seed=9)
 
     def made(by: FourM) -> torch.Tensor:
-        return by.decode_targets(remapped(batch, shorter.tables, by.tables))
+        return by.decode_targets(remapped(batch, shorter.layout, by.layout))
 
     assert torch.equal(made(model), made(other))
     save_model(other, tmp_path / "other")
@@ -149,9 +149,9 @@ def test_fewer_modalities_load_too(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
     few = [all_layouts()[3], all_layouts()[0]]
     smaller = load_model(folder, few)
-    assert smaller.tables.names == ("words", "picture")
+    assert smaller.layout.names == ("words", "picture")
     assert torch.equal(smaller.output["text"], model.output["text"])
-    rows, old = smaller.tables.token_rows("picture"), model.tables.token_rows("picture")
+    rows, old = smaller.layout.token_rows("picture"), model.layout.token_rows("picture")
     assert torch.equal(smaller.token_embedding.weight[rows.slice], model.token_embedding.weight[old.slice])
 
 

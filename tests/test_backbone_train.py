@@ -43,7 +43,7 @@ from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.run import Run
 from zoo_backbone.training import distributed, state
@@ -402,7 +402,7 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store:
 
 def test_held_out_samples_are_spread_over_the_store(store: Path) -> None:
     config = dataclasses.replace(TRAINING, eval_samples=3, batch_size=2)
-    mix = Mix(open_sources(store, "test", all_layouts(), config, ()), Tables(all_layouts()), config)
+    mix = Mix(open_sources(store, "test", all_layouts(), config, ()), EmbeddingLayout(all_layouts()), config)
     data, read = mix.sources[0].data, []
     batch = data.batch
     data.batch = lambda samples: (read.extend(samples), batch(samples))[1]  # type: ignore[method-assign]

@@ -128,7 +128,7 @@ def train(zoo: Zoo, tokens: Path, run: Path) -> None:
         input_budget=4, target_budget=9, mixtures=(Mixture(inputs=("light",), targets=("dark", "letters")),)
     )
     data = TokenData(tokens, "train", specs)
-    masker, order = Masker(model.tables, masking), np.random.default_rng(0)
+    masker, order = Masker(model.layout, masking), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(120):
         batch = masker(data.batch(order.choice(len(data), 48)), 0, step)

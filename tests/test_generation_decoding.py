@@ -26,7 +26,7 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
     """Every token decoded anew from the whole stream so far."""
     inputs = whole_inputs(model, given).packed()
     uniform = Noise(seed, [sample], plan.name).uniform(IDS, 0, 6)[0]
-    start = model.tables.token_rows(plan.name).start
+    start = model.layout.token_rows(plan.name).start
     made: list[int] = []
     while len(made) < 6:
         read = [start + token for token in [WORDS.sentinel_start, *made]]

@@ -109,7 +109,7 @@ def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
     given = {name: tokens for name, tokens in given_tokens(10).items() if name in ("left", "vectors")}
     plan = TargetPlan(name="words", temperature=8.0, guidance=Guidance(weights={"left": 2.0, "vectors": 0.5}))
     made = generate(model, given, [plan], seed=0)["words"]
-    start, noise = model.tables.token_rows("words").start, Noise(0, range(10), "words").uniform(IDS, 0, 6)
+    start, noise = model.layout.token_rows("words").start, Noise(0, range(10), "words").uniform(IDS, 0, 6)
     for i in range(10):
         left, vectors = ({name: only(given, i)[name]} for name in ("left", "vectors"))
         nothing = whole_inputs(model, left)

@@ -20,18 +20,18 @@ from zoo_backbone.model import FourM
 
 
 def test_inputs_are_packed_without_holes() -> None:
-    tables = FourM(CONFIG, SPECS).tables
-    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    layout = FourM(CONFIG, SPECS).layout
+    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
     inputs.add_whole("words", [np.array([9, 8]), np.array([7, 6, 10])])
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
     inputs.add("left", torch.tensor([[3], [4]]), torch.tensor([[5], [0]]))
     packed = inputs.packed()
     text, words, left = (
-        tables.token_rows("words").start,
-        tables.positions["words"].start,
-        tables.positions["left"].start,
+        layout.token_rows("words").start,
+        layout.positions["words"].start,
+        layout.positions["left"].start,
     )
-    vectors = tables.positions["vectors"].start
+    vectors = layout.positions["vectors"].start
     assert packed.ids.tolist() == [[text + 9, text + 8, 0, 0, 3], [text + 7, text + 6, text + 10, 0, 4]]
     assert packed.positions.tolist() == [
         [words, words + 1, vectors, vectors + 1, left + 5], [words, words + 1, words + 2, vectors, left]
@@ -44,23 +44,23 @@ def test_inputs_are_packed_without_holes() -> None:
 
 
 def test_nothing_given_is_one_unused_slot() -> None:
-    packed = GrowingInputs(FourM(CONFIG, SPECS).tables, 3, torch.device("cpu")).packed()
+    packed = GrowingInputs(FourM(CONFIG, SPECS).layout, 3, torch.device("cpu")).packed()
     assert packed.ids.shape == (3, 1)
     assert not packed.mask.any()
 
 
 def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_model_marks_it() -> None:
     config = dataclasses.replace(CONFIG, marked_inputs=True)
-    tables = FourM(config, SPECS).tables
+    layout = FourM(config, SPECS).layout
     hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
-    text = tables.token_rows("words").start
+    text = layout.token_rows("words").start
 
     def shown(inputs: GrowingInputs, passes: Passes = hidden) -> list[list[int]]:
         packed = inputs.packed(passes)
-        assert (packed.positions[packed.mask & (packed.ids == text + 2)] == tables.positions["words"].start).all()
+        assert (packed.positions[packed.mask & (packed.ids == text + 2)] == layout.positions["words"].start).all()
         return [(row[used] - text).tolist() for row, used in zip(packed.ids, packed.mask, strict=True)]
 
-    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("words")
     inputs.mark_open("left")
     assert inputs.names == () and shown(inputs) == [[2]] * 4
@@ -70,7 +70,7 @@ def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_mod
     assert shown(inputs, dataclasses.replace(hidden, marked=False)) == [[], [], [9, 8, 1], [7, 1]]
     inputs.hide("words")
     assert shown(inputs) == [[2]] * 4
-    unmarked = GrowingInputs(FourM(CONFIG, SPECS).tables, 2, torch.device("cpu"))
+    unmarked = GrowingInputs(FourM(CONFIG, SPECS).layout, 2, torch.device("cpu"))
     unmarked.mark_open("words")
     assert shown(unmarked) == [[]] * 4
 
@@ -87,7 +87,7 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     def noted(inputs: GrowingInputs, passes: Passes) -> PackedInputs:
         found = packed(inputs, passes)
         words = found.mask & (found.modalities == 1)
-        start = model.tables.token_rows("words").start
+        start = model.layout.token_rows("words").start
         seen.append([(row[used] - start).tolist() for row, used in zip(found.ids, words, strict=True)])
         return found
 
@@ -107,12 +107,12 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
 
 
 def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them() -> None:
-    tables = FourM(dataclasses.replace(CONFIG, marked_inputs=True), SPECS).tables
-    inputs = GrowingInputs(tables, 2, torch.device("cpu"))
+    layout = FourM(dataclasses.replace(CONFIG, marked_inputs=True), SPECS).layout
+    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("vectors")
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
     passes = Passes(hidden=(frozenset(), frozenset({"vectors"})), weights=(0.5, 0.5), marked=True)
-    first = tables.positions["vectors"].start
+    first = layout.positions["vectors"].start
     for _ in range(2):
         packed = inputs.packed(passes)
         slots, values = packed.vectors["vectors"]
@@ -132,7 +132,7 @@ def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them
 
 def test_what_the_model_only_makes_is_no_input() -> None:
     config = dataclasses.replace(CONFIG, marked_inputs=True, targets_only=("words", "right"))
-    inputs = GrowingInputs(FourM(config, SPECS).tables, 1, torch.device("cpu"))
+    inputs = GrowingInputs(FourM(config, SPECS).layout, 1, torch.device("cpu"))
     inputs.mark_open("words")
     inputs.add_whole("words", [np.array([9, 8])])
     inputs.add("right", torch.tensor([[3]]), torch.tensor([[5]]))
@@ -161,7 +161,7 @@ def test_whole_inputs_read_as_in_training() -> None:
         if not item.continuous:
             tokens[item.name] = tokens[item.name][..., 0]
     mixture = Mixture(inputs=tuple(given), targets=("right",))
-    masker = Masker(model.tables, MaskingConfig(input_budget=40, target_budget=9, min_input=0, mixtures=(mixture,)))
+    masker = Masker(model.layout, MaskingConfig(input_budget=40, target_budget=9, min_input=0, mixtures=(mixture,)))
     trained = masker(RawBatch(tokens=tokens, lengths=lengths, present=present), 0, 0).inputs
     generated = whole_inputs(model, given).packed()
     assert contents(trained) == contents(generated)

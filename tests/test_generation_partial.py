@@ -14,7 +14,7 @@ from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
 from zoo_backbone.generate.decoding import restricted
 from zoo_backbone.generate.inputs import GrowingInputs
@@ -25,7 +25,7 @@ from zoo_backbone.model import FourM
 from zoo_backbone.packing import padded
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
-TABLES = Tables(SPECS)
+TABLES = EmbeddingLayout(SPECS)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_kept_parts_are_inputs_of_all_targets_from_the_start(model: FourM, monke
     kept = {"bag": torch.tensor([[1, -1, -1, 2]]), "words": [np.array([9, -1])]}
     plan = [TargetPlan(name="right", steps=1), TargetPlan(name="bag", steps=1), TargetPlan(name="words")]
     generate(model, {}, plan, seed=0, samples=[0], kept=kept)
-    words, right, bag = (model.tables.index(name) for name in ("words", "right", "bag"))
+    words, right, bag = (model.layout.index(name) for name in ("words", "right", "bag"))
     assert seen == [{words, bag}, {words, right, bag}, {words, right, bag}]
 
 
@@ -125,12 +125,12 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 def test_kept_tokens_with_their_gaps_fit_the_positions_that_a_model_stores() -> None:
     least = TEXT.layout.max_length + 1
-    tables = Tables([TEXT, RIGHT], ModelConfig(stored_positions={"words": least}))
+    layout = EmbeddingLayout([TEXT, RIGHT], ModelConfig(stored_positions={"words": least}))
     kept = [np.array([-1, *[9] * (least - 3), -1, 8])]
-    assert len(checked_partial(tables, "words", kept, 1)[0]) == least
+    assert len(checked_partial(layout, "words", kept, 1)[0]) == least
     kept = [np.array([-1, *[9] * (least - 3), -1, 8, -1])]
     with pytest.raises(InvalidValueError, match=f"keeps {least - 2} tokens with 3 gaps, and the model has {least}"):
-        checked_partial(tables, "words", kept, 1)
+        checked_partial(layout, "words", kept, 1)
     checked_partial(TABLES, "words", kept, 1)  # positions that are computed are enough
 
 
@@ -143,7 +143,7 @@ def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
     inputs = whole_inputs(model, {"left": given_tokens(2)["left"]})
     inputs.hide("left")
     add_partial(inputs, TEXT, rows)
-    packed, start = inputs.packed(), model.tables.token_rows("words").start
+    packed, start = inputs.packed(), model.layout.token_rows("words").start
     assert (packed.ids[0] - start).tolist() == [2, 9, 8, 3, 7, 4]  # sentinels are 2, 3, ...
     assert packed.mask.tolist() == [[True] * 6, [False] * 6]  # a sequence of which nothing is kept is no input
     assert packed.positions[0].diff().tolist() == [1] * 5
@@ -161,7 +161,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
     """Every token decoded anew, the choice among what may come written out."""
     inputs = whole_inputs(model, given)
     add_partial(inputs, TEXT, [row])
-    packed, start = inputs.packed(), model.tables.token_rows("words").start
+    packed, start = inputs.packed(), model.layout.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
     gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
     closing = 2 + gaps if model.config.marked_inputs and row[-1] >= 0 else WORDS.end
@@ -322,7 +322,7 @@ def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, mon
     monkeypatch.setattr(model, "context", noted)
     plan = [TargetPlan(name="words"), TargetPlan(name="right", steps=1)]
     chain = generate(model, {}, plan, seed=1, samples=[0], kept={"words": [np.array([9, -1])]})
-    start = model.tables.token_rows("words").start
+    start = model.layout.token_rows("words").start
     assert seen == [[start + 9, start + 2], [start + token for token in chain["words"][0]]]
 
 
@@ -332,12 +332,12 @@ def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
     So 4M's `sequence_mask` trained them, and its generation gives sequences.
     """
     inputs = whole_inputs(shown_ends, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
-    packed, start = inputs.packed(), shown_ends.tables.token_rows("words").start
+    packed, start = inputs.packed(), shown_ends.layout.token_rows("words").start
     rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
     assert rows == [[7, 8, 1], [1], [9] * 6]
-    content, used = padded(shown_ends.tables, {"words": [np.array([7, 8]), np.array([], np.int64)]})
+    content, used = padded(shown_ends.layout, {"words": [np.array([7, 8]), np.array([], np.int64)]})
     assert content["words"].tolist() == [[7, 8, 1], [1, 0, 0]] and used["words"].sum(1).tolist() == [3, 1]
-    inputs = GrowingInputs(shown_ends.tables, 3, torch.device("cpu"))
+    inputs = GrowingInputs(shown_ends.layout, 3, torch.device("cpu"))
     add_partial(inputs, TEXT, [np.array([-1, 9]), np.array([9, -1]), np.array([-1, 9, 9, 9, 9, 9])])
     packed = inputs.packed()
     rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]

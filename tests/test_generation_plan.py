@@ -53,8 +53,8 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_read(
     config = dataclasses.replace(CONFIG, inputs_only=("left",), targets_only=("right", "words"))
     model, given = sharp_model(config=config), given_tokens(2)
     left, right, bag = given["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
-    assert model.tables.discrete == ("words", "right", "bag")
-    assert model.tables.readable == ("left", "bag", "pixels", "vectors")
+    assert model.layout.discrete == ("words", "right", "bag")
+    assert model.layout.readable == ("left", "bag", "pixels", "vectors")
     with pytest.raises(ConfigError, match=r"left: it is only an input of this model, which makes words, right, bag$"):
         generate(model, {"pixels": given["pixels"]}, [TargetPlan(name="left")], 0)
     grid = torch.zeros(2, 3, 3, dtype=torch.int64)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.giving import sources_of
 from zoo_backbone.generate.plan import resolved_plan
@@ -125,8 +125,8 @@ def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
     recipe = read(path)
     zoo = published_zoo()
     names = [*sources_of(recipe.given), *(target.name for target in recipe.target)]
-    tables = Tables([zoo[name].spec for name in names])
-    plan = resolved_plan(tables, recipe.plan(), sources_of(recipe.given))
+    layout = EmbeddingLayout([zoo[name].spec for name in names])
+    plan = resolved_plan(layout, recipe.plan(), sources_of(recipe.given))
     assert len(plan) == len(recipe.target) >= 2
 
 

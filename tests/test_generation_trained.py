@@ -26,10 +26,10 @@ PERMUTATION = torch.tensor([3, 5, 0, 1, 2, 4])
 
 def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
     """From a (`batch 4`) to b, a permutation of a's ids, and to c, which says a's ids in words."""
-    tables, batch = model.tables, len(a)
-    b, c = tables.token_rows("b").start, tables.token_rows("c").start
+    layout, batch = model.layout, len(a)
+    b, c = layout.token_rows("b").start, layout.token_rows("c").start
     stream = c + torch.cat([torch.full((batch, 1), 1), a + 4, torch.zeros(batch, 1, dtype=torch.int64)], 1)
-    places = [tables.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
+    places = [layout.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
     return PackedBatch(
         inputs=PackedInputs(
             ids=a,
@@ -90,7 +90,7 @@ def test_a_second_instance_of_twice_the_size_is_made_from_the_first() -> None:
     model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
     with torch.no_grad():
         model.token_embedding.weight.normal_()
-    tables_of = model.tables
+    tables_of = model.layout
     low_at, depth_at, high_at = (tables_of.positions[name].start for name in ("low", "depth", "high"))
     starts = [tables_of.token_rows(name).start for name in ("low", "depth", "high")]
 
@@ -149,7 +149,7 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
         )  # fmt: skip
         targets = PackedTargets(
             ids=ids + 12, read=torch.full((64, 4), -1),
-            positions=(model.tables.positions["c"].start + torch.arange(4)).expand(64, -1),
+            positions=(model.layout.positions["c"].start + torch.arange(4)).expand(64, -1),
             modalities=torch.full((64, 4), 2), mask=torch.ones(64, 4, dtype=torch.bool),
         )  # fmt: skip
         optimizer.zero_grad()

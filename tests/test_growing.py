@@ -30,7 +30,7 @@ from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.cli.grow import grow_command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import (
     Trained,
     asked_from_now,
@@ -94,10 +94,10 @@ def outputs(model: FourM, batch: PackedBatch, names: Sequence[str], counts: Sequ
 
 def assert_same(old: FourM, new: FourM, seed: int = 3) -> None:
     """Both make the same of the old modalities, to the bit."""
-    batch = packed_batch(list(old.tables.specs), size=3, seed=seed, tables=old.tables)
-    tables = {name: rows.count for name, rows in old.tables.token_tables.items()}
+    batch = packed_batch(list(old.layout.specs), size=3, seed=seed, layout=old.layout)
+    tables = {name: rows.count for name, rows in old.layout.token_tables.items()}
     before = outputs(old, batch, list(tables), list(tables.values()))
-    after = outputs(new, remapped(batch, old.tables, new.tables), list(tables), list(tables.values()))
+    after = outputs(new, remapped(batch, old.layout, new.layout), list(tables), list(tables.values()))
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
@@ -339,7 +339,7 @@ def test_growing_asks_only_for_what_the_model_makes_and_gives_what_it_reads() ->
     model = ModelConfig(inputs_only=("picture",), targets_only=("clip",))
     parts = growing_mixtures([Mixture()], ["picture", "clip", "code"], ["height"], specs, model)
     assert parts[1].inputs == ("picture", "code") and parts[2].targets == ("clip", "code")
-    Masker(Tables(specs, model), MaskingConfig(mixtures=parts))
+    Masker(EmbeddingLayout(specs, model), MaskingConfig(mixtures=parts))
 
 
 def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path) -> None:

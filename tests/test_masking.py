@@ -23,7 +23,7 @@ from tokenizers_zoo.spec import (
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.budgets import fill, fill_with_limit
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.spans import Spans, choose, mask_spans, ragged
 
@@ -151,25 +151,25 @@ def test_mean_span_length_is_the_setting() -> None:
 class Unpacked:
     """One sample of a packed batch, read back with plain loops."""
 
-    def __init__(self, tables: Tables, batch: PackedBatch, sample: int) -> None:
-        self.tables = tables
+    def __init__(self, layout: EmbeddingLayout, batch: PackedBatch, sample: int) -> None:
+        self.layout = layout
         inputs, targets = batch.inputs, batch.targets
         self.inputs: dict[str, list[tuple[int, int]]] = {}
         self.targets: dict[str, list[tuple[int, int, int]]] = {}
         self.runs: list[str] = []
         for slot in range(inputs.ids.shape[1]):
             if inputs.mask[sample, slot]:
-                name = tables.names[int(inputs.modalities[sample, slot])]
-                position = int(inputs.positions[sample, slot]) - tables.positions[name].start
-                first = 0 if tables.spec(name).continuous else tables.token_rows(name).start
+                name = layout.names[int(inputs.modalities[sample, slot])]
+                position = int(inputs.positions[sample, slot]) - layout.positions[name].start
+                first = 0 if layout.spec(name).continuous else layout.token_rows(name).start
                 self.inputs.setdefault(name, []).append((int(inputs.ids[sample, slot]) - first, position))
         for slot in range(targets.ids.shape[1]):
             if targets.mask[sample, slot]:
-                name = tables.names[int(targets.modalities[sample, slot])]
+                name = layout.names[int(targets.modalities[sample, slot])]
                 if not self.runs or self.runs[-1] != name:
                     self.runs.append(name)
-                position = int(targets.positions[sample, slot]) - tables.positions[name].start
-                first = tables.token_rows(name).start
+                position = int(targets.positions[sample, slot]) - layout.positions[name].start
+                first = layout.token_rows(name).start
                 read = int(targets.read[sample, slot])
                 read = -1 if read < 0 else read - first
                 self.targets.setdefault(name, []).append((int(targets.ids[sample, slot]) - first, position, read))
@@ -261,9 +261,9 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
 def check_batch(
     specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig, marked_inputs: bool = False
 ) -> None:
-    tables = Tables(specs)
+    layout = EmbeddingLayout(specs)
     for number in range(len(raw)):
-        sample = Unpacked(tables, batch, number)
+        sample = Unpacked(layout, batch, number)
         assert len(sample.runs) == len(set(sample.runs)), "targets of one modality lie apart"
         for column, item in enumerate(specs):
             used = item.name in sample.inputs or item.name in sample.targets
@@ -282,10 +282,10 @@ def check_batch(
                 check_fixed(item, sample, raw.tokens[item.name][number])
     for name, (index, vectors) in batch.inputs.vectors.items():
         budget = config.input_budget
-        flat = batch.inputs.positions.flatten()[index] - tables.positions[name].start
-        assert (batch.inputs.modalities.flatten()[index] == tables.index(name)).all()
+        flat = batch.inputs.positions.flatten()[index] - layout.positions[name].start
+        assert (batch.inputs.modalities.flatten()[index] == layout.index(name)).all()
         np.testing.assert_array_equal(vectors.numpy(), raw.tokens[name][(index // budget).numpy(), flat.numpy()])
-    continuous = torch.tensor([tables.specs[kind].continuous for kind in range(len(tables))])
+    continuous = torch.tensor([layout.specs[kind].continuous for kind in range(len(layout))])
     marked = (continuous[batch.inputs.modalities] & batch.inputs.mask).sum()
     assert marked == sum(len(index) for index, _ in batch.inputs.vectors.values())
 
@@ -309,7 +309,7 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    batch = Masker(Tables(specs, ModelConfig(marked_inputs=marked_inputs)), config)(raw, seed=seed, step=3)
+    batch = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=marked_inputs)), config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
     check_batch(specs, raw, batch, config, marked_inputs)
 
@@ -321,7 +321,7 @@ def test_budgets_fill_where_the_data_allow(alpha: float) -> None:
     raw = raw_batch(specs, 200, seed=1, absent=0.2)
     mixture = Mixture(input_alpha=alpha, target_alpha=alpha)
     config = MaskingConfig(input_budget=40, target_budget=40, min_input=0, mixtures=(mixture,))
-    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     rich = torch.from_numpy(raw.lengths.sum(axis=1) >= 80)
     assert rich.sum() > 80
     assert batch.inputs.mask[rich].all()
@@ -332,7 +332,7 @@ def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
     specs = [spec("words", sequence(200, 60), 300)]
     raw = raw_batch(specs, 100, seed=2)
     config = MaskingConfig(input_budget=50, target_budget=30, min_input=0, mixtures=(Mixture(),))
-    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config)
     rich = torch.from_numpy(raw.lengths[:, 0] >= 120)
     assert batch.inputs.mask[rich].all()
@@ -345,7 +345,7 @@ def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
 def test_few_tokens_are_shared_by_both_sides() -> None:
     specs = [spec("picture", GridLayout(shape=(4, 5)))]
     config = MaskingConfig(input_budget=60, target_budget=20, min_input=0, mixtures=(Mixture(),))
-    batch = Masker(Tables(specs), config)(raw_batch(specs, 6), seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 6), seed=0, step=0)
     assert batch.inputs.mask.sum(dim=1).tolist() == [15] * 6
     assert batch.targets.mask.sum(dim=1).tolist() == [5] * 6
 
@@ -357,13 +357,13 @@ def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
     raw = raw_batch(specs, 200)
     for mixture in (Mixture(inputs=("few",)), Mixture(alone=1.0)):
         config = MaskingConfig(input_budget=16, target_budget=128, mixtures=(mixture,))
-        batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+        batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
         assert batch.inputs.mask.any(dim=1).all()
         few = batch.inputs.mask & (batch.inputs.modalities == 0)
         assert few.sum(dim=1).max() == 1, "the others are left as targets"
         check_batch(specs, raw, batch, config)
     no_other = MaskingConfig(mixtures=(Mixture(inputs=("few",), targets=("few",)),), target_budget=128)
-    batch = Masker(Tables(specs), no_other)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), no_other)(raw, seed=0, step=0)
     assert batch.targets.mask.any(dim=1).all(), "there is nothing else to predict"
 
 
@@ -374,7 +374,7 @@ def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> 
     mixtures = (Mixture(inputs=("pixels",), targets=("words",)),)
     for budget in (3, 7, 20):
         config = MaskingConfig(input_budget=4, target_budget=budget, min_input=0, mixtures=mixtures)
-        targets = Masker(Tables(specs), config)(raw, seed=0, step=0).targets
+        targets = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).targets
         full = [70, 71, 72, 73, 74, 75, END]
         assert targets.ids[0][targets.mask[0]].tolist() == full[:budget]
         assert targets.read[0][targets.mask[0]].tolist() == [SENTINEL, *full[:-1]][:budget]
@@ -386,7 +386,7 @@ def test_where_no_span_fits_a_prefix_of_them_is_asked_for() -> None:
     raw.lengths[:, 1] = 256
     mixtures = (Mixture(targets=("words",), input_alpha=0.5),)
     config = MaskingConfig(input_budget=64, target_budget=64, min_input=0, mixtures=mixtures)
-    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config)
     given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
     few = (given > 0) & (given <= 2)
@@ -398,7 +398,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
     specs = [spec("words", sequence(20), 100)]
     raw = raw_batch(specs, 2)
     raw.lengths[:] = 0
-    batch = Masker(Tables(specs), MaskingConfig(input_budget=4, target_budget=4))(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), MaskingConfig(input_budget=4, target_budget=4))(raw, seed=0, step=0)
     assert not batch.inputs.mask.any()
     assert batch.targets.mask.sum(dim=1).tolist() == [1, 1]
     assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
@@ -406,16 +406,16 @@ def test_an_empty_sequence_predicts_its_end() -> None:
 
 def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
-    tables = Tables(specs, ModelConfig(marked_inputs=True))
+    layout = EmbeddingLayout(specs, ModelConfig(marked_inputs=True))
     raw = raw_batch(specs, 300)
     raw.lengths[:, 0] = 4
     mixtures = (Mixture(inputs=("words",)),)
     config = MaskingConfig(input_budget=3, target_budget=20, min_input=0, mixtures=mixtures)
     closed: dict[tuple[int, ...], list[int]] = {}
     for span_length in (1, 3):
-        batch = Masker(tables, dataclasses.replace(config, span_length=span_length))(raw, seed=0, step=0)
+        batch = Masker(layout, dataclasses.replace(config, span_length=span_length))(raw, seed=0, step=0)
         for number in range(300):
-            sample = Unpacked(tables, batch, number)
+            sample = Unpacked(layout, batch, number)
             given = tuple(token for token, _ in sample.inputs.get("words", []))
             wanted = [token for token, _, _ in sample.targets.get("words", [])]
             closed[given] = max(closed.get(given, []), wanted, key=len)
@@ -423,12 +423,12 @@ def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes
     assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # its end is kept
     assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # and asked for
     asked = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
-    targets = Unpacked(tables, Masker(tables, asked)(raw, seed=0, step=0), 0).targets["words"]
+    targets = Unpacked(layout, Masker(layout, asked)(raw, seed=0, step=0), 0).targets["words"]
     assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all of it is asked for
     whole = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
-    assert Unpacked(tables, Masker(tables, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
+    assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
     raw.lengths[:, 0] = 8  # the maximum
-    assert Unpacked(tables, Masker(tables, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
+    assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
 def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for() -> None:
@@ -436,7 +436,7 @@ def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for(
     raw = raw_batch(specs, 200)
     raw.lengths[:, 0] = 50
     config = MaskingConfig(input_budget=30, target_budget=16, min_input=0, mixtures=(Mixture(inputs=("words",)),))
-    batch = Masker(Tables(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0)
     check_batch(specs, raw, batch, config, marked_inputs=True)
     read = np.where(batch.targets.mask & (batch.targets.modalities == 0), batch.targets.read, FIRST_WORD)
     first = np.where(read < FIRST_WORD, read, FIRST_WORD).min(axis=1)
@@ -449,7 +449,7 @@ def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
     config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
-    targets = Masker(Tables(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0).targets
+    targets = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0).targets
     last = targets.mask.sum(dim=1) - 1
     assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 
@@ -466,7 +466,9 @@ def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
         Mixture(alone=0.5),
         Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)),
     )
-    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=mixtures))
+    masker = Masker(
+        EmbeddingLayout(specs), MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=mixtures)
+    )
     raw = raw_batch(specs, 8, seed=3, absent=0.2)
     whole = flat_tensors(masker(raw, seed=5, step=7))
     assert all(torch.equal(a, b) for a, b in zip(whole, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
@@ -487,7 +489,7 @@ def test_shares_are_a_dirichlet(alpha: float) -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(20, 20))) for n in range(count)]
     mixtures = (Mixture(input_alpha=alpha, target_alpha=2 * alpha),)
     config = MaskingConfig(input_budget=budget, target_budget=budget, min_input=0, mixtures=mixtures)
-    batch = Masker(Tables(specs), config)(raw_batch(specs, samples), seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, samples), seed=0, step=0)
     for kinds, value in ((batch.inputs.modalities, alpha), (batch.targets.modalities, 2 * alpha)):
         shares = torch.nn.functional.one_hot(kinds, count).sum(dim=1) / budget
         variance = (1 / count) * (1 - 1 / count) / (count * value + 1)
@@ -499,27 +501,27 @@ def test_shares_are_a_dirichlet(alpha: float) -> None:
 def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
     specs = all_layouts()
     mixtures = (Mixture(weight=3, inputs=("picture",), targets=("clip",)), Mixture(inputs=("clip",), targets=("code",)))
-    tables = Tables(specs)
-    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures))
+    layout = EmbeddingLayout(specs)
+    masker = Masker(layout, MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures))
     batch = masker(raw_batch(specs, 2000), seed=0, step=0)
-    first = (batch.targets.modalities == tables.index("clip")).all(dim=1)
+    first = (batch.targets.modalities == layout.index("clip")).all(dim=1)
     assert abs(first.float().mean().item() - 0.75) < 0.04
-    assert (batch.inputs.modalities[first] == tables.index("picture")).all()
+    assert (batch.inputs.modalities[first] == layout.index("picture")).all()
     raw = raw_batch(specs, 50)
-    raw.present[:, tables.index("clip")] = False
-    raw.lengths[:, tables.index("clip")] = 0
-    assert (masker(raw, seed=0, step=0).targets.modalities == tables.index("code")).all()
+    raw.present[:, layout.index("clip")] = False
+    raw.lengths[:, layout.index("clip")] = 0
+    assert (masker(raw, seed=0, step=0).targets.modalities == layout.index("code")).all()
     inputs = (Mixture(weight=9, inputs=("clip",), targets=("code",)), Mixture(inputs=("picture",), targets=("code",)))
-    masker = Masker(tables, MaskingConfig(input_budget=4, target_budget=4, min_input=1, mixtures=inputs))
+    masker = Masker(layout, MaskingConfig(input_budget=4, target_budget=4, min_input=1, mixtures=inputs))
     given = masker(raw, seed=0, step=0).inputs
     assert given.mask.any(dim=1).all(), "not asked from nothing"
-    assert (given.modalities[given.mask] == tables.index("picture")).all()
+    assert (given.modalities[given.mask] == layout.index("picture")).all()
 
 
 def test_input_budgets_are_drawn_from_the_least_on() -> None:
     specs = [spec("picture", GridLayout(shape=(8, 8)))]
     config = MaskingConfig(input_budget=12, target_budget=8, min_input=5)
-    counts = Masker(Tables(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
+    counts = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
     found = torch.bincount(counts, minlength=13)
     assert found[:5].sum() == 0 and (found[5:] - 250).abs().max() < 60
     assert [MaskingConfig(input_budget=n).least_input for n in (4, 128)] == [1, 16]  # an eighth, and not nothing
@@ -530,7 +532,7 @@ def test_by_default_most_samples_have_most_of_their_input_of_one_modality() -> N
     specs = [spec(f"grid_{n}", GridLayout(shape=(8, 8))) for n in range(6)]
 
     def share(config: MaskingConfig) -> float:
-        inputs = Masker(Tables(specs), config)(raw_batch(specs, 400), seed=0, step=0).inputs
+        inputs = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 400), seed=0, step=0).inputs
         counts = torch.stack([(inputs.modalities == n).sum(dim=1) for n in range(6)])
         return float((counts.amax(dim=0) > 32).float().mean())
 
@@ -545,7 +547,7 @@ def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float)
     raw = raw_batch(specs, 3000, seed=1, absent=0.3)
     mixture = Mixture(inputs=("picture", "class", "raw"), alone=share)
     config = MaskingConfig(input_budget=40, target_budget=60, min_input=0, mixtures=(mixture,))
-    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
     counts = counts.sum(dim=1)
     # Where nothing else is short of tokens: all of the three are there, and the other picture to be asked for.
@@ -567,9 +569,9 @@ def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
     specs = all_layouts()
     plain = MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=(Mixture(),))
     raw = raw_batch(specs, 200, seed=3)
-    before = flat_tensors(Masker(Tables(specs), plain)(raw, seed=5, step=7))
+    before = flat_tensors(Masker(EmbeddingLayout(specs), plain)(raw, seed=5, step=7))
     mixed = dataclasses.replace(plain, mixtures=(Mixture(alone=0.2),))
-    after = flat_tensors(Masker(Tables(specs), mixed)(raw, seed=5, step=7))
+    after = flat_tensors(Masker(EmbeddingLayout(specs), mixed)(raw, seed=5, step=7))
     same = torch.stack([(a == b).all(dim=1) for a, b in zip(before, after, strict=True)]).all(dim=0)
     assert 0.7 < same.float().mean().item() < 0.9
 
@@ -584,7 +586,7 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
         Mixture(inputs=("picture", "code"), targets=("words",)),
     )
     config = MaskingConfig(input_budget=24, target_budget=8, min_input=0, mixtures=parts)
-    batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     counts = (torch.nn.functional.one_hot(batch.inputs.modalities, 3) * batch.inputs.mask[:, :, None]).sum(dim=1)
     first = (batch.targets.modalities[:, 0] == 2) & batch.targets.mask[:, 0]
     assert 60 < first.sum() < 140
@@ -600,7 +602,7 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
     raw = raw_batch(specs, 1000, seed=3, absent=0.2)
     for budget in (20, 40):
         config = MaskingConfig(input_budget=16, target_budget=budget, mixtures=(mixture,))
-        batch = Masker(Tables(specs), config)(raw, seed=0, step=0)
+        batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
         kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))
         counts = torch.stack([(kinds == k).sum(dim=1) for k in range(len(specs))], dim=1)
         has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a whole sequence has its end
@@ -617,18 +619,18 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
 
 def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_has() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(3)] + [spec("words", sequence(9, 4), 30)]
-    raw, tables = raw_batch(specs, 300, seed=4, absent=0.2), Tables(specs)
+    raw, layout = raw_batch(specs, 300, seed=4, absent=0.2), EmbeddingLayout(specs)
     names = [item.name for item in specs]
     own = Mixture(targets=("grid_0", "words"))
     filling = dataclasses.replace(own, fill=("grid_1", "grid_2"))
     budgets = {"input_budget": 32, "target_budget": 24, "min_input": 0}
     alone, filled = (
-        Masker(tables, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
+        Masker(layout, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
     )
     check_batch(specs, raw, filled, MaskingConfig(mixtures=(own,), **budgets))
     kinds, overlapping = [names.index(name) for name in own.targets], 0
     for number in np.flatnonzero(raw.present[:, kinds].any(axis=1)):
-        before, after = (Unpacked(tables, batch, int(number)) for batch in (alone, filled))
+        before, after = (Unpacked(layout, batch, int(number)) for batch in (alone, filled))
         assert after.inputs == before.inputs
         rest = {name: run for name, run in after.targets.items() if name not in before.targets}
         assert after.targets == before.targets | rest and set(rest) <= {"grid_1", "grid_2"}
@@ -638,10 +640,10 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
             overlapping += bool(given_too)
     assert overlapping > 20
     raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
-    left = Masker(tables, MaskingConfig(mixtures=(filling,), **budgets))(raw, seed=0, step=0)
+    left = Masker(layout, MaskingConfig(mixtures=(filling,), **budgets))(raw, seed=0, step=0)
     assert left.targets.mask[torch.from_numpy(raw.present.any(axis=1))].any(dim=1).all(), "only what fills"
     other = Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",))
-    left = Masker(tables, MaskingConfig(mixtures=(filling, other), **budgets))(raw, seed=0, step=0)
+    left = Masker(layout, MaskingConfig(mixtures=(filling, other), **budgets))(raw, seed=0, step=0)
     both = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
     assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
 
@@ -649,12 +651,12 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 8])
 def test_where_no_span_fits_a_prefix_goes_before_what_fills(budget: int) -> None:
     specs = [spec("grid", GridLayout(shape=(4, 4))), spec("words", sequence(9, 4), 30)]
-    raw, tables = raw_batch(specs, 300), Tables(specs)
+    raw, layout = raw_batch(specs, 300), EmbeddingLayout(specs)
     config = MaskingConfig(input_budget=8, target_budget=budget, mixtures=(Mixture(targets=("words",)),))
     filling = dataclasses.replace(config, mixtures=(Mixture(targets=("words",), fill=("grid",)),))
-    alone, filled = (Masker(tables, each)(raw, seed=0, step=0) for each in (config, filling))
+    alone, filled = (Masker(layout, each)(raw, seed=0, step=0) for each in (config, filling))
     for number in range(len(raw)):
-        before, after = (Unpacked(tables, batch, number) for batch in (alone, filled))
+        before, after = (Unpacked(layout, batch, number) for batch in (alone, filled))
         assert after.inputs == before.inputs and after.targets.get("words") == before.targets.get("words")
         assert sum(map(len, after.targets.values())) <= budget
 
@@ -665,7 +667,7 @@ def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
     raw.present[:, :2], raw.lengths[:, :2] = False, 0
     first, second = (Mixture(inputs=("grid_0",), targets=(name,), fill=("grid_3",)) for name in ("grid_1", "grid_2"))
     config = MaskingConfig(target_budget=16, mixtures=(dataclasses.replace(first, weight=9.0), second))
-    targets = Masker(Tables(specs), config)(raw, seed=0, step=0).targets
+    targets = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).targets
     assert targets.mask.all() and (targets.modalities == 2).all()
 
 
@@ -682,13 +684,13 @@ def test_what_fills_stands_beside_targets(part: dict[str, tuple[str, ...]], mess
 
 
 def test_what_fills_can_be_made() -> None:
-    tables = Tables(all_layouts())
+    layout = EmbeddingLayout(all_layouts())
     for name, error, message in (
         ("pixels", ConfigError, "masking: mixtures: fill: pixels: a patches modality"),
         ("pictures", UnknownNameError, "did you mean picture"),
     ):
         with pytest.raises(error, match=message):
-            Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("clip",), fill=(name,)),)))
+            Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("clip",), fill=(name,)),)))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
@@ -699,8 +701,8 @@ def test_a_share_is_from_0_to_1(share: float) -> None:
 
 def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() -> None:
     specs = all_layouts()
-    tables = Tables(specs, ModelConfig(inputs_only=("picture",), targets_only=("words",)))
-    batch = Masker(tables, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
+    layout = EmbeddingLayout(specs, ModelConfig(inputs_only=("picture",), targets_only=("words",)))
+    batch = Masker(layout, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
     given, asked = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
     assert {specs[kind].name for kind in given} == {item.name for item in specs} - {"words"}
     assert {specs[kind].name for kind in asked} == {"clip", "code", "words", "tags"}
@@ -709,17 +711,17 @@ def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() 
         (Mixture(inputs=("words",)), "inputs: words: this model only makes it"),
     ):
         with pytest.raises(ConfigError, match=f"masking: mixtures: {message}"):
-            Masker(tables, MaskingConfig(mixtures=(mixture,)))
+            Masker(layout, MaskingConfig(mixtures=(mixture,)))
 
 
 def test_mixtures_that_cannot_be_are_errors() -> None:
-    tables = Tables(all_layouts())
+    layout = EmbeddingLayout(all_layouts())
     with pytest.raises(UnknownNameError, match="picture"):
-        Masker(tables, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))
+        Masker(layout, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))
     with pytest.raises(UnknownNameError, match="picture"):
-        Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("pixels", "pictures")),)))
+        Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("pixels", "pictures")),)))
     with pytest.raises(ConfigError, match="masking: mixtures: targets: pixels: a patches modality is an input only"):
-        Masker(tables, MaskingConfig(mixtures=(Mixture(targets=("pixels",)),)))
-    only_inputs = Tables([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
+        Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("pixels",)),)))
+    only_inputs = EmbeddingLayout([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
     with pytest.raises(ConfigError, match="nothing to predict"):
         Masker(only_inputs, MaskingConfig())

@@ -305,7 +305,7 @@ def test_tables_that_stand_for_one_another_come_back_and_may_be_taken_apart(tmp_
     write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
-    run = trained_on(tmp_path, load_model(tmp_path / "backbone").tables.specs)
+    run = trained_on(tmp_path, load_model(tmp_path / "backbone").layout.specs)
     trained, own = export_backbone(run), load_file(run / "model.safetensors")
     assert trained.same_as == {} and torch.equal(trained.tensors[logits], own["output.caption"])
     assert not torch.equal(trained.tensors[logits], trained.tensors[table])
@@ -372,10 +372,10 @@ def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path
     """Spans are marked from [S_1] on, id 5; [EOS], id 3, stands behind what is given to its end."""
     imported(published(VARIANTS["gated"]), tmp_path)
     model = load_model(tmp_path / "backbone")
-    layout = model.tables.spec("caption").layout
+    layout = model.layout.spec("caption").layout
     assert isinstance(layout, SequenceLayout)
     assert (layout.end, layout.sentinel_start, layout.num_sentinels) == (3, 5, 199)
-    content, _ = padded(model.tables, {"caption": [np.array([7000, 8000])]})
+    content, _ = padded(model.layout, {"caption": [np.array([7000, 8000])]})
     assert content["caption"].tolist() == [[7000, 8000, 3]]
 
 
@@ -404,8 +404,8 @@ def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     imported(checkpoint, tmp_path)
     before = load_model(tmp_path / "backbone")
-    assert {spec.name for spec in before.tables.specs} >= {"tok_thing_32", "tok_other_32"}
-    run = trained_on(tmp_path, before.tables.specs, average=0.5)
+    assert {spec.name for spec in before.layout.specs} >= {"tok_thing_32", "tok_other_32"}
+    run = trained_on(tmp_path, before.layout.specs, average=0.5)
     for folder in (run, run / "last"):
         again = export_backbone(folder)
         assert again.config == checkpoint.config
@@ -431,7 +431,7 @@ def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
 
 def test_one_that_was_trained_with_other_modalities_does_not_go_back(tmp_path: Path) -> None:
     imported(published(VARIANTS["gated"]), tmp_path)
-    specs = load_model(tmp_path / "backbone").tables.specs
+    specs = load_model(tmp_path / "backbone").layout.specs
     (tmp_path / "less").mkdir()
     shutil.copytree(tmp_path / "backbone", tmp_path / "less" / "backbone")
     with pytest.raises(CheckpointError, match=f"run: was trained without the modality {specs[-1].name}, which the pub"):

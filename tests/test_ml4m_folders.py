@@ -286,7 +286,7 @@ def test_other_tokens_than_the_plugins_are_a_modality_of_their_own(
     output = " ".join(run(import_command, tmp_path / "in", tmp_path / "out").split())
     assert "tok_depth_224" in output and all(word in output for word in message.split())
     assert "depth" not in Zoo.from_toml(tmp_path / "out" / "registry.toml").names()
-    specs = {spec.name: spec for spec in load_model(tmp_path / "out" / "backbone").tables.specs}
+    specs = {spec.name: spec for spec in load_model(tmp_path / "out" / "backbone").layout.specs}
     assert specs["tok_depth_224"].vocab_size == size[1] and specs["tok_depth_224"].layout.length == size[0]
 
 
@@ -531,8 +531,8 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given
     assert "an input only" in said and "made only, no input" in said
     backbone, registry = tmp_path / "out" / "backbone", tmp_path / "out" / "registry.toml"
     model = load_model(backbone)
-    assert model.tables.discrete == ("clip_448", "semseg") and model.tables.readable == ("clip", "semseg")
-    specs = model.tables.specs
+    assert model.layout.discrete == ("clip_448", "semseg") and model.layout.readable == ("clip", "semseg")
+    specs = model.layout.specs
     assert sorted(default_pairs(specs, model.config)) == [
         (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
     ]  # fmt: skip
@@ -798,7 +798,7 @@ def grids(out: Path) -> dict[str, tuple[int, ...]]:
 def same_as_in_backbone(out: Path) -> bool:
     """Whether the backbone's modalities are those of the registry, with as many tokens."""
     zoo = Zoo.from_toml(out / "registry.toml")
-    specs = {spec.name: spec.layout for spec in load_model(out / "backbone").tables.specs}
+    specs = {spec.name: spec.layout for spec in load_model(out / "backbone").layout.specs}
     return all(specs.get(name) == zoo[name].spec.layout for name in ("clip", "semseg"))
 
 
@@ -842,7 +842,7 @@ def test_a_size_that_the_registry_states_stays(order: tuple[str, ...], sized: Pa
     said = " ".join("".join(run(import_command, sized / name, out) for name in order).split())
     assert grids(out) == {"clip": (28, 28), "semseg": (28, 14)}
     assert "it was built for image_size = 448" in said and "the plugin clip has other tokens" in said
-    assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(out / "backbone").tables.specs}
+    assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(out / "backbone").layout.specs}
     assert Zoo.from_toml(out / "registry.toml")["clip"].known_settings()["colours"] == "clip"
 
 

@@ -18,7 +18,7 @@ from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
 from zoo_backbone.training.optim import decays
@@ -47,8 +47,8 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        for name in model.tables.stored_positions:
-            rows = model.tables.positions[name].slice
+        for name in model.layout.stored_positions:
+            rows = model.layout.positions[name].slice
             for table in (model.fixed_positions, model.target_positions):
                 table[rows] = torch.randn(table[rows].shape, generator=generator, dtype=torch.float64)
     return model
@@ -58,7 +58,7 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
 def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     specs = all_layouts()
     model = double_model(specs, config)
-    batch = packed_batch(specs, size=3, budget=20, seed=4, absent=0.3, tables=model.tables)
+    batch = packed_batch(specs, size=3, budget=20, seed=4, absent=0.3, layout=model.layout)
     twin = SlowTwin(model)
     by_modality: dict[str, list[Tensor]] = {}
     for sample in range(3):
@@ -69,7 +69,7 @@ def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     torch.testing.assert_close(fast.loss, torch.stack(means).mean(), rtol=1e-7, atol=0)
     everything = torch.stack([loss for losses in by_modality.values() for loss in losses])
     torch.testing.assert_close(model(batch, "token").loss, everything.mean(), rtol=1e-7, atol=0)
-    measured = fast.per_modality(model.tables.names)
+    measured = fast.per_modality(model.layout.names)
     assert set(measured) == set(by_modality)
     for name, losses in by_modality.items():
         assert measured[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
@@ -94,7 +94,7 @@ def one_sample(batch: PackedBatch, sample: int) -> PackedBatch:
 def test_a_sample_alone_is_a_sample_in_a_padded_batch() -> None:
     specs = all_layouts()
     config = MaskingConfig(input_budget=60, min_input=2, target_budget=60)
-    batch = Masker(Tables(specs), config)(raw_batch(specs, 6, 1, absent=0.5), seed=0, step=0)
+    batch = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 6, 1, absent=0.5), seed=0, step=0)
     assert not batch.inputs.mask.all() and not batch.targets.mask.all()
     model = double_model(specs)
     together = model.decode_targets(batch)
@@ -130,10 +130,10 @@ def test_only_matrices_and_output_rows_decay() -> None:
 
 def test_stored_positions_have_to_suffice() -> None:
     specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
-    Tables(specs, ModelConfig(stored_positions={"words": 21, "picture": 36}))
+    EmbeddingLayout(specs, ModelConfig(stored_positions={"words": 21, "picture": 36}))
     for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
         with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
-            Tables(specs, ModelConfig(stored_positions={name: rows}))
+            EmbeddingLayout(specs, ModelConfig(stored_positions={name: rows}))
 
 
 @pytest.mark.parametrize("name", ["type", "values", "half"])
@@ -153,13 +153,13 @@ def test_grouped_logits_are_the_full_ones() -> None:
     model = double_model(specs)
     batch = packed_batch(specs, size=4)
     hidden = model.decode_targets(batch)
-    tables, targets = model.tables, batch.targets
+    layout, targets = model.layout, batch.targets
     # Rows of the output matrices in the order of the token table, so that ids are columns.
-    full = hidden @ torch.cat([model.output[name] for name in tables.token_tables]).T
-    sums = torch.zeros(len(tables), dtype=torch.float64)
+    full = hidden @ torch.cat([model.output[name] for name in layout.token_tables]).T
+    sums = torch.zeros(len(layout), dtype=torch.float64)
     for sample, slot in targets.mask.nonzero().tolist():
         kind = int(targets.modalities[sample, slot])
-        rows = tables.token_rows(tables.names[kind])
+        rows = layout.token_rows(layout.names[kind])
         logits = full[sample, slot].clone()
         logits[: rows.start] = -math.inf
         logits[rows.start + rows.count :] = -math.inf
@@ -190,7 +190,7 @@ def test_both_losses_by_hand() -> None:
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 6, 3)
-    masker = Masker(Tables(specs), MaskingConfig(input_budget=24, target_budget=24))
+    masker = Masker(EmbeddingLayout(specs), MaskingConfig(input_budget=24, target_budget=24))
     whole = masker(raw, seed=0, step=0)
     halves = []
     for first in (0, 3):
@@ -209,8 +209,8 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
     assert all(parameter.grad is not None for parameter in model.sometimes_used())
 
 
-def targets_of(batch: PackedBatch, tables: Tables, name: str, sample: int) -> list[int]:
-    here = batch.targets.mask[sample] & (batch.targets.modalities[sample] == tables.index(name))
+def targets_of(batch: PackedBatch, layout: EmbeddingLayout, name: str, sample: int) -> list[int]:
+    here = batch.targets.mask[sample] & (batch.targets.modalities[sample] == layout.index(name))
     return here.nonzero().squeeze(1).tolist()
 
 
@@ -224,10 +224,10 @@ def test_a_later_token_does_not_change_earlier_predictions() -> None:
     specs = all_layouts()
     model = double_model(specs)
     batch = packed_batch(specs, size=6, budget=40, seed=1)
-    tables = model.tables
-    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, tables, "words", s)) > 4)
+    layout = model.layout
+    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, layout, "words", s)) > 4)
     before = model.decode_targets(batch)[sample]
-    after = model.decode_targets(changed_read(batch, sample, slots[3], tables.token_rows("words").start + 7))[sample]
+    after = model.decode_targets(changed_read(batch, sample, slots[3], layout.token_rows("words").start + 7))[sample]
     moved = (before - after).abs().amax(dim=1) > 0
     used = batch.targets.mask[sample].nonzero().squeeze(1).tolist()
     assert [slot for slot in used if moved[slot]] == slots[3:]
@@ -237,8 +237,8 @@ def test_targets_of_a_grid_see_each_other_and_no_true_token() -> None:
     specs = all_layouts()
     model = double_model(specs)
     batch = packed_batch(specs, size=6, budget=40, seed=1)
-    tables = model.tables
-    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, tables, "picture", s)) > 2)
+    layout = model.layout
+    sample, slots = next((s, found) for s in range(6) if len(found := targets_of(batch, layout, "picture", s)) > 2)
     before = model.decode_targets(batch)[sample]
     ids = torch.where(batch.targets.read < 0, 0, batch.targets.ids)
     hidden_ids = PackedBatch(inputs=batch.inputs, targets=dataclasses.replace(batch.targets, ids=ids))
@@ -253,10 +253,10 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     model = double_model(specs, CONFIGS["rotary"]).eval()
     batch = packed_batch(specs, size=3, budget=12)
     context = model.context(batch.inputs)
-    start, length = model.tables.positions["words"].start, 9
-    read = model.tables.token_rows("words").start + torch.randint(0, 100, (3, length))
+    start, length = model.layout.positions["words"].start, 9
+    read = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
     positions = torch.arange(start, start + length).expand(3, -1)
-    kinds = torch.full((3, length), model.tables.index("words"))
+    kinds = torch.full((3, length), model.layout.index("words"))
     x = model.embed_targets(read, positions, kinds)
     turns = model.turns(positions)
     assert turns is not None
@@ -281,13 +281,13 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
 
 
 def test_a_published_name_of_a_modality_is_told_apart_from_an_unknown_one() -> None:
-    tables = Tables([dataclasses.replace(spec("small", GridLayout(shape=(2, 2))), aliases=("tok_small",))])
+    layout = EmbeddingLayout([dataclasses.replace(spec("small", GridLayout(shape=(2, 2))), aliases=("tok_small",))])
     with pytest.raises(
         UnknownNameError, match=r"unknown modality of this backbone 'tok_small'; here it is called small$"
     ):
-        tables.spec("tok_small")
+        layout.spec("tok_small")
     with pytest.raises(UnknownNameError, match=r"unknown modality of this backbone 'smal'; did you mean small\?$"):
-        tables.spec("smal")
+        layout.spec("smal")
 
 
 def test_presets_and_their_errors() -> None:
@@ -311,19 +311,19 @@ def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
 
 def test_tables_place_each_modality_once() -> None:
     specs = all_layouts()
-    tables = Tables(specs)
-    assert {name: (rows.start, rows.count) for name, rows in tables.token_tables.items()} == {
+    layout = EmbeddingLayout(specs)
+    assert {name: (rows.start, rows.count) for name, rows in layout.token_tables.items()} == {
         "picture": (0, 50), "clip": (50, 40), "code": (90, 30), "text": (120, 100),
     }  # fmt: skip
-    assert tables.positions["pixels"] == tables.positions["picture"]
-    assert tables.positions["words"].count == 42
-    grown = Tables([*specs, spec("more", GridLayout(shape=(2, 2)))])
-    assert all(grown.positions[name] == tables.positions[name] for name in tables.names)
-    assert all(grown.token_tables[name] == rows for name, rows in tables.token_tables.items())
+    assert layout.positions["pixels"] == layout.positions["picture"]
+    assert layout.positions["words"].count == 42
+    grown = EmbeddingLayout([*specs, spec("more", GridLayout(shape=(2, 2)))])
+    assert all(grown.positions[name] == layout.positions[name] for name in layout.names)
+    assert all(grown.token_tables[name] == rows for name, rows in layout.token_tables.items())
     with pytest.raises(ConfigError, match="text"):
-        Tables([*specs, spec("more", sequence(), 99, "text")])
+        EmbeddingLayout([*specs, spec("more", sequence(), 99, "text")])
     with pytest.raises(ConfigError, match="each once"):
-        Tables([specs[0], specs[0]])
+        EmbeddingLayout([specs[0], specs[0]])
 
 
 def test_fused_layers_start_like_separate_ones() -> None:
@@ -370,7 +370,7 @@ def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monke
     for name, buffer in buffers.items():
         assert buffer.dtype == computed[name].dtype and torch.equal(buffer, computed[name]), name
     model.load_state_dict(weights, strict=False)
-    batch = packed_batch(all_layouts(), tables=model.tables)
+    batch = packed_batch(all_layouts(), layout=model.layout)
     assert torch.equal(model(batch).loss, drawn(batch).loss)
 
 
@@ -383,9 +383,9 @@ def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "sep
     axes = OrderedIds(start=50, count=64), OrderedIds(start=114, count=3)
     ordered = [plain[0], dataclasses.replace(words, ordered_ids=axes), *plain[2:]]
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
-    rows = model.tables.token_rows("words")
+    rows = model.layout.token_rows("words")
     read = [model.read_embedding] if tables == "separate" else []
-    tables_of = [(model.output[model.tables.table_of(words)], OUTPUT_STD)]
+    tables_of = [(model.output[model.layout.table_of(words)], OUTPUT_STD)]
     tables_of += [(table.weight[rows.slice], EMBEDDING_STD) for table in (model.token_embedding, *read)]
     for table, std in [(table.detach(), std) for table, std in tables_of]:
         numbers = table[50:114]
@@ -396,7 +396,7 @@ def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "sep
         assert likeness.diagonal(16).abs().mean() < 0.4
         assert torch.corrcoef(table)[40:50, 50:114].abs().max() < 0.4
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, without.state_dict()[name])}
-    output = f"output.{model.tables.table_of(words)}"
+    output = f"output.{model.layout.table_of(words)}"
     assert changed == {"token_embedding.weight", output} | ({"read_embedding.weight"} if read else set())
     same = torch.ones(len(rows_of := model.token_embedding.weight), dtype=torch.bool)
     same[rows.start + 50 : rows.start + 117] = False

@@ -60,7 +60,7 @@ def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
 def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> None:
     specs = all_layouts()
     masking = MaskingConfig(input_budget=200, min_input=0, target_budget=200)  # of 140 tokens that a sample has
-    batch = Masker(model.tables, masking)(raw_batch(specs, size=4, absent=absent), seed=1, step=0)
+    batch = Masker(model.layout, masking)(raw_batch(specs, size=4, absent=absent), seed=1, step=0)
     batch = dataclasses.replace(batch, inputs=dataclasses.replace(
         batch.inputs, vectors={name: (at, rows.double()) for name, (at, rows) in batch.inputs.vectors.items()}
     ))  # fmt: skip
@@ -72,7 +72,7 @@ def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> 
         assert torch.equal(after.ids[after.mask], before.ids[before.mask])
     for name, (at, rows) in trimmed.inputs.vectors.items():
         kinds = trimmed.inputs.modalities.flatten()[at]
-        assert bool((kinds == model.tables.names.index(name)).all()) and len(rows) == len(at)
+        assert bool((kinds == model.layout.names.index(name)).all()) and len(rows) == len(at)
     plain, losses = model(batch), model(trimmed)
     torch.testing.assert_close(losses.sums, plain.sums)
     gradients = [torch.autograd.grad(loss.loss, list(model.encoder.parameters())) for loss in (plain, losses)]
@@ -140,7 +140,7 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
     root = write_splits(tmp_path)
     config = dataclasses.replace(TRAINING, batch_size=8, eval_samples=10)
     model = FourM.seeded(SMALL, all_layouts(), 0)
-    mix = Mix(open_sources(root, TEST, all_layouts(), config), model.tables, config)
+    mix = Mix(open_sources(root, TEST, all_layouts(), config), model.layout, config)
     sizes: list[int] = []
 
     @torch.no_grad()

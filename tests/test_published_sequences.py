@@ -360,7 +360,7 @@ def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest
     assert "_4m" not in world.output and "other tokens" not in world.output
     assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
     model = load_model(world.folder / "out" / "backbone", [world.zoo[name].spec for name in world.zoo.names()])
-    assert {spec.name for spec in model.tables.specs} == {"caption", POSES, MASKS}
+    assert {spec.name for spec in model.layout.specs} == {"caption", POSES, MASKS}
     stored = load_config(world.folder / "out" / "backbone")["fingerprints"]
     assert stored == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
     (tmp_path / "people.json").write_text(json.dumps([AT_REST]))

@@ -29,7 +29,7 @@ from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
@@ -154,12 +154,12 @@ def test_a_class_is_no_vector_of_numbers() -> None:
     with pytest.raises(
         ConfigError, match=r"--via mood: expected .* and mood has values of kind text; this run has gist$"
     ):
-        check_via(Tables([mood, gist]), "mood")
+        check_via(EmbeddingLayout([mood, gist]), "mood")
     with pytest.raises(ConfigError, match="this run has none: use --embedding encoder"):
-        check_via(Tables([mood]), "mood")
-    check_via(Tables([mood, gist]), "gist")
+        check_via(EmbeddingLayout([mood]), "mood")
+    check_via(EmbeddingLayout([mood, gist]), "gist")
     with pytest.raises(ConfigError, match=r"and gist is an input only; this run has none: use --embedding encoder$"):
-        check_via(Tables([mood, gist], ModelConfig(inputs_only=("gist",))), "gist")
+        check_via(EmbeddingLayout([mood, gist], ModelConfig(inputs_only=("gist",))), "gist")
 
 
 # ---------------------------------------------------------------- the index

@@ -26,7 +26,7 @@ from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import Trained
 from zoo_backbone.model import FourM
 from zoo_backbone.training.average import Average
@@ -170,15 +170,15 @@ def test_the_average_comes_back_off() -> None:
 
 @pytest.mark.parametrize("loss", ["modality", "token"])
 def test_weights_count_in_the_mean(loss: Any) -> None:
-    tables = Tables(all_layouts())
+    layout = EmbeddingLayout(all_layouts())
     model, batch = FourM.seeded(SMALL, all_layouts(), 0).double(), packed_batch(all_layouts(), size=3, alpha=9.0)
     vectors = {name: (index, rows.double()) for name, (index, rows) in batch.inputs.vectors.items()}
     batch = dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, vectors=vectors))
     config = TrainConfig(loss=loss, loss_weights={"clip": 3.0, "words": 0.5})
     plain = model(batch, loss)
-    found = model(batch, loss, weights=Balance(tables, config, torch.device("cpu")).weights(plain.counts.float()))
+    found = model(batch, loss, weights=Balance(layout, config, torch.device("cpu")).weights(plain.counts.float()))
     present = plain.counts > 0
-    factors = torch.tensor([3.0 if name == "clip" else 0.5 if name == "words" else 1.0 for name in tables.names])
+    factors = torch.tensor([3.0 if name == "clip" else 0.5 if name == "words" else 1.0 for name in layout.names])
     share = plain.counts if loss == "token" else present.double()
     means = plain.sums / plain.counts.clamp(min=1)
     torch.testing.assert_close(found.loss.detach(), (factors * share * means).sum() / (factors * share).sum(),
@@ -187,8 +187,8 @@ def test_weights_count_in_the_mean(loss: Any) -> None:
 
 
 def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
-    tables = Tables(all_layouts())
-    balance = Balance(tables, TrainConfig(balance="uncertainty"), torch.device("cpu"))
+    layout = EmbeddingLayout(all_layouts())
+    balance = Balance(layout, TrainConfig(balance="uncertainty"), torch.device("cpu"))
     whole, losses = torch.ones(7) * 4, torch.tensor([1.0, 2.0, 4.0, 0.5, 0.0, 3.0, 0.0])
     whole[4] = whole[6] = 0
     for _ in range(4000):
@@ -200,7 +200,7 @@ def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
 
 
 def test_no_weights_are_none_at_all() -> None:
-    assert Balance(Tables(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
+    assert Balance(EmbeddingLayout(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
 
 
 def kept_numbers(model: FourM, batch: PackedBatch) -> int:
@@ -333,7 +333,7 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path, monkeypatch: p
     datasets = (Dataset(tokens=other_store(tmp_path / "other"), weight=0.5, mixtures=(Mixture(inputs=("more",)),)),)
     config = dataclasses.replace(SHORT, datasets=datasets, batch_size=5)
     sources = open_sources(store, "train", specs, config)
-    mix = Mix(sources, Tables(specs), config)
+    mix = Mix(sources, EmbeddingLayout(specs), config)
     batches = [mix.batch(step, 5, 0, 5) for step in range(6)]
     for step, batch in enumerate(batches):
         pieces = [mix.batch(step, 5, first, count) for first, count in ((0, 2), (2, 1), (3, 2))]

@@ -17,7 +17,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.training.balance import Balance
 from zoo_backbone.training.held_out import held_out_losses
@@ -42,7 +42,7 @@ def logged(folder: Path, store: Path, config: TrainConfig) -> dict[str, float]:
 
 
 def mix_of(store: Path, split: str, config: TrainConfig) -> Mix:
-    return Mix(open_sources(store, split, all_layouts(), config), Tables(all_layouts()), config)
+    return Mix(open_sources(store, split, all_layouts(), config), EmbeddingLayout(all_layouts()), config)
 
 
 def first_batch(store: Path, config: TrainConfig) -> PackedBatch:
@@ -60,7 +60,7 @@ def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
 
     def norm(kind: Any, weighted: bool) -> float:
         """Of the gradient."""
-        balance = Balance(model.tables, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
+        balance = Balance(model.layout, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
         model.zero_grad()
         model(batch, kind, weights=balance.weights(counts) if weighted else None).loss.backward()
         return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
@@ -96,7 +96,7 @@ def test_a_step_moves_the_learned_weights_of_what_had_targets(store: Path, tmp_p
     counts = model.target_counts(first_batch(store, config).targets).tolist()
     # Adam's first step has the size of the learning rate; all losses are above 1/2, so all factors fall.
     moved = math.exp(-config.learning_rate)
-    expected = {name: moved if count else 1.0 for name, count in zip(model.tables.names, counts, strict=True)}
+    expected = {name: moved if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
     assert set(expected.values()) == {moved, 1.0}
     assert {name: found[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
 

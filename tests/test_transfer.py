@@ -193,9 +193,9 @@ def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: Wor
 
 def test_scratch_has_the_positions_that_a_published_model_stored(world: World, tmp_path: Path) -> None:
     trained = load_model(world.run)
-    names = trained.tables.names
+    names = trained.layout.names
     config = dataclasses.replace(trained.config, rotary=False, stored_positions=dict.fromkeys(names, 64))
-    model = FourM.seeded(config, trained.tables.specs, 0)
+    model = FourM.seeded(config, trained.layout.specs, 0)
     torch.nn.init.normal_(model.fixed_positions)
     save_model(model, tmp_path, {"fingerprints": {}})
     scratch = encoder_of(tmp_path, transfer_config({"tuning": "scratch"}), 3).model
@@ -331,7 +331,7 @@ def test_maps_of_another_size_are_told_before_any_work(world: World, frozen: Pat
         with pytest.raises(DataError, match=line):
             handles_of(zoo, model, recipe, fingerprints)
     data = EvaluationData(
-        zoo, ["light", "dark"], fingerprints, world.root / "tokens", world.root / "data", 0, model.tables.specs
+        zoo, ["light", "dark"], fingerprints, world.root / "tokens", world.root / "data", 0, model.layout.specs
     )  # fmt: skip
     assert list(data.handles) == ["dark"] and data.problems["light"].startswith(line[1:])
     stored = "stored with the layout .*; use the registry that they were written with, or tokenize into another folder"

@@ -29,7 +29,7 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer import judging
@@ -213,15 +213,15 @@ def test_samples_are_kept_without_padding_and_padded_again() -> None:
 
 
 def test_a_map_is_read_from_all_grids_like_the_first() -> None:
-    tables = Tables(all_layouts())
-    assert Grid.of(tables, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
+    layout = EmbeddingLayout(all_layouts())
+    assert Grid.of(layout, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
     with pytest.raises(ConfigError, match="words,clip: a map is read from a grid of two axes"):
-        Grid.of(tables, ["words", "clip"])
-    sound = dataclasses.replace(tables.spec("picture"), name="sound", layout=GridLayout(shape=(16, 4)), num_codebooks=4)
-    tables = Tables([sound, *all_layouts()])
-    assert Grid.of(tables, ["sound", "picture"]) == Grid(names=("picture",), shape=(6, 6)), "codes are no axis"
+        Grid.of(layout, ["words", "clip"])
+    sound = dataclasses.replace(layout.spec("picture"), name="sound", layout=GridLayout(shape=(16, 4)), num_codebooks=4)
+    layout = EmbeddingLayout([sound, *all_layouts()])
+    assert Grid.of(layout, ["sound", "picture"]) == Grid(names=("picture",), shape=(6, 6)), "codes are no axis"
     with pytest.raises(ConfigError, match="sound: a map is read from a grid of two axes"):
-        Grid.of(tables, ["sound"])
+        Grid.of(layout, ["sound"])
 
 
 def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
@@ -230,7 +230,7 @@ def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
     encoder = FourMEncoder(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0))
     tokens, used = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
     features, _ = encoder.forward_features(tokens, used)
-    maps, _ = read(encoder, tokens, used, "map", Grid.of(encoder.tables, names))
+    maps, _ = read(encoder, tokens, used, "map", Grid.of(encoder.layout, names))
     assert maps.shape == (1, 2 * DIM, 2, 3)
     for place in range(6):
         found = maps[:, :, place // 3, place % 3]

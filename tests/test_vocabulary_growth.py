@@ -254,7 +254,7 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     np.testing.assert_array_equal(
         model.token_embedding.weight.detach(), old.token_embedding.weight.detach()
     )  # the ids that were free have become the new tokens
-    assert model.tables.names == USED
+    assert model.layout.names == USED
 
 
 def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:

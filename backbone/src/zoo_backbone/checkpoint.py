@@ -32,7 +32,7 @@ from tokenizers_zoo.spec import (
     layout_to_json,
 )
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 
 CLASS = "FourM"
@@ -65,7 +65,7 @@ def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
     return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
 
 
-def named_tensors(tables: Tables, state: Mapping[str, Tensor], one_mask: bool = False) -> dict[str, Tensor]:
+def named_tensors(tables: EmbeddingLayout, state: Mapping[str, Tensor], one_mask: bool = False) -> dict[str, Tensor]:
     """A model's state dict with its flat tables cut up by table and modality; `one_mask`: it has one mask token."""
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -86,7 +86,7 @@ def named_tensors(tables: Tables, state: Mapping[str, Tensor], one_mask: bool = 
 
 def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `state`, as of this model, under their names on disk."""
-    return named_tensors(model.tables, state, one_mask=model.config.mask_tokens == "shared")
+    return named_tensors(model.layout, state, one_mask=model.config.mask_tokens == "shared")
 
 
 def save_model(model: FourM, folder: Path, extra: Mapping[str, Any] | None = None, card: str = "") -> str:
@@ -106,7 +106,7 @@ def save_state(
     config = {
         "class": CLASS,
         "model": recorded(model.config),
-        "specs": [spec_to_json(spec) for spec in model.tables.specs],
+        "specs": [spec_to_json(spec) for spec in model.layout.specs],
         **(extra or {}),
     }
     tensors = {**model_tensors(model, state), **(beside or {})}
@@ -205,7 +205,7 @@ def model_card(model: FourM) -> str:
             spec.name, f"{spec.layout.kind} of {spec.layout.length}", spec.vocabulary if spec.vocab_size else "-",
             spec.vocab_size or "-", spec.summary,
         )
-        for spec in model.tables.specs
+        for spec in model.layout.specs
     ]  # fmt: skip
     config, millions = model.config, model.transformer_parameters() / 1e6
     return f"""# A 4M backbone over {count_of(len(rows), "modality", "modalities")}

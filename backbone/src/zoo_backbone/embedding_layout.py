@@ -37,7 +37,7 @@ class Rows:
         return slice(self.start, self.start + self.count)
 
 
-class Tables:
+class EmbeddingLayout:
     """The layout of the flat tables for a list of specs, in the order given, in a model with this configuration.
 
     A modality added at the end leaves all earlier rows where they were; on disk each table and modality is stored under

@@ -60,7 +60,7 @@ class FourMEncoder(nn.Module):
             if hasattr(model, name):
                 delattr(model, name)
         self.model = model
-        self.tables = model.tables
+        self.layout = model.layout
         self.dim = model.config.dim
         self.zoo = zoo
         self.trained_on = dict(trained_on or {})
@@ -113,8 +113,8 @@ class FourMEncoder(nn.Module):
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
         for name in values:
-            self.tables.check_read(name, "features of")
-            check_codec(self.zoo[name], self.trained_on.get(name), self.tables.spec(name))
+            self.layout.check_read(name, "features of")
+            check_codec(self.zoo[name], self.trained_on.get(name), self.layout.spec(name))
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -126,8 +126,8 @@ class FourMEncoder(nn.Module):
         if not given:
             raise ConfigError("FourMEncoder: expected at least one modality")
         for name in given:
-            self.tables.check_read(name, "features of")
-        return padded(self.tables, given, self.device)
+            self.layout.check_read(name, "features of")
+        return padded(self.layout, given, self.device)
 
     # ------------------------------------------------------------------ features
 
@@ -138,7 +138,7 @@ class FourMEncoder(nn.Module):
 
         All are normed as the last ones are. True in the mask marks what the sample has.
         """
-        inputs = packed(self.tables, tokens, used or {})
+        inputs = packed(self.layout, tokens, used or {})
         content, place, turns, mask = self.model.encoder_inputs(inputs)
         # Where nothing is given a sample sees its empty slots: a row without any key would give NaN.
         seen = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
@@ -188,7 +188,7 @@ class FourMEncoder(nn.Module):
         `scales` are the maps' sizes over that of the grid, at least one cell; default: of `SCALES` the last ones.
         Larger maps are interpolated, smaller ones are means. Raises ConfigError where they do not fit.
         """
-        spec = self.tables.spec(of)
+        spec = self.layout.spec(of)
         shape = flat_grid(spec)
         if shape is None:
             raise ConfigError(f"pyramid of {of}: expected a grid or patches of two axes, it is a {spec.layout.kind}")

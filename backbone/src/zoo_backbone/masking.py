@@ -37,7 +37,7 @@ from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.budgets import Floats, Ints, after_others, fill, fill_with_limit
 from zoo_backbone.config import MaskingConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.placing import Placing, TableArrays
 from zoo_backbone.spans import Bools, Keys, Spans, mask_spans
 
@@ -74,14 +74,14 @@ class Draws:
 class Masker:
     """Packs raw batches. Raises ConfigError or UnknownNameError for a mixture that names what cannot be."""
 
-    def __init__(self, tables: Tables, config: MaskingConfig) -> None:
-        self.tables = tables
+    def __init__(self, layout: EmbeddingLayout, config: MaskingConfig) -> None:
+        self.layout = layout
         self.config = config
-        self._arrays = TableArrays(tables)
+        self._arrays = TableArrays(layout)
         parts = config.mixtures
         self._weights = np.array([part.weight for part in parts])
-        self._may_be_input = np.array([self._allowed("inputs", part.gives(tables.readable)) for part in parts])
-        self._targets = np.array([self._allowed("targets", part.targets or tables.discrete) for part in parts])
+        self._may_be_input = np.array([self._allowed("inputs", part.gives(layout.readable)) for part in parts])
+        self._targets = np.array([self._allowed("targets", part.targets or layout.discrete) for part in parts])
         self._fills = np.array([self._allowed("fill", part.fill) for part in parts])
         self._may_be_target = self._targets | self._fills
         self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
@@ -89,9 +89,9 @@ class Masker:
 
     def _allowed(self, key: str, names: Sequence[str]) -> Bools:
         """Which modalities a key of a part allows, `modalities`."""
-        check = self.tables.check_read if key == "inputs" else self.tables.check_made
-        allowed = np.zeros(len(self.tables), bool)
-        allowed[[self.tables.index(name) for name in names]] = True
+        check = self.layout.check_read if key == "inputs" else self.layout.check_made
+        allowed = np.zeros(len(self.layout), bool)
+        allowed[[self.layout.index(name) for name in names]] = True
         for name in names:
             check(name, f"masking: mixtures: {key}:")
         if key == "targets" and not names:
@@ -100,7 +100,7 @@ class Masker:
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack; `first_slot` is the slot of the first sample where the batch is a part of a larger one."""
-        raw = self._ended(raw) if self.tables.marked_inputs else raw
+        raw = self._ended(raw) if self.layout.marked_inputs else raw
         draws = self._draw(len(raw), seed, step, first_slot)
         part = self._part(raw, draws)
         rows = np.arange(len(raw))
@@ -126,7 +126,7 @@ class Masker:
         """The same samples with `end` behind each sequence that has not its maximum length."""
         tokens, lengths = dict(raw.tokens), raw.lengths.copy()
         for index, end in zip(self._arrays.sequences, self._arrays.end, strict=True):
-            spec, length = self.tables.specs[index], raw.lengths[:, index]
+            spec, length = self.layout.specs[index], raw.lengths[:, index]
             rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
             stored = tokens[spec.name]
             content = np.zeros((len(raw), spec.layout.length), stored.dtype)
@@ -138,7 +138,7 @@ class Masker:
 
     def _draw(self, batch: int, seed: int, step: int, first_slot: int) -> Draws:
         """Fill the arrays slot by slot: each slot is a stream of its own."""
-        parts, modalities, sequences = len(self._weights), len(self.tables), len(self._arrays.sequences)
+        parts, modalities, sequences = len(self._weights), len(self.layout), len(self._arrays.sequences)
         width = self._arrays.width
         uniform = np.empty((batch, 5 + sequences + 2 * parts * modalities))
         gamma = np.empty((batch, parts, 2, modalities))
@@ -220,7 +220,7 @@ class Masker:
         shape = (len(raw), len(self._arrays.sequences))
         capacity = raw.lengths - inputs
         capacity[of_sequences] = spans.cost().reshape(shape)
-        whole = self.tables.causal & (inputs == 0)
+        whole = self.layout.causal & (inputs == 0)
         capacity[whole] = raw.lengths[whole] + 1
         capacity[~allowed] = 0
         budget = np.full(len(raw), self.config.target_budget)
@@ -229,10 +229,10 @@ class Masker:
         # Whole sequences may be cut anywhere: all of them is asked for, and a prefix taken.
         may_be_cut = whole[of_sequences].ravel()
         room = np.where(may_be_cut, LARGEST, counts[of_sequences].ravel())
-        asked = spans.that_fit(room, draws.turns, side_by_side=self.tables.marked_inputs)
+        asked = spans.that_fit(room, draws.turns, side_by_side=self.layout.marked_inputs)
         used = np.bincount(np.repeat(spans.row[asked], spans.length[asked] + 1), minlength=len(may_be_cut))
         counts[of_sequences] = np.where(whole[of_sequences], counts[of_sequences], used.reshape(shape))
-        rest = np.where(self.tables.causal & ~whole, 0, capacity - counts)
+        rest = np.where(self.layout.causal & ~whole, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
         # A sample may have nothing but spans that are too long, but for what fills: a prefix of them is better.
         met = np.where(first, quota, 0).any(axis=1, keepdims=True)

@@ -17,7 +17,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.numbers import start_alike
 from zoo_backbone.positions import learned_rows, position_table, turn_table, unturned
 from zoo_backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
@@ -91,26 +91,26 @@ class FourM(nn.Module):
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.config = config
-        self.tables = Tables(specs, config)
-        _check_names(self.tables)
+        self.layout = EmbeddingLayout(specs, config)
+        _check_names(self.layout)
         dim = config.dim
-        self.token_embedding = nn.Embedding(self.tables.num_tokens, dim)
-        self.modality_embedding = nn.Embedding(len(self.tables), dim)
-        self.mask_embedding = nn.Embedding(len(self.tables) if config.mask_tokens == "modality" else 1, dim)
+        self.token_embedding = nn.Embedding(self.layout.num_tokens, dim)
+        self.modality_embedding = nn.Embedding(len(self.layout), dim)
+        self.mask_embedding = nn.Embedding(len(self.layout) if config.mask_tokens == "modality" else 1, dim)
         if config.tables == "separate":
-            self.read_embedding = nn.Embedding(self.tables.num_tokens, dim)
+            self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
         if config.modality_embeddings == "separate":
-            self.target_modality_embedding = nn.Embedding(len(self.tables), dim)
-        stored = bool(self.tables.stored_positions)
-        self.register_buffer("fixed_positions", position_table(self.tables, dim), persistent=stored)
+            self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
+        stored = bool(self.layout.stored_positions)
+        self.register_buffer("fixed_positions", position_table(self.layout, dim), persistent=stored)
         if stored:
             self.register_buffer("target_positions", self.fixed_positions.clone())
         if config.rotary:
-            self.register_buffer("turn_rows", turn_table(self.tables, dim // config.heads), persistent=False)
-        self.register_buffer("learned_rows", learned_rows(self.tables), persistent=False)
+            self.register_buffer("turn_rows", turn_table(self.layout, dim // config.heads), persistent=False)
+        self.register_buffer("learned_rows", learned_rows(self.layout), persistent=False)
         self.learned_positions = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(rows.count, dim))
-             for name, rows in self.tables.positions_of("learned").items()}
+             for name, rows in self.layout.positions_of("learned").items()}
         )  # fmt: skip
         self.projections = nn.ModuleDict(
             {spec.name: nn.Linear(spec.layout.dim, dim, config.patch_bias or isinstance(spec.layout, EmbeddingsLayout))
@@ -124,7 +124,7 @@ class FourM(nn.Module):
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.decoder_norm = layer_norm(dim, config)
         self.output = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.tables.token_tables.items()}
+            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in self.layout.token_tables.items()}
         )
         self.apply(initialise)
         for block in self.decoder:
@@ -133,8 +133,8 @@ class FourM(nn.Module):
             nn.init.normal_(table, std=EMBEDDING_STD)
         for table in self.output.values():
             nn.init.normal_(table, std=OUTPUT_STD)
-        for name, runs in self.tables.ordered_ids.items():
-            rows = self.tables.token_tables[name].slice
+        for name, runs in self.layout.ordered_ids.items():
+            rows = self.layout.token_tables[name].slice
             for embedding in dict.fromkeys((self.token_embedding, self._read_embedding)):
                 start_alike(embedding.weight[rows], runs, EMBEDDING_STD)
             start_alike(self.output[name], runs, OUTPUT_STD)
@@ -182,7 +182,7 @@ class FourM(nn.Module):
         if not self.learned_positions:
             return embedded
         # Row 0 stands for all fixed positions, so that the cost does not depend on how many positions there are.
-        learned = [self.learned_positions[name] for name in self.tables.positions_of("learned")]
+        learned = [self.learned_positions[name] for name in self.layout.positions_of("learned")]
         table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *learned])
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
 
@@ -245,7 +245,7 @@ class FourM(nn.Module):
         masked = (read < 0).unsqueeze(-1)
         mask_token = self.mask_embedding(modalities if len(self.mask_embedding.weight) > 1 else 0 * modalities)
         content = torch.where(masked, mask_token, self._read_embedding(read.clamp(min=0)))
-        fixed = self.target_positions if self.tables.stored_positions else self.fixed_positions
+        fixed = self.target_positions if self.layout.stored_positions else self.fixed_positions
         place = self._positions(positions, fixed) + self._target_modality_embedding(modalities)
         result: Tensor = content + place
         return result
@@ -272,7 +272,7 @@ class FourM(nn.Module):
     def target_mask(self, targets: PackedTargets) -> Tensor:
         """bool `batch 1 targets targets`: who sees whom: within a modality all, within a sequence earlier ones."""
         kind, used = targets.modalities, targets.mask
-        causal = torch.as_tensor(self.tables.causal, device=kind.device)[kind]
+        causal = torch.as_tensor(self.layout.causal, device=kind.device)[kind]
         same = (kind.unsqueeze(2) == kind.unsqueeze(1)) & used.unsqueeze(1)
         size = kind.shape[1]
         earlier = torch.ones(size, size, dtype=torch.bool, device=kind.device).tril()
@@ -281,12 +281,12 @@ class FourM(nn.Module):
         return (allowed | torch.eye(size, dtype=torch.bool, device=kind.device)).unsqueeze(1)
 
     def logits(self, hidden: Tensor, table: str) -> Tensor:
-        """`... dim` to `... vocab_size`, over the ids of one token table (see `Tables.table_of`)."""
+        """`... dim` to `... vocab_size`, over the ids of one token table (see `EmbeddingLayout.table_of`)."""
         return F.linear(hidden, self.output[table])
 
     def target_counts(self, targets: PackedTargets) -> Tensor:
         """float32 `modalities`: how many targets there are of each."""
-        return torch.bincount(targets.modalities[targets.mask], minlength=len(self.tables)).float()
+        return torch.bincount(targets.modalities[targets.mask], minlength=len(self.layout)).float()
 
     def decode_targets(self, batch: PackedBatch) -> Tensor:
         """The decoder's output for a packed batch, `batch targets dim`."""
@@ -314,19 +314,19 @@ class FourM(nn.Module):
         used = targets.mask.flatten()
         hidden = rearrange(hidden, "b n d -> (b n) d")[used]
         ids, kinds = targets.ids.flatten()[used], targets.modalities.flatten()[used]
-        groups = torch.as_tensor(self.tables.table_index, device=kinds.device)[kinds]
+        groups = torch.as_tensor(self.layout.table_index, device=kinds.device)[kinds]
         order = torch.argsort(groups, stable=True)
-        sizes = torch.bincount(groups, minlength=len(self.tables.token_tables)).tolist()
+        sizes = torch.bincount(groups, minlength=len(self.layout.token_tables)).tolist()
         # At least float32, whatever the autocast says: the sum over a vocabulary loses too much in bfloat16.
         exact = torch.promote_types(hidden.dtype, torch.float32)
         rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
         each = [
             F.cross_entropy(self.logits(rows, name).to(exact), wanted - span.start, reduction="none")
-            for (name, span), rows, wanted in zip(self.tables.token_tables.items(), rows_of, ids_of, strict=True)
+            for (name, span), rows, wanted in zip(self.layout.token_tables.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
-        zeros = hidden.new_zeros(len(self.tables), dtype=exact)
+        zeros = hidden.new_zeros(len(self.layout), dtype=exact)
         sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
         counts = self.target_counts(targets).to(exact)
         whole = counts if whole is None else whole
@@ -340,10 +340,10 @@ class FourM(nn.Module):
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
 
 
-def _check_names(tables: Tables) -> None:
+def _check_names(layout: EmbeddingLayout) -> None:
     """Raise ConfigError for a vocabulary or modality whose weights PyTorch cannot hold under its name, as `type`."""
-    projected = [spec.name for spec in tables.specs if spec.continuous]
-    parameters = [*tables.token_tables, *tables.positions_of("learned")]
+    projected = [spec.name for spec in layout.specs if spec.continuous]
+    parameters = [*layout.token_tables, *layout.positions_of("learned")]
     held = (nn.ParameterDict(), parameters), (nn.ModuleDict(), projected)
     for container, names in held:
         for name in names:

@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
 from zoo_backbone.batch import PackedInputs
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 
 Tokens = dict[str, Tensor]
 """By modality: ids `batch tokens` (grids row-major), or numbers `batch tokens dim` for continuous layouts."""
@@ -22,7 +22,9 @@ Used = dict[str, Tensor]
 """By modality of variable length: bool `batch tokens`, True where a sample has a token."""
 
 
-def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str = "cpu") -> tuple[Tokens, Used]:
+def padded(
+    layout: EmbeddingLayout, given: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> tuple[Tokens, Used]:
     """What codecs give as tensors: sequences and embeddings are filled up to the longest of the batch.
 
     Raises InvalidValueError where tokens do not fit their modality or the modalities have other numbers of samples,
@@ -32,10 +34,10 @@ def padded(tables: Tables, given: Mapping[str, Any], device: torch.device | str 
     used: Used = {}
     count, others = None, ""
     for name, value in given.items():
-        spec = tables.spec(name)
+        spec = layout.spec(name)
         found = accepted(spec, value, count, others)
         count, others = len(found), f"{next(iter(given))} has {len(found)}"
-        tokens[name], mask = filled(tables, spec, found, device)
+        tokens[name], mask = filled(layout, spec, found, device)
         if not has_fixed_length(spec.layout):
             used[name] = mask
     return tokens, used
@@ -54,22 +56,24 @@ def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) 
     return found
 
 
-def filled(tables: Tables, spec: ModalitySpec, found: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def filled(
+    layout: EmbeddingLayout, spec: ModalitySpec, found: Any, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
 
     Sequences end as the model has seen them end in training, see `ModelConfig.marked_inputs`.
     """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
-    if (end := shown_end(tables, spec)) is not None:
+    if (end := shown_end(layout, spec)) is not None:
         rows = [F.pad(row, (0, int(len(row) < spec.layout.length)), value=end) for row in rows]
     content = pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
 
 
-def shown_end(tables: Tables, spec: ModalitySpec) -> int | None:
+def shown_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
     """The id behind a sequence of this modality that is given to its end; None where there is none."""
-    return spec.layout.end if tables.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
+    return spec.layout.end if layout.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
@@ -81,7 +85,7 @@ def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
     return spans
 
 
-def packed(tables: Tables, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
+def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
     """All tokens side by side, in the order given; nothing in it depends on the values of tensors.
 
     Gradients flow to continuous tokens.
@@ -95,14 +99,14 @@ def packed(tables: Tables, tokens: Mapping[str, Tensor], used: Mapping[str, Tens
     for name, value in tokens.items():
         count = value.shape[1]
         places = torch.arange(count, device=device).expand(batch, -1)
-        if tables.spec(name).continuous:
+        if layout.spec(name).continuous:
             flat = width * torch.arange(batch, device=device).unsqueeze(1) + spans[name].start + places
             vectors[name] = (flat.flatten(), value.flatten(0, 1))
             ids.append(torch.zeros_like(places))
         else:
-            ids.append(value + tables.token_rows(name).start)
-        positions.append(places + tables.positions[name].start)
-        kinds.append(torch.full_like(places, tables.index(name)))
+            ids.append(value + layout.token_rows(name).start)
+        positions.append(places + layout.positions[name].start)
+        kinds.append(torch.full_like(places, layout.index(name)))
         masks.append(used[name] if name in used else torch.ones_like(places, dtype=torch.bool))
     return PackedInputs(
         ids=torch.cat(ids, 1), positions=torch.cat(positions, 1), modalities=torch.cat(kinds, 1),

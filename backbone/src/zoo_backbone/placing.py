@@ -12,7 +12,7 @@ from tokenizers_zoo.spec import SequenceLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets, RawBatch
 from zoo_backbone.budgets import Ints
 from zoo_backbone.config import MaskingConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.spans import Bools, Keys, Spans, input_tokens, ragged, sorted_draw, target_streams
 
 
@@ -30,10 +30,10 @@ class Group:
 class TableArrays:
     """What masking asks of the tables again and again, as arrays; modalities are in the order of the specs."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: EmbeddingLayout) -> None:
         specs = tables.specs
         layouts = [spec.layout for spec in specs if isinstance(spec.layout, SequenceLayout)]
-        self.tables = tables
+        self.layout = tables
         self.continuous = np.array([spec.continuous for spec in specs])
         """bool `modalities`."""
         self.position_start = np.array([tables.positions[name].start for name in tables.names], np.int64)
@@ -74,7 +74,7 @@ class Placing:
         tokens = np.zeros((len(raw), size, group.length), np.int64)
         for column, index in enumerate(group.indices):
             if not arrays.continuous[index]:
-                tokens[:, column] = raw.tokens[arrays.tables.names[index]]
+                tokens[:, column] = raw.tokens[arrays.layout.names[index]]
         front, behind = (side.counts[:, group.indices].ravel() for side in (self.inputs, self.targets))
         active = np.flatnonzero(front + behind)
         samples, kinds = active // size, group.indices[active % size]
@@ -94,7 +94,7 @@ class Placing:
         """Copy the selected vectors of continuous modalities."""
         for kind in np.unique(kinds[self.arrays.continuous[kinds]]):
             here = kinds == kind
-            name = self.arrays.tables.names[kind]
+            name = self.arrays.layout.names[kind]
             vectors = self.raw.tokens[name][samples[here], tokens[here]].astype(np.float32, copy=False)
             self.vectors[name] = torch.from_numpy(index[here]), torch.from_numpy(vectors)
 
@@ -105,7 +105,7 @@ class Placing:
         width = spans.masked.shape[1]
         tokens = np.zeros((len(raw), size, width), np.int64)
         for column, index in enumerate(order):
-            stored = raw.tokens[arrays.tables.names[index]][:, :width]
+            stored = raw.tokens[arrays.layout.names[index]][:, :width]
             tokens[:, column, : stored.shape[1]] = stored
         flat = tokens.reshape(-1, width)
         sentinel, end = np.tile(arrays.sentinel, len(raw)), np.tile(arrays.end, len(raw))
@@ -113,7 +113,7 @@ class Placing:
         rows, rank, ids = input_tokens(flat, lengths, quota, spans, sentinel)
         self._put_sequences(self.inputs, rows, rank, ids)
         following = spans.last(asked) + 1
-        onward = arrays.tables.marked_inputs & (following < np.tile(arrays.limits, len(raw)))
+        onward = arrays.layout.marked_inputs & (following < np.tile(arrays.limits, len(raw)))
         closing = np.where(onward, sentinel + following, end)
         read, predicted = target_streams(flat, spans, asked, sentinel, closing)
         rows, rank = ragged(self.targets.counts[:, order].ravel())
@@ -165,7 +165,7 @@ class _Side:
         self.kinds.ravel()[index] = kinds
 
 
-def _groups(tables: Tables) -> list[Group]:
+def _groups(tables: EmbeddingLayout) -> list[Group]:
     by_length: dict[int, list[int]] = {}
     for index, spec in enumerate(tables.specs):
         if not isinstance(spec.layout, SequenceLayout):

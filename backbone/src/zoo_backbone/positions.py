@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 
 POSITION_SIZE = 2.0
 """Amplitude of the sin-cos positions. A target finds the inputs of its own position by them: at the usual 1.0 a small
@@ -19,21 +19,21 @@ CYCLES = (0.25, 8.0)
 """Full turns from one edge of a grid to the other, of the channels that turn slowest and fastest."""
 
 
-def position_table(tables: Tables, dim: int) -> Tensor:
+def position_table(layout: EmbeddingLayout, dim: int) -> Tensor:
     """Fixed sin-cos embeddings `positions dim`, of size POSITION_SIZE; zeros at rows of learned and stored ones."""
-    table = torch.zeros(tables.num_positions, dim)
-    for shape, rows in tables.positions_of("grid").items():
+    table = torch.zeros(layout.num_positions, dim)
+    for shape, rows in layout.positions_of("grid").items():
         table[rows.slice] = sincos_grid(shape, dim)
-    for (count, computed_for), rows in tables.positions_of("line").items():
+    for (count, computed_for), rows in layout.positions_of("line").items():
         table[rows.slice] = sincos_grid((count,), dim, (computed_for,))
     return POSITION_SIZE * table
 
 
-def learned_rows(tables: Tables) -> Tensor:
+def learned_rows(layout: EmbeddingLayout) -> Tensor:
     """int64 `positions`: for learned ones their row, from 1, in all learned tables one after the other; else 0."""
-    result = torch.zeros(tables.num_positions, dtype=torch.int64)
+    result = torch.zeros(layout.num_positions, dtype=torch.int64)
     count = 1
-    for rows in tables.positions_of("learned").values():
+    for rows in layout.positions_of("learned").values():
         result[rows.slice] = torch.arange(count, count + rows.count)
         count += rows.count
     return result
@@ -59,7 +59,7 @@ def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None 
     return F.pad(table, (0, dim - table.shape[1])).float()
 
 
-def turn_table(tables: Tables, head_size: int) -> Tensor:
+def turn_table(layout: EmbeddingLayout, head_size: int) -> Tensor:
     """Turns of all position rows, `positions head_size`: cosines, then sines, of an angle for each pair of channels.
 
     Rotary positions (arXiv 2104.09864, section 3.2) with a share of the pairs for each axis of a grid. Angles are
@@ -67,8 +67,8 @@ def turn_table(tables: Tables, head_size: int) -> Tensor:
     Tokens of sequences, vectors and stored positions do not turn: a word's number says nothing of a place.
     """
     pairs = head_size // 2
-    angles = torch.zeros(tables.num_positions, pairs)
-    for shape, rows in tables.positions_of("grid").items():
+    angles = torch.zeros(layout.num_positions, pairs)
+    for shape, rows in layout.positions_of("grid").items():
         angles[rows.slice] = grid_angles(shape, pairs)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

@@ -98,7 +98,7 @@ def evaluate(
     model = load_model(run, device=device).eval()
     card = load_config(run, CLASS)
     data = EvaluationData(
-        zoo, model.tables.names, card["fingerprints"], tokens_root, data_root, config.seed, model.tables.specs
+        zoo, model.layout.names, card["fingerprints"], tokens_root, data_root, config.seed, model.layout.specs
     )  # fmt: skip
     if TRAIN not in data.values.splits():
         raise DataError(f"{data.values.root}: no split {TRAIN!r}, whose values the constant baseline is chosen for")
@@ -215,7 +215,7 @@ class _Evaluation:
         Tokens of another codec than that of the training are neither targets nor inputs.
         """
         names, earlier = self.data.tokens_of, self.result.get("cross_entropy", {})
-        if "modalities" in earlier and earlier.get("tokens_of", list(self.model.tables.names)) == names:
+        if "modalities" in earlier and earlier.get("tokens_of", list(self.model.layout.names)) == names:
             return
         try:
             self.result["cross_entropy"] = cross_entropy(self.model, tokens, names, masking, self.config)

@@ -26,14 +26,14 @@ def cross_entropy(
 
     Raises DataError where there is nothing to predict.
     """
-    tables, size = model.tables, config.batch_size
-    if not set(names) & set(tables.discrete):
+    layout, size = model.layout, config.batch_size
+    if not set(names) & set(layout.discrete):
         raise DataError(f"{tokens / TEST}: has no tokens to predict that a codec of the training wrote")
-    data = TokenData(tokens, TEST, tables.specs, names=names)
-    masker = Masker(tables, masking)
+    data = TokenData(tokens, TEST, layout.specs, names=names)
+    masker = Masker(layout, masking)
     chosen = np.random.default_rng(config.seed).permutation(len(data))[: config.loss_samples]
     device = model.token_embedding.weight.device
-    sums, counts = np.zeros(len(tables)), np.zeros(len(tables))
+    sums, counts = np.zeros(len(layout)), np.zeros(len(layout))
     for step, start in enumerate(range(0, len(chosen), size)):
         batch = masker(data.batch(chosen[start : start + size]), config.seed, step)
         losses = model(batch.trimmed().to(device))
@@ -43,7 +43,7 @@ def cross_entropy(
         "tokens_of": list(names),
         "modalities": {
             spec.name: {"nats": total / count, "uniform": uniform_loss(spec.vocab_size), "targets": int(count)}
-            for spec, total, count in zip(tables.specs, sums.tolist(), counts.tolist(), strict=True)
+            for spec, total, count in zip(layout.specs, sums.tolist(), counts.tolist(), strict=True)
             if count
         },
     }

@@ -32,19 +32,19 @@ def chosen_pairs(
 
     Raises UnknownNameError, DataError or ConfigError for names that cannot be.
     """
-    tables, sought = model.tables, [name for names in given or () for name in names]
+    layout, sought = model.layout, [name for names in given or () for name in names]
     for name in sought:
-        tables.check_read(name, "evaluate")
+        layout.check_read(name, "evaluate")
     for name in targets or ():
-        tables.check_made(name, "evaluate")
+        layout.check_made(name, "evaluate")
     data.require([*sought, *(targets or ())])
     specs = [handle.spec for handle in data.handles.values()]
     if given is None and targets is None:
         return default_pairs(specs, model.config)
     ranked = ranked_names(specs)
-    read = [(name,) for name in ranked if name in tables.readable]
+    read = [(name,) for name in ranked if name in layout.readable]
     sources = read if given is None else [tuple(dict.fromkeys(names)) for names in given]
-    wanted = targets if targets is not None else [name for name in ranked if name in tables.discrete]
+    wanted = targets if targets is not None else [name for name in ranked if name in layout.discrete]
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
         raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")

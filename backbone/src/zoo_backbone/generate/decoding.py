@@ -36,7 +36,7 @@ def target_logits(
     `read` (`batch targets`) holds rows of the token table, -1 for the mask token; `ranks` the targets' positions within
     the modality. With `caches` the targets are the next ones of a sequence, one at a time.
     """
-    tables = model.tables
+    tables = model.layout
     read, ranks = read.repeat(len(passes), 1), ranks.repeat(len(passes), 1)
     positions = ranks + tables.positions[name].start
     x = model.embed_targets(read, positions, torch.full_like(read, tables.index(name)))
@@ -52,7 +52,7 @@ def decode_grid(
 
     Gives `draws *shape`.
     """
-    layout = model.tables.spec(plan.name).layout
+    layout = model.layout.spec(plan.name).layout
     left = unknown_cells(kept).to(inputs.device)
     counts = tokens_per_step(left.shape[1], plan.steps, plan.schedule)
     heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.cooling)
@@ -120,7 +120,7 @@ def decode_sequence(
     where the model is shown the end, one sentinel more. Of the ids `once` none is written that is kept or was written.
     """
     filling = _Filling(model, plan, kept, once, inputs.device)
-    start = model.tables.token_rows(plan.name).start
+    start = model.layout.token_rows(plan.name).start
     uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
     context = model.context(inputs.packed(passes))
     sharing = inputs.draws  # so many rows of a step see one row of the context, until the batch is cut
@@ -162,7 +162,7 @@ class _Filling:
     def __init__(
         self, model: FourM, plan: TargetPlan, kept: Sequence[Ids], once: Collection[int], device: torch.device
     ) -> None:
-        spec = model.tables.spec(plan.name)
+        spec = model.layout.spec(plan.name)
         assert isinstance(spec.layout, SequenceLayout)
         layout = spec.layout
         self.layout, self.kept, self.any_end = layout, kept, not model.config.marked_inputs
@@ -174,7 +174,7 @@ class _Filling:
         self.tokens = torch.full((len(kept), self.bound), layout.end, device=device)
         self.going = self.room > 0
         """Samples that have not come to their end."""
-        shown = torch.tensor([sees_end(model.tables, plan.name, row) for row in kept], device=device)
+        shown = torch.tensor([sees_end(model.layout, plan.name, row) for row in kept], device=device)
         self.closing = torch.where(
             shown & (self.gaps < layout.num_sentinels), layout.sentinel_start + self.gaps, layout.end
         )

@@ -51,7 +51,7 @@ def generate_to_folder(
         handle.device = device
     request = requested(run, model, handles, recipe)
     plan = recipe.plan()
-    resolved_plan(model.tables, plan, request.given, request.kept)
+    resolved_plan(model.layout, plan, request.given, request.kept)
     for name in request.names:
         if problem := key_problem(name):
             raise DataError(f"{run.tokens / recipe.split}: sample {name!r}: {problem}; no file can be written for it")

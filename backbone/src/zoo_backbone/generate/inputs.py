@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizers_zoo.spec import EmbeddingsLayout, SequenceLayout
 from zoo_backbone.batch import PackedInputs
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.guidance import Passes
 from zoo_backbone.packing import accepted, filled
 
@@ -23,8 +23,8 @@ class GrowingInputs:
     A row stands for `draws` draws of its sample, until `part` gives each a row of its own.
     """
 
-    def __init__(self, tables: Tables, batch: int, device: torch.device, draws: int = 1) -> None:
-        self.tables = tables
+    def __init__(self, tables: EmbeddingLayout, batch: int, device: torch.device, draws: int = 1) -> None:
+        self.layout = tables
         self.batch = batch
         self.draws = draws
         self.device = device
@@ -42,7 +42,7 @@ class GrowingInputs:
     def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
         """Append ids of a modality's vocabulary at its positions `ranks`; all `batch count`; mask None: all used."""
         self._append(
-            name, ids + self.tables.token_rows(name).start, ranks, torch.ones_like(ids) > 0 if mask is None else mask
+            name, ids + self.layout.token_rows(name).start, ranks, torch.ones_like(ids) > 0 if mask is None else mask
         )
 
     def add_whole(self, name: str, tokens: Any) -> None:
@@ -50,9 +50,9 @@ class GrowingInputs:
 
         Raises InvalidValueError where they do not fit the modality.
         """
-        spec = self.tables.spec(name)
+        spec = self.layout.spec(name)
         content, mask = filled(
-            self.tables, spec, accepted(spec, tokens, self.batch, generated_text(self.batch)), self.device
+            self.layout, spec, accepted(spec, tokens, self.batch, generated_text(self.batch)), self.device
         )
         ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
         if spec.continuous:
@@ -67,8 +67,8 @@ class GrowingInputs:
         That is as long as it has no tokens here, and in passes that hide it where these are `marked`. In those
         embeddings stand as one vector of zeros, as in 4M's code.
         """
-        layout = self.tables.spec(name).layout
-        marked = self.tables.marked_inputs and name not in self.tables.targets_only
+        layout = self.layout.spec(name).layout
+        marked = self.layout.marked_inputs and name not in self.layout.targets_only
         if not marked or not isinstance(layout, SequenceLayout | EmbeddingsLayout) or name in self._open:
             return
         self._open[name] = self._ids.shape[1]
@@ -83,18 +83,18 @@ class GrowingInputs:
 
     def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor) -> None:
         """Append rows of the token table; none, as in 4M's code, of a modality that the model only makes."""
-        if name in self.tables.targets_only:
+        if name in self.layout.targets_only:
             return
         self._ids = torch.cat([self._ids, ids], 1)
-        self._positions = torch.cat([self._positions, ranks + self.tables.positions[name].start], 1)
-        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.tables.index(name))], 1)
+        self._positions = torch.cat([self._positions, ranks + self.layout.positions[name].start], 1)
+        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.layout.index(name))], 1)
         self._mask = torch.cat([self._mask, mask], 1)
         if name not in self._names:
             self._names.append(name)
 
     def hide(self, name: str) -> None:
         """Take a modality's tokens out again."""
-        self._mask = self._mask & (self._modalities != self.tables.index(name))
+        self._mask = self._mask & (self._modalities != self.layout.index(name))
         self._names = [other for other in self._names if other != name]
 
     def split_draws(self) -> None:
@@ -150,10 +150,10 @@ class GrowingInputs:
 
     def _hidden(self, passes: Passes) -> Tensor:
         """bool `passes modalities`."""
-        hidden = torch.zeros(len(passes), len(self.tables), dtype=torch.bool, device=self.device)
+        hidden = torch.zeros(len(passes), len(self.layout), dtype=torch.bool, device=self.device)
         for row, names in enumerate(passes.hidden):
             for name in names:
-                hidden[row, self.tables.index(name)] = True
+                hidden[row, self.layout.index(name)] = True
         return hidden
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, TokenLayout
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.inputs import GrowingInputs, generated_text
 from zoo_backbone.packing import accepted, shown_end
 
@@ -32,7 +32,7 @@ def empty_partial(layout: TokenLayout, batch: int) -> Any:
     return torch.full((batch, layout.length), UNKNOWN)
 
 
-def checked_partial(tables: Tables, name: str, tokens: Any, batch: int, made: bool = True) -> Any:
+def checked_partial(tables: EmbeddingLayout, name: str, tokens: Any, batch: int, made: bool = True) -> Any:
     """Partial tokens: an int64 tensor `(batch, length)`, or for sequences a list of 1-D int64 arrays.
 
     Neighbouring gaps of a sequence become one. Raises InvalidValueError where the kept tokens do not fit the modality,
@@ -79,8 +79,8 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
         cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
-    marked = inputs.tables.marked_inputs
-    rows = [_with_sentinels(row, spec.layout, sees_end(inputs.tables, spec.name, row), marked) for row in tokens]
+    marked = inputs.layout.marked_inputs
+    rows = [_with_sentinels(row, spec.layout, sees_end(inputs.layout, spec.name, row), marked) for row in tokens]
     width = max(len(row) for row in rows)
     ids = torch.zeros(inputs.batch, width, dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -90,7 +90,7 @@ def add_partial(inputs: GrowingInputs, spec: ModalitySpec, tokens: Any) -> None:
     inputs.add(spec.name, ids.to(inputs.device), ranks, ranks < lengths)
 
 
-def sees_end(tables: Tables, name: str, row: Ids) -> bool:
+def sees_end(tables: EmbeddingLayout, name: str, row: Ids) -> bool:
     """Whether the model is shown that a partial sequence is kept to its end, see `ModelConfig.marked_inputs`."""
     spec = tables.spec(name)
     to_its_end = not len(row) or row[-1] != UNKNOWN

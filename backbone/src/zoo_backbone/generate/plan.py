@@ -9,7 +9,7 @@ from typing import Literal
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.guidance import Guidance, Passes
 from zoo_backbone.generate.schedules import Cooling, Schedule
 
@@ -94,7 +94,7 @@ class TargetPlan:
 
 
 def resolved_plan(
-    tables: Tables, plan: Sequence[TargetPlan], given: Iterable[str], kept: Iterable[str] = ()
+    tables: EmbeddingLayout, plan: Sequence[TargetPlan], given: Iterable[str], kept: Iterable[str] = ()
 ) -> list[TargetPlan]:
     """The targets with all that the model decides filled in; `given` are the modalities given, `kept` those of which a
     part is, targets or not.

@@ -31,8 +31,8 @@ class Agreement:
         self.model = model
         self.name = name
         self.decode = decode
-        self.plan = [TargetPlan(name=name, temperature=0, steps=1).resolved(model.tables.spec(name))]
-        value = model.tables.spec(name).value
+        self.plan = [TargetPlan(name=name, temperature=0, steps=1).resolved(model.layout.spec(name))]
+        value = model.layout.spec(name).value
         if value.kind != "array" or value.classes or value.dtype.startswith("int"):
             kind = "ids or other whole numbers" if value.kind == "array" else value.kind
             raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; expected "

@@ -69,12 +69,12 @@ def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, 
     names = [*sources_of(recipe.given), *recipe.keep, *(target.name for target in recipe.target)]
     if recipe.rank:
         names.append(recipe.rank)
-        model.tables.check_made(recipe.rank, "rank")
+        model.layout.check_made(recipe.rank, "rank")
         for target in recipe.target:
-            model.tables.check_read(target.name, f"rank {recipe.rank} of")
-    handles = {name: zoo[name] for name in names if model.tables.spec(name)}
+            model.layout.check_read(target.name, f"rank {recipe.rank} of")
+    handles = {name: zoo[name] for name in names if model.layout.spec(name)}
     for name, handle in handles.items():
-        check_codec(handle, trained_on.get(name), model.tables.spec(name))
+        check_codec(handle, trained_on.get(name), model.layout.spec(name))
     return handles
 
 
@@ -102,8 +102,8 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
             tokens = stored_tokens(stored.pop(name), names)
         else:
             tokens = rows_of(values.pop(name), [0] * len(names))
-        kept[name] = kept_part(model.tables.spec(name), tokens, region)
-        checked_partial(model.tables, name, kept[name], len(names), name in {target.name for target in recipe.target})
+        kept[name] = kept_part(model.layout.spec(name), tokens, region)
+        checked_partial(model.layout, name, kept[name], len(names), name in {target.name for target in recipe.target})
     return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)
 
 

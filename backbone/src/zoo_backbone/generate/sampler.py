@@ -48,13 +48,13 @@ def generate(
     tokens that do not fit their modality.
     """
     kept = kept or {}
-    resolved = resolved_plan(model.tables, plan, given, kept)
+    resolved = resolved_plan(model.layout, plan, given, kept)
     numbers = _numbers({**given, **kept}, seed, samples, draws)
     count = len(numbers) // draws
     for name, tokens in given.items():
-        accepted(model.tables.spec(name), tokens, count, generated_text(count))
+        accepted(model.layout.spec(name), tokens, count, generated_text(count))
     asked = {target.name for target in resolved}
-    parts = {name: checked_partial(model.tables, name, part, count, name in asked) for name, part in kept.items()}
+    parts = {name: checked_partial(model.layout, name, part, count, name in asked) for name, part in kept.items()}
     groups = alike(parts, count)
     if len(groups) == 1:
         return _generate(model, given, parts, resolved, seed, numbers, draws, once or {}, advance)
@@ -82,21 +82,21 @@ def _generate(
     advance: Advance,
 ) -> dict[str, Any]:
     """`generate` for a checked plan, and samples that lack as many cells each."""
-    tables = model.tables
-    inputs = GrowingInputs(tables, len(numbers) // draws, model.token_embedding.weight.device, draws)
+    layout = model.layout
+    inputs = GrowingInputs(layout, len(numbers) // draws, model.token_embedding.weight.device, draws)
     for name in (*given, *kept, *(target.name for target in plan)):
         inputs.mark_open(name)
     for name, tokens in given.items():
         inputs.add_whole(name, tokens)
     for name, part in kept.items():
-        add_partial(inputs, tables.spec(name), part)
+        add_partial(inputs, layout.spec(name), part)
     made: dict[str, Any] = {}
     for target in plan:
         noise = Noise(seed, numbers, target.name)
         if target.name in kept:
             part = rows_of(kept[target.name], [number // draws for number in range(len(numbers))])
         else:
-            part = empty_partial(tables.spec(target.name).layout, len(numbers))
+            part = empty_partial(layout.spec(target.name).layout, len(numbers))
         assert target.guidance is not None
         passes = Passes.of(target.guidance, target.name, inputs.names)
         if isinstance(part, list):
@@ -111,9 +111,9 @@ def _generate(
 
 def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
     """How many steps `generate` counts for a batch: those of grids, and for a sequence one a token at its longest."""
-    tables = model.tables
-    resolved = [target.resolved(tables.spec(target.name)) for target in plan]
-    return sum(target.max_length if tables.causal[tables.index(target.name)] else target.steps for target in resolved)
+    layout = model.layout
+    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
+    return sum(target.max_length if layout.causal[layout.index(target.name)] else target.steps for target in resolved)
 
 
 def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def import_backbone(
     stored = {
         "class": CLASS,
         "model": recorded(config),
-        "specs": [spec_to_json(spec) for spec in model.tables.specs],
+        "specs": [spec_to_json(spec) for spec in model.layout.specs],
         "fingerprints": dict(codecs or {}),
         PUBLISHED: {
             "config": dict(checkpoint.config),

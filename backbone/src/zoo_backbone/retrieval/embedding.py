@@ -19,7 +19,7 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec, VectorLayout
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.codecs import check_codec, stored_samples
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.giving import value_of_source
@@ -73,11 +73,11 @@ class Embedder:
         self.fingerprint = known_fingerprint(self.folder)
         self.spaces: dict[str, Affine] = {}
         model = load_model(self.folder, device=device).eval()
-        self.tables: Tables = model.tables
+        self.layout: EmbeddingLayout = model.layout
         if config.via:
-            check_via(self.tables, config.via)
+            check_via(self.layout, config.via)
             self.codec = self._handle(config.via)
-            check_codec(self.codec, self.trained_on.get(config.via), self.tables.spec(config.via))
+            check_codec(self.codec, self.trained_on.get(config.via), self.layout.spec(config.via))
             self.model = model
         else:
             self.encoder = FourMEncoder(model)
@@ -98,20 +98,20 @@ class Embedder:
         if wanted:
             for name in wanted:
                 if name != self.config.via:
-                    self.tables.check_read(name, "embed")
-            return list(dict.fromkeys(self.tables.spec(name).name for name in wanted))
+                    self.layout.check_read(name, "embed")
+            return list(dict.fromkeys(self.layout.spec(name).name for name in wanted))
         store = TokenStore(self.run.tokens)
         needed = [split] if self.config.space == "plain" else [split, TRAIN]
         there = [set(store.modalities(part)) for part in needed]
-        made = self.tables.targets_only - {self.config.via}
-        found = [name for name in self.tables.names if name not in made and all(name in names for names in there)]
+        made = self.layout.targets_only - {self.config.via}
+        found = [name for name in self.layout.names if name not in made and all(name in names for names in there)]
         if not found:
             raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
         return found
 
     def stored(self, split: str, names: Sequence[str]) -> Samples:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
-        specs = [self.tables.spec(name) for name in names]
+        specs = [self.layout.spec(name) for name in names]
         data = stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
         if not any(column.cropped for column in data.columns.values()):
             return Samples(keys=data.keys, stored=data.keys, columns=data.columns, rows=data.rows)
@@ -182,7 +182,7 @@ class Embedder:
 
     def encode(self, name: str, source: str) -> Any:
         """Tokens of one sample's modality, from a file or a value written out. Raises ZooErrors."""
-        spec = self.tables.spec(name)
+        spec = self.layout.spec(name)
         handle = self._handle(spec.name)
         check_codec(handle, self.trained_on.get(name), spec)
         return handle.encode([value_of_source(handle, source)])
@@ -200,13 +200,13 @@ def check_fit(config: EmbeddingConfig, names: Sequence[str], present: npt.NDArra
         )
 
 
-def check_via(tables: Tables, via: str) -> None:
+def check_via(layout: EmbeddingLayout, via: str) -> None:
     """Raise ConfigError where the modality `via` is not one vector of numbers that the backbone can predict."""
-    spec = tables.spec(via)
-    vectors = [other.name for other in tables.specs if other.name in tables.discrete and _is_vector(other)]
+    spec = layout.spec(via)
+    vectors = [other.name for other in layout.specs if other.name in layout.discrete and _is_vector(other)]
     if spec.name not in vectors:
-        problem = f"is a {spec.layout.kind}" if spec.name in tables.discrete else "is an input only"
-        if isinstance(spec.layout, VectorLayout) and spec.name in tables.discrete:
+        problem = f"is a {spec.layout.kind}" if spec.name in layout.discrete else "is an input only"
+        if isinstance(spec.layout, VectorLayout) and spec.name in layout.discrete:
             problem = f"has values of kind {spec.value.kind}"
         raise ConfigError(
             f"--via {via}: expected a modality with one vector of numbers a sample, which the backbone can predict, "

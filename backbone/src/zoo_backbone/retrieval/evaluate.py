@@ -153,7 +153,7 @@ def _mean(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def gallery_pairs(embedder: Embedder, names: Sequence[str]) -> list[Pair]:
     """All pairs: first those from and to the modality that shows a sample best, taking turns."""
-    first, *others = ranked_names([embedder.tables.spec(name) for name in names])
+    first, *others = ranked_names([embedder.layout.spec(name) for name in names])
     turns = [pair for other in others for pair in ((other, first), (first, other))]
     return [*turns, *(pair for pair in itertools.permutations(others, 2))]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo_backbone.config import TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.training.optim import RowAdam
 
 NAME = "log_variance"
@@ -23,14 +23,14 @@ class Balance:
     modality that the backbone has not, and ConfigError for one of an input, which has no loss.
     """
 
-    def __init__(self, tables: Tables, config: TrainConfig, device: torch.device) -> None:
-        self.tables, self.config = tables, config
-        self.fixed = torch.ones(len(tables), device=device)
+    def __init__(self, layout: EmbeddingLayout, config: TrainConfig, device: torch.device) -> None:
+        self.layout, self.config = layout, config
+        self.fixed = torch.ones(len(layout), device=device)
         for name, weight in config.loss_weights.items():
-            tables.check_made(name, "loss_weights:")
-            self.fixed[tables.index(name)] = weight
+            layout.check_made(name, "loss_weights:")
+            self.fixed[layout.index(name)] = weight
         self.learned = config.balance == "uncertainty"
-        self.adam = RowAdam(torch.zeros(len(tables), 1, device=device), config.betas)
+        self.adam = RowAdam(torch.zeros(len(layout), 1, device=device), config.betas)
 
     def weights(self, whole: Tensor) -> Tensor | None:
         """The factors `modalities` for a batch with `whole` targets; None where all are 1."""
@@ -51,7 +51,7 @@ class Balance:
 
     def shown(self) -> dict[str, float]:
         """The learned factors, for the log."""
-        names = self.tables.names if self.learned else ()
+        names = self.layout.names if self.learned else ()
         return {f"weight/{name}": factor for name, factor in zip(names, self._factors().tolist(), strict=False)}
 
     def state(self) -> dict[str, Tensor]:

@@ -56,10 +56,10 @@ def losses_of(
     runs on `device`, on `at_once` samples at most (default: a step's, in its `parts`).
     """
     model = load_model(folder, specs, device).eval()
-    mix = Mix(open_sources(tokens, TEST, specs, config, known), model.tables, config)
+    mix = Mix(open_sources(tokens, TEST, specs, config, known), model.layout, config)
     if not mix.sources:
         return {}
     pieces = None if at_once is None else -(-config.batch_size // at_once)
     losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config, pieces)
-    counts = dict(zip(model.tables.names, losses.counts.tolist(), strict=True))
-    return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.tables.names).items()}
+    counts = dict(zip(model.layout.names, losses.counts.tolist(), strict=True))
+    return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.layout.names).items()}

@@ -15,7 +15,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.training.data import Order, TokenData
 
@@ -63,7 +63,7 @@ def open_sources(
     specs: Sequence[ModalitySpec],
     config: TrainConfig,
     known: Collection[str] = (),
-    tables: Tables | None = None,
+    layout: EmbeddingLayout | None = None,
 ) -> list[Source]:
     """A split of all stores of a run; held-out samples of those that have some.
 
@@ -98,7 +98,7 @@ def open_sources(
         sources.append(Source(data=data, dataset=dataset, number=number))
     if split == TRAIN:
         _check_shared(sources)
-        _check_asked(sources, config, tables or Tables(specs))
+        _check_asked(sources, config, layout or EmbeddingLayout(specs))
     found = {name for source in sources for name in source.data.columns}
     if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
         raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
@@ -135,14 +135,14 @@ def _check_shared(sources: Sequence[Source]) -> None:
             )
 
 
-def _check_asked(sources: Sequence[Source], config: TrainConfig, tables: Tables) -> None:
+def _check_asked(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
     """Raise ConfigError for one of several stores that has nothing to predict, so that its samples teach nothing, or
     nothing to predict it from.
     """
     for source in sources if len(sources) > 1 else ():
         names = [spec.name for spec in source.data.specs]
-        may_ask = [name for name in names if name in tables.discrete]
-        may_give = [name for name in names if name in tables.readable]
+        may_ask = [name for name in names if name in layout.discrete]
+        may_give = [name for name in names if name in layout.readable]
         parts, has = masking_of(source, config).mixtures, set(source.data.columns)
         asked = [name for part in parts for name in part.asks(may_ask)]
         given = [part.gives(may_give) for part in parts if has & set(part.asks(may_ask))]
@@ -179,13 +179,13 @@ class Mix:
     How many a step takes of each follows from the weights alone, so any step can be made without those before it.
     """
 
-    def __init__(self, sources: Sequence[Source], tables: Tables, config: TrainConfig) -> None:
+    def __init__(self, sources: Sequence[Source], layout: EmbeddingLayout, config: TrainConfig) -> None:
         self.sources = tuple(sources)
         self.seed = config.seed
         weights = [source.dataset.weight for source in sources]
         self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
         self.orders = [Order(len(source.data), config.seed, source.number) for source in sources]
-        self.maskers = [Masker(tables, masking_of(source, config)) for source in sources]
+        self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
 
     def taken(self, samples: int) -> list[int]:
         """How many of the first `samples` samples are of each store; none ever goes down as `samples` goes up."""

@@ -94,7 +94,7 @@ def begin(
     )
     without_rows = tuple(
         spec for spec in specs
-        if spec.name not in old and spec.name in ids and ids[spec.name] <= used.get(model.tables.table_of(spec), -1)
+        if spec.name not in old and spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)
     )  # fmt: skip
     published = {PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {}
     with safe_open(start / WEIGHTS, "pt") as file:
@@ -112,7 +112,7 @@ def _counts(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int])
     """By token table, how many of its ids these modalities have in use: what `ids` says, of others all."""
     counts: dict[str, int] = {}
     for spec in specs:
-        table = model.tables.table_of(spec)
+        table = model.layout.table_of(spec)
         counts[table] = max(counts.get(table, 0), ids.get(spec.name, spec.vocab_size))
     return counts
 

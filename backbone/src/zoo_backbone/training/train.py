@@ -83,8 +83,8 @@ def train(
         contextlib.ExitStack() as until_done,
     ):
         beginning = begin(specs, model_config, train_config.seed, start, ids)
-        tables = beginning.model.tables
-        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, tables)
+        layout = beginning.model.layout
+        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, layout)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         record = beginning.record
         held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
@@ -154,11 +154,11 @@ class Training:
         ranks.shard(self.model)
         known = beginning.known
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=known)
-        self.mix = Mix(sources, self.model.tables, dataclasses.replace(config, seed=beginning.seed(config.seed)))
-        self.held_out = Mix(held_out, self.model.tables, config)
+        self.mix = Mix(sources, self.model.layout, dataclasses.replace(config, seed=beginning.seed(config.seed)))
+        self.held_out = Mix(held_out, self.model.layout, config)
         together = ranks.size == 1 and ranks.device.type == "cpu"
         self.parts = Parts(self.model, config.parts, together=together)
-        self.balance = Balance(self.model.tables, config, ranks.device)
+        self.balance = Balance(self.model.layout, config, ranks.device)
         self.average = Average(self.model, config.average) if config.average else None
         kept: dict[str, StatePart] = {"optimizer": self.optimizer, "balance": self.balance}
         kept |= {"average": self.average} if self.average is not None else {}
@@ -172,7 +172,7 @@ class Training:
             raise CheckpointError(
                 f"{self.folder}: holds a state of step {start}, and the run has {config.steps}; remove it to start anew"
             )
-        title = f"backbone, {count_of(len(self.model.tables), 'modality', 'modalities')}"
+        title = f"backbone, {count_of(len(self.model.layout), 'modality', 'modalities')}"
         log = TrainingLog(self.folder, config, start, title) if self.ranks.first else NoLog()
         with log, self.parts, Loader(self.batch, start, config.steps) as loader:
             if config.compile:
@@ -265,7 +265,7 @@ class Training:
 
         NaN and nothing where there is no target.
         """
-        means = losses.per_modality(self.model.tables.names)
+        means = losses.per_modality(self.model.layout.names)
         if not means:
             return math.nan, means
         whole = losses.sums.sum() / losses.counts.sum()

@@ -75,7 +75,7 @@ class Probe(nn.Module):
         if missing := [name for name in self.given if name not in values]:
             raise ConfigError(f"{self.task.text} is predicted from {', '.join(self.given)}; {missing[0]} is missing")
         for name in self.given:
-            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.tables.spec(name))
+            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
         return self.predict({name: self.zoo[name].encode(values[name]) for name in self.given})
 
 
@@ -87,7 +87,7 @@ def encoder_of(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
     model = load_model(run)
     if config.tuning == "scratch":
         positions = dict(model.named_buffers())
-        model = FourM.seeded(model.config, model.tables.specs, seed)
+        model = FourM.seeded(model.config, model.layout.specs, seed)
         for name, buffer in model.named_buffers():
             buffer.copy_(positions[name])
     frozen = config.tuning in ("frozen", "lora")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder, flat_grid
 from zoo_backbone.packing import spans_of
 
@@ -46,9 +46,9 @@ class Grid:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, tables: Tables, given: Sequence[str]) -> Grid:
+    def of(cls, layout: EmbeddingLayout, given: Sequence[str]) -> Grid:
         """The grid of the first given modality that has one, and those that share it. Raises ConfigError."""
-        shapes = {name: shape for name in given if (shape := flat_grid(tables.spec(name)))}
+        shapes = {name: shape for name in given if (shape := flat_grid(layout.spec(name)))}
         if not shapes:
             raise ConfigError(
                 f"--given {','.join(given)}: a map is read from a grid of two axes, and none of these has one"

@@ -111,7 +111,7 @@ def load(
     inner = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     with loading():
         encoder = _encoder(Path(folder), stored, config, run)
-        grid = Grid.of(encoder.tables, stored["given"]) if kind.kind.endswith("map") else None
+        grid = Grid.of(encoder.layout, stored["given"]) if kind.kind.endswith("map") else None
         if stored["head"] == "knn":
             bank, answers = torch.zeros_like(inner["bank"]), torch.zeros_like(inner["answers"])
             head: Any = Neighbours(bank, answers, config.neighbours, config.temperature, kind.outputs)
@@ -182,7 +182,7 @@ def places_of(folder: Path, probe: Probe, tokens: Path | None = None, data: Path
         raise CheckpointError(f"{folder}: does not know where its labels are; give --data DATA")
     return Places(
         tokens=tokens or Path(stored["tokens"]), store=store, zoo=probe.zoo, owner=str(folder),
-        specs=[probe.network.encoder.tables.spec(name) for name in probe.given], trained_on=probe.trained_on,
+        specs=[probe.network.encoder.layout.spec(name) for name in probe.given], trained_on=probe.trained_on,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from tokenizers_zoo.train.state import COPY, RUN, TrainingRun, nothing_saved, re
 from tokenizers_zoo.train.task import Kept
 from zoo_backbone.checkpoint import spec_from_json
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import Tables
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.run import Run, stored_config
 from zoo_backbone.transfer.config import TransferConfig, chosen_head
@@ -81,10 +81,10 @@ def transfer(
         raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, place = Path(run), Run.load(run)
     stored = stored_config(run)
-    tables = Tables(list(map(spec_from_json, stored["specs"])), from_mapping(ModelConfig, stored["model"]))
-    given = [tables.spec(name).name for name in given]
+    layout = EmbeddingLayout(list(map(spec_from_json, stored["specs"])), from_mapping(ModelConfig, stored["model"]))
+    given = [layout.spec(name).name for name in given]
     for name in given:
-        tables.check_read(name, "--given")
+        layout.check_read(name, "--given")
     if len(set(given)) != len(given):
         raise ConfigError(f"--given {','.join(given)}: expected each modality once")
     task = Task.parse(task_text, zoo, wanted)
@@ -94,7 +94,7 @@ def transfer(
     data = place.values() if data is None and task.handle is not None else data or place.data
     places = Places(
         tokens=place.tokens, store=ValueStore.of(data, zoo) if data and task.handle else None, zoo=zoo, owner=str(run),
-        specs=[tables.spec(name) for name in given], trained_on=stored["fingerprints"],
+        specs=[layout.spec(name) for name in given], trained_on=stored["fingerprints"],
     )  # fmt: skip
     unknown = places.unknown(task)
     known, test = places.part(task, TRAIN), places.part(task, TEST)
@@ -104,7 +104,7 @@ def transfer(
     kind, targets = task.fitted(used.part.labels, config.scale)
     task.check_labels(kind, test.labels)
     head = chosen_head(kind.kind, config)
-    grid = Grid.of(tables, given) if kind.kind.endswith("map") else None
+    grid = Grid.of(layout, given) if kind.kind.endswith("map") else None
     if head == "linear" and grid is None and config.batch_size < 2:
         raise ConfigError(f"batch_size {config.batch_size}: the linear head norms over a batch; expected at least 2")
     settings = described(run, task, kind_to_json(kind), given, head, config, seed, place, zoo, data)
