@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoo_geometry import body, pose_landmarks
-from zoo_geometry.person_detection import anchors
-from zoo_geometry.picture_regions import Region
-from zoo_geometry.pose_landmarks import Landmarks
+from zoo_geometry import body, pose_labeller
+from zoo_geometry.pose_networks import Landmarks, Region, anchors
 
 METRES = 100.0  # pixels of the landmark network's input per metre, in the answers by hand
 STILL = np.zeros((24, 3))
@@ -32,7 +30,7 @@ def landmarks_around(joints: np.ndarray, head: np.ndarray | None = None) -> np.n
     head = np.eye(3) if head is None else head
     at = {name: joints[index] for index, name in enumerate(body.JOINTS)}
     points = np.zeros((33, 3))
-    for name, landmark in pose_landmarks.SAME.items():
+    for name, landmark in pose_labeller.SAME.items():
         points[landmark] = at[name]
     for side, (little, index, thumb, heel, toe) in {
         "left": (17, 19, 21, 29, 31),

@@ -11,10 +11,10 @@ from hypothesis import given, settings, strategies
 from pose_people import landmarks_around, standing
 
 from tokenizers_zoo import Zoo
-from zoo_geometry import body, rotations
+from zoo_geometry import body
 from zoo_geometry.body import ADULT, JOINTS, PARENTS
-from zoo_geometry.inverse_kinematics import hinge_angles, rotations_of, shortest
-from zoo_geometry.pose_landmarks import head_of_landmarks, joints_of_landmarks
+from zoo_geometry.kinematics import hinge_angles, rotations_of, shortest
+from zoo_geometry.pose_labeller import head_of_landmarks, joints_of_landmarks
 
 AT = {name: index for index, name in enumerate(JOINTS)}
 TOLD = ("pelvis", "left_collar", "right_collar", "left_wrist", "right_wrist")
@@ -23,7 +23,7 @@ ENOUGH = math.radians(35)
 
 def globals_of(turns: np.ndarray) -> np.ndarray:
     """Axis-angle (24, 3) relative to the parents as matrices (24, 3, 3) from the rest pose's axes to the camera's."""
-    frames = rotations.matrices_of(turns)
+    frames = body.matrices_of(turns)
     for joint, parent in enumerate(PARENTS[1:], 1):
         frames[joint] = frames[parent] @ frames[joint]
     return frames
@@ -32,7 +32,7 @@ def globals_of(turns: np.ndarray) -> np.ndarray:
 def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Angles between rotations (..., 3, 3), degrees."""
     relative = np.swapaxes(first, -1, -2) @ second
-    return np.degrees(np.linalg.norm(rotations.vectors_of(relative), axis=-1))
+    return np.degrees(np.linalg.norm(body.vectors_of(relative), axis=-1))
 
 
 def posed(**degrees: tuple[float, float, float]) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_people_of_scenes_come_back(people: list[dict[str, Any]]) -> None:
         again = body.joints_of(found[None], bones[None], joints[:1])[0]
         assert np.linalg.norm(again - joints, axis=1).max() < 1e-6  # metres
         off = apart(globals_of(found), true)
-        local = apart(rotations.matrices_of(found), rotations.matrices_of(turns))
+        local = apart(body.matrices_of(found), body.matrices_of(turns))
         for name in TOLD:
             near[name].append(local[AT[name]])
         near["spine3"].append(off[AT["spine3"]])
@@ -140,7 +140,7 @@ def test_the_turn_of_the_chest_is_shared_by_the_spine() -> None:
 def test_the_head_is_turned_as_given_and_the_neck_follows_by_half() -> None:
     upright = ADULT.copy()
     upright[AT["head"]] *= (0, 1, 0)
-    head = rotations.matrices_of(np.radians([0, 40.0, 0]))
+    head = body.matrices_of(np.radians([0, 40.0, 0]))
     found = rotations_of(standing(bones=upright), upright, head)
     np.testing.assert_allclose(np.degrees(found[[AT["neck"], AT["head"]]]), [(0, 20, 0), (0, 20, 0)], atol=1e-6)
     np.testing.assert_allclose(rotations_of(standing(bones=upright), upright), 0, atol=1e-6)
@@ -186,7 +186,7 @@ def test_the_rest_pose_has_the_joints_of_the_rest_pose() -> None:
 def test_joints_go_with_the_landmarks(a: float, b: float, c: float, x: float, y: float, z: float, scale: float) -> None:
     rng = np.random.default_rng(5)
     points = landmarks_around(standing(rng.normal(0, 0.3, (24, 3))))
-    turn = rotations.matrices_of(np.array([a, b, c]))
+    turn = body.matrices_of(np.array([a, b, c]))
     moved = joints_of_landmarks(scale * points @ turn.T + (x, y, z))
     np.testing.assert_allclose(moved, scale * joints_of_landmarks(points) @ turn.T + (x, y, z), atol=1e-6 * scale)
     np.testing.assert_allclose(head_of_landmarks(points @ turn.T), turn @ head_of_landmarks(points), atol=1e-6)
@@ -194,10 +194,10 @@ def test_joints_go_with_the_landmarks(a: float, b: float, c: float, x: float, y:
 
 def test_twisted_shoulders_turn_the_chest_and_not_the_pelvis() -> None:
     points = landmarks_around(standing())
-    turn = rotations.matrices_of(np.radians([0, 40.0, 0]))
+    turn = body.matrices_of(np.radians([0, 40.0, 0]))
     points[:23] = points[:23] @ turn.T
     frames = globals_of(rotations_of(joints_of_landmarks(points), ADULT, head_of_landmarks(points)))
-    yaw = np.degrees([rotations.vectors_of(frames[AT[name]])[1] for name in ("pelvis", "spine3", "head")])
+    yaw = np.degrees([body.vectors_of(frames[AT[name]])[1] for name in ("pelvis", "spine3", "head")])
     np.testing.assert_allclose(yaw, (5, 40, 40), atol=5)
     assert apart(head_of_landmarks(points), turn) < 5
 
@@ -212,5 +212,5 @@ def test_a_mirror_swaps_left_and_right() -> None:
     np.testing.assert_allclose(other, joints[list(body.OTHER_SIDE)] * body.MIRROR, atol=1e-9)
     symmetric = body.mean_skeleton(ADULT[None])
     found = rotations_of(other, symmetric, head_of_landmarks(mirrored))
-    expected = rotations.mirrored(rotations_of(joints, symmetric, head_of_landmarks(points))[list(body.OTHER_SIDE)])
-    assert apart(rotations.matrices_of(found), rotations.matrices_of(expected)).max() < 1e-3
+    expected = body.mirrored(rotations_of(joints, symmetric, head_of_landmarks(points))[list(body.OTHER_SIDE)])
+    assert apart(body.matrices_of(found), body.matrices_of(expected)).max() < 1e-3

@@ -27,12 +27,10 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
+from zoo_geometry.kinematics import half_sizes, looking_at, offset_of
 from zoo_geometry.people import matched
-from zoo_geometry.person_detection import Detection, anchors, detections, merged
-from zoo_geometry.picture_regions import Region, sampled
-from zoo_geometry.placing import half_sizes, looking_at, offset_of
 from zoo_geometry.pose_labeller import PoseLabeller, distinct, person_of
-from zoo_geometry.pose_landmarks import landmarks_of, refined
+from zoo_geometry.pose_networks import Detection, Region, anchors, detections, landmarks_of, merged, refined, sampled
 
 NAME = "human_poses"
 DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float32)

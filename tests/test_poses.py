@@ -19,7 +19,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, Inval
 from tokenizers_zoo.families.objects.grammar import numbers_of
 from tokenizers_zoo.nn.config import MlpConfig
 from tokenizers_zoo.spec import Crop, SequenceLayout
-from zoo_geometry import body, rotations
+from zoo_geometry import body
 from zoo_geometry.human_poses import person_problem, plugin
 from zoo_geometry.people import MISSED
 
@@ -91,8 +91,8 @@ def poses(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
 
 def turned(first: Any, second: Any) -> float:
     """The largest angle between two rows of rotations, degrees."""
-    relative = np.swapaxes(rotations.matrices_of(np.asarray(first)), -1, -2) @ rotations.matrices_of(np.asarray(second))
-    return float(np.degrees(np.linalg.norm(rotations.vectors_of(relative), axis=-1)).max())
+    relative = np.swapaxes(body.matrices_of(np.asarray(first)), -1, -2) @ body.matrices_of(np.asarray(second))
+    return float(np.degrees(np.linalg.norm(body.vectors_of(relative), axis=-1)).max())
 
 
 # ---------------------------------------------------------------- rotations and the body
@@ -100,18 +100,18 @@ def turned(first: Any, second: Any) -> float:
 
 def test_rotations_by_hand() -> None:
     quarter = np.array([0, 0, math.pi / 2])  # x to y, y to -x
-    np.testing.assert_allclose(rotations.matrices_of(quarter), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(rotations.six_numbers_of(quarter), [0, 1, 0, -1, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(rotations.vectors_of_six(np.array([0, 3, 0, -0.5, 0.0, 0])), quarter, atol=1e-12)
-    np.testing.assert_allclose(rotations.mirrored(quarter), -quarter)
+    np.testing.assert_allclose(body.matrices_of(quarter), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(body.six_numbers_of(quarter), [0, 1, 0, -1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(body.vectors_of_six(np.array([0, 3, 0, -0.5, 0.0, 0])), quarter, atol=1e-12)
+    np.testing.assert_allclose(body.mirrored(quarter), -quarter)
 
 
 def test_the_nearest_rotation_to_a_reflection_and_to_nothing() -> None:
     for matrix in (np.diag([1.0, 1.0, -1.0]), np.zeros((3, 3)), np.ones((3, 3))):
-        found = rotations.matrices_of(rotations.vectors_of(matrix))
+        found = body.matrices_of(body.vectors_of(matrix))
         np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(found) == pytest.approx(1)
-    np.testing.assert_allclose(rotations.vectors_of(5 * np.eye(3)), np.zeros(3), atol=1e-12)
+    np.testing.assert_allclose(body.vectors_of(5 * np.eye(3)), np.zeros(3), atol=1e-12)
 
 
 vectors = strategies.lists(strategies.floats(-1.8, 1.8), min_size=3, max_size=3).map(np.array)
@@ -119,11 +119,11 @@ vectors = strategies.lists(strategies.floats(-1.8, 1.8), min_size=3, max_size=3)
 
 @given(vectors)
 def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
-    assert turned(vector, rotations.vectors_of(rotations.matrices_of(vector))) < 1e-5
-    assert turned(vector, rotations.vectors_of_six(2 * rotations.six_numbers_of(vector))) < 1e-5
+    assert turned(vector, body.vectors_of(body.matrices_of(vector))) < 1e-5
+    assert turned(vector, body.vectors_of_six(2 * body.six_numbers_of(vector))) < 1e-5
     mirror = np.diag([-1.0, 1, 1])
-    expected = mirror @ rotations.matrices_of(vector) @ mirror
-    np.testing.assert_allclose(rotations.matrices_of(rotations.mirrored(vector)), expected, atol=1e-12)
+    expected = mirror @ body.matrices_of(vector) @ mirror
+    np.testing.assert_allclose(body.matrices_of(body.mirrored(vector)), expected, atol=1e-12)
 
 
 def test_the_joints_are_those_of_the_scenes() -> None:
@@ -349,7 +349,7 @@ def test_the_place_in_the_batch_is_named(poses: ModalityHandle) -> None:
 
 def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
-    matrices = rotations.matrices_of(np.array(value["joint_rotations"])).tolist()
+    matrices = body.matrices_of(np.array(value["joint_rotations"])).tolist()
     (read,) = poses.read(json.dumps([value | {"joint_rotations": matrices}]).encode(), "json")
     assert turned(read["joint_rotations"], value["joint_rotations"]) < 1e-5
     assert poses.read(*poses.write([value])) == [value]
@@ -360,7 +360,7 @@ def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
 )
 def test_matrices_that_are_no_rotations_are_refused(poses: ModalityHandle, wrong: np.ndarray) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
-    matrices = rotations.matrices_of(np.array(value["joint_rotations"])).round(1)  # as rounded as is taken
+    matrices = body.matrices_of(np.array(value["joint_rotations"])).round(1)  # as rounded as is taken
     poses.read(json.dumps([value | {"joint_rotations": matrices.tolist()}]).encode(), "json")
     matrices[5] = wrong
     text = json.dumps([value, value | {"joint_rotations": matrices.tolist()}])
@@ -485,7 +485,7 @@ def test_people_of_any_levels_can_be_written() -> None:
     options = plugin.options(Settings(NAME))
     rng = np.random.default_rng(0)
     axes = plugin.axes(options)
-    turns = rotations.matrices_of(rng.normal(0, 0.4, (2000, 23, 3))).reshape(2000, -1)
+    turns = body.matrices_of(rng.normal(0, 0.4, (2000, 23, 3))).reshape(2000, -1)
     levels = rng.integers(0, options.bins, (2000, len(axes)))
     people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
     assert {problem for one in people if (problem := person_problem(one))} == set()

@@ -31,7 +31,7 @@ from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_geometry import body, rotations
+from zoo_geometry import body
 from zoo_geometry.human_poses import plugin as poses
 from zoo_geometry.published_people import crops
 from zoo_semantics.instance_maps import Instance, point_within
@@ -196,7 +196,7 @@ def test_people_come_back(world: World) -> None:
     (back,) = handle.decode(handle.encode([people]))
     for found, one in zip(back, people, strict=True):
         assert np.allclose(found["box"], one["box"], atol=0.0006) and np.allclose(found["shape"], 0.5, atol=0.004)
-        first, second = (rotations.matrices_of(np.array(p["joint_rotations"][0])) for p in (found, one))
+        first, second = (body.matrices_of(np.array(p["joint_rotations"][0])) for p in (found, one))
         assert np.allclose(first, second, atol=0.003)
         assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
         scales = [p["joints_image"][0][0] - p["joints_image"][15][0] for p in (found, one)]

@@ -27,9 +27,8 @@ from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
-from zoo_geometry import body, published_people, rotations
-from zoo_geometry.examples import person_files
-from zoo_geometry.people import MISSED, drawn, matched
+from zoo_geometry import body, published_people
+from zoo_geometry.people import MISSED, drawn, matched, person_files
 from zoo_geometry.pose_labeller import PoseLabeller
 
 if TYPE_CHECKING:
@@ -226,7 +225,7 @@ class HumanPoses(ObjectModality):
 
     def items(self, objects: Sequence[Person], options: PoseSettings) -> Array:
         turns = column(objects, "joint_rotations")[:, 1:]
-        return rotations.matrices_of(turns).reshape(len(objects), -1).astype(np.float32)
+        return body.matrices_of(turns).reshape(len(objects), -1).astype(np.float32)
 
     def coordinates(self, objects: Sequence[Person], fitted: Mapping[str, Array], options: PoseSettings) -> Array:
         turns, joints, image = (column(objects, name) for name in ROWS)
@@ -245,7 +244,7 @@ class HumanPoses(ObjectModality):
                 np.log(depth),
                 image[:, 0],
                 np.log(np.maximum(focal, 1e-3)),
-                rotations.six_numbers_of(turns[:, 0]),
+                body.six_numbers_of(turns[:, 0]),
                 np.log(np.maximum(sizes, 1e-3))[:, None],
                 shapes_of(objects, options.shape_size),
             ],
@@ -255,14 +254,14 @@ class HumanPoses(ObjectModality):
     def join(
         self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: PoseSettings
     ) -> list[Person]:
-        below = rotations.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))
+        below = body.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))
         if options.layout == "4m":
             boxes = opened_boxes(coordinates[:, :4], 1 / (BINS - 1))
             turns, joints, image, shapes = published_people.joined(boxes, coordinates[:, 4:], below, fitted["skeleton"])
             return people_of(boxes, turns, joints, np.clip(image, -MOST_PICTURES, MOST_PICTURES), shapes)
         ends = np.cumsum([4, 2, 1, 2, 2, 6, 1])
         edges, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
-        turns = np.concatenate([rotations.vectors_of_six(orientation)[:, None], below], axis=1)
+        turns = np.concatenate([body.vectors_of_six(orientation)[:, None], below], axis=1)
         ahead = np.exp(depth).clip(max=body.FARTHEST)  # exp(log(100)) is more by rounding
         pelvis = ahead * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
@@ -299,14 +298,14 @@ class HumanPoses(ObjectModality):
         for index, person in enumerate(value if isinstance(value, list) else ()):
             turns = numbers(person.get("joint_rotations")) if isinstance(person, dict) else None
             if turns is not None and turns.shape == (JOINTS, 3, 3):
-                off = float(np.abs(rotations.nearest(turns) - turns).max())
+                off = float(np.abs(body.nearest(turns) - turns).max())
                 if off > ROUNDED:
                     raise InvalidValueError(
                         f"person {index}: joint_rotations: expected rotation matrices (rows at right angles and of"
                         f" length 1, determinant 1), got numbers that are up to {off:.2g} off; a mirror image, or what"
                         " is not known, is no rotation"
                     )
-                person["joint_rotations"] = rotations.vectors_of(turns).tolist()
+                person["joint_rotations"] = body.vectors_of(turns).tolist()
         return checked_people(value)
 
     @hookimpl
@@ -435,7 +434,7 @@ def seen_through(crop: Crop, person: Person) -> Person:
     image[:, 0] = 1 - image[:, 0]
     return {
         **person,
-        "joint_rotations": rotations.mirrored(column([person], "joint_rotations")[0][other]).tolist(),
+        "joint_rotations": body.mirrored(column([person], "joint_rotations")[0][other]).tolist(),
         "joints_camera": (column([person], "joints_camera")[0][other] * body.MIRROR).tolist(),
         "joints_image": image[other].tolist(),
     }

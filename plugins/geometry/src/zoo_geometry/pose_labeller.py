@@ -9,17 +9,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.pretrained import PretrainedConfig
-from zoo_geometry import body, pose_files
-from zoo_geometry.inverse_kinematics import rotations_of
-from zoo_geometry.placing import half_sizes, looking_at, offset_of
-from zoo_geometry.pose_landmarks import Landmarks, head_of_landmarks, joints_of_landmarks
-from zoo_geometry.pose_networks import PoseNetworks, builder
+from zoo_geometry import body
+from zoo_geometry.body import direction
+from zoo_geometry.kinematics import half_sizes, looking_at, offset_of, rotations_of
+from zoo_geometry.pose_networks import Landmarks, PoseNetworks, builder, contents, place_of, version_of
 
-Array = NDArray[Any]
-Person = dict[str, Any]
+NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = 0, 2, 5, 7, 8
+LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP = 11, 12, 23, 24
+SAME = {
+    "left_shoulder": 11, "right_shoulder": 12, "left_elbow": 13, "right_elbow": 14, "left_wrist": 15,
+    "right_wrist": 16, "left_hip": 23, "right_hip": 24, "left_knee": 25, "right_knee": 26, "left_ankle": 27,
+    "right_ankle": 28,
+}  # fmt: skip
+"""Joints that are landmarks."""
+BETWEEN = {
+    "left_hand": (17, 19, 0.5), "right_hand": (18, 20, 0.5), "left_foot": (29, 31, 0.7), "right_foot": (30, 32, 0.7),
+}  # fmt: skip
+"""Joints between two landmarks, and how far along: knuckles of little finger and index; heel and tip of the toe."""
+HEAD = 0.55
+"""How far the base of the skull is on the way from the base of the neck to the middle of the ears."""
+TORSO = ("pelvis", "spine1", "spine2", "spine3", "neck", "left_collar", "right_collar")
+"""Joints that are inside of the body: laid between hips and shoulders as in the rest pose."""
+
+
 WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
 """Landmarks that say where a person is: nose, ears, shoulders, elbows, wrists, hips, knees, ankles."""
 SEEN = 0.5
@@ -71,19 +85,19 @@ class PoseLabeller(PretrainedConfig):
 
     def locate(self, *, download: bool = True) -> Path:
         """The folder or wheel. Raises PretrainedError where there is none, or it lacks the networks."""
-        place = pose_files.place_of(self.model)
-        pose_files.contents(place, self.landmarks)
+        place = place_of(self.model)
+        contents(place, self.landmarks)
         return place
 
     def record(self, *, download: bool = True) -> dict[str, Any]:
         """Model, version of the wheel, these settings, and the sha256 of both networks."""
-        place = pose_files.place_of(self.model)
-        files = pose_files.contents(place, self.landmarks)
+        place = place_of(self.model)
+        files = contents(place, self.landmarks)
         kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
         own = [field.name for field in dataclasses.fields(self) if field.name not in kinds]
         return {
             "model": self.model,
-            "revision": pose_files.version_of(self.model, place),
+            "revision": version_of(self.model, place),
             **{name: getattr(self, name) for name in own},
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
@@ -147,3 +161,60 @@ def box_of(landmarks: Landmarks, size: tuple[int, int]) -> list[float] | None:
         return None
     box = [*inside.min(axis=0).tolist(), *inside.max(axis=0).tolist()]
     return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def joints_of_landmarks(points: Array) -> Array:
+    """The 24 joints (24, 3) of `zoo_geometry.body` that 33 landmarks (33, 3) make, in any unit.
+
+    Shoulders, elbows, wrists, hips, knees and ankles are landmarks. A hand is midway between the knuckles of index and
+    little finger, a foot 0.7 of the way from the heel to the tip of the toes, the head 0.55 of the way from neck to the
+    middle of the ears. Pelvis, spine, neck and collars keep the place that they have in `body.ADULT` relative to
+    hips and shoulders: their share of the way from the middle of the hips to that of the shoulders, and their distance
+    from that line to the front and to the side, where "to the side" turns from the line of the hips to that of the
+    shoulders. Whoever stands in the rest pose thus has the joints of the rest pose; how a spine is bent is not seen.
+    """
+    joints = np.zeros((len(body.JOINTS), 3))
+    for name, landmark in SAME.items():
+        joints[body.JOINTS.index(name)] = points[landmark]
+    for name, (start, end, share) in BETWEEN.items():
+        joints[body.JOINTS.index(name)] = (1 - share) * points[start] + share * points[end]
+    inside = [body.JOINTS.index(name) for name in TORSO]
+    joints[inside] = torso_of(points[[LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP]])
+    neck = joints[body.JOINTS.index("neck")]
+    joints[body.JOINTS.index("head")] = neck + HEAD * (points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0) - neck)
+    return joints
+
+
+def torso_of(corners: Array) -> Array:
+    """The joints `TORSO` (7, 3) of left and right shoulder, left and right hip (4, 3)."""
+    rest = body.joints_of(np.zeros((1, len(body.JOINTS), 3)), body.ADULT[None], np.zeros((1, 3)))[0]
+    names = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    shoulders, hips = corners[:2].mean(axis=0), corners[2:].mean(axis=0)
+    own = rest[[body.JOINTS.index(name) for name in names]]
+    own_hips = own[2:].mean(axis=0)
+    own_up, up = own[:2].mean(axis=0) - own_hips, shoulders - hips
+    lines = direction(np.stack([corners[2] - corners[3], corners[0] - corners[1]]))
+    scale = np.linalg.norm(up) / np.linalg.norm(own_up)
+    wide = np.linalg.norm(corners[0] - corners[1]) / np.linalg.norm(own[0] - own[1])
+    side = np.array([1.0, 0.0, 0.0])
+    joints = []
+    for name in TORSO:
+        place = rest[body.JOINTS.index(name)] - own_hips
+        share = float(place @ own_up / (own_up @ own_up))
+        across = float(place @ side)
+        front = float((place - share * own_up) @ direction(np.cross(side, own_up)))
+        turned = float(np.clip(share, 0, 1))
+        left = direction((1 - turned) * lines[0] + turned * lines[1])
+        joints.append(hips + share * up + across * wide * left + front * scale * direction(np.cross(left, up)))
+    return np.array(joints)
+
+
+def head_of_landmarks(points: Array) -> Array:
+    """How the head is turned: the rotation (3, 3) from the rest pose's axes, of the line between the ears and of the
+    direction from their middle to that of eyes and nose, which is level in the rest pose."""
+    left = direction(points[LEFT_EAR] - points[RIGHT_EAR])
+    ahead = points[[NOSE, LEFT_EYE, RIGHT_EYE]].mean(axis=0) - points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0)
+    up = direction(np.cross(ahead, left))
+    return np.stack([left, up, np.cross(left, up)], axis=1)
+
+

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.families.objects import Axis, Part, Spelling
-from zoo_geometry import body, rotations
+from zoo_geometry import body
 
 Array = NDArray[Any]
 
@@ -66,7 +66,7 @@ def numbers_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: 
     Boxes are (people, 4), turns (people, 24, 3) axis-angle vectors, joints (people, 24, 3) metres, image
     (people, 24, 2), shapes (people, 10), and the skeleton (24, 3).
     """
-    orientation = Y_AND_Z_TURNED @ rotations.matrices_of(turns[:, 0])
+    orientation = Y_AND_Z_TURNED @ body.matrices_of(turns[:, 0])
     centre, side = crops(boxes)
     sizes = np.maximum(body.total_length(body.bones_of(turns, joints)) / body.total_length(skeleton), 1e-3)
     focal = np.sqrt(np.maximum(body.focal_lengths(joints, image), 1e-3).prod(axis=1))
@@ -82,7 +82,7 @@ def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple
     `numbers` (people, 22) are those of AXES after the box, `below` (people, 23, 3) the rotations below the first.
     """
     orientation, camera, shapes = np.split(numbers, [9, 12], axis=1)
-    first = rotations.vectors_of(Y_AND_Z_TURNED @ orientation.reshape(-1, 3, 3))
+    first = body.vectors_of(Y_AND_Z_TURNED @ orientation.reshape(-1, 3, 3))
     turns = np.concatenate([first[:, None], below], axis=1)
     centre, side = crops(boxes)
     scale = np.maximum(camera[:, 0], 0.01) * side / 2

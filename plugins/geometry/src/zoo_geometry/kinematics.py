@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_geometry import rotations
-from zoo_geometry.body import JOINTS, PARENTS
-from zoo_geometry.rotations import direction
+from zoo_geometry import body
+from zoo_geometry.body import JOINTS, PARENTS, direction
 
 Array = NDArray[Any]
 STRAIGHT, BENT = math.radians(10), math.radians(30)
@@ -75,17 +74,17 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
     own = frames.copy()
     for joint, parent in enumerate(PARENTS[1:], 1):
         own[joint] = frames[parent].T @ frames[joint]
-    return rotations.vectors_of(own)
+    return body.vectors_of(own)
 
 
 def fitted(rest: Array, seen: Array) -> Array:
     """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `seen` (n, 3) (Kabsch)."""
-    return rotations.nearest(direction(seen).T @ direction(rest))
+    return body.nearest(direction(seen).T @ direction(rest))
 
 
 def between(first: Array, last: Array, share: float) -> Array:
     """The rotation (3, 3) at `share` of the shortest way from one to another."""
-    return first @ rotations.matrices_of(share * rotations.vectors_of(first.T @ last))
+    return first @ body.matrices_of(share * body.vectors_of(first.T @ last))
 
 
 def onto_bone(frame: Array, joint: int, bones: Array, seen: Array) -> Array:
@@ -109,13 +108,13 @@ def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Ar
         turn = angle_around(axis, frame @ bones[foot], seen[foot])
     if known:
         angles = hinge_angles(bones[middle], bones[lower], hinge, bend)
-        turned = [frame @ rotations.matrices_of(angle * hinge) @ bones[lower] for angle in angles]
+        turned = [frame @ body.matrices_of(angle * hinge) @ bones[lower] for angle in angles]
         turns = [angle_around(axis, place, seen[lower]) for place in turned]
         # A knee that seems bent to the front is so by error, and no reason to turn the thigh around.
         side = 1 if leg and abs(turns[0]) > math.pi / 2 else 0
         turn += known * math.remainder(turns[side] - turn, math.tau)
-        hinged = rotations.matrices_of(known * angles[side] * hinge)
-    upper = rotations.matrices_of(turn * axis) @ frame
+        hinged = body.matrices_of(known * angles[side] * hinge)
+    upper = body.matrices_of(turn * axis) @ frame
     return upper, upper @ hinged
 
 
@@ -150,4 +149,44 @@ def shortest(start: Array, end: Array) -> Array:
     sine = float(np.linalg.norm(axis))
     if sine < 1e-9 and cosine < 0:  # opposite: any axis across
         axis, sine = np.cross(first, np.eye(3)[int(np.abs(first).argmin())]), 0.0
-    return rotations.matrices_of(direction(axis) * math.atan2(sine, cosine))
+    return body.matrices_of(direction(axis) * math.atan2(sine, cosine))
+
+
+FieldOfView = float | tuple[float, float] | None
+
+
+def half_sizes(fov: FieldOfView, height: int, width: int) -> Array:
+    """Half the picture's width and height at depth 1: (2,).
+
+    `fov` is in degrees: the vertical one, of square pixels, or (vertical, horizontal). None supposes a focal length of
+    the picture's diagonal, as CLIFF does (arXiv 2208.00571): 53 degrees from corner to corner.
+    """
+    if fov is None:
+        return np.array([width, height]) / (2 * math.hypot(width, height))
+    if isinstance(fov, tuple):
+        return np.array([math.tan(math.radians(fov[1]) / 2), math.tan(math.radians(fov[0]) / 2)])
+    return np.array([width / height, 1.0]) * math.tan(math.radians(fov) / 2)
+
+
+def rays(image: Array, half: Array) -> Array:
+    """Right and up per metre of depth (..., 2) of places (..., 2), fractions of width and height."""
+    return (2 * image - 1) * half * np.array([1.0, -1.0])
+
+
+def looking_at(image: Array, half: Array) -> Array:
+    """The rotation (3, 3) from the axes of a camera that looks straight at a place of the picture to this camera's."""
+    return shortest(np.array([0.0, 0.0, -1.0]), np.append(rays(image, half), -1.0))
+
+
+def offset_of(points: Array, image: Array, weights: Array, half: Array) -> Array:
+    """Where to move points (n, 3), metres in camera axes, so that they are seen at `image` (n, 2): (3,).
+
+    Weighted least squares of (x + t_x) = right * -(z + t_z), and of the same in y: linear in t.
+    """
+    seen = rays(image, half)
+    rows = np.zeros((len(points), 2, 3))
+    rows[:, 0, 0] = rows[:, 1, 1] = 1.0
+    rows[:, :, 2] = seen
+    aims = -points[:, :2] - seen * points[:, 2:]
+    share = np.sqrt(np.maximum(weights, 0))[:, None]
+    return np.linalg.lstsq((rows * share[..., None]).reshape(-1, 3), (aims * share).reshape(-1), rcond=None)[0]
