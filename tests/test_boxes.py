@@ -14,7 +14,7 @@ from text_tokenizers import BINS, load, round_trip, settings_of
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
-from zoo_semantics.matching import best_boxes, intersection_over_union, match
+from zoo_semantics.labelled_boxes import best_boxes, intersection_over_union, match
 
 
 def box(label: str, *edges: float) -> dict[str, Any]:

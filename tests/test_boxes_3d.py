@@ -17,8 +17,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes_3d import NONE_FOUND, plugin
-from zoo_semantics.levels_3d import Spans
-from zoo_semantics.upright import corners, mean_clipped, numbers_of, overlaps_3d, shares, wrapped
+from zoo_semantics.oriented_boxes import Spans, corners, mean_clipped, numbers_of, overlaps_3d, shares, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]

@@ -170,7 +170,7 @@ class Audio(TemporalModality):
         return value
 
     def picture(self, value: NDArray[np.float32], options: AudioSettings) -> Any:
-        from zoo_audio.picture import sound_picture
+        from zoo_audio.mel import sound_picture
 
         return sound_picture(value, options.frame)
 

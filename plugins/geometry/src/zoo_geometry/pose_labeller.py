@@ -216,5 +216,3 @@ def head_of_landmarks(points: Array) -> Array:
     ahead = points[[NOSE, LEFT_EYE, RIGHT_EYE]].mean(axis=0) - points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0)
     up = direction(np.cross(ahead, left))
     return np.stack([left, up, np.cross(left, up)], axis=1)
-
-

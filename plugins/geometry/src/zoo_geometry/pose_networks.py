@@ -231,6 +231,7 @@ WINDOW = 3
 SURE = 0.5
 """Likelihood that a cell there must reach for its heat map to be believed."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Landmarks:
     """What is seen of one person."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.spec import Crop
-from zoo_language.plain import PlainText, PlainTextSettings
-from zoo_language.scores import BLEU_2, WORD_F1
+from zoo_language.plain import BLEU_2, WORD_F1, PlainText, PlainTextSettings
 
 WORD_START = re.compile(r"(?<=\s)\S")
 NEAR = 64

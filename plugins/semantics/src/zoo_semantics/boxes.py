@@ -18,9 +18,18 @@ from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, coordinate_fraction, coordinate_level
-from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
+from zoo_semantics.labelled_boxes import (
+    Box,
+    LabelledBoxes,
+    best_boxes,
+    f1_of,
+    label_f1,
+    label_of,
+    label_problem,
+    label_text,
+    match,
+)
 from zoo_semantics.labellers import BoxLabeller
-from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, match
 
 if TYPE_CHECKING:
     import PIL.Image

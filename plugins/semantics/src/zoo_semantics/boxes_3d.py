@@ -16,10 +16,18 @@ from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.families.text import TextTokenizer
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
-from zoo_semantics.labelled_boxes import LabelledBoxes, label_of, label_problem, label_text
-from zoo_semantics.levels_3d import AXES, Span, Spans
-from zoo_semantics.matching import Box, best_boxes, f1_of, label_f1, pairs
-from zoo_semantics.upright import overlaps_3d, wrapped
+from zoo_semantics.labelled_boxes import (
+    Box,
+    LabelledBoxes,
+    best_boxes,
+    f1_of,
+    label_f1,
+    label_of,
+    label_problem,
+    label_text,
+    pairs,
+)
+from zoo_semantics.oriented_boxes import AXES, Span, Spans, overlaps_3d, wrapped
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -185,7 +193,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     @hookimpl
     def render(self, value: list[Box], settings: Settings) -> PIL.Image.Image:
         """The boxes from above, on a grid of metres, with the camera at the bottom."""
-        from zoo_semantics.from_above import draw
+        from zoo_semantics.oriented_boxes import draw
 
         options = settings.take(Boxes3dSettings)
         return draw(value, options.x, options.z)

@@ -3,14 +3,110 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, control_character, printable, read_json
-from zoo_semantics.matching import Box
+
+Box = dict[str, Any]
+Overlaps = Callable[[Sequence[Box], Sequence[Box]], npt.NDArray[Any]]
+"""Gives the overlap of each of n boxes with each of m, (n, m), 0 for boxes of different labels."""
+ENOUGH = 0.5  # overlap from which on a box counts as found
+MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
+
+
+def intersection_over_union(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Area of intersection over area of union, `(n, 4)` and `(m, 4)` to `(n, m)`; edges as xmin, ymin, xmax, ymax."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    return over_union(
+        shared, *(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second))
+    )
+
+
+def over_union(shared: npt.NDArray[Any], first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What is shared `(n, m)` by things of the sizes `first` `(n,)` and `second` `(m,)`, over their union."""
+    union = first[:, None] + second[None, :] - shared
+    ratio: npt.NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
+
+
+def same_labels(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
+    """Which boxes have one label, bool `(n, m)`."""
+    labels = [np.array([box["label"] for box in boxes], dtype=object) for boxes in (first, second)]
+    same: npt.NDArray[Any] = labels[0][:, None] == labels[1][None, :]
+    return same
+
+
+def overlaps(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
+    """As `intersection_over_union`, 0 for boxes of different labels."""
+    edges = [np.array([box["box"] for box in boxes], dtype=np.float64).reshape(-1, 4) for boxes in (first, second)]
+    result: npt.NDArray[Any] = intersection_over_union(*edges) * same_labels(first, second)
+    return result
+
+
+def pairs(table: npt.NDArray[Any], enough: float) -> list[tuple[int, int]]:
+    """Rows and columns of a table of overlaps that are `enough`, the best pair first, each in one pair at most."""
+    table, found = table.copy(), list[tuple[int, int]]()
+    while table.size and float(table.max()) >= enough:
+        row, column = map(int, np.unravel_index(int(table.argmax()), table.shape))
+        found.append((row, column))
+        table[row, :] = table[:, column] = -1.0
+    return found
+
+
+def match(predicted: Sequence[Box], target: Sequence[Box]) -> list[float]:
+    """Overlaps of the pairs of one label with `ENOUGH` of it, the best pair first, each box in one pair at most."""
+    table = overlaps(predicted, target)
+    return [float(table[pair]) for pair in pairs(table, ENOUGH)]
+
+
+def f1_of(found: int, predicted: Sequence[Sequence[Box]], target: Sequence[Sequence[Box]]) -> float:
+    """Harmonic mean of precision and recall where `found` boxes of all are right; 1 where there are none at all."""
+    total = sum(map(len, predicted)) + sum(map(len, target))
+    return 2 * found / total if total else 1.0
+
+
+def label_f1(predicted: Sequence[Sequence[Box]], target: Sequence[Sequence[Box]]) -> float:
+    """F1 of the labels alone, wherever the boxes are."""
+    counts = ([Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target))
+    return f1_of(sum((guess & truth).total() for guess, truth in zip(*counts, strict=True)), predicted, target)
+
+
+def best_boxes(values: Sequence[Sequence[Box]], overlaps: Overlaps = overlaps, enough: float = ENOUGH) -> list[Box]:
+    """Boxes of `values`, added one by one as long as the next raises F1 = 2 * found / (predicted + true) over them all.
+
+    The next is the one that finds most of the boxes that those before it leave.
+    """
+    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
+    pictures = [list(values[i]) for i in places]
+    pool = [box for boxes in pictures for box in boxes]
+    pool = pool[:: -(-len(pool) // MOST_CANDIDATES) or 1]
+    # free[j][i, k]: candidate i finds true box k of picture j, which no chosen box has taken
+    free = [overlaps(pool, boxes) for boxes in pictures if boxes]
+    true, found, chosen = sum(map(len, pictures)), 0, list[Box]()
+    while pool:
+        gains = np.sum([(table >= enough).any(axis=1) for table in free], axis=0)
+        best = int(gains.argmax())
+        gain = int(gains[best])
+        if (found + gain) * (len(chosen) * len(pictures) + true) <= found * ((len(chosen) + 1) * len(pictures) + true):
+            break
+        found += gain
+        chosen.append(pool[best])
+        for table in free:
+            column = int(table[best].argmax())
+            if table[best, column] >= enough:
+                table[:, column] = 0.0
+    return chosen
+
 
 LONGEST_LABEL = 100
 S = TypeVar("S")

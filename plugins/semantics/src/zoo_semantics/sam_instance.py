@@ -42,7 +42,7 @@ from zoo_semantics.instance_maps import (
     told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
-from zoo_semantics.maps import read_map
+from zoo_semantics.semseg import read_map
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -3,24 +3,69 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.families.spatial.values import png_bytes, read_array
+from tokenizers_zoo.families.spatial.values import (
+    BITS,
+    EXACT_EXTENSIONS,
+    WHOLE_NUMBERS,
+    open_image,
+    png_bytes,
+    read_array,
+)
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Metric, ModalitySpec
-from zoo_semantics.coco import COCO_CLASSES
 from zoo_semantics.labellers import ClassLabeller
-from zoo_semantics.maps import read_map
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
+
+
+COCO_CLASSES = (
+    "void",
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+    "banner", "blanket", "bridge", "cardboard", "counter", "curtain", "door-stuff", "floor-wood", "flower", "fruit",
+    "gravel", "house", "light", "mirror-stuff", "net", "pillow", "platform", "playingfield", "railroad", "river",
+    "road", "roof", "sand", "sea", "shelf", "snow", "stairs", "tent", "towel", "wall-brick", "wall-stone",
+    "wall-tile", "wall-wood", "water-other", "window-blind", "window-other", "tree-merged", "fence-merged",
+    "ceiling-merged", "sky-other-merged", "cabinet-merged", "table-merged", "floor-other-merged", "pavement-merged",
+    "mountain-merged", "grass-merged", "dirt-merged", "paper-merged", "food-other-merged", "building-other-merged",
+    "rock-merged", "wall-other-merged", "rug-merged",
+)  # fmt: skip
+
+
+LOSSY = ("jpg", "jpeg")
+
+
+def read_map(data: bytes, extension: str, what: str, small: Sequence[str]) -> NDArray[Any]:
+    """The numbers (height, width) of a picture file of ids: of a mode of `small`, or of WHOLE_NUMBERS.
+
+    Raises ValueError, which says `what` the ids are of, where it is none, and for a kind of file that changes numbers.
+    Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has.
+    """
+    if extension in LOSSY:
+        raise ValueError("JPEG changes numbers at every border, which here are ids; save the map as .png")
+    image = open_image(data, extension, EXACT_EXTENSIONS)
+    if image.mode not in (*small, *WHOLE_NUMBERS):
+        raise ValueError(f"expected one channel of {what} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
+    numbers: NDArray[Any] = np.asarray(image)
+    return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
+
 
 CLASSES = (
     "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",

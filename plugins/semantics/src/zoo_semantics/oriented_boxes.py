@@ -1,0 +1,242 @@
+"""Upright boxes: how much of their volume two of them share, exactly.
+
+Seen from above a box is a rectangle in the plane of x to the right and y away from the viewer, turned by its yaw
+counter-clockwise. `size` is along the box's front, up, and across.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
+from zoo_semantics.boxes import label_colour
+from zoo_semantics.labelled_boxes import Box, over_union, same_labels
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+Span = tuple[float, float]
+AXES = (0, 1, 2, 0, 1, 2, 3)
+"""The axis of each coordinate token: centre on v0 v1 v2, size on v0 v1 v2, yaw on v3."""
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+TOKEN = re.compile(rf"<boxes_3d x {NUMBER} {NUMBER} y {NUMBER} {NUMBER} z {NUMBER} {NUMBER} size {NUMBER} {NUMBER} m>")
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """From where to where centres and sizes have levels, in metres; sizes have levels even in their logarithm.
+
+    What lies outside is clipped. The levels of yaw go once around, so that no two of them mean the same.
+    """
+
+    x: Span
+    y: Span
+    z: Span
+    size: Span
+
+    @property
+    def token(self) -> str:
+        """The special token that stands before boxes with these levels, so that they mean the same ever after."""
+        ends = (f"{name} {low!r} {high!r}" for name, (low, high) in zip("xyz", self.centres, strict=True))
+        return f"<boxes_3d {' '.join(ends)} size {self.size[0]!r} {self.size[1]!r} m>"
+
+    @classmethod
+    def of_token(cls, token: str) -> Spans | None:
+        """What `token` wrote; None for other special tokens."""
+        found = TOKEN.fullmatch(token)
+        if found is None:
+            return None
+        ends = [float(number) for number in found.groups()]
+        return cls(*zip(ends[::2], ends[1::2], strict=True))
+
+    @property
+    def centres(self) -> tuple[Span, Span, Span]:
+        """Of the three numbers of a centre."""
+        return self.x, self.y, self.z
+
+    def levels(self, centre: Sequence[float], size: Sequence[float], yaw: float, bins: int) -> list[int]:
+        """The nearest level of each number, in the order of AXES."""
+        fractions = [(number - low) / (high - low) for number, (low, high) in zip(centre, self.centres, strict=True)]
+        low, high = self.size
+        fractions += [math.log(side / low) / math.log(high / low) for side in size]
+        around = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
+        return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
+
+    def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
+        """Centre, size and yaw in [-pi, pi) that levels stand for."""
+        shares = [coordinate_fraction(level, bins) for level in levels[:6]]
+        centre = [low + share * (high - low) for share, (low, high) in zip(shares[:3], self.centres, strict=True)]
+        low, high = self.size
+        size = [min(low * (high / low) ** share, high) for share in shares[3:]]
+        return centre, size, -math.pi + 2 * math.pi * (levels[6] % bins) / bins
+
+
+Array = npt.NDArray[Any]
+CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2  # counter-clockwise; of the sides along and across
+
+VERTICAL = 1e-12  # metres; an edge that spans less of x has nothing below it
+
+
+def wrapped(angle: float) -> float:
+    """The same direction in [-pi, pi)."""
+    return (angle + math.pi) % (2 * math.pi) - math.pi
+
+
+def numbers_of(boxes: Sequence[Box]) -> Array:
+    """Centre, size and yaw of each box: float64 `(n, 7)`."""
+    return np.array([[*box["center"], *box["size"], box["yaw"]] for box in boxes], dtype=np.float64).reshape(-1, 7)
+
+
+def corners(boxes: Array) -> Array:
+    """Where corners of boxes `(n, 7)` are, seen from above: `(n, 4, 2)`, counter-clockwise, left of the front first."""
+    at, yaw = boxes[:, [0, 2]] * (1, -1), boxes[:, 6]
+    turns = np.stack([np.cos(yaw), np.sin(yaw), -np.sin(yaw), np.cos(yaw)], axis=1).reshape(-1, 2, 2)
+    places: Array = at[:, None] + (CORNERS * boxes[:, None, [3, 5]]) @ turns
+    return places
+
+
+def shared_areas(first: Array, second: Array) -> Array:
+    """Area that the footprints of boxes `(n, 7)` and `(m, 7)` share, `(n, m)`, in square metres.
+
+    In the frame of the second box, the shared polygon is the first rectangle with its height above each point clipped
+    to the second's sides: the sum over the first's edges of the integral of the clipped edge.
+    """
+    at, yaw = second[:, [0, 2]] * (1, -1), second[:, 6]
+    turns = np.stack([np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)], axis=1).reshape(-1, 2, 2)
+    places = (corners(first)[:, None] - at[None, :, None]) @ turns  # first, second, corner, 2
+    half = second[:, [3, 5]] / 2
+    (x0, y0), (x1, y1) = (np.moveaxis(ends, 3, 0) for ends in (places, np.roll(places, -1, axis=2)))
+    left, right = (np.clip(x, -half[:, None, 0], half[:, None, 0]) for x in (x0, x1))
+    slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(x0), where=np.abs(x1 - x0) > VERTICAL)
+    y0, y1 = y0 + slope * (left - x0), y0 + slope * (right - x0)
+    area: Array = -((right - left) * mean_clipped(y0, y1, half[:, None, 1])).sum(axis=2)
+    return np.maximum(area, 0.0)
+
+
+def mean_clipped(start: Array, stop: Array, limit: Array) -> Array:
+    """Mean over a stretch of numbers, evenly from `start` to `stop`, of the number clipped to [-limit, limit]."""
+    low, high = np.minimum(start, stop), np.maximum(start, stop)
+    bottom, top = np.clip(low, -limit, limit), np.clip(high, -limit, limit)
+    below, above = np.minimum(high, -limit) - low, high - np.maximum(low, limit)
+    weighed = (top - bottom) * (top + bottom) / 2 + limit * (np.maximum(above, 0) - np.maximum(below, 0))
+    mean: Array = np.divide(weighed, high - low, out=np.array(bottom), where=high > low)
+    return mean
+
+
+def shares(first: Array, second: Array) -> Array:
+    """Volume of intersection over volume of union of boxes `(n, 7)` and `(m, 7)`: `(n, m)`."""
+    (bottom, top), (its_bottom, its_top) = (boxes[:, 1] + [[-0.5], [0.5]] * boxes[:, 4] for boxes in (first, second))
+    height = np.minimum(top[:, None], its_top) - np.maximum(bottom[:, None], its_bottom)
+    shared = shared_areas(first, second) * np.maximum(height, 0.0)
+    return over_union(shared, first[:, 3:6].prod(axis=1), second[:, 3:6].prod(axis=1))
+
+
+def overlaps_3d(first: Sequence[Box], second: Sequence[Box]) -> Array:
+    """Intersection over union in 3-D, 0 for boxes of different labels: `(n, m)`."""
+    result: Array = shares(numbers_of(first), numbers_of(second)) * same_labels(first, second)
+    return result
+
+
+SIZE = 256  # pixels, height and width
+FINER = 4  # lines are drawn so many times larger, and then made small
+BEHIND = 0.45  # metres that are shown behind the camera
+GROUND, GRID, EACH_FIFTH = (28, 30, 36), (48, 51, 60), (74, 78, 90)
+CAMERA, SHADE = (235, 235, 235), 0.3
+WEDGE = math.radians(30)  # half the angle that the camera's lines open to; the value does not say how much it sees
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -> PIL.Image.Image:
+    """The boxes from above: the camera at the bottom looks up, a line each metre, each box's front has a tick.
+
+    Shown are at least the metres `x` and `z`, as far as they are ahead; higher boxes lie over lower ones.
+    """
+    from PIL import Image, ImageDraw
+
+    depth = max(-z[0], 0.0) + BEHIND
+    width = max(x[1] - x[0], depth)
+    left, far = (x[0] + x[1] - width) / 2, -(width - BEHIND)
+    scale = SIZE * FINER / width
+
+    def place(right: float, ahead: float) -> tuple[float, float]:
+        """The pixel of a point, metres to the right and ahead."""
+        return (right - left) * scale, (-far - ahead) * scale
+
+    picture = Image.new("RGB", (SIZE * FINER, SIZE * FINER), GROUND)
+    pen = ImageDraw.Draw(picture)
+    draw_grid(pen, place, left, width, far)
+    table = numbers_of(boxes)
+    drawn = sorted(range(len(boxes)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n))
+    for n in drawn:
+        colour = label_colour(boxes[n]["label"])
+        outline = [place(*corner) for corner in corners(table[n : n + 1])[0].tolist()]
+        fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
+        pen.polygon(outline, fill=fill, outline=colour, width=6)
+        middle, front = place(table[n, 0], -table[n, 2]), np.mean([outline[0], outline[3]], axis=0)
+        beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
+        pen.line((*middle, *(front + beyond)), fill=colour, width=6)
+    draw_camera(pen, place)
+    picture = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
+    outlines = (np.array([place(*corner) for corner in corners(table[n : n + 1])[0].tolist()]) / FINER for n in drawn)
+    rectangles = [(*outline.min(axis=0).tolist(), *outline.max(axis=0).tolist()) for outline in outlines]
+    write_labels(picture, [boxes[n]["label"] for n in drawn], rectangles)
+    return picture
+
+
+def draw_grid(pen: Any, place: Any, left: float, width: float, far: float) -> None:
+    """A line each metre to the right and ahead of the camera, a brighter one each fifth."""
+    for metre in range(math.ceil(left), math.floor(left + width) + 1):
+        line = GRID if metre % 5 else EACH_FIFTH
+        pen.line((*place(metre, -BEHIND), *place(metre, -far)), fill=line, width=FINER)
+    for metre in range(math.floor(-far) + 1):
+        line = GRID if metre % 5 else EACH_FIFTH
+        pen.line((*place(left, metre), *place(left + width, metre)), fill=line, width=FINER)
+
+
+def draw_camera(pen: Any, place: Any) -> None:
+    """A wedge at the camera's place, open to where it looks."""
+    tip = place(0.0, 0.0)
+    for side in (-1, 1):
+        pen.line((*tip, *place(0.9 * side * math.sin(WEDGE), 0.9 * math.cos(WEDGE))), fill=CAMERA, width=5)
+    pen.ellipse((tip[0] - 14, tip[1] - 14, tip[0] + 14, tip[1] + 14), fill=CAMERA)
+
+
+def write_labels(picture: PIL.Image.Image, labels: Sequence[str], boxes: Sequence[Rectangle]) -> None:
+    """Each label beside its box, of the places around it where it covers fewest other labels, then fewest boxes."""
+    from PIL import ImageDraw, ImageFont
+
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=10)
+    taken = list[Rectangle]()
+    for label, box in zip(labels, boxes, strict=True):
+
+        def covered(spot: Rectangle) -> tuple[int, int]:
+            return sum(crossing(spot, other) for other in taken), sum(crossing(spot, other) for other in boxes)
+
+        taken.append(min(around(box, pen.textlength(label, font=font), 10.0), key=covered))
+        pen.text(taken[-1][:2], label, fill=label_colour(label), font=font, stroke_width=1, stroke_fill=GROUND)
+
+
+def around(box: Rectangle, wide: float, high: float) -> Iterator[Rectangle]:
+    """Places for a label of this size inside the picture: above, below, right and left of a box, and in its middle."""
+    left, top, right, bottom = box
+    middle, level = (left + right - wide) / 2, (top + bottom - high) / 2
+    for x, y in (
+        (middle, top - high - 3), (middle, bottom), (right + 3, level), (left - wide - 3, level),
+        (right + 3, top - high), (left - wide - 3, top - high), (right + 3, bottom), (left - wide - 3, bottom),
+        (middle, level),
+    ):  # fmt: skip
+        x, y = min(max(x, 2.0), SIZE - wide - 2), min(max(y, 1.0), SIZE - high - 3)
+        yield x, y, x + wide, y + high
+
+
+def crossing(first: Rectangle, second: Rectangle) -> bool:
+    """True where two rectangles have a point in common."""
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
