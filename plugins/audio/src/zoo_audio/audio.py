@@ -85,7 +85,7 @@ class AudioSettings:
 
     @property
     def frame(self) -> MelFrame:
-        """What the spectrogram is made with."""
+        """The frame parameters of the spectrogram."""
         from zoo_audio.mel import MelFrame
 
         return MelFrame(sample_rate=self.sample_rate, window=self.window, hop=self.hop, mels=self.mels)
@@ -166,7 +166,7 @@ class Audio(TemporalModality):
 
     @hookimpl
     def transform(self, value: NDArray[np.float32], crop: Crop, settings: Settings) -> NDArray[np.float32]:
-        """The value itself: what is seen does not change what is heard."""
+        """Return the value itself: crops of the picture do not change the sound."""
         return value
 
     def picture(self, value: NDArray[np.float32], options: AudioSettings) -> Any:
@@ -190,7 +190,7 @@ class Audio(TemporalModality):
         return {"mel_l1": mel / len(target), "lsd": distance / len(target)}
 
     def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
-        """Silence, and some of the recordings themselves: no mean of waveforms sounds like any of them."""
+        """Candidates are silence and some of the recordings. A mean of waveforms would sound like no recording."""
         return [np.zeros_like(stack[0]), *stack[:: max(1, len(stack) // CANDIDATES)]]
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 FLOOR_DB = -80.0
-"""What is quieter than this, relative to a sine of amplitude 1, counts as silence."""
+"""Level of silence, in decibels relative to a sine of amplitude 1."""
 INVERSION_STEPS = 24
 """Multiplicative updates from mel bands to frequencies."""
 MOMENTUM = 0.99
-"""Of the accelerated Griffin-Lim iterations."""
+"""Momentum of the accelerated Griffin-Lim iterations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +62,11 @@ def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     """A waveform (batch, frames x hop) in [-1, 1] whose log-mel spectrogram is close to `decibel`.
 
     Phases are not in a spectrogram. They are made up by the accelerated Griffin-Lim algorithm (Perraudin, Balazs and
-    Sondergaard, WASPAA 2013), from a fixed random start: the same spectrogram always gives the same waveform. Of the
-    frame around the very end, which a spectrogram leaves out, the magnitudes are made up, too.
+    Sondergaard, WASPAA 2013), from a fixed random start: the same spectrogram always gives the same waveform. A
+    spectrogram leaves out the frame around the very end, so its magnitudes are extrapolated.
     """
     bands = 10 ** (decibel.clamp(FLOOR_DB, 20.0) / 20)
-    bands = bands * (decibel > FLOOR_DB + 1)  # what the floor lifted is silence, not noise
+    bands = bands * (decibel > FLOOR_DB + 1)  # the floor means silence, not noise
     target = frequencies_of(bands, frame)
     target = torch.cat([target, target[..., -1:]], dim=-1)
     length = decibel.shape[2] * frame.hop

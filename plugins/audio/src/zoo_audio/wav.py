@@ -47,7 +47,7 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
 
 
 def _up_to_the_end(data: bytes) -> bytes:
-    """The file with 0xFFFFFFFF for a size of 0, its own or that of its samples: scipy then reads what is there."""
+    """Replace sizes of 0 in the headers by 0xFFFFFFFF, so that scipy reads all samples that follow."""
     order: Literal["big", "little"] = "big" if data[:4] == b"RIFX" else "little"
     place = 12
     while place + 8 <= len(data):

@@ -33,8 +33,8 @@ class ClipSettings(MapSettings):
     map_size: int | tuple[int, int] = 14
     """Vectors along each side; the picture is resized to that many patches."""
     colours: Literal["clip", "imagenet"] = "clip"
-    """Whose mean and deviation the picture is normalised by for the network: those that CLIP was trained with, or
-    those of ImageNet, as published tokenizers had it."""
+    """Normalisation of the network's input: the mean and deviation that CLIP was trained with, or ImageNet's, as in
+    published tokenizers."""
     network: ClipNetwork = ClipNetwork()
     """What derives the values from pictures."""
 
@@ -42,7 +42,7 @@ class ClipSettings(MapSettings):
 class Clip(FeatureMapModality):
     """Patch vectors of CLIP's image encoder (arXiv 2103.00020): float32 (512, rows, columns).
 
-    Those of the last layer, through the last norm and the projection that CLIP gives to its class vector.
+    Features of the last layer after the final norm and the projection that CLIP applies to its class token.
     """
 
     settings_class = ClipSettings
@@ -55,7 +55,7 @@ class Clip(FeatureMapModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network sees in the sample's rgb picture."""
+        """Compute the feature map of the sample's rgb picture."""
         import torch
 
         from zoo_features.pictures import COLOURS, as_map, normalised

@@ -59,7 +59,7 @@ def last_layer(network: Dinov2Network, rgb: np.ndarray, patches: tuple[int, int]
     from zoo_features.pictures import IMAGENET, normalised
 
     loaded = network.transformers("Dinov2Model")
-    if loaded.config.model_type != "dinov2":  # it would load all the same, less what the class does not know
+    if loaded.config.model_type != "dinov2":  # the class would load it without the tensors it does not know
         raise PretrainedError(f"{network.model}: is a {loaded.config.model_type}, expected a dinov2 without registers")
     with torch.inference_mode():
         pixels = normalised(rgb, patches, loaded.config.patch_size, IMAGENET, loaded.device.type)
@@ -80,7 +80,7 @@ class Dinov2(FeatureMapModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network sees in the sample's rgb picture."""
+        """Compute the feature map of the sample's rgb picture."""
         from zoo_features.pictures import as_map
 
         options = self.options(settings)
@@ -101,7 +101,7 @@ class Dinov2Global(VectorModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network thinks of the sample's rgb picture."""
+        """Compute the global feature of the sample's rgb picture."""
         from zoo_features.pictures import as_vector
 
         network = self.options(settings).network

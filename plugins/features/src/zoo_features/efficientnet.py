@@ -98,13 +98,13 @@ class Efficientnet(FeatureMapModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network sees in the sample's rgb picture."""
+        """Compute the feature map of the sample's rgb picture."""
         options = self.options(settings)
         return last_map(options.network, sample["rgb"], options.size)
 
 
 class EfficientnetGlobal(VectorModality):
-    """The mean over places of EfficientNet-Lite0's last feature map: float32 (1280,), from which it tells classes."""
+    """EfficientNet-Lite0's last feature map averaged over positions, the input of its classifier: float32 (1280,)."""
 
     settings_class = EfficientnetGlobalSettings
     summary = "The EfficientNet-Lite0 vector of the whole picture as product codes"
@@ -115,7 +115,7 @@ class EfficientnetGlobal(VectorModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network thinks of the sample's rgb picture."""
+        """Compute the global feature of the sample's rgb picture."""
         return last_map(self.options(settings).network, sample["rgb"], GLOBAL_SIZE).mean(axis=(1, 2))
 
 

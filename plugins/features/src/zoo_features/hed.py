@@ -32,8 +32,7 @@ class HedSettings(SpatialSettings):
     """Settings of hed."""
 
     network_size: int = 128
-    """Pixels to which the shorter side of a picture is enlarged for the network; larger pictures are left as they
-    are."""
+    """Smaller pictures are enlarged so that their shorter side has this many pixels."""
     network: HedNetwork = HedNetwork()
     """What derives the values from pictures."""
 

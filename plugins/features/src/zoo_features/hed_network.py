@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of VGG-16's convolutions, scale by scale."""
 MEAN = (104.00699, 116.66877, 122.67892)
-"""Of the training pictures: blue, green, red, of 0 to 255."""
+"""Mean of the training pictures: blue, green, red in [0, 255]."""
 
 
 class EdgeNetwork(nn.Module):

@@ -49,8 +49,8 @@ class ImagebindSettings(MapSettings):
     map_size: int | tuple[int, int] = 16
     """Vectors along each side; the picture is resized to that many patches."""
     colours: Literal["clip", "imagenet"] = "clip"
-    """Whose mean and deviation the picture is normalised by for the network: those that CLIP and ImageBind were trained
-    with, or those of ImageNet, as published tokenizers had it."""
+    """Normalisation of the network's input: the mean and deviation that CLIP and ImageBind were trained with, or
+    ImageNet's, as in published tokenizers."""
     network: ImagebindNetwork = ImagebindNetwork()
     """What derives the values from pictures."""
 
@@ -72,7 +72,7 @@ class ImagebindGlobalSettings(VectorSettings):
 
 
 def seen(network: ImagebindNetwork, rgb: np.ndarray, patches: tuple[int, int], colours: str) -> Seen:
-    """What the vision trunk makes of the picture; `colours` as in the settings."""
+    """Run the vision trunk on the picture; `colours` as in the settings."""
     import torch
 
     from zoo_features.imagebind_network import load_vision_trunk
@@ -97,7 +97,7 @@ class Imagebind(FeatureMapModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network sees in the sample's rgb picture."""
+        """Compute the feature map of the sample's rgb picture."""
         from zoo_features.pictures import as_map
 
         options = self.options(settings)
@@ -122,7 +122,7 @@ class ImagebindGlobal(VectorModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network thinks of the sample's rgb picture."""
+        """Compute the global feature of the sample's rgb picture."""
         from zoo_features.pictures import as_vector
 
         options = self.options(settings)

@@ -29,7 +29,7 @@ EPSILON = 1e-6
 
 
 class Seen(NamedTuple):
-    """What the network makes of pictures."""
+    """Outputs of the network."""
 
     patches: Float[Tensor, "batch n dim"]
     """Patch vectors of the last layer, after the head's norm, row by row."""
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class VisionTrunk(nn.Module):
-    """Patches of a picture, a class vector, learned positions, norm, blocks; the sizes are those of the tensors."""
+    """ViT trunk: patches, class token, learned positions, norm, blocks. Sizes follow from the tensors."""
 
     def __init__(self, dim: int, side: int, positions: int, depth: int, hidden: int, out_dim: int) -> None:
         super().__init__()

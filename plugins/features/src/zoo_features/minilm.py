@@ -1,4 +1,4 @@
-"""MiniLM: one vector of what the caption says."""
+"""MiniLM: a sentence embedding of the caption."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Minilm(VectorModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
-        """What the network makes of the sample's caption."""
+        """Compute the embedding of the sample's caption."""
         import torch
 
         from zoo_features.pictures import as_vector

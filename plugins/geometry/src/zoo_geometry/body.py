@@ -1,4 +1,4 @@
-"""The body that poses are of: 24 joints in a tree, what its rotations make of it, and how a camera sees it.
+"""The body model: 24 joints in a tree, forward kinematics, projection into the picture, and rotations.
 
 Joint names, order, tree and rest pose (arms stretched sideways; x to the person's left, y up, z forward) are those of
 SMPL (Loper et al., SIGGRAPH Asia 2015). The lengths of the bones are fitted to data.
@@ -81,8 +81,8 @@ ADULT = np.array(
     ]
 )  # fmt: skip
 """An adult of 1.7 m in round numbers: where each joint lies from its parent in the rest pose, metres."""
-FARTHEST = 100.0  # metres: a pelvis farther away is in other units
-NEAREST = 0.05  # metres: what lies nearer to the camera, or behind it, is projected from here
+FARTHEST = 100.0  # metres; a pelvis farther away must be in other units
+NEAREST = 0.05  # metres; points that are nearer, or behind the camera, are projected from this depth
 MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
@@ -133,7 +133,7 @@ def directions(joints: Array) -> Array:
 
 
 def focal_lengths(joints: Array, image: Array) -> Array:
-    """The focal lengths (n, 2), as fractions of width and height, by which joints (n, 24, 3) are seen at (n, 24, 2).
+    """Estimate focal lengths (n, 2) in fractions of width and height from joints (n, 24, 3) and their image (n, 24, 2).
 
     Least squares about the pelvis, so that the picture's centre may be anywhere: crops have it off the middle.
     """
@@ -150,7 +150,7 @@ def image_of(joints: Array, pelvis: Array, focal: Array) -> Array:
 
 
 def problem_with(rotations: Sequence[Any], joints: Sequence[Any]) -> str | None:
-    """What a person would hardly be: other units or other axes than expected; or None."""
+    """Describe an implausible person (wrong units or axes), or return None."""
     turns = np.linalg.norm(np.asarray(rotations, dtype=np.float64), axis=-1)
     if turns.max() > 2 * np.pi + 1e-3:
         return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turns.max():.4g}"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 IN_METRES = ("depth_pro", "glpn", "zoedepth")
-"""The kinds of networks (model_type of config.json) all of which give metres."""
+"""Kinds of networks (`model_type` in config.json) whose output is always metres."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +95,11 @@ def metres_of_relative(inverse: Array, near: float, far: float) -> Array:
 
 
 CUT_OFF = 0.1
-"""Share of a picture's nearest, and of its farthest pixels, that published tokenizers leave out of its statistics."""
+"""Share of nearest and of farthest pixels that published tokenizers exclude from a picture's statistics."""
 FULL = 65535
-"""What 16-bit pictures hold where nothing was measured, or all was too far; it is no distance."""
+"""Value in 16-bit pictures for pixels without a measurement, or out of range. It is not a distance."""
 SUPPOSED = (4.0, 1.5)
-"""Mean and deviation, metres, at which what a published tokenizer decodes is laid: those of a room."""
+"""Mean and standard deviation in metres given to the output of published tokenizers: typical for a room."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,8 +124,8 @@ class DepthSettings(SpatialSettings):
 class Depth(SpatialModality):
     """Distance along the camera's axis: float32 (1, height, width), metres.
 
-    Published tokenizers see each picture at mean 0 and deviation 1 of its middle four fifths, which metres cannot be
-    got back from: what they decode has the right order and proportions, laid at SUPPOSED metres.
+    Published tokenizers standardise each picture by the mean and deviation of its middle 80 % of pixels, so metres are
+    lost. Decoded depth has the right order and proportions, with the mean and deviation `SUPPOSED`.
     """
 
     settings_class = DepthSettings

@@ -44,11 +44,10 @@ ROWS = {"joint_rotations": (JOINTS, 3), "joints_camera": (JOINTS, 3), "joints_im
 REQUIRED = ("box", *ROWS)
 LONGEST_SHAPE = 300
 MOST_PICTURES = 10.0
-"""Widths and heights of the picture that most joints are not away from its corner; more are pixels."""
+"""Largest joint position in widths and heights of the picture. Larger numbers are taken for pixels."""
 SHAPE_SPAN = 5.0  # shape numbers are in deviations from the mean body
 ROUNDED = 0.1
-"""How far the numbers of a rotation matrix in a file may be from those of a rotation: as where they are rounded to
-tenths."""
+"""Largest error of a rotation matrix's entries in a file, as after rounding to tenths."""
 
 BOX = tuple(Axis(name=name) for name in ("xmin", "ymin", "xmax", "ymax"))
 CAMERA = (
@@ -124,8 +123,7 @@ class PoseSettings(SpelledSettings):
     max_people: int = 4
     """Most people of one picture; those with the smallest boxes are dropped."""
     shape_size: int = 0
-    """Shape numbers (SMPL's betas) that become tokens: the first ones of those given, 0 for those that are not. With
-    the layout 4m it is always 10."""
+    """Number of shape parameters (SMPL's betas) that become tokens; missing ones are 0. Always 10 with layout 4m."""
     min_visible: float = 0.25
     """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
     labeller: PoseLabeller | None = None
@@ -147,16 +145,17 @@ class HumanPoses(ObjectModality):
     - `joint_rotations`: 24 axis-angle vectors, radians. The first turns the rest pose's axes (x to the person's left,
       y up, z forward) to the camera's; the others are relative to the parent joint. SMPL's `global_orient` and
       `body_pose`; files may hold 3 x 3 matrices instead.
-    - `joints_camera`: 24 places in metres, axes x right, y up, z towards the viewer, as `zoo_geometry.body.JOINTS`.
-    - `joints_image`: the same in the picture, fractions of width and height, inside or outside of it.
-    - `box`: [xmin, ymin, xmax, ymax] of what is visible, fractions in [0, 1].
-    - `shape`: SMPL's betas, may be missing.
+    - `joints_camera`: 24 positions in metres, in the order of `zoo_geometry.body.JOINTS`. Axes: x right, y up, z
+      towards the viewer.
+    - `joints_image`: the same joints in fractions of the picture's width and height, inside or outside of it.
+    - `box`: [xmin, ymin, xmax, ymax] of the visible part, fractions in [0, 1].
+    - `shape`: SMPL's betas, optional.
 
-    The codes tell the 23 rotations below the first as 207 numbers, 9 of each matrix. The rest is 18 coordinates and the
-    shape. Joints are computed again from rotations, the mean skeleton of the training values, and the person's size.
-    With `layout = "4m"` they are spelled as in 4M-21, whose camera `published_people` turns into ours.
+    The codes hold the 23 rotations below the first as 207 numbers, 9 per matrix. The rest is 18 coordinates and the
+    shape. Decoding computes joints from the rotations, the mean skeleton of the training values, and the person's size.
+    With `layout = "4m"`, people are written as in 4M-21 (see `published_people`).
 
-    Derived from photographs (the setting `labeller`), joints are what networks say and distances are estimates.
+    If derived from photographs (setting `labeller`), joints come from networks and distances are estimates.
     """
 
     settings_class = PoseSettings
@@ -191,7 +190,7 @@ class HumanPoses(ObjectModality):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Person]:
-        """The people that the labeller sees in the sample's rgb picture, the likeliest first; none is an empty list."""
+        """Detect the people in the sample's rgb picture, most confident first; the list may be empty."""
         labeller = self.options(settings).labeller
         assert labeller is not None  # without one nothing is derived
         return labeller.people(sample["rgb"])
@@ -346,7 +345,7 @@ def checked_people(value: Any) -> list[Person]:
 
 
 def person_problem(person: Any) -> str | None:
-    """What is wrong with one person, or None."""
+    """Describe the first problem of a person, or return None."""
     if not isinstance(person, dict):
         return f"expected a table with {', '.join(REQUIRED)}, got {type(person).__name__}"
     if missing := [name for name in REQUIRED if name not in person]:
@@ -390,7 +389,7 @@ def column(people: Sequence[Person], name: str) -> Array:
 
 
 def shapes_of(people: Sequence[Person], size: int) -> Array:
-    """The first shape numbers of all people, (people, size); 0 for those that are not given."""
+    """Stack the first `size` shape numbers of all people, (people, size); missing ones are 0."""
     shapes = np.zeros((len(people), size))
     for row, person in zip(shapes, people, strict=True):
         given = person.get("shape", [])[:size]
@@ -406,7 +405,7 @@ def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: A
 
 
 def area(box: Sequence[float]) -> float:
-    """Of [xmin, ymin, xmax, ymax], a share of the picture."""
+    """Area of a box [xmin, ymin, xmax, ymax] as a fraction of the picture."""
     return (box[2] - box[0]) * (box[3] - box[1])
 
 

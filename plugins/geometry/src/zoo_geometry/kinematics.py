@@ -1,16 +1,16 @@
-"""Rotations of a body's 24 joints from where the joints are: analytic, without a search.
+"""Inverse kinematics: rotations of a body's 24 joints from joint positions, in closed form.
 
-The rotation of each joint is that which takes its bones from the rest pose to where they are. Where joints alone leave
-a turn around a bone open, this is how it is settled:
+Each joint's rotation takes its bones from the rest pose to their observed directions. Positions alone leave the
+rotation around a bone open. It is chosen as follows:
 
-- pelvis and chest (spine3) have three bones each, which leave nothing open;
-- the turn of the chest against the pelvis is shared evenly by the three joints of the spine;
-- upper arms and thighs turn so that elbow and knee are hinges: an elbow brings the forearm to the front of the rest
-  pose, a knee brings the shin to its back. The less the limb is bent the less its plane is known: from `BENT` down to
-  `STRAIGHT` it counts less and less. A straight arm is not turned; a straight leg turns as its foot points;
-- the head is turned as it is given, the neck half as much; not given, both just follow;
-- elbows and knees bend around their hinges, as far as the limb's plane counts;
-- collars, wrists and ankles take the shortest way, and hands and feet at the ends follow.
+- Pelvis and chest (spine3) have three bones each, so nothing is open.
+- The rotation of the chest against the pelvis is shared evenly by the three joints of the spine.
+- Upper arms and thighs rotate so that elbow and knee are hinges. An elbow brings the forearm to the front of the rest
+  pose, a knee brings the shin to its back. The plane of a nearly straight limb is uncertain, so its weight falls from
+  `BENT` to `STRAIGHT`. A straight arm is not rotated, and a straight leg follows its foot.
+- The head takes the given rotation, and the neck half of it. Without one, both follow the chest.
+- Elbows and knees bend around their hinges, with the same weight as the limb's plane.
+- Collars, wrists and ankles take the smallest rotation. Hands and feet follow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 STRAIGHT, BENT = math.radians(10), math.radians(30)
 """Angles between the two bones of a limb: below the first its plane is not used, above the second only that."""
 SHORT = 1e-6
-"""Lengths, relative to that of the whole body, below which a bone has no direction."""
+"""Length relative to the whole body below which a bone has no direction."""
 CHILDREN = tuple(
     tuple(child for child, parent in enumerate(PARENTS) if parent == joint) for joint in range(len(JOINTS))
 )
@@ -44,8 +44,8 @@ HINGES = {
 def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Array:
     """Axis-angle rotations (24, 3) of joints (24, 3), in camera axes and in any unit, as `body.joints_of` takes them.
 
-    `bones` (24, 3) is the rest skeleton, of which the directions count; `head` (3, 3) is how the head is turned from
-    the rest pose's axes to the camera's. Joints that lie on each other say nothing of the bone between them.
+    `bones` (24, 3) is the rest skeleton; only its directions matter. `head` (3, 3) is the rotation of the head from the
+    rest pose's axes to the camera's. Coincident joints give no direction for the bone between them.
     """
     seen = np.zeros_like(joints)
     for joint, parent in enumerate(PARENTS[1:], 1):
@@ -121,8 +121,8 @@ def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Ar
 def hinge_angles(upper: Array, lower: Array, hinge: Array, bend: float) -> tuple[float, float]:
     """The two turns of the lower bone around the hinge, the greater one first, that put it at `bend` to the upper one.
 
-    With unit vectors u, l, h this solves u . R(h, angle) l = cos(bend) by Rodrigues' formula; where no turn is enough,
-    both are the one that comes nearest.
+    With unit vectors u, l, h this solves u . R(h, angle) l = cos(bend) by Rodrigues' formula. If there is no solution,
+    both are the nearest turn.
     """
     u, low = direction(upper), direction(lower)
     even = float(u @ hinge) * float(hinge @ low)
@@ -133,7 +133,7 @@ def hinge_angles(upper: Array, lower: Array, hinge: Array, bend: float) -> tuple
 
 
 def angle_around(axis: Array, start: Array, end: Array) -> float:
-    """The turn around a unit axis that brings `start` over `end`, in [-pi, pi]; 0 where one of them is along it."""
+    """The turn around a unit axis that brings `start` over `end`, in [-pi, pi]; 0 if either is parallel to it."""
     flat = [vector - axis * float(axis @ vector) for vector in (direction(start), direction(end))]
     if min(float(np.linalg.norm(vector)) for vector in flat) < math.sin(STRAIGHT):
         return 0.0
@@ -141,7 +141,7 @@ def angle_around(axis: Array, start: Array, end: Array) -> float:
 
 
 def shortest(start: Array, end: Array) -> Array:
-    """The smallest rotation (3, 3) from one direction to another; none where one of them has no length."""
+    """Return the smallest rotation (3, 3) from one direction to another; the identity if either has no length."""
     first, last = direction(start), direction(end)
     if not first.any() or not last.any():
         return np.eye(3)

@@ -35,9 +35,9 @@ class NormalSettings(SpatialSettings):
     """Settings of normal."""
 
     camera_fov: float | tuple[float, float] | Literal["metadata"] | None = None
-    """The camera's field of view, degrees: with it normals are derived from depth. One number is the vertical one, of
-    pixels that are square at the size of the settings; else, as of a wide picture that was made a square, [vertical,
-    horizontal]; "metadata" takes each sample's field `camera_fov` as one number."""
+    """The camera's field of view in degrees; if set, normals are derived from depth. One number is the vertical field
+    of view of square pixels. Use [vertical, horizontal] for pictures that were squeezed into a square, and "metadata"
+    for each sample's field `camera_fov`."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
@@ -190,8 +190,8 @@ def normals_of_depth(depth: Array, fov: float, fov_across: float | None = None) 
 def slopes(values: Array, axis: int) -> Array:
     """Change per pixel along `axis`, measured on the side where three pixels are closest to a line.
 
-    Of the differences around, ahead and behind, the one whose three pixels bend least is taken, so that pixels beside
-    an edge do not see across it. At least 3 pixels.
+    Takes the central, forward, or backward difference, whichever bends least over its three pixels, so that pixels next
+    to an edge do not see across it. Needs at least 3 pixels.
     """
     moved = np.moveaxis(values, axis, -1)
     step = np.diff(moved, axis=-1)

@@ -21,7 +21,7 @@ Person = dict[str, Any]
 
 MISSED = 500.0
 """Millimetres that a person who is not found counts as: about the error of a body turned around."""
-ENOUGH = 0.5  # overlap from which on a person counts as found
+ENOUGH = 0.5  # least overlap (IoU) at which a person counts as found
 RENDER_SIZE = 256  # pixels, height and width
 SIDES = {"left": (255, 150, 60), "right": (90, 170, 255)}
 MIDDLE = (235, 235, 235)
@@ -64,7 +64,7 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     pen = ImageDraw.Draw(picture)
     for person in sorted(people, key=lambda person: person["joints_camera"][0][2]):
         pen.rectangle(tuple(round(edge * (RENDER_SIZE - 1)) for edge in person["box"]), outline=(95, 100, 110))
-        far = 4.0 * RENDER_SIZE  # joints beside the camera are seen anywhere, and the pen takes no such numbers
+        far = 4.0 * RENDER_SIZE  # joints level with the camera project arbitrarily far away; PIL cannot draw there
         places = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
         dots = [tuple(place) for place in places.tolist()]
         for joint, parent in enumerate(PARENTS[1:], 1):
@@ -80,7 +80,7 @@ DISTANCE = 3.0
 FOCAL = 1.2
 """Focal length as a fraction of the picture's height and width."""
 BENT = 0.3
-"""Radians by which an arm is bent."""
+"""Bend of the arm, radians."""
 MARGIN = 0.03
 """How far the box is beyond the joints, as a fraction of the picture."""
 PIXELS = 640
@@ -102,7 +102,7 @@ def standing() -> dict[str, Any]:
 
 
 def person_files() -> dict[str, tuple[bytes, str]]:
-    """What each file is, its bytes and its extension; the first is sound."""
+    """Return example files by description, as (bytes, extension); the first is valid."""
     person = standing()
     turns = np.array(person["joint_rotations"])
     matrices = body.matrices_of(turns).tolist()

@@ -16,6 +16,8 @@ from zoo_geometry.body import direction
 from zoo_geometry.kinematics import half_sizes, looking_at, offset_of, rotations_of
 from zoo_geometry.pose_networks import Landmarks, PoseNetworks, builder, contents, place_of, version_of
 
+Array = NDArray[Any]
+Person = dict[str, Any]
 NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = 0, 2, 5, 7, 8
 LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP = 11, 12, 23, 24
 SAME = {
@@ -31,13 +33,13 @@ BETWEEN = {
 HEAD = 0.55
 """How far the base of the skull is on the way from the base of the neck to the middle of the ears."""
 TORSO = ("pelvis", "spine1", "spine2", "spine3", "neck", "left_collar", "right_collar")
-"""Joints that are inside of the body: laid between hips and shoulders as in the rest pose."""
+"""Joints inside the body, placed between hips and shoulders as in the rest pose."""
 
 
 WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
 """Landmarks that say where a person is: nose, ears, shoulders, elbows, wrists, hips, knees, ankles."""
 SEEN = 0.5
-"""How likely a landmark must be in sight to belong to the box of what is seen."""
+"""Least visibility of a landmark that counts for the person's box."""
 DUPLICATE = 0.1
 """Mean distance of two people's landmarks, over the side of their region, below which they are one person."""
 
@@ -51,7 +53,7 @@ class PoseLabeller(PretrainedConfig):
     """
 
     model: str
-    """A wheel of mediapipe, a folder of its .tflite files, or pip:DISTRIBUTION for what an installed wheel carries."""
+    """A mediapipe wheel, a folder of its .tflite files, or pip:DISTRIBUTION for an installed wheel."""
     revision: str | None = None
     """Not taken: these networks are in files, not on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,7 +82,7 @@ class PoseLabeller(PretrainedConfig):
 
     @property
     def torch_device(self) -> str:
-        """The CPU, whatever there is beside it."""
+        """Always the CPU."""
         return "cpu"
 
     def locate(self, *, download: bool = True) -> Path:
@@ -115,7 +117,7 @@ class PoseLabeller(PretrainedConfig):
 
 
 def distinct(people: list[Landmarks]) -> list[Landmarks]:
-    """Without those who are somebody before them: two detections of which the landmark network sees the same person."""
+    """Drop people whose landmarks match those of an earlier detection."""
     kept: list[Landmarks] = []
     for person in people:
         nearest = (np.linalg.norm((person.image - other.image)[:, :2], axis=1).mean() for other in kept)
@@ -164,14 +166,13 @@ def box_of(landmarks: Landmarks, size: tuple[int, int]) -> list[float] | None:
 
 
 def joints_of_landmarks(points: Array) -> Array:
-    """The 24 joints (24, 3) of `zoo_geometry.body` that 33 landmarks (33, 3) make, in any unit.
+    """Compute the 24 joints (24, 3) of `zoo_geometry.body` from 33 landmarks (33, 3), in any unit.
 
-    Shoulders, elbows, wrists, hips, knees and ankles are landmarks. A hand is midway between the knuckles of index and
-    little finger, a foot 0.7 of the way from the heel to the tip of the toes, the head 0.55 of the way from neck to the
-    middle of the ears. Pelvis, spine, neck and collars keep the place that they have in `body.ADULT` relative to
-    hips and shoulders: their share of the way from the middle of the hips to that of the shoulders, and their distance
-    from that line to the front and to the side, where "to the side" turns from the line of the hips to that of the
-    shoulders. Whoever stands in the rest pose thus has the joints of the rest pose; how a spine is bent is not seen.
+    Shoulders, elbows, wrists, hips, knees and ankles are landmarks themselves. A hand is midway between the knuckles of
+    index and little finger. A foot is 0.7 of the way from the heel to the tip of the toes, and the head 0.55 of the way
+    from the neck to the middle of the ears. Pelvis, spine, neck and collars keep their position in `body.ADULT`
+    relative to hips and shoulders (see `torso_of`). The rest pose is therefore reproduced exactly. A bent spine is not
+    seen.
     """
     joints = np.zeros((len(body.JOINTS), 3))
     for name, landmark in SAME.items():
@@ -186,7 +187,12 @@ def joints_of_landmarks(points: Array) -> Array:
 
 
 def torso_of(corners: Array) -> Array:
-    """The joints `TORSO` (7, 3) of left and right shoulder, left and right hip (4, 3)."""
+    """Compute the joints `TORSO` (7, 3) from left and right shoulder and left and right hip (4, 3).
+
+    Each joint keeps its fraction of the way from the middle of the hips to the middle of the shoulders, and its
+    distance from that line to the front and to the side. "Side" rotates from the line of the hips to the line of the
+    shoulders.
+    """
     rest = body.joints_of(np.zeros((1, len(body.JOINTS), 3)), body.ADULT[None], np.zeros((1, 3)))[0]
     names = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
     shoulders, hips = corners[:2].mean(axis=0), corners[2:].mean(axis=0)
@@ -210,8 +216,11 @@ def torso_of(corners: Array) -> Array:
 
 
 def head_of_landmarks(points: Array) -> Array:
-    """How the head is turned: the rotation (3, 3) from the rest pose's axes, of the line between the ears and of the
-    direction from their middle to that of eyes and nose, which is level in the rest pose."""
+    """Compute the head's rotation (3, 3) from the rest pose.
+
+    It follows from the line between the ears and the direction from the ears to eyes and nose, which is horizontal in
+    the rest pose.
+    """
     left = direction(points[LEFT_EAR] - points[RIGHT_EAR])
     ahead = points[[NOSE, LEFT_EYE, RIGHT_EYE]].mean(axis=0) - points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0)
     up = direction(np.cross(ahead, left))

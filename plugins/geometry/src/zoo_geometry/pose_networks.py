@@ -80,7 +80,6 @@ def version_of(model: str, place: Path) -> str | None:
         return email.message_from_bytes(wheel.read(notes[0])).get("Version") if notes else None
 
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 MOST_SAMPLES = 4
 """Samples along each side of a pixel that a larger region is averaged from, at most."""
@@ -91,9 +90,9 @@ class Region:
     """A square of a picture, in pixels from its top left corner; the centre of the first pixel is (0.5, 0.5)."""
 
     x: float
-    """Of the centre."""
+    """Horizontal position of the centre."""
     y: float
-    """Of the centre."""
+    """Vertical position of the centre."""
     side: float
     """Above 0."""
     angle: float = 0.0
@@ -107,7 +106,7 @@ class Region:
 
     @property
     def turn(self) -> Array:
-        """What takes directions within the region to directions in the picture: (2, 2)."""
+        """The rotation matrix (2, 2) from directions in the region to directions in the picture."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         return np.array([[cos, -sin], [sin, cos]])
 
@@ -116,9 +115,9 @@ class Region:
         return (places - 0.5) * self.side @ self.turn.T + (self.x, self.y)
 
     def shown(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
-        """What a picture (channels, height, width) shows here: (size, size, channels), bilinear, shrunk by averaging.
+        """Sample the region from a picture (channels, height, width): (size, size, channels), bilinear, antialiased.
 
-        `beyond` says what is outside of the picture: 0, or its nearest pixel.
+        `beyond` sets the padding outside of the picture: 0, or the nearest pixel.
         """
         samples = min(max(math.ceil(self.side / size), 1), MOST_SAMPLES)
         steps = (np.arange(size * samples) + 0.5) / (size * samples)
@@ -151,9 +150,9 @@ DETECTOR_SIZE = 224
 GRIDS = ((8, 2), (16, 2), (32, 6))
 """Pixels between anchors, and how many anchors share a place, in the order of the network's answers."""
 NUMBERS = 12
-"""Of each anchor: x, y of the box's centre, its width and height, and x, y of four points, all in pixels."""
+"""Numbers per anchor: x, y of the box's centre, its width and height, and x, y of four points, all in pixels."""
 SAME_PERSON = 0.3
-"""Overlap (IoU) of two boxes of faces from which on they are one person's."""
+"""Least overlap (IoU) at which two face boxes belong to one person."""
 MARGIN = 1.25
 """Side of the region that the landmark network is shown, over the diameter of the circle around the body."""
 
@@ -187,7 +186,7 @@ def anchors() -> Array:
 
 
 def detections(numbers: Array, logits: Array, threshold: float) -> list[Detection]:
-    """The people that the network's answers (2254, 12) and logits (2254) tell, the likeliest first.
+    """Decode the network's outputs (2254, 12) and logits (2254) into detections, most confident first.
 
     `threshold` is the least score, in (0, 1).
     """
@@ -234,7 +233,7 @@ SURE = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Landmarks:
-    """What is seen of one person."""
+    """Landmarks of one person."""
 
     presence: float
     """How likely there is somebody, in [0, 1]."""
@@ -304,7 +303,7 @@ INSTALL = 'pip install "zoo-geometry[poses]"'
 
 @dataclass(frozen=True, slots=True)
 class TfliteNetwork:
-    """A network of one input picture in a .tflite file; its outputs are told apart by their shapes."""
+    """A .tflite network with one input picture. Outputs are identified by their shapes."""
 
     interpreter: Any
     input_index: int
@@ -312,7 +311,7 @@ class TfliteNetwork:
 
     @classmethod
     def of(cls, name: str, content: bytes, size: int, *shapes: tuple[int, ...]) -> TfliteNetwork:
-        """The network of a file's bytes. Raises PretrainedError where the library or what is expected is missing."""
+        """The network of a file's bytes. Raises PretrainedError if the library or an expected output is missing."""
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
@@ -365,7 +364,7 @@ class PoseNetworks:
         return landmarks_of(raw, world, float(presence[0, 0]), mask[0, :, :, 0], heat[0], region)
 
     def people(self, picture: Array, threshold: float, presence: float) -> list[Landmarks]:
-        """Everybody who is found with at least these scores, the likeliest detection first."""
+        """Detect people with at least these scores, most confident first."""
         whole = Region.whole(picture)
         regions = [detection.region(whole) for detection in self.detections(picture, threshold)]
         found = (self.landmarks_in(picture, region) for region in regions)

@@ -1,18 +1,18 @@
-"""People as 4M-21 spells them: what is told of one, and its camera, a weak perspective of a crop, to and from ours.
+"""Convert people between our camera model and the weak-perspective crop camera of 4M-21.
 
 The format is that of ml-4m (`fourm/data/modality_transforms.py`, HumanPoseTransform): people that HMR 2.0 estimated
-(4D-Humans, arXiv 2305.20091). `global` is a rotation to axes x right, y down, z forward. `camera` is (s, tx, ty): a
-point (x, y) of the body, metres, is seen at s (x + tx) and s (y + ty) in the square crop around the person, -1 to 1
-from edge to edge (`cam_crop_to_full` of that project). The crop has the centre of the box, and the height of a box of
-3 to 4 around it.
+(4D-Humans, arXiv 2305.20091). `global` is a rotation to axes x right, y down, z forward. `camera` is (s, tx, ty). A
+point (x, y) of the body in metres is seen at s (x + tx) and s (y + ty) in the square crop around the person. The crop
+reaches from -1 to 1 (`cam_crop_to_full` of that project). It shares the box's centre and has the height of a box of
+proportions 3 to 4 around it.
 
-What is assumed, as the format does not say it:
+The format leaves some things open. Assumptions:
 
-- the picture is square, as published ones are, and the box is the one that the crop was made around (the box of a
-  person who is partly outside of the picture is smaller);
-- the lens: depth comes back as that of a picture taken with a focal length of FOCAL sides of it;
-- how large a person is: s is that of somebody of the size of the skeleton, so that a person comes back with its place
-  and its size in the picture, a child as an adult further away. Betas are told, and do not change the bones here.
+- The picture is square, and the crop was made around the stored box. A person who is partly outside of the picture has
+  a smaller box.
+- The focal length is `FOCAL` times the side of the picture.
+- Every person has the size of the skeleton. Place and size in the picture are restored exactly, and a child becomes an
+  adult who is farther away. Betas are read and written, but do not change the bones.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NEAREST = 0.2  # metres
 OUTSIDE = 1.0
 """Sides of the picture that the pelvis may be outside of it."""
 PELVIS = np.array([0.0, -0.22])
-"""Where SMPL's pelvis lies in the body's own axes, metres: orientation turns the body around it."""
+"""Position of SMPL's pelvis in the body's own axes, metres. The orientation rotates the body around it."""
 ASPECT = 4 / 3
-"""Height to width of what HMR 2.0 makes boxes into before it takes a square around them."""
+"""Height to width ratio to which HMR 2.0 extends boxes before it takes a square around them."""
 Y_AND_Z_TURNED = np.diag([1.0, -1.0, -1.0])
 """Between axes x right, y up, z towards the viewer, and x right, y down, z forward."""
 

@@ -17,7 +17,7 @@ ONE = 1 / 255, 1 / 65535
 
 
 class EdgeMap(SpatialModality):
-    """float32 (1, height, width): 1 on an edge, else 0. A plugin adds what it is derived from, and how."""
+    """float32 (1, height, width): 1 on an edge, else 0. A subclass adds X and X."""
 
     kind = "binary"
     channels = 1
@@ -88,7 +88,8 @@ class EdgeMap(SpatialModality):
         return {"f1": self.measure_main(predicted, target, options), "f1_exact": f1(exact, exact, *counts(pairs))}
 
     def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
-        # Pixels beside a line are within one pixel of it: unless lines are thin, whoever draws them broad hits more.
+        # Both maps are thinned first. Otherwise broad lines would score higher, since pixels next to a line are within
+        # one pixel.
         lines = [(thinned(p[0] > 0.5), thinned(t[0] > 0.5)) for p, t in zip(predicted, target, strict=True)]
         hits = sum(int((p & widened(t)).sum()) for p, t in lines), sum(int((t & widened(p)).sum()) for p, t in lines)
         return f1(*hits, *counts(lines))

@@ -42,9 +42,8 @@ class PaletteSettings:
     """Colours of a palette, 1 to 16."""
     layout: Literal["axes", "4m"] = "axes"
     """axes: red, green and blue on axes v0, v1 and v2. 4m: the number of colours on v1, then every red, green and blue
-    on v0, its level the number from 0 to 255. There a palette may have fewer colours: a file or tokens of fewer are
-    read as a palette that repeats its last, and one that repeats its last is written without the repetitions. One token
-    more than the colours take is left for the end of the sequence."""
+    on v0, its level the number from 0 to 255. There a palette may have fewer colours. Reading repeats the last colour,
+    and writing drops repetitions. One token more than the colours take is left for the end of the sequence."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.colours <= 16:
@@ -54,7 +53,7 @@ class PaletteSettings:
 class Palette(TextModality[PaletteSettings]):
     """The main colours, most frequent first, each as `v0=red v1=green v2=blue` (or as `layout` says).
 
-    A palette is that of the whole picture, and stays as it is under the shared crop and flip.
+    A palette describes the whole picture. Crops and flips do not change it.
     """
 
     summary = "The main colours of the picture, most frequent first"
@@ -112,7 +111,7 @@ class Palette(TextModality[PaletteSettings]):
         return tokenizer.vocabulary.encode(levels)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[PaletteSettings]) -> Colours:
-        """Every three coordinates in order; the last colour is repeated for those that are missing."""
+        """Read every three coordinates as a colour. The last colour is repeated if some are missing."""
         count, colours, levels = tokenizer.settings.colours, list[list[float]](), list[int]()
         in_bytes = tokenizer.settings.layout == "4m"
         for piece in pieces:
@@ -137,7 +136,7 @@ class Palette(TextModality[PaletteSettings]):
 
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
-        """A `.npy` file; with the layout 4m one of fewer colours, too, of which the last is repeated."""
+        """Read a `.npy` file. With layout 4m it may have fewer colours; the last is repeated."""
         options = settings.take(PaletteSettings)
         value = defaults.read_value(self.value_spec(options), data, extension)
         if options.layout == "4m" and value.shape[1:] == (3,) and 0 < len(value) < options.colours:
@@ -175,8 +174,8 @@ class Palette(TextModality[PaletteSettings]):
 def main_colours(picture: Colours, count: int) -> Colours:
     """The `count` main colours of a picture `(3, height, width)` in [0, 1], most frequent first, float32 `(count, 3)`.
 
-    k-means with k-means++ seeding (Arthur and Vassilvitskii 2007) on an even grid of pixels. A picture with fewer
-    colours gives those that it has, and repeats the last.
+    k-means with k-means++ seeding (Arthur and Vassilvitskii 2007) on an even grid of pixels. If the picture has fewer
+    colours, the last is repeated.
     """
     step = max(1, math.isqrt(picture.shape[1] * picture.shape[2] // PIXELS))
     pixels = np.asarray(picture, dtype=np.float64)[:, ::step, ::step].reshape(3, -1).T
@@ -212,7 +211,7 @@ def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float
 
 
 def central_palette(values: Sequence[Colours]) -> Colours:
-    """See `Palette.constant_baseline`. Of many values, up to 512, evenly spaced, are looked at."""
+    """See `Palette.constant_baseline`. At most 512 evenly spaced values are compared."""
     from skimage.color import lab2rgb
 
     chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]

@@ -14,7 +14,7 @@ from zoo_images.edges import EdgeMap
 class SamEdge(EdgeMap):
     """The outermost pixels of every instance: float32 (1, height, width) of 0 and 1.
 
-    Where two instances touch, the line is two pixels wide, one of each.
+    The line between two instances is two pixels wide, one pixel in each.
     """
 
     summary = "edges of the instance masks as a grid of tokens"

@@ -1,4 +1,4 @@
-"""Captions: what a picture shows, in words."""
+"""Captions: a description of the picture in words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CaptionLabeller(LabellerConfig):
         check_counts(self, "max_words")
 
     def caption(self, picture: NDArray[Any]) -> str:
-        """The likeliest words, one by one, for a picture float (3, height, width) in [0, 1].
+        """Generate a caption greedily for a picture float (3, height, width) in [0, 1].
 
         Raises DataError where there are none.
         """
@@ -74,7 +74,7 @@ class Caption(PlainText[CaptionSettings]):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> str:
-        """What the labeller writes of the sample's rgb picture."""
+        """Generate a caption of the sample's rgb picture."""
         labeller = settings.take(CaptionSettings).labeller
         assert labeller is not None  # without one nothing is derived
         return labeller.caption(sample["rgb"])

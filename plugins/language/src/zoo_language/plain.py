@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
 
 
 def overlap(predicted: Sequence[Any], target: Sequence[Any]) -> int:
-    """How many items of `predicted` are in `target`, each item of which counts once."""
+    """Count the items of `predicted` that occur in `target`, each at most once."""
     return (Counter(predicted) & Counter(target)).total()
 
 
@@ -108,7 +108,7 @@ S = TypeVar("S", bound=PlainTextSettings)
 
 
 class PlainText(TextModality[S]):
-    """One text. Encoding is exact up to `max_length` tokens: beyond, what is kept is an exact beginning of the text."""
+    """One text. Encoding is exact up to `max_length` tokens. Longer texts keep an exact beginning."""
 
     value = ValueSpec(kind="text", description="text without control characters other than line feed and tab")
     metrics: ClassVar[tuple[Metric, ...]] = (WORD_F1, BLEU_2, EXACT)
@@ -125,7 +125,7 @@ class PlainText(TextModality[S]):
     def read_value(self, data: bytes, extension: str, settings: Settings) -> str:
         """`.txt` in UTF-8 (a mark at its start, or a line feed at its end, is not part of the text), or `.json`.
 
-        JSON holds the text, or a list of texts of which the first is taken. In both, lines may end as on Windows.
+        JSON holds the text, or a list whose first text is taken. In both, lines may end as on Windows.
         """
         options = settings.take(self.settings_class)
         if extension == "json":
@@ -143,7 +143,7 @@ class PlainText(TextModality[S]):
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
         """The text in UTF-8, with a line feed at its end."""
         text = checked_text(value, settings.take(self.settings_class))
-        mark = MARK if text.startswith(MARK) else ""  # so that reading takes off what is not part of it
+        mark = MARK if text.startswith(MARK) else ""  # so that reading removes only this line break
         return f"{mark}{text}\n".encode(), "txt"
 
     @hookimpl

@@ -37,7 +37,7 @@ class T5CaptionSettings(EmbeddingsSettings):
 class T5Caption(EmbeddingsModality[T5CaptionSettings]):
     """One vector per token of the caption, the end token among them.
 
-    They are those of the caption as it stands: a mirrored picture's would say left for right.
+    The caption is not mirrored with the picture, so left and right would be swapped.
     """
 
     summary = "The caption as vectors of a T5 encoder"

@@ -27,9 +27,9 @@ class WebTextSettings(PlainTextSettings):
 class WebText(PlainText[WebTextSettings]):
     """One document.
 
-    What is too long for `max_length` tokens is cut in two steps, both before a word. A view of a sample (`zoo tokenize
-    --crops`) shows the stretch of the document that the crop's rows are of the picture, so that views show different
-    parts; the view of the whole shows all of it. Of what is shown, as many tokens as fit are kept from the start.
+    Text longer than `max_length` tokens is cut in two steps, each before a word. A crop of the sample (`zoo tokenize
+    --crops`) takes the same fraction of the document as the crop's rows take of the picture, so that crops see
+    different parts. From there, as many tokens as fit are kept.
     """
 
     summary = "A plain text document"

@@ -24,7 +24,7 @@ class MetadataSettings:
     """Settings of all metadata. Raises ValueError, naming the field, for a name that cannot be one."""
 
     fields: Mapping[str, MetadataField] = field(default_factory=dict)
-    """Fields to add, or to declare anew in place of a default one: tables `[modalities.NAME.fields.FIELD]`."""
+    """Fields to add or to replace: tables `[modalities.NAME.fields.FIELD]`."""
     default_fields: bool = True
     """Whether the plugin's own table is part of it."""
     unknown: Literal["refuse", "drop"] = "refuse"
@@ -41,8 +41,8 @@ S = TypeVar("S", bound=MetadataSettings)
 class MetadataModality(TextModality[S]):
     """Any subset of the declared fields; each is a special token (or its number on axis v1) and its level on axis v0.
 
-    A subclass gives `summary`, `settings_class` and `default_fields`. Metadata are those of the whole picture, and stay
-    as they are under the shared crop.
+    A subclass gives `summary`, `settings_class` and `default_fields`. Metadata describe the whole picture. Crops do not
+    change them.
     """
 
     default_fields: ClassVar[Mapping[str, MetadataField]]
@@ -73,7 +73,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """As for all text modalities. Raises ConfigError where no field is declared, or one that has no tokens."""
+        """As for all text modalities. Raises ConfigError if no field is declared, or if a field has no tokens."""
         table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
         if not table:
             raise ConfigError(f"{settings.name}: fields: at least one is needed where default_fields is false")
@@ -107,7 +107,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
-        """Those that name a field: of a field with two values the first alone would count."""
+        """Tokens that name a field. Only the first of two values of a field would count."""
         named = [Special(token) for token in tokenizer.vocabulary.all_special_tokens if parse_token(token)]
         numbers = [declared.number for declared in self.table(tokenizer.settings).values()]
         numbered = [Coordinate(1, number) for number in numbers if number is not None]
@@ -127,7 +127,7 @@ class MetadataModality(TextModality[S]):
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
         """Each declared field's token that a level follows, the first of a name; numbers are the centres of levels.
 
-        A token means what it was declared with, whatever the declaration is now; the value is one of the field's. A
+        A token is read by the declaration it was written with, then moved to the nearest value of the current field. A
         level of another unit has no value of this one, and is left out.
         """
         table, found = self.table(tokenizer.settings), dict[str, Number]()
@@ -254,8 +254,8 @@ D = TypeVar("D", bound=DerivedSettings)
 class DerivedMetadata(MetadataModality[D]):
     """Metadata computed from other modalities, as far as they are among the settings' `inputs`.
 
-    A subclass gives `measures`: by modality, the function that computes fields from its value. What a measure gives is
-    clipped into the declared range; what it leaves out (nothing to measure) is left out.
+    A subclass gives `measures`: by modality, the function that computes fields from its value. Results are clipped to
+    the declared range. A measure may omit fields that cannot be measured.
     """
 
     measures: ClassVar[Mapping[str, Callable[..., Mapping[str, float]]]]

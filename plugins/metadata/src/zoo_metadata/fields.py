@@ -1,4 +1,4 @@
-"""A declared field of metadata: what it means, its unit, its range, and the levels that it is rounded to."""
+"""A declared field of metadata: meaning, unit, range, and the levels of its tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 
 Number = float | int | str
 SLACK = 1e-6
-"""Share of the range by which a computed number may be outside, as sums of shares are."""
+"""Tolerance outside the range, as a fraction of the range, for rounding in computed numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,18 +35,18 @@ class MetadataField:
     """Levels of a float or log field, 2 or more; absent, as many as the vocabulary has per coordinate axis."""
     rounding: Literal["nearest", "down"] = "nearest"
     """nearest: a number of a float or log field becomes the level nearest to it. down: the level at or below it, as in
-    4M; a level is then read as the middle of the numbers that become it, so that what is read is written the same."""
+    4M; Reading then returns the middle of the level's numbers, so that writing gives the same level again."""
     clip: bool = False
     """Whether a number outside the range becomes its end, as in 4M; otherwise it is refused."""
     choices: tuple[str, ...] = ()
     """The words of a choice field, at least two."""
     thresholds: tuple[float, ...] = ()
-    """Numbers between the choices, rising: a number is then the choice whose interval it is in, of which the lower end
-    is a part. Absent, a number is no choice."""
+    """Rising thresholds between the choices. A number becomes the choice of its interval, which includes its lower end.
+    Absent, a number is no choice."""
     meaning: str = ""
-    """What it says of the sample, in a few words; shown by `zoo info`."""
+    """Meaning of the field in a few words; shown by `zoo info`."""
     number: int | None = None
-    """Level of axis v1 that stands for the field, as in 4M, instead of a special token that holds its declaration."""
+    """Level of axis v1 that names the field, as in 4M, instead of a special token that holds its declaration."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", float(self.low))  # 0 and 0.0 are one declaration, and one special token
@@ -89,7 +89,7 @@ class MetadataField:
         return self.bins or bins
 
     def level(self, value: Any, bins: int) -> int:
-        """The level that a value is rounded to. Raises InvalidValueError where it is not one of the field's."""
+        """The level that a value is rounded to. Raises InvalidValueError if the field does not allow it."""
         value = self.meant(value)
         if self.kind == "choice":
             if value not in self.choices:
@@ -138,9 +138,9 @@ class MetadataField:
         return value
 
     def value(self, level: int, bins: int) -> Number:
-        """What a level stands for: the centre of the values that are rounded to it.
+        """Return the value of a level: the centre of the values that are rounded to it.
 
-        Of those rounded down the highest level stands for `high` alone.
+        With rounding down, the highest level means `high` alone.
         """
         last = self.levels(bins) - 1
         level = min(level, last)
@@ -162,7 +162,8 @@ class MetadataField:
         return (value - self.low) / (self.high - self.low)
 
     def fitted(self, value: Number) -> Number | None:
-        """The field's value nearest to one that was computed, or that another declaration gave; None without one."""
+        """Return the field's value nearest to a computed value, or to a value of another declaration; None without
+        one."""
         if self.kind == "choice" or isinstance(value, str):
             value = self.meant(value)
             return value if value in self.choices else None
@@ -170,7 +171,7 @@ class MetadataField:
         return round(value) if self.kind == "int" else float(value)
 
     def translated(self, other: MetadataField, level: int, bins: int) -> Number | None:
-        """The field's value nearest to what a level of another declaration stands for; None where units differ."""
+        """Return the field's value nearest to a level of another declaration; None where units differ."""
         if self.unit and other.unit and self.unit != other.unit:
             return None
         return self.fitted(other.value(level, bins))

@@ -31,7 +31,8 @@ class GeometricMetadataSettings(DerivedSettings):
     inputs: tuple[str, ...] = ("normal", "depth")
     """The modalities to compute from: normal, depth, or both."""
     occlusion_threshold: float = 0.1
-    """By which share of its inverse depth a pixel has to leave the plane through its neighbours to be at an edge."""
+    """Least deviation from the plane through the neighbours, as a fraction of the inverse depth, of a pixel at an
+    edge."""
 
     def __post_init__(self) -> None:
         DerivedSettings.__post_init__(self)
@@ -59,9 +60,9 @@ def occlusion_edges(depth: npt.NDArray[Any], threshold: float) -> npt.NDArray[np
     """bool (height, width): True on the far side of every jump of depth.
 
     The inverse depth of a plane is affine in the picture (n . x = d with x = z (u, v, 1) gives 1/z = n . (u, v, 1) / d)
-    and so has second difference 0 along rows and columns, however slanted the plane; on smooth surfaces it is small. A
-    pixel is at an edge where it exceeds the share `threshold` of the pixel's own inverse depth: where what is hidden
-    begins. It is below 0 on the near side, which is not counted.
+    so its second differences along rows and columns are 0 for any slant. On smooth surfaces they are small. A pixel is
+    at an edge if they exceed `threshold` times its own inverse depth: there the hidden surface begins. It is below 0 on
+    the near side, which is not counted.
     """
     inverse = 1 / np.asarray(depth, dtype=np.float64)
     edges = np.zeros(inverse.shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""Metadata that come with the data: camera, room, and what a source says of its picture."""
+"""Metadata that come with the data: camera, room, and a source's description of its picture."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FIELDS = MappingProxyType(
 
 
 def _published() -> dict[str, dict[str, Any]]:
-    """The fields of the 4M-21 model (arXiv 2406.09406, appendix), by the numbers that stand for them in its tokens.
+    """The fields of the 4M-21 model (arXiv 2406.09406, appendix), by their numbers in its tokens.
 
     Sizes are in steps of 32 pixels. As there, numbers are rounded down to a level, those beyond the range are clipped,
     and scores may be numbers. A level is read as the middle of its interval; 4M's plots show another number of it.

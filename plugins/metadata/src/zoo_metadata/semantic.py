@@ -1,4 +1,4 @@
-"""Semantic metadata as in 4M-21 (arXiv 2406.09406): how much of what a picture shows, and how long its caption is."""
+"""Semantic metadata as in 4M-21 (arXiv 2406.09406): counts and areas of a picture's contents, length of its caption."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ class SemanticMetadataSettings(DerivedSettings):
     """Settings of `semantic_metadata`."""
 
     inputs: tuple[str, ...] = ("boxes", "semseg", "caption")
-    """The modalities to compute from: boxes, sam_instance, semseg, caption, or some of them."""
+    """The modalities to compute from: any of boxes, sam_instance, semseg, caption."""
     countable: tuple[str, ...] = COUNTABLE
-    """The classes that are things, not stuff; those that semseg lacks are never seen, and where it lacks them all their
-    share is left out."""
+    """The classes that are things, not stuff. If semseg has none of these classes, their share is omitted."""
     walkable: tuple[str, ...] = ("floor", "rug")
     """The classes that one can walk on; theirs likewise."""
     void: str = "void"
@@ -100,7 +99,7 @@ def of_caption(caption: str, options: SemanticMetadataSettings) -> Mapping[str, 
 
 
 class SemanticMetadata(DerivedMetadata[SemanticMetadataSettings]):
-    """Numbers about what a picture shows."""
+    """Numbers about the contents of a picture."""
 
     summary = "What the picture shows: people, objects, classes, and the length of its caption"
     settings_class = SemanticMetadataSettings
@@ -111,7 +110,7 @@ class SemanticMetadata(DerivedMetadata[SemanticMetadataSettings]):
     )
 
     def measured(self, name: str, value: Any, options: Any, spec: ModalitySpec | None) -> Mapping[str, float]:
-        """Class ids mean what the modality that they are of says."""
+        """Class ids are looked up in the specs of the input modalities."""
         if name != "semseg":
             return super().measured(name, value, options, spec)
         return of_classes(value, options, spec.value.classes if spec else ())

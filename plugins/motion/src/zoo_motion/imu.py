@@ -50,7 +50,7 @@ class ImuSettings(SeriesSettings):
 
 
 class Imu(SeriesModality):
-    """float32 (6, time): what an accelerometer (m/s2, gravity included) and a gyroscope (rad/s) measure.
+    """float32 (6, time): measurements of an accelerometer (m/s2, gravity included) and a gyroscope (rad/s).
 
     Axes are the camera's or carrier's: x right, y up, z towards the viewer. At rest and upright it reads +9.81 on y.
     """
@@ -99,7 +99,7 @@ class Imu(SeriesModality):
             raise ValueError("expected .npy or .csv")
         if value.ndim != 2 or len(value) != self.channels:
             raise ValueError(f"expected ({self.channels}, time): {', '.join(NAMES)}; got {value.shape}")
-        with np.errstate(over="ignore"):  # what is too large for float32 is refused
+        with np.errstate(over="ignore"):  # numbers too large for float32 are refused below
             felt, turned = (float(np.median(np.linalg.norm(part, axis=0))) for part in (value[:3], value[3:]))
         if 0.9 < felt < 1.1:
             raise ValueError(f"the acceleration is {felt:.2f} mostly, which looks like g; multiply by {GRAVITY}")

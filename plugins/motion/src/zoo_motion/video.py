@@ -21,7 +21,7 @@ FORMATS = ("GIF", "PNG", "WEBP")
 COLUMNS = 4
 """Frames in a row of a contact sheet."""
 HALF_TICK = 5.0
-"""Milliseconds by which a frame of an animation may begin late: half of GIF's unit, by which its times are rounded."""
+"""Milliseconds by which a frame of an animation may begin late: half of GIF's time unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +29,8 @@ class VideoSettings(ClipSettings):
     """Settings of video."""
 
     frame_rate: float = 8.0
-    """Frames per second of the values; of animated files the frame that is shown at each of these times is taken, one
-    that begins up to 5 ms late included, as such files round their times."""
+    """Frames per second of the values. Animated files are sampled at these times, with a tolerance of 5 ms for their
+    rounded times."""
 
     def __post_init__(self) -> None:
         ClipSettings.__post_init__(self)
@@ -112,9 +112,9 @@ class Video(ClipModality):
 def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.float32]:
     """The frames (`frames`, 3, height, width) that an animation shows at 0, 1, ... x 1 / `frame_rate` s.
 
-    Files round the times of their frames, so that one that begins up to HALF_TICK late is shown already (but no more
-    than half of 1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and
-    for other files. Transparent parts are laid over white, as in pictures.
+    Files round the times of their frames, so a frame counts as shown up to HALF_TICK before its start (at most half of
+    1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and for other
+    files. Transparent parts are laid over white, as in pictures.
     """
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
@@ -129,7 +129,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                 if len(shown) == frames:
                     break
                 if frame.tell() == 0 and image.info.get("default_image"):
-                    continue  # for those who cannot show an animation; it is no frame of it
+                    continue  # shown by viewers without animation; not a frame
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
                 levels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32)

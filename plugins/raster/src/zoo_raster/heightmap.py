@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 KNEE = 100.0
-"""Metres: heights are linear below this and logarithmic above it in what the tokenizer sees."""
+"""Metres. The tokenizer's input is linear in height below this, and logarithmic above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class HeightmapSettings(SpatialSettings):
     png_offset: float = 0.0
     """Metres that are added to them."""
     nodata: float = -9999.0
-    """The number that stands for a missing height, as the file has it, beside one that a .tif names; nan: none does."""
+    """Number in the file that marks a missing height, in addition to the one a .tif declares. nan: no such number."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)

@@ -50,8 +50,8 @@ class MultispectralSettings(SpatialSettings):
     offset: float = 0.0
     """Reflectance that is added to it: -0.1 for Sentinel-2 products since baseline 04.00."""
     nodata: float = 0.0
-    """The number of a pixel without data in files of integers, where all bands have it, beside one that a .tif names:
-    0 in Sentinel-2 products; nan: none is."""
+    """Number that marks a pixel without data in integer files if all bands have it, in addition to the one a .tif
+    declares: 0 in Sentinel-2 products; nan: none is."""
     gain: float = field(default=3.0, metadata=SHOWN)
     """By how much reflectance is brightened in pictures."""
 

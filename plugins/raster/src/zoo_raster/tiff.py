@@ -12,21 +12,21 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by the error
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the error describes the problem
 
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
-"""The tags by which GDAL says how numbers become values, and which stands for pixels without data (GTiff driver)."""
+"""GDAL's tags for scale and offset, and for the number of pixels without data (GTiff driver)."""
 MASK = 4  # the kind of a page that says where another has data (TIFF 6.0, NewSubfileType)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Raster:
-    """What a TIFF file holds."""
+    """Contents of a TIFF file."""
 
     numbers: NDArray[Any]
     """(height, width), or with the bands as the file has them."""
     nodata: float | None = None
-    """The one that stands for a pixel without data, None where the file names none."""
+    """Number of pixels without data; None if the file declares none."""
     scale: float = 1.0
     """A value is `scale` times its number, plus `offset`."""
     offset: float = 0.0
@@ -44,7 +44,7 @@ class Raster:
         return found
 
     def why(self, *numbers: float) -> str:
-        """What stands for no data, in words: "-9999 or 0" and, where there is one, the mask."""
+        """Describe the markers of missing data: "-9999 or 0", and the mask if there is one."""
         named = sorted({*numbers} if self.nodata is None else {*numbers, self.nodata})
         return " or ".join([*(f"{number:g}" for number in named), *([] if self.masked is None else ["the mask in it"])])
 
@@ -82,7 +82,7 @@ def _units(metadata: str) -> tuple[set[float], set[float]]:
 
 
 def tiff_bytes(array: NDArray[Any], nodata: float | None = None, scale: float | None = None) -> bytes:
-    """An array as a TIFF file, with a number for pixels without data, and what a number is worth."""
+    """Write an array as a TIFF file, with a number for pixels without data, and scale and offset."""
     import tifffile
 
     buffer = io.BytesIO()

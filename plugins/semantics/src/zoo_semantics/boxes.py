@@ -1,4 +1,4 @@
-"""Bounding boxes: what is in the picture and where, as text with coordinates."""
+"""Bounding boxes with labels, as text with coordinates."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> list[Box]:
-        """Boxes clipped to the crop; those of which too little is left are dropped."""
+        """Clip boxes to the crop, and drop boxes with too little left."""
         least = settings.take(BoxesSettings).min_visible
         seen = (seen_through(crop, box, least) for box in self.checked(value))
         return [box for box in seen if box is not None]
@@ -179,7 +179,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
 
 def box_problem(box: Any) -> str | None:
-    """What is wrong with one box, or None."""
+    """Describe the first problem of a box, or return None."""
     if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
         got = f"keys {', '.join(map(str, box)):.80}" if isinstance(box, Mapping) else type(box).__name__
         return f'expected a table {{"label": ..., "box": ...}}, got {got}'

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KEYS = ("label", "center", "size", "yaw")
 FOUND = 0.25
-"""Overlap from which on a box counts as found."""
+"""Least overlap (IoU) of a box that counts as found."""
 NONE_FOUND = 1.0
 """Metres of `center_error` where there are boxes and none is found."""
 FARTHEST = 1000.0
@@ -52,16 +52,16 @@ class Boxes3dSettings:
     max_length: int = 144
     """Most tokens of one picture; the last boxes of the list that do not fit are dropped."""
     max_boxes: int = 16
-    """Most boxes of one picture; the last ones of the list are dropped."""
+    """Most boxes of one picture; the end of the list is dropped."""
     order: Literal["given", "near", "volume"] = "given"
     """Order of the boxes that are kept: as the list has them, nearest to the camera first, or by falling volume."""
     x: Span = (-4.0, 4.0)
-    """Metres to the right of the camera, from and to, that the levels of axis v0 are spread over: the vocabulary's
-    `coordinate_bins`, of which 4M has 1000."""
+    """Range in metres to the right of the camera, divided into the levels of axis v0: the vocabulary's
+    `coordinate_bins` (1000 in 4M)."""
     y: Span = (-2.0, 2.0)
     """Metres above the camera, likewise, of axis v1."""
     z: Span = (-8.0, 0.0)
-    """Metres from the camera towards the viewer, likewise, of axis v2: what is seen is below 0."""
+    """Range in metres from the camera towards the viewer, for axis v2. Visible things are below 0."""
     size: Span = (0.05, 4.0)
     """Metres of a side, likewise, with levels that are even in the logarithm."""
 
@@ -83,11 +83,11 @@ class Boxes3dSettings:
 class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     """Oriented boxes, each as `v0=x v1=y v2=z v0=length v1=height v2=width v3=yaw label`, in the order of `order`.
 
-    Axes are those of the camera, levelled by gravity: the origin is the camera, x points right and y up, both as a
-    camera without pitch and roll would have them, and z points towards the viewer. With the pitch removed, whatever
-    stands upright is upright: one angle says how it is turned, and the floor is at one height, as in the boxes of SUN
-    RGB-D and ARKitScenes. `yaw` turns a box about the vertical, counter-clockwise seen from above: at 0 its front looks
-    to the right, at -pi / 2 to the viewer. `length` is measured along the front's direction, `width` across it.
+    Axes are the camera's without its pitch and roll: the origin is the camera, x points right, y up against gravity,
+    and z towards the viewer. With the pitch removed, whatever stands upright is upright: one angle says how it is
+    turned, and the floor is at one height, as in the boxes of SUN RGB-D and ARKitScenes. `yaw` turns a box about the
+    vertical, counter-clockwise seen from above: at 0 its front looks to the right, at -pi / 2 to the viewer. `length`
+    is measured along the front's direction, `width` across it.
 
     Numbers are exact to half a level. A special token before the first box names where the levels begin and end.
     """
@@ -135,7 +135,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
-        """The one that names where levels begin and end."""
+        """The token that declares the ranges of the levels."""
         return (settings.take(Boxes3dSettings).spans.token,)
 
     def problem(self, box: Any) -> str | None:
@@ -219,7 +219,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
 
 def box_problem(box: Any) -> str | None:
-    """What is wrong with one box, or None."""
+    """Describe the first problem of a box, or return None."""
     if not isinstance(box, Mapping):
         return f"expected a table with {', '.join(KEYS)}, got {type(box).__name__}"
     if missing := [key for key in KEYS if key not in box]:

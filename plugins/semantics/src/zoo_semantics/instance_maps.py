@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from tokenizers_zoo.validation import text_of
 
 Array = NDArray[Any]
-MOST_IDS = 65535  # what a 16-bit PNG holds
+MOST_IDS = 65535  # the range of a 16-bit PNG
 SAME = 0.8
 """Overlap (IoU) above which two masks are one instance that was told twice; 4M's drawing of samples has it, too."""
 
 
 class Instance(NamedTuple):
-    """One instance: its pixels (top, left, bottom, right), and which of them are its own, bool (height, width)."""
+    """One instance: its bounding box in pixels (top, left, bottom, right), and its mask there, bool (height, width)."""
 
     top: int
     left: int
@@ -64,7 +64,7 @@ def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
 
 
 def told_once(masks: Sequence[Array]) -> list[Array]:
-    """The masks, bool (height, width), without those that overlap an earlier one by an IoU above SAME."""
+    """Drop masks, bool (height, width), that overlap an earlier mask by an IoU above SAME."""
     if not masks:
         return []
     flat = np.stack(masks).reshape(len(masks), -1).astype(np.float32)
@@ -144,7 +144,7 @@ def resized_mask(mask: Array, size: tuple[int, int]) -> Array:
 def shape_of(mask: Array, size: tuple[int, int]) -> Array:
     """A mask, bool (height, width) with a pixel at least, at another size: the pixels that it covers by half.
 
-    Where it is so thin that it covers none by half, those that it covers by half of the most.
+    A mask too thin to cover any pixel by half takes the pixels with at least half of the largest coverage.
     """
     covered = resized_mask(mask, size)
     most = float(covered.max())

@@ -33,7 +33,7 @@ def intersection_over_union(first: npt.NDArray[Any], second: npt.NDArray[Any]) -
 
 
 def over_union(shared: npt.NDArray[Any], first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What is shared `(n, m)` by things of the sizes `first` `(n,)` and `second` `(m,)`, over their union."""
+    """Intersection over union, from the intersections `(n, m)` and the sizes `first` `(n,)` and `second` `(m,)`."""
     union = first[:, None] + second[None, :] - shared
     ratio: npt.NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
@@ -84,7 +84,7 @@ def label_f1(predicted: Sequence[Sequence[Box]], target: Sequence[Sequence[Box]]
 def best_boxes(values: Sequence[Sequence[Box]], overlaps: Overlaps = overlaps, enough: float = ENOUGH) -> list[Box]:
     """Boxes of `values`, added one by one as long as the next raises F1 = 2 * found / (predicted + true) over them all.
 
-    The next is the one that finds most of the boxes that those before it leave.
+    Each next choice finds most of the boxes that are still unmatched.
     """
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
     pictures = [list(values[i]) for i in places]
@@ -113,10 +113,10 @@ S = TypeVar("S")
 
 
 class LabelledBoxes(TextModality[S]):
-    """A list of tables with a label each; a subclass says what is wrong with one in `problem`."""
+    """A list of tables with a label each. A subclass implements `problem`."""
 
     def problem(self, box: Any) -> str | None:
-        """What is wrong with one box, or None."""
+        """Describe the first problem of a box, or return None."""
         raise NotImplementedError
 
     def checked(self, value: Any) -> list[Box]:
@@ -145,7 +145,7 @@ class LabelledBoxes(TextModality[S]):
 
 
 def label_problem(label: Any) -> str | None:
-    """What is wrong with the label of a box, or None."""
+    """Describe a problem with the label of a box, or return None."""
     if not isinstance(label, str) or not label or label != " ".join(label.split()):
         return f"label: expected words with single spaces between them, got {label!r:.80}"
     if len(label) > LONGEST_LABEL or control_character(label):

@@ -27,8 +27,8 @@ class ClassLabeller(LabellerConfig):
     )  # fmt: skip
 
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Classes of the network's labels: { "armchair" = "chair", ... }. A label that is not here becomes the class of the
-    same name (or of one of its names, as in "floor, flooring"), else "void"."""
+    """Classes of the network's labels: { "armchair" = "chair", ... }. A label that is missing here becomes the class of
+    the same name (or of one of several, as in "floor, flooring"), else "void"."""
 
     def class_ids(self, picture: Array, classes: Sequence[str]) -> Array:
         """Ids of `classes`, int64 (height, width), of a picture float (3, height, width) in [0, 1].
@@ -42,7 +42,7 @@ class ClassLabeller(LabellerConfig):
 
 
 def class_table(names: Mapping[int, str], labels: Mapping[str, str], classes: Sequence[str], model: str) -> Array:
-    """The class id, int64, of each of a network's labels: see `ClassLabeller.labels`. Raises PretrainedError."""
+    """The class id, int64, for each label of the network: see `ClassLabeller.labels`. Raises PretrainedError."""
     check_labels(labels, names, model)
     ids = {name.lower(): index for index, name in reversed(list(enumerate(classes)))}
     table = np.full(max(names) + 1, -1)
@@ -128,7 +128,7 @@ class InstanceLabeller(LabellerConfig):
     min_stability: float = 0.95
     """The least overlap (IoU) of a mask's pixels at a threshold raised and lowered by 1 logit."""
     max_overlap: float = 0.7
-    """Of masks whose boxes overlap (IoU) more, only the one of the best quality is kept."""
+    """Non-maximum suppression: masks whose boxes overlap (IoU) more with a better mask are dropped."""
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)

@@ -34,7 +34,7 @@ TOKEN = re.compile(rf"<boxes_3d x {NUMBER} {NUMBER} y {NUMBER} {NUMBER} z {NUMBE
 class Spans:
     """From where to where centres and sizes have levels, in metres; sizes have levels even in their logarithm.
 
-    What lies outside is clipped. The levels of yaw go once around, so that no two of them mean the same.
+    Values outside are clipped. The levels of yaw go once around, so that no two of them mean the same.
     """
 
     x: Span
@@ -59,7 +59,7 @@ class Spans:
 
     @property
     def centres(self) -> tuple[Span, Span, Span]:
-        """Of the three numbers of a centre."""
+        """Ranges of the three numbers of a centre."""
         return self.x, self.y, self.z
 
     def levels(self, centre: Sequence[float], size: Sequence[float], yaw: float, bins: int) -> list[int]:
@@ -71,7 +71,7 @@ class Spans:
         return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
 
     def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
-        """Centre, size and yaw in [-pi, pi) that levels stand for."""
+        """Return centre, size and yaw in [-pi, pi) of levels."""
         shares = [coordinate_fraction(level, bins) for level in levels[:6]]
         centre = [low + share * (high - low) for share, (low, high) in zip(shares[:3], self.centres, strict=True)]
         low, high = self.size
@@ -210,7 +210,7 @@ def draw_camera(pen: Any, place: Any) -> None:
 
 
 def write_labels(picture: PIL.Image.Image, labels: Sequence[str], boxes: Sequence[Rectangle]) -> None:
-    """Each label beside its box, of the places around it where it covers fewest other labels, then fewest boxes."""
+    """Place each label next to its box, where it covers the fewest other labels, then the fewest boxes."""
     from PIL import ImageDraw, ImageFont
 
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=10)

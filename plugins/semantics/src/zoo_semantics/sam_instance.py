@@ -100,7 +100,7 @@ class InstanceSettings(SpelledSettings):
     image_size: int | tuple[int, int] = 64
     """Pixels of the map: one number for squares, or [height, width]."""
     mask_size: int = 32
-    """Pixels, height and width, at which a mask is tokenized, whatever the size of its box."""
+    """Height and width in pixels of a tokenized mask, for boxes of any size."""
     max_instances: int = 16
     """Most instances of one map; the smallest are dropped."""
     tokenizer: InstanceTokenizer = InstanceTokenizer()
@@ -121,11 +121,11 @@ class InstanceSettings(SpelledSettings):
 
 
 class SamInstances(ObjectModality):
-    """Which pixel belongs to which instance: int32 (height, width), 0 where to none; the numbers have no other meaning.
+    """Instance id of each pixel: int32 (height, width), 0 for background. Ids have no other meaning.
 
-    Tokens are those of the instances, largest first. Overlapping masks, which such a map cannot hold, are made into one
-    by `instance_maps.map_of_masks`; files may be 16-bit or palette PNGs of ids, .npy of a map or of masks, bool
-    (masks, height, width), and SAM's JSON.
+    Instances are tokenized in order of size, largest first. Overlapping masks, which such a map cannot hold, are made
+    into one by `instance_maps.map_of_masks`; files may be 16-bit or palette PNGs of ids, .npy of a map or of masks,
+    bool (masks, height, width), and SAM's JSON.
 
     With `layout = "4m"` they are spelled as in 4M-21, which asks about points, at random in training. Here each
     instance is asked about once, at a point of its own: no instance is missed or told twice, the largest come first,
@@ -206,7 +206,7 @@ class SamInstances(ObjectModality):
     def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
         """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out.
 
-        With `layout = "4m"`, where several points may be of one instance, one that is told nearly alike is one, too.
+        With `layout = "4m"`, several points may belong to one instance; nearly equal decoded instances are merged.
         """
         height, width = options.size
         boxes = coordinates[:, -len(BOX) :].clip(0, 1)

@@ -138,7 +138,7 @@ class Semseg(SpatialModality):
         return options.classes
 
     def published_settings(self, architecture: Architecture, options: SemsegSettings) -> dict[str, Any]:
-        """As many classes: those of the settings, or of COCO, or without names."""
+        """Return as many class names: the settings', COCO's, or numbers."""
         count = architecture.classes
         names = next((known for known in (options.classes, COCO_CLASSES) if len(known) == count), None)
         classes = list(names or (f"class {number}" for number in range(count)))
