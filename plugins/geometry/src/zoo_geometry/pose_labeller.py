@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
