@@ -191,6 +191,6 @@ def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path])
 
 
 def test_the_places_of_scenes_are_the_default_classes() -> None:
-    places = pytest.importorskip("zoo_scenes.places")
+    places = pytest.importorskip("zoo_scenes.observe")
     assert (*places.FURNITURE, places.EMPTY) == PLACES
     assert handle_of().spec.value.classes == PLACES

@@ -127,7 +127,7 @@ def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:
 
 
 def test_all_sides_that_scenes_names_are_exchanged() -> None:
-    captions, layout = pytest.importorskip("zoo_scenes.captions"), pytest.importorskip("zoo_scenes.layout")
+    captions, layout = pytest.importorskip("zoo_scenes.captions"), pytest.importorskip("zoo_scenes.captions")
     for sides in (captions._SIDES, layout._ACROSS):
         for name, mirror in zip(sides, reversed(sides), strict=True):
             assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"

@@ -21,7 +21,7 @@ import zoo_scenes
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.config import Settings, field_docstrings
 from tokenizers_zoo.errors import ConfigError
-from zoo_scenes import captions, layout
+from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
 from zoo_scenes.palette import CLASSES, COLOURS
@@ -143,7 +143,7 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
             assert NOUNS[noun] == entry["label"], sentence
             left, top, right, bottom = entry["box"]
             for words, steps, low, high in (
-                (named[2], layout._ACROSS, left, right), (named[3], layout._DOWN, top, bottom)
+                (named[2], captions._ACROSS, left, right), (named[3], captions._DOWN, top, bottom)
             ):  # fmt: skip
                 first_step, _, last_step = words.partition(" to ")
                 begins, ends = steps.index(first_step), steps.index(last_step or first_step)
@@ -158,13 +158,13 @@ def area(box: list[float]) -> float:
 
 
 def test_how_a_layout_names_things_and_places() -> None:
-    assert layout.place(_seen("box", (0.45, 0.3, 0.55, 0.6), 3)) == "in the centre, upper middle to lower middle"
-    assert layout.place(_seen("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
-    assert layout.place(_seen("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
-    assert layout.place(_seen("box", (0, 0, 1, 1), 3)) == "from far left to far right, top to bottom"
+    assert captions._extent(_seen("box", (0.45, 0.3, 0.55, 0.6), 3)) == "in the centre, upper middle to lower middle"
+    assert captions._extent(_seen("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
+    assert captions._extent(_seen("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
+    assert captions._extent(_seen("box", (0, 0, 1, 1), 3)) == "from far left to far right, top to bottom"
     someone = dataclasses.replace(_seen("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
-    assert layout._named(someone) == "a person"
-    assert layout._named(dataclasses.replace(someone, clear=True)) == "a person in a red shirt"
+    assert captions._named(someone) == "a person"
+    assert captions._named(dataclasses.replace(someone, clear=True)) == "a person in a red shirt"
 
 
 def test_a_layout_of_nothing_is_an_empty_room() -> None:
@@ -213,7 +213,7 @@ def test_books_are_many() -> None:
     speaker = captions._Speaker(random.Random(0), scene, [books, dataclasses.replace(lamp, pixels=5)])
     assert speaker.relations() == ["A floor lamp is to the right of books."]
     assert speaker.relations() == ["The floor lamp is to the right of the books."]
-    assert captions.counted("books", 1) == captions.counted("books", 2) == layout._named(books).lower() == "books"
+    assert captions.counted("books", 1) == captions.counted("books", 2) == captions._named(books).lower() == "books"
 
 
 def test_words_of_phrases() -> None:

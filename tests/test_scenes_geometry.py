@@ -14,16 +14,14 @@ import pytest
 import zoo_scenes
 from tokenizers_zoo.config import Settings
 from zoo_scenes import casting, people, skeleton, textures
-from zoo_scenes.camera import Camera
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain
 from zoo_scenes.palette import CLASSES, COLOURS
-from zoo_scenes.physics import STEP_SECONDS, STEPS
 from zoo_scenes.render import render
 from zoo_scenes.room import walls
 from zoo_scenes.settings import SceneSettings
-from zoo_scenes.stage import Stage, build
-from zoo_scenes.things import BOX, CAPSULE, SPHERE, Part, Scene, Thing, capsule
+from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
+from zoo_scenes.things import BOX, CAPSULE, SPHERE, Camera, Part, Scene, Thing, capsule
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:

@@ -12,18 +12,29 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings
-from zoo_scenes import upright
-from zoo_scenes.camera import Camera
+from zoo_scenes import observe
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain
-from zoo_scenes.observe import Seen, observe
+from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
 from zoo_scenes.palette import CLASSES, COLOURS
-from zoo_scenes.places import EMPTY, FURNITURE, LEAST, scene_class
 from zoo_scenes.render import render
 from zoo_scenes.room import walls
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import build
-from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, SPHERE, Part, Scene, Thing, Vector, about_z, yaw_of
+from zoo_scenes.things import (
+    BOX,
+    CAPSULE,
+    CYLINDER,
+    ELLIPSOID,
+    SPHERE,
+    Camera,
+    Part,
+    Scene,
+    Thing,
+    Vector,
+    about_z,
+    yaw_of,
+)
 from zoo_semantics.boxes_3d import plugin
 
 SURFACE = plain(COLOURS["red"])
@@ -45,7 +56,7 @@ def room(*things: Thing, yaw: float = 90.0, pitch: float = -20.0) -> Scene:
 def boxed(thing: Thing, **camera: float) -> dict[str, Any]:
     """The box of the only thing in a room."""
     stage = build(room(thing, **camera))
-    return upright.boxes_3d(stage, [Seen(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
+    return observe.boxes_3d(stage, [Seen(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
 def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Thing:
@@ -101,7 +112,7 @@ def test_what_hangs_on_a_wall_looks_into_the_room(label: str) -> None:
     half = (0.5, 0.3, 0.02)
     found = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), SURFACE)], half, wall.at(0, 1.5), wall.turn))
     assert found["yaw"] == pytest.approx(-math.pi / 2)
-    np.testing.assert_allclose(found["size"], [upright.THINNEST, 0.6, 1.0], atol=1e-9)
+    np.testing.assert_allclose(found["size"], [observe.THINNEST, 0.6, 1.0], atol=1e-9)
     np.testing.assert_allclose(found["center"], [0.5, 0.0, -5.5], atol=1e-9)
 
 
@@ -160,7 +171,7 @@ def test_boxes_hold_what_is_seen_of_the_things() -> None:
     for number in range(25):
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48, False)
-        observation = observe(stage, view, settings)
+        observation = observe.observe(stage, view, settings)
         steps = 2 * (np.arange(48) + 0.5) / 48 - 1
         up, right = np.meshgrid(-steps, steps, indexing="ij")
         camera = stage.scene.camera
@@ -168,7 +179,7 @@ def test_boxes_hold_what_is_seen_of_the_things() -> None:
         points = view.depth[..., None] * rays  # the room's axes, from the camera
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
-        found = upright.boxes_3d(stage, observation.seen, 64)
+        found = observe.boxes_3d(stage, observation.seen, 64)
         assert [box["label"] for box in found] == [item.thing.label for item in observation.seen]
         plugin.write_value(found)
         for rank, box in enumerate(found, 1):
@@ -188,7 +199,7 @@ def test_boxes_3d_are_those_of_the_boxes() -> None:
         assert [box["label"] for box in sample["boxes_3d"]] == [box["label"] for box in sample["boxes"]]
         assert len(sample["boxes_3d"]) <= 5
         for box in sample["boxes_3d"]:
-            assert -math.pi <= box["yaw"] <= math.pi and min(box["size"]) >= upright.THINNEST
+            assert -math.pi <= box["yaw"] <= math.pi and min(box["size"]) >= observe.THINNEST
             assert all(type(number) is float for number in (*box["center"], *box["size"], box["yaw"]))
             low = box["center"][1] - box["size"][1] / 2
             if box["label"] in ("table", "chair", "shelf", "plant"):

@@ -14,14 +14,14 @@ from tokenizers_zoo.errors import ConfigError, PluginError
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.source import SourceSpec
-from zoo_worlds import bouncing, camera, draw, materials, physics, relief, sound, terrain
+from zoo_worlds import bouncing, camera, draw, land, physics, sound, terrain
 
 SMALL = {"image_size": 32, "frames": 2, "sample_rate": 4000}
 
 
 def ball(**state: float) -> Any:
     return physics.Ball(
-        **{"material": materials.MATERIALS["rubber"], "radius": 0.5, "hue": 0.0, "x": 3.0, "y": 3.0, "vx": 0.0,
+        **{"material": physics.MATERIALS["rubber"], "radius": 0.5, "hue": 0.0, "x": 3.0, "y": 3.0, "vx": 0.0,
            "vy": 0.0, "spin": 0.0, **state},
     )  # fmt: skip
 
@@ -186,7 +186,7 @@ def test_flow_of_a_turning_ball_by_hand() -> None:
 def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
     rate = 16000
     for name, hertz in (("wood", 310.0), ("glass", 1650.0)):
-        struck = [ball(material=materials.MATERIALS[name], y=1.0)]
+        struck = [ball(material=physics.MATERIALS[name], y=1.0)]
         motion = physics.simulate(struck, 0.6)
         track = sound.soundtrack(motion, 0.6, rate, np.random.default_rng(0))
         start = round(motion.impacts[0].time * rate)
@@ -202,7 +202,7 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
 def test_water_runs_down() -> None:
     """On a plane that falls to the south each point gets all that is north of it."""
     plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
-    drained = np.exp(relief.drainage(plane) * math.log(128 * 128 / 8))
+    drained = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
     np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
 
 
@@ -225,7 +225,7 @@ def test_a_picture_of_any_size_shows_the_same_land() -> None:
 def test_plants_water_and_snow_look_as_they_should() -> None:
     from zoo_worlds import land
 
-    landscape = relief.raise_relief(np.random.default_rng(0), 3840.0)
+    landscape = land.raise_relief(np.random.default_rng(0), 3840.0)
     shares = land.cover(landscape, np.random.default_rng(0))
     np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-9)
     assert min(share.min() for share in shares.values()) > -1e-9

@@ -56,7 +56,7 @@ class PhotosSettings:
 
 
 def _sample(split: str, seed: int, config: PhotosSettings, number: int) -> Sample:
-    """A crop of one of the split's photographs, which depends on the arguments alone."""
+    """Return a crop of a photograph of the split, a pure function of the arguments."""
     rng = np.random.default_rng([seed, sorted(PHOTOS).index(split), number])
     photo = PHOTOS[split][int(rng.integers(len(PHOTOS[split])))]
     return f"photo-{split}-{number:06}", {"rgb": _crop(_load(photo), config, rng)}

@@ -1,4 +1,4 @@
-"""A small grammar that says in English what a picture shows: room, things with counts, colours and places, relations.
+"""A small grammar for English captions: the room, things with counts, colours and places, relations.
 
 Only what covers enough of the picture is named. Left and right are the viewer's.
 """
@@ -19,7 +19,7 @@ _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
 def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
-    """One to four sentences about what is seen; `shares` are the classes' shares of the picture."""
+    """Write one to four sentences about the picture; `shares` are the classes' shares of the picture."""
     seen = [item for item in seen if item.clear]
     speaker = _Speaker(rng, scene, seen)
     of_room = room(scene, shares)
@@ -170,7 +170,7 @@ def side(item: Seen) -> str:
 
 
 def _step(place: float) -> int:
-    """Which of the five sides a place in [0, 1] has."""
+    """Return which of the five sides a place in [0, 1] is on."""
     return bisect.bisect((0.18, 0.38, 0.62, 0.82), place)
 
 
@@ -204,7 +204,7 @@ def relation(item: Seen, other: Seen) -> str:
 
 
 def phrase(item: Seen) -> str:
-    """What a thing is called without an article: "red ball", "person in a blue shirt"."""
+    """Name a thing without an article: "red ball", "person in a blue shirt"."""
     thing = item.thing
     if thing.label == "person":
         return f"person in {article(f'{thing.colour} shirt')}"
@@ -254,3 +254,44 @@ def joined(parts: list[str]) -> str:
 def capital(text: str) -> str:
     """The text with a capital letter first."""
     return text[0].upper() + text[1:]
+
+
+_ACROSS = ("far left", "left", "left centre", "centre", "right centre", "right", "far right")
+_DOWN = ("top", "high", "upper middle", "middle", "lower middle", "low", "bottom")
+
+
+def layout(scene: Scene, boxed: list[Seen], shares: Mapping[str, float]) -> str:
+    """A sentence about the room, and one for each thing; `shares` are the classes' shares of the picture."""
+    things = sorted(boxed, key=lambda item: -_area(item))
+    sentences = [f"{capital(_named(item))} {_extent(item)}." for item in things]
+    opening = f"A room{room(scene, shares)}." if boxed else f"An empty room{room(scene, shares)}."
+    return " ".join([opening, *sentences])
+
+
+def _extent(item: Seen) -> str:
+    """Describe the extent of a thing's box: "from left to centre, high to middle", or "on the left, low"."""
+    left, top, right, bottom = item.box
+    first, last = _ACROSS[_first_step(left)], _ACROSS[_last_step(right)]
+    upper, lower = _DOWN[_first_step(top)], _DOWN[_last_step(bottom)]
+    across = f"from {first} to {last}" if first != last else f"{'in' if 'centre' in first else 'on'} the {first}"
+    return f"{across}, {upper if upper == lower else f'{upper} to {lower}'}"
+
+
+def _first_step(edge: float) -> int:
+    """Return which of seven equal parts of [0, 1] begins at an edge."""
+    return min(int(edge * len(_DOWN)), len(_DOWN) - 1)
+
+
+def _last_step(edge: float) -> int:
+    """Return which of seven equal parts of [0, 1] ends at an edge."""
+    return max(math.ceil(edge * len(_DOWN)) - 1, 0)
+
+
+def _area(item: Seen) -> float:
+    left, top, right, bottom = item.box
+    return (right - left) * (bottom - top)
+
+
+def _named(item: Seen) -> str:
+    """ "a red ball", "books", or "a person" whose shirt cannot be seen."""
+    return article(phrase(item) if item.clear else item.thing.label)

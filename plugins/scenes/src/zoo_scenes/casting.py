@@ -1,4 +1,4 @@
-"""Casts rays at solids: MuJoCo finds the hits, in bundles of rays that each meet only what they could hit.
+"""Casts rays at solids: MuJoCo finds the hits. Rays are cast in bundles, each tested only against geoms it could hit.
 
 MuJoCo's own bounding volumes are compile-time results, and a model per scene would cost more than all of its rays. So
 the solids that bundles may meet are written, bundle by bundle, into the geoms of one compiled model, and each bundle is
@@ -21,7 +21,7 @@ FARTHEST = 100.0
 
 _SLOTS = 256  # more cost time in every call, fewer must be rewritten more often
 _MARGIN = 1e-3  # metres, against rounding to single precision
-_WIDEST = 20.0  # slopes of a bundle's sides from which on it counts as unbounded
+_WIDEST = 20.0  # a bundle with steeper sides counts as unbounded
 _UNITS = np.eye(3, dtype=np.float32)[:, None]
 
 
@@ -44,7 +44,7 @@ class _Workshop(threading.local):
 
 
 class _Target:
-    """A compiled model of `slots` fixed geoms, and its arrays: what is written is what rays meet."""
+    """A compiled model of `slots` fixed geoms. Rays meet the contents of its arrays."""
 
     def __init__(self, slots: int) -> None:
         import mujoco
@@ -132,8 +132,8 @@ def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> NDArray[
 def _cones(rays: Array, bundles: int) -> Field:
     """Inward normals (6, b, 3) of planes around each of b equal stretches of rays (3, n); 0 where they are too wide.
 
-    With the bundle's axis a, each coordinate of r / (r . a) has a least and a greatest value among the rays r. Each of
-    these is a plane through the origin.
+    With the bundle's axis a, each coordinate of r / (r . a) has a least and a greatest value among the rays r. Each
+    side is a plane through the origin.
     """
     turned = np.array(rays.reshape(3, bundles, -1).swapaxes(0, 1), np.float32, order="C")
     axis = turned[:, :, 0] + turned[:, :, -1]

@@ -6,11 +6,10 @@ import math
 import random
 
 from zoo_scenes import furniture, people, room
-from zoo_scenes.camera import Camera
 from zoo_scenes.palette import Colour
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.skeleton import UPRIGHT_POSES
-from zoo_scenes.things import Quaternion, Scene, Surface, Thing, about_z, yaw_of
+from zoo_scenes.things import Camera, Quaternion, Scene, Surface, Thing, about_z, yaw_of
 
 Rectangle = tuple[float, float, float, float]
 
@@ -70,7 +69,7 @@ def _empty_room(rng: random.Random, settings: SceneSettings) -> Scene:
 
 
 class _Placer:
-    """Finds free places, and keeps what is taken as rectangles on the floor."""
+    """Find free places on the floor; taken places are kept as rectangles."""
 
     def __init__(self, rng: random.Random, scene: Scene) -> None:
         self.rng = rng

@@ -21,7 +21,7 @@ def plain(colour: Colour, shine: float = 0.0, texture: str = "plain", tile: floa
 
 
 def _finish(rng: random.Random) -> tuple[str, Surface]:
-    """What a piece of furniture is made of: wood mostly, or paint."""
+    """Draw the material of a piece of furniture: mostly wood, or paint."""
     if rng.random() < 0.68:
         name = rng.choice(list(WOODS))
         return name, Surface("grain", WOODS[name], 0.6, 0.18)

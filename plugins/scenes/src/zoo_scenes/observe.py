@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from zoo_scenes.palette import CLASS_IDS, CLASSES, COLOURS
 from zoo_scenes.render import View
 from zoo_scenes.settings import SceneSettings
 from zoo_scenes.skeleton import TO_THING, axis_angle
+from zoo_scenes.solids import Array, matrices
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage
 from zoo_scenes.things import Scene, Thing, yaw_of
 
@@ -23,7 +27,7 @@ _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 class Seen:
     """A thing in the picture: its index in the scene, pixels, box (xmin, ymin, xmax, ymax in fractions), mean depth.
 
-    `clear` is whether what its name says can be seen too: a person's shirt, not just a hand.
+    `clear` is true if the named part is visible: a person's shirt, not just a hand.
     """
 
     index: int
@@ -38,7 +42,7 @@ class Seen:
 class Observation:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
-    Instance k + 1 is the k-th largest thing of all that have a pixel, so that `seen[k]` is instance k + 1.
+    Instance k + 1 is the k-th largest visible thing, `seen[k]`.
     """
 
     semseg: NDArray[np.int64]
@@ -48,7 +52,7 @@ class Observation:
 
 
 def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
-    """Class and instance maps, and what is seen of each thing."""
+    """Compute class and instance maps, and the visible part of each thing."""
     things = stage.scene.things
     owners = [max(owner, -1) for owner in stage.owners]  # -1: the room
     classes = [CLASS_IDS[_ROOM_CLASSES[owner] if owner < 0 else things[owner].label] for owner in stage.owners]
@@ -91,7 +95,7 @@ def _extents(
 
 
 def _is_clear(stage: Stage, pixels: list[int], index: int, least: float) -> bool:
-    """Whether what a thing's name says can be seen, given the pixels of each geom."""
+    """Return whether the named part of a thing is visible, given the pixels of each geom."""
     thing = stage.scene.things[index]
     if thing.label != "person":
         return True
@@ -181,3 +185,85 @@ def _mean_and_deviation(values: NDArray[np.float32]) -> tuple[float, float]:
     rest = values - mean
     rest *= rest
     return float(mean), float(np.sqrt(rest.mean()))
+
+
+FURNITURE: Mapping[str, tuple[str, ...]] = {
+    "dining room": ("table", "chair"),
+    "living room": ("sofa",),
+    "library": ("shelf", "books"),
+    "playroom": ("box", "ball", "cylinder"),
+}
+"""The classes of things that make a place."""
+EMPTY = "empty room"
+LEAST = 0.04
+"""Share of the picture that the furniture of a place covers at least."""
+
+
+def scene_class(shares: Mapping[str, float]) -> str:
+    """The place whose furniture covers most of the picture, the first of equals; an empty room below LEAST.
+
+    `shares` says how much of the picture each class covers.
+    """
+    covered = {place: sum(shares[label] for label in labels) for place, labels in FURNITURE.items()}
+    place = max(covered, key=covered.__getitem__)
+    return place if covered[place] >= LEAST else EMPTY
+
+
+FRONTS = {"chair": 0, "sofa": 0, "shelf": 0, "books": 0, "person": 0, "window": 2, "door": 2, "picture": 2}
+"""The own axis along which the front of a thing looks, by label; others have no front."""
+ROUND = ("ball", "floor lamp", "ceiling lamp", "potted plant", "round table", "round rug")
+"""Nouns of things that are round from above."""
+THINNEST = 0.05  # metres; a rug of 8 mm would overlap with no other box
+TOWARDS_VIEWER = -math.pi / 2
+LYING = 0.5  # a cylinder lies if its unit axis, seen from above, is longer
+
+
+def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
+    """Label, centre, size (along the front, up, across) in metres and yaw in radians of the largest things seen.
+
+    A box contains the whole thing, hidden parts included, and touches it on every side. Sides below THINNEST are
+    widened.
+    """
+    things = [item.thing for item in seen[:most]]
+    if not things:
+        return []
+    camera = replace(stage.scene.camera, pitch=0.0)
+    own = camera.axes @ matrices(np.array([thing.turn for thing in things])).reshape(-1, 3, 3)
+    yaws = [heading(thing, axes) for thing, axes in zip(things, own, strict=True)]
+    sides = np.array([_sides(yaw) for yaw in yaws])
+    counts = [len(thing.parts) for thing in things]
+    starts = [stage.owners.index(item.index) for item in seen[:most]]
+    rows = np.array([*chain.from_iterable(map(range, starts, map(add, starts, counts)))])
+    directions = np.repeat(sides @ camera.axes, counts, axis=0)
+    at = np.einsum("gdk,gk->gd", directions, stage.solids.places.take(rows, axis=0) - camera.position)
+    reach = stage.solids.reach(rows, directions)
+    firsts = np.cumsum([0, *counts[:-1]])
+    low, high = np.minimum.reduceat(at - reach, firsts), np.maximum.reduceat(at + reach, firsts)
+    centres = np.einsum("ndk,nd->nk", sides, (low + high) / 2).tolist()
+    sizes = np.maximum(high - low, THINNEST).tolist()
+    return [
+        {"label": thing.label, "center": centre, "size": size, "yaw": yaw}
+        for thing, centre, size, yaw in zip(things, centres, sizes, yaws, strict=True)
+    ]
+
+
+def heading(thing: Thing, own: Array) -> float:
+    """The yaw of a thing's front; the columns of `own` (3, 3) are its axes in levelled camera axes."""
+    if thing.label in FRONTS:
+        return _yaw(own[:, FRONTS[thing.label]])
+    from_above = np.hypot(own[0], own[2]).tolist()
+    if thing.noun in ROUND or (thing.label == "cylinder" and from_above[2] < LYING):
+        return TOWARDS_VIEWER
+    longest = 2 if thing.label == "cylinder" else from_above.index(max(from_above))
+    # a quarter turn leads to the next side
+    return TOWARDS_VIEWER + math.remainder(_yaw(own[:, longest]) - TOWARDS_VIEWER, math.pi / 2)
+
+
+def _sides(yaw: float) -> list[list[float]]:
+    """Unit vectors along the front, up and across."""
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    return [[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]]
+
+
+def _yaw(direction: Array) -> float:
+    return math.atan2(-direction[2], direction[0])

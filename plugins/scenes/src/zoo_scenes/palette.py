@@ -1,4 +1,4 @@
-"""What the scenes are made of: the classes of semantic segmentation and the named colours."""
+"""Classes of semantic segmentation, and named colours."""
 
 from __future__ import annotations
 

@@ -32,9 +32,10 @@ class View:
 class _Tiling:
     """How a picture of `size` pixels is cut into tiles whose rays are cast together.
 
-    `centres` (3, n) are the pixel centres, right and up in [-1, 1] and 1, tile by tile. `edges` (m, 3) are the first
-    and the last centres of the columns of tiles, then of the rows, as lines: a point's product with one is negative
-    outside; the last line is what lies ahead. `pixels` (size, size) tells where each pixel is, tile by tile.
+    `centres` (3, n) are the pixel centres, right and up in [-1, 1] and 1, tile by tile. `edges` (m, 3) are lines
+    through the first and last centres of the columns of tiles, then of the rows. A point's product with a line is
+    negative outside. The last line is the half space ahead. `pixels` (size, size) tells where each pixel is, tile by
+    tile.
     """
 
     size: int
@@ -55,7 +56,7 @@ class _Tiling:
         return self.size // self.wide
 
     def met(self, stage: Stage) -> NDArray[np.bool_]:
-        """Which of the stage's furnishings the rays of each tile may meet (tiles, g)."""
+        """Return which furnishings the rays of each tile may meet: bool (tiles, g)."""
         camera, ends = stage.scene.camera, 2 * self.columns
         inside = reached(stage.furnishings, camera.position, camera.planes(self.edges))
         columns = inside[:, : self.columns] & inside[:, self.columns : ends]
@@ -90,7 +91,7 @@ def _tiling(size: int) -> _Tiling:
 
 
 def render(stage: Stage, size: int, shadows: bool) -> View:
-    """Cast one ray per pixel of a `size` x `size` picture and shade what it hits."""
+    """Cast one ray per pixel of a `size` x `size` picture and shade the hits."""
     camera = stage.scene.camera
     tiling = _tiling(size)
     rays = camera.rays(tiling.centres)
@@ -107,7 +108,7 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
         geoms=geoms,
         pixel=2 * camera.scale / size,
     )
-    # Turned in single precision, one that faces an axis can come out a unit in the last place too long.
+    # After rotation in single precision, an axis-aligned vector may be one unit in the last place too long.
     facing = np.clip(camera.axes.astype(np.float32) @ hits.normals, -1, 1)
     return View(
         rgb=tiling.picture(shade(stage, hits, lit)),

@@ -23,7 +23,7 @@ def _wall_turn(facing: float) -> Quaternion:
 class Wall:
     """One wall: its middle on the floor, the yaw of its inward normal, its length, and the stretches in use.
 
-    A stretch is (from, to, up to which height), in metres along the wall's x axis from its middle.
+    A stretch is (start, stop, height), in metres along the wall's x axis from its middle.
     """
 
     middle: tuple[float, float]
@@ -41,7 +41,7 @@ class Wall:
         return (self.middle[0] - along * sin + out * cos, self.middle[1] + along * cos + out * sin, up)
 
     def is_free(self, start: float, stop: float, bottom: float) -> bool:
-        """Whether nothing that reaches above `bottom` metres stands or hangs between start and stop."""
+        """Return whether everything between start and stop is below `bottom` metres."""
         fits = -self.length / 2 + 0.05 < start and stop < self.length / 2 - 0.05
         return fits and all(stop < low or high < start or top <= bottom for low, high, top in self.used)
 
@@ -58,7 +58,7 @@ def walls(scene: Scene) -> list[Wall]:
 
 
 def floor_surface(rng: random.Random) -> tuple[str, Surface]:
-    """What the floor is called, and how it looks."""
+    """Draw the floor's name and material."""
     kind = rng.choice(("planks", "planks", "parquet", "checker", "tiles", "carpet"))
     if kind in ("planks", "parquet"):
         colours = WOODS[rng.choice(list(WOODS))]

@@ -1,4 +1,4 @@
-"""What a user may set for this source."""
+"""Settings of this source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_FOV = 68.0
-"""Degrees. Where it is not set, a greater `min_fov` is what is wrong."""
+"""Degrees. Without this setting, the error is about a greater `min_fov`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +20,8 @@ class SceneSettings:
     clutter: int = 6
     """Most loose things (boxes, balls, cylinders) that are dropped into one room, 0 to 12."""
     min_fov: float = 62.0
-    """Least vertical field of view of the camera in degrees, 30 to 110. How far away a picture's things are can be told
-    only as well as the lens is known: where it may be any, the same picture is that of a near or of a far thing."""
+    """Least vertical field of view of the camera in degrees, 30 to 110. Distances can only be inferred if the lens is
+    known: with any lens allowed, the same picture shows a near or a far thing."""
     max_fov: float = MAX_FOV
     """Greatest one, `min_fov` to 110."""
     shadows: bool = True
@@ -31,10 +31,10 @@ class SceneSettings:
     min_visible: float = 0.003
     """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
     captions: Literal["sentences", "layout"] = "sentences"
-    """sentences: some of what is seen and roughly where, put as people put it, in up to four sentences. layout: each
-    thing that has a box, the largest first, and from where to where it reaches, in seven steps across and down. That is
-    about 120 tokens with eight boxes, so `caption` and the backbone's input budget need room for it (`max_length =
-    128`), and it is true of the whole picture alone: take it without crops."""
+    """sentences: some of the things and their rough places, in up to four sentences. layout: every thing with a box,
+    largest first, and its extent in seven steps across and down. That is about 120 tokens with eight boxes, so
+    `caption` and the backbone's input budget need room for it (`max_length = 128`), and it is true of the whole picture
+    alone: take it without crops."""
 
     def __post_init__(self) -> None:
         limits = {

@@ -26,7 +26,7 @@ SKY, GROUND = (0.40, 0.41, 0.43), (0.25, 0.235, 0.22)
 
 @dataclass(slots=True, kw_only=True)
 class Hits:
-    """What the pixels see: points and unit normals in the room (3, n), unit directions to the camera (3, n),
+    """Hits of the pixels' rays: points and unit normals in the room (3, n), unit directions to the camera (3, n),
     planar depths (n,), geom ids (n,), and the width of a pixel at depth 1."""
 
     points: Field

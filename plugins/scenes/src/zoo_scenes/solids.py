@@ -1,4 +1,4 @@
-"""A scene's parts as arrays, a row each: what they are to MuJoCo, how far they reach, and where they are."""
+"""A scene's parts as arrays, one row each: MuJoCo shape and size, extent, position."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, PLANE, SPHERE, 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int32]
 
-# By MuJoCo's number of the shape (plane, height field, sphere, capsule, ellipsoid, cylinder, box): which of a geom's
-# sizes are its half extents along x, y and z, and which extents lead together to its farthest point.
+# By MuJoCo's shape number (plane, height field, sphere, capsule, ellipsoid, cylinder, box): the indices of the sizes
+# that are half extents along x, y and z, and the extents that lead together to the farthest point.
 _AXES = np.array([[0, 1, 2], [0, 1, 2], [0, 0, 0], [0, 0, 1], [0, 1, 2], [0, 0, 1], [0, 1, 2]])
 _CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
-# A solid is an ellipsoid swept along its axes, either of which may be missing: by shape, which of MuJoCo's sizes are
-# the ellipsoid's half axes, and half of how far it is swept along each; size 3 is 0.
+# A solid is an ellipsoid swept along its axes; both parts are optional. By shape: the indices of MuJoCo's sizes for the
+# ellipsoid's half axes and for half of the sweep. Index 3 means 0.
 _ROUND = np.array([[3, 3, 3], [3, 3, 3], [0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 0, 3], [3, 3, 3]])
 _SWEPT = np.array([[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 1], [3, 3, 3], [3, 3, 1], [0, 1, 2]])
 

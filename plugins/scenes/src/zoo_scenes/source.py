@@ -31,13 +31,11 @@ MODALITIES = (
 def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> dict[str, Any]:
     """All modalities of one sample. The scene does not depend on the picture's size."""
     from zoo_scenes import observe
-    from zoo_scenes.captions import caption
+    from zoo_scenes.captions import caption, layout
     from zoo_scenes.compose import compose
-    from zoo_scenes.layout import layout
-    from zoo_scenes.places import scene_class
+    from zoo_scenes.observe import boxes_3d, scene_class
     from zoo_scenes.render import render
     from zoo_scenes.stage import build
-    from zoo_scenes.upright import boxes_3d
 
     name = f"{split}/{seed}/{index}"
     scene = compose(random.Random(f"scene/{name}"), settings)

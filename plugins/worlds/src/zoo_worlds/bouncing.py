@@ -45,8 +45,8 @@ class BouncingSettings:
 def make_sample(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, Any]:
     """All modalities of one sample.
 
-    What is seen at a time does not depend on the sizes and rates. The noise of microphone and sensor does: both draw
-    from one generator.
+    Contents at a given time do not depend on sizes and rates. The noise of microphone and sensor does: both draw from
+    one generator.
     """
     from zoo_worlds.camera import Handheld
     from zoo_worlds.draw import Room, flow_between, frame

@@ -1,4 +1,4 @@
-"""A camera in someone's hands: where it looks, and what an inertial sensor in it feels."""
+"""A hand-held camera: its motion, and the readings of an inertial sensor in it."""
 
 from __future__ import annotations
 

@@ -93,9 +93,10 @@ def ball_colour(ball: Ball, offsets: NDArray[np.float64], angle: float) -> NDArr
 
 
 def flow_between(motion: Motion, camera: Handheld, first: float, second: float, size: int) -> NDArray[np.float32]:
-    """float32 (2, size, size): how far what each pixel's centre shows at `first` has moved at `second`, pixels.
+    """Optical flow float32 (2, size, size) in pixels, right and down, of the point at each pixel's centre from `first`
+    to `second`.
 
-    It goes right and down, and is exact: also for what is hidden or out of the picture by then.
+    It is exact, also for points that are hidden or out of the picture afterwards.
     """
     points = camera.rays(first, size)
     before, after = motion.at(first), motion.at(second)

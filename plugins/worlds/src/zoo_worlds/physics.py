@@ -8,7 +8,45 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_worlds.materials import MATERIALS, Material
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """Frequencies apply to a ball of 0.5 m radius; smaller balls sound higher."""
+
+    density: float
+    """kg/m3 (balls are hollow)."""
+    bounce: float
+    """Coefficient of restitution."""
+    modes: tuple[float, ...]
+    """Hz of the modes, strongest first."""
+    decay: float
+    """Seconds in which the lowest mode falls to 1/e; higher ones fall sooner."""
+    click: float
+    """Loudness of the noise at the moment of contact, relative to the modes."""
+    colour: tuple[float, float, float] | None
+    """sRGB; None takes the ball's own hue."""
+    gloss: float
+    """Strength of the highlight."""
+
+
+MATERIALS: dict[str, Material] = {
+    "rubber": Material(
+        density=60.0, bounce=0.85, modes=(95.0, 190.0, 280.0), decay=0.07, click=0.3, colour=None, gloss=0.15
+    ),
+    "wood": Material(
+        density=200.0, bounce=0.6, modes=(310.0, 790.0, 1290.0, 1870.0), decay=0.06, click=0.8,
+        colour=(0.62, 0.42, 0.22), gloss=0.1,
+    ),
+    "metal": Material(
+        density=500.0, bounce=0.7, modes=(640.0, 1040.0, 1750.0, 2490.0, 3330.0), decay=0.6, click=0.4,
+        colour=(0.55, 0.57, 0.62), gloss=0.6,
+    ),
+    "glass": Material(
+        density=300.0, bounce=0.65, modes=(1650.0, 2900.0, 4300.0, 6100.0), decay=0.25, click=0.5,
+        colour=(0.62, 0.86, 0.86), gloss=0.9,
+    ),
+}  # fmt: skip
+
 
 GRAVITY = 9.81
 """m/s2, downwards."""
@@ -16,7 +54,7 @@ WIDTH, HEIGHT = 6.0, 5.0
 """The box, metres; x = 0 is its left wall and y = 0 its floor."""
 STEPS_PER_SECOND = 1024
 FRICTION = 0.25
-"""Of every contact, Coulomb."""
+"""Coulomb friction coefficient of every contact."""
 QUIET = 0.35
 """m/s: slower contacts make no sound and do not bounce."""
 
@@ -48,7 +86,7 @@ class Impact:
     time: float
     """Seconds from the start."""
     speed: float
-    """Of approach, m/s."""
+    """Speed of approach, m/s."""
     impulse: float
     """kg m/s."""
     ball: int
@@ -132,7 +170,7 @@ def _meet(motion: Motion, index: int, other: int, time: float) -> None:
 
 
 def _bounce(motion: Motion, index: int, other: int | None, nx: float, ny: float, time: float) -> None:
-    """The impulse on a ball along the normal (away from what it hits), and the friction that it brings."""
+    """The impulse on a ball along the normal (away from the obstacle), and its friction."""
     ball = motion.balls[index]
     second = motion.balls[other] if other is not None else None
     vx, vy = (ball.vx, ball.vy) if second is None else (ball.vx - second.vx, ball.vy - second.vy)

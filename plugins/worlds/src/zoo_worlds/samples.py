@@ -1,4 +1,4 @@
-"""Samples that are made when they are asked for, in any order, in any process."""
+"""Samples generated on demand, in any order and in any process."""
 
 from __future__ import annotations
 

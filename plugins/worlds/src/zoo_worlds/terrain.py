@@ -31,8 +31,7 @@ def make_sample(rng: np.random.Generator, settings: TerrainSettings) -> dict[str
     """Both modalities of one sample; the landscape does not depend on the picture's size."""
     from tokenizers_zoo.families.spatial.values import crop_and_resize
     from tokenizers_zoo.spec import Crop
-    from zoo_worlds.land import reflectance
-    from zoo_worlds.relief import raise_relief
+    from zoo_worlds.land import raise_relief, reflectance
 
     relief = raise_relief(rng, settings.extent)
     size = (settings.image_size, settings.image_size)
