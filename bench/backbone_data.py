@@ -1,4 +1,4 @@
-"""What the backbone's benchmarks share: modalities as in the 4M papers, random samples of them, and a clock."""
+"""Shared by the backbone's benchmarks: modalities as in the 4M papers, random samples, and a clock."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def samples(specs: Sequence[ModalitySpec], size: int, seed: int = 0) -> RawBatch
 
 
 def seconds(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
-    """For each work the shortest wall time and processor time of several runs, taken in turns."""
+    """Return the shortest wall and processor time of each task over several interleaved runs."""
     wall: list[list[float]] = [[] for _ in works]
     busy: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):

@@ -1,11 +1,11 @@
-"""What a training step of the backbone costs, and what it spends beside matrix products and attention.
+"""Time of a training step of the backbone, and its overhead over matrix products and attention.
 
     python bench/backbone_step.py --presets nano tiny --threads 2 --json out.json
 
 Four questions, each answered by ratios within one run: does the cost depend on the number of modalities (7 and 42 at
 equal budgets); how much of the step is matrix products and attention; what does the optimizer cost with large tables:
-AdamW by rows as here, Muon with it, and a dense AdamW; what is saved where a text is all that is asked for, which
-leaves slots of the budget empty. Times are the shortest of several runs taken in turns.
+row-wise AdamW, Muon with it, and dense AdamW; how much is saved if a short text is the only target and leaves slots of
+the budget empty. Each time is the minimum over several interleaved runs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def optimizers(name: str, budget: int, batch: int, count: int, sizes: list[int],
 
 
 def empty_slots(name: str, budget: int, batch: int, repeats: int) -> dict[str, Any]:
-    """Pixels are given and a text is asked for, with all slots and without those that no sample uses."""
+    """Pixels as inputs and a text as target, with all slots and without unused slots."""
     cases = [Case(name, 7, budget, batch, 1000) for _ in range(2)]
     pixels_to_text = Mixture(inputs=("m3",), targets=("m2",), input_alpha=10.0)
     masking = MaskingConfig(input_budget=budget, min_input=0, target_budget=budget, mixtures=(pixels_to_text,))

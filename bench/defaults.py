@@ -23,7 +23,7 @@ from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, t
 from tokenizers_zoo.train.state import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"
-"""Between them they give, or give what it takes to derive, all that needs no network from a hub."""
+"""Together they provide every modality that needs no network from a hub, directly or through `derive`."""
 
 
 def jobs_of(zoo: Zoo, data: Path, seed: int) -> list[TokenizerJob]:

@@ -2,9 +2,9 @@
 
     python bench/generation.py --preset tiny --repeats 3 --json out.json
 
-Weights are random: what a model has learned does not change what a step costs. Modalities have the sizes of the 4M
-paper at 224 pixels: grids of 14 x 14 tokens, 8,192 and 16,384 ids, texts of 30,000 ids. The time is the shortest of
-several runs taken in turns, which other work on the machine disturbs least; of the last two it is that of one run.
+Weights are random, since the cost of a step does not depend on them. Modalities have the sizes of the 4M paper at 224
+pixels: grids of 14 x 14 tokens, 8,192 and 16,384 ids, texts of 30,000 ids. Each time is the minimum over several
+interleaved runs, which is least disturbed by other work; the last two are single runs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def spec(name: str, layout: TokenLayout, vocab_size: int) -> ModalitySpec:
 
 @torch.inference_mode()
 def without_cache(model: FourM, given: torch.Tensor) -> None:
-    """Greedy text as the public 4M code makes it: inputs encoded once, the whole stream decoded anew for each token.
+    """Greedy text as in the public 4M code: inputs are encoded once, and the whole sequence is decoded again for each
+    token.
 
-    What the decoder sees of the inputs is kept, which that code projects anew, too.
+    The decoder's keys and values of the inputs are cached; the public code computes them again.
     """
     tables = model.layout
     start = tables.token_rows("text").start
@@ -65,7 +66,7 @@ def _stream(model: FourM, read: torch.Tensor) -> PackedTargets:
 
 
 def measure(name: str, repeats: int) -> dict[str, tuple[float, float]]:
-    """What was done, and its seconds of wall clock and of processor, for one model size."""
+    """Yield each task with its wall-clock and processor seconds, for one model size."""
     torch.manual_seed(0)
     specs = [
         spec("image", GRID, 16384),

@@ -34,7 +34,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     "residual_fsq": {"codebook_size": 27, "levels": [3, 3, 3], "num_codebooks": 2},
     "grouped_residual_vq": {"codebook_size": 6, "num_codebooks": 4},
 }
-"""Per kind, what makes about 1,000 combinations per patch."""
+"""Settings of each kind for about 1,000 combinations per patch."""
 
 
 def rows_wanted(kinds: list[str]) -> list[dict[str, Any]]:

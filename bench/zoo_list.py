@@ -1,4 +1,4 @@
-"""Time of `zoo list` as a whole process, beside that of an empty Python process.
+"""Time of `zoo list` as a whole process, compared with an empty Python process.
 
 python bench/zoo_list.py [--repeats 10]
 """

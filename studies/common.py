@@ -1,4 +1,4 @@
-"""What the studies share: runs that are trained once, the same held-out question to each, a table and a JSON file."""
+"""Shared by the studies: runs that are trained once, the same held-out question to each, a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 GIVEN = "rgb_patches"
-"""What the demo's pictures are read as."""
+"""Input modality of the demo's pictures."""
 GIVEN_PICTURE: Mapping[str, Mixture] = {"given the picture": Mixture(inputs=(GIVEN,))}
-"""What is asked beside anything from anything."""
+"""Questions in addition to the default one."""
 
 
 def positive(text: str) -> int:
@@ -85,7 +85,7 @@ class Study:
 
     @classmethod
     def from_command_line(cls, name: str, doc: str, steps: int, **texts: tuple[str, str]) -> Self:
-        """`texts` are options that this study alone has, each with its default and what it is."""
+        """`texts` are options of this study, each with its default and help text."""
         parser = argparse.ArgumentParser(
             description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -110,7 +110,7 @@ class Study:
 
     @property
     def console(self) -> Console:
-        """Where it says what it found."""
+        """Folder of the results."""
         return Console(width=None if Console().is_terminal else 100)
 
     @property
@@ -120,7 +120,7 @@ class Study:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Those that the training split of the tokens has."""
+        """Modalities in the training split of the tokens."""
         return tuple(TokenStore(self.tokens).modalities(TRAIN))
 
     def settings(self, mixtures: Sequence[Mixture] = (Mixture(),), steps: int = 0, **changes: Any) -> TrainConfig:
@@ -136,7 +136,7 @@ class Study:
         return dataclasses.replace(config, **changes)
 
     def folder(self, name: str, seed: int) -> Path:
-        """That of a run."""
+        """Training settings of a run."""
         return self.out / name / f"seed-{seed}"
 
     def run(self, variant: Variant, seed: int) -> Path:
@@ -164,9 +164,9 @@ class Study:
         return [by_seed[variant.name, variant.question] for variant in variants]
 
     def at_once(self, done: str, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
-        """What a function gives for each of the jobs, `--workers` of which are at work at once, in processes.
+        """Map a function over jobs in `--workers` processes.
 
-        `done` is the word for what is said of each that is.
+        `done` is the verb for progress messages.
         """
         placed = [Placed(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)]
         found: dict[int, Result] = {}
@@ -200,7 +200,7 @@ class Study:
         return pairs
 
     def parameters(self, variant: Variant) -> int:
-        """Of the blocks of a variant's model."""
+        """Parameters in the blocks of a variant's model."""
         with torch.device("meta"):
             return FourM(variant.model, [self.zoo[name].spec for name in variant.modalities]).transformer_parameters()
 
@@ -224,7 +224,7 @@ class Placed(Generic[Job, Result]):
 
     @staticmethod
     def do(zoo: Zoo, placed: Placed[Job, Result]) -> tuple[int, Result]:
-        """Its place, and what comes of it."""
+        """Run folder and result of a variant."""
         return placed.at, placed.function(Study(placed.arguments, zoo), placed.job)
 
 
@@ -238,9 +238,9 @@ def _losses(study: Study, job: tuple[Variant, int]) -> dict[str, float]:
 
 
 def compare(study: Study, variants: Sequence[Variant], *, also: Mapping[str, Mixture] | None = None) -> None:
-    """Train all variants, and show their losses by modality, and the mean of those that all of them have.
+    """Train all variants, and show their losses by modality and the mean over shared modalities.
 
-    `also` are further questions to each of them, by what is said of them; each has a table of its own.
+    `also` are further questions by title; each has its own table.
     """
     answers, tables = {}, []
     for said, question in {"": None, **(also or {})}.items():
@@ -282,7 +282,7 @@ def shown(value: Mapping[str, float]) -> str:
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
-    """The interval of figures, one of each seed; None where a seed has none."""
+    """The interval of one figure per seed; None where a seed has none."""
     known = [value for value in values if value is not None]
     return interval(known) if known and len(known) == len(values) else None
 

@@ -1,10 +1,10 @@
-"""Tokens of rounded numbers (FSQ) or of a learned codebook (VQ): what a backbone makes of either, given the picture.
+"""FSQ or VQ tokens: how well does a backbone predict either from the picture?
 
 python studies/fsq_or_vq.py --steps 1000 --seeds 3
 
-Each kind has tokenizers and a token store of its own for every seed: as many codes, as many steps. Losses over other
-tokens do not compare, so what comes out is judged as values, by the modality's main metric: the tokenizer's own
-reconstruction of the truth, and what the backbone makes.
+Each kind has tokenizers and a token store of its own for every seed: as many codes, as many steps. Losses over
+different tokens cannot be compared, so decoded values are scored by the modality's main metric: the tokenizer's
+reconstruction, and the backbone's prediction.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from zoo_backbone.training.train import train
 
 TARGETS = "depth", "normal", "semseg"
 KINDS: dict[str, dict[str, Any]] = {"fsq": {"levels": [8, 6, 5]}, "vq": {"codebook_size": 240}}
-"""By kind, what makes 240 codes."""
+"""Settings of each kind for 240 codes."""
 MADE, BEST, GAP, USAGE = "made", "reconstructed", "gap closed", "codes in use"
 
 
 def targets_of(study: Study) -> tuple[str, ...]:
-    """Those of the targets that there are tokens of."""
+    """Targets that are in the token store."""
     return tuple(name for name in TARGETS if name in study.modalities)
 
 
@@ -49,7 +49,7 @@ def zoo_of(study: Study, kind: str, checkpoints: Path) -> Zoo:
 
 
 def measured(study: Study, job: tuple[str, int]) -> dict[str, dict[str, float | None]]:
-    """By target, the figures of one kind and seed; what it takes is trained where it is not there."""
+    """Return the figures of one kind and seed by target, training the missing parts first."""
     kind, seed = job
     data = study.data
     folder, targets = study.folder(kind, seed), targets_of(study)

@@ -2,13 +2,12 @@
 
     python studies/growing.py --add depth --steps 2000 --seeds 3 --shares 0.2,1
 
-A is trained for S steps on all modalities but the new one. B is A grown by it, old samples replayed in the default
-share and old weights moved at the default one: a run for each of the shares of S that growing may take. C is the same
-for the first share, with all but the new rows frozen; there is none where the new modality writes in the rows of old
-ones alone. D has all modalities from the start, and S steps.
-Old modalities are compared before and after by `zoo backbone grow`'s own report, masked as in A's training, and by the
-gap closed given the picture; the new one by the loss and the gap closed given the picture, and by the share of S that
-B takes to be where D ends.
+A is trained for S steps on all modalities but the new one. B is A grown by it, with the default replay share and the
+default learning rate scale of pretrained weights. There is one run for each share of S that growing may take. C is the
+same for the first share, with all but the new rows frozen; there is none where the new modality writes in the rows of
+old ones alone. D has all modalities from the start, and S steps. Old modalities are compared before and after by `zoo
+backbone grow`'s own report, masked as in A's training, and by the gap closed given the picture; the new one by the loss
+and the gap closed given the picture, and by the share of S that B takes to be where D ends.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Figures = dict[str, float | None]
 
 
 def shares_of(text: str) -> list[float]:
-    """Those of S, from words with commas between. Raises ConfigError for what is none."""
+    """Those of S, from words with commas between. Raises ConfigError for anything else."""
     shares = []
     for word in text.split(","):
         try:
@@ -54,12 +53,12 @@ def shares_of(text: str) -> list[float]:
 
 
 def named(how: str, share: float) -> str:
-    """B or C as it is called among the figures: what it is, and the share of S that it grew for."""
+    """Name of B or C among the figures: its kind, and the share of S it grew for."""
     return f"{how} {share:g}"
 
 
 class Growing:
-    """The runs of one seed, and what is measured of them."""
+    """The runs and measurements of one seed."""
 
     def __init__(self, study: Study, names: Sequence[str], shares: Sequence[float], seed: int) -> None:
         self.study, self.shares, self.seed = study, shares, seed
@@ -80,15 +79,15 @@ class Growing:
         return grown if begun.without_rows else [*grown, (FROZEN, self.shares[0])]
 
     def specs(self, trained: Trained) -> list[ModalitySpec]:
-        """Those of the grown model."""
+        """Modalities of the grown model."""
         return grown_specs(trained, {name: self.study.zoo[name].spec for name in self.names}, [self.new])
 
     def ids(self, start: Path) -> dict[str, int]:
-        """Of text modalities, how many ids are in use, as `zoo backbone grow` counts them."""
+        """Number of ids in use in text modalities, as counted by `zoo backbone grow`."""
         return ids_in_use(start, [self.study.zoo[name] for name in self.names])
 
     def grown(self, how: str, share: float, start: Path) -> Path:
-        """B or C: what the backbone in `start` becomes."""
+        """Train B or C from the backbone in `start`."""
         tokens, trained = self.study.tokens, Trained.load(start)
         steps = max(1, round(share * self.study.arguments.steps))
         settings = self.study.settings(steps=steps)
@@ -106,12 +105,12 @@ class Growing:
         return {pair["target"]: pair["gap_closed"] for pair in pairs}
 
     def of_new(self, folder: Path) -> Figures:
-        """What the new modality comes to in a run, given the picture."""
+        """Loss and skill of the new modality in a run, from the picture."""
         loss = self.study.losses_in(folder, self.names, asked(self.new))[self.new]
         return {LOSS: loss, GAP: self.gaps(folder, [self.new])[self.new]}
 
     def measure(self) -> dict[str, Any]:
-        """Train all that is not there, and give the figures of this seed.
+        """Train the missing runs and return the figures of this seed.
 
         {"old": {run: {"held-out loss" and "gap closed": {name: {"before", "after"}}}} for each of B and C,
          "new": {run: figures} for each of B and C, and "all"}
@@ -140,7 +139,7 @@ def measured(study: Study, job: tuple[Sequence[str], Sequence[float], int]) -> d
 
 
 def reached(run: Mapping[str, Any], shares: Sequence[float], measure: str) -> float | None:
-    """The smallest share of S after which B is where D ends; None where none of them is."""
+    """The smallest share of S after which B is where D ends; None if there are none."""
     end = run["new"][ALL][measure]
     worse = 1 if measure == LOSS else -1
     figures = {share: run["new"][named(GROWN, share)][measure] for share in shares}
@@ -187,7 +186,7 @@ def summary(runs: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> dict[
 
 
 def changed(how: str) -> str:
-    """What the change from before to after is called."""
+    """Name of the change from before to after."""
     return f"change {how}"
 
 
@@ -218,7 +217,7 @@ def old_table(result: Mapping[str, Any], measure: str, aim: str) -> Table:
 
 
 def new_table(result: Mapping[str, Any], new: str) -> Table:
-    """What the new modality comes to, and when."""
+    """Result of the new modality, by step."""
     table = Table("", box=None, pad_edge=False, title=f"{new}, given {GIVEN}")
     runs = [how for how in result["new"][LOSS] if how != "reached"]
     for how in runs:

@@ -22,9 +22,9 @@ from zoo_backbone.training.optim import for_width
 
 AS_IT_IS = "as it is"
 COLUMNS = 4
-"""Of a table, so that it fits 80 characters."""
+"""Width of a table that fits 80 characters."""
 SEVERAL, ONE = 10.0, 0.1
-"""Concentrations of the Dirichlet by which a sample's targets share its budget: all alike, or mostly one."""
+"""Dirichlet concentrations of the target budget: even, or mostly one modality."""
 
 
 def levers(study: Study, base: Variant) -> list[Variant]:

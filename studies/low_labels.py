@@ -32,7 +32,7 @@ TUNINGS = "frozen", "full", "scratch"
 LONGER = 3
 """How many times the steps a further probe from random weights takes."""
 EVALUATIONS = 20
-"""Of a run on its validation samples."""
+"""Score of a run on its validation samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ def main() -> None:
 
 
 def settings(tuning: str, share: float, steps: int, validation: float) -> TransferConfig:
-    """Those of the tuning, with as many steps for few labels as for all, and EVALUATIONS of them to choose among."""
+    """Training settings: the same number of steps for few labels as for all, and EVALUATIONS checkpoints to choose
+    from."""
     changes = {"steps": steps, "validation": validation, "eval_every": max(1, steps // EVALUATIONS)}
     return transfer_config({"tuning": tuning, "labels": float(share), **changes})
 

@@ -16,7 +16,7 @@ TARGETS = "depth", "normal", "semseg"
 def main() -> None:
     study = Study.from_command_line("pixels_or_tokens", __doc__, steps=1000)
     variants = {"patches": (GIVEN,), "tokens": (TOKENS,), "both": (GIVEN, TOKENS)}
-    # Any of the pictures may be given whole; of two, the Dirichlet shares the budget out.
+    # A picture may be a complete input; with two, the Dirichlet divides the budget.
     parts = {name: Mixture(inputs=given, targets=TARGETS) for name, given in variants.items()}
     compare(
         study,

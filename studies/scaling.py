@@ -25,7 +25,7 @@ HEAD = PRESETS["nano"].dim // PRESETS["nano"].heads
 
 
 def model_of(size: str) -> ModelConfig:
-    """The model of a size. Raises ConfigError for what is none."""
+    """The model of a size. Raises ConfigError for anything else."""
     if size in PRESETS:
         return PRESETS[size]
     if not size.isdecimal() or int(size) < HEAD or int(size) % HEAD:

@@ -1,10 +1,10 @@
-"""Does one model over many modalities make each of them better than a specialist does that makes it alone?
+"""Does one model over many modalities predict each modality better than a specialist does?
 
     python studies/transfer.py --steps 1000 --seeds 3
 
-All are given the picture, whole, and asked for one modality. Generalists over 3, 7 and all modalities take S steps.
-Against each stand, for each of its T targets, a specialist that also takes S steps (T times the steps in all) and one
-that takes S / T (as many steps in all; one of a specialist, which has fewer tokens to make, takes less time).
+The whole picture is the input, and one modality the target. Generalists over 3, 7 and all modalities take S steps. Each
+is compared, for each of its T targets, with a specialist of S steps (T times the steps in all) and a specialist of S /
+T steps (equal steps in all; a specialist's step is cheaper, since it predicts fewer tokens).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GENERALIST = "generalist"
 
 
 def asked(target: str) -> Mixture:
-    """The picture is given, and one modality is asked for."""
+    """The picture is the input, and one modality the target."""
     return Mixture(inputs=(GIVEN,), targets=(target,), input_alpha=10.0)
 
 
@@ -46,7 +46,7 @@ def generalist(study: Study, names: tuple[str, ...], target: str) -> Variant:
 
 
 def made(study: Study, names: Sequence[str]) -> list[str]:
-    """Those that can be asked for."""
+    """Modalities that can be targets."""
     return [name for name in names if not study.zoo[name].spec.continuous]
 
 
