@@ -75,7 +75,7 @@ def imagebind_tensors(dim: int = 1280) -> dict[str, torch.Tensor]:
 
 
 def imagebind(folder: Path) -> Path:
-    """An ImageBind of patches of 2 pixels, in whose places there is less than in what it sees."""
+    """An ImageBind with patches of 2 pixels and small position embeddings."""
     tensors = imagebind_tensors()
     tensors["modality_preprocessors.vision.pos_embedding_helper.pos_embed"] *= 0.1
     folder.mkdir(parents=True)

@@ -51,7 +51,7 @@ def dpt(folder: Path, metres: float | None = None) -> Path:
 
 
 def depth_anything(folder: Path) -> Path:
-    """Depth Anything that says in its config that it gives metres, up to 10."""
+    """Depth Anything whose config declares metric depth up to 10 m."""
     from transformers import DepthAnythingConfig, Dinov2Config, DPTImageProcessorPil
 
     backbone = Dinov2Config(
@@ -153,7 +153,7 @@ def words() -> Any:
 
 
 def prefer(bias: Any, word: str | None) -> None:
-    """Let the logits' bias decide for a word, or only against those that are none."""
+    """Let the logits' bias choose a word, or only rule out special tokens."""
     if word is None:
         bias[: WORDS.index("a")] = -100.0
     else:

@@ -100,7 +100,7 @@ def answers_of_landmarks(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 class Interpreter:
-    """Stands in for LiteRT's class: the files' bytes say which of the two networks it is."""
+    """Replaces LiteRT's class. The file's bytes select one of two networks."""
 
     def __init__(self, *, model_content: bytes, num_threads: int) -> None:
         known = {b"detector": (224, answers_of_detector), b"landmarks": (256, answers_of_landmarks)}

@@ -113,7 +113,7 @@ def test_what_is_malformed_is_skipped() -> None:
     words = tokenizer.vocabulary.encode
     start, rest = good[:1], good[1:]
     sequences = [
-        rest,  # without the token of the levels: those of the settings
+        rest,  # without the token, the settings' levels apply
         [*start, *rest[:2], *rest], [*start, *rest[:5], *words([" lamp"]), *rest],
         [*start, *rest[:7], *rest], [*start, *rest, rest[6]], [*start, *words([" word"]), *rest],
         [*start, *rest[:7], *words([" \n"]), *rest], [*start, *rest[1:], *rest],
@@ -279,7 +279,7 @@ placed = st.builds(box, st.just("a"), st.tuples(*[st.floats(-1, 1)] * 3), st.tup
 @settings(max_examples=60, deadline=None)
 @given(placed, placed)
 def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
-    """Points in the first box, of which the share that is in the second is shared volume over its own."""
+    """Points in the first box. The fraction of points in the second box estimates the shared volume."""
     draw, count = np.random.default_rng(0), 20_000
     own = (draw.random((count, 3)) - 0.5) * first["size"]
 

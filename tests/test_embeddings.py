@@ -123,7 +123,7 @@ def test_the_backbone_reads_them(road: tuple[Zoo, Path], tmp_path: Path) -> None
     assert len(made["caption"]) == 3 and all(isinstance(text, str) for text in zoo["caption"].decode(made["caption"]))
 
 
-# ---- what the settings and the network say
+# ---- settings and network
 
 
 def test_the_published_size_is_a_preset() -> None:

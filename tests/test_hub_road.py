@@ -1,7 +1,7 @@
-"""What needs a network from a hub is derived, tokenized, learnt and scored, by networks of random weights in its place.
+"""Modalities that need a network from a hub run through the whole pipeline, with networks of random weights.
 
-No published weights are needed: a random network, too, sees the picture, and what it gives has to be learnt. Captions
-come with a document that repeats them, which is what `web_text` is to be learnt from.
+Features of a random network depend on the picture, too, so a backbone can learn them. Captions come with a document
+that repeats them, which is what `web_text` is to be learnt from.
 """
 
 from __future__ import annotations

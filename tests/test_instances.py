@@ -102,7 +102,7 @@ def runs_text(counts: list[int]) -> str:
 
 @pytest.mark.parametrize(("layout", "count"), [("4m", 2), ("codes", 3)])
 def test_an_instance_that_is_told_nearly_alike_is_one_where_points_tell(layout: str, count: int) -> None:
-    """120 and 121 of 1000 as an edge; one inside of it, and one that shares half of it, are others."""
+    """Edges at 120 and 121 of 1000 are merged. A mask inside of the first, or sharing half of it, stays."""
     options = InstanceSettings(layout=layout, image_size=100, mask_size=32)  # type: ignore[arg-type]
     boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
     made = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
@@ -149,7 +149,7 @@ def test_a_thin_slanting_thing_is_not_lost(size: int) -> None:
     found = shape_of(line, (16, 16))
     assert found.diagonal().all() and found.sum() <= 48
     block = line.copy()
-    block[:, : size // 2] = True  # beside what is covered by half, less does not count
+    block[:, : size // 2] = True  # pixels covered by less than half do not count next to better covered ones
     np.testing.assert_array_equal(shape_of(block, (16, 16)), resized_mask(block, (16, 16)) >= 0.5)
 
 

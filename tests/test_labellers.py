@@ -1,4 +1,4 @@
-"""Labels of pictures without a network: settings, normals of depth, and what is made of a network's answers."""
+"""Labels of pictures without a network: settings, normals from depth, and post-processing of outputs."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_labels_become_classes() -> None:
     assert table.tolist() == [2, 1, 0, 3, 3] and table.dtype.kind == "i"
     np.testing.assert_array_equal(table[np.array([[2, 3], [0, 1]])], [[0, 3], [2, 1]])
     declared = class_table({0: "wall", 1: "sky"}, {"wall": "void", "sky": "wall"}, CLASSES, "net")
-    assert declared.tolist() == [0, 2]  # what is declared goes before what is alike
+    assert declared.tolist() == [0, 2]  # declared names take precedence over similar ones
 
 
 def test_labels_without_a_class() -> None:

@@ -63,7 +63,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zoo_command(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., tuple[int, str]]]:
-    """`zoo_command("data derive data")` in the folder of `pictures`: exit code and what was said."""
+    """Run `zoo_command("data derive data")` in the folder of `pictures` and return exit code and output."""
     monkeypatch.chdir(pictures)
 
     def call(words: str) -> tuple[int, str]:

@@ -142,7 +142,7 @@ def test_caption_scores_by_hand() -> None:
         assert words(f"\u2764\ufe0f{written}!") == written.split()
     pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]
     assert word_f1(pairs) == pytest.approx(2 * 2 / 8)
-    # words 2/4, pairs (a a), (a red) of which 1/2 is right; as long as the target
+    # words 2/4; pairs (a a), (a red): 1/2 correct; as long as the target
     assert bleu_2(pairs) == pytest.approx((2 / 4 * 1 / 2) ** 0.5)
     assert bleu_2([(["a", "b"], ["a", "b", "c", "d"])]) == pytest.approx(np.exp(1 - 2))
     assert caption.score(["a b", "c"], ["a b", "C"]) == {"word_f1": 1.0, "bleu_2": 1.0, "exact": 0.5}

@@ -280,7 +280,7 @@ def test_numbers_become_the_levels_of_4m(name: str, value: Any, level: int) -> N
 
 
 def test_pixels_are_divided_by_32_and_shares_by_the_range() -> None:
-    """Also where computed numbers are just below whole ones: 4M divides pixels exactly, and other numbers do not."""
+    """Also for computed numbers just below integers: 4M divides pixels exactly, and other numbers do not."""
     sizes = range(32_000)
     assert [PUBLISHED["original_height"].level(size, 1000) for size in sizes] == [size // 32 for size in sizes]
     shares = [pixels / 50_176 for pixels in range(50_177)]
@@ -441,7 +441,7 @@ def test_class_ids_mean_what_semseg_says() -> None:
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
     found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
     assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
-    table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # none of the walkable ones, so nobody knows the share
+    table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # no walkable class, so the share is unknown
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
     found = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
     assert found == {"object_share": 0.25, "num_classes": 3}

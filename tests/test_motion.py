@@ -82,7 +82,7 @@ def test_a_still_for_other_programs_is_no_frame() -> None:
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})])
 def test_what_is_transparent_in_a_frame_is_white_as_in_a_picture(kind: str, options: dict[str, Any]) -> None:
-    """A red square that moves over nothing; what is stored under the nothing is black."""
+    """A red square that moves over a transparent background, which is stored as black."""
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
     for number, frame in enumerate(frames):
         frame.paste((255, 0, 0, 255), (number, 4, number + 4, 8))
@@ -222,7 +222,7 @@ def test_columns_go_by_their_names() -> None:
 
 
 def test_who_turns_fast_and_falls_freely_or_not_is_no_mistake() -> None:
-    """Rates of nearly g beside an acceleration of g."""
+    """Rates of nearly g with an acceleration of g."""
     found = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
     assert found[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])
 

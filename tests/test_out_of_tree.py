@@ -88,7 +88,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert NAME in page and "zoo-elevation 0.1.0" in page
 
-    # What was there before still loads, and is what it was.
+    # Old checkpoints still load and give the same values.
     generated = "zoo backbone generate run --given rgb_patches --make depth --samples 2 --out made"
     earlier(generated)
     earlier(train)
@@ -96,7 +96,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     earlier(tokenize)
     assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")} == old_tokens
 
-    # Without it all others go on, and what needs it says so.
+    # Without the plugin all others work, and commands that need it name it.
     shell.run("pip uninstall --yes zoo-elevation")
     assert NAME not in shell.run("zoo list")
     earlier(f"{generated}_again")

@@ -1,4 +1,4 @@
-"""The page about a sensor of one's own: rasters with holes are read, its tables are whole, and all of it runs."""
+"""The tutorial about a custom sensor: rasters with holes are read, its tables are complete, and every command runs."""
 
 from __future__ import annotations
 

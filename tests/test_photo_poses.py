@@ -1,4 +1,4 @@
-"""People in photographs: detector, regions, landmarks, the camera, files, and the road of `zoo data derive`.
+"""People in photographs: detector, regions, landmarks, camera, files, and `zoo data derive`.
 
 The networks answer by hand here. Those of MediaPipe are tried where ZOO_POSE_NETWORKS names its wheel, or a folder of
 its .tflite files, and ai-edge-litert is installed.

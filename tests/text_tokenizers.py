@@ -1,4 +1,4 @@
-"""What the tests of text-like modalities share: settings, samples, and one vocabulary that all were trained into."""
+"""Shared by tests of text-like modalities: settings, samples, and one trained vocabulary."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _load(name: str, own: str) -> TextTokenizer[Any]:
 
 
 def round_trip(tokenizer: TextTokenizer[Any], value: Any) -> Any:
-    """What is decoded from a value's tokens."""
+    """Decode a value's tokens."""
     plugin = PLUGINS[tokenizer.name]
     tokens = plugin.encode(tokenizer, [value])
     assert tokens[0].dtype == np.int64 and tokens[0].ndim == 1
