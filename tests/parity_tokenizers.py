@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.codec import CodecFiles
+from tokenizers_zoo.checkpoint import TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
@@ -29,7 +29,7 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
-from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins, check_hooks
+from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes, MovingAverage
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 
@@ -159,9 +159,7 @@ def neutral(architecture: Architecture, table: dict[str, Any], checkpoint: Path)
     entry_point = EntryPoint(name=NEUTRAL, group=MODALITIES, value="parity_tokenizers:neutral")
     claim = Claim(name=NEUTRAL, group=MODALITIES, distribution="tests", entry_point=entry_point)
     plugins = Plugins()
-    hooks = check_hooks(plugins.pm, plugin, claim, REQUIRED)
-    plugins.pm.register(plugin)
     return ModalityHandle(
-        plugins=plugins, plugin=plugin, claim=claim, hooks=hooks, settings=Settings(NEUTRAL, table),
-        codec=lambda spec: CodecFiles(spec=spec, checkpoint=checkpoint, origin=Origin()),
+        plugin=plugins.add(claim, plugin, REQUIRED), settings=Settings(NEUTRAL, table),
+        files=lambda spec: TokenizerFiles(spec=spec, checkpoint=checkpoint, origin=Origin()),
     )  # fmt: skip

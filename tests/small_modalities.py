@@ -6,7 +6,9 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import numpy as np
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.plugins import Defaults
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 
 EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 LETTERS = '''
@@ -146,3 +150,13 @@ def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -
     rows = [np.asarray(row) for row in zoo[name].encode(list(values.values()))]
     part = root / "tokens" / split / name / "part-00000.arrow"
     write_part(part, TokenMetadata.of(zoo[name], {}), list(values), rows, {})
+
+
+def defaults(value: ValueSpec) -> SimpleNamespace:
+    """The default hooks for files and rendering, for values of this spec."""
+    spec = ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
+    hooks = Defaults()
+    return SimpleNamespace(
+        read_value=partial(hooks.read_value, spec=spec), write_value=partial(hooks.write_value, spec=spec),
+        render=partial(hooks.render, spec=spec),
+    )  # fmt: skip

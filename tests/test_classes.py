@@ -171,7 +171,7 @@ def test_data_and_tokens_stay_valid_where_classes_are_added(tmp_path: Path) -> N
     assert grown[NAME].decode(column.take(rows)) == list("aabb")
     other = Zoo.from_tables({"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}})
     other[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
-    with pytest.raises(DataError, match="written by codec"):
+    with pytest.raises(DataError, match="by tokenizer"):
         column.check_codec(other[NAME])
 
 

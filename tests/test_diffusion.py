@@ -286,7 +286,7 @@ def test_tokens_of_the_base_stay_valid(base: Path, second: Path, tmp_path: Path,
     assert load_config(second)["lineage"] == [{"fingerprint": codec, "length": size}]
     assert fingerprint(second) != codec
     handle = zoo["rgb"].at(second)
-    assert handle.codec.grew_from(codec, size) and not handle.codec.grew_from(codec, size + 1)
+    assert handle.files.grew_from(codec, size) and not handle.files.grew_from(codec, size + 1)
     third = train(tmp_path / "third", diffusing(base=str(second), seed=3))
     assert [old["fingerprint"] for old in load_config(third)["lineage"]] == [codec, fingerprint(second)]
 

@@ -335,7 +335,7 @@ def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -
     config = zoo["field"].checkpoint / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "note": "another"}))
     zoo["field"].forget_tokenizer()
-    failing(zoo, data, "store", "written by codec", tokens=tmp_path / "tokens")
+    failing(zoo, data, "store", "by tokenizer", tokens=tmp_path / "tokens")
     store = findings(zoo, data, tokens=tmp_path / "tokens")["store"]
     told = "tokenize again with --overwrite, or point [modalities.field] checkpoint to the one that wrote them"
     assert store.advice == told and "overwrite" not in store.figure

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 from examples import only, trained, values, write_registry
-from small_modalities import LETTERS, installed
+from small_modalities import LETTERS, defaults, installed
 
-from tokenizers_zoo import Zoo, defaults
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import (
     fingerprint,
     float32_by_default,
@@ -388,7 +388,7 @@ def test_a_hub_id_is_no_folder_that_is_missing(
     no_ids = "some/my--a", "so..me/a", "some-/a", "some/a.", "some/a.git"
     for local in ("runs/a", "some/where/a", "./a", "./some/a", str(tmp_path / "a"), *no_ids):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
-    made = dataclasses.replace(hub.codec, checkpoint=tmp_path / "made")
+    made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: f"/cache/{hub_id}")
     assert made.folder() == Path("/cache/somebody/a-tokenizer")
@@ -600,15 +600,14 @@ def test_defaults(ready: Callable[..., Any]) -> None:
 )
 def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, extension: str) -> None:
     spec = ValueSpec(kind=kind)
-    assert defaults.write_value(spec, value) == (data, extension)
-    assert defaults.read_value(spec, data, extension) == value
-    marked = defaults.read_value(spec, b"\xef\xbb\xbf" + data, extension)
+    assert defaults(spec).write_value(value) == (data, extension)
+    assert defaults(spec).read_value(data, extension) == value
+    marked = defaults(spec).read_value(b"\xef\xbb\xbf" + data, extension)
     assert marked == value
-    assert defaults.read_value(spec, data.replace(b"\n", b"\r\n"), extension) == value  # saved on Windows
+    assert defaults(spec).read_value(data.replace(b"\n", b"\r\n"), extension) == value  # saved on Windows
     with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
-        defaults.read_value(spec, b"\xff", extension)
-    assert isinstance(defaults.render(spec, value), str)
-    assert defaults.score([value, value], [value, "other"]) == {"exact": 0.5}
+        defaults(spec).read_value(b"\xff", extension)
+    assert isinstance(defaults(spec).render(value), str)
 
 
 def test_default_score_render_and_metric(install_example: Install) -> None:

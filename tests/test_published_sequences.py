@@ -425,7 +425,7 @@ def test_a_vocabulary_on_the_hub_is_read_from_there(world: World, monkeypatch: p
     tables = world.zoo.tables
     caption = {**tables["modalities"].get("caption", {}), "checkpoint": "somebody/text"}
     zoo = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], "caption": caption}}, world.zoo.path)
-    assert zoo[POSES].has_tokenizer and zoo[POSES].codec.vocabulary != source
+    assert zoo[POSES].has_tokenizer and zoo[POSES].files.vocabulary != source
     assert zoo[POSES].fingerprint == world.zoo[POSES].fingerprint
     assert np.array_equal(zoo[POSES].encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
 

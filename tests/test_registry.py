@@ -160,11 +160,15 @@ BROKEN = {
     ),
     "metrics without score": (
         {"    @hookimpl\n    def score(": "    def mark("},
-        r"declares the metrics mae, but the hook score is not implemented",
+        r"declares metrics mae, but the hook score is not implemented",
     ),
     "score without metrics": (
         {'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()"},
-        r"declares no metrics, but the hook score is implemented",
+        r"declares metrics none, but the hook score is implemented",
+    ),
+    "another contract": (
+        {"class Example:\n": "class Example:\n    contract = 2\n"},
+        r"made for version 2 of the plugin contract, this is version 1; update tokenizers-zoo",
     ),
 }  # fmt: skip
 

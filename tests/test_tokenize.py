@@ -325,7 +325,7 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
     assert tokenize(zoo, data, tmp_path / "tokens").outcomes
     trained(zoo, data, "field")
-    assert toy({"modalities": table})["field"].codec.folder() == tmp_path / "somebody/field", "a checkpoint is here now"
+    assert toy({"modalities": table})["field"].files.folder() == tmp_path / "somebody/field", "a checkpoint is here now"
 
 
 # ---------------------------------------------------------------------- tokenize
@@ -400,7 +400,7 @@ def test_another_codec_or_other_data_are_refused(toy: Callable[..., Zoo], tmp_pa
     train_tokenizer(other, "field", data, overwrite=True)
     with pytest.raises(DataError, match=f"holds other tokens .*fingerprint {old}.*--overwrite"):
         tokenize(other, data, out)
-    with pytest.raises(DataError, match="written by codec"):
+    with pytest.raises(DataError, match="by tokenizer"):
         TokenStore(out).open("train", "field").check_codec(other["field"])
     tokenize(other, data, out, overwrite=True)
     TokenStore(out).open("train", "field").check_codec(other["field"])

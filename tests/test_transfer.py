@@ -334,7 +334,7 @@ def test_maps_of_another_size_are_told_before_any_work(world: World, frozen: Pat
         zoo, ["light", "dark"], fingerprints, world.root / "tokens", world.root / "data", 0, model.layout.specs
     )  # fmt: skip
     assert list(data.handles) == ["dark"] and data.problems["light"].startswith(line[1:])
-    stored = "stored with the layout .*; use the registry that they were written with, or tokenize into another folder"
+    stored = "tokens of light are .*; use the registry of that time, or tokenize again"
     with pytest.raises(DataError, match=stored):
         TokenStore(world.root / "tokens").open("test", "light").check_codec(zoo["light"])
 

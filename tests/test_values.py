@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_modalities import defaults
 
-from tokenizers_zoo import defaults
 from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.spec import (
     DTYPES,
@@ -171,6 +171,19 @@ def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> 
 def test_unscored_classes_are_some_of_those_of_an_array(value: ValueSpec, words: str) -> None:
     with pytest.raises(PluginError, match=f"x: ModalitySpec value: {words}"):
         ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
+
+
+def test_only_a_continuous_modality_is_an_input_form_of_another() -> None:
+    def spec(form: str, layout: Any, vocab_size: int) -> ModalitySpec:
+        return ModalitySpec(
+            name="x", summary="x", value=ValueSpec(shape=(2,)), layout=layout, vocab_size=vocab_size, input_form_of=form
+        )
+
+    patches = PatchesLayout(shape=(1,), dim=2)
+    assert spec("rgb", patches, 0).input_form_of == "rgb"
+    for form, layout, size in (("x", patches, 0), ("rgb", VectorLayout(length=1), 2)):
+        with pytest.raises(PluginError, match="input_form_of"):
+            spec(form, layout, size)
 
 
 def test_places_are_the_axes_of_a_grid_without_that_of_codes() -> None:
@@ -424,7 +437,7 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
 @pytest.mark.parametrize("array", [np.array([None]), np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")])])
 def test_an_array_of_python_objects_is_told_in_words_of_ours(array: np.ndarray) -> None:
     words = r"^the \.npy file holds Python objects; save it as numbers \(\.astype\(np\.float32\)\)$"
-    for read in (array_of, lambda data: defaults.read_value(FLOAT, data, "npy")):
+    for read in (array_of, lambda data: defaults(FLOAT).read_value(data, "npy")):
         with pytest.raises(InvalidValueError, match=words):
             read(npy(array))
 
@@ -440,20 +453,20 @@ def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
     """Also a single number, which has no axis."""
     spec = ValueSpec(shape=shape)
     value = np.full(shape, 2.5, np.float32, order="F")
-    data, extension = defaults.write_value(spec, value)
-    read = defaults.read_value(spec, data, extension)
+    data, extension = defaults(spec).write_value(value)
+    read = defaults(spec).read_value(data, extension)
     assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
 
 
 @pytest.mark.parametrize("text", ["a\r\nb", "a\r"])
 def test_a_text_that_would_not_come_back_has_no_file(text: str) -> None:
     with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
-        defaults.write_value(ValueSpec(kind="text"), text)
+        defaults(ValueSpec(kind="text")).write_value(text)
 
 
 @pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
     """Also one that begins as a byte order mark does."""
     spec = ValueSpec(kind="text")
-    data, extension = defaults.write_value(spec, text)
-    assert defaults.read_value(spec, data, extension) == text
+    data, extension = defaults(spec).write_value(text)
+    assert defaults(spec).read_value(data, extension) == text

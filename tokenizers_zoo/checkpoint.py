@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import (
     REMEDY,
@@ -22,6 +24,7 @@ from tokenizers_zoo.io import (
     replacing_file,
     write_tensors,
 )
+from tokenizers_zoo.spec import ModalitySpec
 
 if TYPE_CHECKING:
     import torch
@@ -200,3 +203,133 @@ def hub_folder(hub_id: str) -> Path:
     except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """A local checkpoint folder, and the hub id to download from while that folder holds no checkpoint."""
+
+    folder: Path
+    hub_id: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """True if the checkpoint is in the folder or has a hub id. Does not access the network."""
+        return self.hub_id is not None or is_complete(self.folder)
+
+    def fetched(self) -> Path:
+        """Return the local folder, or the downloaded snapshot. The folder may be empty if there is no hub id."""
+        if self.hub_id is None or is_complete(self.folder):
+            return self.folder
+        return hub_folder(self.hub_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """Where the tokenizer of one modality and its vocabulary lie, and their fingerprint."""
+
+    spec: ModalitySpec
+    checkpoint: Path
+    """Folder of the tokenizer, or of the shared vocabulary if the modality has no tokenizer of its own."""
+    locate_vocabulary: Callable[[ModalitySpec], CheckpointPlace] | None = None
+    """Returns the place of the shared vocabulary, for a spec with `own_tokenizer`."""
+    hub_id: str | None = None
+    hub_evaluations: Path = Path()
+    """Folder for the evaluations of a tokenizer on the hub."""
+    sha256: str | None = None
+    """The fingerprint that the registry asks for."""
+    origin: Origin
+    """The modality's table in the registry, for error messages."""
+
+    @property
+    def _tokenizer_place(self) -> CheckpointPlace:
+        return CheckpointPlace(self.checkpoint, self.hub_id)
+
+    @property
+    def _vocabulary_place(self) -> CheckpointPlace:
+        if self.spec.own_tokenizer and self.locate_vocabulary is not None:
+            return self.locate_vocabulary(self.spec)
+        return self._tokenizer_place
+
+    @property
+    def vocabulary(self) -> Path:
+        """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`."""
+        return self._vocabulary_place.folder
+
+    @property
+    def lacks_vocabulary(self) -> bool:
+        """True if the tokenizer needs a shared vocabulary that is neither here nor on the hub."""
+        return self.spec.own_tokenizer and not self._vocabulary_place.known
+
+    @property
+    def complete(self) -> bool:
+        """True if tokenizer and vocabulary are here or on the hub. Does not access the network."""
+        return self._tokenizer_place.known and not self.lacks_vocabulary
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder for evaluation results: the checkpoint, or a local folder for a tokenizer on the hub."""
+        on_hub = self.hub_id is not None and not is_complete(self.checkpoint)
+        return self.hub_evaluations if on_hub else self.checkpoint
+
+    def vocabulary_folder(self) -> Path:
+        """Return the vocabulary's folder, downloaded if needed. It may not exist yet."""
+        return self._vocabulary_place.fetched()
+
+    def folder(self) -> Path:
+        """Return the tokenizer's folder, downloaded if needed. Raises CheckpointError if there is none."""
+        if not self._tokenizer_place.known:
+            table = f"[modalities.{self.spec.name}] of {self.origin.file}"
+            published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
+            where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
+            raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
+        return self._tokenizer_place.fetched()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the tokenizer, joined with its vocabulary's if the two are separate.
+
+        Growing the vocabulary does not change it. Raises CheckpointError if a folder is missing, or if the registry
+        asks for another fingerprint.
+        """
+        folder = self.folder()
+        found = fingerprint(folder)
+        if self.sha256 is not None and found != self.sha256:
+            raise CheckpointError(
+                f"{self.spec.name}: the tokenizer at {folder} has the fingerprint {found}, but"
+                f" {self.origin.at('sha256')} says {self.sha256}; put that tokenizer there, or update sha256"
+            )
+        if not self.spec.own_tokenizer:
+            return found
+        if self.lacks_vocabulary:
+            raise CheckpointError(
+                f"{self.spec.name}: no vocabulary {self.spec.vocabulary} at {self.vocabulary}; train it there "
+                "(zoo tokenizer train), or import the published one"
+            )
+        vocabulary = self.vocabulary_folder()
+        return joint_fingerprint(found, next(iter(_lineage(vocabulary)), "") or fingerprint(vocabulary))
+
+    @property
+    def published(self) -> bool:
+        """True if the tokenizer was imported from 4M; False if it is still on the hub."""
+        try:
+            return ORIGIN in load_config(self.checkpoint)
+        except CheckpointError:
+            return False
+
+    def grew_from(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
+        """True if the tokenizer grew from `fingerprint` and kept its first `needed_vocab_size` ids.
+
+        A text vocabulary grows by ids; a diffusion tokenizer gets another decoder for a frozen encoder.
+        """
+        try:
+            return needed_vocab_size <= _lineage(self.folder()).get(fingerprint, -1)
+        except CheckpointError:
+            return False
+
+
+def _lineage(folder: Path) -> dict[str, int]:
+    """Return the fingerprints that a checkpoint grew from, oldest first, each with its number of ids."""
+    try:
+        return {str(past["fingerprint"]): int(past["length"]) for past in load_config(folder).get("lineage", ())}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: damaged lineage: {type(error).__name__} {error}; {AGAIN}") from None

@@ -1,43 +1,50 @@
-"""Errors that users meet, each one clear line without a traceback, and the words that messages share."""
+"""The errors that users meet, each one line without a traceback, and the words that messages share."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 MOST_NAMES = 20
-"""Names that a message lists where none is close."""
+"""Names that a message lists if none is close."""
+OTHER_REGISTRY = "use the registry of that time, or tokenize again with --overwrite"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""The control characters of Unicode (category Cc), which a terminal obeys where they are shown on it."""
+"""Control characters (Unicode category Cc), which a terminal would obey."""
 
 
 class OneLineError(Exception):
-    """Base of every error whose text is the whole message; the command line prints it without a traceback."""
+    """Base of all errors whose text is the whole message; the command line prints it without a traceback."""
 
 
 class ZooError(OneLineError):
-    """Base of every error about what was given: settings, files, values, plugins. Its text says what to mend."""
+    """Base of all errors about inputs: settings, files, values, plugins. The message says what to do."""
+
+    @classmethod
+    def expected(cls, where: object, expected: str, got: object, remedy: str = "") -> Self:
+        """Build `WHERE: expected EXPECTED, got GOT; REMEDY`."""
+        return cls(f"{where}: expected {expected}, got {got}{remedy and f'; {remedy}'}")
 
 
 class ConfigError(ZooError):
-    """A setting is unknown, of the wrong type or out of range; names file, line and key where known."""
+    """A setting is unknown, of the wrong type or out of range; names file, line and key."""
 
 
 class UnknownKeyError(ConfigError):
-    """A key of a table that nothing reads."""
+    """A table has a key that nothing reads."""
 
 
 class UnknownNameError(ZooError):
-    """A name that nothing answers to; the message offers close names."""
+    """A name is unknown; the message offers close names."""
 
     @classmethod
     def of(
         cls, kind: str, name: str, known: Iterable[str], hint: str = "", *, aliases: Mapping[str, str] | None = None
     ) -> UnknownNameError:
-        """Build the message for an unknown `name` of a `kind` ('modality', 'source', ...) among `known` names.
+        """Build the message for an unknown `name` of a `kind` ("modality", "source", ...) among `known` names.
 
-        `aliases` are other names that some of them go by elsewhere.
+        `aliases` maps names of other projects to ours.
         """
         end = f" {hint}" if hint else ""
         if aliases and name in aliases:
@@ -63,39 +70,59 @@ class CheckpointError(ZooError):
 
 
 class DataError(ZooError):
-    """Stored values or tokens are missing, damaged, or were written by another codec."""
+    """Stored values or tokens are missing, damaged, or do not fit the modality."""
+
+
+class OtherTokenizerError(DataError):
+    """Tokens were written by, or a model was trained with, another tokenizer than the one in use."""
+
+    @classmethod
+    def of(
+        cls, where: object, modality: str, wrote: str, in_use: str, place: object = "use", remedy: str = OTHER_REGISTRY
+    ) -> Self:
+        """Build the message from two fingerprints.
+
+        `where` is the file, folder or model that the tokens belong to, `place` the folder of the tokenizer in use.
+        """
+        tokens = f"tokens of {modality} by tokenizer {wrote[:12]}"
+        return cls(f"{where}: {tokens}, the tokenizer in {place} is {in_use[:12]}; {remedy}")
+
+
+class OtherLayoutError(DataError):
+    """Tokens have another layout than their modality has now."""
+
+    @classmethod
+    def of(cls, where: object, modality: str, wrote: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
+        """Build the message from two token layouts. `where` is the file, folder or model that the tokens belong to."""
+        return cls(f"{where}: tokens of {modality} are {wrote}, the registry has {in_use}; {remedy}")
 
 
 class ReadError(DataError):
-    """Stored values cannot be read now, for a reason that may pass (disk, network, rights): they are not to blame."""
+    """Stored values cannot be read now (disk, network, permissions); the values may be sound."""
 
 
 class MachineError(OneLineError):
-    """Memory ran out, or the device failed, where a plugin computed.
+    """A plugin ran out of memory, or its device failed.
 
-    It is no ZooError, because nothing that was given is to blame: whoever goes on without a sample, a modality or a
-    decoder that a ZooError complains of stops here.
+    It is no ZooError, because no input is to blame: code that skips a sample or a modality on a ZooError stops here.
     """
 
 
-OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError")
-"""Torch's errors, by name: nothing has to import it to ask, and older ones lack the second."""
-SAID_OF_THE_MACHINE = re.compile(r"(CUDA|cuDNN) error|.*DefaultCPUAllocator: (can't|not enough)")
-"""What a RuntimeError begins with where torch has no other for it."""
+MACHINE_ERRORS = ("OutOfMemoryError", "AcceleratorError")
+"""Names of torch's classes; comparing names needs no import, and older versions lack the second."""
+MACHINE_MESSAGES = re.compile(r"(CUDA|cuDNN) error|.*DefaultCPUAllocator: (can't|not enough)")
+"""Beginnings of the RuntimeErrors for which torch has no class."""
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """True where memory ran out or the device failed, whatever was computed."""
-    if isinstance(error, MemoryError) or any(kind.__name__ in OF_THE_MACHINE for kind in type(error).__mro__):
+    """True if memory ran out or the device failed."""
+    if isinstance(error, MemoryError) or any(kind.__name__ in MACHINE_ERRORS for kind in type(error).__mro__):
         return True
-    return isinstance(error, RuntimeError) and SAID_OF_THE_MACHINE.match(str(error)) is not None
+    return isinstance(error, RuntimeError) and MACHINE_MESSAGES.match(str(error)) is not None
 
 
 def passing(error: BaseException) -> bool:
-    """True where the next try may do better: a file is not read now, or the machine failed as it was.
-
-    An error of the machine may lie behind others, those among them that were raised `from None`.
-    """
+    """True if the next try may succeed: a file could not be read, or the machine failed somewhere in the chain."""
     behind, seen = [error], set[int]()
     while behind:
         found = behind.pop()
@@ -108,21 +135,21 @@ def passing(error: BaseException) -> bool:
 
 
 def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
-    """Up to three of the known names that are like `name`, in capitals or not, the likest first."""
+    """Return up to three known names that resemble `name`, closest first; case does not matter."""
     lower = {one.lower(): one for one in sorted(known, reverse=True)}
     return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=alike)]
 
 
 def count_of(number: int, one: str, many: str = "") -> str:
-    """A number of things in words: "1 sample", "2 samples"; `many` where it is not `one` with an s."""
+    """Return "1 sample", "2 samples"; `many` is an irregular plural."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def by(sizes: Iterable[int | str]) -> str:
-    """Sizes in words: "64 x 60"; "1" for that of a plain number."""
+    """Return sizes as "64 x 60"; "1" for none."""
     return " x ".join(map(str, sizes)) or "1"
 
 
 def and_others(number: int) -> str:
-    """What follows the first of several names: " and 1 other", " and 2 others"; nothing where there are no more."""
+    """Return " and 1 other", " and 2 others", or nothing for 0."""
     return f" and {count_of(number, 'other')}" if number else ""

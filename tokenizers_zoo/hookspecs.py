@@ -1,27 +1,32 @@
-"""The whole plugin contract.
+"""The plugin contract, version 1.
 
-A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`, registered under the
-entry point group `tokenizers_zoo` by its modality's name. A source plugin does the same under `tokenizers_zoo.sources`,
-and a wrapper (timing, checking, tracing: `@hookimpl(wrapper=True)`) under `tokenizers_zoo.wrappers`.
+A modality plugin is a module or an instance whose functions carry `@tokenizers_zoo.hookimpl`. It is registered in the
+entry-point group `tokenizers_zoo` under the modality's name. Sources use the group `tokenizers_zoo.sources`. Wrappers
+(timing, caching, tracing: `@hookimpl(wrapper=True)`) use `tokenizers_zoo.wrappers` and run around every call.
 
-An implementation asks only for the arguments that it uses, by these names. `settings` is the instance's
-`tokenizers_zoo.config.Settings`, so that one plugin can serve several instances (`plugin = "..."` in registry.toml).
-A wrapper, which is around all of them, finds the called one's name in `settings.name` (`config.name` of
-train_tokenizer).
+A plugin may say which version of the contract it was made for: `contract = 1`, an attribute beside its hooks. Without
+it the version is 1. A plugin made for another version is refused by name.
 
-Sample values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and
-`decode` work on batches: a torch tensor `(batch, *value.shape)` where the value is an array of fixed shape, else a
-list. Tensors are on the tokenizer's device, and no gradients are recorded.
+An implementation takes only the arguments that it uses, by these names:
 
-Values and tokens are checked against the spec before `encode` and `decode` get them, and what a hook gives is checked
-after it: what the spec does not declare becomes a PluginError that names plugin and distribution. So does any exception
-that is no ZooError; but one of `read_value` becomes an InvalidValueError, since it is the file that is bad, and
-elsewhere want of memory or a device that fails becomes a MachineError, which is no ZooError: no value is to blame.
+- `settings`: the `tokenizers_zoo.config.Settings` of the instance. One plugin can serve several instances
+  (`plugin = "..."` in registry.toml). A wrapper finds the instance's name in `settings.name`.
+- `spec`: the `ModalitySpec` that `modality_spec` returned for these settings.
+
+Values are numpy arrays, str, or lists and dicts of JSON types, as `ModalitySpec.value` declares. `encode` and `decode`
+work on batches: a torch tensor `(batch, *value.shape)` for arrays of fixed shape, else a list. Tensors are on the
+tokenizer's device, and gradients are off.
+
+Values and tokens are checked once, where they enter: values from a file, a source or a hook, and tokens from `encode`.
+If a hook returns something that its spec does not declare, or raises anything but a ZooError, the caller gets a
+PluginError that names plugin and distribution. There are two exceptions. Any error of `read_value` becomes an
+InvalidValueError, because the file is to blame. Out of memory and device failures become a MachineError, which is no
+ZooError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,188 +43,193 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
 
+CONTRACT = 1
+"""Version of the plugin contract. It grows with every change that breaks a plugin."""
 PROJECT = "tokenizers_zoo"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+Score = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 
 
 class ModalityHooks:
-    """One modality. The first five are required."""
+    """The hooks of one modality. The first five are required."""
 
     @hookspec(firstresult=True)
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """Describe the modality under these settings.
+        """Return the spec of the modality under these settings.
 
-        The spec's name is `settings.name`. Called often and by `zoo list`: cheap, and without importing torch.
+        The spec's name is `settings.name`. `zoo list` calls this hook: it has to be cheap and must not import torch.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train on `samples`, write a checkpoint folder at `out_dir`, return its path.
+        """Train a tokenizer and return the path of its checkpoint folder.
 
-        `config` is the instance's settings with the command line's overrides. `samples.train` and `samples.test` are
-        lazy sequences of values, checked and at the size of the settings. Started again on the same `out_dir` after a
-        kill it goes on where it was, and the result is the same. The folder needs `model.safetensors` and
-        `config.json`: all that decides tokens belongs into these two, whose sha256 is the tokenizer's identity, and
-        files beside them that no run has make --overwrite refuse the folder.
-        `tokenizers_zoo.checkpoint.save_checkpoint` writes them and a README.md; its `config` needs a key "class".
-        Raises ConfigError or DataError where it cannot train on these.
+        - `config`: the instance's settings, with the overrides of the command line.
+        - `samples`: `samples.train` and `samples.test` are lazy sequences of checked values at the settings' size.
+        - `out_dir`: the folder to write. After a kill, the same call resumes there with the same result.
+
+        The folder needs `model.safetensors` and `config.json`, which together determine the tokens: their sha256 is the
+        tokenizer's fingerprint. `tokenizers_zoo.checkpoint.save_checkpoint` writes them and a README.md; its `config`
+        needs the key "class". `--overwrite` refuses a folder that contains files no training wrote. Raises ConfigError
+        or DataError if it cannot train on these samples.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path) -> Any:
-        """Load what `train_tokenizer` wrote: the object that encode and decode are given. Raises CheckpointError.
+        """Load a checkpoint and return the tokenizer object that `encode` and `decode` get. Raises CheckpointError.
 
-        `device` is a torch device, such as "cpu" or "cuda"; a `torch.nn.Module` is put in eval mode afterwards.
-        Several modalities may share the checkpoint of one vocabulary; `settings` say which of them this is.
-        `vocabulary` is the vocabulary's folder: `checkpoint` itself, but where the spec says `own_tokenizer`.
+        - `device`: a torch device such as "cpu" or "cuda". A `torch.nn.Module` is put in eval mode afterwards.
+        - `settings`: tell modalities apart that share one checkpoint.
+        - `vocabulary`: the vocabulary's folder. It differs from `checkpoint` only if the spec says `own_tokenizer`.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def encode(self, tokenizer: Any, values: Any, settings: Settings) -> torch.Tensor | Sequence[Any]:
-        """Tokens of a batch of values.
+        """Return the tokens of a batch of values.
 
-        Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size). Sequences: a list of 1-D int64 arrays without
-        end or sentinel ids. Patches and embeddings: float32 `(batch, tokens, dim)`, or a list of `(tokens, dim)`.
+        - Grids and vectors: int64 `(batch, *tokens)` in [0, vocab_size).
+        - Sequences: a list of 1-D int64 arrays without end or sentinel ids.
+        - Patches: float32 `(batch, tokens, dim)`. Embeddings: a list of float32 `(tokens, dim)`.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def decode(self, tokenizer: Any, tokens: Any, settings: Settings) -> Any:
-        """Values of a batch of tokens: the inverse of encode up to the tokenizer's loss, for any valid ids.
+        """Return the values of a batch of tokens: a tensor `(batch, *value.shape)`, or a list of values.
 
-        Tokens are as `encode` gives them, though not only what a value encodes to. Tensors are on the tokenizer's
-        device; tokens of variable length are a list of numpy arrays. Gives a tensor `(batch, *value.shape)`, or a list
-        of values, one for each. Embeddings, which are an input only, may raise a ZooError instead.
+        Has to accept all valid ids, not only those that `encode` returns. Tensors are on the tokenizer's device; tokens
+        of variable length come as a list of numpy arrays. Embeddings, an input only, may raise a ZooError instead.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
-        """One value from a file's bytes (`extension` without a dot, lower case). Raises InvalidValueError.
+    def read_value(self, data: bytes, extension: str, settings: Settings, spec: ModalitySpec) -> Any:
+        """Return one value from a file's bytes. Raises InvalidValueError.
 
-        Of several extensions it is the last: "gz" of `scan.nii.gz`.
+        `extension` is in lower case and without a dot. It is the last one of several: "gz" for `scan.nii.gz`.
         Default: `.npy` for arrays, `.txt` (UTF-8) for text, `.json` for objects.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
-        """A value as a file's bytes and its extension; `read_value` reads it back. Default: as for read_value.
+    def write_value(self, value: Any, settings: Settings, spec: ModalitySpec) -> tuple[bytes, str]:
+        """Return a value as a file's bytes and its extension, such that `read_value` returns the value.
 
-        The extension is of lower-case letters and digits, without any dot: "gz", not "nii.gz".
+        The extension consists of lower-case letters and digits: "gz", not "nii.gz". Default: as for `read_value`.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def example_files(self, settings: Settings) -> Mapping[str, tuple[bytes, str]]:
-        """Files that users of the modality will meet, sound and wrong ones: what each is, in a few plain words, with
-        its bytes and its extension.
+        """Return files that users may have, valid and invalid ones: a short description -> (bytes, extension).
 
-        `zoo check` reads them, and the modality's page says what happens. Beside them it makes others from what the
-        spec declares; those of objects (lists, tables) from the first example, which is a sound `.json`. Default: none.
+        `zoo check` reads them, and the modality's page shows the results. `zoo check` adds files of its own, made from
+        the spec; for objects it varies the first example, which has to be a valid `.json`. Default: none.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
-        """The value seen through the crop that all modalities of the sample share, at the size of the settings.
+        """Return the value inside `crop`, which all modalities of the sample share, at the size of the settings.
 
-        Default: the value itself, which is right for what does not depend on the picture's frame, such as a spectrogram
-        beside a picture. With this hook, an array is a view of the sample's picture where its tokens are a grid of two
-        axes, or its last two axes are the settings' `image_size`: one of other proportions than the others is refused.
-        A class whose base has the hook leaves it out by `transform = None`, and brings values to the size of the
-        settings in `read_value` and `derive`.
+        Default: the value itself, for modalities that do not depend on the picture's frame, such as audio.
+
+        A plugin with this hook may get values of any height and width. An array whose tokens are a grid of two axes, or
+        whose last two axes are `image_size`, is then a view of the sample's picture: `zoo data make` refuses it if its
+        proportions differ from the other views. A class whose base has the hook disables it by `transform = None`; it
+        then has to resize values in `read_value` and `derive`.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def derive(self, sample: Mapping[str, Any], settings: Settings, specs: Mapping[str, ModalitySpec]) -> Any:
-        """This modality's value, computed from those of `derived_from`. Raises ZooError to drop the sample.
+        """Return this modality's value, computed from the values of `ModalitySpec.derived_from` in `sample`.
 
-        `specs` are those of `derived_from`, for whoever has to know, say, the names of their classes.
-        Where a setting turns it on, such as one that names a network, the spec says so in `derive_setting`.
+        `specs` are the specs of `derived_from`, for example for their class names. A ZooError drops the sample. If a
+        setting turns the hook on, such as the name of a network, the spec names it in `derive_setting`.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def render(self, value: Any, settings: Settings) -> PIL.Image.Image | str:
-        """The value as a person wants to see it: a PIL image of any size, or text. Default: a summary in text."""
+    def render(self, value: Any, settings: Settings, spec: ModalitySpec) -> PIL.Image.Image | str:
+        """Return a picture of the value, of any size, or a text. Default: a summary as text."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
-        """The metrics of `ModalitySpec.metrics` over aligned lists of values: one number each for the whole list.
+    def score(
+        self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings, spec: ModalitySpec
+    ) -> Mapping[str, float]:
+        """Return the metrics of `ModalitySpec.metrics` by name, each one number over the aligned lists of values.
 
-        Where the truth is a class of `ValueSpec.unscored` nothing is counted, neither right nor wrong.
-        Default: `exact`, the fraction of values that are equal.
+        Where the target is one of `ValueSpec.unscored`, nothing counts. Default: `exact`, the fraction of equal values.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def constant_baseline(self, values: Sequence[Any], settings: Settings) -> Any:
-        """The best single answer for all of `values`, given without looking at any input: the floor of 'gap closed'.
+    def constant_baseline(self, values: Sequence[Any], settings: Settings, spec: ModalitySpec, score: Score) -> Any:
+        """Return the one value that scores best as the prediction for all `values`: skill score 0.
 
-        Default: of up to 32 of the values, the one that scores best against them all.
+        `score(predicted, target)` is the modality's score. Default: the best of up to 32 of the values.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
-        """Special tokens that this modality adds to its shared text vocabulary. Default: none."""
+        """Return the special tokens that this modality adds to its shared text vocabulary. Default: none."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def vocabulary_texts(self, values: Sequence[Any], settings: Settings) -> Sequence[str]:
-        """The plain text in `values` that a shared text vocabulary has to cover well. Default: none."""
+        """Return the plain text in `values` that the shared text vocabulary should cover well. Default: none."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def single_ids(self, tokenizer: Any, settings: Settings) -> Sequence[int]:
-        """Ids of which a sequence has each at most once, such as those that name a field of a table.
+        """Return the ids that occur at most once in a sequence, such as the names of a table's fields.
 
-        Generation writes none of them twice, and none that a kept part has. Default: none.
+        Generation writes none of them twice, and none that an inpainted sequence already has. Default: none.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Write a tokenizer that 4M published as a checkpoint of this modality at `out_dir`, bits and all.
+        """Write a tokenizer published by 4M as a checkpoint of this modality, with bit-identical weights.
 
-        Gives the settings, as keys of the instance's table in registry.toml, under which `load_tokenizer` takes it.
-        Raises CheckpointError where it is not a tokenizer of such values; nothing is written then. Default: none is.
+        Returns the settings that `load_tokenizer` needs, as keys of `[modalities.NAME]`. Raises CheckpointError, and
+        writes nothing, if it is not a tokenizer of such values. Default: raises CheckpointError.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def export_published(self, checkpoint: Path, settings: Settings) -> PublishedCheckpoint:
-        """The published tokenizer that `import_published` made `checkpoint` of, the same to the bit.
+        """Return the published tokenizer that `checkpoint` was imported from, bit-identical.
 
-        Raises CheckpointError where it was not made so. Default: it was not.
+        Raises CheckpointError if it was not imported. Default: raises CheckpointError.
         """
         raise NotImplementedError
 
 
 class SourceHooks:
-    """One source of samples. Both are required."""
+    """The hooks of one source of samples. Both are required."""
 
     @hookspec(firstresult=True)
     def source_spec(self) -> SourceSpec:
-        """Describe the source."""
+        """Return the spec of the source."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
     def samples(
         self, split: str, count: int | None, seed: int, settings: Settings
     ) -> Sequence[tuple[str, Mapping[str, Any]]]:
-        """Lazy samples `(key, {modality: value})`, random access: `[i]` depends on (split, seed, i) and settings only.
+        """Return lazy samples `(key, {modality: value})` with random access.
 
-        Keys are unique across splits. `count` None means all that the source has; a source without an end raises
-        ConfigError for it: `tokenizers_zoo.source.MadeSamples` is such samples. A modality that a sample lacks is
-        absent from its mapping.
+        Sample `i` depends on (split, seed, i) and the settings only. Keys are unique across splits. A modality that a
+        sample lacks is absent from its mapping. `count` None means all samples; a source without an end raises
+        ConfigError then. `tokenizers_zoo.source.MadeSamples` helps to write such a source.
         """
         raise NotImplementedError
 

@@ -1,22 +1,40 @@
-"""What is installed: entry points, read without importing anything; and plugins, loaded one by one and checked."""
+"""Installed plugins: listed from entry points without importing them, loaded one by one, checked, and called."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
+import json
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pluggy
 
-from tokenizers_zoo.errors import MachineError, OneLineError, PluginError, is_of_the_machine
-from tokenizers_zoo.hookspecs import PROJECT, ModalityHooks, SourceHooks
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    InvalidValueError,
+    MachineError,
+    OneLineError,
+    PluginError,
+    is_of_the_machine,
+)
+from tokenizers_zoo.hookspecs import CONTRACT, PROJECT, ModalityHooks, Score, SourceHooks, hookimpl
+from tokenizers_zoo.spec import EXACT, ModalitySpec
+from tokenizers_zoo.validation import array_bytes, array_of, describe, same, text_of
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
 
 MODALITIES, SOURCES, WRAPPERS = "tokenizers_zoo", "tokenizers_zoo.sources", "tokenizers_zoo.wrappers"
+EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
+MOST_CANDIDATES = 32
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +177,13 @@ def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: I
         found = implementations(pm, plugin, (ModalityHooks, SourceHooks))
     except Exception as error:
         raise PluginError(f"{claim.name}: {claim} cannot be inspected: {reason(error)}") from error
+    version = getattr(plugin, "contract", 1)
+    if version != CONTRACT:
+        update = "the plugin" if isinstance(version, int) and version < CONTRACT else "tokenizers-zoo"
+        raise PluginError(
+            f"{claim.name}: {claim} was made for version {version} of the plugin contract, this is version {CONTRACT}; "
+            f"update {update}"
+        )
     problems = [item.problem for item in found if item.problem]
     own = frozenset(item.hook for item in found if not item.wrapper)
     if claim.group == WRAPPERS:
@@ -174,19 +199,125 @@ def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: I
     return own
 
 
+class Defaults:
+    """The default plugin: implements the optional hooks for all plugins that leave them out."""
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, spec: ModalitySpec) -> Any:
+        """Read `.npy`, `.txt` (UTF-8) or `.json` bytes, by the kind of value.
+
+        The last line feed of a `.txt` is not part of the text, and Windows line ends become line feeds.
+        """
+        kind = spec.value.kind
+        if extension != EXTENSIONS[kind]:
+            raise InvalidValueError(f"expected a .{EXTENSIONS[kind]} file, got .{extension}")
+        try:
+            if kind == "array":
+                return array_of(data)
+            text = text_of(data)
+            return text.replace("\r\n", "\n").removesuffix("\n") if kind == "text" else json.loads(text)
+        except (ValueError, OSError) as error:
+            raise InvalidValueError(f"damaged .{extension} file: {error}") from error
+
+    @hookimpl
+    def write_value(self, value: Any, spec: ModalitySpec) -> tuple[bytes, str]:
+        """Write a value as `read_value` reads it. Raises InvalidValueError for a text with a carriage return."""
+        kind = spec.value.kind
+        if kind == "array":
+            return array_bytes(np.asarray(value, order="C")), EXTENSIONS[kind]
+        if kind == "text" and "\r" in value:
+            raise InvalidValueError("a text with a carriage return has no file; end its lines with line feeds alone")
+        text = f"{value}\n" if kind == "text" else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        mark = BYTE_ORDER_MARK if text.startswith(BYTE_ORDER_MARK) else ""  # reading removes the first one
+        return f"{mark}{text}".encode(), EXTENSIONS[kind]
+
+    @hookimpl
+    def example_files(self) -> Mapping[str, tuple[bytes, str]]:
+        return {}
+
+    @hookimpl
+    def transform(self, value: Any) -> Any:
+        return value
+
+    @hookimpl
+    def render(self, value: Any, spec: ModalitySpec) -> str:
+        if spec.value.kind == "array":
+            return describe(value)
+        return value if spec.value.kind == "text" else json.dumps(value, ensure_ascii=False, indent=1)
+
+    @hookimpl
+    def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> Mapping[str, float]:
+        return {EXACT.name: float(np.mean([same(p, t) for p, t in zip(predicted, target, strict=True)]))}
+
+    @hookimpl
+    def constant_baseline(self, values: Sequence[Any], spec: ModalitySpec, score: Score) -> Any:
+        """Return the best of up to 32 evenly spaced `values` by the main metric, the first of equals."""
+        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_CANDIDATES)).round().astype(int))
+        scores = [score([values[place]] * len(values), values)[spec.metrics[0].name] for place in places]
+        return values[places[spec.metrics[0].best(scores)]]
+
+    @hookimpl
+    def vocabulary_tokens(self) -> Sequence[str]:
+        return ()
+
+    @hookimpl
+    def vocabulary_texts(self) -> Sequence[str]:
+        return ()
+
+    @hookimpl
+    def single_ids(self) -> Sequence[int]:
+        return ()
+
+    @hookimpl
+    def import_published(self, settings: Settings) -> Mapping[str, Any]:
+        raise CheckpointError(f"{settings.name}: has no published counterpart: its plugin has no import_published")
+
+    @hookimpl
+    def export_published(self, settings: Settings) -> PublishedCheckpoint:
+        raise CheckpointError(f"{settings.name}: has no published counterpart: its plugin has no export_published")
+
+
+@dataclass(frozen=True, eq=False)
+class Plugin:
+    """A loaded plugin: its claim, its object, and the hooks that it implements itself."""
+
+    claim: Claim
+    object: Any
+    hooks: frozenset[str]
+    plugins: Plugins
+
+    def call_raw(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook and let every exception pass."""
+        return self.plugins.call(self, hook, arguments)
+
+    def call(self, name: str, hook: str, **arguments: Any) -> Any:
+        """Call a hook for the instance `name`. Our own errors pass; others become PluginError or MachineError."""
+        try:
+            result = self.call_raw(hook, **arguments)
+        except OneLineError:
+            raise
+        except Exception as error:
+            raise failed(f"{name}: {hook} of {self.claim}", error) from error
+        if result is None:
+            raise PluginError(f"{name}: {hook} of {self.claim} gave None")
+        return result
+
+
 class Plugins:
-    """The plugin manager and the plugin objects loaded so far; each is loaded by name, once, and checked."""
+    """The plugin manager and the plugins loaded so far; each is loaded by name, once, and checked."""
 
     def __init__(self) -> None:
         self.claims = installed_claims()
         self.pm = Manager(PROJECT)
         self.pm.add_hookspecs(ModalityHooks)
         self.pm.add_hookspecs(SourceHooks)
-        self._exclusive: set[Any] = set()
-        self._loaded: dict[tuple[str, str], tuple[Any, Claim, frozenset[str]] | PluginError] = {}
+        self.defaults = Defaults()
+        self.pm.register(self.defaults)
+        self._exclusive: set[Any] = {self.defaults}
+        self._loaded: dict[tuple[str, str], Plugin | PluginError] = {}
 
-    def load(self, group: str, name: str, required: Iterable[str]) -> tuple[Any, Claim, frozenset[str]]:
-        """The object, claim and implemented hooks of an installed name. Raises PluginError, the same one each time."""
+    def load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
+        """Load an installed plugin. Raises PluginError, the same one each time."""
         if (group, name) not in self._loaded:
             try:
                 self._loaded[group, name] = self._load(group, name, required)
@@ -197,23 +328,26 @@ class Plugins:
             raise PluginError(str(result)) from result.__cause__
         return result
 
-    def _load(self, group: str, name: str, required: Iterable[str]) -> tuple[Any, Claim, frozenset[str]]:
+    def _load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
         claim = the_claim(self.claims[group][name])
-        plugin = load_object(claim)
+        return self.add(claim, load_object(claim), required)
+
+    def add(self, claim: Claim, plugin: Any, required: Iterable[str]) -> Plugin:
+        """Check a plugin object and register it. Raises PluginError."""
         hooks = check_hooks(self.pm, plugin, claim, required)
         if not self.pm.is_registered(plugin):  # one object may stand behind two names
             try:
-                self.pm.register(plugin, name=f"{group}:{name}")
+                self.pm.register(plugin, name=f"{claim.group}:{claim.name}")
             except Exception as error:
                 if self.pm.is_registered(plugin):
                     self.pm.unregister(plugin)
-                raise PluginError(f"{name}: {claim} is refused by pluggy: {reason(error)}") from error
-        if group != WRAPPERS:
+                raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
+        if claim.group != WRAPPERS:
             self._exclusive.add(plugin)
-        return plugin, claim, hooks
+        return Plugin(claim, plugin, hooks, self)
 
     def load_wrappers(self) -> dict[str, PluginError]:
-        """Load every installed wrapper; gives the errors of those that cannot be."""
+        """Load every installed wrapper; return the errors by name."""
         errors = {}
         for name in sorted(self.claims[WRAPPERS]):
             try:
@@ -222,7 +356,7 @@ class Plugins:
                 errors[name] = error
         return errors
 
-    def call(self, plugin: Any, hook: str, arguments: Mapping[str, Any]) -> Any:
-        """Call one plugin's hook, with every wrapper around it and without any other modality or source."""
-        caller = self.pm.subset_hook_caller(hook, remove_plugins=self._exclusive - {plugin})
-        return caller(**arguments)
+    def call(self, plugin: Plugin, hook: str, arguments: Mapping[str, Any]) -> Any:
+        """Call one plugin's hook, or the default for it, inside every wrapper."""
+        called = plugin.object if hook in plugin.hooks else self.defaults
+        return self.pm.subset_hook_caller(hook, remove_plugins=self._exclusive - {called})(**arguments)

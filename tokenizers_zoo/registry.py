@@ -6,19 +6,18 @@ import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.codec import CheckpointPlace, CodecFiles
+from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
-from tokenizers_zoo.sharing import disagreements, in_the_way, is_text, misplaced
 from tokenizers_zoo.source_handle import SourceHandle
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
@@ -210,7 +209,7 @@ class Zoo:
             unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
             raise UnknownNameError(f"{where}: {unknown}")
         self._load_wrappers()
-        plugin, claim, hooks = self._plugins.load(MODALITIES, wanted, REQUIRED)
+        plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
         settings = Settings(
             name,
             {key: value for key, value in self.tables["modalities"].get(name, {}).items() if key not in RESERVED},
@@ -219,21 +218,17 @@ class Zoo:
             origin=dataclasses.replace(self._origin(f"modalities.{name}"), beside=frozenset(RESERVED)),
         )
         return ModalityHandle(
-            plugins=self._plugins,
             plugin=plugin,
-            claim=claim,
-            hooks=hooks,
             settings=settings,
-            codec=lambda spec: self._codec(spec, instance, settings.origin),
+            files=lambda spec: self._files(spec, instance, settings.origin),
             trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
             again=(Zoo.__getitem__, self, name),
         )
 
-    def _codec(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> CodecFiles:
-        """Where a modality's codec is: where its table says, else in the folder of the tokenizers."""
+    def _files(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> TokenizerFiles:
         own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
-        return CodecFiles(
+        return TokenizerFiles(
             spec=spec,
             checkpoint=self.folder / Path(own).expanduser() if own else usual,
             locate_vocabulary=self._locate_vocabulary,
@@ -252,9 +247,9 @@ class Zoo:
             if name != spec.name and self._instances[name].checkpoint:
                 with contextlib.suppress(ZooError):  # told by whoever asks for it by name
                     handle = self[name]
-                    shares = handle.spec.shared_vocabulary or is_text(handle)
+                    shares = handle.spec.shared_vocabulary or handle.writes_text
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
-                        return CheckpointPlace(handle.checkpoint, handle.codec.hub_id)
+                        return CheckpointPlace(handle.checkpoint, handle.files.hub_id)
         return CheckpointPlace(self.checkpoints / spec.vocabulary)
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
@@ -266,14 +261,14 @@ class Zoo:
         """Let all modalities whose checkpoint or vocabulary is in this folder read anew what lies there now."""
         for handle in list(self._handles.values()):
             if isinstance(handle, ModalityHandle):
-                places = {handle.checkpoint.resolve(), handle.codec.vocabulary.resolve()}
+                places = {handle.checkpoint.resolve(), handle.files.vocabulary.resolve()}
                 if path.resolve() in places:
                     handle.forget_tokenizer()
 
     def handles(self) -> list[ModalityHandle]:
         """The enabled modalities that can be used, sorted by name; loads them all."""
         loaded = self._loaded()
-        apart = misplaced(loaded)
+        apart = _misplaced(loaded)
         return [handle for handle in loaded if handle.name not in apart]
 
     def _loaded(self) -> list[ModalityHandle]:
@@ -296,9 +291,9 @@ class Zoo:
     def check_place(self, name: str, folder: Path) -> None:
         """Raise ConfigError where the tokenizer of a modality, in this folder, would be in the way of a vocabulary."""
         loaded = self._loaded()
-        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := misplaced(loaded)):
+        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := _misplaced(loaded)):
             raise ConfigError(found[name])
-        if problem := in_the_way(self[name], folder, loaded):
+        if problem := _in_the_way(self[name], folder, loaded):
             raise ConfigError(f"{problem}; give another one")
 
     # ------------------------------------------------------------------ sources
@@ -313,10 +308,8 @@ class Zoo:
             if name not in self._plugins.claims[SOURCES]:
                 raise UnknownNameError.of("source", name, self.source_names(), hint="(install it like a plugin)")
             self._load_wrappers()
-            plugin, claim, _ = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
-            self._sources[name] = SourceHandle(
-                plugins=self._plugins, plugin=plugin, claim=claim, shared=self.tables["zoo"]
-            )
+            plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
+            self._sources[name] = SourceHandle(plugin, self.tables["zoo"])
         return self._sources[name]
 
     # ------------------------------------------------------------------ problems
@@ -345,9 +338,9 @@ class Zoo:
             except ZooError as error:
                 found[f"source {name}"] = str(error)
         found.update(self._load_wrappers())
-        found.update(misplaced(self._loaded()))
+        found.update(_misplaced(self._loaded()))
         for vocabulary, names in self.vocabularies().items():
-            for name, problem in disagreements(vocabulary, [self[name] for name in names]):
+            for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
         all_loaded = len(self._loaded()) == len(self)
         found.update({key: told for key, (told, resembles) in self._unused().items() if resembles or all_loaded})
@@ -401,3 +394,82 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
         where = Origin(path=path, table=parent).at(key)
         raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
     return table
+
+
+# ---------------------------------------------------------------- modalities that share one text vocabulary
+
+
+def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityHandle]]:
+    """The text vocabularies that are not one modality's own, and who writes in each."""
+    found: dict[str, list[ModalityHandle]] = {}
+    for handle in handles:
+        if handle.writes_text:
+            found.setdefault(handle.spec.vocabulary, []).append(handle)
+    return {name: sharing for name, sharing in found.items() if any(other.name != name for other in sharing)}
+
+
+def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
+    """By name, what is no text and has its vocabulary or its checkpoint in the place of one that others share."""
+    found = {}
+    for vocabulary, sharing in _text_sharers(handles).items():
+        folders = _folders(sharing)
+        for handle in handles:
+            way = ""
+            if handle.spec.vocabulary == handle.name == vocabulary and not (
+                handle.writes_text or handle.spec.continuous
+            ):
+                way = f"is no text, and {vocabulary!r} is the text vocabulary of {_some_names(sharing)}"
+            elif _is_apart(handle, vocabulary) and handle.checkpoint.resolve() in folders:
+                way = _in_place_of(vocabulary, sharing, handle.checkpoint)
+            if way:
+                found[handle.name] = f"{handle.name}: {way}; rename the modality, or disable it"
+    return found
+
+
+def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityHandle]) -> str:
+    """What is wrong with a modality's tokenizer in a folder that is a vocabulary's of others; else nothing."""
+    for vocabulary, sharing in _text_sharers(others).items():
+        if _is_apart(handle, vocabulary) and folder.resolve() in _folders(sharing):
+            return f"{handle.name}: {_in_place_of(vocabulary, sharing, folder)}"
+    return ""
+
+
+def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
+    """Whether a modality's checkpoint holds another thing than a text vocabulary, and none that it shares by name."""
+    shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
+    return not shares and (handle.spec.own_tokenizer or not handle.writes_text)
+
+
+def _folders(sharing: Iterable[ModalityHandle]) -> set[Path]:
+    return {handle.files.vocabulary.resolve() for handle in sharing}
+
+
+def _in_place_of(vocabulary: str, sharing: Iterable[ModalityHandle], folder: Path) -> str:
+    return f"{folder} is the folder of the text vocabulary {vocabulary!r} of {_some_names(sharing)}"
+
+
+def _some_names(handles: Iterable[ModalityHandle]) -> str:
+    names = [handle.name for handle in handles]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
+    """Modalities of one vocabulary have to agree on its size, its special ids and its checkpoint."""
+    first: ModalityHandle | None = None
+    for handle in handles:
+        first = first or handle
+        for what, mine, other in zip(
+            ("vocab_size", "(end, first sentinel, sentinels)", "checkpoint"), _ids(handle), _ids(first), strict=True
+        ):
+            if mine != other and mine is not None and other is not None:
+                yield (
+                    handle.name,
+                    f"{handle.name}: shares the vocabulary {vocabulary!r} with {first.name}, but has {what} {mine}"
+                    f" where {first.name} has {other}",
+                )
+
+
+def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
+    layout = handle.spec.layout
+    special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
+    return handle.spec.vocab_size, special, handle.files.vocabulary

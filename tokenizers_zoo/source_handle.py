@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
-from tokenizers_zoo.plugins import Claim, Plugins, failed
+from tokenizers_zoo.plugins import Claim, Plugin, failed
 from tokenizers_zoo.source import Sample, SourceSpec
 from tokenizers_zoo.validation import describe
 
@@ -29,27 +29,19 @@ class SourceHandle:
     passes on its own ZooErrors.
     """
 
-    def __init__(self, *, plugins: Plugins, plugin: Any, claim: Claim, shared: Mapping[str, Any]) -> None:
-        self.name = claim.name
-        self.distribution = claim.distribution
-        self._plugins, self._plugin, self._claim, self._shared = plugins, plugin, claim, shared
-        spec = self._call("source_spec")
+    def __init__(self, plugin: Plugin, shared: Mapping[str, Any]) -> None:
+        self.name = plugin.claim.name
+        self.distribution = plugin.claim.distribution
+        self._plugin, self._shared = plugin, shared
+        spec = plugin.call(self.name, "source_spec")
         if not isinstance(spec, SourceSpec) or spec.name != self.name:
             got = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
             expected = f"expected a SourceSpec named {self.name!r}"
-            raise PluginError(f"{self.name}: source_spec of {claim} gave {got}, {expected}")
+            raise PluginError(f"{self.name}: source_spec of {plugin.claim} gave {got}, {expected}")
         self.spec = spec
 
     def __repr__(self) -> str:
         return f"SourceHandle({self.name!r} of {self.distribution})"
-
-    def _call(self, hook: str, **arguments: Any) -> Any:
-        try:
-            return self._plugins.call(self._plugin, hook, arguments)
-        except OneLineError:
-            raise
-        except Exception as error:
-            raise failed(f"{self.name}: {hook} of {self._claim}", error) from error
 
     def settings_in_use(self) -> Any:
         """The source's settings with what `[zoo]` shares; the class itself where a key has to be given; None: none."""
@@ -89,12 +81,14 @@ class SourceHandle:
         `options` are the source's settings. Raises ConfigError for those that it does not take.
         """
         settings = self._checked(options)
-        given = self._call("samples", split=split, count=count, seed=seed, settings=settings)
+        given = self._plugin.call(self.name, "samples", split=split, count=count, seed=seed, settings=settings)
         if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-            raise PluginError(f"{self.name}: samples of {self._claim} gave {describe(given)}, expected a sequence")
+            raise PluginError(
+                f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}, expected a sequence"
+            )
         if count is not None and len(given) > count:
-            raise PluginError(f"{self.name}: samples of {self._claim} gave {len(given)}, {count} were asked for")
-        return CheckedSamples(self.spec, self._claim, given)
+            raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {len(given)}, {count} were asked for")
+        return CheckedSamples(self.spec, self._plugin.claim, given)
 
 
 class CheckedSamples(Sequence[Sample]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.config import ADDED
-from tokenizers_zoo.errors import PluginError
+from tokenizers_zoo.errors import PluginError, by, count_of
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -62,6 +62,9 @@ class GridLayout:
     kind: ClassVar[str] = "grid"
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"a grid of {by(self.shape)}"
+
     @property
     def length(self) -> int:
         return math.prod(self.shape)
@@ -73,6 +76,9 @@ class VectorLayout:
 
     kind: ClassVar[str] = "vector"
     length: int
+
+    def __str__(self) -> str:
+        return f"a vector of {count_of(self.length, 'token')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,9 @@ class SequenceLayout:
     sentinel_start: int
     num_sentinels: int
 
+    def __str__(self) -> str:
+        return f"a sequence of up to {count_of(self.max_length, 'token')}"
+
     @property
     def length(self) -> int:
         return self.max_length
@@ -102,6 +111,9 @@ class PatchesLayout:
     shape: tuple[int, ...]
     dim: int
     dtype: Literal["float16", "float32"] = "float16"
+
+    def __str__(self) -> str:
+        return f"patches of {by(self.shape)} with {count_of(self.dim, 'number')} each"
 
     @property
     def length(self) -> int:
@@ -117,6 +129,9 @@ class EmbeddingsLayout:
     dim: int
     dtype: Literal["float16", "float32"] = "float16"
 
+    def __str__(self) -> str:
+        return f"up to {count_of(self.max_length, 'embedding')} with {count_of(self.dim, 'number')} each"
+
     @property
     def length(self) -> int:
         return self.max_length
@@ -126,6 +141,18 @@ TokenLayout = GridLayout | VectorLayout | SequenceLayout | PatchesLayout | Embed
 LAYOUTS: dict[str, type[TokenLayout]] = {
     cls.kind: cls for cls in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
 }
+
+
+def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
+    """True if tokens of both layouts have one shape per sample; sequences and embeddings may differ in length."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, SequenceLayout):
+        return True
+    if isinstance(first, EmbeddingsLayout | PatchesLayout) and isinstance(second, EmbeddingsLayout | PatchesLayout):
+        shapes = [getattr(layout, "shape", ()) for layout in (first, second)]
+        return first.dim == second.dim and shapes[0] == shapes[1]
+    return first == second
 
 
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
@@ -182,6 +209,10 @@ class Metric:
         return signed.index(max(signed))
 
 
+EXACT = Metric(name="exact", higher_is_better=True, meaning="fraction of values that are equal to their target")
+"""The metric of a modality whose plugin has no hook `score`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModalitySpec:
     """Everything that the core and the backbone know about a modality.
@@ -213,10 +244,15 @@ class ModalitySpec:
     own_tokenizer: bool = False
     """Of a modality that writes in a shared vocabulary: it has weights of its own, too, so that its checkpoint is not
     the vocabulary's. `load_tokenizer` is given the folders of both."""
+    input_form_of: str | None = None
+    """The discrete modality that this continuous one is the input form of. An input of that modality is then given in
+    this form if the model was trained on it: `rgb=photo.jpg` gives pixels rather than tokens."""
 
     def __post_init__(self) -> None:
         if not self.vocabulary:
             object.__setattr__(self, "vocabulary", self.name)
+        if not self.metrics:
+            object.__setattr__(self, "metrics", (EXACT,))
         for problem in spec_problems(self):
             raise PluginError(f"{self.name}: ModalitySpec {problem}")
 
@@ -281,6 +317,8 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append(f"value: unscored {strange[0]!r} is none of the classes {', '.join(spec.value.classes)}")
     elif spec.value.unscored and set(spec.value.classes) <= set(spec.value.unscored):
         problems.append("value: unscored: at least one class has to be scored")
+    if spec.input_form_of is not None and (not spec.continuous or spec.input_form_of == spec.name):
+        problems.append(f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
         problems.append("metrics: two have one name")
     return problems + [f"{path}: JSON cannot hold {what}; give Python's own" for path, what in unwritable("", spec)]

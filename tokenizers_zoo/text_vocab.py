@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
@@ -402,14 +402,6 @@ class TextVocabulary:
             raise CheckpointError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
-
-
-def first_fingerprint(folder: Path) -> str:
-    """The fingerprint that the vocabulary in a folder had before it ever grew. Raises CheckpointError."""
-    try:
-        return next((str(past["fingerprint"]) for past in load_config(folder, CLASS)["lineage"]), fingerprint(folder))
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
 
 
 def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:

@@ -241,6 +241,13 @@ def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def same(first: Any, second: Any) -> bool:
+    """True if two values are equal."""
+    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
+        return np.array_equal(first, second)
+    return bool(first == second)
+
+
 def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) -> np.ndarray[Any, Any]:
     """Of integer class ids `(count, ...)` the most frequent one of each place `(...)`, the lowest of equals.
 
@@ -289,10 +296,11 @@ def has_fixed_length(layout: TokenLayout) -> bool:
     return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
 
 
-def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
-    """A batch of tokens in its one form, and what is wrong with it, or None.
+def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> tuple[Any, str | None]:
+    """Return a batch of tokens in the form that plugins get, and its problem or None.
 
-    The form is a tensor for layouts of fixed length, and a list of numpy arrays for the others.
+    The form is a tensor for layouts of fixed length, and a list of numpy arrays for the others. `trusted` tokens were
+    checked before and are only brought into this form.
     """
     import torch
 
@@ -300,13 +308,13 @@ def checked_tokens(spec: ModalitySpec, given: Any) -> tuple[Any, str | None]:
         if has_fixed_length(spec.layout):
             listed = isinstance(given, list | tuple)
             tokens = torch.stack([_tensor(item) for item in given]) if listed else _tensor(given)
-            return tokens, _fixed_problem(spec, tokens)
+            return tokens, None if trusted else _fixed_problem(spec, tokens)
         items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
     except (TypeError, ValueError, RuntimeError) as error:
         if is_of_the_machine(error):
             raise
         return given, str(error)
-    for index, item in enumerate(items):
+    for index, item in enumerate(() if trusted else items):
         if problem := _item_problem(spec, item):
             return items, f"item {index} is {describe(item)}: {problem}"
     return items, None if items else "it is empty"

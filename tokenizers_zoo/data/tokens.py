@@ -170,25 +170,8 @@ class TokenColumn:
         A grown vocabulary is the same codec for the ids that it had before: its config.json lists the fingerprints and
         lengths that it grew from under "lineage".
         """
-        where = self.paths[0].parent
-        if not handle.speaks(self.fingerprint, self.needed_vocab_size):
-            raise DataError(
-                f"{where}: written by codec {self.fingerprint[:12]}, and {handle.name}'s tokenizer in "
-                f"{handle.checkpoint} is {handle.fingerprint[:12]}; tokenize again with --overwrite, or point "
-                f"[modalities.{handle.name}] checkpoint to the one that wrote them"
-            )
-        now = handle.spec.layout
-        same = type(now) is type(self.layout) and (self._variable or now == self.layout)
-        if not same or getattr(now, "dim", 0) != getattr(self.layout, "dim", 0):
-            raise DataError(
-                f"{where}: stored with the layout {self.layout}, and {handle.name} now has {now}; use the registry "
-                "that they were written with, or tokenize into another folder"
-            )
-        if self.needed_vocab_size > handle.spec.vocab_size:
-            raise DataError(
-                f"{where}: holds ids up to {self.needed_vocab_size - 1}, and {handle.name}'s vocabulary now has "
-                f"{handle.spec.vocab_size}; raise its size, or tokenize again with --overwrite"
-            )
+        where, needed = self.paths[0].parent, self.needed_vocab_size
+        handle.check_tokens_of(where, self.fingerprint, self.layout, needed_vocab_size=needed)
 
 
 def view_key(key: str, number: int) -> str:

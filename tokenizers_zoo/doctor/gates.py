@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.tokens import WHOLE_VIEW, TokenStore, view_key
-from tokenizers_zoo.defaults import same
 from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
 from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
@@ -18,7 +17,7 @@ from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
 from tokenizers_zoo.testing.alignment import Shift, shift_between
 from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry, is_picture
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.validation import bounds
+from tokenizers_zoo.validation import bounds, same
 
 LEAST_SPAN = 0.01
 """Share of the declared range that values span at least: less is another unit."""

@@ -58,6 +58,8 @@ class PatchesModality(ImageValues):
     settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
     published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
     """Mean and deviation per channel at which the published 4M backbones take these values, where they do."""
+    input_form_of: ClassVar[str | None] = None
+    """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
 
     @property
     def checkpoint_class(self) -> str:
@@ -83,6 +85,7 @@ class PatchesModality(ImageValues):
             metrics=self.metrics,
             licence=self.licence,
             aliases=self.aliases,
+            input_form_of=self.input_form_of,
             token_space="values at mean 0 and deviation 1 per channel",
         )
 

@@ -108,7 +108,7 @@ def evaluate_tokenizer(
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
-    folder = handle.codec.evaluations / name if handle.spec.shares_checkpoint else handle.codec.evaluations
+    folder = handle.files.evaluations / name if handle.spec.shares_checkpoint else handle.files.evaluations
     with disk_errors(folder):
         pictures = _write_samples(folder, shown, handle, run) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []

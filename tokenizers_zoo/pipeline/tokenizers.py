@@ -160,9 +160,9 @@ def train_tokenizer(
             f"zoo tokenizer train {other} --data DATA"
         )
     samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
-    if out is None and handle.codec.lacks_vocabulary:
-        with disk_errors(handle.codec.vocabulary):
-            train_vocabulary(handle, samples, handle.codec.vocabulary)
+    if out is None and handle.files.lacks_vocabulary:
+        with disk_errors(handle.files.vocabulary):
+            train_vocabulary(handle, samples, handle.files.vocabulary)
     with disk_errors(folder), replacing_run(folder, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
 

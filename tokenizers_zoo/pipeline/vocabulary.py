@@ -60,7 +60,7 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
         handles = [zoo[other] for other in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
         shared = any(handle.spec.shared_vocabulary for handle in handles)
-        if sequences and (shared or _holds_text(handles[0].codec.vocabulary_folder())):
+        if sequences and (shared or _holds_text(handles[0].files.vocabulary_folder())):
             found[name] = handles
     return found
 
@@ -89,7 +89,7 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
     """
     handles = _sharing(zoo, name)
     folder = _folder(name, handles)
-    if folder != handles[0].codec.vocabulary:
+    if folder != handles[0].files.vocabulary:
         raise CheckpointError(
             f"vocabulary {name}: is on the hub, and cannot grow there; copy {folder} to a folder of yours, and set "
             f"checkpoint to that in {handles[0].settings.origin.file}"
@@ -109,7 +109,7 @@ def check_special_tokens(handle: ModalityHandle) -> None:
     Of its values only those that need none of them could be encoded.
     """
     needed = handle.vocabulary_tokens()
-    if not needed or not _holds_text(folder := handle.codec.vocabulary_folder()):
+    if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
         return
     known = TextVocabulary.load(folder).all_special_tokens
     if missing := [token for token in needed if token not in known]:
@@ -131,7 +131,7 @@ def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
 
 def _folder(name: str, handles: list[ModalityHandle]) -> Path:
     """Where the vocabulary is. Raises CheckpointError where it was not trained yet, or is not one of text."""
-    folder = handles[0].codec.vocabulary_folder()
+    folder = handles[0].files.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "

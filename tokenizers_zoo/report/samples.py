@@ -175,7 +175,7 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
             return _computed(handle, ValueStore.of(data, zoo), pictures)
         except ZooError:
             return Reconstructions()
-    return left_behind(handle, handle.codec.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
+    return left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
 
 
 def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, name: str, shown: int) -> Reconstructions:

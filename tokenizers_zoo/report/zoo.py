@@ -78,7 +78,7 @@ def _write(path: Path, template: str, content: Mapping[str, Any]) -> None:
 def card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
     """What the page of the zoo shows of one modality."""
     spec = handle.spec
-    found = left_behind(handle, handle.codec.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
+    found = left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
     rows = metric_rows(spec, found.metrics)
     return {
         "name": spec.name,
@@ -125,12 +125,12 @@ def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
 
     Beside it means a folder whose config.json names the modality: what `zoo tokenizer train NAME --out FOLDER` wrote.
     """
-    found = {handle.name: handle.codec.evaluations} if handle.has_tokenizer else {}
+    found = {handle.name: handle.files.evaluations} if handle.has_tokenizer else {}
     if handle.spec.shares_checkpoint:
         return found
     for other in zoo.handles():
         if other.plugin_name == handle.plugin_name and other.has_tokenizer:
-            found.setdefault(other.name, other.codec.evaluations)
+            found.setdefault(other.name, other.files.evaluations)
     taken = {path.resolve() for path in found.values()}
     for path in sorted(handle.checkpoint.parent.glob(f"[!.]*/{CONFIG}")):
         folder = path.parent

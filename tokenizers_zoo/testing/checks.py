@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.defaults import same
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.spec import (
@@ -37,6 +36,7 @@ from tokenizers_zoo.validation import (
     fixed_shape,
     has_fixed_length,
     is_batched,
+    same,
 )
 
 FLIPS_ALLOWED = 1e-3
@@ -226,7 +226,7 @@ def save_and_load(subject: Subject) -> None:
     """A checkpoint, copied elsewhere and loaded again, gives the same fingerprint, tokens and values."""
     original = subject.trained
     copy = subject.workdir / "copy"
-    shutil.copytree(original.codec.folder(), copy, dirs_exist_ok=True)
+    shutil.copytree(original.files.folder(), copy, dirs_exist_ok=True)
     loaded = subject.handle.at(copy)
     expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
     tokens = original.encode(subject.values)

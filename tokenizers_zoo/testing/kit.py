@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.defaults import same
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.spec import EmbeddingsLayout
 from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.validation import same
 
 Given = TypeVar("Given")
 

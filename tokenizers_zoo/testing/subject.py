@@ -47,7 +47,7 @@ class Subject:
         self.refused: ZooError | None = None
         """Why the first source that gives nothing does not."""
         self.handle: ModalityHandle = self.zoo[self.name]
-        if self.handle.codec.lacks_vocabulary:
+        if self.handle.files.lacks_vocabulary:
             self.handle = self.handle.at(self.handle.checkpoint, self.workdir / "vocabulary")
 
     @property
@@ -160,8 +160,8 @@ class Subject:
 
     def train(self, folder: Path) -> Path:
         """Train a small tokenizer into `folder`; before it the vocabulary that it writes in, where none is there."""
-        if self.handle.codec.lacks_vocabulary:
-            train_vocabulary(self.handle, self.training_samples, self.handle.codec.vocabulary)
+        if self.handle.files.lacks_vocabulary:
+            train_vocabulary(self.handle, self.training_samples, self.handle.files.vocabulary)
         overrides = {}
         table = self.handle.known_settings().get("tokenizer")
         if dataclasses.is_dataclass(table):

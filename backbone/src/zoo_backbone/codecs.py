@@ -62,14 +62,14 @@ def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dic
     """
     begun = begun_codecs(folder)
     return {
-        handle.name: begun[handle.name] if handle.codec.grew_from(begun.get(handle.name, "")) else handle.fingerprint
+        handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint
         for handle in handles
     }
 
 
 def _is_or_was(handle: ModalityHandle, codec: str) -> bool:
     """True where a handle's tokenizer is this codec, or one that grew from it."""
-    return handle.codec.grew_from(codec) or (handle.has_tokenizer and handle.fingerprint == codec)
+    return handle.files.grew_from(codec) or (handle.has_tokenizer and handle.fingerprint == codec)
 
 
 def check_codec(handle: ModalityHandle, codec: str | None, spec: ModalitySpec | None = None) -> None:

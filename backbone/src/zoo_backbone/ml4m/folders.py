@@ -278,7 +278,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
         except ZooError:
             continue  # one that does not do, or is not enabled
         alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
-        if alike and not before.has_tokenizer and after.codec.published:
+        if alike and not before.has_tokenizer and after.files.published:
             modalities[name] = shared
 
 

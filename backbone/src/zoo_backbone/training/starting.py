@@ -15,7 +15,6 @@ from torch import Tensor
 from tokenizers_zoo.checkpoint import WEIGHTS, load_config
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import difference
-from tokenizers_zoo.sharing import is_text
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.checkpoint import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors, spec_from_json
@@ -139,8 +138,8 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     """
     stored = load_config(start, CLASS)
     old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
-    texts = [handle for handle in handles if is_text(handle)]
-    folders = {handle.spec.vocabulary: handle.codec.vocabulary_folder() for handle in texts}
+    texts = [handle for handle in handles if handle.writes_text]
+    folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in texts}
     vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
     found, by_vocabulary = {}, dict[str, int]()
     for name, vocabulary in old.items():

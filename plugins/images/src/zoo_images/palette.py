@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo import defaults, hookimpl
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
+from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 
@@ -135,10 +136,10 @@ class Palette(TextModality[PaletteSettings]):
         return torch.from_numpy(np.stack(super().decode(tokenizer, tokens)))
 
     @hookimpl
-    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
+    def read_value(self, data: bytes, extension: str, settings: Settings, spec: ModalitySpec) -> Any:
         """Read a `.npy` file. With layout 4m it may have fewer colours; the last is repeated."""
         options = settings.take(PaletteSettings)
-        value = defaults.read_value(self.value_spec(options), data, extension)
+        value = Defaults().read_value(data, extension, spec)
         if options.layout == "4m" and value.shape[1:] == (3,) and 0 < len(value) < options.colours:
             value = np.concatenate([value, np.repeat(value[-1:], options.colours - len(value), axis=0)])
         return value
