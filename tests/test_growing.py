@@ -313,23 +313,32 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
     specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
     old, added = ["picture", "pixels"], ["height", "raw"]
     given = Mixture(inputs=("height", "raw"), targets=("picture",))
-    asked = Mixture(weight=8.0, inputs=("picture", "pixels"), targets=("height",), fill=("picture",))
+    asked = Mixture(weight=8.0, inputs=("picture", "pixels"), targets=("height",), fallback_targets=("picture",))
     assert growing_mixtures([Mixture(weight=7.0)], old, added, specs) == (Mixture(), asked, given)
-    whole = Mixture(weight=3.0, inputs=("pixels", "gone"), targets=("picture",), input_alpha=10.0, alone=0.5)
+    whole = Mixture(
+        weight=3.0, inputs=("pixels", "gone"), targets=("picture",), input_alpha=10.0, single_input_prob=0.5
+    )
     apart = Mixture(weight=9.0, inputs=("gone",))
     parts = growing_mixtures([whole, apart, Mixture(target_alpha=2.0)], old, added, specs)
     assert parts == (
-        Mixture(), dataclasses.replace(whole, weight=6.0, inputs=("pixels",), targets=("height",), fill=("picture",)),
+        Mixture(),
+        dataclasses.replace(
+            whole, weight=6.0, inputs=("pixels",), targets=("height",), fallback_targets=("picture",)
+        ),
         dataclasses.replace(asked, weight=2.0, target_alpha=2.0), given,
     )  # fmt: skip
-    other = dataclasses.replace(whole, targets=("height",), fill=("picture", "gone"))
-    assert growing_mixtures([other], old, ["raw", "height"], specs)[1].fill == ("picture",), "of a run that grew before"
+    other = dataclasses.replace(whole, targets=("height",), fallback_targets=("picture", "gone"))
+    assert growing_mixtures([other], old, ["raw", "height"], specs)[1].fallback_targets == ("picture",), (
+        "of a run that grew before"
+    )
     two = [item for item in all_layouts() if item.name in ("picture", "code")]
     apart_too = [whole, dataclasses.replace(whole, targets=("code",))]
     parts = growing_mixtures(apart_too, ["picture", "pixels", "code"], ["height"], [*specs, *two[1:]])
-    assert [part.fill for part in parts] == [(), ("picture", "code"), ("picture", "code"), ()], "what any part asks for"
+    assert [part.fallback_targets for part in parts] == [(), ("picture", "code"), ("picture", "code"), ()], (
+        "what any part asks for"
+    )
     frozen = growing_mixtures([whole], old, added, specs, frozen=True)
-    assert [part.fill for part in frozen] == [(), (), ()], "what does not move fills no budget"
+    assert [part.fallback_targets for part in frozen] == [(), (), ()], "what does not move fills no budget"
     assert growing_mixtures([apart], old, added, specs) == (Mixture(), asked, given), "none that could be asked"
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
@@ -349,7 +358,9 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     trained = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
     config = growing_config(trained, grown(), new_tokens, {}, 0.5)
     new = tuple(item.name for item in NEW if not item.continuous)
-    assert config.masking.mixtures[1] == dataclasses.replace(asked, weight=8.0, targets=new, fill=("words",))
+    assert config.masking.mixtures[1] == dataclasses.replace(
+        asked, weight=8.0, targets=new, fallback_targets=("words",)
+    )
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
@@ -362,7 +373,7 @@ def test_what_was_added_is_old_when_the_run_grows_again(old_run: Path, new_token
     assert once.train.masking.mixtures == asked == trained.train.masking.mixtures != config.masking.mixtures
     again = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
     (asking,) = (part for part in again.masking.mixtures if part.targets == ("global",))
-    assert "height" in asking.inputs and "height" in asking.fill
+    assert "height" in asking.inputs and "height" in asking.fallback_targets
     assert again.datasets[0].mixtures == asked and "height" in again.datasets[0].modalities
     parts = Mixture(inputs=("picture",), targets=("words",), weight=2.0), Mixture()
     masking = dataclasses.replace(trained.train.masking, mixtures=parts)

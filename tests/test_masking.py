@@ -21,10 +21,9 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.budgets import fill, fill_with_limit
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.masking import Masker
+from zoo_backbone.masking import Masker, fill, fill_with_limit
 from zoo_backbone.spans import Spans, choose, mask_spans, ragged
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
@@ -305,7 +304,10 @@ def test_every_sample_can_be_read_back(
 ) -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
-    mixtures = (Mixture(input_alpha=alpha, target_alpha=alpha, alone=0.3), Mixture(inputs=("words", "code"), alone=0.7))
+    mixtures = (
+        Mixture(input_alpha=alpha, target_alpha=alpha, single_input_prob=0.3),
+        Mixture(inputs=("words", "code"), single_input_prob=0.7),
+    )
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
@@ -355,7 +357,7 @@ def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
     """They are fewer than the targets' budget leaves room for, so that rounding would leave all of them as targets."""
     specs = [spec("few", VectorLayout(length=length)), spec("picture", GridLayout(shape=(4, 4)))]
     raw = raw_batch(specs, 200)
-    for mixture in (Mixture(inputs=("few",)), Mixture(alone=1.0)):
+    for mixture in (Mixture(inputs=("few",)), Mixture(single_input_prob=1.0)):
         config = MaskingConfig(input_budget=16, target_budget=128, mixtures=(mixture,))
         batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
         assert batch.inputs.mask.any(dim=1).all()
@@ -463,7 +465,7 @@ def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
 def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
     specs = all_layouts()
     mixtures = (
-        Mixture(alone=0.5),
+        Mixture(single_input_prob=0.5),
         Mixture(weight=2, input_alpha=0.1, inputs=("picture", "words"), targets=("code",)),
     )
     masker = Masker(
@@ -545,7 +547,7 @@ def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float)
     specs = [spec("picture", GridLayout(shape=(8, 8))), spec("other", GridLayout(shape=(8, 8)))]
     specs += [spec("class", VectorLayout(length=1)), spec("raw", PatchesLayout(shape=(3, 3), dim=2))]
     raw = raw_batch(specs, 3000, seed=1, absent=0.3)
-    mixture = Mixture(inputs=("picture", "class", "raw"), alone=share)
+    mixture = Mixture(inputs=("picture", "class", "raw"), single_input_prob=share)
     config = MaskingConfig(input_budget=40, target_budget=60, min_input=0, mixtures=(mixture,))
     batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
@@ -570,7 +572,7 @@ def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
     plain = MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=(Mixture(),))
     raw = raw_batch(specs, 200, seed=3)
     before = flat_tensors(Masker(EmbeddingLayout(specs), plain)(raw, seed=5, step=7))
-    mixed = dataclasses.replace(plain, mixtures=(Mixture(alone=0.2),))
+    mixed = dataclasses.replace(plain, mixtures=(Mixture(single_input_prob=0.2),))
     after = flat_tensors(Masker(EmbeddingLayout(specs), mixed)(raw, seed=5, step=7))
     same = torch.stack([(a == b).all(dim=1) for a, b in zip(before, after, strict=True)]).all(dim=0)
     assert 0.7 < same.float().mean().item() < 0.9
@@ -582,7 +584,7 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
     raw = raw_batch(specs, 200, seed=2)
     raw.lengths[:, 1] = 0
     parts = (
-        Mixture(inputs=("picture", "words"), targets=("code",), alone=1.0),
+        Mixture(inputs=("picture", "words"), targets=("code",), single_input_prob=1.0),
         Mixture(inputs=("picture", "code"), targets=("words",)),
     )
     config = MaskingConfig(input_budget=24, target_budget=8, min_input=0, mixtures=parts)
@@ -598,7 +600,9 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
 def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)] + [spec("words", sequence(9, 4), 30)]
     names = [item.name for item in specs]
-    mixture = Mixture(inputs=("grid_0",), targets=("grid_1", "words"), fill=("grid_2", "grid_3"), target_alpha=alpha)
+    mixture = Mixture(
+        inputs=("grid_0",), targets=("grid_1", "words"), fallback_targets=("grid_2", "grid_3"), target_alpha=alpha
+    )
     raw = raw_batch(specs, 1000, seed=3, absent=0.2)
     for budget in (20, 40):
         config = MaskingConfig(input_budget=16, target_budget=budget, mixtures=(mixture,))
@@ -606,7 +610,9 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
         kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))
         counts = torch.stack([(kinds == k).sum(dim=1) for k in range(len(specs))], dim=1)
         has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a whole sequence has its end
-        first, last = (torch.tensor([names.index(name) for name in part]) for part in (mixture.targets, mixture.fill))
+        first, last = (
+            torch.tensor([names.index(name) for name in part]) for part in (mixture.targets, mixture.fallback_targets)
+        )
         of_first, of_last = has[:, first].sum(dim=1), has[:, last].sum(dim=1)
         assert torch.equal(counts[:, first].sum(dim=1), of_first.clamp(max=budget))
         assert torch.equal(counts[:, last].sum(dim=1), of_last.minimum((budget - of_first).clamp(min=0)))
@@ -622,7 +628,7 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
     raw, layout = raw_batch(specs, 300, seed=4, absent=0.2), EmbeddingLayout(specs)
     names = [item.name for item in specs]
     own = Mixture(targets=("grid_0", "words"))
-    filling = dataclasses.replace(own, fill=("grid_1", "grid_2"))
+    filling = dataclasses.replace(own, fallback_targets=("grid_1", "grid_2"))
     budgets = {"input_budget": 32, "target_budget": 24, "min_input": 0}
     alone, filled = (
         Masker(layout, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
@@ -653,7 +659,7 @@ def test_where_no_span_fits_a_prefix_goes_before_what_fills(budget: int) -> None
     specs = [spec("grid", GridLayout(shape=(4, 4))), spec("words", sequence(9, 4), 30)]
     raw, layout = raw_batch(specs, 300), EmbeddingLayout(specs)
     config = MaskingConfig(input_budget=8, target_budget=budget, mixtures=(Mixture(targets=("words",)),))
-    filling = dataclasses.replace(config, mixtures=(Mixture(targets=("words",), fill=("grid",)),))
+    filling = dataclasses.replace(config, mixtures=(Mixture(targets=("words",), fallback_targets=("grid",)),))
     alone, filled = (Masker(layout, each)(raw, seed=0, step=0) for each in (config, filling))
     for number in range(len(raw)):
         before, after = (Unpacked(layout, batch, number) for batch in (alone, filled))
@@ -665,7 +671,9 @@ def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)]
     raw = raw_batch(specs, 100)
     raw.present[:, :2], raw.lengths[:, :2] = False, 0
-    first, second = (Mixture(inputs=("grid_0",), targets=(name,), fill=("grid_3",)) for name in ("grid_1", "grid_2"))
+    first, second = (
+        Mixture(inputs=("grid_0",), targets=(name,), fallback_targets=("grid_3",)) for name in ("grid_1", "grid_2")
+    )
     config = MaskingConfig(target_budget=16, mixtures=(dataclasses.replace(first, weight=9.0), second))
     targets = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).targets
     assert targets.mask.all() and (targets.modalities == 2).all()
@@ -674,8 +682,8 @@ def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"fill": ("code",)}, "fill: expected targets beside it"),
-        ({"fill": ("code", "clip"), "targets": ("clip",)}, "fill: clip is in targets, too"),
+        ({"fallback_targets": ("code",)}, "fallback_targets"),
+        ({"fallback_targets": ("code", "clip"), "targets": ("clip",)}, "fallback_targets: clip"),
     ],
 )
 def test_what_fills_stands_beside_targets(part: dict[str, tuple[str, ...]], message: str) -> None:
@@ -686,17 +694,17 @@ def test_what_fills_stands_beside_targets(part: dict[str, tuple[str, ...]], mess
 def test_what_fills_can_be_made() -> None:
     layout = EmbeddingLayout(all_layouts())
     for name, error, message in (
-        ("pixels", ConfigError, "masking: mixtures: fill: pixels: a patches modality"),
+        ("pixels", ConfigError, "masking: mixtures: fallback_targets: pixels: a patches modality"),
         ("pictures", UnknownNameError, "did you mean picture"),
     ):
         with pytest.raises(error, match=message):
-            Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("clip",), fill=(name,)),)))
+            Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("clip",), fallback_targets=(name,)),)))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
-    with pytest.raises(ValueError, match="alone: expected 0 to 1"):
-        Mixture(alone=share)
+    with pytest.raises(ValueError, match="single_input_prob"):
+        Mixture(single_input_prob=share)
 
 
 def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() -> None:

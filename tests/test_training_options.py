@@ -415,7 +415,9 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=given):
         opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(targets=("words",)))))
     assert opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
-    assert opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",), fill=("more",)),))), "what fills is asked"
+    assert opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",), fallback_targets=("more",)),))), (
+        "what fills is asked"
+    )
     with pytest.raises(DataError, match="no tokens of absent, nor in another dataset"):
         opened(Dataset(tokens=other), specs=[*specs, spec("absent", GridLayout(shape=(2, 2)))])
     with pytest.raises(UnknownNameError, match="clpi"):

@@ -117,46 +117,45 @@ def preset(name: str) -> ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """One Dirichlet over the modalities (4M, section 2.3): how the budgets are shared in one part of the samples."""
+    """A component of the mixture of Dirichlets (4M, section 2.3): how some of the samples share the budgets."""
 
     weight: float = 1.0
-    """How often this part is drawn, relative to the others."""
+    """How often this component is drawn, relative to the others."""
     input_alpha: float = 1.0
-    """Concentration for inputs: small gives few modalities much, large gives all the same."""
+    """Dirichlet concentration of the inputs: a small value concentrates them on few modalities."""
     target_alpha: float = 1.0
-    """Concentration for targets."""
+    """Dirichlet concentration of the targets."""
     inputs: tuple[str, ...] = ()
-    """Modalities that may be inputs; empty means all."""
+    """Modalities that may be inputs; empty: all."""
     targets: tuple[str, ...] = ()
-    """Modalities that may be targets; empty means all that are discrete."""
-    fill: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Modalities that are asked for, too, with what `targets` leave of the target budget; empty means none. Inputs are
-    the same with and without."""
-    alone: float = 0.0
-    """Share of these samples, 0 to 1, whose input is of one modality alone, however few tokens that has."""
+    """Modalities that may be targets; empty: all discrete ones."""
+    fallback_targets: tuple[str, ...] = ()
+    """Modalities that use the rest of the target budget where `targets` leave some. They do not change the inputs."""
+    single_input_prob: float = 0.0
+    """Probability that a sample has a single input modality, however few tokens it has."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "input_alpha", "target_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        if not 0 <= self.alone <= 1:
-            raise ValueError(f"alone: expected 0 to 1, got {self.alone}")
-        if self.fill and not self.targets:
-            raise ValueError("fill: expected targets beside it: without them all are targets, and nothing is left")
-        if twice := sorted(set(self.fill) & set(self.targets)):
-            raise ValueError(f"fill: {twice[0]} is in targets, too; name it in one of them")
+        if not 0 <= self.single_input_prob <= 1:
+            raise ValueError(f"single_input_prob: expected 0 to 1, got {self.single_input_prob}")
+        if self.fallback_targets and not self.targets:
+            raise ValueError("fallback_targets: expected targets as well; by default all modalities are targets")
+        if twice := sorted(set(self.fallback_targets) & set(self.targets)):
+            raise ValueError(f"fallback_targets: {twice[0]} is in targets as well; name it in one of them")
 
-    def asks(self, discrete: Sequence[str]) -> tuple[str, ...]:
-        """The modalities that may be targets: those that are named, or all of these, which can be."""
-        return (*self.targets, *self.fill) or tuple(discrete)
+    def target_names(self, discrete: Sequence[str]) -> tuple[str, ...]:
+        """Return the modalities that may be targets, out of `discrete` where the component names none."""
+        return (*self.targets, *self.fallback_targets) or tuple(discrete)
 
-    def gives(self, readable: Sequence[str]) -> tuple[str, ...]:
-        """The modalities that may be inputs: those that are named, or all of these, which can be."""
+    def input_names(self, readable: Sequence[str]) -> tuple[str, ...]:
+        """Return the modalities that may be inputs, out of `readable` where the component names none."""
         return self.inputs or tuple(readable)
 
 
-MOSTLY_ONE = Mixture(weight=3.0, input_alpha=0.1, alone=0.1), Mixture(alone=0.1)
-"""A mixture for any modalities: what is asked of a model is mostly to make some from one, or from a few."""
+FEW_INPUTS = Mixture(weight=3.0, input_alpha=0.1, single_input_prob=0.1), Mixture(single_input_prob=0.1)
+"""The default mixture: most requests to a trained model have one input modality, or a few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,15 +163,15 @@ class MaskingConfig:
     """How tokens are drawn as inputs and targets."""
 
     input_budget: int = 128
-    """Input tokens per sample, at most."""
+    """Maximum number of input tokens per sample."""
     target_budget: int = 128
-    """Target tokens per sample, at most."""
+    """Maximum number of target tokens per sample."""
     min_input: int | None = None
-    """The input budget of a sample is drawn uniformly from here to `input_budget`. Absent: from an eighth of it, so
-    that a model also learns from little; 0: always the whole."""
-    mixtures: tuple[Mixture, ...] = MOSTLY_ONE
-    """The parts of the mixture; absent: in most samples more than half of the input is of one modality, and in one of
-    ten all of it."""
+    """Each sample draws its input budget uniformly from `min_input` to `input_budget`. Default: an eighth of
+    `input_budget`, so that the model also learns from few tokens; 0: always the full budget."""
+    mixtures: tuple[Mixture, ...] = FEW_INPUTS
+    """Components of the mixture. By default one modality has more than half of the input in most samples, and all of it
+    in one of ten."""
     span_length: float = 3.0
     """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
 
@@ -188,7 +187,7 @@ class MaskingConfig:
 
     @property
     def least_input(self) -> int:
-        """The least input budget of a sample."""
+        """The smallest input budget of a sample."""
         if self.min_input is None:
             return max(1, self.input_budget // 8)
         return self.min_input or self.input_budget

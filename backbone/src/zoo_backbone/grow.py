@@ -154,14 +154,14 @@ def growing_mixtures(
     read = [name for name in old if name not in model.targets_only]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
-    made = tuple(name for name in known if any(name in part.asks(known) for part in asked))
+    made = tuple(name for name in known if any(name in part.target_names(known) for part in asked))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = ASKING / sum(part.weight for part in ways)
         for part in ways:
-            inputs = tuple(name for name in part.gives(read) if name in read)
+            inputs = tuple(name for name in part.input_names(read) if name in read)
             weight, fill = scale * part.weight, () if frozen else made
-            parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fill=fill))
+            parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fallback_targets=fill))
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
@@ -245,7 +245,7 @@ def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[Modali
     """Raise ConfigError for an added modality that no part of the mixtures gives or asks for."""
     discrete = [spec.name for spec in specs if not spec.continuous]
     parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
-    met = {name for part in parts for name in (*part.gives(added), *part.asks(discrete))}
+    met = {name for part in parts for name in (*part.input_names(added), *part.target_names(discrete))}
     for name in added:
         if name not in met:
             raise ConfigError(

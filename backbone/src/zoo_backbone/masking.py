@@ -1,94 +1,128 @@
-"""Masking: from all tokens of some samples to the few that are inputs and targets (4M, arXiv 2312.06647, section 2.3).
+"""Masking: choose the inputs and targets of some samples and pack them (4M, arXiv 2312.06647, section 2.3).
 
-Per sample, a part of the mixture is drawn, then from its Dirichlets the shares of the modalities that the sample has.
-What a modality gets of a budget by its share, in whole tokens, is its quota. Inputs are chosen first, targets from what
-is left:
+Each sample draws a component of the mixture, then from its two Dirichlets the shares of the sample's modalities in the
+input and the target budget. A modality's share of a budget in whole tokens is its quota. Inputs are chosen first,
+targets from the rest:
 
 - Grids, vectors and continuous layouts: random positions.
-- Inputs of a sequence: random spans are masked, each replaced by one sentinel, so that the kept tokens and the
-  sentinels are its quota. Where the quota is the whole length, all is kept, and nothing is left to predict.
-- Targets of a sequence: of the masked spans whole ones, drawn at random as long as they fit, in reading order, and then
-  `end`. A span that does not fit is not asked for; only its sentinel is seen. In two cases all spans are asked for, the
-  targets are cut anywhere, and `end` may be missing: in a sequence of which the input has nothing, which is one span,
-  and in a sample that would else have no target.
-- What a part's targets leave of the budget goes to what it names to `fill` it, as far as no input has it, shared out
-  in the same way.
-- Where inputs are marked as in training of the published models (`ModelConfig.marked_inputs`), `end` is a token of the
-  sequence like any other, kept or masked; where not all spans fit, neighbours are asked for; and the sentinel of the
-  next span closes.
+- Inputs of a sequence: random spans are masked and replaced by one sentinel each; kept tokens and sentinels fill the
+  quota. A quota of the whole length keeps everything, and nothing is left to predict.
+- Targets of a sequence: random spans, as many as fit, in reading order, then the id `end`. A span that does not fit is
+  not predicted; the input still shows its sentinel. In two cases all spans are targets, cut off at the budget, so that
+  `end` may be missing: for a sequence without input tokens (one single span), and for a sample that would otherwise
+  have no target.
+- What `targets` leave of the target budget goes to the component's `fallback_targets`, shared in the same way.
+- Published models (`EmbeddingLayout.marked_inputs`) treat `end` as a token of the sequence, kept or masked. Where not
+  all spans fit, their targets are adjacent spans, closed by the sentinel of the next one.
 
-Budgets are full whenever the sample has the tokens: a share that a modality cannot use goes to the others. Where a
-sample has fewer tokens than both budgets ask for, both get less in proportion, so that there is always something to
-predict. So a model never sees a short modality alone, unless a part of the mixture asks for that: in its share `alone`
-of the samples, the modality with the largest share is the only input.
+Budgets are full whenever the sample has enough tokens: a share that a modality cannot use goes to the others. A sample
+with fewer tokens than both budgets splits them in proportion, so that there is always something to predict. A short
+modality is the only input only where a component asks for it, by `single_input_prob`.
 
-Random numbers are Philox's (Salmon et al. 2011), keyed by the seed and counted by step and slot: the mask of a sample
-depends on seed, step, its slot in the batch and the sample itself, not on the batch's size or on other samples.
+Masks are a pure function of (seed, step, slot, sample). Random numbers are Philox's (Salmon et al. 2011), keyed by the
+seed and counted by step and slot, so the mask of a sample does not depend on the batch size or on other samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.budgets import Floats, Ints, after_others, fill, fill_with_limit
+from tokenizers_zoo.spec import SequenceLayout
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets, RawBatch
 from zoo_backbone.config import MaskingConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.placing import Placing, TableArrays
-from zoo_backbone.spans import Bools, Keys, Spans, mask_spans
+from zoo_backbone.spans import Bools, Floats, Ints, Keys, Spans, mask_spans, ragged, sorted_draw
 
 WORD = 1 << 64
 LARGEST = np.iinfo(np.int64).max
+SMALLEST_LOG_SHARE = -600.0
+"""exp(-600) is far above float64 underflow, and far too small to earn a token of any budget."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch; those of a slot are the same in any batch."""
+    """The random numbers of a batch; each slot has the same numbers in any batch."""
 
-    part: Floats
-    """`batch`, uniform: which part of the mixture."""
+    component: Floats
+    """`batch`, uniform: which component of the mixture."""
     budget: Floats
     """`batch`, uniform: how much of the input budget."""
+    single_input: Floats
+    """`batch`, uniform: whether the input is a single modality."""
     rounding: Floats
-    """`batch 3`, uniform: of inputs, of targets, of what sequences leave."""
+    """`batch 3`, uniform: for inputs, targets, and what sequences leave of the target budget."""
     log_shares: Floats
-    """`batch parts 2 modalities`: logarithms of Gamma variables; normed, they are Dirichlet variables."""
+    """`batch components 2 modalities`: logarithms of Gamma variables; normalised, they are Dirichlet variables."""
     span_rounding: Floats
     """`batch sequences`, uniform."""
     orders: Keys
-    """`batch tokens`: keys that order the tokens of all modalities that are not sequences."""
+    """`batch tokens`: keys that order the tokens of all modalities other than sequences."""
     cuts: Keys
     """`batch*sequences width`: keys for the lengths of spans."""
     places: Keys
     """`batch*sequences width+1`: keys for their places."""
     turns: Keys
-    """`batch*sequences width`: keys for the order in which they are asked for."""
-    alone: Floats
-    """`batch`, uniform: whether the input is of one modality alone."""
+    """`batch*sequences width`: keys for the order in which spans become targets."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modalities of one fixed length, whose tokens are ordered together."""
+
+    indices: Ints
+    """`group`: in the list of specs."""
+    columns: slice
+    """Their keys in `Draws.orders`."""
+    length: int
 
 
 class Masker:
-    """Packs raw batches. Raises ConfigError or UnknownNameError for a mixture that names what cannot be."""
+    """Turns raw batches into packed ones.
+
+    Raises ConfigError or UnknownNameError for a mixture whose inputs or targets are impossible for the modalities.
+    """
 
     def __init__(self, layout: EmbeddingLayout, config: MaskingConfig) -> None:
         self.layout = layout
         self.config = config
-        self._arrays = TableArrays(layout)
-        parts = config.mixtures
-        self._weights = np.array([part.weight for part in parts])
-        self._may_be_input = np.array([self._allowed("inputs", part.gives(layout.readable)) for part in parts])
-        self._targets = np.array([self._allowed("targets", part.targets or layout.discrete) for part in parts])
-        self._fills = np.array([self._allowed("fill", part.fill) for part in parts])
-        self._may_be_target = self._targets | self._fills
-        self._alphas = np.array([[part.input_alpha, part.target_alpha] for part in parts])
-        self._alone = np.array([part.alone for part in parts])
+        mixtures = config.mixtures
+        self._weights = np.array([component.weight for component in mixtures])
+        self._may_be_input = np.array([self._allowed("inputs", c.input_names(layout.readable)) for c in mixtures])
+        self._targets = np.array([self._allowed("targets", c.targets or layout.discrete) for c in mixtures])
+        self._fallbacks = np.array([self._allowed("fallback_targets", c.fallback_targets) for c in mixtures])
+        self._may_be_target = self._targets | self._fallbacks
+        self._alphas = np.array([[component.input_alpha, component.target_alpha] for component in mixtures])
+        self._single_input_prob = np.array([component.single_input_prob for component in mixtures])
+        specs = layout.specs
+        self._continuous = np.array([spec.continuous for spec in specs])
+        self._position_start = np.array([layout.positions[name].start for name in layout.names], np.int64)
+        self._token_start = np.array([0 if spec.continuous else layout.token_rows(spec.name).start for spec in specs])
+        self._sequences: Ints = np.flatnonzero(layout.causal)
+        sequences = [spec.layout for spec in specs if isinstance(spec.layout, SequenceLayout)]
+        self._end = np.array([sequence.end for sequence in sequences], np.int64)
+        self._sentinel = np.array([sequence.sentinel_start for sequence in sequences], np.int64)
+        self._num_sentinels = np.array([sequence.num_sentinels for sequence in sequences], np.int64)
+        self._width = max((sequence.max_length for sequence in sequences), default=0)
+        self._groups: list[Group] = []
+        by_length: dict[int, list[int]] = {}
+        for index, spec in enumerate(specs):
+            if not isinstance(spec.layout, SequenceLayout):
+                by_length.setdefault(spec.layout.length, []).append(index)
+        start = 0
+        for length, indices in by_length.items():
+            end = start + len(indices) * length
+            self._groups.append(Group(indices=np.array(indices), columns=slice(start, end), length=length))
+            start = end
+        self._num_keys = start
 
     def _allowed(self, key: str, names: Sequence[str]) -> Bools:
-        """Which modalities a key of a part allows, `modalities`."""
+        """Return the modalities that a key of a component allows, `modalities`."""
         check = self.layout.check_read if key == "inputs" else self.layout.check_made
         allowed = np.zeros(len(self.layout), bool)
         allowed[[self.layout.index(name) for name in names]] = True
@@ -99,33 +133,32 @@ class Masker:
         return allowed
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
-        """Choose and pack; `first_slot` is the slot of the first sample where the batch is a part of a larger one."""
-        raw = self._ended(raw) if self.layout.marked_inputs else raw
+        """Choose and pack. `first_slot` is the slot of the first sample where this is a part of a larger batch."""
+        if self.layout.marked_inputs:
+            raw = self._append_end(raw)
         draws = self._draw(len(raw), seed, step, first_slot)
-        part = self._part(raw, draws)
-        rows = np.arange(len(raw))
-        inputs_allowed = self._may_be_input[part] & raw.present
-        targets_allowed = self._may_be_target[part] & raw.present
-        targets_first = self._targets[part] & raw.present
+        component = self._choose_component(raw, draws)
+        inputs_allowed = self._may_be_input[component] & raw.present
+        targets_allowed = self._may_be_target[component] & raw.present
+        targets_first = self._targets[component] & raw.present
         targets_first = np.where(targets_first.any(axis=1, keepdims=True), targets_first, targets_allowed)
-        log_shares = draws.log_shares[rows, part]
-        alone = draws.alone < self._alone[part]
-        inputs_allowed[alone] &= _largest(log_shares[alone, 0], inputs_allowed[alone] & (raw.lengths[alone] > 0))
+        log_shares = draws.log_shares[np.arange(len(raw)), component]
+        single = draws.single_input < self._single_input_prob[component]
+        possible = inputs_allowed[single] & (raw.lengths[single] > 0)
+        largest = np.where(possible, log_shares[single, 0], -np.inf).argmax(axis=1)
+        inputs_allowed[single] &= np.arange(len(self.layout)) == largest[:, None]
         inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_first)
         spans = self._mask_sequences(raw, draws, inputs)
-        of_targets = after_others(log_shares[:, 1], self._fills[part])
-        targets, asked = self._share_targets(raw, draws, of_targets, targets_allowed, targets_first, inputs, spans)
-        placing = Placing(self._arrays, self.config, raw, inputs, targets)
-        for group in self._arrays.groups:
-            placing.add_group(group, draws.orders[:, group.columns])
-        if len(self._arrays.sequences):
-            placing.add_sequences(spans, asked)
-        return placing.batch()
+        target_shares = after_others(log_shares[:, 1], self._fallbacks[component])
+        targets, selected = self._share_targets(
+            raw, draws, target_shares, targets_allowed, targets_first, inputs, spans
+        )
+        return self._pack(raw, draws, inputs, targets, spans, selected)
 
-    def _ended(self, raw: RawBatch) -> RawBatch:
-        """The same samples with `end` behind each sequence that has not its maximum length."""
+    def _append_end(self, raw: RawBatch) -> RawBatch:
+        """Return the same samples with `end` appended to each sequence shorter than its maximum length."""
         tokens, lengths = dict(raw.tokens), raw.lengths.copy()
-        for index, end in zip(self._arrays.sequences, self._arrays.end, strict=True):
+        for index, end in zip(self._sequences, self._end, strict=True):
             spec, length = self.layout.specs[index], raw.lengths[:, index]
             rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
             stored = tokens[spec.name]
@@ -137,112 +170,270 @@ class Masker:
         return replace(raw, tokens=tokens, lengths=lengths)
 
     def _draw(self, batch: int, seed: int, step: int, first_slot: int) -> Draws:
-        """Fill the arrays slot by slot: each slot is a stream of its own."""
-        parts, modalities, sequences = len(self._weights), len(self.layout), len(self._arrays.sequences)
-        width = self._arrays.width
-        uniform = np.empty((batch, 5 + sequences + 2 * parts * modalities))
-        gamma = np.empty((batch, parts, 2, modalities))
-        fixed = sum(len(group.indices) * group.length for group in self._arrays.groups)
+        """Draw all random numbers; each slot has its own stream."""
+        components, modalities, sequences = len(self._weights), len(self.layout), len(self._sequences)
+        width, fixed = self._width, self._num_keys
+        uniform = np.empty((batch, 5 + sequences + 2 * components * modalities))
+        gamma = np.empty((batch, components, 2, modalities))
         keys = np.empty((batch, fixed + sequences * (3 * width + 1) + 1), np.uint64)
         stream = np.random.Philox(key=seed % WORD)
         generator = np.random.Generator(stream)
         state = stream.state
         for slot in range(batch):
-            # A counter of its own is a stream of its own; setting it is much faster than a new generator.
+            # Setting the counter starts a new stream, and is much faster than a new generator.
             state["state"]["counter"][:] = 0, 0, first_slot + slot, step
             stream.state = state
             generator.random(out=uniform[slot])
-            for part in range(parts):
+            for component in range(components):
                 for side in range(2):
-                    gamma[slot, part, side] = generator.standard_gamma(self._alphas[part, side] + 1, modalities)
+                    alpha = self._alphas[component, side]
+                    gamma[slot, component, side] = generator.standard_gamma(alpha + 1, modalities)
             keys[slot] = stream.random_raw(keys.shape[1])
-        # G(a) = G(a + 1) U^(1 / a) (Marsaglia and Tsang 2000, section 6), in logarithms so that a small a does not
-        # give 0.
+        # G(a) = G(a + 1) U^(1 / a) (Marsaglia and Tsang 2000, section 6), in logarithms: a small a would give 0.
         power = uniform[:, 5 + sequences :].reshape(gamma.shape)
         log_shares = np.log(gamma) + np.log1p(-power) / self._alphas[:, :, None]
         spans = keys[:, fixed:-1].reshape(batch * sequences, 3 * width + 1)
         return Draws(
-            part=uniform[:, 0], budget=uniform[:, 1], rounding=uniform[:, 2:5], log_shares=log_shares,
-            span_rounding=uniform[:, 5 : 5 + sequences], orders=keys[:, :fixed],
-            cuts=spans[:, :width], places=spans[:, width : 2 * width + 1], turns=spans[:, 2 * width + 1 :],
-            alone=keys[:, -1] / float(WORD),
+            component=uniform[:, 0], budget=uniform[:, 1], single_input=keys[:, -1] / float(WORD),
+            rounding=uniform[:, 2:5], log_shares=log_shares, span_rounding=uniform[:, 5 : 5 + sequences],
+            orders=keys[:, :fixed], cuts=spans[:, :width], places=spans[:, width : 2 * width + 1],
+            turns=spans[:, 2 * width + 1 :],
         )  # fmt: skip
 
-    def _part(self, raw: RawBatch, draws: Draws) -> Ints:
-        """The part of the mixture for each sample, among those for which it has something to predict and, where there
-        are any, something to give, and more to predict than what fills.
-        """
-        asked = (raw.present[:, None] & self._may_be_target).any(axis=2)
-        given = asked & (raw.present[:, None] & self._may_be_input).any(axis=2)
-        first = np.where(given.any(axis=1, keepdims=True), given, asked)
+    def _choose_component(self, raw: RawBatch, draws: Draws) -> Ints:
+        """Draw a component per sample, preferring those with targets, then with inputs, then with first targets."""
+        targets = (raw.present[:, None] & self._may_be_target).any(axis=2)
+        both = targets & (raw.present[:, None] & self._may_be_input).any(axis=2)
+        first = np.where(both.any(axis=1, keepdims=True), both, targets)
         first &= (raw.present[:, None] & self._targets).any(axis=2)
         weights = self._weights
-        for possible in (asked, given, first):
+        for possible in (targets, both, first):
             weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)
         edges = np.cumsum(weights, axis=1)
-        chosen: Ints = np.argmax(edges > draws.part[:, None] * edges[:, -1:], axis=1)
+        chosen: Ints = np.argmax(edges > draws.component[:, None] * edges[:, -1:], axis=1)
         return chosen
 
     def _share_inputs(
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, targets_allowed: Bools
     ) -> Ints:
-        """The quotas of the inputs: tokens per sample and modality, `batch modalities`."""
+        """Return the input tokens per sample and modality, `batch modalities`."""
         low, high = self.config.least_input, self.config.input_budget
         budget = low + np.floor(draws.budget * (high - low + 1)).astype(np.int64)
         capacity = np.where(allowed, raw.lengths, 0)
-        # Tokens that both sides may use: leave of them what the targets need, or their proportion where they are few.
+        # Of the tokens that both sides may use, leave what the targets need, or their proportion if there are few.
         both = allowed & targets_allowed
         shared = np.where(both, raw.lengths, 0).sum(axis=1)
         others = np.where(targets_allowed & ~allowed, raw.lengths, 0).sum(axis=1)
         need = np.maximum(self.config.target_budget - others, 0)
         left = np.minimum(need, -(-shared * need // (need + budget)))
-        # But one is given where there is nothing else to give, and something else to predict.
+        # But keep one input where there is no other input, and another target.
         only = ~(allowed & ~targets_allowed & (raw.lengths > 0)).any(axis=1) & (others > 0)
         left = np.where(only, np.minimum(left, np.maximum(shared - 1, 0)), left)
         return fill_with_limit(log_shares, capacity, budget, draws.rounding[:, 0], both, shared - left)
 
     def _mask_sequences(self, raw: RawBatch, draws: Draws, inputs: Ints) -> Spans:
-        """The spans of all sequences of all samples; row `sample * sequences + sequence`."""
-        sequences = self._arrays.sequences
-        lengths = raw.lengths[:, sequences].ravel()
+        """Return the spans of all sequences of all samples; row `sample * sequences + sequence`."""
+        lengths = raw.lengths[:, self._sequences].ravel()
         longest = max(int(lengths.max(initial=0)), 1)
         masked = mask_spans(
-            lengths, inputs[:, sequences].ravel(), np.tile(self._arrays.limits, len(raw)), self.config.span_length,
-            draws.span_rounding.ravel(), draws.cuts[:, :longest], draws.places[:, : longest + 1],
+            lengths, inputs[:, self._sequences].ravel(), np.tile(self._num_sentinels, len(raw)),
+            self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
+            draws.places[:, : longest + 1],
         )  # fmt: skip
         return Spans.of(masked)
 
     def _share_targets(
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, first: Bools, inputs: Ints, spans: Spans
     ) -> tuple[Ints, Bools]:
-        """Target tokens per sample and modality, `batch modalities`, and the spans that are asked for, `spans`."""
-        of_sequences = np.ix_(np.arange(len(raw)), self._arrays.sequences)
-        shape = (len(raw), len(self._arrays.sequences))
+        """Return the target tokens per sample and modality, `batch modalities`, and the selected spans, `spans`."""
+        in_sequences = np.ix_(np.arange(len(raw)), self._sequences)
+        shape = (len(raw), len(self._sequences))
         capacity = raw.lengths - inputs
-        capacity[of_sequences] = spans.cost().reshape(shape)
+        capacity[in_sequences] = spans.cost().reshape(shape)
         whole = self.layout.causal & (inputs == 0)
         capacity[whole] = raw.lengths[whole] + 1
         capacity[~allowed] = 0
         budget = np.full(len(raw), self.config.target_budget)
         quota = fill(log_shares, capacity, budget, draws.rounding[:, 1])
         counts = quota.copy()
-        # Whole sequences may be cut anywhere: all of them is asked for, and a prefix taken.
-        may_be_cut = whole[of_sequences].ravel()
-        room = np.where(may_be_cut, LARGEST, counts[of_sequences].ravel())
-        asked = spans.that_fit(room, draws.turns, side_by_side=self.layout.marked_inputs)
-        used = np.bincount(np.repeat(spans.row[asked], spans.length[asked] + 1), minlength=len(may_be_cut))
-        counts[of_sequences] = np.where(whole[of_sequences], counts[of_sequences], used.reshape(shape))
+        # A sequence without inputs may be cut anywhere: select its one span, and take a prefix.
+        may_be_cut = whole[in_sequences].ravel()
+        room = np.where(may_be_cut, LARGEST, counts[in_sequences].ravel())
+        selected = spans.select(room, draws.turns, adjacent=self.layout.marked_inputs)
+        used = np.bincount(np.repeat(spans.row[selected], spans.length[selected] + 1), minlength=len(may_be_cut))
+        counts[in_sequences] = np.where(whole[in_sequences], counts[in_sequences], used.reshape(shape))
         rest = np.where(self.layout.causal & ~whole, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
-        # A sample may have nothing but spans that are too long, but for what fills: a prefix of them is better.
+        # Where all first targets are spans that are too long, predict a prefix of them.
         met = np.where(first, quota, 0).any(axis=1, keepdims=True)
         bare = ~np.where(first | ~met, counts, 0).any(axis=1)
         counts[bare] = quota[bare]
         bare = np.repeat(bare, shape[1])
-        return counts, asked | bare[spans.row]
+        return counts, selected | bare[spans.row]
+
+    def _pack(
+        self, raw: RawBatch, draws: Draws, inputs: Ints, targets: Ints, spans: Spans, selected: Bools
+    ) -> PackedBatch:
+        """Pack the chosen tokens: modalities in the order of the specs, one run each."""
+        sides = _Side(inputs, self.config.input_budget), _Side(targets, self.config.target_budget)
+        vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for group in self._groups:
+            self._pack_group(raw, group, draws.orders[:, group.columns], *sides, vectors)
+        if len(self._sequences):
+            self._pack_sequences(raw, spans, selected, *sides)
+        packed_inputs, packed_targets = (side.tensors() for side in sides)
+        read = torch.from_numpy(sides[1].read)
+        return PackedBatch(
+            inputs=PackedInputs(**packed_inputs, vectors=vectors), targets=PackedTargets(**packed_targets, read=read)
+        )
+
+    def _pack_group(
+        self, raw: RawBatch, group: Group, keys: Keys, inputs: _Side, targets: _Side,
+        vectors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:  # fmt: skip
+        """Pack modalities other than sequences: inputs from the front of a random order, then targets."""
+        size = len(group.indices)
+        tokens = np.zeros((len(raw), size, group.length), np.int64)
+        for column, index in enumerate(group.indices):
+            if not self._continuous[index]:
+                tokens[:, column] = raw.tokens[self.layout.names[index]]
+        front, behind = (side.counts[:, group.indices].ravel() for side in (inputs, targets))
+        active = np.flatnonzero(front + behind)
+        samples, kinds = active // size, group.indices[active % size]
+        order = sorted_draw(keys.reshape(-1, group.length)[active], raw.lengths[samples, kinds])
+        front, behind = front[active], behind[active]
+        for side, counts, skipped in ((inputs, front, np.zeros_like(front)), (targets, behind, front)):
+            rows, columns = ragged(counts)
+            token = order[rows, columns + skipped[rows]]
+            sample, kind = samples[rows], kinds[rows]
+            index = side.place(sample, kind, columns)
+            ids = tokens.reshape(-1, group.length)[active[rows], token] + self._token_start[kind]
+            side.put(index, kind, ids, self._position_start[kind] + token)
+            for continuous in np.unique(kind[self._continuous[kind]]) if side is inputs else ():
+                here = kind == continuous
+                name = self.layout.names[continuous]
+                values = raw.tokens[name][sample[here], token[here]].astype(np.float32, copy=False)
+                vectors[name] = torch.from_numpy(index[here]), torch.from_numpy(values)
+
+    def _pack_sequences(self, raw: RawBatch, spans: Spans, selected: Bools, inputs: _Side, targets: _Side) -> None:
+        """Pack kept tokens and sentinels as inputs, the streams of the selected spans as targets."""
+        order, size, batch = self._sequences, len(self._sequences), len(raw)
+        width = spans.masked.shape[1]
+        tokens = np.zeros((batch, size, width), np.int64)
+        for number, index in enumerate(order):
+            stored = raw.tokens[self.layout.names[index]][:, :width]
+            tokens[:, number, : stored.shape[1]] = stored
+        flat = tokens.reshape(-1, width)
+        sentinel, closing = np.tile(self._sentinel, batch), np.tile(self._end, batch)
+        lengths, quota = raw.lengths[:, order].ravel(), inputs.counts[:, order].ravel()
+        if self.layout.marked_inputs:  # the sentinel of the next span closes, where there is one
+            following = spans.last(selected) + 1
+            closing = np.where(following < np.tile(self._num_sentinels, batch), sentinel + following, closing)
+        read, predicted = spans.target_streams(flat, selected, sentinel, closing)
+        kept_rows, kept_rank, kept_ids = spans.input_tokens(flat, lengths, quota, sentinel)
+        rows, rank = ragged(targets.counts[:, order].ravel())
+        for side, row, column, ids in (
+            (inputs, kept_rows, kept_rank, kept_ids), (targets, rows, rank, predicted[rows, rank])
+        ):  # fmt: skip
+            kinds = order[row % size]
+            slots = side.place(row // size, kinds, column)
+            side.put(slots, kinds, ids + self._token_start[kinds], self._position_start[kinds] + column)
+        targets.read.ravel()[slots] = read[rows, rank] + self._token_start[kinds]
 
 
-def _largest(log_shares: Floats, possible: Bools) -> Bools:
-    """The modality with the largest share of those that are possible, `rows modalities`."""
-    columns = np.arange(log_shares.shape[1])
-    return columns == np.where(possible, log_shares, -np.inf).argmax(axis=1)[:, None]
+class _Side:
+    """Input or target tokens while they are packed: arrays `batch budget`, filled through flat indices."""
+
+    def __init__(self, counts: Ints, budget: int) -> None:
+        self.counts = counts
+        self.start = np.cumsum(counts, axis=1) - counts
+        self.budget = budget
+        shape = (len(counts), budget)
+        self.ids, self.positions, self.kinds = (np.zeros(shape, np.int64) for _ in range(3))
+        self.read = np.full(shape, -1, np.int64)
+        self.mask = np.arange(budget) < counts.sum(axis=1)[:, None]
+
+    def place(self, samples: Ints, kinds: Ints, columns: Ints) -> Ints:
+        """Return the flat indices of the tokens number `columns` of modalities `kinds` in `samples`."""
+        return samples * self.budget + self.start[samples, kinds] + columns
+
+    def put(self, index: Ints, kinds: Ints, ids: Ints, positions: Ints) -> None:
+        self.ids.ravel()[index] = ids
+        self.positions.ravel()[index] = positions
+        self.kinds.ravel()[index] = kinds
+
+    def tensors(self) -> dict[str, Any]:
+        arrays = {"ids": self.ids, "positions": self.positions, "modalities": self.kinds, "mask": self.mask}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> Ints:
+    """Share `budget` (`rows`) among modalities: whole tokens `rows modalities`, by share, at most `capacity`.
+
+    What a modality cannot use goes to the others in proportion to their shares (water-filling), so that each row sums
+    to the budget, or to its whole capacity if that is less. `offset` (`rows`, uniform in [0, 1)) decides the rounding;
+    the expected number of tokens is exact (systematic sampling).
+    """
+    room = capacity
+    log_shares = np.where(room > 0, log_shares, -np.inf)
+    peak = log_shares.max(axis=1, keepdims=True, initial=-np.inf)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    weight = np.where(capacity > 0, np.exp(np.maximum(log_shares - peak, SMALLEST_LOG_SHARE)), 0.0)
+    # The water rises: a modality is full at the level capacity / weight, so the lowest levels are full first.
+    full_at = np.divide(capacity, weight, out=np.full(weight.shape, np.inf), where=weight > 0)
+    order = np.argsort(full_at, axis=1, kind="stable")
+    capacity, weight = (np.take_along_axis(array, order, axis=1) for array in (capacity, weight))
+    full_at = np.take_along_axis(full_at, order, axis=1)
+    total = np.minimum(budget, capacity.sum(axis=1))[:, None]
+    before = np.cumsum(capacity, axis=1) - capacity
+    from_here = np.cumsum(weight[:, ::-1], axis=1)[:, ::-1]
+    level = np.divide(total - before, from_here, out=np.zeros(weight.shape), where=from_here > 0)
+    # Full modalities come before the first one whose level the water does not reach.
+    everything = before[:, -1:] + capacity[:, -1:] == total
+    full = (np.logical_and.accumulate(level >= full_at, axis=1) | everything) & (weight > 0)
+    rest = total[:, 0] - np.where(full, capacity, 0).sum(axis=1)
+    weight = np.where(full, 0.0, weight)
+    open_weight = weight.sum(axis=1)
+    scale = np.divide(rest, open_weight, out=np.zeros(len(rest)), where=open_weight > 0)
+    edges = np.floor(np.cumsum(weight * scale[:, None], axis=1) + offset[:, None]).astype(np.int64)
+    # After the last open modality the sum is `rest` by definition, whatever the rounding of the floats says.
+    after = np.cumsum(weight[:, ::-1], axis=1)[:, ::-1] - weight
+    edges = np.where(after > 0, np.minimum(edges, rest[:, None]), rest[:, None])
+    counts = np.minimum(np.where(full, capacity, np.diff(edges, axis=1, prepend=0)), capacity)
+    result = np.empty_like(counts)
+    np.put_along_axis(result, order, counts, axis=1)
+    # Next to the greatest share all faint ones look alike; once the others are full, share the rest among the faint.
+    faint = (room > 0) & (log_shares - peak < SMALLEST_LOG_SHARE)
+    done = np.take_along_axis(full, np.argsort(order, axis=1), axis=1) & ~faint
+    again = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
+    if len(again):
+        granted = np.where(done, room, 0)[again]
+        left = budget[again] - granted.sum(axis=1)
+        result[again] = granted + fill(log_shares[again], room[again] - granted, left, offset[again])
+    return result
+
+
+def fill_with_limit(
+    log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats, group: Bools, limit: Ints
+) -> Ints:
+    """Share like `fill`, with at most `limit` (`rows`) tokens for all modalities of `group` (`rows modalities`)."""
+    counts = fill(log_shares, capacity, budget, offset)
+    over = np.flatnonzero(np.where(group, counts, 0).sum(axis=1) > limit)
+    if len(over):
+        logs, room, inside, most = log_shares[over], capacity[over], group[over], limit[over]
+        counts[over] = fill(logs, np.where(inside, room, 0), most, offset[over]) + fill(
+            logs, np.where(inside, 0, room), budget[over] - most, offset[over]
+        )
+    return counts
+
+
+def after_others(log_shares: Floats, last: Bools) -> Floats:
+    """Return shares by which the modalities of `last` (`rows modalities`) get only what the others leave."""
+    rows = np.flatnonzero(last.any(axis=1))
+    if not len(rows):
+        return log_shares
+    result, behind = log_shares.copy(), last[rows]
+    least = np.where(behind, np.inf, log_shares[rows]).min(axis=1, keepdims=True)
+    most = np.where(behind, log_shares[rows], -np.inf).max(axis=1, keepdims=True)
+    result[rows] -= np.where(behind, most - least - 2 * SMALLEST_LOG_SHARE, 0.0)
+    return result

@@ -1,8 +1,8 @@
 """Span masking of sequences (T5, arXiv 1910.10683, section 3.1.4), for all sequences of a batch at once.
 
-Here a row is one sequence of one sample. Its masked spans are apart by at least one kept token. The input reads the
-kept tokens with one sentinel for each span; the target stream reads `sentinel_0 span_0 sentinel_1 span_1 ...` and
-ends with the id that closes it.
+A row is one sequence of one sample. At least one kept token separates its masked spans. The input reads the kept
+tokens and one sentinel per span; the target stream reads `sentinel_0 span_0 sentinel_1 span_1 ...` and predicts a
+closing id at the end.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zoo_backbone.budgets import Floats, Ints
-
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.uint64]
 
@@ -21,10 +21,10 @@ LAST = np.iinfo(np.uint64).max
 
 
 def sorted_draw(keys: Keys, among: Ints) -> Ints:
-    """A random order of the first `among` (`rows`) columns of each row, from random `keys` (`rows columns`).
+    """Return a random order of the first `among` (`rows`) columns of each row, from random `keys` (`rows columns`).
 
-    The columns from `among` on come last. Sorting keys that carry their column is faster than argsort, and the same on
-    every machine.
+    The remaining columns come last. Sorting keys that carry their column is faster than argsort, and gives the same
+    result on every machine.
     """
     width = keys.shape[1]
     bits = np.uint64(max(width - 1, 1).bit_length())
@@ -37,7 +37,7 @@ def sorted_draw(keys: Keys, among: Ints) -> Ints:
 
 
 def choose(keys: Keys, count: Ints, among: Ints) -> Bools:
-    """True at `count` (`rows`) random ones of the first `among` columns of each row."""
+    """Return a mask with `count` (`rows`) random Trues among the first `among` columns of each row."""
     order = sorted_draw(keys, among)
     rows, columns = ragged(count)
     chosen = np.zeros(keys.shape, bool)
@@ -46,7 +46,7 @@ def choose(keys: Keys, count: Ints, among: Ints) -> Bools:
 
 
 def ragged(counts: Ints) -> tuple[Ints, Ints]:
-    """Row and column of every place of ragged rows with `counts` places: `[2, 1]` gives `[0 0 1], [0 1 0]`."""
+    """Return row and column of every place of ragged rows: `[2, 1]` gives `[0 0 1], [0 1 0]`."""
     rows = np.repeat(np.arange(len(counts)), counts)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -54,12 +54,12 @@ def ragged(counts: Ints) -> tuple[Ints, Ints]:
 def mask_spans(
     lengths: Ints, quota: Ints, limits: Ints, span_length: float, offset: Floats, cuts: Keys, places: Keys
 ) -> Bools:
-    """Which tokens to mask, `rows width`, so that kept tokens and sentinels are exactly `quota` (`rows`).
+    """Return the tokens to mask, `rows width`, so that kept tokens plus sentinels equal `quota` (`rows`).
 
-    Rows whose quota is their length or more keep all; rows with a quota of 0 mask all. `limits` is the number of
-    sentinels; the spans have `span_length` tokens on average unless the limit, or a quota too small to keep them
-    apart, makes them longer. `offset` (`rows`, uniform in [0, 1)) rounds their number. `cuts` and `places` are random
-    keys, `rows width` and `rows width + 1`.
+    A quota of at least the length keeps everything; a quota of 0 masks everything. `limits` is the number of
+    sentinels. Spans have `span_length` tokens on average; they are longer where sentinels, or kept tokens to separate
+    the spans, run out. `offset` (`rows`, uniform in [0, 1)) rounds the number of spans. `cuts` (`rows width`) and
+    `places` (`rows width+1`) are random keys.
     """
     width = cuts.shape[1]
     part = (quota > 0) & (quota < lengths)
@@ -90,13 +90,13 @@ class Spans:
     starts: Bools
     """`rows width`: the first token of each span."""
     index: Ints
-    """`rows width`: at a masked token, its span's index among the spans of all rows."""
+    """`rows width`: at a masked token, the index of its span among the spans of all rows."""
     rank: Ints
-    """`rows width`: at a masked token, its span's number in its row, which is its sentinel's."""
+    """`rows width`: at a masked token, the number of its span, and thus of its sentinel, within the row."""
     row: Ints
-    """`spans`: the row of each span."""
+    """`spans`: row of each span."""
     length: Ints
-    """`spans`: its number of tokens."""
+    """`spans`: tokens of each span."""
 
     @classmethod
     def of(cls, masked: Bools) -> Spans:
@@ -110,25 +110,25 @@ class Spans:
         return cls(masked=masked, starts=starts, index=index, rank=rank, row=row, length=length)
 
     def cost(self) -> Ints:
-        """Targets per row, `rows`: its masked tokens, a sentinel before each span but the first, and what closes."""
+        """Return the targets of each row, `rows`: masked tokens, a sentinel before each further span, and the end."""
         cost: Ints = self.masked.sum(axis=1) + self.starts.sum(axis=1)
         return cost
 
-    def that_fit(self, budget: Ints, keys: Keys, side_by_side: bool = False) -> Bools:
-        """Which spans to ask for, `spans`, so that each row's cost is at most `budget` (`rows`).
+    def select(self, budget: Ints, keys: Keys, adjacent: bool = False) -> Bools:
+        """Return the spans to predict, `spans`, so that each row costs at most `budget` (`rows`).
 
-        Rows that fit ask for all; in the others spans are taken in random order as long as they fit: any, or, with
-        `side_by_side`, a random one and those that follow it.
+        Rows that fit keep all their spans. Other rows take spans in random order as long as they fit; with `adjacent`,
+        a random span and its successors.
         """
         need = self.cost()
-        asked = (need <= budget)[self.row]
+        selected = (need <= budget)[self.row]
         tight = np.flatnonzero(need > budget)
         if not len(tight):
-            return asked
+            return selected
         counts = self.starts.sum(axis=1)
         first = (np.cumsum(counts) - counts)[tight]
         order = sorted_draw(keys[tight], counts[tight])
-        if side_by_side:
+        if adjacent:
             order = order[:, :1] + np.arange(order.shape[1])
         left = budget[tight].copy()
         for turn in range(int(counts[tight].max())):
@@ -138,52 +138,50 @@ class Spans:
                 break
             span = first[live] + order[live, turn]
             fits = self.length[span] + 1 <= left[live]
-            asked[span[fits]] = True
+            selected[span[fits]] = True
             left[live[fits]] -= self.length[span[fits]] + 1
-            if side_by_side:
+            if adjacent:
                 left[live[~fits]] = 0
-        return asked
+        return selected
 
-    def last(self, asked: Bools) -> Ints:
-        """The number in its row of the last span of each row that is asked for, `rows`; -1 without one."""
+    def last(self, selected: Bools) -> Ints:
+        """Return the number of each row's last selected span, `rows`; -1 without one."""
         rank = np.full(len(self.masked), -1, np.int64)
         _, number = ragged(self.starts.sum(axis=1))
-        rank[self.row[asked]] = number[asked]  # spans of a row rise, so the last one stays
+        rank[self.row[selected]] = number[selected]  # numbers rise within a row, so the last one stays
         return rank
 
+    def input_tokens(self, tokens: Ints, lengths: Ints, quota: Ints, sentinel: Ints) -> tuple[Ints, Ints, Ints]:
+        """Return row, rank within the row's input, and id of every input token of the rows whose quota is not 0.
 
-def input_tokens(tokens: Ints, lengths: Ints, quota: Ints, spans: Spans, sentinel: Ints) -> tuple[Ints, Ints, Ints]:
-    """What the input reads of rows whose quota is not 0: row, rank in the row's input, and id of each token.
+        `tokens` is `rows width`, `sentinel` (`rows`) the id of the first sentinel.
+        """
+        kept = ~self.masked & (np.arange(tokens.shape[1]) < lengths[:, None])
+        shown = (kept | self.starts) & (quota > 0)[:, None]
+        rows, columns = np.nonzero(shown)
+        rank = (np.cumsum(shown, axis=1) - 1)[rows, columns]
+        is_sentinel = self.starts[rows, columns]
+        ids = np.where(is_sentinel, sentinel[rows] + self.rank[rows, columns], tokens[rows, columns])
+        return rows, rank, ids
 
-    `tokens` is `rows width`, `sentinel` (`rows`) the id of the first sentinel.
-    """
-    kept = ~spans.masked & (np.arange(tokens.shape[1]) < lengths[:, None])
-    shown = (kept | spans.starts) & (quota > 0)[:, None]
-    rows, columns = np.nonzero(shown)
-    rank = (np.cumsum(shown, axis=1) - 1)[rows, columns]
-    is_sentinel = spans.starts[rows, columns]
-    ids = np.where(is_sentinel, sentinel[rows] + spans.rank[rows, columns], tokens[rows, columns])
-    return rows, rank, ids
+    def target_streams(self, tokens: Ints, selected: Bools, sentinel: Ints, closing: Ints) -> tuple[Ints, Ints]:
+        """Return the ids that the selected spans read and predict, both `rows places`, left-aligned.
 
-
-def target_streams(tokens: Ints, spans: Spans, asked: Bools, sentinel: Ints, closing: Ints) -> tuple[Ints, Ints]:
-    """The target streams of the asked spans: `read` and `ids`, both `rows places`, of which a row fills the first.
-
-    Place j reads `read[:, j]`, at position j, and predicts `ids[:, j]`, which is read next; `closing` (`rows`) is
-    predicted last. A row without spans reads its first sentinel and predicts that.
-    """
-    wanted = spans.masked.copy()
-    wanted[wanted] = asked[spans.index[wanted]]
-    starts = spans.starts & wanted
-    through = np.cumsum(wanted, axis=1) + np.cumsum(starts, axis=1)
-    lengths = np.maximum(through[:, -1], 1)
-    read = np.zeros((len(tokens), int(lengths.max(initial=1))), np.int64)
-    read[:, 0] = sentinel
-    rows, columns = np.nonzero(wanted)
-    read[rows, through[rows, columns] - 1] = tokens[rows, columns]
-    rows, columns = np.nonzero(starts)
-    read[rows, through[rows, columns] - 2] = sentinel[rows] + spans.rank[rows, columns]
-    ids = np.empty_like(read)
-    ids[:, :-1] = read[:, 1:]
-    ids[np.arange(len(ids)), lengths - 1] = closing
-    return read, ids
+        Place j reads `read[:, j]` at position j and predicts `ids[:, j]`, the next id read; `closing` (`rows`) is
+        predicted last. A row without spans reads its first sentinel and predicts `closing`.
+        """
+        wanted = self.masked.copy()
+        wanted[wanted] = selected[self.index[wanted]]
+        starts = self.starts & wanted
+        through = np.cumsum(wanted, axis=1) + np.cumsum(starts, axis=1)
+        lengths = np.maximum(through[:, -1], 1)
+        read = np.zeros((len(tokens), int(lengths.max(initial=1))), np.int64)
+        read[:, 0] = sentinel
+        rows, columns = np.nonzero(wanted)
+        read[rows, through[rows, columns] - 1] = tokens[rows, columns]
+        rows, columns = np.nonzero(starts)
+        read[rows, through[rows, columns] - 2] = sentinel[rows] + self.rank[rows, columns]
+        ids = np.empty_like(read)
+        ids[:, :-1] = read[:, 1:]
+        ids[np.arange(len(ids)), lengths - 1] = closing
+        return read, ids

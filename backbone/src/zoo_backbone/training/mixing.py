@@ -144,8 +144,8 @@ def _check_asked(sources: Sequence[Source], config: TrainConfig, layout: Embeddi
         may_ask = [name for name in names if name in layout.discrete]
         may_give = [name for name in names if name in layout.readable]
         parts, has = masking_of(source, config).mixtures, set(source.data.columns)
-        asked = [name for part in parts for name in part.asks(may_ask)]
-        given = [part.gives(may_give) for part in parts if has & set(part.asks(may_ask))]
+        asked = [name for part in parts for name in part.target_names(may_ask)]
+        given = [part.input_names(may_give) for part in parts if has & set(part.target_names(may_ask))]
         if set(asked) <= set(may_ask) and not set(asked) & has:  # the masker refuses other names
             raise ConfigError(
                 f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
