@@ -10,7 +10,7 @@ from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
-from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
 from zoo_backbone.generate.recipe import Recipe
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig
@@ -29,7 +29,7 @@ an absent one.
 | [registry.toml](#registrytoml) | every command | `[zoo]`, `[vocabularies.NAME]`, `[modalities.NAME]` |
 | [`--config` of a backbone](#a-backbone) | `zoo backbone train`, `grow` and `eval` | `[model]`, `[train]`, `[eval]` |
 | [`--config` of a transfer](#a-transfer) | `zoo transfer train` | `[transfer]` |
-| [a plan](#a-plan) | `zoo backbone generate --plan` | `[[target]]`, `[guidance]`, `[keep]`, and keys above them |
+| [a plan](#a-plan) | `zoo backbone generate --plan` | `[[targets]]`, `[guidance]`, `[inpaint]`, and keys above them |
 
 ## registry.toml"""
 VOCABULARIES = "\n### `[vocabularies.NAME]`\n\nSee [shared vocabularies](modalities/README.md#shared-vocabularies)."
@@ -55,7 +55,7 @@ def settings_page() -> str:
         *told_tables(InstanceConfig, "modalities.NAME"),
     ]
     lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
-    lines += [*told_tables(EvaluationConfig, "eval"), *keys_table(next(tables_of(Questions, "eval")))[2:]]
+    lines += [*told_tables(EvaluationConfig, "eval"), *keys_table(next(tables_of(Pairs, "eval")))[2:]]
     lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
     lines += [PLAN.format(" and ".join(f"`{key} = {plain(value)}`" for key, value in SAMPLING.items()))]
     lines += settings_tables(Recipe, "")

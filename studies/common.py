@@ -195,7 +195,7 @@ class Study:
         """The `pairs` of `zoo backbone eval` that lead from the picture to each target, by default to all."""
         samples = self.arguments.samples
         config = EvaluationConfig(samples=samples, loss_samples=samples, gallery_pairs=0)
-        result = evaluate(folder, zoo, tokens, self.data, given=[[GIVEN]], targets=targets, config=config)
+        result = evaluate(folder, zoo, tokens, self.data, inputs=[[GIVEN]], targets=targets, config=config)
         pairs: list[dict[str, Any]] = result["pairs"]
         return pairs
 

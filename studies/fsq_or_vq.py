@@ -26,7 +26,7 @@ from zoo_backbone.training.train import train
 TARGETS = "depth", "normal", "semseg"
 KINDS: dict[str, dict[str, Any]] = {"fsq": {"levels": [8, 6, 5]}, "vq": {"codebook_size": 240}}
 """Settings of each kind for 240 codes."""
-MADE, BEST, GAP, USAGE = "made", "reconstructed", "gap closed", "codes in use"
+PREDICTED, BEST, SKILL, USAGE = "predicted", "reconstructed", "skill score", "codes in use"
 
 
 def targets_of(study: Study) -> tuple[str, ...]:
@@ -66,8 +66,8 @@ def measured(study: Study, job: tuple[str, int]) -> dict[str, dict[str, float | 
         metric = handle.spec.metrics[0].name
         codebook = read_table(handle.checkpoint / EVALUATION)["codebook"]
         found[handle.name] = {
-            USAGE: codebook["usage"], BEST: pair["ceiling"][metric], MADE: pair["score"][metric],
-            GAP: pair["gap_closed"],
+            USAGE: codebook["usage"], BEST: pair["reconstruction"][metric], PREDICTED: pair["score"][metric],
+            SKILL: pair["skill"],
         }  # fmt: skip
     return found
 
@@ -85,10 +85,10 @@ def main() -> None:
         metric = study.zoo[target].spec.metrics[0].name
         means[target] = {
             figure: {kind: over_seeds([run[target][figure] for run in runs[kind]]) for kind in KINDS}
-            for figure in (USAGE, BEST, MADE, GAP)
+            for figure in (USAGE, BEST, PREDICTED, SKILL)
         }
         for figure, row in means[target].items():
-            label = f"{metric}, {figure}" if figure in (BEST, MADE) else figure
+            label = f"{metric}, {figure}" if figure in (BEST, PREDICTED) else figure
             table.add_row(target, label, *(cell(row[kind]) for kind in KINDS))
     study.finish({"means": means, "runs": runs}, table)
 

@@ -6,8 +6,8 @@ A is trained for S steps on all modalities but the new one. B is A grown by it, 
 default learning rate scale of pretrained weights. There is one run for each share of S that growing may take. C is the
 same for the first share, with all but the new rows frozen; there is none where the new modality writes in the rows of
 old ones alone. D has all modalities from the start, and S steps. Old modalities are compared before and after by `zoo
-backbone grow`'s own report, masked as in A's training, and by the gap closed given the picture; the new one by the loss
-and the gap closed given the picture, and by the share of S that B takes to be where D ends.
+backbone grow`'s own report, masked as in A's training, and by the skill score from the picture. The new one is compared
+by the loss, the skill score from the picture, and the share of S that B takes to be where D ends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from zoo_backbone.training.train import train
 
 SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2
-"""Aims: no old modality's gap closed falls by more; B is where D ends within this share of S."""
-LOSS, GAP = "held-out loss", "gap closed"
+"""Aims: no old modality's skill score falls by more; B is where D ends within this share of S."""
+LOSS, SKILL = "held-out loss", "skill score"
 BEFORE, GROWN, FROZEN, ALL = "before", "grown", "frozen", "all"
 
 Figures = dict[str, float | None]
-"""The held-out loss, and the gap closed; None where there is no gap."""
+"""The held-out loss, and the skill score; None where there is none."""
 
 
 def shares_of(text: str) -> list[float]:
@@ -99,34 +99,34 @@ class Growing:
         asked = asked_from_now(trained, specs, table)
         return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), asked=asked)
 
-    def gaps(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
-        """By target, by default all, the gap closed given the picture."""
+    def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
+        """By target, by default all, the skill score given the picture."""
         pairs = self.study.made_of_the_picture(folder, self.study.zoo, self.study.tokens, targets)
-        return {pair["target"]: pair["gap_closed"] for pair in pairs}
+        return {pair["target"]: pair["skill"] for pair in pairs}
 
     def of_new(self, folder: Path) -> Figures:
         """Loss and skill of the new modality in a run, from the picture."""
         loss = self.study.losses_in(folder, self.names, asked(self.new))[self.new]
-        return {LOSS: loss, GAP: self.gaps(folder, [self.new])[self.new]}
+        return {LOSS: loss, SKILL: self.skills(folder, [self.new])[self.new]}
 
     def measure(self) -> dict[str, Any]:
         """Train the missing runs and return the figures of this seed.
 
-        {"old": {run: {"held-out loss" and "gap closed": {name: {"before", "after"}}}} for each of B and C,
+        {"old": {run: {"held-out loss" and "skill score": {name: {"before", "after"}}}} for each of B and C,
          "new": {run: figures} for each of B and C, and "all"}
         """
         start = self.trained(BEFORE)
         before = Trained.load(start)
-        self.gaps(start)
+        self.skills(start)
         old, new = {}, {}
         for how, share in self.kinds(start):
             folder = self.grown(how, share, start)
-            self.gaps(folder)
+            self.skills(folder)
             report = write_report(folder, before, self.study.tokens)
-            gaps = {row["target"]: row for row in report["gaps"] if row["given"] == [GIVEN]}
+            skills = {row["target"]: row for row in report["skills"] if row["inputs"] == [GIVEN]}
             old[named(how, share)] = {
                 measure: {name: {when: row[when] for when in ("before", "after")} for name, row in rows.items()}
-                for measure, rows in ((LOSS, report["losses"]), (GAP, gaps))
+                for measure, rows in ((LOSS, report["losses"]), (SKILL, skills))
             }
             new[named(how, share)] = self.of_new(folder)
         new[ALL] = self.of_new(self.trained(ALL))
@@ -163,7 +163,7 @@ def summary(runs: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> dict[
     grown = list(runs[0]["old"])
     old: dict[str, Any] = {}
     worst: dict[str, Any] = {}
-    for measure in (LOSS, GAP):
+    for measure in (LOSS, SKILL):
         old[measure] = {}
         for name in runs[0]["old"][grown[0]][measure]:
             rows = {how: [run["old"][how][measure][name] for run in runs] for how in grown}
@@ -180,7 +180,7 @@ def summary(runs: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> dict[
     new = {
         measure: {how: over_seeds([run["new"][how][measure] for run in runs]) for how in (*grown, ALL)}
         | {"reached": [reached(run, shares, measure) for run in runs]}
-        for measure in (LOSS, GAP)
+        for measure in (LOSS, SKILL)
     }
     return {"old": old, "worst": worst, "new": new}
 
@@ -241,9 +241,9 @@ def main() -> None:
     runs = study.at_once("measured", measured, [(names, shares, seed) for seed in range(study.arguments.seeds)])
     result = summary(runs, shares)
     study.finish(
-        {"added": new, "aims": {"worst change of the gap closed": WORST, "share of the steps": SOONEST}}
+        {"added": new, "aims": {"worst change of the skill score": WORST, "share of the steps": SOONEST}}
         | result | {"runs": runs},
-        old_table(result, LOSS, ""), old_table(result, GAP, f"; aim: none below {WORST:g}"),
+        old_table(result, LOSS, ""), old_table(result, SKILL, f"; aim: none below {WORST:g}"),
         new_table(result, new),
     )  # fmt: skip
 

@@ -314,7 +314,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
     told = f"{moved}: its registry was {gone}, which is gone; give another one, as in zoo --registry FILE"
     for words in (
         ("backbone", "eval", str(moved)),
-        ("backbone", "generate", str(moved), "--make", "depth", "--out", "made"),
+        ("backbone", "generate", str(moved), "--target", "depth", "--out", "made"),
         ("retrieve", "eval", str(moved)),
         ("transfer", "train", str(moved), "--task", "depth", "--given", "caption"),
     ):
@@ -437,7 +437,7 @@ def test_backbone_options_that_cannot_be(zoo: Run) -> None:
 def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for words in (
-        "tokenize data --out new", "backbone generate run --make depth --out new", "backbone eval run",
+        "tokenize data --out new", "backbone generate run --target depth --out new", "backbone eval run",
         "retrieve build run --out new", "retrieve query new --keys test-0-000001", "retrieve eval run",
         "encode depth registry.toml", "decode depth registry.toml", "tokenizer eval depth data",
         "transfer eval run", "transfer predict run --out new", "doctor depth --data data",
@@ -473,7 +473,7 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     weights = (workplace / "run" / "model.safetensors").read_bytes()
     assert zoo(*train)[0] == 0 and (workplace / "run" / "model.safetensors").read_bytes() == weights
     refused(zoo(*train, "--set", "learning_rate=0.5"), "learning_rate", "another folder")
-    code, shown, _ = zoo("backbone", "eval", "run", "--given", "rgb_patches", "--samples", "4", "--set", "draws=1")
+    code, shown, _ = zoo("backbone", "eval", "run", "--input", "rgb_patches", "--samples", "4", "--set", "draws=1")
     assert code == 0 and "depth" in shown and "caption" in shown
     code, shown, _ = zoo("report", "run")
     assert code == 0 and "file://" in shown
@@ -481,11 +481,11 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     assert page.count("data:image/png") >= 3 and 'src="http' not in page
     pictures = {path.name for path in (workplace / "run" / "report" / "pictures").glob("*.png")}
     assert {"gap-closed.png", "training-loss.png", "made-rgb_patches-to-depth.png"} <= pictures
-    generate = ("backbone", "generate", "run", "--make", "depth", "--out", "made", "--samples", "2")
-    assert zoo(*generate, "--given", "caption,rgb_patches")[0] == 0
+    generate = ("backbone", "generate", "run", "--target", "depth", "--out", "made", "--samples", "2")
+    assert zoo(*generate, "--input", "caption,rgb_patches")[0] == 0
     assert len(list((workplace / "made").rglob("depth.npy"))) == 2
-    refused(zoo(*generate, "--given", "depth"), "depth")
-    refused(zoo("backbone", "generate", "run", "--make", "rgb_patches", "--out", "made"), "rgb_patches", "input")
+    refused(zoo(*generate, "--input", "depth"), "depth")
+    refused(zoo("backbone", "generate", "run", "--target", "rgb_patches", "--out", "made"), "rgb_patches", "input")
 
 
 def test_a_backbone_of_one_modality_has_nothing_to_be_asked(zoo: Run) -> None:

@@ -27,7 +27,7 @@ from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli.config import TABLES
 from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
-from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.recipe import Recipe
 from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
@@ -44,7 +44,7 @@ PAGES = [
 ]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
-    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Questions, Recipe, RecallConfig, SpatialSettings,
+    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, Recipe, RecallConfig, SpatialSettings,
     TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip
 
@@ -155,9 +155,9 @@ def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
 
 def test_the_page_of_settings_has_every_table() -> None:
     text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    for name in (*TABLES, "transfer", "zoo", "modalities.NAME", "train.masking", "guidance", "target.guidance"):
+    for name in (*TABLES, "transfer", "zoo", "modalities.NAME", "train.masking", "guidance", "targets.guidance"):
         assert f"\n### `[{name}]`\n" in text, name
-    for name in ("train.masking.mixtures", "train.datasets", "train.previews", "target"):
+    for name in ("train.masking.mixtures", "train.datasets", "train.previews", "targets"):
         assert f"\n### `[[{name}]]`\n" in text, name
     sizes = {row[0]: row[-1] for row in re.findall(r"\| `(\w+)` \| (\d+) \| .* \| (\S+ M) \|", text)}
     assert sizes.keys() == PRESETS.keys() and (sizes["nano"], sizes["base"], sizes["xlarge"]) == (
@@ -248,8 +248,8 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     tables = read_tables(path)
     names = set(Zoo.installed().names())
     config = from_mapping(BackboneTrainConfig, tables["train"])
-    given, made = tables["eval"].pop("given"), tables["eval"].pop("make", [])
+    inputs, targets = tables["eval"].pop("inputs"), tables["eval"].pop("targets", [])
     assert from_mapping(EvaluationConfig, tables["eval"])
-    asked = [*made, *(name for group in given for name in group)]
+    asked = [*targets, *(name for group in inputs for name in group)]
     mixed = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
     assert asked and names.issuperset([*asked, *mixed])

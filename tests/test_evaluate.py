@@ -49,12 +49,12 @@ from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from zoo_backbone.evaluation import evaluate as evaluation
 from zoo_backbone.evaluation.config import EvaluationConfig
-from zoo_backbone.evaluation.data import HELD, EvaluationData, gap_closed
+from zoo_backbone.evaluation.data import HELD, EvaluationData, skill_score
 from zoo_backbone.evaluation.evaluate import decoder_of, evaluate
 from zoo_backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
 from zoo_backbone.evaluation.pairs import default_pairs, ranked_names
 from zoo_backbone.evaluation.preview import Previews
-from zoo_backbone.evaluation.table import gap_tables
+from zoo_backbone.evaluation.table import skill_tables
 from zoo_backbone.generate import TargetPlan, files, generate
 from zoo_backbone.generate.recipe import Recipe
 from zoo_backbone.generate.request import requested
@@ -66,7 +66,14 @@ from zoo_backbone.training.data import TokenData
 NAMES = ("light", "dark", "letters")
 TRAIN, TEST = 96, 24
 CONFIG = EvaluationConfig(
-    samples=16, floor_samples=20, loss_samples=24, batch_size=10, answers=4, gallery_pairs=2, gallery_samples=3, draws=2
+    samples=16,
+    baseline_samples=20,
+    loss_samples=24,
+    batch_size=10,
+    draws=4,
+    gallery_pairs=2,
+    gallery_samples=3,
+    gallery_draws=2,
 )
 
 
@@ -145,7 +152,7 @@ def result(world: World) -> dict[str, Any]:
 
 
 def entry(result: dict[str, Any], given: str, target: str) -> dict[str, Any]:
-    (found,) = [pair for pair in result["pairs"] if (pair["given"], pair["target"]) == ([given], target)]
+    (found,) = [pair for pair in result["pairs"] if (pair["inputs"], pair["target"]) == ([given], target)]
     return found
 
 
@@ -158,14 +165,14 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_learned_mapping_closes_the_gap(result: dict[str, Any]) -> None:
-    assert entry(result, "light", "dark")["gap_closed"] > 0.8
-    assert entry(result, "light", "letters")["gap_closed"] > 0.8
-    assert entry(result, "dark", "letters")["gap_closed"] < 0.5  # never trained on
+    assert entry(result, "light", "dark")["skill"] > 0.8
+    assert entry(result, "light", "letters")["skill"] > 0.8
+    assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
 
 
 def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, samples=3, answers=5, batch_size=2, gallery_pairs=0)
-    found = world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",)], targets=["light"])["pairs"][0]
+    config = dataclasses.replace(CONFIG, samples=3, draws=5, batch_size=2, gallery_pairs=0)
+    found = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",)], targets=["light"])["pairs"][0]
     model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
     keys = data.keys(["dark", "light"], 3)
     plan = TargetPlan(name="light", temperature=0.7, steps=1)
@@ -179,8 +186,8 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path:
 
 
 def test_one_answer_is_the_likeliest(world: World, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, samples=3, answers=1, gallery_pairs=0)
-    found = world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",)], targets=["light"])["pairs"][0]
+    config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=0)
+    found = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",)], targets=["light"])["pairs"][0]
     data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
     keys = data.keys(["dark", "light"], 3)
     plan = TargetPlan(name="light", temperature=0, steps=1)
@@ -206,8 +213,8 @@ def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monk
         return values
 
     monkeypatch.setattr(ModalityHandle, "decode", counted)
-    config = dataclasses.replace(CONFIG, samples=16, answers=12, batch_size=8, gallery_pairs=0)
-    (pair,) = world.evaluate(world.copy(tmp_path / "run"), config, given=[("light",)], targets=["dark"])["pairs"]
+    config = dataclasses.replace(CONFIG, samples=16, draws=12, batch_size=8, gallery_pairs=0)
+    (pair,) = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("light",)], targets=["dark"])["pairs"]
     assert pair["samples"] == 16 and most < 64, "of 192"
     assert min(pair["seconds"].values()) >= 0
 
@@ -215,17 +222,22 @@ def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monk
 def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: dict[str, Any]) -> None:
     found = entry(result, "light", "letters")
     assert found["samples"] == 16
-    assert found["ceiling"] == {"exact": 1.0}  # letters are lossless
-    assert found["score"]["exact"] > found["floor"]["exact"]
+    assert found["reconstruction"] == {"exact": 1.0}  # letters are lossless
+    assert found["score"]["exact"] > found["constant_baseline"]["exact"]
     found = entry(result, "letters", "dark")
     light = entry(result, "light", "dark")
-    assert (found["floor"], found["ceiling"]) == (light["floor"], light["ceiling"])
+    assert (found["constant_baseline"], found["reconstruction"]) == (
+        light["constant_baseline"],
+        light["reconstruction"],
+    )
     # By hand: 0.02 of noise, clipped at half of the levels' ends, around each level.
-    assert 0.5 * 0.02 * math.sqrt(2 / math.pi) < found["ceiling"]["mae"] < 0.02 * math.sqrt(2 / math.pi) * 1.05
+    assert 0.5 * 0.02 * math.sqrt(2 / math.pi) < found["reconstruction"]["mae"] < 0.02 * math.sqrt(2 / math.pi) * 1.05
     # No constant map can be nearer on average than a few tenths of uniform levels.
-    assert 0.2 < found["floor"]["mae"] < 0.5
-    expected = (found["score"]["mae"] - found["floor"]["mae"]) / (found["ceiling"]["mae"] - found["floor"]["mae"])
-    assert found["gap_closed"] == pytest.approx(expected)
+    assert 0.2 < found["constant_baseline"]["mae"] < 0.5
+    expected = (found["score"]["mae"] - found["constant_baseline"]["mae"]) / (
+        found["reconstruction"]["mae"] - found["constant_baseline"]["mae"]
+    )
+    assert found["skill"] == pytest.approx(expected)
 
 
 def test_the_test_split_is_ordered_once_for_each_pair(
@@ -233,8 +245,8 @@ def test_the_test_split_is_ordered_once_for_each_pair(
 ) -> None:
     order, ordered = EvaluationData._order, []
     monkeypatch.setattr(EvaluationData, "_order", lambda data, key: (ordered.append(key), order(data, key))[1])
-    config = dataclasses.replace(CONFIG, samples=3, answers=1, gallery_pairs=2)
-    asked: dict[str, Any] = {"given": [("light",), ("letters",)], "targets": ["dark"]}
+    config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=2)
+    asked: dict[str, Any] = {"inputs": [("light",), ("letters",)], "targets": ["dark"]}
     assert len(world.evaluate(world.copy(tmp_path / "run"), config, **asked)["galleries"]) == 2
     assert len([key for key in ordered if key.startswith("test")]) == 2 * TEST
 
@@ -257,7 +269,7 @@ def test_true_values_of_the_latest_questions_alone_are_held(world: World, monkey
     questions = [keys[first : first + 2] for first in range(0, 2 * HELD + 4, 2)]
     references = [data.reference("dark", question, 4, 8) for question in questions]
     alive = [weakref.ref(reference.truth[0]) for reference in references]
-    expected = [(reference.floor, reference.ceiling, np.stack(reference.truth)) for reference in references]
+    expected = [(reference.baseline, reference.reconstruction, np.stack(reference.truth)) for reference in references]
     del references
     assert [there() is not None for there in alive] == [False] * 2 + [True] * HELD
     read: list[str] = []
@@ -268,7 +280,7 @@ def test_true_values_of_the_latest_questions_alone_are_held(world: World, monkey
     monkeypatch.setattr(EvaluationData, "decoded", lambda *_: pytest.fail("rebuilt again"))
     for question, (floor, ceiling, values) in zip(questions[::-1], expected[::-1], strict=True):
         again = data.reference("dark", question, 4, 8)
-        assert (again.floor, again.ceiling) == (floor, ceiling)
+        assert (again.baseline, again.reconstruction) == (floor, ceiling)
         np.testing.assert_array_equal(again.truth, values)
     assert read == questions[1] + questions[0], "the others were still there"
 
@@ -291,7 +303,7 @@ def test_the_file_holds_all_and_says_what_it_is_about(world: World, result: dict
     assert written["identity"]["settings"] == dataclasses.asdict(CONFIG)
     assert written["modalities"]["dark"]["metrics"][0]["name"] == "mae"
     assert written["modalities"]["letters"]["layout"]["kind"] == "sequence"
-    pairs = [(pair["given"], pair["target"]) for pair in written["pairs"]]
+    pairs = [(pair["inputs"], pair["target"]) for pair in written["pairs"]]
     assert len(pairs) == 6
     assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
 
@@ -304,7 +316,7 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     with Image.open(world.run / "evaluation" / first["picture"]) as picture:
         assert picture.size == (4 * (CELL + GAP) - GAP, HEADER + 3 * (CELL + GAP) - GAP)
     assert [row["cells"] for row in first["rows"]] == [[None] * 4] * 3
-    assert (second["given"], second["target"]) == (["dark"], "letters")
+    assert (second["inputs"], second["target"]) == (["dark"], "letters")
     model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
     keys, plan = data.keys(["dark", "letters"], 3), TargetPlan(name="letters", top_p=0.95)
     rows = []
@@ -352,8 +364,8 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_a_gallery_whose_picture_is_gone_is_drawn_again(world: World, tmp_path: Path) -> None:
-    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, answers=1, gallery_pairs=3)
-    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark", "letters"]}
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, draws=1, gallery_pairs=3)
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark", "letters"]}
     first = world.evaluate(run, config, **asked)
     picture = run / "evaluation" / first["galleries"][0]["picture"]
     drawn = picture.read_bytes()
@@ -365,20 +377,20 @@ def test_a_gallery_whose_picture_is_gone_is_drawn_again(world: World, tmp_path: 
 def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_path: Path) -> None:
     run = world.copy(tmp_path / "run")
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
-    first = world.evaluate(run, config, given=[("light",)], targets=["dark"])
-    assert [(pair["given"], pair["target"]) for pair in first["pairs"]] == [(["light"], "dark")]
-    more = world.evaluate(run, config, given=[("light", "dark")], targets=["letters", "dark"])
-    assert [(pair["given"], pair["target"]) for pair in more["pairs"]] == [
+    first = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
+    assert [(pair["inputs"], pair["target"]) for pair in first["pairs"]] == [(["light"], "dark")]
+    more = world.evaluate(run, config, inputs=[("light", "dark")], targets=["letters", "dark"])
+    assert [(pair["inputs"], pair["target"]) for pair in more["pairs"]] == [
         (["light", "dark"], "letters"), (["light"], "dark")
     ]  # fmt: skip
     assert more["pairs"][1] == first["pairs"][0]
-    other = world.evaluate(run, dataclasses.replace(config, seed=1), given=[("dark",)])
-    assert [pair["given"] for pair in other["pairs"]] == [["dark"], ["dark"]]
+    other = world.evaluate(run, dataclasses.replace(config, seed=1), inputs=[("dark",)])
+    assert [pair["inputs"] for pair in other["pairs"]] == [["dark"], ["dark"]]
 
 
 def test_figures_are_those_of_the_data_and_tokens_asked_for(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
-    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     first = evaluate(run, world.zoo, world.tokens, world.data, **asked)
     shutil.copytree(world.data, tmp_path / "data")
     with writing_shard(tmp_path / "data" / "test" / "dark" / "shard-00000.tar") as shard:
@@ -408,7 +420,7 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
     shutil.copytree(world.tokens, tmp_path / "tokens")
 
     def asked(data: str) -> Any:
-        return evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / data, given=[("light",)], config=config)
+        return evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / data, inputs=[("light",)], config=config)
 
     asked("other")
     StoreRecord.note(tmp_path / "tokens", tmp_path / "data", {"test": samples_identity(tmp_path / "data", "test")}, [])
@@ -419,12 +431,12 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
 
 def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
-    first = world.evaluate(run, config, given=[("light",)], targets=["dark"])
+    first = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
     path = run / "evaluation" / "evaluation.json"
     identity = {key: first["identity"][key] for key in ("weights", "settings", "codecs")}
-    pairs = [{**first["pairs"][0], "gap_closed": 0.125}]
+    pairs = [{**first["pairs"][0], "skill": 0.125}]
     path.write_text(json.dumps({**first, "identity": identity, "pairs": pairs}))
-    assert timeless(world.evaluate(run, config, given=[("light",)], targets=["dark"])) == timeless(first)
+    assert timeless(world.evaluate(run, config, inputs=[("light",)], targets=["dark"])) == timeless(first)
 
 
 def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> None:
@@ -433,7 +445,7 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
 
     def asked() -> dict[str, Any]:
-        return evaluate(run, world.zoo, world.tokens, data, config=config, given=[("light",)], targets=["dark"])
+        return evaluate(run, world.zoo, world.tokens, data, config=config, inputs=[("light",)], targets=["dark"])
 
     def darker(split: str) -> None:
         store, handle = shards.ValueStore(data), world.zoo["dark"]
@@ -446,10 +458,10 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     assert timeless(asked()) == timeless(first)
     darker("train")  # the constant baseline is another
     second = asked()
-    assert second["pairs"][0]["floor"] != first["pairs"][0]["floor"]
-    assert second["pairs"][0]["ceiling"] == first["pairs"][0]["ceiling"]
+    assert second["pairs"][0]["constant_baseline"] != first["pairs"][0]["constant_baseline"]
+    assert second["pairs"][0]["reconstruction"] == first["pairs"][0]["reconstruction"]
     darker("test")
-    assert asked()["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
+    assert asked()["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
 
 
 def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) -> None:
@@ -461,7 +473,7 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
 
     def asked() -> dict[str, Any]:
         zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
-        return evaluate(run, zoo, world.tokens, world.data, given=[("light",)], targets=["dark"], config=config)
+        return evaluate(run, zoo, world.tokens, world.data, inputs=[("light",)], targets=["dark"], config=config)
 
     first = asked()
     assert timeless(asked()) == timeless(first)
@@ -469,7 +481,7 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
     lineage = [{"fingerprint": world.zoo["dark"].fingerprint, "length": 99}]
     save_checkpoint(decoder, {"codes": 0.5 * weights["codes"]}, {**card, "lineage": lineage}, "Another decoder.\n")
     second = asked()
-    assert second["pairs"][0]["ceiling"] != first["pairs"][0]["ceiling"]
+    assert second["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
     assert second["identity"] != first["identity"]
 
 
@@ -495,8 +507,8 @@ def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Pa
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     told = f"dark: .*test/dark: holds {TEST} of {TEST + 1} samples: `zoo tokenize` did not come to its end"
     with pytest.raises(DataError, match=told):
-        evaluate(run, world.zoo, tokens, world.data, config=config, given=[("light",)], targets=["dark"])
-    found = evaluate(run, world.zoo, tokens, world.data, config=config, given=[("light",)])
+        evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)], targets=["dark"])
+    found = evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)])
     assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not come" in found["skipped"]["dark"]
 
 
@@ -504,15 +516,15 @@ def test_one_evaluation_of_a_run_at_a_time(world: World, tmp_path: Path) -> None
     run = world.copy(tmp_path / "run")
     (run / "evaluation").mkdir()
     with held(run / "evaluation", ""), pytest.raises(CheckpointError, match="another zoo backbone eval writes it"):
-        world.evaluate(run, given=[("light",)], targets=["dark"])
+        world.evaluate(run, inputs=[("light",)], targets=["dark"])
     assert not (run / "evaluation/evaluation.json").exists()
 
 
 def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
-    asked: dict[str, Any] = {"given": [("light",), ("light",), ("light", "light")], "targets": ["dark", "dark"]}
+    asked: dict[str, Any] = {"inputs": [("light",), ("light",), ("light", "light")], "targets": ["dark", "dark"]}
     found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
-    assert [(pair["given"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
+    assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
     assert len(found["galleries"]) == 1
 
 
@@ -521,7 +533,7 @@ def test_progress_names_the_pair_and_counts(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     config = dataclasses.replace(CONFIG, gallery_pairs=0, samples=4)
-    world.evaluate(world.copy(tmp_path / "run"), config, given=[("dark",), ("light",)], targets=["letters"])
+    world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",), ("light",)], targets=["letters"])
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate"))
     assert line.startswith("evaluate light to letters ━") and " 2/2 " in line and len(line.rstrip()) <= 80
 
@@ -530,7 +542,7 @@ def test_progress_goes_on_within_a_pair(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    run, asked = world.copy(tmp_path / "run"), {"given": [("light",)], "targets": ["dark"]}
+    run, asked = world.copy(tmp_path / "run"), {"inputs": [("light",)], "targets": ["dark"]}
     world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
     lines = capsys.readouterr().err.splitlines()
     # Of 16 samples, 10 at a time, the reconstructions, and 4 answers to each; then 2 draws of each of 3.
@@ -549,7 +561,7 @@ def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_pa
     card = json.loads((run / "config.json").read_text())
     del card["train"]
     (run / "config.json").write_text(json.dumps(card))
-    found = world.evaluate(run, config, given=[("light",)], targets=["dark"])
+    found = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
     assert found["complete"] and set(found["cross_entropy"]["modalities"]) == set(NAMES)
 
 
@@ -578,8 +590,8 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     changed_values(world, data, "test/dark", {first[0]})
     changed_values(world, data, "test/light", {first[1]})
     changed_values(world, data, "train/dark", learned[:2])
-    config = dataclasses.replace(CONFIG, samples=1, floor_samples=4)
-    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    config = dataclasses.replace(CONFIG, samples=1, baseline_samples=4)
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     found = evaluate(run, world.zoo, world.tokens, data, **asked)
     assert found["galleries"][0]["rows"][0]["key"] == first[2]
     places = {place: set(reasons) for place, reasons in found["unreadable"].items()}
@@ -587,7 +599,9 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     assert "damaged .npy" in found["unreadable"]["test/dark"][first[0]]
     handle, values = world.zoo["dark"], whole.values
     constant = handle.constant_baseline([values.read(handle, "train", key) for key in learned[2:6]])
-    assert found["pairs"][0]["floor"] == pytest.approx(handle.score([constant], whole.truth("dark", first[2:])))
+    assert found["pairs"][0]["constant_baseline"] == pytest.approx(
+        handle.score([constant], whole.truth("dark", first[2:]))
+    )
     assert evaluate(run, world.zoo, world.tokens, data, **asked)["unreadable"] == found["unreadable"]
     changed_values(world, data, "train/dark", learned)
     (run / "evaluation" / "evaluation.json").unlink()
@@ -612,7 +626,7 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     shutil.rmtree(data / "train" / "letters")
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
     found = evaluate(run, world.zoo, world.tokens, data, config=config)
-    assert found["complete"] and [(pair["given"], pair["target"]) for pair in found["pairs"]] == [
+    assert found["complete"] and [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [
         (["letters"], "dark"), (["letters"], "light")
     ]  # fmt: skip
     assert [entry["target"] for entry in found["galleries"]] == ["dark"], "the first one that can be"
@@ -620,9 +634,9 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     assert "no sample has values and tokens of dark, light" in found["skipped"]["dark to light"]
     assert "unknown modality in " in found["skipped"]["light to letters"]
     with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
-        evaluate(run, world.zoo, world.tokens, data, config=config, given=[("light",)], targets=["dark"])
+        evaluate(run, world.zoo, world.tokens, data, config=config, inputs=[("light",)], targets=["dark"])
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
-    words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
+    words = ["eval", str(run), "--samples", "2", "--set", "draws=1", "--set", "gallery_pairs=0"]
     told = CliRunner().invoke(command, words).stderr
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
 
@@ -634,8 +648,8 @@ def test_of_pairs_that_are_named_no_others_are_told(
     shutil.copytree(world.tokens, tokens)
     shutil.rmtree(tokens / "test" / "letters")
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
-    words = ["eval", str(run), "--samples", "2", "--set", "answers=1", "--set", "gallery_pairs=0"]
-    for asked, told in ((["--given", "light", "--make", "dark"], False), (["--given", "light"], True)):
+    words = ["eval", str(run), "--samples", "2", "--set", "draws=1", "--set", "gallery_pairs=0"]
+    for asked, told in ((["--input", "light", "--target", "dark"], False), (["--input", "light"], True)):
         assert ("not evaluated: letters; first: " in CliRunner().invoke(command, words + asked).stderr) == told
         record = json.loads((run / "evaluation" / "evaluation.json").read_text())
         assert record["complete"] and set(record["skipped"]) == {"letters"}, "the record is of all modalities"
@@ -647,7 +661,7 @@ def test_scores_give_way_with_a_word_and_not_to_none(
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
-    words = ["eval", str(run), "--set", "answers=1", "--set", "gallery_pairs=0", "--given", "light"]
+    words = ["eval", str(run), "--set", "draws=1", "--set", "gallery_pairs=0", "--input", "light"]
     first = CliRunner().invoke(command, [*words, "--samples", "3"])
     assert first.exit_code == 0 and "give way" not in first.stderr
     narrower = CliRunner().invoke(command, [*words, "--samples", "2"])
@@ -657,7 +671,7 @@ def test_scores_give_way_with_a_word_and_not_to_none(
     for name in ("dark", "letters"):
         shutil.rmtree(tokens / "test" / name)
     bare = CliRunner().invoke(command, words[:-2])
-    line = f"{run}: nothing is left to be made from something else; not evaluated: dark, letters; first: dark: "
+    line = f"{run}: no modality can be predicted from another one; not evaluated: dark, letters; first: dark: "
     assert str(bare.exception).startswith(line) and "dark: dark:" not in str(bare.exception)
     assert (run / "evaluation" / "evaluation.json").read_text() == before
 
@@ -672,7 +686,18 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     monkeypatch.setattr(
         "zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=world.data), world.zoo)
     )
-    asked = ["--given", "light", "--make", "dark", "--samples", "99", "--set", "answers=1", "--set", "gallery_pairs=1"]
+    asked = [
+        "--input",
+        "light",
+        "--target",
+        "dark",
+        "--samples",
+        "99",
+        "--set",
+        "draws=1",
+        "--set",
+        "gallery_pairs=1",
+    ]
     words = ["eval", str(run), *asked]
 
     def told(*more: Any) -> Any:
@@ -715,13 +740,13 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     assert timeless(json.loads((out / "evaluation.json").read_text())) == timeless(record)
     shutil.rmtree(other / "data" / "train")
     refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
-    assert f"{other / 'data'}: no split 'train', whose values the constant baseline is chosen for" in refused
+    assert f"{other / 'data'}: no split 'train', which the constant baseline is fitted to" in refused
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:
     """Tokens of another codec are neither targets nor inputs, as if the store had none."""
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
-    asked: dict[str, Any] = {"given": [("light",)], "targets": ["dark"], "config": config}
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     shutil.copytree(world.tokens, tmp_path / "tokens")
     shutil.rmtree(tmp_path / "tokens" / "test" / "letters")
     lacking = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
@@ -753,15 +778,15 @@ def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -
     assert drawn(several) == ["dark to light", "light to dark"], "no store has dark and letters"
     assert (tmp_path / "previews" / "step-00000001" / "dark-to-light.png").is_file()
     assert drawn(TrainConfig()) == ["light to letters", "letters to light"]
-    named = (Preview(given=("light",), make="dark"), Preview(given=("dark",), make="letters"))
+    named = (Preview(inputs=("light",), target="dark"), Preview(inputs=("dark",), target="letters"))
     assert drawn(dataclasses.replace(several, previews=named[:1])) == ["light to dark"]
     with pytest.raises(DataError, match="no held-out sample has all of dark, letters; leave that preview out"):
         drawn(dataclasses.replace(several, previews=named))
-    strange = Preview(given=("light",), make="absent")
+    strange = Preview(inputs=("light",), target="absent")
     with pytest.raises(ConfigError, match="absent is not of this run"):
         drawn(TrainConfig(previews=(strange,)))
-    with pytest.raises(ConfigError, match="previews: letters: expected at least one modality that is given"):
-        drawn(TrainConfig(previews=(Preview(given=(), make="letters"),)))
+    with pytest.raises(ConfigError, match="previews: letters: expected at least one input"):
+        drawn(TrainConfig(previews=(Preview(inputs=(), target="letters"),)))
     assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
     assert drawn(TrainConfig(previews=named), inherited=True) == ["light to letters", "letters to light"]
     shutil.rmtree(tmp_path / "own" / "test")
@@ -776,9 +801,9 @@ def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -
 def test_names_that_cannot_be_evaluated(world: World, tmp_path: Path) -> None:
     run = world.copy(tmp_path / "run")
     with pytest.raises(UnknownNameError, match="did you mean light"):
-        world.evaluate(run, given=[("ligth",)])
-    with pytest.raises(ConfigError, match="nothing to generate"):
-        world.evaluate(run, given=[("light",)], targets=["light"])
+        world.evaluate(run, inputs=[("ligth",)])
+    with pytest.raises(ConfigError, match="every target is one of its inputs"):
+        world.evaluate(run, inputs=[("light",)], targets=["light"])
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         EvaluationConfig(samples=0)
     with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
@@ -808,7 +833,7 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
     grown.write_text(json.dumps({**config, "lineage": [{"fingerprint": before, "length": 9}]}))
     assert zoo["letters"].fingerprint != before
     small = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
-    found = evaluate(run, zoo, world.tokens, world.data, given=[("light",)], targets=["letters"], config=small)
+    found = evaluate(run, zoo, world.tokens, world.data, inputs=[("light",)], targets=["letters"], config=small)
     assert found["skipped"] == {}
     later = tmp_path / "tokens"
     shutil.copytree(world.tokens, later)
@@ -818,7 +843,7 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
         later / "test" / "letters" / "part-00000.arrow", TokenMetadata.of(zoo["letters"], {}), column.keys, rows, {}
     )
     assert TokenStore(later).open("test", "letters").fingerprint == zoo["letters"].fingerprint
-    found = evaluate(run, zoo, later, world.data, given=[("light",)], targets=["letters"], config=small)
+    found = evaluate(run, zoo, later, world.data, inputs=[("light",)], targets=["letters"], config=small)
     assert found["skipped"] == {}, "tokens that the grown one wrote"
     for lineage in ([], [{"fingerprint": before, "length": 1}]):  # of another, or without ids that the tokens have
         grown.write_text(json.dumps({**config, "lineage": lineage}) + "\n")
@@ -833,21 +858,21 @@ def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:
     with writing_shard(data / "test" / "dark" / "shard-00000.tar") as shard:
         shard.add("other", *world.zoo["dark"].write(np.zeros((1, 8, 8), np.float32)))
     with pytest.raises(ZooError, match="no sample has values and tokens of light, dark"):
-        evaluate(world.copy(tmp_path / "run"), world.zoo, world.tokens, data, given=[("light",)], targets=["dark"])
+        evaluate(world.copy(tmp_path / "run"), world.zoo, world.tokens, data, inputs=[("light",)], targets=["dark"])
 
 
 # --- parts
 
 
-def test_gap_closed_by_hand() -> None:
-    assert gap_closed(0.6, 0.2, 1.0, True) == pytest.approx(0.5)
-    assert gap_closed(3.0, 5.0, 1.0, False) == pytest.approx(0.5)
-    assert gap_closed(6.0, 5.0, 1.0, False) == pytest.approx(-0.25)
-    assert gap_closed(0.5, 0.5, 0.5, True) is None
-    assert gap_closed(0.5, 0.6, 0.4, True) is None  # the ceiling is worse than the floor
-    assert gap_closed(0.5, 0.4, 0.6, False) is None and gap_closed(0.5, 0.5, 0.5, False) is None
-    assert gap_closed(None, 0.6, 0.9, True) is None
-    assert gap_closed(0.0, 0.0, 0.0, True) is None
+def test_skill_score_by_hand() -> None:
+    assert skill_score(0.6, 0.2, 1.0, True) == pytest.approx(0.5)
+    assert skill_score(3.0, 5.0, 1.0, False) == pytest.approx(0.5)
+    assert skill_score(6.0, 5.0, 1.0, False) == pytest.approx(-0.25)
+    assert skill_score(0.5, 0.5, 0.5, True) is None
+    assert skill_score(0.5, 0.6, 0.4, True) is None  # the ceiling is worse than the floor
+    assert skill_score(0.5, 0.4, 0.6, False) is None and skill_score(0.5, 0.5, 0.5, False) is None
+    assert skill_score(None, 0.6, 0.9, True) is None
+    assert skill_score(0.0, 0.0, 0.0, True) is None
 
 
 def spec(name: str, layout: TokenLayout, derived_from: tuple[str, ...] = ()) -> ModalitySpec:
@@ -887,32 +912,38 @@ def test_default_pairs_neither_give_nor_ask_for_what_the_model_cannot() -> None:
     assert set(found) == {pair for pair in everything if pair[0] != (first,) and pair[1] != second} and found
 
 
+def scores(*pairs: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of evaluation.json that the table shows."""
+    return {"pairs": pairs, "modalities": {pair["target"]: {"metrics": [{"name": "mae"}]} for pair in pairs}}
+
+
 def shown(result: dict[str, Any], width: int) -> list[str]:
     console = Console(width=width, no_color=True)
     with console.capture() as capture:
-        for table in gap_tables(result, width):
+        for table in skill_tables(result, width):
             console.print(table)
     return capture.get().splitlines()
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:
-    rows = shown({"pairs": [{"given": ["a"], "target": "b", "gap_closed": -0.004}]}, 80)
-    assert rows[1].split() == ["a", "0"]
+    rows = shown(scores({"inputs": ["a"], "target": "b", "skill": -0.004, "score": {"mae": 0.25}}), 80)
+    assert rows[1].split() == ["input", "skill", "mae"] and rows[2].split() == ["a", "0.00", "0.25"]
 
 
 def test_the_table_fits_80_columns() -> None:
     names = [f"modality_number_{i}" for i in range(12)]
     pairs = [
-        {"given": [a], "target": b, "gap_closed": None if i == 3 else 0.01 * i}
+        {"inputs": [a], "target": b, "skill": None if i == 3 else 0.01 * i, "score": {"mae": None}}
         for a in names for i, b in enumerate(names) if a != b
     ]  # fmt: skip
-    lines = shown({"pairs": pairs}, 80)
+    lines = shown(scores(*pairs), 80)
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert all(f"{name} " in text or text.endswith(name) for name in names)
     assert "…" not in text  # no name or number is cut
     rows = [line.split() for line in lines if line.startswith("modality_number_0 ")]
-    assert [cell for row in rows for cell in row[1:]] == ["1", "2", "-", *map(str, range(4, 12)), "·"]
+    skills = [cell for row in rows for cell in row[1:] if cell != "-" or row is rows[0]]
+    assert [cell for row in rows for cell in row[1:]].count("0.07") == 1 and "·" in skills
 
 
 def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
@@ -943,9 +974,9 @@ def test_a_sheet_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
     columns = [*names, "c", "true c"]
     assert write_sheet(gallery / long, columns, [[Image.new("RGB", (2, 2))] * len(columns)])
     rows = [{"key": "a", "cells": [None] * len(columns)}]
-    entry = {"given": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
+    entry = {"inputs": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
     read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path / "pictures"))
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"made-{long}"]
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"generated-{long}"]
 
 
 # --- generation to a folder
@@ -964,9 +995,9 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     Run(tokens=world.tokens, data=world.data).save(run)
     zoo, other = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
-    pair: dict[str, Any] = {"given": [("light",)], "targets": ["dark"]}
+    pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
     evaluate(run, zoo, world.tokens, world.data, config=config, device="cpu:0", **pair)
-    recipe = Recipe(given=("light",), target=(TargetPlan(name="dark"),), samples="1")
+    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="1")
     files.generate_to_folder(run, other, recipe, tmp_path / "out", device="cpu:0")
     assert asked == ["cpu:0", "cpu:0"]
     assert [zoo[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu:0"]
@@ -980,7 +1011,7 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     keys = [f"test-{number:03}" for number in (7, 2, 5)]
 
     def made(out: str, keys: list[str], draws: int) -> dict[str, str]:
-        recipe = Recipe(given=("light",), target=tuple(plan), keys=tuple(keys), draws=draws)
+        recipe = Recipe(inputs=("light",), targets=tuple(plan), keys=tuple(keys), draws=draws)
         places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
         assert places == sorted(tmp_path / out / key / str(draw) for key in keys for draw in range(draws))
         tokens = [json.loads((place / "dark.tokens.json").read_text())["tokens"] for place in places]
@@ -996,7 +1027,7 @@ def test_a_generation_stays_in_its_folder_and_has_it_alone(
 ) -> None:
     run, out = world.copy(tmp_path / "run"), tmp_path / "out"
     Run(tokens=world.tokens, data=world.data).save(run)
-    recipe = Recipe(given=("light",), target=(TargetPlan(name="dark"),), samples="2")
+    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
     out.mkdir()
     with held(out, ""), pytest.raises(CheckpointError, match="out: another generation writes it right now"):
         files.generate_to_folder(run, world.zoo, recipe, out)
@@ -1014,7 +1045,7 @@ def test_a_generation_stays_in_its_folder_and_has_it_alone(
 def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = world.copy(tmp_path / "run")
     Run(tokens=world.tokens, data=world.data).save(run)
-    recipe = Recipe(given=("light",), target=(TargetPlan(name="letters", temperature=50.0),), samples="10")
+    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
 
     def made(out: str) -> list[list[int]]:
         places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
@@ -1037,11 +1068,11 @@ def test_what_a_plugin_has_once_is_scored_as_it_is_written(
 
     monkeypatch.setattr(evaluation, "generate", noted)
     config = dataclasses.replace(CONFIG, temperature=50.0, gallery_pairs=1)
-    world.evaluate(world.copy(tmp_path / "free"), config, given=[("light",)], targets=["letters"])
+    world.evaluate(world.copy(tmp_path / "free"), config, inputs=[("light",)], targets=["letters"])
     assert any(len(set(tokens)) < len(tokens) for tokens in drawn)
     drawn.clear()
     monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle: frozenset(range(handle.spec.vocab_size)))
-    world.evaluate(world.copy(tmp_path / "once"), config, given=[("light",)], targets=["letters"])
+    world.evaluate(world.copy(tmp_path / "once"), config, inputs=[("light",)], targets=["letters"])
     assert drawn and all(len(set(tokens)) == len(tokens) for tokens in drawn)
 
 
@@ -1059,7 +1090,7 @@ def test_a_killed_generation_goes_on_where_it_was(
     Run(tokens=world.tokens, data=world.data).save(run)
     text = tmp_path / "a.txt"
     text.write_text("ab")
-    recipe = Recipe(given=("light", f"letters={text}"), target=(TargetPlan(name="dark"),), samples="10")
+    recipe = Recipe(inputs=("light", f"letters={text}"), targets=(TargetPlan(name="dark"),), samples="10")
     asked: list[int] = []
 
     def counted(*arguments: Any, **more: Any) -> dict[str, Any]:

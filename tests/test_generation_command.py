@@ -53,13 +53,13 @@ def went(world: World, words: str) -> str:
 
 def test_the_plan_written_makes_the_same_again(world: World) -> None:
     (world.folder / "text.txt").write_text("a red ball")
-    words = f"{MAKE} --given rgb_patches --given caption=text.txt --make depth --guide rgb_patches=2,caption=-0.5"
+    words = f"{MAKE} --input rgb_patches --input caption=text.txt --target depth --guide rgb_patches=2,caption=-0.5"
     said = went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --set steps=2")
     assert said == "2 samples, 2 draws of each, in new\n"
     first = made(world, "new")
     assert {name.split("/")[-1] for name in first} == {"depth.npy", "depth.png", "depth.tokens.json", "plan.toml"}
     plan = first["plan.toml"].decode()
-    assert f'given = ["rgb_patches", "caption={world.folder}/text.txt"]' in plan
+    assert f'inputs = ["rgb_patches", "caption={world.folder}/text.txt"]' in plan
     for line in ('samples = "1-2"', "seed = 3", "guidance.weights.caption = -0.5", "steps = 2", "top_p = 0.95"):
         assert line in plan.splitlines(), line
     assert "# weights sha256: " in plan
@@ -70,7 +70,7 @@ def test_the_plan_written_makes_the_same_again(world: World) -> None:
 
 
 def test_a_sample_is_the_same_whatever_else_is_made(world: World) -> None:
-    words = "--given rgb_patches --make depth,caption --set temperature=3 --set caption.max_length=5"
+    words = "--input rgb_patches --target depth,caption --set temperature=3 --set caption.max_length=5"
     went(world, f"backbone generate run --out all {words} --samples 0-3 --draws 2")
     went(world, f"backbone generate run --out one {words} --samples 2-2")
     went(world, f"backbone generate run --out key {words} --keys test02 --draws 3")
@@ -84,29 +84,29 @@ def test_a_sample_is_the_same_whatever_else_is_made(world: World) -> None:
 
 
 def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
-    stored = f"{MAKE} --given depth --make depth --samples 2 --set temperature=5"
-    went(world, f"{stored} --keep depth=box:0,0,1,0.5 --draws 3")
+    stored = f"{MAKE} --input depth --target depth --samples 2 --set temperature=5"
+    went(world, f"{stored} --inpaint depth=box:0,0,1,0.5 --draws 3")
     for key in ("test00", "test01"):
         left = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 0]) for draw in range(3)}
         right = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 1]) for draw in range(3)}
-        assert len(left) == 1 and len(right) > 1
+        assert len(left) > 1 and len(right) == 1
     # What was made is given again, as tokens, as a value's file, as text; and a text goes on.
-    given = "--given depth=new/test00/0/depth.tokens.json --given caption='red'"
-    went(world, f"backbone generate run --out again {given} --make caption --keep caption=start")
+    given = "--input depth=new/test00/0/depth.tokens.json --input caption='red'"
+    went(world, f"backbone generate run --out again {given} --target caption --inpaint caption=after")
     text = (world.folder / "again/files/0/caption.txt").read_text()
     assert text.startswith("red"), text
-    went(world, "backbone generate run --out file --file depth=files/test/depth/test00.npy --make caption")
+    went(world, "backbone generate run --out file --file depth=files/test/depth/test00.npy --target caption")
     assert (world.folder / "file/files/0/caption.txt").is_file()
     (world.folder / "[1].npy").write_bytes((world.folder / "files/test/depth/test00.npy").read_bytes())
-    went(world, "backbone generate run --out bracket --file depth=[1].npy --make caption")
+    went(world, "backbone generate run --out bracket --file depth=[1].npy --target caption")
     assert tokens(world, "bracket/files/0", "caption") == tokens(world, "file/files/0", "caption")
 
 
 def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World) -> None:
-    plan = 'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
+    plan = 'inputs = ["rgb_patches"]\n[[targets]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
     (world.folder / "own.toml").write_text(plan)
     went(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")
-    went(world, f"{MAKE} --given rgb_patches --make depth --samples 4 --set steps=2 --guide -6 --set top_p=1")
+    went(world, f"{MAKE} --input rgb_patches --target depth --samples 4 --set steps=2 --guide -6 --set top_p=1")
     assert "scale = 2.0" not in (world.folder / "own/plan.toml").read_text()
     for key in ("test00", "test01", "test02", "test03"):
         assert tokens(world, f"own/{key}/0") == tokens(world, f"new/{key}/0")
@@ -116,7 +116,7 @@ def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World)
 
 @pytest.mark.parametrize("key", ["guidance.scale", "depth.guidance.scale"])
 def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
-    words = f"{MAKE} --given rgb_patches --make depth --samples 2 --set steps=2"
+    words = f"{MAKE} --input rgb_patches --target depth --samples 2 --set steps=2"
     went(world, f"{words} --guide -6")
     first = made(world, "new")
     went(world, f"{words} --set {key}=-6")
@@ -126,15 +126,15 @@ def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
 
 
 def test_what_is_set_of_one_target_is_of_no_other(world: World) -> None:
-    went(world, f"{MAKE} --given rgb_patches --make depth,caption --samples 1 --set depth.top_p=0.5")
-    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[target]]")[1:]
+    went(world, f"{MAKE} --input rgb_patches --target depth,caption --samples 1 --set depth.top_p=0.5")
+    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1:]
     assert 'name = "depth"' in depth and "top_p = 0.5\n" in depth and "top_p = 0.95\n" in caption
 
 
 @pytest.mark.parametrize("settings", ["--set depth.top_p=0.5 --set top_p=0.7", "--set top_p=0.7 --set depth.top_p=0.5"])
 def test_what_is_set_of_one_target_goes_before_what_is_set_of_all(world: World, settings: str) -> None:
-    went(world, f"{MAKE} --given rgb_patches --make depth,caption --samples 1 {settings}")
-    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[target]]")[1:]
+    went(world, f"{MAKE} --input rgb_patches --target depth,caption --samples 1 {settings}")
+    depth, caption = (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1:]
     assert "top_p = 0.5\n" in depth and "top_p = 0.7\n" in caption
 
 
@@ -148,31 +148,31 @@ def test_a_given_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch:
 
     (tmp_path / "a.txt").touch()
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(ConfigError, match=r"given caption=.*/a.txt: may not be read; allow it, or give another file"):
+    with pytest.raises(ConfigError, match=r"input caption=.*/a.txt: may not be read; allow it, or give another file"):
         data_of_source("caption", str(tmp_path / "a.txt"))
 
 
 def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> None:
-    plan = 'given = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[target]]\nname = "depth"\n'
+    plan = 'inputs = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[targets]]\nname = "depth"\n'
     (world.folder / "shared.toml").write_text(plan)
     always = '--samples 1 --set guidance.always=["caption"]'
     went(world, f"backbone generate run --out new --plan shared.toml {always}")
     for guide in ("scale = 2.0", 'always = ["caption"]'):
-        assert guide in (world.folder / "new/plan.toml").read_text().split("[[target]]")[1]
-    went(world, f"{MAKE} --given rgb_patches,caption --make depth --guide 3 {always}")
+        assert guide in (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1]
+    went(world, f"{MAKE} --input rgb_patches,caption --target depth --guide 3 {always}")
     for guide in ("scale = 3.0", 'always = ["caption"]'):
-        assert guide in (world.folder / "new/plan.toml").read_text().split("[[target]]")[1]
+        assert guide in (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1]
 
 
 def test_a_used_folder_holds_what_was_made_last(world: World) -> None:
-    ranked = f"{MAKE} --given rgb_patches --make caption --rank depth --draws 3 --samples 2"
+    ranked = f"{MAKE} --input rgb_patches --target caption --rank depth --draws 3 --samples 2"
     went(world, ranked)
     other = "new/test00/0/notes.txt", "new/test00/2/mine.json", "new/test00/own/0/depth.npy", "new/mine.txt"
     for name in other:
         (world.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (world.folder / name).write_text("mine")
     files = ("depth.npy", "depth.png", "depth.tokens.json")
-    words = f"{MAKE} --given caption --make depth --samples 1"
+    words = f"{MAKE} --input caption --target depth --samples 1"
     assert world(words, kill_after=1).code < 0
     assert "new/plan.toml" not in world.files(), "it makes a caption, and one was not made"
     went(world, words)
@@ -184,8 +184,8 @@ def test_a_used_folder_holds_what_was_made_last(world: World) -> None:
 
 
 def test_what_is_given_from_a_used_folder_stays(world: World) -> None:
-    went(world, f"{MAKE} --given caption='red' --make depth")
-    went(world, f"{MAKE} --given depth=new/files/0/depth.npy --make caption")
+    went(world, f"{MAKE} --input caption='red' --target depth")
+    went(world, f"{MAKE} --input depth=new/files/0/depth.npy --target caption")
     assert {name.split("/")[-1] for name in made(world, "new")} == {
         "depth.npy", "caption.txt", "caption.tokens.json", "plan.toml"
     }  # fmt: skip
@@ -196,11 +196,11 @@ def test_what_is_given_from_a_used_folder_stays(world: World) -> None:
 
 
 def test_what_is_given_is_not_replaced_by_what_is_made_of_it(world: World) -> None:
-    went(world, f"{MAKE} --given caption='red' --make depth --draws 2")
+    went(world, f"{MAKE} --input caption='red' --target depth --draws 2")
     before = made(world, "new")
     for name in ("0/depth.npy", "1/depth.tokens.json"):
-        words = f"--given depth=new/files/{name} --make depth --keep depth=box:0,0,1,0.5 --draws 2"
-        world(f"{MAKE} {words}").refused(f"new/files/{name}: is given, and would be replaced", "another --out")
+        words = f"--input depth=new/files/{name} --target depth --inpaint depth=box:0,0,1,0.5 --draws 2"
+        world(f"{MAKE} {words}").refused(f"new/files/{name}: is an input and would be overwritten", "another --out")
         assert made(world, "new") == before
     went(world, f"backbone generate run --out again {words}")
     went(world, f"{MAKE} {words.replace('--draws 2', '')}")
@@ -209,8 +209,8 @@ def test_what_is_given_is_not_replaced_by_what_is_made_of_it(world: World) -> No
 def test_a_plan_of_ones_own_is_not_replaced(world: World) -> None:
     plan = world.folder / "new" / "plan.toml"
     plan.parent.mkdir()
-    plan.write_text(text := '# mine\ngiven = ["caption"]\n[[target]]\nname = "depth"\n')
-    for words in ("--plan new/plan.toml --seed 1", "--given caption --make depth"):
+    plan.write_text(text := '# mine\ninputs = ["caption"]\n[[targets]]\nname = "depth"\n')
+    for words in ("--plan new/plan.toml --seed 1", "--input caption --target depth"):
         world(f"{MAKE} {words}").refused("new/plan.toml: no generation wrote it", "another --out")
     assert made(world, "new") == {"plan.toml": text.encode()}
     went(world, "backbone generate run --plan new/plan.toml --out again --samples 1")
@@ -220,9 +220,9 @@ def test_values_are_given_where_no_tokens_are(world: World) -> None:
     for file in sorted((world.folder / "tokens").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     (world.folder / "tokens").rmdir()
-    went(world, f"{MAKE} --given caption='red' --make depth")
-    went(world, f"{MAKE} --make depth --samples 1")
-    world(f"{MAKE} --given caption --make depth").refused("tokens: no such folder")
+    went(world, f"{MAKE} --input caption='red' --target depth")
+    went(world, f"{MAKE} --target depth --samples 1")
+    world(f"{MAKE} --input caption --target depth").refused("tokens: no such folder")
 
 
 def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest
 
     monkeypatch.setattr(TokenColumn, "take", noted)
     monkeypatch.setattr(files, "BATCH", 3)
-    recipe = Recipe(given=("rgb_patches", "caption"), target=(TargetPlan(name="depth", steps=1),), samples="8")
+    recipe = Recipe(inputs=("rgb_patches", "caption"), targets=(TargetPlan(name="depth", steps=1),), samples="8")
     assert len(generated(world, recipe)) == 8
     assert max(read) == 3
 
@@ -255,7 +255,7 @@ def test_progress_tells_what_is_generated_decoded_and_ranked(
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(files, "BATCH", 4)
     plan = (TargetPlan(name="caption", max_length=3), TargetPlan(name="depth", steps=2))
-    recipe = Recipe(given=("rgb_patches",), target=plan, samples="0-2", draws=3)
+    recipe = Recipe(inputs=("rgb_patches",), targets=plan, samples="0-2", draws=3)
     generated(world, recipe, scorer=lambda given, made: [0.0] * len(made["depth"]))
     lines = [re.sub(r",.*| 0:.*", "", re.sub(r"[ ━]+", " ", line)) for line in capsys.readouterr().err.splitlines()]
     told, ends = lines[:-4], lines[-4:]
@@ -267,7 +267,7 @@ def test_progress_tells_what_is_generated_decoded_and_ranked(
 
 
 def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
-    recipe = Recipe(given=("caption",), target=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
+    recipe = Recipe(inputs=("caption",), targets=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
     for scores in ([1.0, float("nan")], [1.0]):
         with pytest.raises(InvalidValueError, match="rank: expected a number for each of 2 draws, got list"):
             generated(world, recipe, scorer=lambda given, made, scores=scores: scores)
@@ -278,7 +278,7 @@ def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
 
 def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
     (world.folder / "keys.toml").write_text(
-        'given = ["caption"]\nkeys = ["test01", "test02"]\n[[target]]\nname = "depth"\n'
+        'inputs = ["caption"]\nkeys = ["test01", "test02"]\n[[targets]]\nname = "depth"\n'
     )
     assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new\n"
     assert {name.split("/")[0] for name in made(world, "new")} == {"test00", "plan.toml"}
@@ -288,13 +288,13 @@ def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> N
 
 def test_a_draw_is_no_other_samples(world: World) -> None:
     """With nothing given all that tells draws apart is their number."""
-    went(world, f"{MAKE} --make depth --samples 0-1 --draws 2 --set temperature=3")
+    went(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
     files = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
     assert len(files) == len(set(files)) == 4
 
 
 def test_draws_are_written_best_first(world: World) -> None:
-    words = "--given rgb_patches --make caption --rank depth --draws 4 --samples 2 --set temperature=3"
+    words = "--input rgb_patches --target caption --rank depth --draws 4 --samples 2 --set temperature=3"
     went(world, f"backbone generate run --out new {words}")
     went(world, f"backbone generate run --out plain {words.replace('--rank depth', '')}")
     for key in ("test00", "test01"):
@@ -308,64 +308,76 @@ def test_draws_are_written_best_first(world: World) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--make rgb_patches", ("rgb_patches: a patches modality is an input only",)),
-        ("--make depth --plan absent.toml", ("--make NAMES or --plan FILE",)),
-        ("--samples 2", ("--make NAMES or --plan FILE",)),
+        ("--target rgb_patches", ("rgb_patches: a patches modality is an input only",)),
+        ("--target depth --plan absent.toml", ("--target NAMES or --plan FILE",)),
+        ("--samples 2", ("--target NAMES or --plan FILE",)),
         ("--plan absent.toml", ("absent.toml: no such plan",)),
-        ("--plan bad.toml", ("bad.toml [target] stepz: unknown key; did you mean steps?",)),
+        ("--plan bad.toml", ("bad.toml [targets] stepz: unknown key; did you mean steps?",)),
         ("--plan late.toml", ("guidance weights: caption is neither given nor made before depth",)),
-        ("--given caption --given caption=text.txt --make depth", ("caption is given twice",)),
-        ("--given caption,caption --make depth", ("caption is given twice",)),
-        ("--given caption=text.txt --make depth --samples 3", ("samples 3: values are given", "--draws")),
-        ("--given caption=absent.txt --make depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
-        ("--given caption=caf\udce9.txt --make depth", (r"/caf\xe9.txt", "is not UTF-8, so plan.toml cannot name it")),
-        ("--given caption='red --make depth", ("caption='red", "the quote")),
-        ("--given depth=made/test00/0/caption.tokens.json --make caption", ("holds tokens of caption, not of depth",)),
-        ("--given depth --make depth", ("depth: given and asked for",)),
-        # What is written out is a value; tokens come from a file.
-        ('--given depth={"modality":"depth","fingerprint":"a","tokens":[1]} --make caption', ("depth: .json file: ",)),
-        ("--given rgb_patches --make depth --keep depth=box:0,0,1,1", ("keep depth: it is not given",)),
-        ("--given depth --make depth --keep depth=box:0,0,1,1", ("depth: all of sample 0 is kept",)),
-        ("--given depth --make depth --keep depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
-        ("--given depth --make depth --keep depth=mask:empty.npy", ("mask:empty.npy: cannot be read", "No data")),
-        ("--given depth --make depth --keep depth", ("--keep depth: expected NAME=PART",)),
+        ("--input caption --input caption=text.txt --target depth", ("caption is there twice",)),
+        ("--input caption,caption --target depth", ("caption is there twice",)),
+        ("--input caption=text.txt --target depth --samples 3", ("samples 3: values are given", "--draws")),
+        ("--input caption=absent.txt --target depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
         (
-            "--given rgb_patches --make caption --keep rgb_patches=box:0,0,1,1",
-            ("of a patches modality no part",),
+            "--input caption=caf\udce9.txt --target depth",
+            (r"/caf\xe9.txt", "is not UTF-8, so plan.toml cannot name it"),
         ),
-        ("--given caption --make depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
-        ("--given caption=a.txt,depth=b.npy --make depth", ("caption=a.txt,depth=b.npy", "--given once for each")),
-        ("--given caption --make depth --guide much", ("--guide much: expected a number",)),
-        ("--given caption --make depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
-        ("--given , --make depth", ("leave --given out to give nothing",)),
-        ("--given caption --make depth --guide caption=nan", ("weights: expected numbers from -1e+06 to 1e+06",)),
-        ("--given caption --make depth --guide 1e39", ("scale: expected numbers from -1e+06 to 1e+06, got 1e+39",)),
-        ("--given rgb_patches,caption=text.txt --make depth", ("names, and one with a value; give --given once for",)),
-        (f"--given caption={'red,ball,' * 40} --make depth", ('expected a file that is there, or "TEXT" in quotes',)),
-        ("--given depth=short.tokens.json --make caption", ("short.tokens.json: depth: expected int64", "shape")),
-        ("--given depth --make depth --keep depth=box:0,0,0.05,0.05", ("box:0,0,0.05,0.05: no token lies in it",)),
-        ("--given depth --make depth --keep depth=not:cells:0,0,2,2", ("not:cells:0,0,2,2: no token lies in it",)),
-        ("--given caption --make depth --set top_p=1.5", ("top_p", "(0, 1]")),
-        ("--given caption --make depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not made")),
-        ("--given caption --make depth --set guidence.scale=2", ("one of depth, guidance before the dot",)),
-        ("--given caption --make depth --set depth.steps.x=2", ("--set depth.steps.x: expected a key of a target",)),
-        ("--given caption --make depth --set depth.=2", ("--set depth.: expected a key of a target",)),
-        ("--given caption --make depth --set guidance.=2", ("--set guidance.: expected a key of a target",)),
-        ("--given caption --make depth --set scheme=rowr", ("scheme", "roar")),
-        ("--given caption --make depth --samples 3-8", ("samples 3-8", "numbers 0 to 7")),
-        ("--given caption --make depth --samples 0-99999999999999", ("samples 0-9", "numbers 0 to 7")),
-        ("--make depth --samples 0-9999999999", ("samples 0-9999999999: expected at most 1,000,000 at once",)),
-        ("--make depth --samples 0-1000000", ("samples 0-1000000: expected at most 1,000,000 at once",)),
-        ("--make depth --samples 9999999999", ("samples 9999999999: expected at most 1,000,000 at once",)),
-        ("--make depth --samples 4294967295-4294967296", ("expected numbers below 4294967296",)),
-        ("--given caption --make depth --samples none", ("samples none: expected numbers",)),
-        ("--make depth --keys test00", ("keys test00: no modality of stored samples is given",)),
-        ("--given depth --make caption --keys test00 --samples 1", ("samples: '1', and keys say which, too",)),
-        ("--make depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is given",)),
-        ("--given caption=text.txt --make depth --split train", ("split train: no modality of stored samples",)),
-        ("--given depth --make caption --rank caption", ("rank caption: draws are compared",)),
-        ("--given caption --make depth --rank depth", ("rank depth: it is made itself",)),
-        ("--given caption --make depth --rank rgb_patches", ("rgb_patches", "input only")),
+        ("--input caption='red --target depth", ("caption='red", "closing quote")),
+        (
+            "--input depth=made/test00/0/caption.tokens.json --target caption",
+            ("holds tokens of caption, not of depth",),
+        ),
+        ("--input depth --target depth", ("depth: is input and target",)),
+        # What is written out is a value; tokens come from a file.
+        (
+            '--input depth={"modality":"depth","fingerprint":"a","tokens":[1]} --target caption',
+            ("depth: .json file: ",),
+        ),
+        ("--input rgb_patches --target depth --inpaint depth=box:0,0,1,1", ("inpaint depth: is not among the inputs",)),
+        ("--input depth --target depth --inpaint depth=box:0,0,1,1", ("inpaint depth=box:0,0,1,1: covers all tokens",)),
+        ("--input depth --target depth --inpaint depth=mask:wide.npy", ("expected the grid's 2 x 2", "got 3 x 5")),
+        ("--input depth --target depth --inpaint depth=mask:empty.npy", ("mask:empty.npy: cannot be read", "No data")),
+        ("--input depth --target depth --inpaint depth", ("--inpaint depth: expected NAME=REGION",)),
+        (
+            "--input rgb_patches --target caption --inpaint rgb_patches=box:0,0,1,1",
+            ("a patches modality cannot be inpainted",),
+        ),
+        ("--input caption --target depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
+        ("--input caption=a.txt,depth=b.npy --target depth", ("caption=a.txt,depth=b.npy", "repeat --input for each")),
+        ("--input caption --target depth --guide much", ("--guide much: expected a number",)),
+        ("--input caption --target depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
+        ("--input , --target depth", ("leave --input out to generate from nothing",)),
+        ("--input caption --target depth --guide caption=nan", ("weights: expected numbers from -1e+06 to 1e+06",)),
+        ("--input caption --target depth --guide 1e39", ("scale: expected numbers from -1e+06 to 1e+06, got 1e+39",)),
+        (
+            "--input rgb_patches,caption=text.txt --target depth",
+            ("expected names, or one NAME=VALUE; repeat --input",),
+        ),
+        (f"--input caption={'red,ball,' * 40} --target depth", ('expected a file that is there, or "TEXT" in quotes',)),
+        ("--input depth=short.tokens.json --target caption", ("short.tokens.json: depth: expected int64", "shape")),
+        ("--input depth --target depth --inpaint depth=box:0,0,0.05,0.05", ("box:0,0,0.05,0.05: no token lies in it",)),
+        ("--input depth --target depth --inpaint depth=not:cells:0,0,2,2", ("not:cells:0,0,2,2: no token lies in it",)),
+        ("--input caption --target depth --set top_p=1.5", ("top_p", "(0, 1]")),
+        ("--input caption --target depth --set rgb.steps=2", ("--set rgb.steps", "rgb is not a target")),
+        ("--input caption --target depth --set guidence.scale=2", ("one of depth, guidance before the dot",)),
+        ("--input caption --target depth --set depth.steps.x=2", ("--set depth.steps.x: expected a key of a target",)),
+        ("--input caption --target depth --set depth.=2", ("--set depth.: expected a key of a target",)),
+        ("--input caption --target depth --set guidance.=2", ("--set guidance.: expected a key of a target",)),
+        ("--input caption --target depth --set scheme=rowr", ("scheme", "roar")),
+        ("--input caption --target depth --samples 3-8", ("samples 3-8", "numbers 0 to 7")),
+        ("--input caption --target depth --samples 0-99999999999999", ("samples 0-9", "numbers 0 to 7")),
+        ("--target depth --samples 0-9999999999", ("samples 0-9999999999: expected at most 1,000,000 at once",)),
+        ("--target depth --samples 0-1000000", ("samples 0-1000000: expected at most 1,000,000 at once",)),
+        ("--target depth --samples 9999999999", ("samples 9999999999: expected at most 1,000,000 at once",)),
+        ("--target depth --samples 4294967295-4294967296", ("expected numbers below 4294967296",)),
+        ("--input caption --target depth --samples none", ("samples none: expected numbers",)),
+        ("--target depth --keys test00", ("keys test00: no modality of stored samples is given",)),
+        ("--input depth --target caption --keys test00 --samples 1", ("samples: '1', and keys say which, too",)),
+        ("--target depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is given",)),
+        ("--input caption=text.txt --target depth --split train", ("split train: no modality of stored samples",)),
+        ("--input depth --target caption --rank caption", ("rank caption: draws are compared",)),
+        ("--input caption --target depth --rank depth", ("rank depth: it is made itself",)),
+        ("--input caption --target depth --rank rgb_patches", ("rgb_patches", "input only")),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, parts: tuple[str, ...]) -> None:
@@ -375,10 +387,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     (world.folder / "empty.npy").write_bytes(b"")
     file = json.loads((world.folder / "made/test00/0/depth.tokens.json").read_text())
     (world.folder / "short.tokens.json").write_text(json.dumps({**file, "tokens": file["tokens"][1:]}))
-    (world.folder / "bad.toml").write_text('[[target]]\nname = "depth"\nstepz = 3\n')
+    (world.folder / "bad.toml").write_text('[[targets]]\nname = "depth"\nstepz = 3\n')
     (world.folder / "late.toml").write_text(
-        'given = ["rgb_patches"]\n[[target]]\nname = "depth"\nguidance.weights.caption = 2\n'
-        '[[target]]\nname = "caption"\n'
+        'inputs = ["rgb_patches"]\n[[targets]]\nname = "depth"\nguidance.weights.caption = 2\n'
+        '[[targets]]\nname = "caption"\n'
     )
     world(f"{MAKE} {words}").refused(*parts)
     assert not (world.folder / "new").exists()
@@ -386,5 +398,5 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
 
 def test_a_plan_of_the_repository_says_what_a_run_lacks(world: World) -> None:
     plan = Path(__file__).parent.parent / "configs" / "plans" / "caption-to-rgb.toml"
-    world(f"{MAKE} --plan {plan} --given caption='red'").refused("clip")
+    world(f"{MAKE} --plan {plan} --input caption='red'").refused("clip")
     assert not (world.folder / "new").exists()

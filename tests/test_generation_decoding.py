@@ -33,18 +33,18 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
         logits = full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
         at = uniform[len(made)]
-        token = int(draw(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_first))
+        token = int(draw(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
         if token == WORDS.end:
             break
         made.append(token)
     return made
 
 
-@pytest.mark.parametrize(("temperature", "filter_first"), [(0.0, False), (1.0, False), (3.0, False), (3.0, True)])
-def test_cached_decoding_is_full_decoding(model: FourM, temperature: float, filter_first: bool) -> None:
+@pytest.mark.parametrize(("temperature", "early"), [(0.0, False), (1.0, False), (3.0, False), (3.0, True)])
+def test_cached_decoding_is_full_decoding(model: FourM, temperature: float, early: bool) -> None:
     given = given_tokens(12)
     del given["words"]
-    plan = TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_first=filter_first)
+    plan = TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early)
     made = generate(model, given, [plan], seed=4)["words"]
     slow = [slow_sequence(model, only(given, i), plan, 4, i) for i in range(12)]
     assert [row.tolist() for row in made] == slow
@@ -186,7 +186,7 @@ def test_a_temperature_that_falls_is_used_step_by_step(model: FourM) -> None:
         steps=3,
         schedule="linear",
         temperature=5.0,
-        cooling="linear",
+        temperature_schedule="linear",
         final_temperature=0.1,
     )
     made = generate(model, given, [plan], seed=6)["right"].flatten()
@@ -239,9 +239,9 @@ def test_steps_are_counted_as_announced(model: FourM) -> None:
     assert sum(counted) == plan_steps(model, plan) == 4 + 6 + 4
 
 
-@pytest.mark.parametrize("filter_first", [False, True])
+@pytest.mark.parametrize("early", [False, True])
 def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
-    model: FourM, monkeypatch: pytest.MonkeyPatch, filter_first: bool
+    model: FourM, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
     """The first cell's likeliest id has less than those of others, but is alone in the nucleus, as theirs are."""
     logits = torch.full((1, 9, 11), -20.0)
@@ -254,6 +254,6 @@ def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
     monkeypatch.setattr(decoding, "cell_logits", of_cells)
     decided: list[int] = []
     monkeypatch.setattr(GrowingInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
-    plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_first=filter_first)
+    plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_before_temperature=early)
     generate(model, {}, [plan], 0, [0])
-    assert decided == (list(range(9)) if filter_first else [*range(1, 9), 0])
+    assert decided == (list(range(9)) if early else [*range(1, 9), 0])

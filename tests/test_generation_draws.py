@@ -80,7 +80,7 @@ def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypa
     assert made == listed(generate(model, repeated, plan, 5, kept={"words": rows_of(kept, rows)}))
 
 
-def test_kept_parts_of_other_sizes_have_their_draws(model: FourM) -> None:
+def test_partial_ofs_of_other_sizes_have_their_draws(model: FourM) -> None:
     right = torch.arange(36).reshape(4, 3, 3) % 11
     right[:, 1] = -1
     right[2:, 2] = -1
@@ -95,7 +95,7 @@ def test_kept_parts_of_other_sizes_have_their_draws(model: FourM) -> None:
     assert (made["right"][:, 0] == right[rows, 0]).all()
 
 
-def test_kept_parts_of_one_size_may_leave_other_cells(model: FourM) -> None:
+def test_partial_ofs_of_one_size_may_leave_other_cells(model: FourM) -> None:
     right = torch.arange(36).reshape(4, 3, 3) % 11
     right[:2, 1] = -1
     right[2:, :, 2] = -1

@@ -19,7 +19,7 @@ from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
 from zoo_backbone.generate.decoding import restricted
 from zoo_backbone.generate.inputs import GrowingInputs
 from zoo_backbone.generate.partial import UNKNOWN, add_partial, checked_partial, with_gaps_filled
-from zoo_backbone.generate.regions import kept_part, region_mask
+from zoo_backbone.generate.regions import partial_of, region_mask
 from zoo_backbone.generate.sampling import IDS, Noise, draw
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import padded
@@ -94,7 +94,7 @@ def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
         assert together["words"][i].tolist() == alone["words"][0].tolist()
 
 
-def test_kept_parts_are_inputs_of_all_targets_from_the_start(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_ofs_are_inputs_of_all_targets_from_the_start(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
     context = model.context
 
@@ -111,11 +111,11 @@ def test_kept_parts_are_inputs_of_all_targets_from_the_start(model: FourM, monke
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match="right: all of sample 1 is kept"):
+    with pytest.raises(InvalidValueError, match="right: sample 1 is complete"):
         checked_partial(TABLES, "right", torch.stack([torch.full((3, 3), -1), torch.zeros(3, 3, dtype=torch.int64)]), 2)
     with pytest.raises(InvalidValueError, match="right: expected int64"):
         checked_partial(TABLES, "right", torch.full((1, 3, 3), -2), 1)
-    with pytest.raises(InvalidValueError, match="words: all of sample 0 is kept"):
+    with pytest.raises(InvalidValueError, match="words: sample 0 is complete"):
         checked_partial(TABLES, "words", [np.array([9, 8])], 1)
     with pytest.raises(InvalidValueError, match="words: sample 0 has 5 gaps, and the modality has sentinels for 4"):
         checked_partial(TABLES, "words", [np.array([-1, 9, -1, 9, -1, 9, -1, 9, -1])], 1)
@@ -271,7 +271,7 @@ def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: Four
     for one in (model, shown_ends):
         kept = generate(one, {}, [TargetPlan(name="right")], 0, kept=whole)["right"]
         assert torch.equal(kept, generate(one, whole, [TargetPlan(name="right")], 0)["right"])
-        with pytest.raises(InvalidValueError, match="all of sample 0 is kept, so nothing is left to make"):
+        with pytest.raises(InvalidValueError, match="sample 0 is complete"):
             generate(one, {}, [TargetPlan(name="words")], 0, kept=whole)
 
 
@@ -364,13 +364,13 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
 # --- regions
 
 
-def test_all_codes_of_a_place_are_kept_or_none() -> None:
+def test_all_codes_of_a_place_are_generated_or_none() -> None:
     sound = dataclasses.replace(RIGHT, layout=GridLayout(shape=(4, 2)), num_codebooks=2)
-    found = kept_part(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
-    assert found.tolist() == [[[0, 1], [2, 3], [-1, -1], [-1, -1]]]
+    found = partial_of(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
+    assert found.tolist() == [[[-1, -1], [-1, -1], [4, 5], [6, 7]]]
     picture = dataclasses.replace(RIGHT, layout=GridLayout(shape=(2, 2, 2)), num_codebooks=2)
-    found = kept_part(picture, np.arange(8).reshape(1, 2, 2, 2), "box:0,0,1,0.5")
-    assert found.tolist() == [[[[0, 1], [-1, -1]], [[4, 5], [-1, -1]]]]
+    found = partial_of(picture, np.arange(8).reshape(1, 2, 2, 2), "box:0,0,1,0.5")
+    assert found.tolist() == [[[[-1, -1], [2, 3]], [[-1, -1], [6, 7]]]]
 
 
 def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8), np.uint8)
     pixels[:2, :3] = 255  # the first cell whole, the second half
     Image.fromarray(pixels).save(tmp_path / "pixels.png")
-    assert mask(f"mask:{tmp_path}/pixels.png") == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert mask(f"mask:{tmp_path}/pixels.png") == [[1, 1, 0, 0], [0, 0, 0, 0]]
     half = (np.arange(8) < 4) * np.ones((4, 1))
     for file, values in (
         ("words.png", half.astype(np.uint16)), ("shares.tif", (half / 4).astype(np.float32)),
@@ -430,35 +430,35 @@ def test_masks_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         ("none.npy", "none of them NaN; got float64"), ("none.tif", "none of them NaN; got float32"),
         ("records.npy", "expected numbers"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"keep x: mask:.*{file}: .*{parts}"):
+        with pytest.raises(ConfigError, match=f"inpaint x: mask:.*{file}: .*{parts}"):
             region_mask("x", (2, 4), f"mask:{tmp_path}/{file}")
 
 
 def test_a_part_of_tokens_of_another_size_is_refused() -> None:
     rows = [np.arange(9).reshape(3, 3)]
-    assert kept_part(RIGHT, rows, "cells:0,0,1,2").tolist() == [[[0, 1, -1], [-1, -1, -1], [-1, -1, -1]]]
+    assert partial_of(RIGHT, rows, "cells:0,0,1,2").tolist() == [[[-1, -1, 2], [3, 4, 5], [6, 7, 8]]]
     for shape in ((4, 4), (1, 3)):
         with pytest.raises(InvalidValueError, match="right: expected int64"):
-            kept_part(RIGHT, [np.zeros(shape, np.int64)], "cells:0,0,1,2")
+            partial_of(RIGHT, [np.zeros(shape, np.int64)], "cells:0,0,1,2")
 
 
 def test_regions_of_sequences_by_hand() -> None:
     def part(region: str) -> list[int]:
-        return kept_part(TEXT, [np.array([6, 7, 8, 9, 10])], region)[0].tolist()
+        return partial_of(TEXT, [np.array([6, 7, 8, 9, 10])], region)[0].tolist()
 
-    assert part("start") == [6, 7, 8, 9, 10, -1]
-    assert part("start:2") == [6, 7, -1]
+    assert part("after") == [6, 7, 8, 9, 10, -1]
+    assert part("after:2") == [6, 7, -1]
     assert part("gaps:2") == [-1, 6, 7, -1, 8, 9, -1, 10, -1]
-    assert part("tokens:0-1,4") == [6, 7, -1, -1, 10]
-    assert part("not:tokens:0-1,4") == [-1, -1, 8, 9, -1]
-    for region in ("start:x", "gaps:", "tokens:3-2", "tokens:5", "box:0,0,1,1", "middle"):
+    assert part("tokens:0-1,4") == [-1, -1, 8, 9, -1]
+    assert part("not:tokens:0-1,4") == [6, 7, -1, -1, 10]
+    for region in ("after:x", "gaps:", "tokens:3-2", "tokens:5", "box:0,0,1,1", "middle"):
         with pytest.raises(ConfigError, match="words"):
             part(region)
-    with pytest.raises(ConfigError, match="tokens from 0 to 1: one that is given has 2 tokens"):
-        kept_part(TEXT, [np.array([6, 7, 8]), np.array([6, 7])], "tokens:2")
-    with pytest.raises(ConfigError, match="another region: one that is given has 0 tokens"):
-        kept_part(TEXT, [np.array([], np.int64)], "tokens:0")
-    with pytest.raises(ConfigError, match="pixels: of a patches modality no part is kept"):
-        kept_part(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
-    assert kept_part(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[-1, 2, 3, -1]]
-    assert kept_part(LEFT, torch.zeros(1, 2, 3, dtype=torch.int64), "cells:0,0,2,1").tolist() == [[[0, -1, -1]] * 2]
+    with pytest.raises(ConfigError, match="tokens from 0 to 1: a sample has 2 tokens"):
+        partial_of(TEXT, [np.array([6, 7, 8]), np.array([6, 7])], "tokens:2")
+    with pytest.raises(ConfigError, match="another region: a sample has 0 tokens"):
+        partial_of(TEXT, [np.array([], np.int64)], "tokens:0")
+    with pytest.raises(ConfigError, match="pixels: a patches modality cannot be inpainted"):
+        partial_of(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
+    assert partial_of(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[1, -1, -1, 4]]
+    assert partial_of(LEFT, torch.zeros(1, 2, 3, dtype=torch.int64), "cells:0,0,2,1").tolist() == [[[-1, 0, 0]] * 2]

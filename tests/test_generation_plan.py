@@ -33,7 +33,7 @@ def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
         generate(model, {"left": given["left"]}, [TargetPlan(name="words", scheme="maskgit")], 0)
     with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
         generate(model, {"left": given["left"]}, [TargetPlan(name="pixels")], 0)
-    with pytest.raises(ConfigError, match="left: given and asked for"):
+    with pytest.raises(ConfigError, match="left: is input and target"):
         generate(model, given, [TargetPlan(name="left")], 0)
     with pytest.raises(ConfigError, match="at least one target"):
         generate(model, given, [], 0)
@@ -99,23 +99,23 @@ def test_guidance_by_what_is_not_known_yet_is_refused(model: FourM) -> None:
 
 
 def test_a_temperature_falls_only_where_it_can(model: FourM) -> None:
-    with pytest.raises(ValueError, match="final_temperature: only with cooling"):
+    with pytest.raises(ValueError, match="final_temperature: only with temperature_schedule"):
         TargetPlan(name="left", final_temperature=0.5)
-    with pytest.raises(ConfigError, match="words: cooling 'linear' needs a known number of steps"):
-        generate(model, {}, [TargetPlan(name="words", cooling="linear")], 0, [0])
+    with pytest.raises(ConfigError, match="words: temperature_schedule 'linear' is not for a sequence"):
+        generate(model, {}, [TargetPlan(name="words", temperature_schedule="linear")], 0, [0])
     with pytest.raises(ValueError, match="temperature"):
         TargetPlan(name="left", temperature=float("nan"))
 
 
 def test_what_is_given_is_not_kept_and_asked_for_too(model: FourM) -> None:
     part = {"left": torch.full((1, 2, 3), -1)}
-    with pytest.raises(ConfigError, match="left: given and asked for"):
+    with pytest.raises(ConfigError, match="left: is input and target"):
         generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, kept=part)
-    with pytest.raises(ConfigError, match="generate left: it is given whole and in part"):
+    with pytest.raises(ConfigError, match="generate left: is an input whole and in part"):
         generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="right")], 0, kept=part)
 
 
 @pytest.mark.parametrize("name", ["pixels", "vectors"])
 def test_no_part_of_a_continuous_modality_is_kept(model: FourM, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"generate {name}: of a .* modality no part is kept; give all of it"):
+    with pytest.raises(ConfigError, match=f"generate {name}: .* modality cannot be inpainted"):
         generate(model, {}, [TargetPlan(name="right")], 0, kept={name: given_tokens(1)[name]})

@@ -19,20 +19,20 @@ from zoo_backbone.generate.schedules import temperatures, tokens_per_step
 
 PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
 PLAN = """
-given = ["light", 'words="a = b"', "dark=pictures/one.npy"]
+inputs = ["light", 'words="a = b"', "dark=pictures/one.npy"]
 draws = 3
-[keep]
+[inpaint]
 dark = "not:mask:masks/one.npy"
 light = "box:0,0,1,0.5"
 [guidance]
 scale = 2
-[[target]]
+[[targets]]
 name = "light"
 steps = 4
-[[target]]
+[[targets]]
 name = "dark"
 guidance = { weights = { light = 3.0, words = -1 } }
-[[target]]
+[[targets]]
 name = "other"
 guidance.scale = 1.0
 """
@@ -46,14 +46,18 @@ def test_the_plan_of_the_page_is_one_that_can_be_run(tmp_path: Path) -> None:
     text = (PLANS[0].parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
     (tmp_path / "plan.toml").write_text(text.partition("## A plan\n\n```toml\n")[2].partition("```")[0])
     recipe = read(tmp_path / "plan.toml")
-    assert recipe.target and recipe.keep and recipe.keep.keys() <= {*recipe.given} & {t.name for t in recipe.target}
+    assert (
+        recipe.targets
+        and recipe.inpaint
+        and recipe.inpaint.keys() <= {*recipe.inputs} & {t.name for t in recipe.targets}
+    )
 
 
 def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.toml").write_text(PLAN)
     recipe = read(tmp_path / "one.toml")
-    assert recipe.given == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
-    assert recipe.keep == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
+    assert recipe.inputs == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
+    assert recipe.inpaint == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
     light, dark, other = recipe.plan()
     assert (light.steps, light.guidance) == (4, Guidance(scale=2.0))
     assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and other.guidance == Guidance()
@@ -62,32 +66,36 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "two.toml").write_text(text)
     assert read(tmp_path / "other" / "two.toml") == recipe
-    odd = Recipe(target=recipe.target, given=('words="a \\ tab\t, bell\a and delete\x7f"',))
+    odd = Recipe(targets=recipe.targets, inputs=('words="a \\ tab\t, bell\a and delete\x7f"',))
     (tmp_path / "odd.toml").write_text(written_recipe(odd, {}))
     assert read(tmp_path / "odd.toml") == odd
     # Paths that a caller gives hold from where the caller is.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other" / "three.toml").write_text(
-        written_recipe(Recipe(target=recipe.target, given=("dark=pictures/one.npy",), keep={"dark": "mask:m.png"}), {})
+        written_recipe(
+            Recipe(targets=recipe.targets, inputs=("dark=pictures/one.npy",), inpaint={"dark": "mask:m.png"}), {}
+        )
     )
-    twice = Recipe(target=recipe.target, given=("dark=a.npy",), keep={"dark": "not:not:mask:m.png"})
-    assert from_mapping(Recipe, tomllib.loads(written_recipe(twice, {}))).keep == {
+    twice = Recipe(targets=recipe.targets, inputs=("dark=a.npy",), inpaint={"dark": "not:not:mask:m.png"})
+    assert from_mapping(Recipe, tomllib.loads(written_recipe(twice, {}))).inpaint == {
         "dark": f"not:not:mask:{tmp_path}/m.png"
     }
     again = read(tmp_path / "other" / "three.toml")
-    assert again.given == (f"dark={tmp_path}/pictures/one.npy",) and again.keep == {"dark": f"mask:{tmp_path}/m.png"}
+    assert again.inputs == (f"dark={tmp_path}/pictures/one.npy",) and again.inpaint == {
+        "dark": f"mask:{tmp_path}/m.png"
+    }
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("draws = 3", "drawz = 3", r"one.toml:3 drawz: unknown key; did you mean draws"),
-        ("steps = 4", "stepz = 4", r"one.toml \[target\] stepz: unknown key; did you mean steps"),
-        ("steps = 4", "top_p = 1.5", r"one.toml \[target\] top_p: .*expected a number in \(0, 1\]"),
+        ("steps = 4", "stepz = 4", r"one.toml \[targets\] stepz: unknown key; did you mean steps"),
+        ("steps = 4", "top_p = 1.5", r"one.toml \[targets\] top_p: .*expected a number in \(0, 1\]"),
         ("scale = 2", "scalr = 2", r"one.toml:8 \[guidance\] scalr: unknown key"),
         ("scale = 2", 'scale = "much"', r"one.toml:8 \[guidance\] scale: expected float"),
         ("scale = 2", "scale = 2\nweights = { light = 1 }", "either scale or weights"),
-        ('"light",', '"light", "light=x.npy",', "light is given twice"),
+        ('"light",', '"light", "light=x.npy",', "light is there twice"),
         ('"light",', '"=x",', "expected NAME, NAME=FILE"),
         ("draws = 3", "draws = 0", "draws: expected a number from 1 on"),
         ("draws = 3", 'samples = "0"', "samples: expected"),
@@ -104,14 +112,14 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
 
 
 def test_samples_are_a_number_or_numbers() -> None:
-    target = (TargetPlan(name="x"),)
-    assert list(Recipe(target=target).numbers()) == [0, 1, 2, 3]
-    assert list(Recipe(target=target, samples="0-2,7").numbers()) == [0, 1, 2, 7]
-    assert list(Recipe(target=target, samples="2").numbers()) == [0, 1]
-    assert list(Recipe(target=target, samples="9" * 18).numbers()[:3]) == [0, 1, 2], "more than there is memory for"
+    targets = (TargetPlan(name="x"),)
+    assert list(Recipe(targets=targets).numbers()) == [0, 1, 2, 3]
+    assert list(Recipe(targets=targets, samples="0-2,7").numbers()) == [0, 1, 2, 7]
+    assert list(Recipe(targets=targets, samples="2").numbers()) == [0, 1]
+    assert list(Recipe(targets=targets, samples="9" * 18).numbers()[:3]) == [0, 1, 2], "more than there is memory for"
     for samples, message in (("2-1", "expected numbers"), ("a", "expected numbers"), ("1,0-2", "twice")):
         with pytest.raises(ConfigError, match=message):
-            Recipe(target=target, samples=samples).numbers()
+            Recipe(targets=targets, samples=samples).numbers()
 
 
 def published_zoo() -> Zoo:
@@ -124,10 +132,10 @@ def published_zoo() -> Zoo:
 def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
     recipe = read(path)
     zoo = published_zoo()
-    names = [*sources_of(recipe.given), *(target.name for target in recipe.target)]
+    names = [*sources_of(recipe.inputs), *(target.name for target in recipe.targets)]
     layout = EmbeddingLayout([zoo[name].spec for name in names])
-    plan = resolved_plan(layout, recipe.plan(), sources_of(recipe.given))
-    assert len(plan) == len(recipe.target) >= 2
+    plan = resolved_plan(layout, recipe.plan(), sources_of(recipe.inputs))
+    assert len(plan) == len(recipe.targets) >= 2
 
 
 def test_the_published_chain_from_text_to_pictures() -> None:
@@ -136,8 +144,8 @@ def test_the_published_chain_from_text_to_pictures() -> None:
     features, picture = read(path).plan()
     assert [tokens_per_step(196, plan.steps, plan.schedule) for plan in (features,)] == [[4] * 49]
     assert set(tokens_per_step(196, picture.steps, picture.schedule)) == {7, 8}
-    heat = temperatures([4] * 49, features.temperature, features.final_temperature, features.cooling)
+    heat = temperatures([4] * 49, features.temperature, features.final_temperature, features.temperature_schedule)
     assert heat[0] == pytest.approx(0.5 + 5.5 * 192 / 196) and heat[-1] == 0.5
     assert sorted(heat, reverse=True) == heat and heat[10] < 2.6
-    assert (picture.temperature, picture.cooling) == (0.5, "constant")
+    assert (picture.temperature, picture.temperature_schedule) == (0.5, "constant")
     assert features.guidance == picture.guidance == Guidance(scale=3.0)

@@ -34,11 +34,11 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import (
     Trained,
     asked_from_now,
-    gaps,
     growing_config,
     growing_mixtures,
     grown_specs,
     share_replayed,
+    skills,
     write_report,
 )
 from zoo_backbone.masking import Masker
@@ -544,8 +544,8 @@ def test_two_processes_grow_as_one_does(how: dict[str, object], old_run: Path, t
 
 PREVIEW = """
 [[train.previews]]
-given = ["rgb_patches"]
-make = "depth"
+inputs = ["rgb_patches"]
+target = "depth"
 """
 
 
@@ -561,7 +561,7 @@ def test_the_command(world: World) -> None:
     grow = "backbone grow old --add caption --tokens tokens --out grown --set steps=4"
     done = world(grow)
     assert done.code == 0, done.complaint
-    assert "depth" in done.printed and "caption (new)" in done.printed and "gap closed" not in done.printed
+    assert "depth" in done.printed and "caption (new)" in done.printed and "skill score" not in done.printed
     assert "50% of the samples were old ones, and what was known moved at 30% of the rate" in done.printed
     report = json.loads((world.folder / "grown/growth.json").read_text())
     asked, before = (load_config(world.folder / folder) for folder in ("grown", "old"))
@@ -570,7 +570,7 @@ def test_the_command(world: World) -> None:
     again = world(grow)
     assert again.code == 0 and again.printed == done.printed
     for run in ("old", "grown"):
-        assert world(f"backbone eval {run} --config backbone.toml --given rgb_patches --make depth").code == 0
+        assert world(f"backbone eval {run} --config backbone.toml --input rgb_patches --target depth").code == 0
     assert "rgb_patches to depth" in world(grow).printed
     shutil.copytree(world.folder / "tokens", world.folder / "part")
     for split in ("train", "test"):
@@ -627,12 +627,12 @@ def test_the_command(world: World) -> None:
     world.put_back()
 
 
-def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
+def test_skills_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
     def write_config(name: str, weights: str) -> None:
         (tmp_path / name / "config.json").write_text(json.dumps({"class": "FourM", "weights_sha256": weights}))
 
     def write(name: str, gap: float, samples: int = 8, data: str = "values", **settings: Any) -> Path:
-        pair = {"given": ["a", "b"], "target": "x", "samples": samples, "gap_closed": gap}
+        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": gap}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
         identity = {"settings": {"answers": 4, **settings}, "data": data, "weights": "1" * 64}
@@ -641,27 +641,27 @@ def test_gaps_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path)
         return tmp_path / name
 
     before = write("before", 0.5)
-    expected = [{"given": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
-    assert gaps(before, write("after", 0.25)) == expected
+    expected = [{"inputs": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
+    assert skills(before, write("after", 0.25)) == expected
     fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1)
     for other in (fewer, likeliest, write("elsewhere", 0.25, data="others"), tmp_path / "none"):
-        assert gaps(before, other) == []
-    assert gaps(before, tmp_path / "after") == expected
+        assert skills(before, other) == []
+    assert skills(before, tmp_path / "after") == expected
     noted = {"elsewhere": {"test/x": "1"}, "before": {"test/x": "1", "test/a": "2"}, "after": {"test/x": "3"}}
     for name, values in noted.items():
         path = tmp_path / name / "evaluation" / "evaluation.json"
         table = json.loads(path.read_text())
         path.write_text(json.dumps({**table, "identity": {**table["identity"], "values": values}}))
-    assert gaps(before, tmp_path / "elsewhere") == expected, "the same values, wherever they are"
-    assert gaps(before, tmp_path / "after") == [], "other values in the same folder"
+    assert skills(before, tmp_path / "elsewhere") == expected, "the same values, wherever they are"
+    assert skills(before, tmp_path / "after") == [], "other values in the same folder"
     for name, decoders in {"before": {"x": "1", "a": "2"}, "elsewhere": {"x": "1", "b": "3"}}.items():
         path = tmp_path / name / "evaluation" / "evaluation.json"
         table = json.loads(path.read_text())
         path.write_text(json.dumps({**table, "identity": {**table["identity"], "decoders": decoders}}))
-    assert gaps(before, tmp_path / "elsewhere") == expected, "what only one has is of no pair of both"
+    assert skills(before, tmp_path / "elsewhere") == expected, "what only one has is of no pair of both"
     path.write_text(path.read_text().replace('"x": "1", "b"', '"x": "4", "b"'))
-    assert gaps(before, tmp_path / "elsewhere") == [], "another decoder in between"
+    assert skills(before, tmp_path / "elsewhere") == [], "another decoder in between"
     path.write_text(path.read_text().replace('"x": "4", "b"', '"x": "1", "b"'))
-    assert gaps(before, tmp_path / "elsewhere") == expected
+    assert skills(before, tmp_path / "elsewhere") == expected
     write_config("elsewhere", "2" * 64)
-    assert gaps(before, tmp_path / "elsewhere") == [], "an evaluation of other weights"
+    assert skills(before, tmp_path / "elsewhere") == [], "an evaluation of other weights"

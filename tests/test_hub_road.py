@@ -125,7 +125,7 @@ def test_the_whole_road_with_networks_in_place_of_published_ones(tmp_path: Path)
     networks.t5(tmp_path / "networks" / "t5", sorted(words), dim=128)
     go(tmp_path, *ROAD)
     pairs = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["pairs"]
-    closed = {(*pair["given"], pair["target"]): pair["gap_closed"] for pair in pairs}
+    closed = {(*pair["inputs"], pair["target"]): pair["skill"] for pair in pairs}
     learnt = {pair: closed[pair] for pair in LEAST}
     assert all(learnt[pair] > least for pair, least in LEAST.items()), learnt
     assert (tmp_path / "run" / "report" / "index.html").is_file()

@@ -55,7 +55,7 @@ def test_a_backbone_that_was_killed_is_told_from_none(world: World) -> None:
     world.put_back()
     words = ROAD["backbone"].replace("--out run", "--out half")
     assert world(words, kill_after=2).code < 0 and (world.folder / "half/run.json").exists()
-    for command in ("backbone eval half", "backbone generate half --make depth --out new"):
+    for command in ("backbone eval half", "backbone generate half --target depth --out new"):
         world(command).refused("half: its training has not come to its end; the command that began it goes on")
 
 

@@ -223,7 +223,7 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
         "caption": zoo["caption"].fingerprint
     }
     made = tmp_path / "made"
-    arguments = ("--given", 'caption="a red dog"', "--make", "caption", "--set", "max_length=3")
+    arguments = ("--input", 'caption="a red dog"', "--target", "caption", "--set", "max_length=3")
     with pytest.raises(ZooError, match="given and asked for"):
         run(
             command,
@@ -236,7 +236,7 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
             "--out",
             made,
         )
-    arguments = ("--make", "caption", "--samples", 2, "--set", "max_length=3", "--out", made)
+    arguments = ("--target", "caption", "--samples", 2, "--set", "max_length=3", "--out", made)
     run(command, "--registry", zoo.path, "backbone", "generate", tmp_path / "out" / "backbone", *arguments)
     assert len(list(made.rglob("caption.txt"))) == 2
     before = (tmp_path / "out" / "backbone" / "model.safetensors").stat().st_mtime_ns
@@ -536,7 +536,7 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given
     assert sorted(default_pairs(specs, model.config)) == [
         (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
     ]  # fmt: skip
-    generating = ("--registry", registry, "backbone", "generate", backbone, "--out", tmp_path / "made", "--make")
+    generating = ("--registry", registry, "backbone", "generate", backbone, "--out", tmp_path / "made", "--target")
     with pytest.raises(ConfigError, match=r"clip: it is only an input of this model, which makes clip_448, semseg$"):
         run(command, *generating, "clip", "--samples", 1)
     with pytest.raises(ConfigError, match="rank clip: it is only an input of this model"):
@@ -545,9 +545,9 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given
         run(command, *generating, "clip_448", "--samples", 1, "--rank", "semseg")
     assert not (tmp_path / "made").exists()
     (tmp_path / "labels.csv").write_text("key,label\n")
-    training = ("transfer", "train", backbone, "--task", tmp_path / "labels.csv", "--given", "semseg,clip_448")
+    training = ("transfer", "train", backbone, "--task", tmp_path / "labels.csv", "--input", "semseg,clip_448")
     with pytest.raises(
-        ConfigError, match="--given clip_448: this model only makes it, and cannot be given it; it reads"
+        ConfigError, match="--input clip_448: this model only makes it, and cannot be given it; it reads"
     ):
         run(command, "--registry", registry, *training)
     with pytest.raises(ConfigError, match="features of clip_448: this model only makes it"):

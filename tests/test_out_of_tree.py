@@ -89,7 +89,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert NAME in page and "zoo-elevation 0.1.0" in page
 
     # Old checkpoints still load and give the same values.
-    generated = "zoo backbone generate run --given rgb_patches --make depth --samples 2 --out made"
+    generated = "zoo backbone generate run --input rgb_patches --target depth --samples 2 --out made"
     earlier(generated)
     earlier(train)
     assert (old / "run" / "model.safetensors").read_bytes() == old_model
@@ -102,7 +102,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     earlier(f"{generated}_again")
     first, second = (sorted((old / name).rglob("*.npy")) for name in ("made", "made_again"))
     assert first and [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    refused = shell.run("zoo backbone generate run --given rgb_patches --make elevation --out no", 1)
+    refused = shell.run("zoo backbone generate run --input rgb_patches --target elevation --out no", 1)
     assert "elevation" in refused and len(refused.strip().splitlines()) == 1
     assert core_digest() == before, "a file of the core or the backbone was changed"
 

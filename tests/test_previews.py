@@ -58,10 +58,10 @@ def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> No
     """In the place of a picture of it, and in text."""
     with pytest.raises(PluginError, match="NotImplementedError"):
         zoo["brightness"].decode([np.zeros((4, 1), np.float32)])
-    assert drawn(zoo, tmp_path, Preview(given=("brightness",), make="light")) == (
+    assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light")) == (
         tmp_path / "previews" / "step-00000001" / "brightness-to-light.png"
     )
-    text = drawn(zoo, tmp_path, Preview(given=("brightness",), make="letters"))
+    text = drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="letters"))
     assert isinstance(text, str)
     assert [line.split(" | ")[0] for line in text.splitlines()] == ["brightness", "---", *["4 vectors"] * 4]
 
@@ -72,9 +72,9 @@ def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> No
 def test_a_decoder_that_fails_is_told(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception]
 ) -> None:
-    def fails(tokens: object) -> None:
+    def fails(tokens: object, **options: object) -> None:
         raise error(f"{name}: decode failed")
 
     monkeypatch.setattr(zoo[name], "decode", fails)
     with pytest.raises(error, match=f"{name}: decode failed"):
-        drawn(zoo, tmp_path, Preview(given=("brightness",), make="light"))
+        drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light"))

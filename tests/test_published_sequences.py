@@ -365,10 +365,10 @@ def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest
     assert stored == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
     (tmp_path / "people.json").write_text(json.dumps([AT_REST]))
     generate = ("--registry", world.zoo.path, "backbone", "generate", world.folder / "out" / "backbone")
-    arguments = ("--given", f"{POSES}={tmp_path / 'people.json'}", "--make", MASKS, "--set", "max_length=30")
+    arguments = ("--input", f"{POSES}={tmp_path / 'people.json'}", "--target", MASKS, "--set", "max_length=30")
     run(command, *generate, *arguments, "--out", tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob(f"{MASKS}.png"))) == 1
-    run(command, *generate, "--make", POSES, "--samples", 1, "--set", "max_length=45", "--out", tmp_path / "people")
+    run(command, *generate, "--target", POSES, "--samples", 1, "--set", "max_length=45", "--out", tmp_path / "people")
     assert len(list((tmp_path / "people").rglob(f"{POSES}.json"))) == 1
     run(export_command, world.folder / "out" / "backbone", tmp_path / "back")
     theirs = world.folder / "in" / "4M-21_B" / "model.safetensors"

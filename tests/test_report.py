@@ -27,8 +27,8 @@ from tokenizers_zoo.report.pictures import (
     curve_chart,
     legend_of,
     matrix_chart,
-    percent,
     png_of,
+    skill_cell,
 )
 from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
@@ -58,15 +58,15 @@ def gallery(run: Path, given: list[str], target: str, rows: list[list[Image.Imag
     drawn = write_sheet(run / "evaluation" / name, columns, rows)
     cells = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
     return {
-        "given": given, "target": target, "picture": name if drawn else None, "columns": columns,
+        "inputs": given, "target": target, "picture": name if drawn else None, "columns": columns,
         "rows": [{"key": f"sample {i}", "cells": row} for i, row in enumerate(cells)],
     }  # fmt: skip
 
 
-def pair(given: list[str], target: str, gap: float | None) -> dict[str, Any]:
+def pair(given: list[str], target: str, skill: float | None) -> dict[str, Any]:
     return {
-        "given": given, "target": target, "samples": 8, "gap_closed": gap,
-        "score": {"main": 0.25}, "floor": {"main": 0.5}, "ceiling": {"main": None},
+        "inputs": given, "target": target, "samples": 8, "skill": skill,
+        "score": {"main": 0.25}, "constant_baseline": {"main": 0.5}, "reconstruction": {"main": None},
     }  # fmt: skip
 
 
@@ -139,12 +139,12 @@ def test_a_sheet_without_places_is_shown_whole(run: Run, tmp_path: Path) -> None
 def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
     galleries = read_galleries(*run, Pictures(folder=tmp_path / "pictures"))
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
-    assert roles == [[("given", "given"), ("made", "made 1"), ("made", "made 2"), ("truth", "truth")]] * 2
+    assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
     assert opened(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
     assert [cell.text for cell in galleries[1].rows[0]] == [None, "<script>", "two", "truth"]
     assert (galleries[0].texts, galleries[1].texts, galleries[1].wide) == (False, True, True)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
-        "made-rgb_patches-to-caption.png", "made-rgb_patches-to-depth.png",
+        "generated-rgb_patches-to-caption.png", "generated-rgb_patches-to-depth.png",
     ]  # fmt: skip
 
 
@@ -168,10 +168,10 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     galleries = read_galleries(tmp_path, {"galleries": entries}, Pictures(folder=tmp_path / "pictures"))
     shown = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
     assert shown is not None and shown["key"] == "sample 0"
-    assert [cell.modality for cell in shown["given"]] == ["b"]
+    assert [cell.modality for cell in shown["inputs"]] == ["b"]
     # Pictures before texts, then by what is closed.
-    assert [(card["name"], card["gap"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
-    assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["made", "truth"]] * 3
+    assert [(card["name"], card["skill"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
+    assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["generated", "truth"]] * 3
 
 
 def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,9 +225,9 @@ def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.Monkey
     assert [line.get_marker() for line in (held_out, once, training)] == ["", "o", ""]
 
 
-def test_percent() -> None:
-    gaps = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None, ("a", "v"): -0.001}
-    assert [percent(gaps, "a", name) for name in "xyzwv"] == ["62", "−5", "–", "", "0"]
+def test_skill_scores_as_text() -> None:
+    skills = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None, ("a", "v"): -0.001}
+    assert [skill_cell(skills, "a", name) for name in "xyzwv"] == ["0.62", "−0.05", "–", "", "0.00"]
 
 
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
@@ -262,25 +262,25 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     assert page == folder / "report" / "index.html"
     for part in (
         "One model of 3 modalities that makes any of 2 from any others",
-        "<b>depth</b>", "62 %", "gap closed: −25 %", "1.2 million", ">120<", ">−25</td><td>",
+        "<b>depth</b>", "0.62", "skill −0.25", "1.2 million", ">120<", ">−0.25</td>",
         "&lt;script&gt;", "normal was not evaluated: no test tokens", "0.25", "3.21", "metres", "ffffffffffffffff",
         "main (lower is better)", zoo["depth"].distribution,
     ):  # fmt: skip
         assert part in text, part
     assert "<script>two" not in text and text.count("<script>") == 1
     assert not re.findall(r'(?:src|href)="(?!data:)', text) and "url(" not in text
-    assert set(re.findall(r"<th>([^<]*)</th>", text)) >= {"depth", "caption", "rgb_patches", "given ↓ made →"}
+    assert set(re.findall(r"<th>([^<]*)</th>", text)) >= {"depth", "caption", "rgb_patches", "input ↓ target →"}
     names = {path.name for path in (folder / "report" / "pictures").iterdir()}
     assert names == {
-        "gap-closed.png", "training-loss.png", "loss-per-modality.png", "made-rgb_patches-to-depth.png",
-        "made-rgb_patches-to-caption.png",
+        "skill-scores.png", "training-loss.png", "loss-per-modality.png", "generated-rgb_patches-to-depth.png",
+        "generated-rgb_patches-to-caption.png",
     }  # fmt: skip
     for path in (folder / "report" / "pictures").iterdir():
         with Image.open(path) as picture:
             assert min(picture.size) > 100
-    assert text.count('class="cell given') == 1 + 4  # at a glance, and a row per sample of both galleries
+    assert text.count('class="cell input') == 1 + 4  # at a glance, and a row per sample of both galleries
     # The numbers of the matrix are there without their colours; strong ones are bold.
-    assert re.search(r"<td style=[^>]*><b>62</b></td>", text) and re.search(r"<td style=[^>]*>−25</td>", text)
+    assert re.search(r"<td style=[^>]*><b>0.62</b>", text) and re.search(r"<td style=[^>]*>−0.25<", text)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -312,9 +312,9 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     (folder / "metrics.jsonl").unlink()
     page = write_report(zoo, folder, tmp_path / "elsewhere.html")
     text = page.read_text(encoding="utf-8")
-    assert "The tokenizers" in text and "gap closed, in %" not in text and "How training went" not in text
+    assert "The tokenizers" in text and "Skill scores" not in text and "How training went" not in text
     assert "shown here at work" not in text and f"not evaluated yet: <code>zoo backbone eval {folder}</code>" in text
-    assert "table of gaps" not in text
+    assert "table of skill scores" not in text
 
 
 def start_of(folder: Path, added: list[str]) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
             "rgb_patches": {"before": None, "after": None, "targets": 0},
         },
         "new": {"caption": {"after": 1.0012, "uniform": 8.3177, "targets": 4}},
-        "gaps": [],
+        "skills": [],
     }
     (folder / "growth.json").write_text(json.dumps(growth))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
@@ -388,17 +388,17 @@ def test_one_of_a_kind_is_not_called_many(run: Run, zoo: Zoo) -> None:
     config["specs"] = [spec for spec in config["specs"] if spec["name"] == "depth"]
     (folder / "config.json").write_text(json.dumps(config))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    for part in ("<h1>One model of 1 modality</h1>", ">modality</span>", ">given → made pair scored<"):
+    for part in ("<h1>One model of 1 modality</h1>", ">modality</span>", ">input → target pair scored<"):
         assert part in text, part
-    assert re.search(r"Each number is\s+over 1 held-out sample\.", text) and "no gap to measure" in text
+    assert re.search(r"Each number is\s+over 1 held-out sample\.", text) and "no skill score" in text
 
 
-def test_nothing_is_best_where_no_gap_is_closed(run: Run, zoo: Zoo) -> None:
+def test_nothing_is_best_without_skill(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     evaluation["pairs"] = [pair(["rgb_patches"], "depth", -0.1), pair(["rgb_patches"], "caption", -0.25)]
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "gap closed: −10 %" in text and "Best of all" not in text
+    assert "skill −0.10" in text and "Its best result" not in text
 
 
 def test_a_folder_is_no_place_for_a_page(run: Run, zoo: Zoo, tmp_path: Path) -> None:
@@ -417,16 +417,21 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
         found = {**evaluation, "identity": {"weights": 64 * weights}}
         (folder / "evaluation" / "evaluation.json").write_text(json.dumps(found))
         text = write_report(zoo, folder).read_text(encoding="utf-8")
-        assert [part in text for part in ("closes 62 %", ">−25</td>", "truth", "3.21")] == [there, there, True, there]
-        assert ("evaluation.json is left out: its figures are those of another model" in text) is not there
+        assert [part in text for part in ("skill score of 0.62", ">−0.25</td>", "truth", "3.21")] == [
+            there,
+            there,
+            True,
+            there,
+        ]
+        assert ("evaluation.json belongs to other weights" in text) is not there
 
 
 def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     (folder / "evaluation" / evaluation["galleries"][0]["picture"]).unlink()
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "rgb_patches-to-depth.png is gone: the zoo backbone eval that drew it draws it again" in text
-    assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">62</b>" in text
+    assert "rgb_patches-to-depth.png is missing; run zoo backbone eval again" in text
+    assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
 
 
 @pytest.mark.parametrize("named", ["../../secret.png", "gallery/../../../secret.png", "{}/secret.png"])
@@ -436,7 +441,7 @@ def test_no_sheet_of_another_folder_is_shown(run: Run, zoo: Zoo, tmp_path: Path,
     evaluation["galleries"][0]["picture"] = named.format(tmp_path)
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "secret.png is gone" in text and "rgb_patches → caption" in text and "rgb_patches → depth" not in text
+    assert "secret.png is missing" in text and "rgb_patches → caption" in text and "rgb_patches → depth" not in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
 

@@ -89,7 +89,7 @@ def test_tokens_of_two_kinds_are_judged_as_values(tmp_path: Path) -> None:
         codes = json.loads((tmp_path / f"out/{kind}/seed-0/tokenizers/depth/evaluation.json").read_text())["codebook"]
         assert codes["size"] == 240
     figures = result["means"]["depth"]
-    assert set(figures) == {"codes in use", "reconstructed", "made", "gap closed"}
+    assert set(figures) == {"codes in use", "reconstructed", "predicted", "skill score"}
     assert figures["reconstructed"]["fsq"] != figures["reconstructed"]["vq"]
     assert "abs_rel, reconstructed" in printed and list(result["means"]) == ["depth"], "what there are tokens of"
 
@@ -144,7 +144,7 @@ def test_what_growing_costs(tmp_path: Path) -> None:
         report = json.loads((grown / "growth.json").read_text())
         losses = result["runs"][1]["old"][f"grown {share}"]["held-out loss"]
         assert losses["caption"].items() <= report["losses"]["caption"].items()
-        assert [gap["target"] for gap in report["gaps"]] == ["caption"]
+        assert [gap["target"] for gap in report["skills"]] == ["caption"]
         config = json.loads((grown / "config.json").read_text())["train"]
         assert (config["steps"], config["seed"], config["freeze"]) == (steps, 1, False)
         assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
@@ -161,17 +161,17 @@ def test_what_growing_costs(tmp_path: Path) -> None:
 
 
 Figures = tuple[float, float | None]
-"""A loss, and a gap closed."""
+"""A loss, and a skill score."""
 
 
 def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
     """Figures of a seed from the results of B by share of S and of D. Growing moves `a` up and `b` down by 0.1."""
 
     def figures(values: Figures) -> dict[str, float | None]:
-        return dict(zip(("held-out loss", "gap closed"), values, strict=True))
+        return dict(zip(("held-out loss", "skill score"), values, strict=True))
 
     moved = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
-    rows = {"held-out loss": moved, "gap closed": {**moved, "none": {"before": None, "after": None}}}
+    rows = {"held-out loss": moved, "skill score": {**moved, "none": {"before": None, "after": None}}}
     new = {f"grown {share:g}": figures(values) for share, values in grown.items()}
     return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
 
@@ -184,12 +184,12 @@ def test_when_a_grown_model_is_where_one_over_all_ends(monkeypatch: pytest.Monke
     early = a_seed({0.2: (3.0, 0.1), 0.4: (2.0, 0.2), 1: (1.9, 0.5)}, end=(2.0, 0.3))
     never = a_seed({0.2: (3.0, 0.1), 0.4: (2.5, 0.2), 1: (2.1, 0.4)}, end=(2.0, 0.3))
     result = growing.summary([early, never], shares)
-    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "gap closed")] == [[0.4, None], [1, 1]]
+    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "skill score")] == [[0.4, None], [1, 1]]
     assert growing.sooner([0.4, None]) == "0.4 S, -"
     assert result["new"]["held-out loss"]["grown 1"]["mean"] == pytest.approx(2.0)
     worst = {measure: of["grown 0.4"] for measure, of in result["worst"].items()}
     assert worst["held-out loss"]["modality"] == "a" and worst["held-out loss"]["mean"] == pytest.approx(0.1)
-    assert worst["gap closed"]["modality"] == "b" and worst["gap closed"]["mean"] == pytest.approx(-0.1)
-    assert result["old"]["gap closed"]["none"]["change grown 0.2"] is None
+    assert worst["skill score"]["modality"] == "b" and worst["skill score"]["mean"] == pytest.approx(-0.1)
+    assert result["old"]["skill score"]["none"]["change grown 0.2"] is None
     gapless = growing.summary([early, a_seed(dict.fromkeys(shares, (1.0, None)), end=(2.0, None))], shares)
-    assert gapless["new"]["gap closed"]["all"] is None and gapless["new"]["gap closed"]["reached"] == [1, None]
+    assert gapless["new"]["skill score"]["all"] is None and gapless["new"]["skill score"]["reached"] == [1, None]

@@ -326,7 +326,7 @@ def test_maps_of_another_size_are_told_before_any_work(world: World, frozen: Pat
         load(frozen, zoo).predict_values({"light": [np.zeros((1, 16, 16), np.float32)]})
     with pytest.raises(DataError, match=line):
         Embedder(world.run, zoo, EmbeddingConfig(space="plain")).encode("light", "none.png")
-    recipes = Recipe(given=("dark",), target=(TargetPlan(name="light"),)), Recipe(given=("light",), target=())
+    recipes = Recipe(inputs=("dark",), targets=(TargetPlan(name="light"),)), Recipe(inputs=("light",), targets=())
     for recipe in recipes:
         with pytest.raises(DataError, match=line):
             handles_of(zoo, model, recipe, fingerprints)

@@ -51,8 +51,8 @@ ROAD = (
     f"tokenizer train audio video imu flow --data data {TINY}",
     "tokenize data --out tokens",
     "backbone train --tokens tokens --out run --config backbone.toml",
-    "backbone generate run --given imu --make video,audio,flow --out made --samples 2",
-    "backbone generate run --given video,audio --make imu --out felt --samples 2",
+    "backbone generate run --input imu --target video,audio,flow --out made --samples 2",
+    "backbone generate run --input video,audio --target imu --out felt --samples 2",
 )
 
 

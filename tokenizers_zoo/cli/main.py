@@ -87,7 +87,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
       zoo tokenizer train --all --data data/scenes
       zoo tokenize data/scenes --out tokens        values to tokens
       zoo backbone train --tokens tokens --out run
-      zoo backbone eval run                        gap closed, held-out pictures
+      zoo backbone eval run                        skill scores, held-out pictures
       zoo report run                               one HTML page
 
     Every command says more with --help.

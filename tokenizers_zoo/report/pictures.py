@@ -88,33 +88,31 @@ def cells_of(sheet: Path) -> list[list[str | None]] | None:
         ) from None
 
 
-def matrix_chart(rows: Sequence[str], columns: Sequence[str], gaps: Mapping[tuple[str, str], float | None]) -> bytes:
-    """The gap closed in percent as a coloured table, given in rows, made in columns."""
+def matrix_chart(rows: Sequence[str], columns: Sequence[str], skills: Mapping[tuple[str, str], float | None]) -> bytes:
+    """Draw the skill scores as a coloured table: inputs in rows, targets in columns."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     width, height = CELL_SIZE[0] * len(columns), CELL_SIZE[1] * len(rows)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
-    numbers = [[gap if (gap := gaps.get((row, c))) is not None else math.nan for c in columns] for row in rows]
-    colours = LinearSegmentedColormap.from_list("gap", ["#f0ad6b", "#ffffff", "#79aee8"])
+    numbers = [[math.nan if (skill := skills.get((row, c))) is None else skill for c in columns] for row in rows]
+    colours = LinearSegmentedColormap.from_list("skill", ["#f0ad6b", "#ffffff", "#79aee8"])
     axes.imshow(numbers, cmap=colours, vmin=-1, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylabel("given")
-    axes.set_xlabel("made")
-    ends = ("gap closed in %: 0 = constant baseline,", "100 = the tokenizer's own reconstruction")
+    axes.set_ylabel("input")
+    axes.set_xlabel("target")
+    ends = ("skill score: 0 = best constant prediction,", "1 = tokenizer reconstruction")
     axes.set_title((" " if width >= ONE_LINE else "\n").join(ends), fontsize=10)
     for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        axes.text(x, y, percent(gaps, row, column), ha="center", va="center", fontsize=10)
+        axes.text(x, y, skill_cell(skills, row, column), ha="center", va="center", fontsize=10)
     return png_of(figure, whole=True)
 
 
-def percent(gaps: Mapping[tuple[str, str], float | None], row: str, column: str) -> str:
-    """A gap closed in percent, a dash where there is no gap to close, nothing where it was not asked for."""
-    if (row, column) not in gaps:
-        return ""
-    return gap_text(gaps[row, column])
+def skill_cell(skills: Mapping[tuple[str, str], float | None], row: str, column: str) -> str:
+    """Return a skill score as text; empty for a pair that was not evaluated."""
+    return skill_text(skills[row, column]) if (row, column) in skills else ""
 
 
 def range_text(numbers: Sequence[int]) -> str:
@@ -123,9 +121,9 @@ def range_text(numbers: Sequence[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def gap_text(gap: float | None) -> str:
-    """A gap closed in percent, a dash where there is no gap to close."""
-    return "–" if gap is None else f"{100 * gap:z.0f}".replace("-", "\N{MINUS SIGN}")
+def skill_text(skill: float | None) -> str:
+    """Return a skill score with two decimals; a dash for None."""
+    return "–" if skill is None else f"{skill:z.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:

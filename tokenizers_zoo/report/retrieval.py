@@ -83,14 +83,14 @@ def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> dict[st
         images = cells_of(sheet) or images
     rows = []
     for row, drawn in zip(entry["rows"], images, strict=True):
-        cells = [Cell(role="given", modality=query, label="asked", image=drawn[0], text=row["cells"][0])]
+        cells = [Cell(role="input", modality=query, label="asked", image=drawn[0], text=row["cells"][0])]
         for place, key in enumerate(row["hits"], 1):
             right = key == row["key"]
             label = f"{place}: right" if right else str(place)
-            role: Literal["truth", "made"] = "truth" if right else "made"
+            role: Literal["truth", "generated"] = "truth" if right else "generated"
             text = row["cells"][place]
             cells.append(Cell(role=role, modality=found, label=label, image=drawn[place], text=text))
         rows.append([cell for cell in cells if cell.image or cell.text is not None])
     texts = any(cell.text is not None for row in rows for cell in row)
-    wide = any(cell.text is not None for row in rows for cell in row if cell.role != "given")
+    wide = any(cell.text is not None for row in rows for cell in row if cell.role != "input")
     return {"query": query, "found": found, "rows": rows, "texts": texts, "wide": wide}

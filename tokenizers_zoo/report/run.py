@@ -16,11 +16,11 @@ from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import (
     Pictures,
     curve_chart,
-    gap_text,
     legend_of,
     matrix_chart,
-    percent,
     range_text,
+    skill_cell,
+    skill_text,
 )
 from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
@@ -40,8 +40,8 @@ KEPT = "ml4m."
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
 
-Gaps = Mapping[tuple[str, str], float | None]
-"""Gap closed by given modalities, joined by " + ", and target."""
+Skills = Mapping[tuple[str, str], float | None]
+"""Skill score by inputs, joined by " + ", and target."""
 
 
 def registry_of(run: Path) -> Path | None:
@@ -84,7 +84,7 @@ def environment() -> Any:
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters["gap_text"] = gap_text
+    pages.filters["skill_text"] = skill_text
     pages.globals["count_of"] = count_of
     return pages
 
@@ -110,7 +110,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         except ZooError as error:
             problems.append(about(name, error))
     pairs = evaluation.get("pairs", [])
-    gaps = {(" + ".join(pair["given"]), pair["target"]): pair["gap_closed"] for pair in pairs}
+    skills = {(" + ".join(pair["inputs"]), pair["target"]): pair["skill"] for pair in pairs}
     galleries = read_galleries(run, evaluation, pictures)
     only_read = config.get("model", {}).get("inputs_only", ())
     return {
@@ -118,17 +118,17 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
         "names": names,
         "makes": sum(spec["vocab_size"] > 0 and spec["name"] not in only_read for spec in config["specs"]),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
-        "best": max((pair for pair in pairs if (pair["gap_closed"] or 0) > 0), key=_gap_closed, default=None),
+        "best": max((pair for pair in pairs if (pair["skill"] or 0) > 0), key=_skill, default=None),
         "tiles": _tiles(run, config, evaluation),
-        "overview": overview(galleries, gaps),
+        "overview": overview(galleries, skills),
         "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
         "galleries": galleries,
         "gone": gone_sheets(run / FOLDER, evaluation.get("galleries", [])),
         "left_out": left_out,
-        "gaps": gaps,
+        "skills": skills,
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
-        "matrix": _matrix(pairs, evaluation.get("modalities", {}), gaps, pictures),
+        "matrix": _matrix(pairs, evaluation.get("modalities", {}), skills, pictures),
         "start": _start(run, config),
         "tokenizers": tokenizers,
         "problems": problems,
@@ -165,8 +165,8 @@ def about(name: str, error: ZooError) -> str:
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def _gap_closed(pair: Mapping[str, Any]) -> float:
-    return float(pair["gap_closed"])
+def _skill(pair: Mapping[str, Any]) -> float:
+    return float(pair["skill"])
 
 
 def _text(path: str | None) -> str:
@@ -192,7 +192,7 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
     if "training_seconds" in config:
         tiles.append({"value": f"{config['training_seconds'] / 60:.1f} min", "label": "of training"})
     if evaluation.get("pairs"):
-        tiles.append(tile(len(evaluation["pairs"]), "given → made pair scored", "given → made pairs scored"))
+        tiles.append(tile(len(evaluation["pairs"]), "input → target pair scored", "input → target pairs scored"))
     return tiles
 
 
@@ -220,42 +220,44 @@ def legend_card(handle: ModalityHandle) -> dict[str, Any]:
 
 
 def _matrix(
-    pairs: Sequence[Mapping[str, Any]], modalities: Mapping[str, Any], gaps: Gaps, pictures: Pictures
+    pairs: Sequence[Mapping[str, Any]], modalities: Mapping[str, Any], skills: Skills, pictures: Pictures
 ) -> dict[str, Any] | None:
-    """The gap closed per given set and target: cells with colours, and every score; a chart of it goes to PNG."""
+    """Return the skill scores by inputs and target as coloured cells, with the raw metrics; also drawn as a PNG."""
     if not pairs:
         return None
-    rows = list(dict.fromkeys(given for given, _ in gaps))
-    columns = list(dict.fromkeys(target for _, target in gaps))
-    pictures.add("gap-closed", matrix_chart(rows, columns, gaps))
+    rows = list(dict.fromkeys(inputs for inputs, _ in skills))
+    columns = list(dict.fromkeys(target for _, target in skills))
+    pictures.add("skill-scores", matrix_chart(rows, columns, skills))
+    details = {(" + ".join(pair["inputs"]), pair["target"]): _detail(pair, modalities) for pair in pairs}
     cells = [
-        {"name": row, "cells": [{"text": percent(gaps, row, c), "colour": _colour(gaps.get((row, c))),
-                                 "strong": (gaps.get((row, c)) or 0) >= 0.5} for c in columns]}
+        {"name": row, "cells": [{"text": skill_cell(skills, row, c), "colour": _colour(skills.get((row, c))),
+                                 "strong": (skills.get((row, c)) or 0) >= 0.5, "raw": details.get((row, c))}
+                                for c in columns]}
         for row in rows
     ]  # fmt: skip
     return {
         "columns": columns,
         "rows": cells,
         "samples": range_text([pair["samples"] for pair in pairs]),
-        "details": [_detail(pair, modalities) for pair in pairs],
+        "details": list(details.values()),
     }
 
 
-def _colour(gap: float | None) -> str:
-    """Clear at 0, bluer towards 1; orange below 0. On any background."""
-    if gap is None:
+def _colour(skill: float | None) -> str:
+    """Return a colour for any background: clear at 0, blue towards 1, orange below 0."""
+    if skill is None:
         return "transparent"
-    red, green, blue = (33, 118, 210) if gap >= 0 else (230, 126, 20)
-    return f"rgba({red}, {green}, {blue}, {0.6 * min(1.0, abs(gap)):.2f})"
+    red, green, blue = (33, 118, 210) if skill >= 0 else (230, 126, 20)
+    return f"rgba({red}, {green}, {blue}, {0.6 * min(1.0, abs(skill)):.2f})"
 
 
 def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str, str]:
     metric = modalities[pair["target"]]["metrics"][0]
-    numbers = {key: _number(pair[key].get(metric["name"])) for key in ("score", "floor", "ceiling")}
+    numbers = {key: _number(pair[key].get(metric["name"])) for key in ("score", "constant_baseline", "reconstruction")}
     return {
-        "given": " + ".join(pair["given"]), "made": pair["target"], "metric": metric["name"], "unit": metric["unit"],
-        "better": "higher" if metric["higher_is_better"] else "lower",
-        "gap": gap_text(pair["gap_closed"]), **numbers,
+        "inputs": " + ".join(pair["inputs"]), "target": pair["target"],
+        "metric": metric["name"], "unit": metric["unit"], "better": "higher" if metric["higher_is_better"] else "lower",
+        "skill": skill_text(pair["skill"]), **numbers,
     }  # fmt: skip
 
 

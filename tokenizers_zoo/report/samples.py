@@ -1,4 +1,4 @@
-"""The report's samples: what the backbone was given, what it made and the truth; values and their reconstructions."""
+"""Samples in the report: inputs, generated values and truth; values with their reconstructions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tokenizers_zoo.train.state import EVALUATION, PICTURES
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+Role = Literal["input", "generated", "truth"]
 FOLDER = "evaluation"
 """In a run, where its evaluation is."""
 SHOWN = 3
@@ -42,7 +43,7 @@ AT_ONCE = 2
 class Cell:
     """One picture or text of a gallery."""
 
-    role: Literal["given", "made", "truth"]
+    role: Role
     modality: str
     label: str
     image: str | None = None
@@ -51,9 +52,9 @@ class Cell:
 
 @dataclass(kw_only=True)
 class Gallery:
-    """Samples of one pair of given and made modalities, a row of cells each."""
+    """Samples of one pair of inputs and target, a row of cells each."""
 
-    given: tuple[str, ...]
+    inputs: tuple[str, ...]
     target: str
     keys: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
@@ -67,8 +68,8 @@ class Gallery:
 
     @property
     def wide(self) -> bool:
-        """True where what is made is text."""
-        return any(cell.text is not None for row in self.rows for cell in row if cell.role != "given")
+        """True if the target is text."""
+        return any(cell.text is not None for row in self.rows for cell in row if cell.role != "input")
 
     @property
     def at_once(self) -> int:
@@ -94,18 +95,18 @@ def gone_sheets(folder: Path, galleries: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery:
-    target, given = entry["target"], tuple(entry["given"])
-    gallery = Gallery(given=given, target=target, keys=[row["key"] for row in entry["rows"]])
+    target, inputs = entry["target"], tuple(entry["inputs"])
+    gallery = Gallery(inputs=inputs, target=target, keys=[row["key"] for row in entry["rows"]])
     images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
     if entry["picture"]:
         sheet = run / FOLDER / entry["picture"]
-        uri = pictures.add(f"made-{sheet.stem}", sheet.read_bytes())
+        uri = pictures.add(f"generated-{sheet.stem}", sheet.read_bytes())
         cut = cells_of(sheet)
         if cut is None:
             gallery.sheet = uri
         else:
             images = cut
-    columns = _columns(given, target, len(entry["columns"]))
+    columns = _columns(inputs, target, len(entry["columns"]))
     for row, drawn in zip(entry["rows"], images, strict=True):
         cells = [
             Cell(role=role, modality=name, label=label, image=image, text=text)
@@ -115,41 +116,41 @@ def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> Gallery
     return gallery
 
 
-def _columns(given: Sequence[str], target: str, count: int) -> list[tuple[Literal["given", "made", "truth"], str, str]]:
-    """What stands in each of a gallery's columns: the given modalities, then draws, then the truth."""
-    draws = count - len(given) - 1
-    columns: list[tuple[Literal["given", "made", "truth"], str, str]] = []
-    columns += [("given", name, f"given: {name}" if len(given) > 1 else "given") for name in given]
-    columns += [("made", target, f"made {number + 1}" if draws > 1 else "made") for number in range(draws)]
+def _columns(inputs: Sequence[str], target: str, count: int) -> list[tuple[Role, str, str]]:
+    """Return role, modality and label of a gallery's columns: inputs, draws, truth."""
+    draws = count - len(inputs) - 1
+    columns: list[tuple[Role, str, str]] = []
+    columns += [("input", name, f"input: {name}" if len(inputs) > 1 else "input") for name in inputs]
+    columns += [("generated", target, f"draw {number + 1}" if draws > 1 else "generated") for number in range(draws)]
     return [*columns, ("truth", target, "truth")]
 
 
-def overview(galleries: Sequence[Gallery], gaps: Mapping[tuple[str, str], float | None]) -> dict[str, Any] | None:
-    """One sample with all that was made of one set of given modalities: the set with most galleries, its first sample.
+def overview(galleries: Sequence[Gallery], skills: Mapping[tuple[str, str], float | None]) -> dict[str, Any] | None:
+    """Return one sample with everything generated from the input set that has most galleries.
 
-    None where no sample is in two galleries.
+    None if no sample is in two galleries.
     """
     sets: dict[tuple[tuple[str, ...], str], list[tuple[Gallery, list[Cell]]]] = {}
     for gallery in galleries:
         for key, row in zip(gallery.keys, gallery.rows, strict=True):
             if gallery.sheet is None:
-                sets.setdefault((gallery.given, key), []).append((gallery, row))
+                sets.setdefault((gallery.inputs, key), []).append((gallery, row))
     chosen = max(sets.items(), key=lambda item: len(item[1]), default=None)
     if chosen is None or len(chosen[1]) < 2:
         return None
-    (given, key), members = chosen
+    (inputs, key), members = chosen
 
     def rank(member: tuple[Gallery, list[Cell]]) -> tuple[bool, float]:
-        gap = gaps.get((" + ".join(given), member[0].target))
-        return member[1][-1].text is not None, -(gap if gap is not None else -np.inf)
+        skill = skills.get((" + ".join(inputs), member[0].target))
+        return member[1][-1].text is not None, -(skill if skill is not None else -np.inf)
 
     cards = []
     for gallery, row in sorted(members, key=rank):
-        made = next(cell for cell in row if cell.role == "made")
-        gap = gaps.get((" + ".join(given), gallery.target))
-        cells = [replace(made, label="made"), row[-1]]
-        cards.append({"name": gallery.target, "gap": gap, "cells": cells})
-    return {"key": key, "given": [cell for cell in members[0][1] if cell.role == "given"], "cards": cards}
+        generated = next(cell for cell in row if cell.role == "generated")
+        skill = skills.get((" + ".join(inputs), gallery.target))
+        cells = [replace(generated, label="generated"), row[-1]]
+        cards.append({"name": gallery.target, "skill": skill, "cells": cells})
+    return {"key": key, "inputs": [cell for cell in members[0][1] if cell.role == "input"], "cards": cards}
 
 
 @dataclass(kw_only=True)

@@ -213,12 +213,12 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preview:
-    """A picture during training: given, made and true values of some held-out samples."""
+    """A picture during training: inputs, prediction and truth of some held-out samples."""
 
-    given: tuple[str, ...]
-    """Modalities that are given."""
-    make: str
-    """The modality that is made."""
+    inputs: tuple[str, ...]
+    """Input modalities."""
+    target: str
+    """The predicted modality."""
 
 
 def least_rate_problem(least: float, peak: float) -> str:

@@ -272,7 +272,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
          before and after, over old modalities alone, as they are now: new ids of theirs are among the possible ones
          before, too; none where none of their tokens are left,
      "new": {name: {"after", "uniform", "targets"}}: those of added ones, and that of knowing nothing,
-     "gaps": [{"given", "target", "before", "after"}]: the gap closed where zoo backbone eval has measured both}
+     "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
     """
     stored = load_config(folder, CLASS)
     record = stored["start"]
@@ -301,14 +301,14 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
             name: {"after": now[name][0], "uniform": uniform_loss(sizes[name]), "targets": now[name][1]}
             for name in record["added"] if name in now
         },
-        "gaps": gaps(trained.folder, folder),
+        "skills": skills(trained.folder, folder),
     }  # fmt: skip
     write_json(folder / REPORT, result)
     return result
 
 
-def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
-    """The gap closed of the pairs that an evaluation of both has, by the same settings and of as many samples of the
+def skills(before: Path, after: Path) -> list[dict[str, Any]]:
+    """Skill scores of the pairs that an evaluation of both has, by the same settings and of as many samples of the
     same values, with the same decoders. One that was made with other weights than the folder has is none.
     """
     found, identities = [], []
@@ -318,11 +318,11 @@ def gaps(before: Path, after: Path) -> list[dict[str, Any]]:
         if table["pairs"] and table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
             table = {"pairs": [], "identity": {}}
         identities.append(table["identity"])
-        found.append({(tuple(p["given"]), p["target"], p["samples"]): p["gap_closed"] for p in table["pairs"]})
+        found.append({(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]})
     old, new = found if _asked_alike(*identities) else ({}, {})
     return [
-        {"given": list(pair[0]), "target": pair[1], "before": gap, "after": new[pair]}
-        for pair, gap in old.items() if pair in new
+        {"inputs": list(pair[0]), "target": pair[1], "before": skill, "after": new[pair]}
+        for pair, skill in old.items() if pair in new
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import DEVICE, PATH, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
@@ -22,70 +22,72 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 
 @click.command("generate")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--given", multiple=True, metavar="NAMES",
-              help="Stored modalities, NAME=FILE or 'NAME=\"TEXT\"'. Repeatable.")  # fmt: skip
-@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --given NAME=FILE. Repeatable.")
-@click.option("--make", "targets", metavar="NAMES", help="Modalities to make, in this order.")
+@click.option("--input", "inputs", multiple=True, metavar="NAMES",
+              help="Modalities of stored samples, NAME=FILE or 'NAME=\"TEXT\"'. Comma-separated or "
+              "repeated.")  # fmt: skip
+@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --input NAME=FILE. Repeatable.")
+@names_option("--target", "targets", help="Modalities to generate, in this order.", advice="name at least one")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="TOML file that says what to make and how.")  # fmt: skip
-@click.option("--keep", multiple=True, metavar="NAME=PART",
-              help="Part of what is given to keep: box:T,L,B,R, cells:..., mask:FILE, start, tokens:0-3, gaps:N, "
-              "not:PART. Repeatable.")  # fmt: skip
+              help="TOML file with inputs, targets and how to generate them.")  # fmt: skip
+@click.option("--inpaint", multiple=True, metavar="NAME=REGION",
+              help="Region of an input to generate anew: box:T,L,B,R, cells:..., mask:FILE, after, tokens:0-3, gaps:N, "
+              "not:REGION. Repeatable.")  # fmt: skip
 @click.option("--guide", metavar="WEIGHTS",
-              help="Guidance: 3 for all that is given, or NAME=WEIGHT,...")  # fmt: skip
+              help="Guidance scale: 3 for all inputs, or NAME=WEIGHT,...")  # fmt: skip
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
-@click.option("--keys", metavar="KEYS", help="Keys of stored samples instead.")
-@click.option("--split", metavar="NAME", help="Of the stored samples.  [default: test]")
+@names_option(
+    "--keys", metavar="KEYS", help="Keys of stored samples, in the place of --samples.", advice="name at least one"
+)
+@click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
-@click.option("--rank", metavar="NAME", help="Write the draws first that NAME judges best.")
+@click.option("--rank", metavar="NAME", help="Sort the draws by their agreement with the inputs in modality NAME.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
 @DEVICE
-@settings_option("Of all targets: steps=8, top_p=0.9, ...; NAME.steps=8 of one. All keys: docs/generation.md.")
+@settings_option("For all targets: steps=8, top_p=0.9, ...; for one: NAME.steps=8. All keys: docs/generation.md.")
 def generate_command(
     folder: Path,
-    given: tuple[str, ...],
+    inputs: tuple[str, ...],
     files: tuple[str, ...],
-    targets: str | None,
+    targets: list[str] | None,
     plan_file: Path | None,
-    keep: tuple[str, ...],
+    inpaint: tuple[str, ...],
     guide: str | None,
     out: Path,
-    keys: str | None,
+    keys: list[str] | None,
     device: str,
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Make modalities from others.
+    """Generate modalities from others.
 
-    Each one made is an input of the next. Options take precedence over the plan, and
-    OUT/plan.toml makes the same again. Killed, the same command goes on.
+    Each finished target is an input of the next. Options override the plan.
+    OUT/plan.toml reproduces the result. The same command resumes after a kill.
 
     \b
     Examples:
-      zoo backbone generate RUN --given rgb,caption --make depth --out made
-      zoo backbone generate RUN --given rgb=a.png --make depth,semseg --out made
-      zoo backbone generate RUN --given 'caption="a red ball"' --make rgb \\
+      zoo backbone generate RUN --input rgb,caption --target depth --out made
+      zoo backbone generate RUN --input rgb=a.png --target depth,semseg --out made
+      zoo backbone generate RUN --input 'caption="a red ball"' --target rgb \\
           --guide 2 --draws 4 --out made
-      zoo backbone generate RUN --given depth --make depth \\
-          --keep depth=box:0,0,1,0.5 --out made
-      zoo backbone generate RUN --plan plan.toml --given caption=a.txt --out made
+      zoo backbone generate RUN --input depth --target depth \\
+          --inpaint depth=box:0,0,1,0.5 --out made
+      zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
     from zoo_backbone.generate.files import generate_to_folder
     from zoo_backbone.generate.recipe import Recipe, read_recipe
 
     if (targets is None) == (plan_file is None):
-        raise ConfigError("zoo backbone generate: expected either --make NAMES or --plan FILE")
+        raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
     table = read_recipe(plan_file) if plan_file else {}
-    names = split_names(targets, "--make takes at least one")
     if guide is not None:
         table["guidance"] = _guidance(guide)
-        for target in table.get("target", []):
+        for target in table.get("targets", []):
             target.pop("guidance", None)
-    table["target"] = _targets(names, table, parse_assignments(assignments))
-    table["given"] = _given(table.get("given", []), [*_items(given), *map(_checked_file, files)])
-    table["keep"] = {**table.get("keep", {}), **pairs_of("--keep", keep, "PART")}
-    chosen = {"keys": split_names(keys, "--keys takes at least one"), **options}
+    table["targets"] = _targets(targets, table, parse_assignments(assignments))
+    table["inputs"] = _inputs(table.get("inputs", []), [*_items(inputs), *map(_checked_file, files)])
+    table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
+    chosen = {"keys": keys, **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
         if chosen[one] is not None:
             table.pop(other, None)  # the plan's
@@ -100,8 +102,8 @@ def generate_command(
 
 
 def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of the targets, those of the plan or of `names`, with what is set for all of them and for each."""
-    tables = plan.get("target", []) if names is None else [{**SAMPLING, "name": name} for name in names]
+    """Return the tables of the targets, from `names` or the plan, with the settings of `--set`."""
+    tables = plan.get("targets", []) if names is None else [{**SAMPLING, "name": name} for name in names]
     known = [str(table["name"]) for table in tables]
 
     def is_of_one(key: str) -> bool:
@@ -111,7 +113,7 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
         value, of_one = settings[key], is_of_one(key)
         name, dot, inner = key.partition(".")
         if dot and not of_one and name != "guidance":
-            raise ConfigError(f"--set {key}: {name} is not made; expected a key for all targets, or one of "
+            raise ConfigError(f"--set {key}: {name} is not a target; expected a key for all targets, or one of "
                               f"{', '.join([*known, 'guidance'])} before the dot")  # fmt: skip
         inside = inner if of_one else key
         if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
@@ -124,18 +126,18 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
     return [dict(table) for table in tables]
 
 
-def _items(given: Iterable[str]) -> list[str]:
-    """`a,b` as two items; what has a value is one."""
+def _items(inputs: Iterable[str]) -> list[str]:
+    """Split `a,b` into two items; NAME=VALUE is one."""
     found = []
-    for text in given:
+    for text in inputs:
         if "=" in text and "," in text.partition("=")[0]:
-            raise ConfigError(f"--given {text}: names, and one with a value; give --given once for each")
-        found += [text] if "=" in text else split_names(text, "leave --given out to give nothing") or []
+            raise ConfigError(f"--input {text}: expected names, or one NAME=VALUE; repeat --input")
+        found += [text] if "=" in text else split_names(text, "leave --input out to generate from nothing") or []
     return found
 
 
-def _given(planned: Iterable[str], named: Iterable[str]) -> list[str]:
-    """What is given: the plan's, with those named here in their place."""
+def _inputs(planned: Iterable[str], named: Iterable[str]) -> list[str]:
+    """Return the inputs of the plan, overridden by those of the command."""
     from zoo_backbone.generate.giving import sources_of
 
     sources = {**sources_of(planned), **sources_of(named)}
@@ -145,7 +147,7 @@ def _given(planned: Iterable[str], named: Iterable[str]) -> list[str]:
 def _checked_file(item: str) -> str:
     name, _, path = item.partition("=")
     if not name or not path or not os.path.isfile(path):
-        raise ConfigError(f"--file {item}: expected NAME=FILE with a file that is there")
+        raise ConfigError(f"--file {item}: expected NAME=FILE with an existing file")
     return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
 
 

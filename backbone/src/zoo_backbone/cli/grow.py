@@ -57,7 +57,7 @@ def grow_command(
 
     Settings are those of RUN where [train] says nothing else. The losses of the old
     modalities before and after are shown, and kept in OUT/growth.json; after
-    zoo backbone eval of both, the same command shows the gap closed, too.
+    zoo backbone eval of both, the same command shows skill scores, too.
 
     \b
     Examples:
@@ -151,11 +151,11 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
     for name, row in report["new"].items():
         losses.add_row(f"{name} (new)", f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", "")
     found = [losses] if losses.row_count else []
-    if report["gaps"]:
-        gaps = plain_table("gap closed", ">before", ">after", ">change")
-        for row in report["gaps"]:
-            gaps.add_row(f"{' + '.join(row['given'])} to {row['target']}", *_three(row))
-        found.append(gaps)
+    if report["skills"]:
+        skills = plain_table("skill score", ">before", ">after", ">change")
+        for row in report["skills"]:
+            skills.add_row(f"{' + '.join(row['inputs'])} to {row['target']}", *_three(row))
+        found.append(skills)
     return found
 
 

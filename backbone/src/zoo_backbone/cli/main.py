@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import DEVICE, PATH, open_zoo, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import (
+    DEVICE,
+    PATH,
+    names_option,
+    open_zoo,
+    parse_assignments,
+    settings_option,
+    split_names,
+)
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
@@ -30,7 +38,7 @@ def backbone() -> None:
     Examples:
       zoo backbone train --tokens tokens --out RUN
       zoo backbone eval RUN
-      zoo backbone generate RUN --given rgb,caption --make depth --out made
+      zoo backbone generate RUN --input rgb,caption --target depth --out made
     """
 
 
@@ -137,25 +145,22 @@ def _handles(zoo: Zoo, names: Sequence[str], *, asked: bool) -> list[ModalityHan
 
 @backbone.command("eval")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option(
-    "--given",
-    multiple=True,
-    metavar="NAMES",
-    help="Comma-separated modalities to give together. Repeatable. Default: each modality alone.",
-)
-@click.option("--make", "targets", metavar="NAMES", help="Comma-separated modalities to make. Default: all.")
+@click.option("--input", "inputs", multiple=True, metavar="NAMES",
+              help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
+              "modality alone.")  # fmt: skip
+@names_option("--target", "targets", help="Modalities to predict. Default: all.")
 @CONFIG_OPTION
-@click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair.")
-@click.option("--tokens", type=PATH, help="A token store. Default: that of its training; for another give --out.")
-@click.option("--data", "data_dir", type=PATH, help="The values. Default: those that the tokens were made of.")
+@click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair of inputs and target.")
+@click.option("--tokens", type=PATH, help="Token store. Default: the store of the training; another one needs --out.")
+@click.option("--data", "data_dir", type=PATH, help="Folder of the values. Default: the values of the token store.")
 @click.option("--out", type=PATH, help="Folder for scores and galleries. Default: RUN/evaluation.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
 @DEVICE
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
     folder: Path,
-    given: tuple[str, ...],
-    targets: str | None,
+    inputs: tuple[str, ...],
+    targets: list[str] | None,
     config_file: Path | None,
     samples: int | None,
     tokens: Path | None,
@@ -165,55 +170,57 @@ def evaluate_command(
     device: str,
     assignments: tuple[str, ...],
 ) -> None:
-    """Score what the backbone makes of held-out samples.
+    """Score predictions for held-out samples.
 
-    Each set of given modalities is asked for each target, and galleries are drawn.
-    Gap closed goes from the constant baseline (0) to the tokenizer's own
-    reconstruction (1). Scored is the best single answer to several draws. Data of
-    elsewhere need a training split, too: the constant baseline is computed on it.
+    Every set of inputs predicts every target, and galleries are drawn. Shown are the
+    skill score (0 = best constant prediction, 1 = tokenizer reconstruction) and the
+    raw metric. The prediction combines several draws of a sample. Other data need a
+    training split, too: the constant prediction is fitted to it.
 
     \b
     Examples:
       zoo backbone eval runs/backbone
-      zoo backbone eval runs/backbone --given caption,boxes --make depth,semseg
+      zoo backbone eval runs/backbone --input caption,boxes --target depth,semseg
       zoo backbone eval runs/backbone --tokens other --out other-scores
     """
     from rich.console import Console
 
     from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.evaluation.config import EvaluationConfig, Questions
+    from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
     from zoo_backbone.evaluation.data import left_out_text
     from zoo_backbone.evaluation.evaluate import FILE, FOLDER, evaluate
-    from zoo_backbone.evaluation.table import gap_tables
+    from zoo_backbone.evaluation.table import skill_tables
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
-    asked: dict[str, Any] = {key: table.pop(key) for key in ("given", "make") if key in table}
-    questions = from_mapping(Questions, asked, origin)
-    given_sets = [tuple(split_names(names) or ()) for names in given] or questions.given
-    made = split_names(targets) or questions.make
+    named: dict[str, Any] = {key: table.pop(key) for key in ("inputs", "targets") if key in table}
+    pairs = from_mapping(Pairs, named, origin)
+    input_sets = [tuple(split_names(names) or ()) for names in inputs] or pairs.inputs
+    target_names = targets or pairs.targets
     options = {"samples": samples, "seed": seed}
     changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
     config = from_mapping(EvaluationConfig, assigned(table, changes), origin)
     run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
-            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has the scores of {run.tokens}; give --out FOLDER")
+            raise ConfigError(
+                f"--tokens {tokens}: {folder / FOLDER} has the scores for {run.tokens}; give --out FOLDER"
+            )
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
     with disk_errors(out or folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), given=given_sets,
-            targets=made, config=config, device=device, out=out,
+            folder, zoo, run.tokens, data_dir or run.values(), inputs=input_sets,
+            targets=target_names, config=config, device=device, out=out,
         )  # fmt: skip
     console = Console()
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
         click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
-    if left_out and (given_sets is None or made is None):  # of pairs that are named, what cannot be is an error
+    if left_out and (input_sets is None or target_names is None):
         click.echo(left_out_text(left_out), err=True)
-    click.echo("gap closed in %: 0 is the constant baseline, 100 the tokenizer itself")
-    for shown in gap_tables(result, width=console.width if console.is_terminal else 80):
+    click.echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
+    for shown in skill_tables(result, width=console.width if console.is_terminal else 80):
         console.print(shown)
     if not result["pairs"]:
-        click.echo("no pairs: nothing can be made here from something else")
-    click.echo(f"every score: {(out or folder / FOLDER) / FILE}")
+        click.echo("no pairs: no modality can be predicted from another one")
+    click.echo(f"all scores: {(out or folder / FOLDER) / FILE}")

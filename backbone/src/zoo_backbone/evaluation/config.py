@@ -1,4 +1,4 @@
-"""The settings of an evaluation: what is asked, how much of it, and how."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from tokenizers_zoo.config import check_amounts, check_counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
-    """What `zoo backbone eval` asks, in the table [eval] beside how much."""
+class Pairs:
+    """Which pairs of inputs and target `zoo backbone eval` scores, in the table [eval]."""
 
-    given: tuple[tuple[str, ...], ...] | None = None
-    """Sets of modalities that are given, each set for itself; absent: each modality alone. `--given` takes
-    precedence."""
-    make: tuple[str, ...] | None = None
-    """Modalities that are made of each set; absent: all that are discrete. `--make` takes precedence."""
+    inputs: tuple[tuple[str, ...], ...] | None = None
+    """Sets of input modalities; absent: each modality alone. `--input` overrides it."""
+    targets: tuple[str, ...] | None = None
+    """Modalities predicted from each set; absent: all discrete ones. `--target` overrides it."""
 
     def __post_init__(self) -> None:
-        for key, what in (("given", "set of modalities"), ("make", "modality")):
+        for key, what in (("inputs", "set of modalities"), ("targets", "modality")):
             if getattr(self, key) == ():
-                raise ValueError(f"{key}: expected at least one {what}, or no such key")
+                raise ValueError(f"{key}: expected at least one {what}; leave the key out for the default")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,24 +28,25 @@ class EvaluationConfig:
     """How much is evaluated, and how."""
 
     samples: int = 32
-    """Test samples per pair."""
-    floor_samples: int = 256
-    """Training values that the constant baseline is chosen for."""
+    """Held-out samples per pair."""
+    baseline_samples: int = 256
+    """Training values that the constant baseline is fitted to."""
     loss_samples: int = 256
-    """Test samples for the cross-entropy."""
+    """Held-out samples for the cross-entropy."""
     batch_size: int = 32
     """Samples generated and decoded at a time."""
-    answers: int = 16
-    """Draws per sample; the score is that of the one value that fits them best. 1: the likeliest tokens, no draw."""
+    draws: int = 16
+    """Draws per sample. The scored prediction is the best single value for all of them (minimum expected error);
+    1: the likeliest tokens, without sampling."""
     temperature: float = 0.7
-    """Of these draws: below 1 they keep closer to what is likely, so fewer of them show it."""
+    """Sampling temperature of the scored draws. Below 1, fewer draws are enough."""
     steps: int = 1
-    """Decoding steps of scored grids and vectors. More make the tokens of a draw agree with one another."""
+    """Decoding steps of scored grids and vectors. More steps make the tokens of a draw more consistent."""
     gallery_pairs: int = 24
-    """Pairs, the first ones, that get a gallery."""
+    """The first so many pairs get a gallery."""
     gallery_samples: int = 4
     """Samples in a gallery."""
-    draws: int = 3
+    gallery_draws: int = 3
     """Draws per sample in a gallery."""
     seed: int = 0
     """Seed of the choice of samples, of masks and of draws."""
@@ -55,13 +55,13 @@ class EvaluationConfig:
         check_counts(
             self,
             "samples",
-            "floor_samples",
+            "baseline_samples",
             "loss_samples",
             "batch_size",
-            "answers",
+            "draws",
             "steps",
             "gallery_samples",
-            "draws",
+            "gallery_draws",
         )
         check_amounts(self, "gallery_pairs", "seed")
         if not 0 < self.temperature < math.inf:

@@ -1,4 +1,4 @@
-"""What generations are judged against: held-out tokens and values, the constant baseline, the tokenizer's loss."""
+"""Held-out tokens and values, the constant baseline, and the tokenizer's reconstruction."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ HELD = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """True values of some samples, and how the constant baseline and the tokenizer's reconstruction score on them."""
+    """True values of some samples, with the scores of the constant baseline and of the tokenizer's reconstruction."""
 
     truth: list[Any]
-    floor: dict[str, float | None]
-    ceiling: dict[str, float | None]
+    baseline: dict[str, float | None]
+    reconstruction: dict[str, float | None]
 
 
 class EvaluationData:
@@ -82,7 +82,7 @@ class EvaluationData:
         self._truths: dict[tuple[str, ...], list[Any]] = {}
         """By target and keys, those of the latest questions."""
         self._bounds: dict[tuple[str, ...], tuple[dict[str, float | None], dict[str, float | None]]] = {}
-        """By target and keys, floor and ceiling."""
+        """Scores of baseline and reconstruction by target and keys."""
         self._constants: dict[str, Any] = {}
         self._read: dict[tuple[str, str], bool] = {}
 
@@ -146,7 +146,7 @@ class EvaluationData:
         return [self.values.read(self.handles[name], TEST, key) for key in keys]
 
     def constant(self, name: str, count: int) -> Any:
-        """The best single answer for up to `count` training values. Raises DataError where none can be read."""
+        """Return the best constant prediction for up to `count` training values. Raises DataError for none."""
         if name not in self._constants:
             keys = sorted(self.values.keys(TRAIN, name), key=self._order)
             values = list(islice(self._readable(name, TRAIN, keys), count))
@@ -157,16 +157,16 @@ class EvaluationData:
             self._constants[name] = self.handles[name].constant_baseline(values)
         return self._constants[name]
 
-    def reference(self, name: str, keys: Sequence[str], floor_samples: int, batch_size: int) -> Reference:
+    def reference(self, name: str, keys: Sequence[str], baseline_samples: int, batch_size: int) -> Reference:
         """What predictions of `name` for the samples `keys` are compared to."""
         question, truth = (name, *keys), self._held_truth(name, keys)
         if question not in self._bounds:
-            constant = self.constant(name, floor_samples)
+            constant = self.constant(name, baseline_samples)
             rebuilt = list(self.decoded(name, self.tokens(name, keys), batch_size))
-            floor = self.score(name, [constant] * len(truth), truth)
-            self._bounds[question] = floor, self.score(name, rebuilt, truth)
-        floor, ceiling = self._bounds[question]
-        return Reference(truth=truth, floor=floor, ceiling=ceiling)
+            baseline = self.score(name, [constant] * len(truth), truth)
+            self._bounds[question] = baseline, self.score(name, rebuilt, truth)
+        baseline, reconstruction = self._bounds[question]
+        return Reference(truth=truth, baseline=baseline, reconstruction=reconstruction)
 
     def _held_truth(self, name: str, keys: Sequence[str]) -> list[Any]:
         """Test values; those of the latest questions are not read again."""
@@ -182,11 +182,8 @@ class EvaluationData:
         for start in range(0, len(tokens), batch_size):
             yield from self.handles[name].decode(tokens[start : start + batch_size])
 
-    def answers(self, name: str, draws: Iterable[Any], count: int) -> list[Any]:
-        """The best single answer to each sample's `count` draws, which follow one another in `draws`.
-
-        Of the draws only those of a sample are held at a time.
-        """
+    def combined(self, name: str, draws: Iterable[Any], count: int) -> list[Any]:
+        """Return the best single value for each sample's `count` draws, which are consecutive in `draws`."""
         if count == 1:
             return list(draws)
         best, following = self.handles[name].constant_baseline, iter(draws)
@@ -219,14 +216,16 @@ def left_out_text(problems: Mapping[str, str]) -> str:
     return f"not evaluated: {', '.join(problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
 
 
-def gap_closed(score: float | None, floor: float | None, ceiling: float | None, higher_is_better: bool) -> float | None:
-    """How far from the floor (0) to the ceiling (1) a score is; below 0 where the constant baseline is better.
+def skill_score(
+    score: float | None, baseline: float | None, reconstruction: float | None, higher_is_better: bool
+) -> float | None:
+    """Return (score - baseline) / (reconstruction - baseline): 0 is the constant baseline, 1 the reconstruction.
 
-    None where one of them is missing, or the ceiling is not better than the floor, so that there is no gap to close.
+    None if a score is missing, or the reconstruction is not better than the baseline.
     """
-    if score is None or floor is None or ceiling is None:
+    if score is None or baseline is None or reconstruction is None:
         return None
-    gap = ceiling - floor if higher_is_better else floor - ceiling
-    if gap <= 1e-9 * max(abs(ceiling), abs(floor), 1e-300):
+    gain = reconstruction - baseline if higher_is_better else baseline - reconstruction
+    if gain <= 1e-9 * max(abs(reconstruction), abs(baseline), 1e-300):
         return None
-    return (score - floor) / (ceiling - floor)
+    return (score - baseline) / (reconstruction - baseline)

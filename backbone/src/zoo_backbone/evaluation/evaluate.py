@@ -18,21 +18,21 @@ goes on where it was:
                    samples, of which the tokens of the training's codecs are seen, masked as in training (an imported
                    one: by the default settings): mean per target token, and log(vocab_size), which is knowing
                    nothing; or {"problem"}. Earlier versions did not note tokens_of: they saw all
-    pairs          [{"given": [names], "target": name, "samples", "score", "floor", "ceiling", "gap_closed",
-                   "seconds": {"generate", "decode", "answer"}}] in the order in which they were asked for. score, floor
-                   and ceiling map metric names to numbers (null: not finite). The floor is the constant baseline
-                   for training values, the ceiling the tokenizer's own reconstruction of the true values, all three
-                   over the same test samples. gap_closed is (score - floor) / (ceiling - floor) of the main metric;
-                   null where there is no gap
-    galleries      [{"given", "target", "picture": path relative to the folder, or null, "columns": [headers],
+    pairs          [{"inputs": [names], "target": name, "samples", "score", "constant_baseline", "reconstruction",
+                   "skill", "seconds": {"generate", "decode", "combine"}}] in the order of the command. The scores map
+                   metric names to numbers (null: not finite), over the same test samples: of the predictions, of the
+                   best constant prediction for training values, and of the tokenizer's reconstruction of the truth.
+                   skill is (score - constant_baseline) / (reconstruction - constant_baseline) of the main metric; null
+                   if the reconstruction is not better than the baseline
+    galleries      [{"inputs", "target", "picture": path relative to the folder, or null, "columns": [headers],
                    "rows": [{"key", "cells": [text, or null where the picture shows it]}]}]: the given values, several
                    draws, the truth
     seconds        time spent so far
 
-A single draw adds its own spread to the error, and the likeliest tokens are no answer that a metric asks for. What is
-scored is the answer of least expected error (minimum Bayes risk, Kumar and Byrne, NAACL 2004): the best single answer
-for several draws, which the modality's `constant_baseline` gives. The floor is what it gives for training values, so
-that a model that knows nothing but how values are spread comes out at about 0. Galleries show the draws.
+The scored prediction minimises the expected error (minimum Bayes risk, Kumar and Byrne, NAACL 2004): it is the best
+single value for several draws. A single draw would add its own spread to the error. The constant baseline is the best
+single value for training values, so a model that knows only the distribution of values has a skill of about 0.
+Galleries show the draws.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.checkpoint import CLASS, load_model
 from zoo_backbone.config import MaskingConfig
 from zoo_backbone.evaluation.config import EvaluationConfig
-from zoo_backbone.evaluation.data import EvaluationData, gap_closed, left_out_text
+from zoo_backbone.evaluation.data import EvaluationData, left_out_text, skill_score
 from zoo_backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from zoo_backbone.evaluation.loss import cross_entropy
 from zoo_backbone.evaluation.pairs import Pair, chosen_pairs, pair_of, title_of
@@ -78,7 +78,7 @@ def evaluate(
     tokens_root: Path,
     data_root: Path,
     *,
-    given: Sequence[Sequence[str]] | None = None,
+    inputs: Sequence[Sequence[str]] | None = None,
     targets: Sequence[str] | None = None,
     config: EvaluationConfig | None = None,
     device: str = "cpu",
@@ -101,12 +101,12 @@ def evaluate(
         zoo, model.layout.names, card["fingerprints"], tokens_root, data_root, config.seed, model.layout.specs
     )  # fmt: skip
     if TRAIN not in data.values.splits():
-        raise DataError(f"{data.values.root}: no split {TRAIN!r}, whose values the constant baseline is chosen for")
+        raise DataError(f"{data.values.root}: no split {TRAIN!r}, which the constant baseline is fitted to")
     for handle in data.handles.values():
         handle.device = device
-    pairs = chosen_pairs(model, data, given, targets)
+    pairs = chosen_pairs(model, data, inputs, targets)
     if not pairs and data.problems:
-        raise DataError(f"{run}: nothing is left to be made from something else; {left_out_text(data.problems)}")
+        raise DataError(f"{run}: no modality can be predicted from another one; {left_out_text(data.problems)}")
     identity = {
         "weights": card["weights_sha256"],
         "settings": dataclasses.asdict(config),
@@ -126,7 +126,7 @@ def evaluate(
         evaluation = _Evaluation(folder, model, data, config, identity)
         evaluation.describe()
         evaluation.measure_loss(Path(tokens_root), from_mapping(MaskingConfig, trained.get("masking", {})))
-        evaluation.measure_pairs(pairs, named=given is not None and targets is not None)
+        evaluation.measure_pairs(pairs, named=inputs is not None and targets is not None)
     return read_table(folder / FILE)
 
 
@@ -278,8 +278,8 @@ class _Evaluation:
         config = self.config
         steps = values = 0
         for wanted, samples, each, plan in (
-            (scores, config.samples, config.answers, self._scored_plan(target)),
-            (draws, config.gallery_samples, config.draws, _gallery_plan(target)),
+            (scores, config.samples, config.draws, self._scored_plan(target)),
+            (draws, config.gallery_samples, config.gallery_draws, _gallery_plan(target)),
         ):
             if wanted:
                 steps += -(-samples // config.batch_size) * plan_steps(self.model, [plan])
@@ -288,7 +288,7 @@ class _Evaluation:
 
     def _scored_plan(self, target: str) -> TargetPlan:
         """How answers are drawn."""
-        temperature = self.config.temperature if self.config.answers > 1 else 0.0
+        temperature = self.config.temperature if self.config.draws > 1 else 0.0
         return TargetPlan(name=target, temperature=temperature, steps=self.config.steps)
 
     def _has_picture(self, gallery: dict[str, Any]) -> bool:
@@ -300,7 +300,7 @@ class _Evaluation:
         given, target = pair
         try:
             self.data.keys([*given, target], self.config.samples)
-            self.data.constant(target, self.config.floor_samples)
+            self.data.constant(target, self.config.baseline_samples)
         except DataError as error:
             if named or isinstance(error, ReadError):  # the disk is to blame for that, not the data
                 raise
@@ -328,37 +328,40 @@ class _Evaluation:
         given, target = pair
         config = self.config
         keys = self.data.keys([*given, target], config.samples)
-        reference = self.data.reference(target, keys, config.floor_samples, config.batch_size)
+        reference = self.data.reference(target, keys, config.baseline_samples, config.batch_size)
         start = time.perf_counter()
-        tokens = self._draw(pair, keys, config.answers, self._scored_plan(target), advance)
+        tokens = self._draw(pair, keys, config.draws, self._scored_plan(target), advance)
         generated = time.perf_counter()
         decoding: list[float] = []
         made = timed(self.data.decoded(target, tokens, config.batch_size), decoding)
-        answers = self.data.answers(target, made, config.answers)
-        answered = time.perf_counter()
-        score = self.data.score(target, answers, reference.truth)
+        predicted = self.data.combined(target, made, config.draws)
+        combined = time.perf_counter()
+        score = self.data.score(target, predicted, reference.truth)
         main = self.data.handles[target].spec.metrics[0]
         return {
-            "given": list(given),
+            "inputs": list(given),
             "target": target,
             "samples": len(keys),
             "score": score,
-            "floor": reference.floor,
-            "ceiling": reference.ceiling,
-            "gap_closed": gap_closed(
-                score[main.name], reference.floor[main.name], reference.ceiling[main.name], main.higher_is_better
+            "constant_baseline": reference.baseline,
+            "reconstruction": reference.reconstruction,
+            "skill": skill_score(
+                score[main.name],
+                reference.baseline[main.name],
+                reference.reconstruction[main.name],
+                main.higher_is_better,
             ),
             "seconds": {
                 "generate": round(generated - start, 4),
                 "decode": round(sum(decoding), 4),
-                "answer": round(answered - generated - sum(decoding), 4),
+                "combine": round(combined - generated - sum(decoding), 4),
             },
         }
 
     def _gallery(self, pair: Pair, advance: Advance) -> dict[str, Any]:
         """One entry of "galleries"; writes its picture."""
         given, target = pair
-        draws = self.config.draws
+        draws = self.config.gallery_draws
         keys = self.data.keys([*given, target], self.config.gallery_samples)
         tokens = self._draw(pair, keys, draws, _gallery_plan(target), advance)
         made = list(self.data.decoded(target, tokens, self.config.batch_size))
@@ -370,7 +373,7 @@ class _Evaluation:
         rows = list(zip(*columns, strict=True))
         picture = f"{GALLERY}/{sheet_name(given, target)}"
         return {
-            "given": list(given),
+            "inputs": list(given),
             "target": target,
             "picture": picture if write_sheet(self.folder / picture, headers, rows) else None,
             "columns": headers,

@@ -1,4 +1,4 @@
-"""Which modalities are made of which: the pairs that an evaluation asks for, and their order."""
+"""Pairs of inputs and target that an evaluation scores, and their order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from zoo_backbone.evaluation.data import EvaluationData
 from zoo_backbone.model import FourM
 
 Pair = tuple[tuple[str, ...], str]
-"""What is given, and what is made of it."""
+"""Input modalities and a target."""
 
 
 def pair_of(entry: dict[str, Any]) -> Pair:
-    """That of an entry of evaluation.json."""
-    return tuple(entry["given"]), entry["target"]
+    """Return the pair of an entry of evaluation.json."""
+    return tuple(entry["inputs"]), entry["target"]
 
 
 def title_of(pair: Pair) -> str:
@@ -26,28 +26,28 @@ def title_of(pair: Pair) -> str:
 
 
 def chosen_pairs(
-    model: FourM, data: EvaluationData, given: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
+    model: FourM, data: EvaluationData, inputs: Sequence[Sequence[str]] | None, targets: Sequence[str] | None
 ) -> list[Pair]:
     """The pairs to evaluate, each once, in order.
 
     Raises UnknownNameError, DataError or ConfigError for names that cannot be.
     """
-    layout, sought = model.layout, [name for names in given or () for name in names]
+    layout, sought = model.layout, [name for names in inputs or () for name in names]
     for name in sought:
         layout.check_read(name, "evaluate")
     for name in targets or ():
         layout.check_made(name, "evaluate")
     data.require([*sought, *(targets or ())])
     specs = [handle.spec for handle in data.handles.values()]
-    if given is None and targets is None:
+    if inputs is None and targets is None:
         return default_pairs(specs, model.config)
     ranked = ranked_names(specs)
     read = [(name,) for name in ranked if name in layout.readable]
-    sources = read if given is None else [tuple(dict.fromkeys(names)) for names in given]
+    sources = read if inputs is None else [tuple(dict.fromkeys(names)) for names in inputs]
     wanted = targets if targets is not None else [name for name in ranked if name in layout.discrete]
     pairs = [(names, target) for names in sources for target in wanted if target not in names]
     if not pairs:
-        raise ConfigError("evaluate: every target is among the given modalities, so there is nothing to generate")
+        raise ConfigError("evaluate: every target is one of its inputs; expected another target")
     return list(dict.fromkeys(pairs))
 
 

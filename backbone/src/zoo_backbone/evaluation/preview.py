@@ -1,4 +1,4 @@
-"""What a model makes of held-out samples while it is trained: given, made and true, as pictures or text."""
+"""Previews during training: inputs, predictions and truth of held-out samples, as pictures or text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = 2
 
 
 class Previews:
-    """Draws RUN/previews/step-N/<given>-to-<make>.png; what is true is what the tokenizer makes of the true tokens.
+    """Draws RUN/previews/step-N/<inputs>-to-<target>.png; what is true is what the tokenizer makes of the true tokens.
 
     The samples of a preview are those of the first store of the run that has all of it. Where the settings name no
     preview, the first pairs are drawn that a store has. Raises ConfigError for a preview of modalities that the run has
@@ -49,7 +49,7 @@ class Previews:
             if found := None if problem else self._held_out(preview):
                 self.tokens[preview] = found
             elif not inherited:
-                names = ", ".join((*preview.given, preview.make))
+                names = ", ".join((*preview.inputs, preview.target))
                 raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
         if not self.tokens:
             self._take_defaults(inherited)
@@ -57,8 +57,8 @@ class Previews:
     def _take_defaults(self, inherited: bool) -> None:
         """Take the first pairs that a store has."""
         pairs = default_pairs([handle.spec for handle in self.handles.values()], self.model)
-        for given, make in pairs:
-            preview = Preview(given=given, make=make)
+        for inputs, target in pairs:
+            preview = Preview(inputs=inputs, target=target)
             if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
                 self.tokens[preview] = found
         if pairs and not self.tokens and not inherited:
@@ -69,22 +69,22 @@ class Previews:
 
     def _problem(self, preview: Preview) -> str:
         """What is wrong with the names of a preview; empty where nothing is."""
-        for name in (*preview.given, preview.make):
+        for name in (*preview.inputs, preview.target):
             if name not in self.handles:
                 return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
-        if not preview.given:
-            return f"previews: {preview.make}: expected at least one modality that is given"
-        if preview.make in self.model.inputs_only:
-            return f"previews: {preview.make}: it is only an input of this model"
-        if made := set(preview.given) & set(self.model.targets_only):
-            return f"previews: {min(made)}: this model only makes it, and cannot be given it"
-        if self.handles[preview.make].spec.continuous or preview.make in preview.given:
-            return f"previews: {preview.make}: expected a modality that has tokens and is not given"
+        if not preview.inputs:
+            return f"previews: {preview.target}: expected at least one input"
+        if preview.target in self.model.inputs_only:
+            return f"previews: {preview.target}: it is only an input of this model"
+        if made := set(preview.inputs) & set(self.model.targets_only):
+            return f"previews: {min(made)}: it is only a target of this model"
+        if self.handles[preview.target].spec.continuous or preview.target in preview.inputs:
+            return f"previews: {preview.target}: expected a discrete modality that is not an input"
         return ""
 
     def _held_out(self, preview: Preview) -> dict[str, Any]:
         """The tokens of the first held-out samples of a store that have all of a preview; empty where none have."""
-        names = (*preview.given, preview.make)
+        names = (*preview.inputs, preview.target)
         for store in self.stores:
             columns = {name: column for name in names if (column := self._column(store, name)) is not None}
             if any(name not in columns for name in names):
@@ -112,17 +112,20 @@ class Previews:
 
     def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
         """Draw them all; by title a picture's file, or the text where nothing of it is a picture."""
-        return {f"{' + '.join(p.given)} to {p.make}": self._draw(model, folder, step, p) for p in self.tokens}
+        return {f"{' + '.join(p.inputs)} to {p.target}": self._draw(model, folder, step, p) for p in self.tokens}
 
     def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
         tokens = self.tokens[preview]
-        given = {name: tokens[name] for name in preview.given}
-        made = generate(model, given, [TargetPlan(name=preview.make, temperature=0, steps=1)], self.config.seed)
-        columns = [self._shown(name, tokens[name]) for name in preview.given]
-        columns += [self._shown(preview.make, made[preview.make]), self._shown(preview.make, tokens[preview.make])]
-        headers = [*preview.given, f"{preview.make} made", f"true {preview.make}"]
+        given = {name: tokens[name] for name in preview.inputs}
+        predicted = generate(model, given, [TargetPlan(name=preview.target, temperature=0, steps=1)], self.config.seed)
+        columns = [self._shown(name, tokens[name]) for name in preview.inputs]
+        columns += [
+            self._shown(preview.target, predicted[preview.target]),
+            self._shown(preview.target, tokens[preview.target]),
+        ]
+        headers = [*preview.inputs, f"predicted {preview.target}", f"true {preview.target}"]
         rows = list(zip(*columns, strict=True))
-        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.given, preview.make)
+        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.inputs, preview.target)
         if write_sheet(path, headers, rows):
             return path
         lines = [" | ".join(headers), " | ".join("---" for _ in headers)]

@@ -55,7 +55,7 @@ def decode_grid(
     layout = model.layout.spec(plan.name).layout
     left = unknown_cells(kept).to(inputs.device)
     counts = tokens_per_step(left.shape[1], plan.steps, plan.schedule)
-    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.cooling)
+    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
     tokens = kept.to(inputs.device).clone()
     if plan.scheme == "roar":
         order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
@@ -67,10 +67,10 @@ def decode_grid(
         inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
-        drawn = draw_several(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_first)
+        drawn = draw_several(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_before_temperature)
         ids = rearrange(drawn, "rows cells draws -> (rows draws) cells")
         if plan.scheme == "maskgit":
-            if plan.filter_first and temperature >= COLDEST:  # as 4M ranks cells
+            if plan.filter_before_temperature and temperature >= COLDEST:  # as 4M ranks cells
                 logits = tempered(logits, temperature, plan.top_k, plan.top_p, filter_first=True)
             score = logits.gather(2, drawn) - logits.logsumexp(dim=2, keepdim=True)
             score = rearrange(score, "rows cells draws -> (rows draws) cells")
@@ -145,7 +145,9 @@ def decode_sequence(
         ranks = torch.full((len(alive), 1), done, device=inputs.device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, context, passes, caches).squeeze(1)
         logits = filling.allowed(logits, alive)
-        drawn = draw(logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_first)
+        drawn = draw(
+            logits, uniform[alive, done], plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature
+        )
         last = filling.written(drawn, alive, done)
         done += 1
         advance(1)

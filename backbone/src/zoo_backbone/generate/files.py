@@ -212,11 +212,11 @@ def _write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> s
 
 def _check_inputs(recipe: Recipe, out: Path, names: Sequence[str]) -> None:
     """Raise ConfigError where what is made would replace a file that is given: the plan would not make it again."""
-    places, targets = {(out / name).resolve() for name in names}, {target.name for target in recipe.target}
+    places, targets = {(out / name).resolve() for name in names}, {target.name for target in recipe.targets}
     for file in sorted(recipe.files()):
         of_draw = file.parent.parent in places and file.parent.name in map(str, range(recipe.draws))
         if of_draw and targets & {file.stem, file.name.removesuffix(TOKENS)}:
-            raise ConfigError(f"{file}: is given, and would be replaced by what is made of it; give another --out")
+            raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
 
 
 def _check_plan(path: Path) -> None:

@@ -31,9 +31,9 @@ def sources_of(given: Iterable[str]) -> dict[str, str]:
     for item in given:
         name, equals, source = (part.strip() for part in item.partition("="))
         if not name or (equals and not source):
-            raise ConfigError(f'given {item}: expected NAME, NAME=FILE or NAME="TEXT"')
+            raise ConfigError(f'input {item}: expected NAME, NAME=FILE or NAME="TEXT"')
         if name in sources:
-            raise ConfigError(f"given {item}: {name} is given twice; give one value")
+            raise ConfigError(f"input {item}: {name} is there twice; give one value")
         sources[name] = source
     return sources
 
@@ -47,18 +47,18 @@ def data_of_source(name: str, source: str) -> tuple[bytes, str]:
     """The bytes of a value that is given, and the extension that says what they are. Raises ConfigError."""
     if source[:1] in QUOTES:
         if len(source) < 2 or source[-1] != source[0]:
-            raise ConfigError(f"given {name}={source}: expected the quote that it begins with at its end, too")
+            raise ConfigError(f"input {name}={source}: expected a closing quote")
         return source[1:-1].encode(), "txt"
     if is_written_out(source):
         return source.encode(), "json"
     path = Path(source)
     if not os.path.isfile(path):  # that of pathlib raises an error for what is too long to be a file's name
-        several = "; give --given once for each" if re.search(r",\w+=", source) else ""
-        raise ConfigError(f'given {name}={source}: expected a file that is there, or "TEXT" in quotes{several}')
+        several = "; repeat --input for each" if re.search(r",\w+=", source) else ""
+        raise ConfigError(f'input {name}={source}: expected a file that is there, or "TEXT" in quotes{several}')
     try:
         data = path.read_bytes()
     except PermissionError:
-        raise ConfigError(f"given {name}={source}: may not be read; allow it, or give another file") from None
+        raise ConfigError(f"input {name}={source}: may not be read; allow it, or give another file") from None
     return data, path.suffix.removeprefix(".").lower()
 
 

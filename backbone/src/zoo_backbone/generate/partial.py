@@ -46,7 +46,7 @@ def checked_partial(tables: EmbeddingLayout, name: str, tokens: Any, batch: int,
         flat = grid.reshape(batch, -1)
         full = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
         if full and made:
-            raise InvalidValueError(f"{spec.name}: all of sample {full[0]} is kept, so nothing is left to make")
+            raise InvalidValueError(f"{spec.name}: sample {full[0]} is complete, so nothing is left to generate")
         return flat
     rows = [np.asarray(row) for row in tokens]
     accepted(spec, [row[row != UNKNOWN] for row in rows], batch, generated_text(batch))
@@ -54,7 +54,7 @@ def checked_partial(tables: EmbeddingLayout, name: str, tokens: Any, batch: int,
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())
         if gaps == 0 and made:
-            raise InvalidValueError(f"{spec.name}: all of sample {number} is kept, so nothing is left to make")
+            raise InvalidValueError(f"{spec.name}: sample {number} is complete, so nothing is left to generate")
         if gaps > spec.layout.num_sentinels:
             raise InvalidValueError(
                 f"{spec.name}: sample {number} has {count_of(gaps, 'gap')}, and the modality has sentinels for "

@@ -11,7 +11,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.guidance import Guidance, Passes
-from zoo_backbone.generate.schedules import Cooling, Schedule
+from zoo_backbone.generate.schedules import Schedule, TemperatureSchedule
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
 DEFAULT_STEPS = 8
@@ -36,7 +36,7 @@ class TargetPlan:
     "s-curve"."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest id."""
-    cooling: Cooling = "constant"
+    temperature_schedule: TemperatureSchedule = "constant"
     """How the temperature falls over the steps of a grid or vector: not, "linear", or "inverse", fast at first, as in
     4M's published settings."""
     final_temperature: float = 0.0
@@ -45,7 +45,7 @@ class TargetPlan:
     """Draw among this many likeliest ids; 0 means all."""
     top_p: float = 1.0
     """Draw among the likeliest ids that together have this probability."""
-    filter_first: bool = False
+    filter_before_temperature: bool = False
     """As 4M's published code does: top_k and top_p look at the probabilities before the temperature, and MaskGIT ranks
     cells by the probabilities that ids are drawn from, not by the model's."""
     confidence_noise: float = 0.0
@@ -63,8 +63,8 @@ class TargetPlan:
                 raise ValueError(f"{key}: expected a number from 0 on, got {getattr(self, key)}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
-        if self.cooling == "constant" and self.final_temperature:
-            raise ValueError('final_temperature: only with cooling "linear" or "inverse"')
+        if self.temperature_schedule == "constant" and self.final_temperature:
+            raise ValueError('final_temperature: only with temperature_schedule "linear" or "inverse"')
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """The plan with everything that `spec` decides filled in. Raises ConfigError where they do not fit."""
@@ -78,10 +78,10 @@ class TargetPlan:
                 f"generate {spec.name}: scheme {self.scheme!r} is not for a {spec.layout.kind}; "
                 f"expected {' or '.join(schemes)}"
             )
-        if sequence and self.cooling != "constant":
+        if sequence and self.temperature_schedule != "constant":
             raise ConfigError(
-                f"generate {spec.name}: cooling {self.cooling!r} needs a known number of steps, and a sequence ends "
-                'where it ends; expected "constant"'
+                f"generate {spec.name}: temperature_schedule {self.temperature_schedule!r} is not for a sequence; "
+                'expected "constant"'
             )
         bound = spec.layout.length
         return replace(
@@ -112,15 +112,15 @@ def resolved_plan(
     everything = [*given, *names]
     if twice := sorted({name for name in everything if everything.count(name) > 1}):
         raise ConfigError(
-            f"generate: {', '.join(twice)}: given and asked for, or asked for twice; to complete a part, --keep"
+            f"generate: {', '.join(twice)}: is input and target, or twice a target; to generate a part, add --inpaint"
         )
     for name in (*given, *kept):
         tables.check_read(name, "generate")
     for name in kept:
         if (spec := tables.spec(name)).continuous:
-            raise ConfigError(f"generate {name}: of a {spec.layout.kind} modality no part is kept; give all of it")
+            raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
         if name in given:
-            raise ConfigError(f"generate {name}: it is given whole and in part; give one of the two")
+            raise ConfigError(f"generate {name}: is an input whole and in part; expected one of the two")
     known = [*given, *kept]
     for target in resolved:
         assert target.guidance is not None

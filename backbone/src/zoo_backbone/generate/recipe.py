@@ -1,17 +1,17 @@
-"""A plan in a file: what is given, kept and made, and how, as TOML.
+"""A plan in a TOML file: inputs, targets, and how each target is generated.
 
-    given = ["rgb", 'caption="a red ball"']    # as --given
+    inputs = ["rgb", \'caption="a red ball"\']   # as --input
     seed = 0
-    [keep]                                     # as --keep
+    [inpaint]                                  # as --inpaint
     depth = "box:0,0,1,0.5"
     [guidance]                                 # of all targets that have none of their own
     scale = 3.0
-    [[target]]                                 # in the order in which they are made
+    [[targets]]                                # in the order in which they are generated
     name = "depth"
     steps = 8
     guidance = { weights = { caption = 3.0 } }
 
-Files named in it are looked for from its folder.
+Paths in it are relative to its folder.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
 class Recipe:
     """All that one generation depends on beside the model and the stored samples."""
 
-    target: tuple[TargetPlan, ...]
-    """What is made, in this order."""
-    given: tuple[str, ...] = ()
-    """What is given: NAME of stored samples, NAME=FILE, NAME="TEXT"."""
-    keep: Mapping[str, str] = field(default_factory=dict)
-    """Modalities of which a part of what is given is kept, and which part: see docs/generation.md."""
+    targets: tuple[TargetPlan, ...]
+    """Generated in this order."""
+    inputs: tuple[str, ...] = ()
+    """NAME (stored samples), NAME=FILE, NAME="TEXT" or NAME={JSON}."""
+    inpaint: Mapping[str, str] = field(default_factory=dict)
+    """The region of an input to generate anew, by modality; the rest stays. Regions: docs/generation.md."""
     guidance: Guidance = field(default_factory=Guidance)
     """Of all targets that have none of their own."""
     samples: str = ""
@@ -72,13 +72,13 @@ class Recipe:
 
     def plan(self) -> list[TargetPlan]:
         """The targets, each with its guidance."""
-        return [replace(target, guidance=target.guidance or self.guidance) for target in self.target]
+        return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
     def files(self) -> set[Path]:
         """The files that it reads."""
-        given = [source for source in sources_of(self.given).values() if not is_written_out(source)]
-        masks = [region.partition(MASK)[2] for region in self.keep.values()]
-        return {Path(file).resolve() for file in (*given, *masks) if file}
+        files = [source for source in sources_of(self.inputs).values() if not is_written_out(source)]
+        masks = [region.partition(MASK)[2] for region in self.inpaint.values()]
+        return {Path(file).resolve() for file in (*files, *masks) if file}
 
     def ranges(self) -> list[tuple[int, int]]:
         """The first and last number of each range of `samples`. Raises ConfigError."""
@@ -102,16 +102,16 @@ class Recipe:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The tables of a plan's file, checked, with the files in it as paths that hold anywhere. Raises ConfigError."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[target]]")
+        raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[targets]]")
     table = load_toml(path)
     from_mapping(Recipe, table, Origin(path=path))
     folder = path.parent.resolve()
-    given = []
-    for name, source in sources_of(table.get("given", ())).items():
+    inputs = []
+    for name, source in sources_of(table.get("inputs", ())).items():
         placed = source if not source or is_written_out(source) else str(folder / source)
-        given.append(f"{name}={placed}" if placed else name)
-    keep = {name: _placed(region, folder) for name, region in table.get("keep", {}).items()}
-    return {**table, "given": given, "keep": keep}
+        inputs.append(f"{name}={placed}" if placed else name)
+    inpaint = {name: _placed(region, folder) for name, region in table.get("inpaint", {}).items()}
+    return {**table, "inputs": inputs, "inpaint": inpaint}
 
 
 def _placed(region: str, folder: Path) -> str:
@@ -124,14 +124,14 @@ def written_recipe(recipe: Recipe, notes: Mapping[str, str]) -> str:
     """The TOML of a recipe, what is not at its default, so that read again it makes the same; notes as comments."""
     lines = [f"# {key}: {note}" for key, note in notes.items()]
     here = Path.cwd()
-    given = [
+    inputs = [
         f"{name}={source if is_written_out(source) else here / source}" if source else name
-        for name, source in sources_of(recipe.given).items()
+        for name, source in sources_of(recipe.inputs).items()
     ]
-    changed = replace(recipe, given=tuple(given), keep={k: _placed(v, here) for k, v in recipe.keep.items()})
-    lines += _lines(_changes(replace(changed, target=())))
-    for target in recipe.target:
-        lines += ["", "[[target]]", *_lines(_changes(target))]
+    changed = replace(recipe, inputs=tuple(inputs), inpaint={k: _placed(v, here) for k, v in recipe.inpaint.items()})
+    lines += _lines(_changes(replace(changed, targets=())))
+    for target in recipe.targets:
+        lines += ["", "[[targets]]", *_lines(_changes(target))]
     return "\n".join(lines) + "\n"
 
 

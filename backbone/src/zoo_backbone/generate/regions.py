@@ -1,19 +1,20 @@
-"""Which tokens of a given modality are kept, in words: the arguments of `--keep` and of a plan's table [keep].
+"""Regions to inpaint, in words: the arguments of `--inpaint` and of a plan's table [inpaint].
 
-Grids and vectors, whose other cells are made:
+Grids and vectors:
 
-    box:TOP,LEFT,BOTTOM,RIGHT    fractions of the picture; a cell is kept where its middle lies inside
-    cells:TOP,LEFT,BOTTOM,RIGHT  cells of the grid, the last ones not included
-    mask:FILE                    .npy or a picture: kept where it is not 0, or of a colour picture not black; of the
-                                 grid's size, or a multiple of it: then all pixels of a cell have to be kept
-    not:REGION                   all others
+    box:TOP,LEFT,BOTTOM,RIGHT    fractions of the picture; cells whose centre lies inside are generated
+    cells:TOP,LEFT,BOTTOM,RIGHT  cells of the grid, ends excluded
+    mask:FILE                    .npy or a picture of the grid's size, or a multiple of it: cells with a pixel that is
+                                 not 0 (in a colour picture: not black) are generated
+    not:REGION                   all other cells
 
-A box may have two numbers for each of the last axes of a grid, first where it starts, then where it ends. Sequences:
+A box may have two numbers for each of the last axes of a grid: all starts, then all ends. Sequences:
 
-    start  start:N               all that is given, or its first N tokens, and the model goes on
-    tokens:0-3,8                 these; each other run of tokens is made anew
-    gaps:N                       all that is given, with a gap before every Nth token and at the end: N is the number of
-                                 tokens of a unit, such as a field and its value
+    after  after:N               continue after all tokens, or after the first N
+    tokens:0-3,8                 replace each of these runs of tokens, by any number of tokens
+    gaps:N                       insert before every Nth token and at the end. N is the number of tokens of a unit, such
+                                 as a field with its value
+    not:tokens:0-3               replace all other runs
 """
 
 from __future__ import annotations
@@ -37,26 +38,28 @@ from zoo_backbone.packing import accepted
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def kept_part(spec: ModalitySpec, tokens: Any, region: str) -> Any:
-    """All tokens of a modality to partial ones (see partial.py): those outside the region are -1.
+def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
+    """Return partial tokens (see partial.py): those in the region are -1.
 
-    A region of a grid is one of its places: all codes of a place go together. Raises ConfigError for a region that is
-    not one, or of another size, InvalidValueError for tokens that do not fit.
+    All codes of a place of a grid go together. Raises ConfigError for a wrong region, or one that selects nothing or
+    everything, and InvalidValueError for tokens that do not fit the modality.
     """
     if spec.continuous:
-        raise ConfigError(f"keep {spec.name}: of a {spec.layout.kind} modality no part is kept; give all of it")
+        raise ConfigError(f"inpaint {spec.name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
     found = accepted(spec, tokens, None, "")
     if isinstance(spec.layout, SequenceLayout):
-        return [_kept_of_sequence(spec.name, row, region) for row in found]
+        return [_partial_sequence(spec.name, row, region) for row in found]
     mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
     if not mask.any():
-        raise ConfigError(f"keep {spec.name}={region}: no token lies in it, so that none is kept; make it larger")
+        raise ConfigError(f"inpaint {spec.name}={region}: no token lies in it; make it larger")
+    if mask.all():
+        raise ConfigError(f"inpaint {spec.name}={region}: covers all tokens; make it smaller, or leave out the input")
     of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
-    return torch.where(of_codes, found.cpu(), UNKNOWN)
+    return torch.where(of_codes, UNKNOWN, found.cpu())
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
-    """bool of the grid's `shape`, True where kept. Raises ConfigError."""
+    """Return a bool array of the grid's `shape`, True in the region. Raises ConfigError."""
     kind, _, rest = region.partition(":")
     if kind == "not":
         return ~region_mask(name, shape, rest)
@@ -99,27 +102,27 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
         if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
             raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
     except UnidentifiedImageError:
-        raise ConfigError(f"keep {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
+        raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
     except (Image.DecompressionBombError, EOFError, OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"keep {name}: mask:{path}: cannot be read as .npy or a picture: {error}") from None
+        raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read as .npy or a picture: {error}") from None
     grid = tuple(shape)
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
     if pixels.ndim != len(grid) or tuple(f * n for f, n in zip(factors, grid, strict=False)) != pixels.shape or (
         0 in factors
     ):  # fmt: skip
         raise ConfigError(
-            f"keep {name}: mask:{path}: expected the grid's {by(grid)}, or a multiple of it; got {by(pixels.shape)}"
+            f"inpaint {name}: mask:{path}: expected the grid's {by(grid)}, or a multiple of it; got {by(pixels.shape)}"
         )
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
-    mask: Mask = (pixels != 0).reshape(parts).all(axis=tuple(range(1, 2 * len(grid), 2)))
+    mask: Mask = (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
     return mask
 
 
-def _kept_of_sequence(name: str, row: np.ndarray[Any, Any], region: str) -> np.ndarray[Any, Any]:
+def _partial_sequence(name: str, row: np.ndarray[Any, Any], region: str) -> np.ndarray[Any, Any]:
     kind, _, rest = region.partition(":")
     gap = np.array([UNKNOWN])
-    expected = "start, start:N, tokens:0-3,8 or gaps:N"
-    if kind == "start":
+    expected = "after, after:N, tokens:0-3,8 or gaps:N"
+    if kind == "after":
         count = _count(name, region, rest) if rest else len(row)
         return np.concatenate([row[:count], gap])
     if kind == "gaps":
@@ -129,13 +132,13 @@ def _kept_of_sequence(name: str, row: np.ndarray[Any, Any], region: str) -> np.n
     inverted = kind == "not" and rest.startswith("tokens:")
     if kind != "tokens" and not inverted:
         raise _wrong(name, region, expected)
-    kept = np.zeros(len(row), dtype=bool)
-    for first, last in ranges(rest.removeprefix("tokens:"), f"keep {name}={region}"):
+    chosen = np.zeros(len(row), dtype=bool)
+    for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region}"):
         if last >= len(row):
             there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
-            raise _wrong(name, region, f"{there}: one that is given has {len(row)} tokens")
-        kept[first : last + 1] = True
-    return np.where(kept != inverted, row, UNKNOWN)
+            raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
+        chosen[first : last + 1] = True
+    return np.where(chosen != inverted, UNKNOWN, row)
 
 
 def ranges(text: str, where: str) -> list[tuple[int, int]]:
@@ -163,4 +166,4 @@ def _numbers(text: str) -> list[float]:
 
 
 def _wrong(name: str, region: str, expected: str) -> ConfigError:
-    return ConfigError(f"keep {name}={region}: expected {expected}")
+    return ConfigError(f"inpaint {name}={region}: expected {expected}")

@@ -22,7 +22,7 @@ from zoo_backbone.generate.giving import (
 from zoo_backbone.generate.inputs import rows_of
 from zoo_backbone.generate.partial import checked_partial
 from zoo_backbone.generate.recipe import DEFAULT_SPLIT, Recipe
-from zoo_backbone.generate.regions import kept_part
+from zoo_backbone.generate.regions import partial_of
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
 
@@ -66,11 +66,11 @@ def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, 
     Raises UnknownNameError, DataError for another codec or shape, and ConfigError where the model cannot rank what is
     made.
     """
-    names = [*sources_of(recipe.given), *recipe.keep, *(target.name for target in recipe.target)]
+    names = [*sources_of(recipe.inputs), *recipe.inpaint, *(target.name for target in recipe.targets)]
     if recipe.rank:
         names.append(recipe.rank)
         model.layout.check_made(recipe.rank, "rank")
-        for target in recipe.target:
+        for target in recipe.targets:
             model.layout.check_read(target.name, f"rank {recipe.rank} of")
     handles = {name: zoo[name] for name in names if model.layout.spec(name)}
     for name, handle in handles.items():
@@ -80,10 +80,10 @@ def handles_of(zoo: Zoo, model: FourM, recipe: Recipe, trained_on: Mapping[str, 
 
 def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], recipe: Recipe) -> Request:
     """The samples, and what is given of them. Raises ZooErrors."""
-    sources = sources_of(recipe.given)
-    for name in recipe.keep:
+    sources = sources_of(recipe.inputs)
+    for name in recipe.inpaint:
         if name not in sources:
-            raise ConfigError(f"keep {name}: it is not given, so there is nothing to keep; give it, too")
+            raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
     values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
     stored: dict[str, TokenColumn] = {}
     if named := [handles[name] for name, source in sources.items() if not source]:
@@ -97,13 +97,13 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
         numbers = [0] if values else _numbers_of_nothing(recipe)
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
     kept = {}
-    for name, region in recipe.keep.items():
+    for name, region in recipe.inpaint.items():
         if name in stored:
             tokens = stored_tokens(stored.pop(name), names)
         else:
             tokens = rows_of(values.pop(name), [0] * len(names))
-        kept[name] = kept_part(model.layout.spec(name), tokens, region)
-        checked_partial(model.layout, name, kept[name], len(names), name in {target.name for target in recipe.target})
+        kept[name] = partial_of(model.layout.spec(name), tokens, region)
+        checked_partial(model.layout, name, kept[name], len(names), name in {target.name for target in recipe.targets})
     return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)
 
 

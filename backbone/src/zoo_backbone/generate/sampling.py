@@ -81,14 +81,24 @@ def rising(sums: Tensor, shares: Tensor) -> Tensor:
 
 
 def draw(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    filter_first: bool = False,
 ) -> Tensor:
     """Ids `...` from logits `... ids`, one uniform number `...` each; see `draw_several`."""
     return draw_several(logits, uniform.unsqueeze(-1), temperature, top_k, top_p, filter_first).squeeze(-1)
 
 
 def draw_several(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    filter_first: bool = False,
 ) -> Tensor:
     """Ids `... draws` from logits `... ids`, one uniform number `... draws` each.
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Schedule = Literal["cosine", "linear", "s-curve"]
-Cooling = Literal["constant", "linear", "inverse"]
+TemperatureSchedule = Literal["constant", "linear", "inverse"]
 
 MASKED: Mapping[str, Callable[[float], float]] = MappingProxyType(
     {
@@ -38,7 +38,7 @@ def tokens_per_step(count: int, steps: int, schedule: Schedule) -> list[int]:
     return [before - after for before, after in itertools.pairwise(masked)]
 
 
-def temperatures(counts: Sequence[int], start: float, end: float, cooling: Cooling) -> list[float]:
+def temperatures(counts: Sequence[int], start: float, end: float, schedule: TemperatureSchedule) -> list[float]:
     """The temperature of each step, where step t decides `counts[t]` tokens.
 
     "constant" stays at `start`. "linear" goes from `start` at the first step to `end` at the last. "inverse" is the
@@ -46,9 +46,9 @@ def temperatures(counts: Sequence[int], start: float, end: float, cooling: Cooli
     share of tokens that is left after the step and 1/sqrt(x), scaled to [0, 1]; x takes one of as many even steps from
     1 to 100 as there are tokens.
     """
-    if cooling == "constant" or start == end:
+    if schedule == "constant" or start == end:
         return [start] * len(counts)
-    if cooling == "linear":
+    if schedule == "linear":
         last = max(len(counts) - 1, 1)
         return [start + (end - start) * step / last for step in range(len(counts))]
     total, least = sum(counts), INVERSE_RANGE**-0.5

@@ -33,7 +33,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
       zoo import-ml4m text_tokenizer_4m_wordpiece_30k.json 4m
       zoo import-ml4m downloads/ 4m
       zoo --registry 4m/registry.toml backbone generate 4m/backbone \\
-          --file rgb_patches=photo.jpg --make depth --out made
+          --file rgb_patches=photo.jpg --target depth --out made
     """
     from tokenizers_zoo.checkpoint import resolve_folder
     from tokenizers_zoo.errors import CheckpointError
