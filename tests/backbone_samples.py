@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from token_stores import metadata_of, write_tokens
 
-from tokenizers_zoo.data.token_part import TokenMetadata, write_part
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
@@ -90,20 +90,18 @@ def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, see
     return Masker(layout or EmbeddingLayout(specs), config)(raw_batch(specs, size, seed, absent), seed=seed, step=0)
 
 
-def write_store(root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0) -> None:
+def write_store(
+    root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0, prefix: str = ""
+) -> None:
     """A token store of which each modality lacks some samples; a picture's tokens follow from its first one."""
     raw = raw_batch(specs, size, seed, absent=0.1)
-    keys = [f"{split}-{seed}-{number:04d}" for number in range(size)]
+    keys = [f"{prefix}{split}-{seed}-{number:04d}" for number in range(size)]
     for column, item in enumerate(specs):
-        metadata = TokenMetadata(
-            modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
-            fingerprint=f"codec of {item.vocabulary}", distribution="tests 0", run={},
-        )  # fmt: skip
         rows = [(keys[i], raw.tokens[item.name][i, : raw.lengths[i, column]])
                 for i in range(size) if raw.present[i, column]]  # fmt: skip
         if isinstance(item.layout, GridLayout | VectorLayout):
             rows = [(key, np.resize(row[:2], row.shape)) for key, row in rows]
-        write_part(root / split / item.name / "part-00000.arrow", metadata, *zip(*rows, strict=True), dropped={})
+        write_tokens(root, split, metadata_of(item), dict(rows), keys=keys)
 
 
 def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) -> tuple[FourM, Optimizer]:
@@ -116,8 +114,8 @@ def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) ->
     return model, optimizer
 
 
-def write_splits(root: Path) -> Path:
+def write_splits(root: Path, prefix: str = "") -> Path:
     """A store of all layouts with training and held-out samples."""
-    write_store(root, all_layouts(), 40)
-    write_store(root, all_layouts(), 10, "test", seed=1)
+    write_store(root, all_layouts(), 40, prefix=prefix)
+    write_store(root, all_layouts(), 10, "test", seed=1, prefix=prefix)
     return root

@@ -15,10 +15,10 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.data import TokenData
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
-from zoo_backbone.training.data import TokenData
 
 NAMES = ("light", "dark", "letters", "gist", "raw")
 TRAIN, TEST = 160, 30

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from token_stores import write_tokens
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 
@@ -147,9 +148,8 @@ def write_values(root: Path, zoo: Zoo, split: str, name: str, values: Mapping[st
 def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -> None:
     """Values in ROOT/data and their tokens in ROOT/tokens."""
     write_values(root, zoo, split, name, values)
-    rows = [np.asarray(row) for row in zoo[name].encode(list(values.values()))]
-    part = root / "tokens" / split / name / "part-00000.arrow"
-    write_part(part, TokenMetadata.of(zoo[name], {}), list(values), rows, {})
+    rows = zip(values, zoo[name].encode(list(values.values())), strict=True)
+    write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), dict(rows))
 
 
 def defaults(value: ValueSpec) -> SimpleNamespace:

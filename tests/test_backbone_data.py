@@ -1,10 +1,9 @@
-"""Tokens to batches: alignment, checks, order, the loader; and the optimizer."""
+"""Tokens to batches: samples, checks, order, the loader; and the optimizer."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,17 @@ from backbone_samples import (
     trained,
     write_splits,
 )
+from token_stores import metadata_of, write_tokens
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.token_part import TokenMetadata, write_part
-from tokenizers_zoo.data.tokens import TokenColumn
+from tokenizers_zoo.data.tokens import whole_samples
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.spec import GridLayout, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import TrainConfig
+from zoo_backbone.data import Loader, Order, TokenData
 from zoo_backbone.model import FourM
-from zoo_backbone.training.data import Loader, Order, TokenData
 from zoo_backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 
 
@@ -41,45 +39,66 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_splits(tmp_path_factory.mktemp("tokens"))
 
 
-def test_data_has_every_key_and_says_what_a_sample_lacks(store: Path) -> None:
+def test_data_has_every_sample_and_says_what_it_lacks(store: Path) -> None:
     specs = all_layouts()
     data = TokenData(store, "train", specs)
-    assert data.keys == sorted({key for column in data.columns.values() for key in column.keys})
+    stored = {name: dict(whole_samples([column])) for name, column in data.columns.items()}
+    assert data.sample_keys() == sorted({key for rows in stored.values() for key in rows})
     raw = data.batch(np.arange(len(data)))
-    for number, key in enumerate(data.keys):
+    for number, key in enumerate(data.sample_keys()):
         for column, item in enumerate(specs):
-            stored = data.columns[item.name]
-            assert raw.present[number, column] == (key in stored.rows)
-            if key in stored.rows:
-                row = np.asarray(stored.take([stored.rows[key]])[0])
+            assert raw.present[number, column] == (key in stored[item.name])
+            if key in stored[item.name]:
+                row = np.asarray(data.columns[item.name].take([stored[item.name][key]])[0])
                 row = row if item.continuous else row.ravel()
                 assert raw.lengths[number, column] == len(row)
                 np.testing.assert_array_equal(raw.tokens[item.name][number, : len(row)], row)
     aligned = TokenData(store, "train", specs, aligned=True)
+    assert aligned.sample_keys() == [key for key in data.sample_keys() if all(key in rows for rows in stored.values())]
     assert 0 < len(aligned) < len(data)
     assert aligned.batch(np.arange(len(aligned))).present.all()
+    some = np.array([len(data) - 1, 0, 5, 5])
+    for name, tokens in data.batch(some).tokens.items():
+        for row, sample in enumerate(some):
+            length = raw.lengths[sample, list(raw.tokens).index(name)]
+            np.testing.assert_array_equal(tokens[row, :length], raw.tokens[name][sample, :length])
 
 
-def test_each_part_is_mapped_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many mappings a process may have is limited."""
-    root, mapped = write_splits(tmp_path), list[Path]()
-    names = [item.name for item in all_layouts()]
-    StoreRecord.note(root, root, {}, [("train", name, 1) for name in names])
-    begin = TokenColumn.__init__
-    monkeypatch.setattr(TokenColumn, "__init__", lambda column, paths: (mapped.extend(paths), begin(column, paths))[1])
-    TokenData(root, "train", all_layouts())
-    assert sorted(mapped) == sorted(path for name in names for path in (root / "train" / name).glob("*.arrow"))
+@pytest.mark.parametrize("aligned", [False, True])
+def test_views_are_samples_unless_samples_are_read_whole(tmp_path: Path, aligned: bool) -> None:
+    specs = [spec("a", VectorLayout(length=1)), spec("b", VectorLayout(length=1))]
+    keys = [f"k{number}" for number in range(7)]
+    lacking = {"a": {0, 3, 6}, "b": {3, 4}}
+    for item in specs:
+        rows = {key: [np.array([3 * number + view]) for view in range(3)]
+                for number, key in enumerate(keys) if number not in lacking[item.name]}  # fmt: skip
+        write_tokens(tmp_path, "train", metadata_of(item), rows, keys=keys, shard_size=3, crops=3, seed=5)
+    left = [n for n in range(7) if (n not in lacking["a"] | lacking["b"] if aligned else n != 3)]
+    for whole in (False, True):
+        data = TokenData(tmp_path, "train", specs, aligned=aligned, whole=whole)
+        views = [0] if whole else [0, 1, 2]
+        assert data.sample_keys() == [f"k{number}" for number in left for _ in views]
+        raw = data.batch(np.arange(len(data)))
+        expected = np.array([3 * number + view for number in left for view in views])
+        for column, name in enumerate("ab"):
+            there = np.array([number not in lacking[name] for number in left for _ in views])
+            np.testing.assert_array_equal(raw.present[:, column], there)
+            np.testing.assert_array_equal(raw.tokens[name][there, 0], expected[there])
 
 
 def test_a_store_without_samples_is_an_error(tmp_path: Path) -> None:
     item = all_layouts()[0]
-    metadata = TokenMetadata(
-        modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
-        fingerprint="codec", distribution="tests 0", run={},
-    )  # fmt: skip
-    write_part(tmp_path / "test" / item.name / "part-00000.arrow", metadata, [], [], {})
+    write_tokens(tmp_path, "test", metadata_of(item), {}, keys=["a"])
     with pytest.raises(DataError, match="test: there are no samples of picture"):
         TokenData(tmp_path, "test", [item])
+
+
+def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
+    items = [spec("a", VectorLayout(length=1)), spec("b", VectorLayout(length=1))]
+    for item, key in zip(items, "xy", strict=True):
+        write_tokens(tmp_path, "train", metadata_of(item), {key: np.zeros(1, int)}, keys=[key])
+    with pytest.raises(DataError, match="b: shard 0 has other samples than the shard of a"):
+        TokenData(tmp_path, "train", items)
 
 
 @pytest.mark.parametrize(
@@ -104,34 +123,6 @@ def test_a_longer_limit_fits_and_a_shorter_one_does_not(store: Path) -> None:
         TokenData(store, "train", [spec("words", sequence(5), 100, "text")])
 
 
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        (({"crops": 3, "seed": 0}, {"crops": 1, "seed": 0}), "--crops and --seed 0, b with --crops 1"),
-        (({"crops": 3, "seed": 0}, {"crops": 3, "seed": 5}), "--crops and --seed 0, b with --crops and --seed 5"),
-        (({"crops": 3, "seed": 5}, {"crops": 2, "seed": 5}), ""),
-        (({"crops": 1, "seed": 0}, {}), ""),
-    ],
-)
-def test_modalities_of_other_crops_are_refused(tmp_path: Path, runs: Sequence[dict[str, int]], message: str) -> None:
-    specs = [spec("a", VectorLayout(length=2)), spec("b", VectorLayout(length=2))]
-    for item, run in zip(specs, runs, strict=True):
-        metadata = TokenMetadata(
-            modality=item.name, vocabulary=item.vocabulary, vocab_size=item.vocab_size, layout=item.layout,
-            fingerprint="f", distribution="tests 0", run=run,
-        )  # fmt: skip
-        count = run.get("crops", 1)
-        keys = ["one"] if count == 1 else [f"one#{number}" for number in range(count)]
-        rows = [np.zeros(2, np.int64)] * len(keys)
-        write_part(tmp_path / "train" / item.name / "part-00000.arrow", metadata, keys, rows, {})
-    if message:
-        with pytest.raises(DataError, match=rf"train: tokenized are a with {message}: .* with the same --crops"):
-            TokenData(tmp_path, "train", specs)
-        assert len(TokenData(tmp_path, "train", specs, names=["a"])) == 3
-    else:
-        assert TokenData(tmp_path, "train", specs).batch(np.arange(1)).present.all()
-
-
 def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
     columns, nothing = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
     check_stored(columns["picture"], columns["picture"].fingerprint, nothing, "the backbone")
@@ -145,22 +136,14 @@ def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
 def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:
     order = Order(10, 3)
     steps = [order.between(4 * step, 4 * step + 4) for step in range(10)]
-    flat = np.concatenate(steps)
-    epochs = flat.reshape(4, 10)
+    epochs = np.concatenate(steps).reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
     for step in (7, 2, 9):
         np.testing.assert_array_equal(Order(10, 3).between(4 * step, 4 * step + 4), steps[step])
     assert sorted(Order(3, 0).between(0, 9).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-
-
-def test_no_epoch_of_one_store_has_the_order_of_an_epoch_of_another() -> None:
-    for epoch in range(3):  # what runs of one store have always had
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((3, epoch))))
-        found = Order(50, 3).between(50 * epoch, 50 * epoch + 50)
-        np.testing.assert_array_equal(found, generator.permutation(50))
     orders = [Order(50, 3, number).between(50 * epoch, 50 * epoch + 50) for number in range(3) for epoch in range(3)]
-    assert len({order.tobytes() for order in orders}) == 9
+    assert len({order.tobytes() for order in orders}) == 9, "stores have unrelated orders"
 
 
 def test_the_loader_keeps_order_and_passes_errors_on() -> None:

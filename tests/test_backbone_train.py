@@ -29,27 +29,26 @@ from backbone_samples import (
     write_store,
 )
 from safetensors.torch import save_file
+from token_stores import reversed_tokens
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_forward_hook
 
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.token_part import read_part, write_part
-from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.run import Run
 from zoo_backbone.training import distributed, state
 from zoo_backbone.training.held_out import held_out_losses
 from zoo_backbone.training.identity import CONTENTS, IDENTITY
-from zoo_backbone.training.mixing import Mix, open_sources
 from zoo_backbone.training.state import PROGRESS, STATE, TrainingState
 from zoo_backbone.training.train import DivergedError, Training, keeping_freed_memory, train
 
@@ -332,18 +331,9 @@ def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path:
     """Killed it would go on with others; finished it would be taken for a model of these."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     other = Path(shutil.copytree(store, tmp_path / "other"))
-    path = other / "train/picture/part-00000.arrow"
-    part, batch = read_part(path)
-    rows = TokenColumn([path]).take(range(batch.num_rows))
-    rows[-1] = (rows[-1] + 1) % part.metadata.vocab_size
-    path.unlink()
-    write_part(path, part.metadata, batch.column("key").to_pylist(), list(rows), dropped={})
-    renamed = Path(shutil.copytree(store, tmp_path / "renamed"))
-    for path in renamed.glob("train/*/*.arrow"):  # the same tokens, in the same order, of other samples
-        part, batch = read_part(path)
-        rows, keys = list(TokenColumn([path]).take(range(batch.num_rows))), batch.column("key").to_pylist()
-        path.unlink()
-        write_part(path, part.metadata, [f"other-{key}" for key in keys], rows, dropped={})
+    reversed_tokens(other, "train", "picture")
+    renamed = tmp_path / "renamed"  # the same tokens, in the same order, of other samples
+    write_splits(renamed, prefix="other-")
     before = files(folder)
     for tokens in (other, renamed):
         with pytest.raises(ConfigError, match="a run on other samples, or on other tokens of them, than are there now"):
@@ -558,8 +548,7 @@ def test_held_out_samples_without_a_target_are_said_and_not_logged(
     write_store(tmp_path / "tokens", specs, 12)
     write_store(tmp_path / "tokens", specs, 12, "test")
     pictures = MaskingConfig(input_budget=4, target_budget=4, mixtures=(Mixture(targets=("picture",)),))
-    for key in (tmp_path / "tokens/test/picture").iterdir():
-        key.unlink()
+    shutil.rmtree(tmp_path / "tokens/test/picture")
     write_store(tmp_path / "more", specs[:1], 12)
     more = (Dataset(tokens=tmp_path / "more"),)
     config = dataclasses.replace(TRAINING, steps=2, loss=loss, masking=pictures, datasets=more)

@@ -312,7 +312,7 @@ def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
     world(f"{train} steps=0").refused("steps: expected at least 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --only depth --overwrite").refused("sha256")
-    assert (world.folder / "tokens/train/depth/part-00000.arrow").exists()
+    assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()
 
 
 @pytest.mark.parametrize("name", ["depth", "rgb_patches"])
@@ -470,9 +470,9 @@ def test_shards_and_parts_that_are_none(world: World) -> None:
     (world.folder / "data/test/depth/shard-00000.tar").write_bytes(b"junk" * 5000)
     for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data info data"):
         world(words).refused("data/test/depth/shard-00000.tar: not a tar file", "make this shard again")
-    cut(world.folder / "tokens/train/depth/part-00000.arrow")
+    cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new --config backbone.toml"
-    world(train).refused("tokens/train/depth/part-00000.arrow", "delete it and tokenize again")
+    world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo tokenize` again")
     cut(world.folder / "data/dataset.json")
     world("data info data").refused("data/dataset.json: damaged", "where these data come from")
 

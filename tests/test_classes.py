@@ -12,7 +12,7 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
@@ -166,13 +166,13 @@ def test_data_and_tokens_stay_valid_where_classes_are_added(tmp_path: Path) -> N
     grown = make("abc")
     column = TokenStore(tokens).open("train", NAME)
     assert column.fingerprint == written != grown[NAME].fingerprint
-    column.check_codec(grown[NAME])
-    rows = [column.rows[key] for key in sorted(column.rows)]
+    column.check_tokenizer(grown[NAME])
+    rows = [row for _, row in sorted(whole_samples([column]))]
     assert grown[NAME].decode(column.take(rows)) == list("aabb")
     other = Zoo.from_tables({"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}})
     other[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
     with pytest.raises(DataError, match="by tokenizer"):
-        column.check_codec(other[NAME])
+        column.check_tokenizer(other[NAME])
 
 
 # -- plugins -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
 from tokenizers_zoo.families.statistics import mean_and_deviation, moments
@@ -29,9 +29,9 @@ from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.spec import EmbeddingsLayout
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.data import TokenData
 from zoo_backbone.generate.plan import TargetPlan
 from zoo_backbone.generate.sampler import generate
-from zoo_backbone.training.data import TokenData
 from zoo_backbone.training.train import train
 from zoo_language.t5_caption import plugin as t5_caption
 
@@ -92,13 +92,14 @@ def test_the_vectors_are_the_encoder_s(road: tuple[Zoo, Path], tiny_t5: Path) ->
 def test_tokens_are_standardised_and_of_any_number(road: tuple[Zoo, Path]) -> None:
     zoo, folder = road
     column = TokenStore(folder / "tokens").open("train", NAME)
-    assert column.layout == zoo[NAME].spec.layout == EmbeddingsLayout(max_length=8, dim=16)
-    assert sorted(set(column.lengths.tolist())) == [1, 3, 4, 7, 8]
-    tokens = column.take(range(len(column)))
+    assert column.metadata.layout == zoo[NAME].spec.layout == EmbeddingsLayout(max_length=8, dim=16)
+    keys, rows = zip(*whole_samples([column]), strict=True)
+    tokens = column.take(rows)
+    assert sorted({len(row) for row in tokens}) == [1, 3, 4, 7, 8]
     numbers = np.concatenate(tokens)
     assert np.abs(numbers.mean(0)).max() < 0.01 and np.abs(numbers.std(0) - 1).max() < 0.01
     back = zoo[NAME].decode(tokens)
-    values = [ValueStore.of(folder / "data", zoo).read(zoo[NAME], "train", key) for key in column.keys]
+    values = [ValueStore.of(folder / "data", zoo).read(zoo[NAME], "train", key) for key in keys]
     assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 

@@ -22,7 +22,6 @@ from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
 from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
@@ -609,9 +608,6 @@ def test_the_command(world: World) -> None:
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
     assert "left out of" not in warm.complaint
-    StoreRecord.read(world.folder / "part").without("train", "depth").without("test", "depth").write(
-        world.folder / "part"
-    )
     fewer = world("backbone train --tokens part --out fewer --config backbone.toml --from old --set steps=2")
     assert "left out of old, as there are no tokens of them: depth" in fewer.complaint
     assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]

@@ -15,10 +15,10 @@ from torch import Tensor
 from tokenizers_zoo.data.samples import TEST
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import MaskingConfig
+from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.mixing import Mix, open_sources
 from zoo_backbone.training.parts import Parts
 from zoo_backbone.training.train import Training, train
 

@@ -19,10 +19,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
+from token_stores import rewrite_tokens, stored_tokens, write_tokens
 
 from tokenizers_zoo.checkpoint import fingerprint, load_config, save_checkpoint
-from tokenizers_zoo.data.token_part import TokenMetadata, write_part
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.token_shard import TokenMetadata
+from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.report.pictures import cells_of
@@ -76,8 +77,9 @@ def refused(world: World, *words: Any) -> str:
 
 
 def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
-    column = TokenStore(world.root / "tokens").open("test", name)
-    return column.keys[:count], column.take(range(count))
+    tokens = stored_tokens(world.root / "tokens", "test", name)
+    rows = list(tokens.values())[:count]
+    return list(tokens)[:count], rows if name == "letters" else np.stack(rows)
 
 
 # ---------------------------------------------------------------- vectors
@@ -220,10 +222,13 @@ Rows = tuple[list[str], list[Any]]
 """Keys, and tokens of each."""
 
 
-def rewrite(world: World, name: str, rows: Rows, part: int = 0) -> None:
-    """Store other tokens of the test split."""
-    path = world.root / "tokens" / "test" / name / f"part-{part:05}.arrow"
-    write_part(path, TokenMetadata.of(world.zoo[name], {}), rows[0], [np.asarray(row) for row in rows[1]], {})
+def rewrite(world: World, light: Rows, letters: Rows) -> None:
+    """Store other samples in the test split."""
+    shutil.rmtree(world.root / "tokens" / "test")
+    for name, (keys, tokens) in (("light", light), ("letters", letters)):
+        metadata = TokenMetadata.of(world.zoo[name], {})
+        every = sorted({*light[0], *letters[0]}) if name == "light" else None
+        write_tokens(world.root / "tokens", "test", metadata, dict(zip(keys, tokens, strict=True)), keys=every)
 
 
 def test_an_index_of_other_samples_is_not_kept(world: World, tmp_path: Path) -> None:
@@ -232,15 +237,11 @@ def test_an_index_of_other_samples_is_not_kept(world: World, tmp_path: Path) -> 
     (keys, maps), (lettered, texts) = stored(other, "light", 30), stored(other, "letters", 28)
     first, second = texts[0], texts[1]
     texts = [first[:2], second[:3], *texts[2:]]
-    rewrite(other, "letters", (lettered, texts))
+    rewrite(other, (keys, maps), (lettered, texts))
     assert zoo(world, *words, "light,letters").exception is None
     before = (place / "config.json").stat().st_ino
-    # The same in another order, in two parts and asked for the other way round.
-    rewrite(other, "light", (keys[20:], maps[20:]))
-    rewrite(other, "light", (keys[:20], maps[:20]), part=1)
-    assert zoo(world, *words, "letters,light").exception is None
+    assert zoo(world, *words, "letters,light").exception is None, "asked for the other way round"
     assert (place / "config.json").stat().st_ino == before
-    (other.root / "tokens" / "test" / "light" / "part-00001.arrow").unlink()
     changes: list[tuple[Rows, Rows]] = [
         ((keys[:-1], maps[:-1]), (lettered, texts)),
         (([f"new-{key}" for key in keys], maps), ([f"new-{key}" for key in lettered], texts)),
@@ -248,17 +249,11 @@ def test_an_index_of_other_samples_is_not_kept(world: World, tmp_path: Path) -> 
         ((keys, maps), (lettered, [np.append(first[:2], second[0]), second[1:3], *texts[2:]])),
     ]
     for light, letters in changes:
-        rewrite(other, "light", light)
-        rewrite(other, "letters", letters)
+        rewrite(other, light, letters)
         text = refused(world, *words, "light,letters")
         assert f"{place}: holds an index of other samples than {other.root / 'tokens' / 'test'} has now" in text
         assert "replace it with --overwrite" in text
-    # An earlier version wrote no digest: the number of samples decides.
-    config = load_config(place)
-    write_json(place / "config.json", {key: value for key, value in config.items() if key != "samples"})
-    assert zoo(world, *words, "light,letters").exception is None
-    rewrite(other, "light", changes[0][0])
-    assert "of other samples" in refused(world, *words, "light,letters")
+    rewrite(other, *changes[0])
     assert zoo(world, *words, "light,letters", "--overwrite").exception is None
     assert Index(place).size("light") == 29
 
@@ -446,7 +441,7 @@ def test_a_modality_that_no_sample_has_is_named_before_anything_is_embedded(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = copied(world, tmp_path / "world")
-    rewrite(other, "letters", ([], []))
+    rewrite_tokens(other.root / "tokens", "test", "letters", {})
     monkeypatch.setattr(Embedder, "embed_stored", lambda *given: pytest.fail("embedded"))
     text = refused(world, "build", other.run, "--out", tmp_path / "index")
     assert text == "letters: no sample of this split has it; leave it out of --modalities"
@@ -515,15 +510,13 @@ def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
     asked = ("--keys", "train-003,train-150", "--given", "letters", "--find", "light", "--exclude-self", "--out")
     expected = zoo(world, "query", plain, *asked, tmp_path / "found")
     measured = [evaluated(world, other.run, tmp_path / "eval", *words)]
-    for name in NAMES:
-        column = TokenStore(tokens).open("train", name)
-        rows = [np.asarray(row) for row in column.take(range(len(column)))]
-        views = [(f"{key}#{view}", rows[(n + 7 * view) % len(rows)]) for n, key in enumerate(column.keys)
-                 for view in (2, 0, 1)]  # fmt: skip
-        run = {"crops": 3, "seed": 0}
-        (tokens / "train" / name / "part-00000.arrow").unlink()
-        write_part(tokens / "train" / name / "part-00000.arrow", TokenMetadata.of(other.zoo[name], run),
-                   [key for key, _ in views], [row for _, row in views], {})  # fmt: skip
+    whole = {name: stored_tokens(tokens, "train", name) for name in NAMES}
+    shutil.rmtree(tokens / "train")
+    (tokens / STORE).unlink()
+    for name, samples in whole.items():
+        rows = list(samples.values())
+        views = {key: [rows[(n + 7 * view) % len(rows)] for view in range(3)] for n, key in enumerate(samples)}
+        write_tokens(tokens, "train", TokenMetadata.of(other.zoo[name], {}), views, crops=3)
     place = tmp_path / "index"
     assert zoo(world, "build", other.run, "--out", place, *words).exception is None
     for path in plain.iterdir():
@@ -540,10 +533,6 @@ def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
     assert measured[0]["pairs"] == measured[1]["pairs"] and measured[0]["galleries"] == measured[1]["galleries"]
     assert [pair["samples"] for pair in measured[1]["pairs"]] == [160] * 6
     assert "unknown sample 'train-003#1'" in refused(world, "query", place, "--keys", "train-003#1")
-    keys = json.loads((place / "keys.json").read_text())
-    (place / "keys.json").write_text(json.dumps({**keys, "keys": [f"{key}#1" for key in keys["keys"]]}))
-    said = refused(world, "query", place, "--keys", "train-003#1", "--given", "letters")
-    assert "'train-003#1' is a crop, and the index one of crops by an earlier version; build it again with" in said
 
 
 def evaluated(world: World, run: Path, out: Path, *words: str) -> dict[str, Any]:
@@ -765,8 +754,9 @@ def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -
     """A key of another split may be that of another sample, which is found."""
     other = copied(world, tmp_path / "world")
     keys, tokens = stored(other, "light", 30)
-    train = other.root / "tokens" / "train" / "light" / "part-00000.arrow"
-    write_part(train, TokenMetadata.of(other.zoo["light"], {}), keys, [np.asarray(row) for row in tokens][::-1], {})
+    shutil.rmtree(other.root / "tokens/train")
+    metadata = TokenMetadata.of(other.zoo["light"], {})
+    write_tokens(other.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
     config = EmbeddingConfig(space="plain")
     index = build(other.run, other.zoo, tmp_path / "index", config=config, modalities=["light"])
     asked: dict[str, Any] = {"keys": keys[:1], "given": ["light"], "weights": {}, "k": 30, "exclude_self": True}

@@ -17,11 +17,11 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import TrainConfig
+from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.training.balance import Balance
 from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.mixing import Mix, open_sources
 from zoo_backbone.training.optim import Optimizer, decays
 from zoo_backbone.training.train import train
 

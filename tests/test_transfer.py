@@ -16,14 +16,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from small_modalities import installed, write_values
+from token_stores import note_source, reversed_tokens
 from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, train
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import record_entry, samples_identity
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tar import writing_shard
-from tokenizers_zoo.data.token_part import write_part
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import file_digest
@@ -336,7 +335,7 @@ def test_maps_of_another_size_are_told_before_any_work(world: World, frozen: Pat
     assert list(data.handles) == ["dark"] and data.problems["light"].startswith(line[1:])
     stored = "tokens of light are .*; use the registry of that time, or tokenize again"
     with pytest.raises(DataError, match=stored):
-        TokenStore(world.root / "tokens").open("test", "light").check_codec(zoo["light"])
+        TokenStore(world.root / "tokens").open("test", "light").check_tokenizer(zoo["light"])
 
 
 def test_a_vector_of_numbers(world: World, tmp_path: Path) -> None:
@@ -438,7 +437,7 @@ def test_labels_that_cannot_be_read_are_none_and_are_counted(
 def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
     """What is learned from is the same as without crops; keys of a table are those of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
-    assert "train-000#1" in TokenStore(tmp_path / "tokens").open("train", "light").rows
+    assert TokenStore(tmp_path / "tokens").split("train").crops == 2
     run = tmp_path / "run"
     shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
     Run(tokens=tmp_path / "tokens", data=world.root / "data", registry=world.root / "registry.toml").save(run)
@@ -492,9 +491,7 @@ def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World
         (tmp_path / task / "run.json").write_text(json.dumps(identity))
         assert again(task) == first[task], "an earlier version did not say"
     train(mine, tmp_path / "zones", "zones", **asked["zones"], overwrite=True)
-    part = tmp_path / "tokens" / "train" / "light" / "part-00000.arrow"
-    column = TokenStore(tmp_path / "tokens").open("train", "light")
-    write_part(part, column.metadata, column.keys, list(column.take(range(len(column))))[::-1], {})
+    reversed_tokens(tmp_path / "tokens", "train", "light")
     with pytest.raises(CheckpointError, match="train inputs was"):
         again("zones")
 
@@ -567,7 +564,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         shutil.copytree(world.root / "data", tmp_path / name)
         record_entry(tmp_path / name, "train", "facts", {"source": "made", "seed": seed})
     identity = {"train": samples_identity(tmp_path / "data", "train")}
-    StoreRecord.note(tmp_path / "tokens", tmp_path / "data", identity, [])
+    note_source(tmp_path / "tokens", tmp_path / "data", identity)
 
     shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
     Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from small_modalities import installed, write_values
+from token_stores import note_source
 from transfer_world import SOURCES, World, make_world, read, train
 
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.transfer import judging, load
@@ -68,7 +68,7 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
     train(world, tmp_path / "probe", "facts.total", head="knn")
     for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
         shutil.copytree(world.root / kind, tmp_path / place)
-    StoreRecord.note(tmp_path / "of_training", world.root / "data", {}, [])
+    note_source(tmp_path / "of_training", world.root / "data")
     config = json.loads((tmp_path / "probe" / "config.json").read_text()) | {"tokens": f"{tmp_path}/of_training"}
     (tmp_path / "probe" / "config.json").write_text(json.dumps(config))
     made = ("predict", tmp_path / "probe", "--out", tmp_path / "made", "--data", tmp_path / "data")
@@ -80,7 +80,7 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
         )
     assert not (tmp_path / "made").exists()
     assert "of 8 samples" in zoo(*made, "--tokens", tmp_path / "tokens").stdout
-    StoreRecord.note(tmp_path / "tokens", tmp_path / "data", {}, [])
+    note_source(tmp_path / "tokens", tmp_path / "data")
     places = samples_of(tmp_path / "probe", load(tmp_path / "probe"), "test", tmp_path / "tokens", None)
     assert places.tokens == tmp_path / "tokens"
     assert places.store and places.store.root == tmp_path / "data"

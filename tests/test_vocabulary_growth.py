@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from token_stores import write_tokens
 from toy_plugins import snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
-from tokenizers_zoo.data.token_part import TokenMetadata, write_part
+from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import read_table, write_json
@@ -29,6 +30,7 @@ from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.codecs import stored_samples
 from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.data import TokenData, check_tokenizers
 from zoo_backbone.evaluation.config import EvaluationConfig
 from zoo_backbone.evaluation.evaluate import evaluate
 from zoo_backbone.generate.files import generate_to_folder
@@ -38,8 +40,6 @@ from zoo_backbone.model import FourM
 from zoo_backbone.retrieval.config import EmbeddingConfig
 from zoo_backbone.retrieval.embedding import Embedder
 from zoo_backbone.run import Run
-from zoo_backbone.training.data import TokenData
-from zoo_backbone.training.mixing import check_codecs
 from zoo_backbone.training.starting import begin, freeze, ids_in_use
 from zoo_backbone.training.train import train
 
@@ -191,7 +191,7 @@ def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
     (world.folder / "registry.toml").write_text(text + table)
     zoo, before = Zoo.from_toml(world.folder / "registry.toml"), snapshot(hub)
     assert describe_vocabulary(zoo, "text").missing == () and not zoo.problems()
-    TokenStore(world.tokens).open("train", "caption").check_codec(zoo["caption"])  # written before it grew
+    TokenStore(world.tokens).open("train", "caption").check_tokenizer(zoo["caption"])  # written before it grew
     shutil.rmtree(hub)
     shutil.copytree(older, hub)
     told = rf"vocabulary text: is on the hub.*; copy .*hub to a folder .*, and set .* in {world.folder}/registry.toml$"
@@ -208,7 +208,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     assert zoo["caption"].fingerprint != old.fingerprint
     assert zoo["caption"].encode(["a red chair in the room"])[0].tolist() == old_tokens
     column = TokenStore(world.tokens).open("train", "caption")
-    column.check_codec(zoo["caption"])
+    column.check_tokenizer(zoo["caption"])
     assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
     recipe = Recipe(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
     made = generate_to_folder(world.run, zoo, recipe, tmp_path / "made")
@@ -230,9 +230,7 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
     specs = [zoo["caption"].spec]
     for trained_on in (embedder.trained_on, Embedder(world.run, zoo, settings).trained_on):
         codec = dataclasses.replace(TokenMetadata.of(zoo["caption"], {}), fingerprint="0" * 64)
-        place = world.folder / "other" / "test" / "caption"
-        place.mkdir(parents=True, exist_ok=True)
-        write_part(place / "part-00000.arrow", codec, ["a"], [np.arange(40, 43)], {})
+        write_tokens(world.folder / "other", "test", codec, {"a": np.arange(40, 43)})
         with pytest.raises(DataError, match=r"written by codec 000000000000, and RUN was trained on tokens of caption"):
             stored_samples(world.folder / "other", "test", specs, trained_on, zoo, "RUN")
 
@@ -247,7 +245,7 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     assert {name: data for name, data in snapshot(world.tokens).items() if name in kept} == kept
     specs = [zoo[name].spec for name in USED]
     data = TokenData(world.tokens, "train", specs)
-    check_codecs([Dataset(tokens=world.tokens)], zoo.handles())
+    check_tokenizers([Dataset(tokens=world.tokens)], zoo.handles())
     assert data.columns["mood"].needed_vocab_size > data.columns["caption"].needed_vocab_size
     model = load_model(world.run, specs)
     old = load_model(world.run)
@@ -305,7 +303,7 @@ def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood
     with pytest.raises(
         DataError, match=rf"ids of mood below {needed - 1}, got up to {needed - 1}; raise the vocabulary's size"
     ):
-        column.check_codec(smaller["mood"])
+        column.check_tokenizer(smaller["mood"])
     with pytest.raises(DataError, match=rf"holds ids up to {needed - 1}, and vocabulary 'text' has {needed - 1}"):
         TokenData(world.tokens, "train", [smaller["mood"].spec])
     with pytest.raises(CheckpointError, match=rf"the vocabulary needs {needed} ids and has {needed - 1}: raise `size`"):
@@ -313,7 +311,7 @@ def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood
     shutil.rmtree(world.vocabulary)
     shutil.copytree(world.folder / "old", world.vocabulary)
     with pytest.raises(DataError, match=r"by tokenizer .*tokenize again") as error:
-        column.check_codec(world.zoo()["mood"])
+        column.check_tokenizer(world.zoo()["mood"])
     assert "\n" not in str(error.value)
 
 

@@ -13,7 +13,7 @@ from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sam
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig, TrainConfig
 from zoo_backbone.model import FourM
@@ -103,7 +103,8 @@ class World:
 
     def tokens(self, name: str, split: str = "test") -> tuple[list[str], Any]:
         column = TokenStore(self.root / "tokens").open(split, name)
-        return column.keys, column.take(range(len(column)))
+        keys, rows = zip(*whole_samples([column]), strict=True)
+        return list(keys), column.take(rows)
 
 
 def make_world(root: Path) -> World:

@@ -1,10 +1,19 @@
-"""The token store: `TOKENS/<split>/<modality>/*.arrow`, a column of tokens for each modality, aligned by key."""
+"""The token store: `TOKENS/<split>/<modality>/shard-00000.arrow`, the same samples in the same rows in every modality.
+
+    TOKENS/store.json                              format, folder of the values, splits (samples, shard size, crops)
+    TOKENS/<split>/keys/shard-00000.txt            the sample keys, one a line
+    TOKENS/<split>/<modality>/shard-00000.arrow    tokens, see token_shard.py
+    TOKENS/<split>/<modality>/shard-00000.json     the manifest, written last
+
+A split with `crops` views per sample has the rows of a sample side by side, the whole view first: view `v` of sample
+`i` is row `i * crops + v`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,221 +22,176 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.token_part import PARTS, read_part
-from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
-from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout
+from tokenizers_zoo.data.manifest import (
+    KEYS,
+    Manifest,
+    Split,
+    read_manifest,
+    read_record,
+    shard_name,
+    shards_of,
+    write_record,
+)
+from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
+from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.validation import fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tokenizers_zoo.registry import ModalityHandle
 
-WHOLE_VIEW = 0
-"""The number of a sample's whole picture among its views; the others are its crops."""
-HASHED = 4096
-"""Samples whose tokens are in memory at a time while they are hashed."""
+STORE = "store.json"
+UNFINISHED = "`zoo tokenize` did not finish; run it again"
+
+
+@dataclass(frozen=True)
+class TokenSplit(Split):
+    """The samples of one split of a token store."""
+
+    crops: int = 1
+    """Views per sample."""
+    seed: int = 0
+    """Seed of the random crops."""
+    source: str | None = None
+    """Identity of the source that made the samples; None where it is not known."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows: the views of all samples."""
+        return self.samples * self.crops
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the split's entry in store.json."""
+        return {name: getattr(self, name) for name in ("samples", "shard_size", "crops", "seed", "source")}
 
 
 class TokenColumn:
-    """All tokens of one modality of one split, with random access.
+    """The tokens of one modality of one split, by row. Raises DataError where shards are missing or do not agree.
 
-    The files are mapped: `take` copies the rows that are asked for, and `lengths` no tokens. Pickles to its paths, so
-    worker processes map them anew.
+    Threads may read at once. No file stays open for long, so that the number of open files is bounded.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-        opened = [read_part(path) for path in self.paths]
-        self.parts = [part for part, _ in opened]
-        self.batches = [batch for _, batch in opened]
-        """The rows of each part, in the mapped file."""
-        self.metadata = self.parts[0].metadata
-        for part in self.parts[1:]:
-            if names := self.metadata.differences(part.metadata):
-                first, other = self.metadata.to_json(), part.metadata.to_json()
-                shown = "; ".join(f"{name}: {first[name]} and {other[name]}" for name in names)
-                raise DataError(
-                    f"{part.path} and {self.paths[0].name} were written differently ({shown}); "
-                    "tokenize with --overwrite"
-                )
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
-        self._columns = [self._open_column(batch) for batch in self.batches]
+    def __init__(self, split: TokenSplit, modality: str) -> None:
+        self.split, self.modality = split, modality
+        self.folder = split.folder / modality
+        self.manifests = [self._manifest(shard) for shard in range(split.shards)]
+        if not self.manifests:
+            raise DataError(f"{self.folder}: has no sample")
+        self.metadata = self._metadata(self.manifests[0])
+        self._files = [
+            ShardFile(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata, split.crops)
+            for shard, manifest in enumerate(self.manifests)
+        ]
 
-    def __reduce__(self) -> tuple[type[TokenColumn], tuple[tuple[Path, ...]]]:
-        return TokenColumn, (self.paths,)
+    def _manifest(self, shard: int) -> Manifest:
+        manifest = read_manifest(self.folder, shard)
+        if manifest is None:
+            there = len(shards_of(self.folder))
+            raise DataError(f"{self.folder}: has {there} of {self.split.shards} shards: {UNFINISHED}")
+        if manifest.rows != self.split.rows(shard) or manifest.record.get("crops") != self.split.crops:
+            raise DataError(f"{self.folder / shard_name(shard)}: is of other samples than the store: {UNFINISHED}")
+        return manifest
+
+    def _metadata(self, first: Manifest) -> TokenMetadata:
+        """Return what all manifests say of their tokens."""
+        common = first.record.get("writer")
+        for shard, manifest in enumerate(self.manifests):
+            other = manifest.record.get("writer")
+            if other != common and {**(other or {}), "distribution": ""} != {**(common or {}), "distribution": ""}:
+                where = self.folder / shard_name(shard)
+                raise DataError(f"{where}: was written by another tokenizer than the other shards: {UNFINISHED}")
+        try:
+            return TokenMetadata.from_json(common or {})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.folder}: damaged manifest ({error}); run `zoo tokenize` again") from None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self.split.size
 
     @property
-    def layout(self) -> TokenLayout:
-        """The layout that the tokens were written with."""
-        return self.metadata.layout
-
-    @property
-    def vocabulary(self) -> str:
-        """The name of the id space."""
-        return self.metadata.vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids of the vocabulary when the tokens were written."""
-        return self.metadata.vocab_size
+    def count(self) -> int:
+        """Number of rows that have tokens."""
+        return sum(manifest.count for manifest in self.manifests) * self.split.crops
 
     @property
     def fingerprint(self) -> str:
-        """The codec that wrote the tokens."""
+        """Fingerprint of the tokenizer that wrote the tokens."""
         return self.metadata.fingerprint
 
     @property
-    def cropped(self) -> bool:
-        """Whether the rows of a sample are several crops of it."""
-        return int(self.metadata.run.get("crops", 1)) > 1
-
-    @property
     def needed_vocab_size(self) -> int:
-        """The largest stored id plus one: the least vocabulary that these tokens need."""
-        return max(part.needed_vocab_size for part in self.parts)
+        """The largest stored id plus one."""
+        return max(int(manifest.record["needed_vocab_size"]) for manifest in self.manifests)
 
     @property
-    def dropped(self) -> dict[str, str]:
-        """Samples that were not encoded, with the reason."""
-        return {key: reason for part in self.parts for key, reason in part.dropped.items()}
+    def longest(self) -> int:
+        """The most tokens of a row."""
+        return max(int(manifest.record["longest"]) for manifest in self.manifests)
 
     @cached_property
-    def keys(self) -> list[str]:
-        """The rows' keys, in stored order."""
-        return [key for batch in self.batches for key in batch.column("key").to_pylist()]
+    def _bitmaps(self) -> list[npt.NDArray[np.uint8] | None]:
+        """By shard, a bit per sample that tells whether it has tokens; None where all have."""
+        bits = [present_samples(item) if item.count < item.rows else None for item in self.manifests]
+        return [None if item is None else np.packbits(item) for item in bits]
 
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """Row number by key."""
-        return {key: row for row, key in enumerate(self.keys)}
+    def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
+        """Return for each sample of a shard whether it has tokens."""
+        bits, rows = self._bitmaps[shard], self.split.rows(shard)
+        return np.ones(rows, bool) if bits is None else np.unpackbits(bits, count=rows).astype(bool)
 
-    @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens per row, `(rows,)`."""
-        if not self._variable:
-            return np.full(len(self), self.layout.length, np.int64)
-        return np.concatenate([np.diff(offsets) for _, offsets in self._columns]).astype(np.int64)
+    def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return for each of `rows` whether it has tokens."""
+        found = np.ones(len(rows), bool)
+        shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
+        for shard in np.unique(shards):
+            if self._bitmaps[shard] is not None:
+                here = shards == shard
+                found[here] = self.present_in(int(shard))[samples[here]]
+        return found
 
-    @property
-    def _variable(self) -> bool:
-        return not has_fixed_length(self.layout)
-
-    def _open_column(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """The part's numbers, and where each row starts (fixed layouts: their rows as a matrix, and nothing)."""
-        column = batch.column("tokens")
-        dim = getattr(self.layout, "dim", 1)
-        if not self._variable:
-            numbers = column.values.to_numpy(zero_copy_only=True)
-            return numbers.reshape(batch.num_rows, self.layout.length * dim), np.zeros(0, np.int32)
-        inner = column.values.values if isinstance(self.layout, EmbeddingsLayout) else column.values
-        numbers = inner.to_numpy(zero_copy_only=True)
-        offsets = column.offsets.to_numpy(zero_copy_only=True)
-        return (numbers.reshape(-1, dim) if isinstance(self.layout, EmbeddingsLayout) else numbers), offsets
-
-    def take(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> Any:
-        """The rows `indices`, copied out of the map.
+    def take(self, rows: Iterable[int] | npt.NDArray[np.int64]) -> Any:
+        """Return the tokens of `rows`. Every row must have tokens.
 
         Grids `(n, *shape)` and vectors `(n, length)` int64; sequences a list of n 1-D int64 arrays; patches
         `(n, tokens, dim)` float32; embeddings a list of n `(tokens, dim)` float32 arrays.
         """
-        wanted = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
+        wanted = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"{self.metadata.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
-        parts = np.searchsorted(self._starts, wanted, side="right") - 1
-        local = wanted - self._starts[parts]
-        dtype: type = np.float32 if isinstance(self.layout, PatchesLayout | EmbeddingsLayout) else np.int64
-        if self._variable:
-            places = zip(parts.tolist(), local.tolist(), strict=True)
-            return [self._row(part, row).astype(dtype) for part, row in places]
-        width = self.layout.length * getattr(self.layout, "dim", 1)
-        result: npt.NDArray[Any] = np.empty((len(wanted), width), dtype)
-        for part in np.unique(parts):
-            here = parts == part
-            result[here] = self._columns[part][0][local[here]]
-        return result.reshape(len(wanted), *fixed_shape(self.layout))
+            raise IndexError(f"{self.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
+        layout = self.metadata.layout
+        dtype = np.float32 if isinstance(layout, PatchesLayout | EmbeddingsLayout) else np.int64
+        order = np.argsort(wanted, kind="stable")
+        ordered = wanted[order]
+        if not has_fixed_length(layout):
+            result: list[Any] = [None] * len(wanted)
+            for file, row, first, end in self._runs(ordered):
+                for place, tokens in zip(order[first:end].tolist(), file.read_lists(row, end - first), strict=True):
+                    result[place] = tokens.astype(dtype)
+            return result
+        width = layout.length * self.metadata.dim
+        stored = np.empty((len(wanted), width), self.metadata.stored_as)
+        content, size = memoryview(stored.reshape(-1).view(np.uint8).data), width * stored.itemsize
+        for file, row, first, end in self._runs(ordered):
+            file.read_fixed(row, content[first * size : end * size])
+        found = np.empty(stored.shape, dtype)
+        found[order] = stored
+        return found.reshape(len(wanted), *fixed_shape(layout))
 
-    def _row(self, part: int, row: int) -> npt.NDArray[Any]:
-        numbers, offsets = self._columns[part]
-        return numbers[offsets[row] : offsets[row + 1]]
+    def _runs(self, ordered: npt.NDArray[np.int64]) -> Iterator[tuple[ShardFile, int, int, int]]:
+        """Yield stretches of neighbouring rows of one shard: its file, the first row there, the places in `ordered`."""
+        per_shard = self.split.shard_size * self.split.crops
+        shards = ordered // per_shard
+        breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
+        starts = [0, *breaks.tolist()] if len(ordered) else []
+        ends = [*starts[1:], len(ordered)]
+        rows, numbers = (ordered[starts] % per_shard).tolist(), shards[starts].tolist()
+        for row, shard, first, end in zip(rows, numbers, starts, ends, strict=True):
+            yield self._files[shard], row, first, end
 
-    def add_to(self, digest: hashlib._Hash, rows: npt.NDArray[np.int64]) -> None:
-        """Let a digest be of the tokens of `rows`, in this order, and of which of them are -1, for none."""
-        digest.update(np.packbits(rows >= 0).tobytes())
-        rows = rows[rows >= 0]
-        for start in range(0, len(rows), HASHED):
-            here = rows[start : start + HASHED]
-            digest.update(self.lengths[here].tobytes())
-            digest.update(np.concatenate(list(self.take(here))).tobytes())
-
-    def check_codec(self, handle: ModalityHandle) -> None:
-        """Raise DataError where `handle`'s tokenizer is not the one that wrote these tokens.
-
-        A grown vocabulary is the same codec for the ids that it had before: its config.json lists the fingerprints and
-        lengths that it grew from under "lineage".
-        """
-        where, needed = self.paths[0].parent, self.needed_vocab_size
-        handle.check_tokens_of(where, self.fingerprint, self.layout, needed_vocab_size=needed)
-
-
-def view_key(key: str, number: int) -> str:
-    """The key of one of several views of a sample, `KEY#0`, `KEY#1`, ..., as they are stored."""
-    return f"{key}#{number}"
-
-
-def sample_of(key: str) -> str:
-    """The key of the sample that a view is of."""
-    return key.rpartition("#")[0]
-
-
-def whole_samples(keys: Iterable[str], columns: Iterable[TokenColumn]) -> dict[str, str]:
-    """By the key of each sample that of its row among `keys`, which the columns share; of crops the whole picture's."""
-    if not any(column.cropped for column in columns):
-        return {key: key for key in keys}
-    return {sample_of(key): key for key in keys if key == view_key(sample_of(key), WHOLE_VIEW)}
-
-
-def samples_digest(columns: Mapping[str, TokenColumn], only: Iterable[str] | None = None) -> str:
-    """sha256 (hex) over the keys of stored samples and the tokens of each, in whatever parts and order they lie.
-
-    `only` are the keys that count, each once, by default all. They are held once, not by column.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    stored = {
-        name: pa.chunked_array([batch.column("key") for batch in column.batches], pa.string())
-        for name, column in columns.items()
-    }
-    if only is None:
-        chunks = [chunk for column in stored.values() for chunk in column.chunks]
-        only = pa.chunked_array(chunks, pa.string()).unique().to_pylist()
-    keys = sorted(only)
-    digest = hashlib.sha256(json.dumps(keys).encode())
-    counted = pa.array(keys, pa.string())
-    for name in sorted(columns):
-        places = pc.index_in(stored[name], value_set=counted).fill_null(-1).to_numpy()
-        rows = np.full(len(keys), -1, np.int64)
-        rows[places[places >= 0]] = np.flatnonzero(places >= 0)
-        columns[name].add_to(digest, rows)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alignment:
-    """Rows of several columns that belong together: `rows[i, j]` is sample i's row in column j, -1 without one."""
-
-    keys: list[str]
-    rows: npt.NDArray[np.int64]
-
-    @property
-    def complete(self) -> npt.NDArray[np.bool_]:
-        """True for the samples that have every modality, `(samples,)`."""
-        return np.asarray((self.rows >= 0).all(axis=1))
+    def check_tokenizer(self, handle: ModalityHandle) -> None:
+        """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
+        needed = self.needed_vocab_size
+        handle.check_tokens_of(self.folder, self.fingerprint, self.metadata.layout, needed_vocab_size=needed)
 
 
 class TokenStore:
@@ -237,82 +201,90 @@ class TokenStore:
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; `zoo tokenize DATA --out {self.root}` makes one")
-
-    @property
-    def record(self) -> StoreRecord:
-        """What is noted of the store. Raises CheckpointError where it is damaged."""
-        return StoreRecord.read(self.root)
+        self._record = read_record(self.root / STORE)
 
     @property
     def data(self) -> Path | None:
-        """The folder of the values that the tokens were made of; None where it was not recorded."""
-        return self.record.data
-
-    def unfinished(
-        self, split: str, names: Collection[str] | None = None, opened: Mapping[str, TokenColumn] | None = None
-    ) -> dict[str, str]:
-        """The modalities, of `names` or all, with fewer rows than they are to have, as a killed tokenize leaves them.
-
-        Each with what is wrong. Stores of older versions do not say how many rows there are to be. Columns that are
-        `opened` are not mapped again.
-        """
-        found = {}
-        for name, count in self.record.rows.get(split, {}).items():
-            if not count or (names is not None and name not in names):
-                continue
-            column = (opened or {}).get(name)
-            if column is None and (parts := sorted((self.root / split / name).glob(PARTS))):
-                column = TokenColumn(parts)
-            if column is None:
-                found[name] = (
-                    f"is not there, and is to have {count_of(count, 'sample')}; tokenize it, or name the modalities "
-                    "to use"
-                )
-            elif (rows := len(column) + len(column.dropped)) < count:
-                found[name] = f"holds {rows} of {count} samples: `zoo tokenize` did not come to its end; run it again"
-        return found
-
-    def check_whole(
-        self, split: str, names: Collection[str] | None = None, opened: Mapping[str, TokenColumn] | None = None
-    ) -> None:
-        """Raise DataError for the first of the `unfinished`."""
-        for name, problem in self.unfinished(split, names, opened).items():
-            raise DataError(f"{self.root / split / name}: {problem}")
+        """The folder of the values that the tokens were made of; None where it is not recorded."""
+        return Path(self._record["data"]) if self._record.get("data") else None
 
     def splits(self) -> list[str]:
-        """The splits that hold at least one part."""
-        return sorted(path.name for path in self.root.iterdir() if any(path.glob(f"*/{PARTS}")))
+        """Return the splits that hold tokens."""
+        return [name for name in sorted(self._record.get("splits", {})) if self._names(name)]
+
+    def _names(self, split: str) -> list[str]:
+        folder = self.root / split
+        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+        return sorted(name for name in names if name != KEYS and not name.startswith("."))
+
+    def split(self, name: str) -> TokenSplit:
+        """Return a split. Raises DataError for an unknown name."""
+        table = self._record.get("splits", {}).get(name)
+        if table is None:
+            known = ", ".join(self.splits()) or "none; `zoo tokenize` writes them"
+            raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {known}")
+        return TokenSplit(
+            self.root, name, table["samples"], table["shard_size"],
+            crops=int(table.get("crops", 1)), seed=int(table.get("seed", 0)), source=table.get("source"),
+        )  # fmt: skip
 
     def modalities(self, split: str) -> list[str]:
-        """The modalities of a split. Raises DataError for a split that is not there."""
-        found = sorted({path.parent.name for path in (self.root / split).glob(f"*/{PARTS}")})
-        if not found:
-            known = ", ".join(self.splits()) or "none: it has no <split>/<modality>/*.arrow; `zoo tokenize` writes them"
-            raise DataError(f"{self.root}: no tokens of a split {split!r}; splits here: {known}")
-        return found
+        """Return the modalities of a split, unfinished ones included. Raises DataError for an unknown split."""
+        if not (names := self._names(self.split(split).name)):
+            raise DataError(f"{self.root}: no tokens of a split {split!r}; splits here: {', '.join(self.splits())}")
+        return names
 
     def open(self, split: str, modality: str) -> TokenColumn:
-        """One modality's tokens. Raises DataError where there are none, or the parts were written differently."""
+        """Return one modality's tokens. Raises DataError where they are missing, unfinished or damaged."""
         known = self.modalities(split)
         if modality not in known:
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
-        return TokenColumn(sorted((self.root / split / modality).glob(PARTS)))
+        return TokenColumn(self.split(split), modality)
 
-    def align(self, columns: Mapping[str, TokenColumn]) -> Alignment:
-        """Match the rows of several columns by key, in the order in which keys are first met.
+    def unfinished(self, split: str) -> dict[str, str]:
+        """Return the modalities whose shards are not all there, each with the problem."""
+        found = {}
+        for name in self._names(split):
+            there, shards = len(shards_of(self.root / split / name)), self.split(split).shards
+            if there < shards:
+                found[name] = f"has {there} of {shards} shards: {UNFINISHED}"
+        return found
 
-        Keys are kept once, not by column.
+    def check_same_samples(self, data: Path, split: str, source: str | None) -> None:
+        """Raise DataError where the samples of `data`, made by `source`, are known to be other samples than these.
+
+        Their keys may be the same, so that keys alone would not tell.
         """
-        import pyarrow as pa
+        before = self._record.get("splits", {}).get(split, {}).get("source")
+        if before and source and before != source:
+            raise DataError(
+                f"{data}: its samples of the split {split} are others than those that the tokens in {self.root} were "
+                f"made of, {self.data}; give that folder, or tokens of {data}"
+            )
 
-        batches = [batch.column("key") for column in columns.values() for batch in column.batches]
-        # Each key as its number in the order in which they are met, one dictionary for all. Arrow drops empty batches.
-        met = pa.chunked_array(batches, pa.string()).dictionary_encode().unify_dictionaries()
-        keys = met.chunk(0).dictionary.to_pylist() if met.num_chunks else []
-        numbers = np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in met.chunks)])
-        table = np.full((len(keys), len(columns)), -1, np.int64)
-        start = 0
-        for position, column in enumerate(columns.values()):
-            table[numbers[start : start + len(column)], position] = np.arange(len(column))
-            start += len(column)
-        return Alignment(keys=keys, rows=table)
+
+def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
+    """Write store.json; splits that are not given stay as they are recorded."""
+    known = read_record(root / STORE)
+    tables = {**known.get("splits", {}), **{split.name: split.to_json() for split in splits}}
+    write_record(root / STORE, {"data": None if data is None else str(data.resolve()), "splits": tables})
+
+
+def whole_samples(columns: Sequence[TokenColumn]) -> Iterator[tuple[str, int]]:
+    """Yield key and row of each sample that all `columns` of a split have; of several views the row of the whole."""
+    split = columns[0].split
+    for shard in range(split.shards):
+        present = np.logical_and.reduce([column.present_in(shard) for column in columns])
+        keys = split.keys(shard) if present.any() else ()
+        for row in np.flatnonzero(present).tolist():
+            yield keys[row], split.number(shard, row) * split.crops
+
+
+def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | None = None) -> str:
+    """Return the sha256 (hex) of the columns' samples and tokens, and of the chosen `keys` where they are given."""
+    shards = {
+        name: [(item.keys, sorted((key, file.sha256) for key, file in item.files.items())) for item in column.manifests]
+        for name, column in columns.items()
+    }
+    chosen = None if keys is None else sorted(keys)
+    return hashlib.sha256(json.dumps([shards, chosen], sort_keys=True).encode()).hexdigest()

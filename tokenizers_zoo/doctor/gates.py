@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.tokens import WHOLE_VIEW, TokenStore, view_key
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
 from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
@@ -310,12 +310,12 @@ def store(patient: Patient) -> str:
     except ZooError as error:
         raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
     try:
-        column.check_codec(handle)
-        rows = column.rows
+        column.check_tokenizer(handle)
+        rows = dict(whole_samples([column]))
         kept = [
             (key, value, row)
             for key, value in zip(patient.keys, patient.values, strict=True)
-            if (row := rows.get(key, rows.get(view_key(key, WHOLE_VIEW)))) is not None  # of several views the whole
+            if (row := rows.get(key)) is not None
         ][:REREAD]
         now = handle.encode([value for _, value, _ in kept]) if kept else []
         stored = column.take([row for _, _, row in kept])
@@ -324,7 +324,7 @@ def store(patient: Patient) -> str:
         raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
     if not kept:
         raise Failed(
-            f"has {count_of(len(column), 'sample')}, and none of the {len(patient.keys)} examined, such as "
+            f"has {count_of(column.count, 'sample')}, and none of the {len(patient.keys)} examined, such as "
             f"{patient.keys[0]}",
             "give the token store of these data, or tokenize them",
         )
@@ -334,7 +334,9 @@ def store(patient: Patient) -> str:
             f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
             "the values were made anew since: tokenize with --overwrite",
         )
-    return f"{count_of(len(column), 'sample')} of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
+    return (
+        f"{count_of(column.count, 'sample')} of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
+    )
 
 
 def _equal(stored: Any, now: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers_zoo.data.manifest import read_manifest, shards_of
 from tokenizers_zoo.data.provenance import read_entries
 from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
 from tokenizers_zoo.data.tar import shown_key
@@ -100,32 +101,32 @@ def _made_by(entry: dict[str, Any] | None) -> str:
 
 
 def describe_tokens(tokens: Path) -> list[TokenRow]:
-    """Count what a token store holds; a folder without tokens nothing. Raises DataError where there is no folder."""
+    """Count what a token store holds, from its manifests. Raises DataError where there is no folder."""
     store = TokenStore(tokens)
     rows = []
     for split in store.splits():
+        keys = store.split(split).keys
         for name in store.modalities(split):
-            column = store.open(split, name)
+            folder = store.root / split / name
+            found = {shard: item for shard in shards_of(folder) if (item := read_manifest(folder, shard)) is not None}
+            dropped = {keys(shard)[row]: why for shard, item in found.items() for row, why in item.dropped.items()}
+            metadata: dict[str, Any] = next((item.record["writer"] for item in found.values()), {})
             rows.append(
                 TokenRow(
                     split=split,
                     modality=name,
-                    samples=len(column),
-                    tokens=int(column.lengths.sum()),
-                    bytes=sum(path.stat().st_size for path in column.paths),
-                    dropped=column.dropped,
-                    vocabulary=column.vocabulary,
-                    fingerprint=column.fingerprint,
+                    samples=sum(item.count for item in found.values()) * store.split(split).crops,
+                    tokens=sum(item.record["tokens"] for item in found.values()),
+                    bytes=sum(file.size for item in found.values() for file in item.files.values()),
+                    dropped=dropped,
+                    vocabulary=metadata.get("vocabulary", ""),
+                    fingerprint=metadata.get("fingerprint", ""),
                 )
             )
     return rows
 
 
 def unfinished_tokens(tokens: Path) -> dict[str, str]:
-    """By "<split>/<modality>" what a token store lacks because `zoo tokenize` did not come to its end."""
+    """Return "<split>/<modality>" and the problem of each modality whose shards are not all there."""
     store = TokenStore(tokens)
-    return {
-        f"{split}/{name}": problem
-        for split in sorted(store.record.rows)
-        for name, problem in store.unfinished(split).items()
-    }
+    return {f"{split}/{name}": problem for split in store.splits() for name, problem in store.unfinished(split).items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.checkpoint import CARD, CONFIG, ORIGIN, WEIGHTS, check_weights, is_complete, load_config
 from tokenizers_zoo.data.provenance import DATASET
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
-from tokenizers_zoo.data.store_record import RECORD
+from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import (
     BUSY,
@@ -213,7 +213,7 @@ def check_free(folder: Path, result: str = EVALUATION) -> None:
     for name in sorted({CARD, METRICS, result} - {EVALUATION}):
         if (folder / name).exists():
             raise CheckpointError(f"{folder}: holds {name}, no run's, which would be replaced; give another --out")
-    for name in (DATASET, RECORD):
+    for name in (DATASET, STORE):
         if (folder / name).exists():
             raise CheckpointError(f"{folder}: holds data ({name}); give another --out")
 

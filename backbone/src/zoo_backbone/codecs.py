@@ -16,7 +16,7 @@ from tokenizers_zoo.spec import (
     TokenLayout,
     VectorLayout,
 )
-from zoo_backbone.training.data import TokenData
+from zoo_backbone.data import TokenData
 from zoo_backbone.training.identity import begun_codecs
 
 
@@ -34,7 +34,7 @@ def stored_samples(
 
     With `aligned`, those that have all modalities. Raises DataError where the tokens are of other codecs.
     """
-    data = TokenData(tokens, split, specs, aligned=aligned)
+    data = TokenData(tokens, split, specs, aligned=aligned, whole=True)
     for name, column in data.columns.items():
         check_stored(column, trained_on.get(name), zoo, owner)
     return data
@@ -45,12 +45,12 @@ def check_stored(column: TokenColumn, codec: str | None, zoo: Zoo, owner: str) -
 
     A vocabulary speaks of the same ids as those that it grew from, whichever of the two has it: tokens or training.
     """
-    name = column.metadata.modality
+    name = column.modality
     if codec in (None, column.fingerprint):
         return
     if not (name in zoo and _is_or_was(zoo[name], str(codec)) and _is_or_was(zoo[name], column.fingerprint)):
         raise DataError(
-            f"{column.paths[0].parent}: written by codec {column.fingerprint[:12]}, and {owner} was trained on tokens "
+            f"{column.folder}: written by codec {column.fingerprint[:12]}, and {owner} was trained on tokens "
             f"of {name} by {str(codec)[:12]}; use the tokens of that codec, or train anew"
         )
 

@@ -20,6 +20,7 @@ from tokenizers_zoo.validation import has_fixed_length
 from zoo_backbone.checkpoint import ASKED, CLASS, spec_from_json
 from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation.evaluate import FILE as EVALUATION
 from zoo_backbone.evaluation.evaluate import FOLDER
 from zoo_backbone.model import uniform_loss
@@ -27,7 +28,6 @@ from zoo_backbone.run import FILE as RUN_FILE
 from zoo_backbone.run import Run
 from zoo_backbone.training.distributed import Ranks, processes
 from zoo_backbone.training.held_out import losses_of
-from zoo_backbone.training.mixing import datasets_of
 
 REPORT = "growth.json"
 KNOWN_RATE = 0.3

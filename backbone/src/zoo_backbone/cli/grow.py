@@ -68,6 +68,7 @@ def grow_command(
     from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone.codecs import codecs_to_train_with
     from zoo_backbone.config import Dataset
+    from zoo_backbone.data import check_tokenizers
     from zoo_backbone.evaluation.preview import Previews
     from zoo_backbone.grow import (
         REPORT,
@@ -81,7 +82,6 @@ def grow_command(
     )
     from zoo_backbone.run import Run
     from zoo_backbone.training.distributed import leave, leave_but_first
-    from zoo_backbone.training.mixing import check_codecs
     from zoo_backbone.training.starting import check_meaning, ids_in_use
     from zoo_backbone.training.train import train
 
@@ -94,7 +94,7 @@ def grow_command(
     stored = [name for name in trained.names if name in store.modalities(TRAIN)]
     handles = {name: zoo[name] for name in [*stored, *new]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)
-    check_codecs([Dataset(tokens=tokens)], handles.values())
+    check_tokenizers([Dataset(tokens=tokens)], handles.values())
     check_meaning(folder, handles.values())
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     table = _settings(trained, config_file, changes | ({"freeze": True} if freeze else {}), replay)

@@ -83,10 +83,10 @@ def train(
     from zoo_backbone.codecs import codecs_to_train_with
     from zoo_backbone.config import ModelConfig, TrainConfig
     from zoo_backbone.config import preset as preset_config
+    from zoo_backbone.data import check_tokenizers, datasets_of, names_in
     from zoo_backbone.evaluation.preview import Previews
     from zoo_backbone.run import Run
     from zoo_backbone.training.distributed import leave, leave_but_first
-    from zoo_backbone.training.mixing import check_codecs, datasets_of, names_in
     from zoo_backbone.training.starting import check_meaning, ids_in_use
     from zoo_backbone.training.train import train as train_backbone
 
@@ -106,7 +106,7 @@ def train(
     datasets = datasets_of(tokens, config)
     names = split_names(only) or names_in(datasets)
     handles = _handles(zoo, names, asked=only is not None)
-    check_codecs(datasets, handles)
+    check_tokenizers(datasets, handles)
     if start is not None:
         check_meaning(start, handles)
         left = [spec["name"] for spec in load_config(start, CLASS)["specs"] if spec["name"] not in names]

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.store_record import StoreRecord
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
@@ -60,16 +60,15 @@ class EvaluationData:
         self.unreadable: dict[str, dict[str, str]] = {}
         known = {spec.name: spec for spec in specs}
         store = TokenStore(tokens)
-        StoreRecord.check(store.root, self.values.root, TEST)
+        store.check_same_samples(self.values.root, TEST, samples_identity(self.values.root, TEST))
         for name in names:
             try:
                 column = store.open(TEST, name)
-                store.check_whole(TEST, [name], {name: column})
                 if _of_training(zoo, name, column, fingerprints.get(name)):
                     self.tokens_of.append(name)
                 handle = zoo[name]
                 check_codec(handle, fingerprints.get(name), known.get(name))
-                column.check_codec(handle)
+                column.check_tokenizer(handle)
                 self.values.index(TEST, name)
             except ReadError:
                 raise  # the disk or the system is to blame, not the modality
@@ -84,6 +83,7 @@ class EvaluationData:
         self._bounds: dict[tuple[str, ...], tuple[dict[str, float | None], dict[str, float | None]]] = {}
         """Scores of baseline and reconstruction by target and keys."""
         self._constants: dict[str, Any] = {}
+        self._row_of: dict[str, dict[str, int]] = {}
         self._read: dict[tuple[str, str], bool] = {}
 
     def require(self, names: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ class EvaluationData:
 
     def _first_keys(self, names: Sequence[str], count: int) -> list[str]:
         known = self.values.aligned_keys(TEST, names)
-        found = [key for key in known if all(key in self.columns[name].rows for name in names)]
+        found = [key for key in known if all(key in self._rows(name) for name in names)]
         ordered = sorted(found, key=self._order)
         return list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
 
@@ -138,8 +138,14 @@ class EvaluationData:
 
     def tokens(self, name: str, keys: Sequence[str]) -> Any:
         """Test tokens, as the codec gives them."""
-        column = self.columns[name]
-        return column.take([column.rows[key] for key in keys])
+        rows = self._rows(name)
+        return self.columns[name].take([rows[key] for key in keys])
+
+    def _rows(self, name: str) -> dict[str, int]:
+        """Map the key of each test sample that has tokens of a modality to its row."""
+        if name not in self._row_of:
+            self._row_of[name] = dict(whole_samples([self.columns[name]]))
+        return self._row_of[name]
 
     def truth(self, name: str, keys: Sequence[str]) -> list[Any]:
         """Test values."""
@@ -203,7 +209,7 @@ def _of_training(zoo: Zoo, name: str, column: TokenColumn, trained_on: str | Non
     if trained_on in (None, column.fingerprint):
         return True
     try:
-        column.check_codec(zoo[name])
+        column.check_tokenizer(zoo[name])
         check_codec(zoo[name], trained_on)
     except ZooError:
         return False

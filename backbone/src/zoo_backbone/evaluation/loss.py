@@ -12,10 +12,10 @@ import torch
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError
 from zoo_backbone.config import MaskingConfig
+from zoo_backbone.data import TokenData
 from zoo_backbone.evaluation.config import EvaluationConfig
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM, uniform_loss
-from zoo_backbone.training.data import TokenData
 
 
 @torch.inference_mode()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.registry import ModalityHandle
 from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
+from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation.gallery import sheet_name, text_of, write_sheet
 from zoo_backbone.evaluation.pairs import default_pairs
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.model import FourM
-from zoo_backbone.training.mixing import datasets_of
 
 FOLDER = "previews"
 PAIRS = 2
@@ -89,10 +90,9 @@ class Previews:
             columns = {name: column for name in names if (column := self._column(store, name)) is not None}
             if any(name not in columns for name in names):
                 continue
-            rows = [column.rows for column in columns.values()]
-            keys = sorted(key for key in rows[0] if all(key in others for others in rows))
-            if chosen := keys[: self.config.preview_samples]:
-                return {name: column.take([column.rows[key] for key in chosen]) for name, column in columns.items()}
+            samples = islice(whole_samples(list(columns.values())), self.config.preview_samples)
+            if rows := [row for _, row in samples]:
+                return {name: column.take(rows) for name, column in columns.items()}
         return {}
 
     def _column(self, store: Dataset, name: str) -> TokenColumn | None:
@@ -102,7 +102,7 @@ class Previews:
         if (store.tokens, name) not in self._columns:
             try:
                 column = TokenStore(store.tokens).open(TEST, name)
-                column.check_codec(self.handles[name])
+                column.check_tokenizer(self.handles[name])
                 self._columns[store.tokens, name] = column
             except ReadError:
                 raise

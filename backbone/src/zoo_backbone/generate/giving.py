@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.data.token_file import is_token_file, read_tokens
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import Crop
@@ -85,15 +85,13 @@ def stored_columns(run: Run, handles: Iterable[ModalityHandle], split: str) -> d
     store = TokenStore(run.tokens)
     columns = {handle.name: store.open(split, handle.name) for handle in handles}
     for handle in handles:
-        columns[handle.name].check_codec(handle)
+        columns[handle.name].check_tokenizer(handle)
     return columns
 
 
-def shared_keys(columns: Mapping[str, TokenColumn], place: Path) -> list[str]:
-    """Keys of the samples that have tokens of all these. Raises DataError where there are none."""
-    shared = [
-        key for key in next(iter(columns.values())).keys if all(key in column.rows for column in columns.values())
-    ]
+def shared_rows(columns: Mapping[str, TokenColumn], place: Path) -> dict[str, int]:
+    """Map the key of each sample that has tokens of all these to its row. Raises DataError where there are none."""
+    shared = dict(whole_samples(list(columns.values())))
     if not shared:
         raise DataError(f"{place}: no sample has tokens of {', '.join(columns)}")
     return shared
@@ -106,8 +104,3 @@ def numbers_of_keys(keys: Iterable[str], shared: Sequence[str], place: Path) -> 
         if key not in number:
             raise UnknownNameError.of("sample", key, shared[:1000], f"(in {place}; --split gives another part)")
     return [number[key] for key in keys]
-
-
-def stored_tokens(column: TokenColumn, keys: Iterable[str]) -> Any:
-    """The tokens of the samples `keys`, in this order."""
-    return column.take([column.rows[key] for key in keys])

@@ -13,10 +13,9 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from zoo_backbone.codecs import check_codec
 from zoo_backbone.generate.giving import (
     numbers_of_keys,
-    shared_keys,
+    shared_rows,
     sources_of,
     stored_columns,
-    stored_tokens,
     tokens_of_source,
 )
 from zoo_backbone.generate.inputs import rows_of
@@ -43,6 +42,8 @@ class Request:
     numbers: tuple[int, ...]
     stored: Mapping[str, TokenColumn]
     """Given whole, of stored samples, whose keys are `names`."""
+    stored_rows: tuple[int, ...]
+    """Rows of the stored samples."""
     values: Mapping[str, Any]
     """Given whole: the tokens of one sample, which all samples have."""
     kept: Mapping[str, Any]
@@ -54,8 +55,8 @@ class Request:
 
     def rows(self, rows: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tokens given whole, and `kept`, of the samples `rows`."""
-        keys = [self.names[row] for row in rows]
-        given = {name: stored_tokens(column, keys) for name, column in self.stored.items()}
+        stored = [self.stored_rows[row] for row in rows] if self.stored else []
+        given = {name: column.take(stored) for name, column in self.stored.items()}
         given |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items()}
         return given, {name: rows_of(tokens, rows) for name, tokens in self.kept.items()}
 
@@ -86,25 +87,27 @@ def requested(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], rec
             raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
     values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
     stored: dict[str, TokenColumn] = {}
+    rows: list[int] = []
     if named := [handles[name] for name, source in sources.items() if not source]:
         stored = stored_columns(run, named, recipe.split)
         place = run.tokens / recipe.split
-        shared = shared_keys(stored, place)
-        numbers = stored_numbers(recipe, shared, place)
-        names = [shared[number] for number in numbers]
+        shared = shared_rows(stored, place)
+        keys = list(shared)
+        numbers = stored_numbers(recipe, keys, place)
+        names = [keys[number] for number in numbers]
+        rows = [shared[name] for name in names]
     else:
         check_nothing_stored(recipe, values)
         numbers = [0] if values else _numbers_of_nothing(recipe)
         names = ["files"] if values else [f"sample-{number:03}" for number in numbers]
     kept = {}
     for name, region in recipe.inpaint.items():
-        if name in stored:
-            tokens = stored_tokens(stored.pop(name), names)
-        else:
-            tokens = rows_of(values.pop(name), [0] * len(names))
+        tokens = stored.pop(name).take(rows) if name in stored else rows_of(values.pop(name), [0] * len(names))
         kept[name] = partial_of(model.layout.spec(name), tokens, region)
         checked_partial(model.layout, name, kept[name], len(names), name in {target.name for target in recipe.targets})
-    return Request(names=tuple(names), numbers=tuple(numbers), stored=stored, values=values, kept=kept)
+    return Request(
+        names=tuple(names), numbers=tuple(numbers), stored=stored, stored_rows=tuple(rows), values=values, kept=kept
+    )
 
 
 def _numbers_of_nothing(recipe: Recipe) -> Sequence[int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest, whole_samples
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -36,12 +36,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Stored samples of a split. Of samples that are stored as several crops these are the whole pictures."""
+    """Stored samples of a split, seen whole."""
 
     keys: Sequence[str]
-    """Of the samples: without what tells their crops apart."""
-    stored: Sequence[str]
-    """The same, as they are stored."""
     columns: Mapping[str, TokenColumn]
     rows: npt.NDArray[np.int64]
     """`samples modalities`, -1 where a sample lacks one."""
@@ -56,7 +53,7 @@ class Samples:
 
     def digest(self) -> str:
         """sha256 (hex) of keys and tokens."""
-        return samples_digest(self.columns, self.stored)
+        return samples_digest(self.columns)
 
 
 class Embedder:
@@ -113,16 +110,9 @@ class Embedder:
         """The run's stored samples of a split. Raises DataError where its tokens are not those of its training."""
         specs = [self.layout.spec(name) for name in names]
         data = stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
-        if not any(column.cropped for column in data.columns.values()):
-            return Samples(keys=data.keys, stored=data.keys, columns=data.columns, rows=data.rows)
-        whole = whole_samples(data.keys, data.columns.values())
-        if not whole:
-            raise DataError(
-                f"{self.run.tokens / split}: has crops and no whole picture; tokenize again with --overwrite"
-            )
-        kept = set(whole.values())
-        places = [place for place, key in enumerate(data.keys) if key in kept]
-        return Samples(keys=list(whole), stored=list(whole.values()), columns=data.columns, rows=data.rows[places])
+        rows = data.rows(np.arange(len(data)))
+        table = np.where(data.present(rows), rows[:, None], -1)
+        return Samples(keys=data.sample_keys(), columns=data.columns, rows=table)
 
     @torch.inference_mode()
     def raw(self, name: str, tokens: Any) -> Vectors:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenizers_zoo.data.tokens import sample_of
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.retrieval.embedding import Embedder
@@ -114,11 +113,6 @@ def _stored(
     where = f"{embedder.run.tokens / split}"
     numbers = {key: number for number, key in enumerate(data.keys)}
     for key in keys:
-        if key not in numbers and key in known and sample_of(key) in numbers:
-            raise DataError(
-                f"{where}: {key!r} is a crop, and the index one of crops by an earlier version; build it again with"
-                " --overwrite, and give the sample's own key"
-            )
         if key not in numbers and key in known:
             raise DataError(f"{where}: sample {key!r} has no {' and no '.join(given)}")
         if key not in numbers:

@@ -13,8 +13,8 @@ from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import TrainConfig
+from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.model import Losses
-from zoo_backbone.training.mixing import Mix, open_sources
 
 SEED = 1 << 63
 """Set in the seed of held-out masks, so that they are not those of training."""

@@ -14,7 +14,7 @@ from tokenizers_zoo.io import as_json, difference, read_table, write_json
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
 from tokenizers_zoo.train.state import check_free
 from zoo_backbone.config import ModelConfig, TrainConfig
-from zoo_backbone.training.data import TokenData
+from zoo_backbone.data import TokenData
 
 IDENTITY = "training_state.json"
 CONTENTS = "contents"

@@ -23,17 +23,16 @@ from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import ASKED, CLASS, save_state
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
+from zoo_backbone.data import Loader, Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.run import Run
 from zoo_backbone.training import distributed
 from zoo_backbone.training.average import Average
 from zoo_backbone.training.balance import Balance
 from zoo_backbone.training.compiling import compile_blocks
-from zoo_backbone.training.data import Loader
 from zoo_backbone.training.held_out import held_out_losses
 from zoo_backbone.training.identity import lasting, open_run, run_identity
 from zoo_backbone.training.log import NoLog, TrainingLog
-from zoo_backbone.training.mixing import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.training.optim import Optimizer, learning_rate, peak_rate
 from zoo_backbone.training.parts import Parts
 from zoo_backbone.training.starting import Beginning, begin, freeze

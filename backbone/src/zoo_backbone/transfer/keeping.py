@@ -73,10 +73,9 @@ class KeptFeatures:
 def longest(network: Network, part: Part) -> dict[str, int]:
     """By modality of variable length the tokens that a sample of the part has at most, as the encoder is given them."""
     layout, inputs = network.encoder.layout, part.inputs
-    rows = inputs.rows[[part.rows[key] for key in part.keys]]
     found = {}
-    for number, spec in enumerate(inputs.specs):
-        most = int(inputs.columns[spec.name].lengths[rows[:, number]].max(initial=0))
+    for spec in inputs.specs:
+        most = inputs.columns[spec.name].longest
         marked = int(shown_end(layout, spec) is not None)
         found[spec.name] = min(most + marked, spec.layout.length)
     return found

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.codecs import stored_samples
-from zoo_backbone.training.data import TokenData
+from zoo_backbone.data import TokenData
 from zoo_backbone.transfer.config import VALIDATION_LEAST, TransferConfig
 from zoo_backbone.transfer.tasks import Task
 
@@ -45,15 +45,12 @@ class Part:
 
     def digest(self) -> str:
         """sha256 (hex) of keys and tokens of its samples."""
-        return samples_digest(self.inputs.columns, [self.inputs.keys[self.rows[key]] for key in self.keys])
+        return samples_digest(self.inputs.columns, self.keys)
 
     def tokens(self, places: Sequence[int]) -> dict[str, Any]:
         """By modality the tokens of the samples at these places, as codecs give them."""
-        rows = self.inputs.rows[[self.rows[self.keys[place]] for place in places]]
-        return {
-            spec.name: self.inputs.columns[spec.name].take(rows[:, column])
-            for column, spec in enumerate(self.inputs.specs)
-        }
+        rows = self.inputs.rows([self.rows[self.keys[place]] for place in places])
+        return {name: column.take(rows) for name, column in self.inputs.columns.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +71,12 @@ class Places:
         Raises DataError where there are none, and for labels of samples that are known to be others than the tokens'.
         """
         if self.store is not None:
-            StoreRecord.check(self.tokens, self.store.root, split)
+            source = samples_identity(self.store.root, split)
+            TokenStore(self.tokens).check_same_samples(self.store.root, split, source)
         inputs = stored_samples(
             self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
         )  # fmt: skip
-        number = {key: place for place, key in enumerate(inputs.keys)}
-        whole = whole_samples(inputs.keys, inputs.columns.values())
-        rows = {key: number[stored] for key, stored in whole.items()}
+        rows = {key: place for place, key in enumerate(inputs.sample_keys())}
         labels = task.labels(self.store, split)
         known = set(labels.keys)
         keys = [key for key in rows if key in known]
@@ -109,7 +105,7 @@ class Places:
         stored: dict[str, set[str]] = {}
         for split in store.splits():
             columns = [store.open(split, name) for name in names if name in store.modalities(split)]
-            stored[split] = {key for column in columns for key in whole_samples(column.keys, [column])}
+            stored[split] = {key for column in columns for key, _ in whole_samples([column])}
         both = stored.get(TRAIN, set()) & stored.get(TEST, set())
         if twice := next((key for key in task.table if key in both), None):
             raise DataError(f"--task {task.text}: the key {twice!r} is one of {TRAIN} and one of {TEST} in "

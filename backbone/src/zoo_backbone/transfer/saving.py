@@ -25,7 +25,6 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, load_config
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.store_record import StoreRecord
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, DataError, by
 from tokenizers_zoo.io import replacing_file, write_json
@@ -197,11 +196,11 @@ def samples_of(folder: Path, probe: Probe, split: str, tokens: Path | None, data
         data = made_of if probe.task.handle is not None or (made_of and made_of.is_dir()) else None
     elif data is not None and tokens is None:
         trained_on = Path(load_config(folder, CLASS)["tokens"])
-        record = StoreRecord.read(trained_on)
-        known = record.samples.get(split) and samples_identity(data, split)
-        if not known and record.data not in (None, data.resolve()):
+        store = TokenStore(trained_on)
+        known = split in store.splits() and store.split(split).source and samples_identity(data, split)
+        if not known and store.data not in (None, data.resolve()):
             raise DataError(
-                f"{data}: the tokens of the probe's training, {trained_on}, were made of {record.data}, and by their "
+                f"{data}: the tokens of the probe's training, {trained_on}, were made of {store.data}, and by their "
                 "keys its samples could be taken for others; give the tokens of these values, too: --tokens TOKENS"
             )
     return places_of(folder, probe, tokens, data)

@@ -1,0 +1,426 @@
+"""Token stores to training batches: one split of a store, the order of samples, several stores mixed by weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.data.samples import TRAIN
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
+from tokenizers_zoo.train.permutation import permuted
+from zoo_backbone.batch import PackedBatch, RawBatch
+from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.masking import Masker
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
+
+
+class TokenData:
+    """The samples of one split of a token store, numbered from 0, in stored order.
+
+    By default a sample may lack modalities, but not every one; with `aligned` it has each modality. Every view (crop)
+    is a sample, unless `whole` keeps the whole views alone. `names` are the modalities to read, by default all of
+    `specs`; samples lack the others. Apart from a bit per sample and modality, memory does not grow with the number of
+    samples.
+
+    Raises DataError where a modality has no tokens, is unfinished, or does not fit its spec.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        specs: Sequence[ModalitySpec],
+        *,
+        aligned: bool = False,
+        whole: bool = False,
+        names: Collection[str] | None = None,
+    ) -> None:
+        store = TokenStore(root)
+        self.specs = tuple(specs)
+        read = [spec for spec in specs if names is None or spec.name in names]
+        self.columns: dict[str, TokenColumn] = {spec.name: store.open(split, spec.name) for spec in read}
+        for spec in read:
+            _check_fits(self.columns[spec.name], spec)
+        self.split = store.split(split)
+        self._views = 1 if whole else self.split.crops
+        self._check_keys()
+        self._combine = np.logical_and if aligned else np.logical_or
+        usable = [int(self._usable(shard).sum()) for shard in range(self.split.shards)]
+        self._complete = np.array([usable[shard] == self.split.rows(shard) for shard in range(self.split.shards)], bool)
+        self._starts = np.cumsum([0, *usable]) * self._views
+        if not len(self):
+            wanted = "no sample has all of" if aligned else "there are no samples of"
+            raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
+
+    def _check_keys(self) -> None:
+        """Raise DataError where shards of two modalities are of other samples."""
+        columns = list(self.columns.values())
+        for first, other in itertools.pairwise(columns):
+            for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
+                if one.keys != two.keys:
+                    raise DataError(
+                        f"{other.folder}: shard {shard} has other samples than the shard of {first.modality}: run `zoo "
+                        "tokenize` again"
+                    )
+
+    def _usable(self, shard: int) -> npt.NDArray[np.bool_]:
+        """Return whether each row of a shard is a sample."""
+        if not self.columns:
+            return np.zeros(self.split.rows(shard), bool)
+        found: npt.NDArray[np.bool_] = self._combine.reduce([item.present_in(shard) for item in self.columns.values()])
+        return found
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of the tokenizer that wrote the tokens, by modality."""
+        return {name: column.fingerprint for name, column in self.columns.items()}
+
+    def contents(self) -> str:
+        """Return the sha256 (hex) of all keys and tokens, as the manifests have it."""
+        return samples_digest(self.columns)
+
+    def rows(self, samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the stored rows of the samples numbered `samples`; the same in every column."""
+        numbers = np.asarray(samples, np.int64)
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        local, view = np.divmod(numbers - self._starts[shards], self._views)
+        for shard in np.unique(shards[~self._complete[shards]]):
+            here = shards == shard
+            local[here] = np.flatnonzero(self._usable(int(shard)))[local[here]]
+        return (shards * self.split.shard_size + local) * self.split.crops + view
+
+    def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
+        found = np.zeros((len(rows), len(self.specs)), bool)
+        for number, spec in enumerate(self.specs):
+            if spec.name in self.columns:
+                found[:, number] = self.columns[spec.name].present(rows)
+        return found
+
+    def sample_keys(self) -> list[str]:
+        """Return the key of every sample; views of one sample have the same key."""
+        found: list[str] = []
+        for shard in range(self.split.shards):
+            rows = np.flatnonzero(self._usable(shard))
+            keys = self.split.keys(shard) if len(rows) else ()
+            found += [keys[row] for row in rows.tolist() for _ in range(self._views)]
+        return found
+
+    def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
+        """Return all tokens of the samples numbered `samples`."""
+        rows = self.rows(samples)
+        present = self.present(rows)
+        lengths = np.zeros(present.shape, np.int64)
+        tokens: dict[str, npt.NDArray[Any]] = {}
+        for number, spec in enumerate(self.specs):
+            here = np.flatnonzero(present[:, number])
+            taken = self.columns[spec.name].take(rows[here]) if len(here) else np.zeros(0, np.int64)
+            dim = getattr(spec.layout, "dim", None)
+            shape = (len(rows), spec.layout.length) + (() if dim is None else (dim,))
+            if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout):
+                array = np.zeros(shape, np.int64 if dim is None else np.float32)
+                for sample, row in zip(here, taken, strict=True):
+                    lengths[sample, number] = len(row)
+                    array[sample, : len(row)] = row
+            elif len(here) == len(rows):
+                array = taken.reshape(shape)
+            else:
+                array = np.zeros(shape, np.int64 if dim is None else np.float32)
+                array[here] = taken.reshape(len(here), *shape[1:])
+            if not isinstance(spec.layout, SequenceLayout | EmbeddingsLayout):
+                lengths[here, number] = spec.layout.length
+            tokens[spec.name] = array
+        return RawBatch(tokens=tokens, lengths=lengths, present=present)
+
+
+def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
+    """Raise DataError where stored tokens do not fit `spec`."""
+    stored, layout = column.metadata.layout, spec.layout
+    same = stored == layout
+    if isinstance(layout, SequenceLayout | EmbeddingsLayout) and type(stored) is type(layout):
+        # A longer limit, or more sentinels, do not change the stored ids.
+        same = column.longest <= layout.length and getattr(stored, "dim", 0) == getattr(layout, "dim", 0)
+        if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
+            same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
+    if not same:
+        raise DataError(f"{column.folder}: stored with the layout {stored}, expected {layout}; tokenize again")
+    if column.metadata.vocabulary != spec.vocabulary:
+        raise DataError(
+            f"{column.folder}: ids of vocabulary {column.metadata.vocabulary!r}, expected {spec.vocabulary!r}; "
+            "tokenize again"
+        )
+    if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
+        raise DataError(
+            f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
+            f"{spec.vocab_size}; raise its size, or tokenize again"
+        )
+
+
+class Order:
+    """The order of samples: a seeded permutation per epoch, one epoch after the other. Nothing is kept in memory.
+
+    Orders of one seed and different store numbers are unrelated.
+    """
+
+    def __init__(self, count: int, seed: int, number: int = 0) -> None:
+        self.count, self.seed, self.number = count, seed, number
+
+    def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """Return the sample numbers at places `first` to `end - 1` of all epochs, `(end - first,)`."""
+        epochs, places = np.divmod(np.arange(first, end), self.count)
+        found = np.empty(end - first, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            found[here] = permuted(places[here], self.count, self.seed, epoch, self.number)
+        return found
+
+
+class Loader:
+    """Prefetches the batches `make(step)` of steps `first` to `last - 1` in a thread, at most `ahead` in advance.
+
+    Use it in a `with` block, which ends the thread. An error in `make` is raised in place of its batch.
+    """
+
+    def __init__(self, make: Callable[[int], PackedBatch], first: int, last: int, ahead: int = 3) -> None:
+        self._make = make
+        self._steps = range(first, last)
+        self._ready: queue.Queue[PackedBatch | BaseException] = queue.Queue(maxsize=ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join()
+
+    def _work(self) -> None:
+        for step in self._steps:
+            try:
+                item: PackedBatch | BaseException = self._make(step)
+            except BaseException as error:
+                item = error
+            while not self._stopped.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopped.is_set() or isinstance(item, BaseException):
+                return
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for _ in self._steps:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+# ---------------------------------------------------------------------- several stores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One split of one store, and its place in the settings."""
+
+    data: TokenData
+    dataset: Dataset
+    number: int
+    """0 for the run's own store, then in the order of the settings."""
+
+
+def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
+    """Return all stores of a run, its own first."""
+    return Dataset(tokens=tokens), *config.datasets
+
+
+def names_in(datasets: Sequence[Dataset]) -> list[str]:
+    """Return the modalities of all training splits, each once."""
+    return list(dict.fromkeys(name for dataset in datasets for name in _read(dataset, TokenStore(dataset.tokens))))
+
+
+def check_tokenizers(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle]) -> None:
+    """Raise DataError where another tokenizer than a handle's wrote a store, or no store has the modality."""
+    for handle in handles:
+        having = [dataset for dataset in datasets if handle.name in _read(dataset, TokenStore(dataset.tokens))]
+        for dataset in having or datasets[:1]:
+            TokenStore(dataset.tokens).open(TRAIN, handle.name).check_tokenizer(handle)
+
+
+def open_sources(
+    tokens: Path,
+    split: str,
+    specs: Sequence[ModalitySpec],
+    config: TrainConfig,
+    known: Collection[str] = (),
+    layout: EmbeddingLayout | None = None,
+) -> list[Source]:
+    """Open a split of all stores of a run; stores without held-out samples are left out of the test split.
+
+    `layout` says which modalities may be inputs and targets, by default all of `specs`. `known` are modalities that may
+    lack tokens, because the backbone that training starts from knows them. Raises DataError where any other modality
+    has no tokens, or a dataset lacks a modality that it names; UnknownNameError where it names a modality that the run
+    lacks; ConfigError for a store without inputs or targets for the run, or without a modality that the others have.
+    """
+    sources = []
+    for number, dataset in enumerate(datasets_of(tokens, config)):
+        store = TokenStore(dataset.tokens)
+        if split != TRAIN and split not in store.splits():
+            continue
+        if split == TRAIN and not number and not config.datasets and not known:
+            names = None  # the only store has all, or says which it lacks
+        else:
+            names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
+            _check_named(dataset, [spec.name for spec in specs], store, split)
+            if split != TRAIN and not names:
+                continue
+            if not names:
+                raise ConfigError(
+                    f"{dataset.tokens / split}: has {', '.join(store.modalities(split))}, and the run asks it for "
+                    f"{', '.join(dataset.modalities or [spec.name for spec in specs])}: nothing to train on; leave "
+                    "that store out, or train with a modality that it has"
+                )
+        data = TokenData(dataset.tokens, split, specs, names=names)
+        sources.append(Source(data=data, dataset=dataset, number=number))
+    if split == TRAIN:
+        _check_shared(sources)
+        _check_asked(sources, config, layout or EmbeddingLayout(specs))
+    found = {name for source in sources for name in source.data.columns}
+    if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
+        raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
+    return sources
+
+
+def _read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
+    """Return the modalities of a split that a dataset is read for."""
+    found = store.modalities(split)
+    return [name for name in found if not dataset.modalities or name in dataset.modalities]
+
+
+def _check_named(dataset: Dataset, names: Sequence[str], store: TokenStore, split: str) -> None:
+    """Raise an error for a modality that a dataset names, and the run or the store lacks."""
+    found = store.modalities(split) if split == TRAIN else dataset.modalities
+    for name in dataset.modalities:
+        if name not in names:
+            raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, names)
+        if name not in found:
+            raise DataError(
+                f"datasets: {dataset.tokens / split}: has no tokens of {name}, which its modalities name; it has "
+                f"{', '.join(found)}; tokenize it too, or leave that name out"
+            )
+
+
+def _check_shared(sources: Sequence[Source]) -> None:
+    """Raise ConfigError for a store that shares no modality with the others: nothing would connect them."""
+    for source in (*sources[1:], sources[0]) if len(sources) > 1 else ():
+        others = {name for other in sources if other is not source for name in other.data.columns}
+        if not others & set(source.data.columns):
+            raise ConfigError(
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and the others have "
+                f"{', '.join(sorted(others))}: no modality is shared; train two backbones, or tokenize one modality in "
+                "both"
+            )
+
+
+def _check_asked(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
+    """Raise ConfigError for one of several stores whose mixtures find no target, or no input, among its modalities."""
+    for source in sources if len(sources) > 1 else ():
+        names = [spec.name for spec in source.data.specs]
+        may_ask = [name for name in names if name in layout.discrete]
+        may_give = [name for name in names if name in layout.readable]
+        parts, has = masking_of(source, config).mixtures, set(source.data.columns)
+        asked = [name for part in parts for name in part.target_names(may_ask)]
+        given = [part.input_names(may_give) for part in parts if has & set(part.target_names(may_ask))]
+        if set(asked) <= set(may_ask) and not set(asked) & has:  # the masker refuses other names
+            raise ConfigError(
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
+                f"{', '.join(dict.fromkeys(asked))} alone: its samples would teach nothing; give it mixtures of "
+                "its own that ask for what it has, or leave it out"
+            )
+        if given and set().union(*given) <= set(may_give) and not any(has & set(inputs) for inputs in given):
+            raise ConfigError(
+                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and for these its mixtures "
+                f"give {', '.join(dict.fromkeys(name for inputs in given for name in inputs))} alone: its samples "
+                "would be asked with nothing given; give it mixtures of its own that give what it has, or leave it out"
+            )
+
+
+def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:
+    """Return the tokenizer's fingerprint by modality. Raises DataError where two stores have different ones."""
+    found: dict[str, str] = {}
+    for source in sources:
+        for name, fingerprint in source.data.fingerprints.items():
+            if found.setdefault(name, fingerprint) != fingerprint:
+                raise DataError(
+                    f"{source.dataset.tokens}: {name} was written by the tokenizer {fingerprint[:12]}, and in another "
+                    f"store of this run by {found[name][:12]}; tokenize both with one tokenizer"
+                )
+    return found
+
+
+class Mix:
+    """The batches of a training: each has samples of the first store, then of the second, and so on.
+
+    Their numbers follow from the weights alone, so that any step can be made without the steps before it.
+    """
+
+    def __init__(self, sources: Sequence[Source], layout: EmbeddingLayout, config: TrainConfig) -> None:
+        self.sources = tuple(sources)
+        self.seed = config.seed
+        weights = [source.dataset.weight for source in sources]
+        self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
+        self.orders = [Order(len(source.data), config.seed, source.number) for source in sources]
+        self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
+
+    def taken(self, samples: int) -> list[int]:
+        """Return how many of the first `samples` samples are of each store; no number falls as `samples` grows."""
+        counts = []
+        for share in self._shares[:-1]:
+            counts.append(math.floor(samples * share))
+            samples -= counts[-1]
+        return [*counts, samples]
+
+    def batch(self, step: int, size: int, first: int, count: int) -> PackedBatch:
+        """Return the slots `first` to `first + count - 1` of the batch of `size` samples of a step."""
+        packed, start = [], 0
+        counts = zip(self.taken(step * size), self.taken((step + 1) * size), strict=True)
+        for source, order, masker, (before, after) in zip(self.sources, self.orders, self.maskers, counts, strict=True):
+            low, high = max(first, start), min(first + count, start + after - before)
+            if low < high:
+                samples = order.between(before + low - start, before + high - start)
+                packed.append(masker(source.data.batch(samples), self.seed, step, low))
+            start += after - before
+        return PackedBatch.join(packed)
+
+
+def masking_of(source: Source, config: TrainConfig) -> MaskingConfig:
+    """Return the masking settings of a store's samples."""
+    if not source.dataset.mixtures:
+        return config.masking
+    return dataclasses.replace(config.masking, mixtures=source.dataset.mixtures)

@@ -1,0 +1,100 @@
+"""Token stores that tests write themselves, a modality at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
+from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, whole_samples, write_store
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, TokenLayout
+
+
+def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:
+    """Tokens of `spec`, by a tokenizer that is not there."""
+    fields: dict[str, Any] = {
+        "modality": spec.name, "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size, "layout": spec.layout,
+        "fingerprint": f"codec of {spec.vocabulary}", "distribution": "tests 0", "settings": {},
+    }  # fmt: skip
+    return TokenMetadata(**{**fields, **changes})
+
+
+def plain_metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
+    """Tokens of a modality m with a vocabulary v of 70000 ids."""
+    continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
+    fields: dict[str, Any] = {
+        "modality": "m", "vocabulary": "v", "vocab_size": 0 if continuous else 70000, "layout": layout,
+        "fingerprint": "f" * 64, "distribution": "zoo-m 1.0", "settings": {},
+    }  # fmt: skip
+    return TokenMetadata(**{**fields, **changes})
+
+
+def write_tokens(
+    root: Path,
+    split: str,
+    metadata: TokenMetadata,
+    tokens: Mapping[str, Any],
+    *,
+    keys: Sequence[str] | None = None,
+    shard_size: int = 16,
+    crops: int = 1,
+    **store: Any,
+) -> None:
+    """Write one modality: the tokens of each key, or those of each of its `crops`.
+
+    `keys` are all samples of the split, by default those that it has, followed by those that are new.
+    """
+    before = TokenStore(root) if (root / STORE).is_file() else None
+    known = before is not None and split in before._record["splits"]
+    others: dict[str, tuple[TokenMetadata, Mapping[str, Any]]] = {}
+    if keys is None and before is not None and known:
+        place = before.split(split)
+        there = dict.fromkeys(key for shard in range(place.shards) for key in place.keys(shard))
+        if set(tokens) - set(there):
+            keys, shard_size = list(there | dict.fromkeys(tokens)), place.shard_size
+            names = [name for name in before.modalities(split) if name != metadata.modality]
+            others = {name: (before.open(split, name).metadata, stored_tokens(root, split, name)) for name in names}
+    if keys is not None or not known:
+        keys = list(tokens) if keys is None else keys
+        place = TokenSplit(root, split, len(keys), shard_size, crops=crops, **store)
+        for shard in range(place.shards):
+            place.write_keys(shard, keys[shard * shard_size : (shard + 1) * shard_size])
+        write_store(root, None if before is None else before.data, [place])
+    for item, content in [*others.values(), (metadata, tokens)]:
+        (place.folder / item.modality).mkdir(parents=True, exist_ok=True)
+        for shard in range(place.shards):
+            found = [content.get(key) for key in place.keys(shard)]
+            rows = [None if row is None else [np.asarray(view) for view in ([row] if place.crops == 1 else row)]
+                    for row in found]  # fmt: skip
+            write_token_shard(
+                place.folder / item.modality, shard, item, rows, keys=place.keys_digest(shard), crops=place.crops
+            )
+
+
+def stored_tokens(root: Path, split: str, name: str) -> dict[str, Any]:
+    """The tokens of each sample that has some, seen whole."""
+    column = TokenStore(root).open(split, name)
+    rows = dict(whole_samples([column]))
+    return dict(zip(rows, column.take(rows.values()), strict=True))
+
+
+def rewrite_tokens(root: Path, split: str, name: str, tokens: Mapping[str, Any]) -> None:
+    """Other tokens of a modality that is stored."""
+    write_tokens(root, split, TokenStore(root).open(split, name).metadata, tokens)
+
+
+def reversed_tokens(root: Path, split: str, name: str) -> None:
+    """Each sample gets the tokens of another one."""
+    tokens = stored_tokens(root, split, name)
+    rewrite_tokens(root, split, name, dict(zip(tokens, list(tokens.values())[::-1], strict=True)))
+
+
+def note_source(root: Path, data: Path, sources: Mapping[str, str | None] | None = None) -> None:
+    """Record where the values of a store are, and who made the samples of its splits."""
+    store = TokenStore(root)
+    changed = [dataclasses.replace(store.split(split), source=source) for split, source in (sources or {}).items()]
+    write_store(root, data, changed)
