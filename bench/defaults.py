@@ -20,7 +20,7 @@ from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, trainable
-from tokenizers_zoo.train.state import EVALUATION
+from tokenizers_zoo.train.report import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"
 """Together they provide every modality that needs no network from a hub, directly or through `derive`."""

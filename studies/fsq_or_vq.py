@@ -19,7 +19,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
-from tokenizers_zoo.train.state import EVALUATION
+from tokenizers_zoo.train.report import EVALUATION
 from zoo_backbone.config import Mixture
 from zoo_backbone.training.train import train
 

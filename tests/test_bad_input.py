@@ -258,8 +258,8 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
 
 
 @pytest.mark.parametrize(("file", "words", "remedy"), [
-    ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again, or give another --out"),
-    ("run/training_state.json", ROAD["backbone"], "copy it again, or give another folder"),
+    ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again"),
+    ("run/run.json", ROAD["backbone"], "copy it again"),
     ("data/dataset.json", ROAD["make"], "copy it again, or make the data in another folder"),
 ])  # fmt: skip
 def test_what_to_do_about_a_damaged_record_of_what_is_finished(
@@ -277,16 +277,11 @@ def test_a_damaged_configuration_is_named(world: World, folder: str) -> None:
         world(words).refused(f"{folder}/config.json: cannot be read as JSON", "copy it again")
 
 
-KEPT = ("tokenizers/depth/run.json", "run/training_state.json")
-"""Without these a folder is nobody's."""
-
-
 @pytest.mark.parametrize(
     ("file", "content", "commands"),
     [
         ("tokenizers/depth/run.json", "[]", ("tokenizer train depth --data data",)),
-        ("run/training_state.json", "[]", (ROAD["backbone"],)),
-        ("run/run.json", "[]", (ROAD["eval"], ROAD["generate"], ROAD["report"])),
+        ("run/run.json", "[]", (ROAD["backbone"], ROAD["eval"], ROAD["generate"], ROAD["report"])),
         ("run/config.json", '{"class": "FourM"}', (ROAD["report"],)),
         ("run/evaluation/evaluation.json", "[]", (ROAD["eval"], ROAD["report"])),
         ("run/metrics.jsonl", '{"step": 1}\n{"step" 2}\n', (ROAD["report"],)),
@@ -296,7 +291,7 @@ def test_a_file_of_a_run_that_holds_something_else_is_named(
     world: World, file: str, content: str, commands: tuple[str, ...]
 ) -> None:
     (world.folder / file).write_text(content)
-    told = () if file in KEPT else ("delete",)
+    told = () if file.endswith("run.json") else ("delete",)
     for words in commands:
         world(words).refused(file, "damaged line" if "jsonl" in file else "expected a table", *told)
 
@@ -337,7 +332,7 @@ def test_a_setting_for_all_goes_to_those_that_have_it(world: World) -> None:
     for line in ("depth: tokenizer in tokenizers/depth, as it was", "caption: tokenizer in tokenizers/text, as it was"):
         assert line in again.printed
         assert line.removesuffix(", as it was") in done.printed
-    world(f"{train} steps=7").refused("tokenizers/depth: holds a tokenizer trained otherwise", "steps was 6, is 7")
+    world(f"{train} steps=7").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 7")
 
 
 # ---------------------------------------------------------------- tokens of another codec

@@ -26,6 +26,7 @@ from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import MachineError
+from zoo_backbone.run import Run as Run_
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]
@@ -309,7 +310,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
     refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
     moved.mkdir()
-    (moved / "run.json").write_text(json.dumps({"tokens": str(workplace / "tokens"), "registry": str(gone)}))
+    Run_(tokens=workplace / "tokens", registry=gone).save(moved)
     (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
     told = f"{moved}: its registry was {gone}, which is gone; give another one, as in zoo --registry FILE"
     for words in (
@@ -325,20 +326,15 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
 
 def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
     other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
-    advice = "give another --out, or train it anew: the same command, for depth alone, with --overwrite"
-    refused(zoo(*other), "tokenizers/depth: holds a tokenizer trained otherwise", advice)
+    refused(zoo(*other), "tokenizers/depth: holds another tokenizer (training.steps was", "--overwrite")
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
     (imported / "run.json").unlink()
-    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", advice)
+    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", "--overwrite")
     config = json.loads((imported / "config.json").read_text())
     (imported / "config.json").write_text(json.dumps({**config, "published": {}}))
     (imported / "source.json").write_text("{}")
-    refused(zoo(*other, "--out", str(imported), "--overwrite"), "source.json, which is no part of a run")
-    refused(
-        zoo(*other, "--out", str(imported)),
-        f"{imported}: holds a published tokenizer that was imported, which --overwrite would not replace; give another "
-        "--out: zoo tokenizer train depth --data DATA --out FOLDER",
-    )
+    refused(zoo(*other, "--out", str(imported), "--overwrite"), "source.json, which is not part of a tokenizer run")
+    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here")
 
 
 def test_registry_mistakes_name_file_line_and_key(zoo: Run, workplace: Path) -> None:
@@ -538,6 +534,8 @@ def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.Monkey
     told = {
         "zoo tokenizer train": ("depth --data data", f"{anew}; of several tokenizers {left}"),
         "zoo tokenize": ("data --out tokens", anew),
+        "zoo backbone train": ("--tokens tokens --out run", anew),
+        "zoo backbone grow": ("run --add depth --tokens tokens --out grown", anew),
         "zoo transfer train": ("run --task depth --given caption", anew),
         "zoo retrieve build": ("run --out index", goes_on),
     }

@@ -79,7 +79,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
     config = {"specs": specs, "fingerprints": {"depth": "f" * 64}, "train": {"steps": 30, "batch_size": 4}}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(tmp_path / "gone")}))
+    (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens", "data": str(tmp_path / "gone")}}))
     kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # of an imported model's export, no parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
@@ -545,7 +545,7 @@ def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -
                 shard.add(f"{split} {number}", *zoo["depth"].write(np.ones((1, 64, 64), np.float32)))
     lines = [json.dumps({"key": f"k{i}", "reason": f"reason {i} <b>"}) + "\n" for i in range(REASONS + 5)]
     (data / "train" / "depth" / "shard-00000.failed.jsonl").write_text("".join(lines))
-    (folder / "run.json").write_text(json.dumps({"tokens": "tokens", "data": str(data)}))
+    (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens", "data": str(data)}}))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert "reason 0 &lt;b&gt;" in text and f"reason {REASONS} " not in text and "and 5 more" in text
     row = re.search(r"<tr><td>depth</td><td class=\"n\">2</td><td class=\"n\">1</td>.*?</tr>", text)
@@ -580,7 +580,9 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     assert registry_of(folder) is None
     (tmp_path / "registry.toml").write_text("")
-    (folder / "run.json").write_text(json.dumps({"tokens": "t", "registry": str(tmp_path / "registry.toml")}))
+    (folder / "run.json").write_text(
+        json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}})
+    )
     assert registry_of(folder) == tmp_path / "registry.toml"
     (tmp_path / "registry.toml").unlink()
     assert registry_of(folder) is None
@@ -595,6 +597,8 @@ def test_a_page_says_where_the_registry_was_that_is_gone(run: Run, zoo: Zoo, tmp
     folder, _ = run
     nothing = "none: every installed modality with its default settings"
     assert nothing in write_report(zoo, folder).read_text(encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps({"tokens": "t", "registry": str(tmp_path / "registry.toml")}))
+    (folder / "run.json").write_text(
+        json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}})
+    )
     page = write_report(zoo, folder).read_text(encoding="utf-8")
     assert f"{tmp_path / 'registry.toml'}: not there any more" in page and nothing not in page

@@ -52,7 +52,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
     known = [zoo[name].spec for name in ("depth", "caption")]
     specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
     (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}}))
-    (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
+    (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens"}}))
     save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
     found["identity"] |= {"fingerprint": fingerprint(folder), "split": "test"}
     (folder / "retrieval" / "retrieval.json").write_text(json.dumps(found))

@@ -38,7 +38,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
     specs = [{"name": "depth", "layout": layout_to_json(zoo["depth"].spec.layout), "vocab_size": 240}]
     config = {"specs": specs, "fingerprints": {}, "weights_sha256": "w"}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps({"tokens": "tokens"}))
+    (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens"}}))
     save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
     return folder
 

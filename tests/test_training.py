@@ -27,13 +27,12 @@ from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.run_folder import RUN, TOKENIZER, FolderError
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
-from tokenizers_zoo.train import report
 from tokenizers_zoo.train.batches import BatchReader, batch_indices, seeded
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.loop import TrainingError, train
 from tokenizers_zoo.train.report import picture_rows
-from tokenizers_zoo.train.state import RUN, STATE, TrainingRun, replacing_run
 
 DIM = 6
 
@@ -103,6 +102,7 @@ def vectors(count: int, seed: int) -> list[np.ndarray]:
 
 
 SAMPLES = TrainingSamples(train=vectors(50, 1), test=vectors(20, 2), provenance={"source": "a random plane"})
+STATE = TOKENIZER.state
 CONFIG = TrainConfig(steps=12, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
 
 
@@ -253,21 +253,6 @@ def test_the_gradient_is_bounded_and_told_as_it_was(tmp_path: Path) -> None:
     assert norm > 0.1
 
 
-def test_a_run_that_trains_is_not_trained_by_another(uninterrupted: Path, tmp_path: Path) -> None:
-    refused: list[str] = []
-
-    def meanwhile(step: int) -> None:
-        if step in (2, 7):
-            with pytest.raises(CheckpointError) as problem:
-                train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-            refused.append(str(problem.value))
-
-    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=meanwhile)
-    assert refused == 2 * [f"{tmp_path}: another process trains it right now; wait for its end, or stop it"]
-    assert same(weights(tmp_path), weights(uninterrupted))
-    assert train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=lambda _: pytest.fail("again")) == tmp_path
-
-
 @pytest.mark.parametrize("step", [3, 5, 11, 12])
 def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(Killed):
@@ -305,10 +290,10 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted
     assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
     assert steps == []
     other = TrainConfig(steps=13, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
-    with pytest.raises(CheckpointError, match=r"training\.steps was 12, is 13.*--out.*--overwrite"):
+    with pytest.raises(FolderError, match=r"training\.steps was 12, is 13"):
         train(VectorTask(), SAMPLES, other, uninterrupted, 0)
     fewer = TrainingSamples(train=SAMPLES.train[:40], test=SAMPLES.test, provenance=SAMPLES.provenance)
-    with pytest.raises(CheckpointError, match=r"data\.train was 50, is 40"):
+    with pytest.raises(FolderError, match=r"data\.train was 50, is 40"):
         train(VectorTask(), fewer, CONFIG, uninterrupted, 0)
 
 
@@ -323,80 +308,25 @@ def test_a_run_that_was_killed_before_it_saved_anything_is_in_nobodys_way(uninte
         assert (tmp_path / name).read_text() == (uninterrupted / name).read_text()
 
 
-@pytest.mark.parametrize("saved", [STATE, "model.safetensors", "config.json", "samples", "notes.txt"])
-def test_what_a_killed_run_saved_is_not_trained_over(saved: str, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(3))
-    (tmp_path / saved).write_text("mine")
-    before = (tmp_path / RUN).read_text()
-    with pytest.raises(CheckpointError, match=r"trained otherwise \(seed was 0, is 1\)"):
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)
-    assert (tmp_path / RUN).read_text() == before and (tmp_path / saved).read_text() == "mine"
-
-
-def test_a_run_that_has_saved_nothing_yet_is_not_trained_over(uninterrupted: Path, tmp_path: Path) -> None:
-    refused: list[str] = []
-
-    def meanwhile(step: int) -> None:
-        if step == 2:
-            with pytest.raises(CheckpointError) as problem:
-                train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)
-            refused.append(str(problem.value))
-
-    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=meanwhile)
-    assert refused == [f"{tmp_path}: another process trains it right now; wait for its end, or stop it"]
-    assert same(weights(tmp_path), weights(uninterrupted))
-    assert (tmp_path / RUN).read_text() == (uninterrupted / RUN).read_text()
-
-
-def test_one_of_two_that_begin_at_once_saves_nothing(tmp_path: Path) -> None:
-    """As on a file system without locks, where the second finds nothing that the first has saved."""
-    first, second = (TrainingRun.open(tmp_path, {"data": {}, "seed": seed}) for seed in (0, 1))
-    first.begin()
-    second.begin()
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
-    with pytest.raises(CheckpointError, match="another run has begun there meanwhile"):
-        first.save({}, optimizer, {"step": 1})
-    second.save({"part": {"weight": torch.zeros(1)}}, optimizer, {"step": 1})
-    late = TrainingRun(folder=tmp_path, identity=first.identity)
-    with pytest.raises(CheckpointError, match="another run has begun there meanwhile"):
-        late.begin()
-
-
-def test_other_values_of_the_same_number_are_another_run(uninterrupted: Path, tmp_path: Path) -> None:
-    """Also for one that was killed; what an older version recorded says nothing of them, and goes on as it is."""
-    source = SAMPLES.provenance["source"]
-
+def test_other_values_of_the_same_number_are_another_run(tmp_path: Path) -> None:
     def samples(contents: str) -> TrainingSamples:
-        return dataclasses.replace(SAMPLES, provenance={"source": source, "contents": {"train": contents}})
+        return dataclasses.replace(SAMPLES, provenance={"contents": {"train": contents}})
 
     with pytest.raises(Killed):
-        train(VectorTask(), samples("a"), CONFIG, tmp_path / "new", 0, on_step=killed_at(7))
-    with pytest.raises(CheckpointError, match=r'otherwise \(data.provenance.contents.train was "a", is "b"\)'):
-        train(VectorTask(), samples("b"), CONFIG, tmp_path / "new", 0)
-    with pytest.raises(Killed):
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "old", 0, on_step=killed_at(7))
-    steps: list[int] = []
-    train(VectorTask(), samples("b"), CONFIG, tmp_path / "old", 0, on_step=steps.append)
-    assert steps[0] == 6 and same(weights(tmp_path / "old"), weights(uninterrupted))
-    train(VectorTask(), samples("c"), CONFIG, tmp_path / "old", 0, on_step=lambda _: pytest.fail("again"))
+        train(VectorTask(), samples("a"), CONFIG, tmp_path, 0, on_step=killed_at(7))
+    with pytest.raises(FolderError, match=r'data.provenance.contents.train was "a", is "b"'):
+        train(VectorTask(), samples("b"), CONFIG, tmp_path, 0)
 
 
 def test_without_a_provenance_the_values_tell_of_which_a_run_is(tmp_path: Path) -> None:
-    """A run that an older version began says nothing of them, and goes on as it is."""
     own = dataclasses.replace(SAMPLES, provenance={})
     train(VectorTask(), own, CONFIG, tmp_path / "new", 0)
     again = dataclasses.replace(own, train=[value.copy() for value in own.train])
     train(VectorTask(), again, CONFIG, tmp_path / "new", 0, on_step=lambda _: pytest.fail("again"))
     for split in ("train", "test"):
         other = dataclasses.replace(own, **{split: vectors(len(getattr(own, split)), 7)})
-        with pytest.raises(CheckpointError, match=rf'data.provenance.contents.{split} was "\w+", is "\w+"'):
+        with pytest.raises(FolderError, match=rf'data.provenance.contents.{split} was "\w+", is "\w+"'):
             train(VectorTask(), other, CONFIG, tmp_path / "new", 0)
-    run = tmp_path / "new" / RUN
-    record = json.loads(run.read_text())
-    del record["data"]["provenance"]["contents"]
-    run.write_text(json.dumps(record))
-    train(VectorTask(), own, CONFIG, tmp_path / "new", 0, on_step=lambda _: pytest.fail("again"))
 
 
 @pytest.mark.parametrize(
@@ -435,43 +365,6 @@ def test_few_of_many_values_are_looked_at() -> None:
     assert len(looked) == 16
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("README.md", "holds README.md, no run's, which would be replaced; give another --out"),
-        ("metrics.jsonl", "holds metrics.jsonl, no run's"),
-        ("dataset.json", r"holds data \(dataset.json\); give another --out"),
-        ("store.json", r"holds data \(store.json\); give another --out"),
-    ],
-)
-def test_a_folder_of_somebody_is_not_trained_into(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(CheckpointError, match=message):
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
-
-
-def test_figures_of_an_evaluation_do_not_keep_a_folder_from_being_trained_into(tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("mine")
-    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_figures_of_another_do_not_finish_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    (tmp_path / "evaluation.json").write_text('{"metrics": {"mse": 123.0}}')
-    with monkeypatch.context() as patch:
-        patch.setattr(report, "write_json", killed)
-        with pytest.raises(Killed):
-            train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    assert (tmp_path / "config.json").is_file(), "killed behind the checkpoint"
-    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["mse"] != 123
-
-
 def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,11 +391,7 @@ def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
     assert same(weights(tmp_path), weights(uninterrupted))
 
 
-def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="not trained here"):
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path / "foreign", 0)
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0, on_step=killed_at(6))
     (tmp_path / "run" / STATE).write_bytes(b"rubbish")
@@ -511,7 +400,7 @@ def test_a_foreign_checkpoint_and_a_damaged_state_are_refused(tmp_path: Path) ->
 
 
 def test_what_a_run_leaves(uninterrupted: Path) -> None:
-    names = {path.name for path in uninterrupted.iterdir()}
+    names = {path.name for path in uninterrupted.iterdir()} - {".lock"}
     assert names == {
         "README.md", "config.json", "evaluation.json", "metrics.jsonl", "model.safetensors", "run.json", "samples",
         "tensorboard",
@@ -581,125 +470,6 @@ def test_a_model_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such base"):
         train(Unbuilt(), SAMPLES, CONFIG, tmp_path, 0)
     assert not list(tmp_path.iterdir())
-
-
-# ---------------------------------------------------------------- replacing a run
-
-
-def old_run(folder: Path) -> Path:
-    """A folder that holds a finished checkpoint."""
-    folder.mkdir()
-    for name in ("run.json", "config.json", "model.safetensors"):
-        (folder / name).write_text("old")
-    return folder
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_what_is_replaced_stays_until_there_is_something_else(tmp_path: Path) -> None:
-    folder = old_run(tmp_path / "run")
-    with pytest.raises(ConfigError), replacing_run(folder, overwrite=True):
-        assert names(folder) == [] and names(tmp_path) == [".run.replaced", "run"]
-        (folder / "run.json").write_text("new")
-        raise ConfigError("refused")
-    assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
-    with replacing_run(folder, overwrite=False):
-        assert len(names(folder)) == 3
-    with replacing_run(folder, overwrite=True):
-        (folder / "config.json").write_text("new")
-    assert names(tmp_path) == ["run"] and names(folder) == ["config.json"]
-    with replacing_run(tmp_path / "absent", overwrite=True):
-        pass
-
-
-def test_a_replacement_that_has_a_state_is_finished_first(tmp_path: Path) -> None:
-    folder = old_run(tmp_path / "run")
-    with pytest.raises(Killed), replacing_run(folder, overwrite=True):
-        (folder / STATE).write_text("half")
-        raise Killed
-    with pytest.raises(Killed), replacing_run(folder, overwrite=False):
-        assert names(folder) == [STATE] and names(tmp_path) == [".run.replaced", "run"]
-        raise Killed
-    with pytest.raises(ConfigError), replacing_run(folder, overwrite=True):
-        assert names(folder) == []
-        raise ConfigError("refused")
-    assert names(tmp_path) == ["run"] and (folder / "run.json").read_text() == "old"
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.json", "samples-mine/00.png"],
-)
-def test_what_is_no_run_is_not_replaced(tmp_path: Path, foreign: str) -> None:
-    other = tmp_path / "mix" / foreign
-    other.parent.mkdir(parents=True)
-    other.write_text("mine")
-    for refused in (f"holds {foreign.partition('/')[0]}, which is no part of a run", "is no part of a run"):
-        with pytest.raises(CheckpointError, match=refused), replacing_run(tmp_path / "mix", overwrite=True):
-            pass
-        assert other.read_text() == "mine" and names(tmp_path) == ["mix"]
-        for name in ("run.json", "config.json"):
-            (tmp_path / "mix" / name).write_text("a run beside it")
-
-
-def test_a_card_alone_is_no_run(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/README.md").write_text("mine")
-    with pytest.raises(CheckpointError, match="neither a run"), replacing_run(tmp_path / "mine", overwrite=True):
-        pass
-    assert names(tmp_path / "mine") == ["README.md"]
-
-
-def test_what_training_and_evaluation_left_is_replaced(tmp_path: Path) -> None:
-    folder = train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
-    for file in (
-        ".config.json.x.tmp", "caption/evaluation.json", "caption/samples/00.txt", "caption/samples-train/00.txt",
-        "caption/evaluation-train.json", "evaluation-train.json", "samples-train/00.txt",
-    ):  # fmt: skip
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text("of an evaluation")
-    with replacing_run(folder, overwrite=True):
-        assert names(folder) == []
-    (old_run(tmp_path / "probe") / "metrics.json").write_text("a probe's")
-    with replacing_run(tmp_path / "probe", True, "metrics.json"):
-        pass
-    assert names(tmp_path) == ["probe", "run"]
-
-
-def test_what_was_put_beside_a_replaced_run_is_not_lost(tmp_path: Path) -> None:
-    old_run(tmp_path / ".run.replaced")
-    (tmp_path / "run/notes").mkdir(parents=True)
-    (tmp_path / "run/notes/plan.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds notes"), replacing_run(tmp_path / "run", overwrite=False):
-        pass
-    assert names(tmp_path) == [".run.replaced", "run"] and names(tmp_path / "run") == ["notes"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_a_kill_left_aside_comes_back_or_goes(tmp_path: Path, overwrite: bool) -> None:
-    aside = old_run(tmp_path / ".run.replaced")
-    with pytest.raises(Killed), replacing_run(tmp_path / "run", overwrite):
-        raise Killed
-    assert names(tmp_path) == ["run"] and (tmp_path / "run/run.json").read_text() == "old"
-    (old_run(aside) / "run.json").write_text("older")
-    with pytest.raises(Killed), replacing_run(tmp_path / "run", overwrite):
-        raise Killed
-    assert names(tmp_path) == ["run"] and (tmp_path / "run/run.json").read_text() == "old"
-
-
-def test_one_run_at_a_time_replaces_a_folder_and_none_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = old_run(tmp_path / "run")
-    for overwrite in (False, True):
-        with replacing_run(folder, overwrite=True):
-            with pytest.raises(CheckpointError, match="another run"), replacing_run(folder, overwrite):
-                pass
-            (folder / "config.json").write_text("new")
-    monkeypatch.chdir(folder)
-    with pytest.raises(CheckpointError, match="where the command runs"), replacing_run(Path(), overwrite=True):
-        pass
-    assert names(tmp_path) == ["run"]
 
 
 # ---------------------------------------------------------------- stopping early

@@ -440,9 +440,9 @@ def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, m
     config = dataclasses.replace(SHORT, steps=1, datasets=(Dataset(tokens=Path("other")),))
     monkeypatch.chdir(tmp_path)
     folder = train(tmp_path / "run", store, specs, SMALL, config)
-    before = (folder / "training_state.json").read_bytes()
+    before = (folder / "run.json").read_bytes()
     assert train(tmp_path / "run", store, specs, SMALL, config) == folder
-    assert (folder / "training_state.json").read_bytes() == before
+    assert (folder / "run.json").read_bytes() == before
     monkeypatch.chdir(store)
     assert [dataset.tokens for dataset in Trained.load(folder).stores(store)] == [store, other]
 

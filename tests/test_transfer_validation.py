@@ -17,7 +17,7 @@ from torch import nn
 from transfer_world import SOURCES, TRAIN, World, make_world, read, train
 
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.train.state import STATE
+from tokenizers_zoo.run_folder import TOKENIZER
 from zoo_backbone.transfer.config import VALIDATION_LEAST, transfer_config
 from zoo_backbone.transfer.heads import Attentive
 from zoo_backbone.transfer.samples import Labelled, Part, Places, chosen, labelled, set_apart
@@ -212,7 +212,7 @@ def test_a_killed_training_remembers_the_best(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         Watch(patch, marks)
         train(world, killed, "facts.total", on_step=die, **settings)
-    assert (killed / STATE).is_file()
+    assert (killed / TOKENIZER.state).is_file()
     with monkeypatch.context() as patch:
         Watch(patch, marks[step // 2 :])
         second = train(world, killed, "facts.total", **settings)

@@ -267,21 +267,23 @@ def as_recorded(old: Mapping[str, Any], new: Mapping[str, Any], *added: str) -> 
     return {key: value for key, value in new.items() if key in old or key not in added}
 
 
-def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, as `train.steps was 400, is 800`; empty where they agree.
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Yield the places where two JSON values differ, as `train.steps was 400, is 800`.
 
-    Lists that are short are shown whole, of others the first item that differs: `fields[2] was "a", is "b"`.
+    Short lists are shown whole; of long ones, the items that differ: `fields[2] was "a", is "b"`.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
-            if inner := difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
-                return inner
-        return ""
-    if old == new:
-        return ""
-    was, now = json.dumps(old), json.dumps(new)
-    if isinstance(old, list) and isinstance(new, list) and max(len(was), len(now)) > SHORT:
-        for place, pair in enumerate(zip_longest(old, new)):
-            if inner := difference(*pair, f"{where}[{place}]"):
-                return inner
-    return f"{where} was {was}, is {now}"
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        was, now = json.dumps(old), json.dumps(new)
+        if isinstance(old, list) and isinstance(new, list) and max(len(was), len(now)) > SHORT:
+            for place, pair in enumerate(zip_longest(old, new)):
+                yield from differences(*pair, f"{where}[{place}]")
+        else:
+            yield f"{where} was {was}, is {now}"
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """Return the first place where two JSON values differ; empty if they are equal."""
+    return next(differences(old, new, where), "")

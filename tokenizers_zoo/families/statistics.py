@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError
@@ -56,30 +56,30 @@ def fit_statistics(
     """Write the checkpoint of `compute(training values)`, mean and deviation, into `out_dir`, which is returned.
 
     `description` says which model this is; `evaluate(mean, deviation, held-out values)` scores it, on FINAL_SAMPLES at
-    most, evenly spread. `seed` is recorded, and changes nothing. Raises CheckpointError where `out_dir` holds another
+    most, evenly spread. `seed` is recorded, and changes nothing. Raises FolderError if `out_dir` holds another
     run, DataError without samples.
     """
     import torch
 
+    from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
     from tokenizers_zoo.train.loop import FINAL_SAMPLES
     from tokenizers_zoo.train.report import finish_run
-    from tokenizers_zoo.train.state import TrainingRun
 
     train, test = samples.train, samples.test
     if not len(train) or not len(test):
         raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
     table = {"samples": config.samples}
     identity = {"model": dict(description), "training": table, "seed": seed, "data": samples.record()}
-    run = TrainingRun.open(out_dir, identity)
-    if run.finished:
-        return out_dir
-    start = time.perf_counter()
-    chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
-    mean, std = compute(train[int(index)] for index in chosen)
-    evaluation = evaluate(mean, std, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
-    tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
-    run.begin()
-    finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
+    with RunFolder(out_dir, TOKENIZER, identity).open() as run:
+        if run.finished is not None:
+            check_weights(out_dir, load_config(out_dir))
+            return out_dir
+        start = time.perf_counter()
+        chosen = np.linspace(0, len(train) - 1, min(config.samples, len(train))).astype(int)
+        mean, std = compute(train[int(index)] for index in chosen)
+        evaluation = evaluate(mean, std, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
+        tensors = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+        finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
     return out_dir
 
 

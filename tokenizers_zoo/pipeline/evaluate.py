@@ -18,8 +18,7 @@ from tokenizers_zoo.io import disk_errors, read_table, write_json
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
-from tokenizers_zoo.train.report import mean_and_least, mean_of, write_pictures
-from tokenizers_zoo.train.state import EVALUATION, PICTURES, of_split
+from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of, of_split, write_pictures
 from tokenizers_zoo.validation import describe, has_fixed_length
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadE
 from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import progress_bar, say
+from tokenizers_zoo.run_folder import TOKENIZER, read_run, replacing
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from tokenizers_zoo.train.state import RUN, replacing_run
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -163,7 +163,7 @@ def train_tokenizer(
     if out is None and handle.files.lacks_vocabulary:
         with disk_errors(handle.files.vocabulary):
             train_vocabulary(handle, samples, handle.files.vocabulary)
-    with disk_errors(folder), replacing_run(folder, overwrite):
+    with disk_errors(folder), replacing(folder, TOKENIZER, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
 
 
@@ -183,11 +183,11 @@ def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
 
 def _trained_for(folder: Path) -> Any:
     """The modality that the tokenizer in a folder, which may be half trained, was for; None where it does not say."""
-    for file in (CONFIG, RUN):
-        with contextlib.suppress(CheckpointError):
-            table = read_table(folder / file)
-            model = table.get("model")
-            return table.get("modality") or (model.get("modality") if isinstance(model, Mapping) else None)
+    with contextlib.suppress(CheckpointError):
+        if (folder / CONFIG).is_file():
+            return read_table(folder / CONFIG).get("modality")
+        if (record := read_run(folder)) is not None:
+            return record["identity"]["model"]["modality"]
     return None
 
 

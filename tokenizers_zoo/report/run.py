@@ -25,6 +25,7 @@ from tokenizers_zoo.report.pictures import (
 from tokenizers_zoo.report.retrieval import retrieval_section
 from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.transfer import transfer_section
+from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec, TokenLayout, layout_from_json
 from tokenizers_zoo.step_log import METRICS
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 TEMPLATE = "report.html.j2"
-RUN, EVALUATION = "run.json", f"{FOLDER}/evaluation.json"
+EVALUATION = f"{FOLDER}/evaluation.json"
 GROWTH = "growth.json"
 """What `zoo backbone grow` measured of a run: the losses before and after."""
 KEPT = "ml4m."
@@ -53,8 +54,14 @@ def registry_of(run: Path) -> Path | None:
         raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
     if not (run / RUN).is_file():
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
-    path = read_table(run / RUN).get("registry")
+    path = _places(run).get("registry")
     return Path(path) if path and Path(path).is_file() else None
+
+
+def _places(run: Path) -> dict[str, Any]:
+    """Return the paths in run.json."""
+    places: dict[str, Any] = read_table(run / RUN, "places")["places"]
+    return places
 
 
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
@@ -92,7 +99,7 @@ def environment() -> Any:
 def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
     """All that the template shows."""
     pictures = Pictures(folder=page.parent / "pictures")
-    config, where = read_table(run / CONFIG, "specs", "fingerprints"), read_table(run / RUN)
+    config, where = read_table(run / CONFIG, "specs", "fingerprints"), _places(run)
     names = [spec["name"] for spec in config["specs"]]
     scores = run / EVALUATION
     evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}

@@ -17,8 +17,7 @@ from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of
-from tokenizers_zoo.train.report import mean_and_least, mean_of, picture_rows
-from tokenizers_zoo.train.state import EVALUATION, PICTURES
+from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of, picture_rows
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

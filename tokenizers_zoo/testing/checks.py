@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
 from tokenizers_zoo.spec import (
     Crop,
     SequenceLayout,
@@ -27,7 +28,6 @@ from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expec
 from tokenizers_zoo.testing.probes.arrays import fits
 from tokenizers_zoo.testing.probes.probe import CLOSE
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.train.state import check_replaceable
 from tokenizers_zoo.validation import (
     bounds,
     describe,
@@ -248,8 +248,8 @@ def train_again(subject: Subject) -> None:
     expect(checkpoints.fingerprint(folder) == before, "training again on a finished checkpoint changes it")
     expect((folder / checkpoints.CARD).is_file(), f"the checkpoint has no {checkpoints.CARD}")
     try:
-        check_replaceable(folder)
-    except CheckpointError as error:
+        check_replaceable(folder, TOKENIZER)
+    except FolderError as error:
         files = f"{checkpoints.WEIGHTS} and {checkpoints.CONFIG}"
         raise AssertionError(
             f"{error}; what decides tokens belongs into {files}, whose sha256 is their identity"

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import ConfigError, DataError, ZooError
-from tokenizers_zoo.io import BUSY, held
+from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
 from tokenizers_zoo.train.batches import BatchReader, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
-from tokenizers_zoo.train.state import TrainingRun
+from tokenizers_zoo.train.state import load_state, save_state
 from tokenizers_zoo.train.task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
@@ -44,14 +45,15 @@ def train(
     out_dir: Path,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Train `task` and write its checkpoint, metrics, pictures and card into `out_dir`, which is returned.
 
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
     same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at
-    once. `on_step` is called with the number of finished steps. Raises CheckpointError where `out_dir` holds another
-    run, DataError without samples, ConfigError for `patience` where no metric can be watched, and TrainingError where
-    the loss is not finite.
+    once. `on_step` is called with the number of finished steps. Raises FolderError if `out_dir` holds another run,
+    DataError without samples, ConfigError for `patience` where no metric can be watched, and TrainingError where the
+    loss is not finite.
     """
     if config.patience is not None and not task.spec.metrics:
         raise ConfigError(f"{task.spec.name}: patience watches the main metric, and its spec has none; leave it out")
@@ -60,22 +62,19 @@ def train(
         if not len(values):
             raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
     other = task if isinstance(task, SupervisedTask) else None
-    kind = {"what": other.what, "result": other.result} if other else {}
-    run = TrainingRun.open(out_dir, identity(task, samples, config, seed), **kind)
-    if run.finished:
-        run.forget_state()  # a kill may have left it
-        return out_dir
-    loop = _Loop(task, samples, config, run, seed)
-    run.begin()
     title = other.title if other else f"tokenizer {name}"
     judged = "validation" if other and other.validates else "held_out"
-    with held(out_dir, BUSY.format(out_dir)):
+    kind = other.kind_of_run if other else TOKENIZER
+    with RunFolder(out_dir, kind, identity(task, samples, config, seed)).open(overwrite) as run:
+        if run.finished is not None:
+            check_weights(out_dir, load_config(out_dir))
+            return out_dir
+        loop = _Loop(task, samples, config, run, seed)
         with TrainingReport(task, config, out_dir, loop.done, title, judged) as report, loop.batches:
             loop.run_steps(report, on_step)
         loop.take_best()
         if other:
             other.save(run, loop.average, loop.done, loop.seconds, loop.best.kept)
-            run.forget_state()
         else:
             loop.finish()
     return out_dir
@@ -120,7 +119,7 @@ class _Loop:
     """One run: its model, averaged model, critic and optimizer, at the step that the saved state says."""
 
     def __init__(
-        self, task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, run: TrainingRun, seed: int
+        self, task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int
     ) -> None:
         import torch
 
@@ -169,13 +168,13 @@ class _Loop:
             parts["critic"] = self.critic.state_dict()
         best = {"best": self.best.value, "best_step": self.best.step, "waited": self.best.waited}
         counters = {"step": self.done, "seconds": self.seconds, **(best if self.chooses else {})}
-        self.run.save(parts, self.optimizer, counters)
+        save_state(self.run.path / self.run.kind.state, parts, self.optimizer, counters)
 
     def _restore(self) -> None:
         """Go on from the saved state, where there is one."""
-        state = self.run.restore(self.optimizer)
-        if state is None:
+        if not self.run.resuming:
             return
+        state = load_state(self.run.path / self.run.kind.state, self.optimizer)
         self.module.load_state_dict(state.part("module"))
         self.average.load_state_dict(state.part("average"))
         if self.critic is not None:

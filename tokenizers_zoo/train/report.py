@@ -15,9 +15,9 @@ from tokenizers_zoo.checkpoint import card_row, save_checkpoint
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.quantizers.usage import COLLAPSED
+from tokenizers_zoo.run_folder import RunFolder
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.step_log import StepLog
-from tokenizers_zoo.train.state import EVALUATION, PICTURES, TrainingRun
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.train.config import TrainConfig
     from tokenizers_zoo.train.task import Kept, TokenizerTask
 
+EVALUATION, PICTURES = "evaluation.json", "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
@@ -33,6 +34,11 @@ NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
 ENOUGH = 0.98
 """Usage that evenly spread tokens have to reach for the usage to tell something by itself."""
 COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
+
+
+def of_split(name: str, split: str) -> str:
+    """Return the name of EVALUATION or PICTURES for another split than the held-out one."""
+    return f"{Path(name).stem}-{split}{Path(name).suffix}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +175,7 @@ def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = P
 
 
 def finish_run(
-    run: TrainingRun,
+    run: RunFolder,
     spec: ModalitySpec,
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
@@ -179,12 +185,11 @@ def finish_run(
     seconds: float,
     kept_step: int | None = None,
 ) -> None:
-    """Write pictures, checkpoint and card, and last the evaluation, which says that the run is finished.
+    """Write pictures, checkpoint, card and evaluation, and finish the run; also of tokenizers fitted without the loop.
 
-    Also for tokenizers that are fitted without the loop. `kept_step` is the step that the weights are of, where that
-    need not be the last.
+    `kept_step` is the step of the weights if it is not the last one.
     """
-    write_pictures(run.folder, evaluation.shown)
+    write_pictures(run.path, evaluation.shown)
     scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
     result = {
         "steps": steps,
@@ -197,9 +202,9 @@ def finish_run(
         "units": {metric.name: metric.unit for metric in spec.metrics},
         "codebook": dict(evaluation.codebook),
     }
-    save_checkpoint(run.folder, tensors, config, model_card(spec, run.identity, result))
-    write_json(run.folder / EVALUATION, result)
-    run.forget_state()
+    save_checkpoint(run.path, tensors, config, model_card(spec, run.identity, result))
+    write_json(run.path / EVALUATION, result)
+    run.finish(steps=steps)
 
 
 def _used(codebook: Mapping[str, float]) -> str:

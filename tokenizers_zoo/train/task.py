@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.train.state import TrainingRun
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -58,12 +58,10 @@ class Kept:
 class SupervisedTask(Protocol):
     """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
 
-    what: str
-    """The kind of model, for messages."""
+    kind_of_run: RunKind
+    """The files of the run's folder."""
     title: str
     """What the progress calls the training."""
-    result: str
-    """The file that `save` writes last, which says that the run is finished."""
     validates: bool
     """True where the loop's held-out samples are there to choose by: the weights of the best evaluation are kept, also
     without `patience`, and logs call the samples validation. They must not be those that `save` scores."""
@@ -71,8 +69,8 @@ class SupervisedTask(Protocol):
     def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
         """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
 
-    def save(self, run: TrainingRun, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
-        """Judge the averaged model and write its folder, `result` last; `kept` says where its weights were chosen."""
+    def save(self, run: RunFolder, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+        """Score the averaged model, write its folder and finish the run; `kept` is the evaluation of its weights."""
 
 
 @runtime_checkable

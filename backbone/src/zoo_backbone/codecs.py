@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import DataError, by, count_of
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.spec import (
     GridLayout,
     ModalitySpec,
@@ -17,7 +18,6 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from zoo_backbone.data import TokenData
-from zoo_backbone.training.identity import begun_codecs
 
 
 def stored_samples(
@@ -60,7 +60,9 @@ def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dic
 
     So a training goes on though a vocabulary has grown since. Raises CheckpointError where a tokenizer is not there.
     """
-    begun = begun_codecs(folder)
+    record = read_run(folder)
+    modalities = record["identity"].get("modalities", {}) if record else {}
+    begun = {name: str(modality["fingerprint"]) for name, modality in modalities.items()}
     return {
         handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint
         for handle in handles

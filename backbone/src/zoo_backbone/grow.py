@@ -15,6 +15,7 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
 from zoo_backbone.checkpoint import ASKED, CLASS, spec_from_json
@@ -24,7 +25,6 @@ from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation.evaluate import FILE as EVALUATION
 from zoo_backbone.evaluation.evaluate import FOLDER
 from zoo_backbone.model import uniform_loss
-from zoo_backbone.run import FILE as RUN_FILE
 from zoo_backbone.run import Run
 from zoo_backbone.training.distributed import Ranks, processes
 from zoo_backbone.training.held_out import losses_of
@@ -65,7 +65,7 @@ class Trained:
             model=from_mapping(ModelConfig, stored["model"]),
             train=_as_asked(from_mapping(TrainConfig, stored.get("train", {})), stored.get(ASKED)),
             fingerprints=stored.get("fingerprints", {}),
-            run=Run.load(folder) if (folder / RUN_FILE).is_file() else None,
+            run=Run.load(folder) if (folder / RUN).is_file() else None,
         )
 
     @property

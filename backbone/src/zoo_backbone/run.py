@@ -6,18 +6,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run
 
-FILE = "run.json"
+BACKBONE = RunKind(
+    name="backbone",
+    files=(
+        WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "last", "previews", "growth.json", "evaluation",
+        "report",
+    ),
+    state="training_state",
+    results=(WEIGHTS, CONFIG),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Where a run's inputs are, written beside the model as run.json. Paths are absolute."""
+    """Where a run's inputs are: the places of its run.json. Paths are absolute."""
 
     tokens: Path
     """The token store that it trains on."""
@@ -28,17 +37,22 @@ class Run:
     start: Path | None = None
     """The backbone that it started from; None for a new one."""
 
-    def save(self, folder: Path) -> None:
-        """Write run.json."""
+    def places(self) -> dict[str, str | None]:
+        """Return the paths as JSON types."""
         paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
-        write_json(folder / FILE, paths | {"registry": registry_place(self.registry)})
+        return paths | {"registry": registry_place(self.registry)}
+
+    def save(self, folder: Path) -> None:
+        """Write the places into run.json; without one, for a finished backbone."""
+        record = read_run(folder) or {"format": FORMAT, "kind": BACKBONE.name, "identity": {}, "finished": {}}
+        write_json(folder / RUN, {**record, "places": self.places()})
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
-        if not (folder / FILE).is_file():
-            raise CheckpointError(f"{folder}: no run here ({FILE} was expected); train one with zoo backbone train")
-        return from_mapping(cls, {key: value for key, value in read_table(folder / FILE).items() if value is not None})
+        if (record := read_run(folder)) is None:
+            raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
+        return from_mapping(cls, {key: value for key, value in record["places"].items() if value is not None})
 
     def values(self) -> Path:
         """The folder of values. Raises CheckpointError where the run does not say, or it is gone."""
@@ -78,7 +92,7 @@ def zoo_of(folder: Path, registry: Path | None) -> Zoo:
 def stored_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run's model. Raises CheckpointError where it has none yet."""
     if not (folder / CONFIG).is_file():
-        if (folder / FILE).is_file():
+        if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
     return read_table(folder / CONFIG, "specs", "fingerprints", "weights_sha256")

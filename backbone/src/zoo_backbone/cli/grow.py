@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN knows stays as it is.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder --out.")
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
     folder: Path,
@@ -51,6 +52,7 @@ def grow_command(
     replay: float | None,
     freeze: bool,
     seed: int | None,
+    overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Go on training a backbone, with modalities that it did not have.
@@ -112,7 +114,7 @@ def grow_command(
             out, tokens, specs, trained.model, config, start=folder, fingerprints=codecs,
             ids=ids_in_use(folder, handles.values()),
             run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
-            asked=asked_from_now(trained, specs, table),
+            asked=asked_from_now(trained, specs, table), overwrite=overwrite,
         )  # fmt: skip
         leave_but_first()
         report = write_report(out, trained, tokens)

@@ -54,6 +54,7 @@ backbone.add_command(grow_command)
 @click.option("--from", "start", type=PATH, help="A run whose weights to begin with, for what it knows.")
 @click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder.")
 @settings_option("A key of [train], such as steps=2000 or masking.input_budget=128; docs/settings.md lists them.")
 def train(
     tokens: Path,
@@ -63,6 +64,7 @@ def train(
     start: Path | None,
     only: str | None,
     seed: int | None,
+    overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Train the backbone on a token store.
@@ -126,6 +128,7 @@ def train(
             ids=None if start is None else ids_in_use(start, handles),
             show=Previews(by_name, tokens, config, model=model) if config.preview_every else None,
             fingerprints=codecs_to_train_with(out, handles),
+            overwrite=overwrite,
         )
     leave_but_first()
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")

@@ -26,6 +26,7 @@ from tokenizers_zoo.ml4m.source import (
     weights_digest,
 )
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
+from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.convert import export_backbone, import_backbone
@@ -39,7 +40,6 @@ from zoo_backbone.ml4m.modalities import (
     specs_of,
 )
 from zoo_backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
-from zoo_backbone.run import FILE as RUN_FILE
 from zoo_backbone.run import Run
 
 BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
@@ -171,7 +171,7 @@ def import_folders(
 
 def _is_imported(backbone: Path) -> bool:
     """Whether a folder holds a backbone that was imported, as a run; a run of its own may have the same place."""
-    return all((backbone / name).is_file() for name in (RUN_FILE, CONFIG)) and PUBLISHED in load_config(backbone)
+    return all((backbone / name).is_file() for name in (RUN, CONFIG)) and PUBLISHED in load_config(backbone)
 
 
 def note_place(out: Path) -> None:
@@ -298,7 +298,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     """
     target, known = out / BACKBONE, tables.get("modalities", {})
     lacking: set[str] = set()
-    if there := (target / RUN_FILE).is_file():
+    if there := (target / RUN).is_file():
         check_same(folder, target, PUBLISHED)
         lacking = of_plugins(target) - known.keys()
         if not lacking:

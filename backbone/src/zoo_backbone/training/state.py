@@ -21,9 +21,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
 from tokenizers_zoo.io import check_opens, not_read, remove_folder, write_json
 from zoo_backbone.model import FourM
+from zoo_backbone.run import BACKBONE
 from zoo_backbone.training.distributed import Ranks
 
-STATE, PROGRESS = "training_state", "progress.json"
+PROGRESS = "progress.json"
 MODEL = "model/"
 
 
@@ -55,7 +56,7 @@ class TrainingState:
     """
 
     def __init__(self, folder: Path, model: FourM, parts: Mapping[str, StatePart], ranks: Ranks) -> None:
-        self.folder = folder / STATE
+        self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
         self.saved = 0
 
@@ -112,11 +113,6 @@ class TrainingState:
             of.load_state(kept[part])
         self.saved = step
         return step, seconds
-
-    def forget(self) -> None:
-        """Remove the state of a run that is finished."""
-        if self.ranks.first:
-            remove_folder(self.folder)
 
 
 def read_progress(state: Path) -> tuple[int, float]:

@@ -9,34 +9,34 @@ import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import CONFIG, check_weights, float32_by_default, load_config
+from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
-from tokenizers_zoo.io import BUSY, as_json, held, remove_folder
+from tokenizers_zoo.io import as_json
+from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import ASKED, CLASS, save_state
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Loader, Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.model import FourM, Losses
-from zoo_backbone.run import Run
+from zoo_backbone.run import BACKBONE, Run
 from zoo_backbone.training import distributed
 from zoo_backbone.training.average import Average
 from zoo_backbone.training.balance import Balance
 from zoo_backbone.training.compiling import compile_blocks
 from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.identity import lasting, open_run, run_identity
+from zoo_backbone.training.identity import lasting, run_identity
 from zoo_backbone.training.log import NoLog, TrainingLog
 from zoo_backbone.training.optim import Optimizer, learning_rate, peak_rate
 from zoo_backbone.training.parts import Parts
 from zoo_backbone.training.starting import Beginning, begin, freeze
-from zoo_backbone.training.state import STATE, StatePart, TrainingState
+from zoo_backbone.training.state import StatePart, TrainingState
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
 """Draws what a model makes of held-out samples: gives by title a picture's file, or a text."""
@@ -61,6 +61,7 @@ def train(
     ids: Mapping[str, int] | None = None,
     show: Show | None = None,
     asked: Sequence[Mixture] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens`, or go on with it; gives `folder`.
 
@@ -70,9 +71,9 @@ def train(
     same or other modalities, and `ids` are those of its vocabularies that it knows (see `begin`). `show` draws what
     settings with `preview_every` ask for. `asked` is how the model is asked when it grows, where that is not as it is
     trained here. Under torchrun the processes share the batch and the model. Raises
-    ConfigError where the folder holds a run with other settings or samples, DataError for tokens that do not fit,
-    CheckpointError for a start that does not and for a finished model that was altered since, and DivergedError, with
-    the last state kept, where the loss stops being finite.
+    FolderError if the folder holds a run with other settings or samples and not `overwrite`, DataError for tokens that
+    do not fit, CheckpointError for a start that does not and for a finished model that was altered since, and
+    DivergedError, with the last state kept, where the loss stops being finite.
     """
     folder, tokens = Path(folder), Path(tokens)
     with (
@@ -88,41 +89,37 @@ def train(
         record = beginning.record
         held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
         training = Training(folder, sources, held_out, beginning, train_config, ranks, show)
+        begun_from = record["weights_sha256"] if record else None
+        data = [source.data for source in sources]
+        places = dataclasses.replace(run or Run(tokens=tokens), start=start)
+        identity = run_identity(specs, model_config, train_config, fingerprints, data, begun_from)
+        run_folder = RunFolder(folder, BACKBONE, identity, places.places())
         if ranks.first:
-            begun_from = record["weights_sha256"] if record else None
-            data = [source.data for source in sources]
-            open_run(folder, run_identity(specs, model_config, train_config, fingerprints, data, begun_from))
-            until_done.enter_context(held(folder, BUSY.format(folder)))
-            dataclasses.replace(run or Run(tokens=tokens), start=start).save(folder)
+            until_done.enter_context(run_folder.open(overwrite))
         ranks.wait()
-        if (folder / CONFIG).is_file():
+        stored = read_run(folder)
+        if stored is not None and stored["finished"] is not None:
             check_weights(folder, load_config(folder, CLASS))
-            if ranks.first:
-                remove_folder(folder / STATE)  # a kill after the model was written may have left it
-                if (folder / LAST).is_dir():
-                    Run.load(folder).save(folder / LAST)
+            if ranks.first and (folder / LAST).is_dir():
+                places.save(folder / LAST)
             return folder
         seconds = training.run()
         extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}
         extra |= {"start": record, **beginning.published} if record else {}
         extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
         if training.average is not None:
-            save_last(training, folder, extra, beginning.beside)
+            state = ranks.whole_state(training.model)
+            if ranks.first:
+                places.save(folder / LAST)
+                save_state(training.model, state, folder / LAST, extra, beside=beginning.beside)
         with training.averaged():
             state = ranks.whole_state(training.model)
             if ranks.first:
                 save_state(training.model, state, folder, extra, beside=beginning.beside)
         ranks.wait()
-        training.state.forget()
+        if ranks.first:
+            run_folder.finish(steps=train_config.steps)
     return folder
-
-
-def save_last(training: Training, folder: Path, extra: Mapping[str, Any], beside: Mapping[str, Tensor]) -> None:
-    """Write the last weights into a run folder of their own, where their average is what the run gives."""
-    state = training.ranks.whole_state(training.model)
-    if training.ranks.first:
-        Run.load(folder).save(folder / LAST)
-        save_state(training.model, state, folder / LAST, extra, beside=beside)
 
 
 class Training:

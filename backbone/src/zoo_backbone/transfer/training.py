@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,17 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import float32_by_default, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import file_digest, read_table, write_json
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import file_digest, write_json
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.train.batches import seeded, to_device
-from tokenizers_zoo.train.loop import train
-from tokenizers_zoo.train.state import COPY, RUN, TrainingRun, nothing_saved, replacing_run
+from tokenizers_zoo.train.loop import identity, train
 from tokenizers_zoo.train.task import Kept
 from zoo_backbone.checkpoint import spec_from_json
 from zoo_backbone.config import ModelConfig
@@ -41,15 +40,19 @@ from zoo_backbone.transfer.metrics import METRICS, probe_card
 from zoo_backbone.transfer.probe import Network, Probe, encoder_of
 from zoo_backbone.transfer.reading import Grid, Head, padded_features
 from zoo_backbone.transfer.samples import Example, Examples, Labelled, Part, Places, labelled
-from zoo_backbone.transfer.saving import CLASS, CONSTANT, SEEN, described, note_places, packed_constant, tensors_of
+from zoo_backbone.transfer.saving import CONSTANT, SEEN, described, note_places, packed_constant, tensors_of
 from zoo_backbone.transfer.scores import constant_of, scored, unseen_labels
 from zoo_backbone.transfer.tasks import Task
 
 FOLDER = "transfer"
 DIGITS = 16
 """Of a digest that is compared."""
-PLACES = ("tokens", "labels")
-"""Keys of a probe's provenance that are paths, which do not decide where digests say what was there."""
+PROBE = RunKind(
+    name="probe",
+    files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard"),
+    state=TOKENIZER.state,
+    results=(WEIGHTS, CONFIG, METRICS),
+)
 BATCH = 64
 """Samples that are answered at a time."""
 
@@ -113,22 +116,15 @@ def transfer(
         run=run, task=task, kind=kind, head=head, grid=grid, config=config, seed=seed, zoo=zoo, settings=settings,
         used=used, targets=targets, test=test, left_out=left_out, started=started,
     )  # fmt: skip
-    provenance = {"tokens": str(place.tokens), "labels": str(task.file or data)}
+    provenance = digests_of(task, places.store, used.part, test)
     if task.file is not None:
         provenance["sha256"] = file_digest(task.file)
     judges = Examples(used.part, used.validation) if used.validation else Examples(test)
-    if overwrite or (out / RUN).is_file():
-        check_probe(out)
-    with replacing_run(out, overwrite, METRICS):
-        trainee.codecs = codecs_as_begun(out, trainee.codecs)
-        if notes_samples(out):
-            provenance |= digests_of(task, places.store, used.part, test)
-            provenance, trainee.text = as_begun(out, provenance, task.text)
-        samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
-        if head == "knn":
-            trainee.without_steps(samples, out)
-        else:
-            train(trainee, samples, config, out, seed, on_step)
+    samples = TrainingSamples(train=Examples(used.part, used.training), test=judges, provenance=provenance)
+    if head == "knn":
+        trainee.without_steps(samples, out, overwrite)
+    else:
+        train(trainee, samples, config, out, seed, on_step, overwrite)
     note_places(out, settings)
     return out
 
@@ -140,55 +136,6 @@ def digests_of(task: Task, store: ValueStore | None, train: Part, test: Part) ->
         found[f"{split} inputs"] = part.digest()[:DIGITS]
         found[f"{split} labels"] = task.digest(store, split, part.labels)[:DIGITS]
     return found
-
-
-def _has_begun(folder: Path) -> bool:
-    """Whether a folder has the record of a probe that anything was saved of; another record gives way."""
-    return (folder / RUN).is_file() and not nothing_saved(folder)
-
-
-def notes_samples(folder: Path) -> bool:
-    """Whether the probe in a folder, or the one that it will hold, says which samples it is of.
-
-    Those that an earlier version began do not, and stay valid.
-    """
-    if not _has_begun(folder):
-        return True
-    data = read_table(folder / RUN, remedy=COPY).get("data", {})
-    return f"{TRAIN} inputs" in data.get("provenance", {})
-
-
-def as_begun(folder: Path, provenance: dict[str, str], text: str) -> tuple[dict[str, str], str]:
-    """`provenance`, and the `text` of a task, with the paths that the record of a probe in `folder` has, if any.
-
-    What is there may have been moved since, and digests say what it is; a table keeps its name.
-    """
-    if not _has_begun(folder):
-        return provenance, text
-    record = read_table(folder / RUN, "model", "data", remedy=COPY)
-    before, asked = record["data"]["provenance"], record["model"]["task"]["text"]
-    same_name = Path(asked).name == Path(text).name
-    return {**provenance, **{key: before[key] for key in PLACES}}, asked if same_name else text
-
-
-def codecs_as_begun(folder: Path, codecs: dict[str, str]) -> dict[str, str]:
-    """`codecs` of what is given, or those of all modalities that the record of an earlier version in `folder` has.
-
-    To others a backbone may have got a tokenizer since.
-    """
-    if not _has_begun(folder):
-        return codecs
-    before: dict[str, str] = read_table(folder / RUN, "model", remedy=COPY)["model"]["backbone"]["fingerprints"]
-    return before if codecs.items() <= before.items() else codecs
-
-
-def check_probe(folder: Path) -> None:
-    """Raise CheckpointError for a folder that holds anything else than a probe, finished or not."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    identity = read_table(folder / RUN, remedy=COPY) if (folder / RUN).is_file() else {}
-    if identity.get("model", {}).get("class") != CLASS:
-        raise CheckpointError(f"{folder}: holds something else than a probe; give another --out")
 
 
 @dataclass(kw_only=True)
@@ -211,15 +158,13 @@ class TransferTask:
     left_out: Mapping[str, Any]
     started: float
 
-    what = "probe"
-    result = METRICS
+    kind_of_run = PROBE
     codebook_size = 0
 
     def __post_init__(self) -> None:
         self.part = self.used.part
         self.validates = bool(self.used.validation)
         self.title = f"transfer {self.task.title}"
-        self.text = self.task.text  # as the record of the training has it, see `as_begun`
         codecs = self.settings["backbone"]["fingerprints"].items()
         self.codecs = {name: codec for name, codec in codecs if name in self.settings["given"]}
         self.spec = self.task.spec(self.kind)
@@ -230,11 +175,12 @@ class TransferTask:
         self.trained = 0  # parameters; those that are averaged, and judged, want no gradient
 
     def describe(self) -> Mapping[str, Any]:
-        """See `TokenizerTask`; folders may have moved since."""
+        """See `TokenizerTask`; a table is known by its name and content, as folders may have moved since."""
+        text = self.task.text if self.task.file is None else Path(self.task.text).name
         backbone = {"weights_sha256": self.settings["backbone"]["weights_sha256"], "fingerprints": self.codecs}
         names = ("class", "task", "kind", "given", "head", "settings")
         table = {name: self.settings[name] for name in names}
-        return {**table, "task": {**self.settings["task"], "text": self.text}, "backbone": backbone}
+        return {**table, "task": {**self.settings["task"], "text": text}, "backbone": backbone}
 
     # ------------------------------------------------------------------ the model
 
@@ -329,26 +275,21 @@ class TransferTask:
 
     # ------------------------------------------------------------------ the end
 
-    def without_steps(self, samples: TrainingSamples, out: Path) -> Path:
-        """Keep the features and answers of the training samples as a probe that asks its neighbours."""
-        table = dataclasses.asdict(self.config)
-        data = {"train": len(self.part), "test": len(self.test), "provenance": dict(samples.provenance)}
-        identity = {"model": dict(self.describe()), "training": table, "seed": self.seed, "data": data}
-        run = TrainingRun.open(out, identity, self.what, self.result)
-        if run.finished:
-            return out
-        with seeded(self.seed):
-            self.build(samples.train, np.random.default_rng(0))
-        run.begin()
-        bank = torch.stack(self.features[id(self.part)].of(range(len(self.part))))
-        answers = self.kind.encode(list(self.targets))
-        head = Neighbours(
-            bank, answers, self.config.neighbours, self.config.temperature, self.kind.outputs
-        ).to(self.device)  # fmt: skip
-        self.save(run, head, 0, time.perf_counter() - self.started, None)
-        return out
+    def without_steps(self, samples: TrainingSamples, out: Path, overwrite: bool) -> None:
+        """Store the features and answers of the training samples as a probe that asks its neighbours."""
+        with RunFolder(out, PROBE, identity(self, samples, self.config, self.seed)).open(overwrite) as run:
+            if run.finished is not None:
+                return
+            with seeded(self.seed):
+                self.build(samples.train, np.random.default_rng(0))
+            bank = torch.stack(self.features[id(self.part)].of(range(len(self.part))))
+            answers = self.kind.encode(list(self.targets))
+            head = Neighbours(
+                bank, answers, self.config.neighbours, self.config.temperature, self.kind.outputs
+            ).to(self.device)  # fmt: skip
+            self.save(run, head, 0, time.perf_counter() - self.started, None)
 
-    def save(self, run: TrainingRun, module: nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+    def save(self, run: RunFolder, module: nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
         """See `SupervisedTask`: score all held-out samples, and write the probe's folder."""
         if self.frozen:
             self.network.head = self.head_of(module)
@@ -379,5 +320,6 @@ class TransferTask:
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
         tensors = tensors_of(self.network, self.config) | kept_tensors
-        save_checkpoint(run.folder, tensors, settings, probe_card(settings, result))
-        write_json(run.folder / METRICS, result)
+        save_checkpoint(run.path, tensors, settings, probe_card(settings, result))
+        write_json(run.path / METRICS, result)
+        run.finish(steps=steps)

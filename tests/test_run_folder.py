@@ -1,0 +1,229 @@
+"""RunFolder: who may write, resume, overwrite or replace a folder."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.run_folder import LOCK, RUN, TOKENIZER, FolderError, RunFolder, read_run, replacing
+
+STATE = TOKENIZER.state
+SEED_0, SEED_1 = {"seed": 0, "data": {"train": [1, 2]}}, {"seed": 1, "data": {"train": [1, 3]}}
+
+
+class Killed(BaseException):
+    pass
+
+
+def run(folder: Path, identity: Any = SEED_0, **places: str) -> RunFolder:
+    return RunFolder(folder, TOKENIZER, identity, places)
+
+
+def finish(folder: Path, identity: Any = SEED_0, overwrite: bool = False) -> RunFolder:
+    with run(folder, identity).open(overwrite) as opened:
+        for name in TOKENIZER.results:
+            (folder / name).write_text(str(identity["seed"]))
+        opened.finish(steps=3)
+    return opened
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
+def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(Killed), run(tmp_path).open() as opened:
+        assert not opened.resuming and opened.finished is None
+        (tmp_path / STATE).write_text("half")
+        raise Killed
+    with run(tmp_path).open() as opened:
+        assert opened.resuming and opened.finished is None
+    finish(tmp_path)
+    with run(tmp_path).open() as opened:
+        assert not opened.resuming and opened.finished == {"steps": 3}
+    assert STATE not in names(tmp_path)
+    (tmp_path / TOKENIZER.results[0]).unlink()
+    with run(tmp_path).open() as opened:
+        assert opened.finished is None, "without its results a finished run starts again"
+
+
+@pytest.mark.parametrize("saved", ["state", "finished"])
+def test_another_identity_is_refused_with_its_keys(tmp_path: Path, saved: str) -> None:
+    if saved == "finished":
+        finish(tmp_path)
+    else:
+        with run(tmp_path).open():
+            (tmp_path / STATE).write_text("half")
+    before = names(tmp_path)
+    with (
+        pytest.raises(FolderError, match=r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"),
+        run(tmp_path, SEED_1).open(),
+    ):
+        pass
+    assert names(tmp_path) == before
+
+
+def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
+    with pytest.raises(Killed), run(tmp_path).open():
+        (tmp_path / "metrics.jsonl").write_text("")
+        raise Killed
+    with run(tmp_path, SEED_1).open() as opened:
+        assert not opened.resuming
+    assert read_run(tmp_path) == {
+        "format": 1, "kind": "tokenizer", "identity": SEED_1, "places": {}, "finished": None,
+    }  # fmt: skip
+
+
+def test_places_may_change(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with run(tmp_path, data="elsewhere").open() as opened:
+        assert opened.finished
+    record = read_run(tmp_path)
+    assert record and record["places"] == {"data": "elsewhere"} and record["finished"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "store.json", ".git"])
+def test_files_of_others_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderError, match=name), run(tmp_path).open():
+        pass
+    with pytest.raises(FolderError), run(tmp_path).open(overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    other = RunFolder(tmp_path, type(TOKENIZER)(name="index", files=(), state="parts"), SEED_0)
+    with other.open() as opened:
+        opened.finish()
+    for overwrite in (False, True):
+        with pytest.raises(FolderError, match="holds a index, expected a tokenizer"), run(tmp_path).open(overwrite):
+            pass
+
+
+def test_a_refused_command_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError), run(tmp_path / "new" / "run").open():
+        raise CheckpointError("refused")
+    assert not (tmp_path / "new" / "run").exists()
+
+
+# ---------------------------------------------------------------- the lock
+
+
+def _hold(folder: Path, ready: Any, done: Any) -> None:
+    with run(folder).open():
+        ready.set()
+        done.wait(60)
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, done))
+    other.start()
+    assert ready.wait(60)
+    for overwrite in (False, True):
+        with pytest.raises(FolderError, match="another process writes it right now"), run(tmp_path).open(overwrite):
+            pass
+    done.set()
+    other.join()
+    finish(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FileLock, "acquire", fails)
+    with pytest.raises(FolderError, match="cannot be locked"), run(tmp_path).open():
+        pass
+
+
+# ---------------------------------------------------------------- replacing
+
+
+def test_the_old_run_stays_until_the_new_one_has_a_state(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with pytest.raises(CheckpointError), run(tmp_path, SEED_1).open(overwrite=True) as opened:
+        assert opened.finished is None and names(tmp_path) == [".replaced", RUN]
+        raise CheckpointError("refused")
+    assert finish(tmp_path).finished and names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True):
+        (tmp_path / STATE).write_text("half")
+        raise Killed
+    with run(tmp_path, SEED_1).open() as opened:
+        assert opened.resuming
+        assert (tmp_path / ".replaced" / RUN).is_file()
+    finish(tmp_path, SEED_1)
+    assert names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    assert (tmp_path / "config.json").read_text() == "1"
+
+
+def test_overwriting_again_starts_again(tmp_path: Path) -> None:
+    finish(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True) as opened:
+            assert not opened.resuming
+            (tmp_path / STATE).write_text("half")
+            raise Killed
+    with pytest.raises(CheckpointError), run(tmp_path, SEED_1).open(overwrite=True):
+        raise CheckpointError("refused")
+    assert (tmp_path / "config.json").read_text() == "0" and STATE not in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "foreign", ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.txt", "mine/00.png"]
+)
+def test_overwrite_refuses_files_of_others(tmp_path: Path, foreign: str) -> None:
+    finish(tmp_path)
+    (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / foreign).write_text("mine")
+    with pytest.raises(FolderError, match=foreign.partition("/")[0]), run(tmp_path).open(overwrite=True):
+        pass
+    assert (tmp_path / foreign).read_text() == "mine" and finish(tmp_path).finished
+
+
+def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) -> None:
+    finish(tmp_path)
+    for file in (
+        ".config.json.x.tmp", "caption/evaluation.json", "caption/samples/00.txt", "caption/samples-train/00.txt",
+        "evaluation-train.json", "samples-train/00.txt", "tensorboard/events", "metrics.jsonl",
+    ):  # fmt: skip
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("of an evaluation")
+    with replacing(tmp_path, TOKENIZER), run(tmp_path).open() as opened:  # as a plugin does that trains there
+        assert opened.finished is None
+        assert names(tmp_path) in (
+            [".config.json.x.tmp", ".replaced", RUN], [".replaced", RUN],
+        )  # fmt: skip
+        opened.finish()
+    assert ".replaced" not in names(tmp_path)
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_kill_while_files_are_set_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    finish(tmp_path)
+    left, replace = [moves], os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True):
+            raise Killed
+    assert finish(tmp_path).finished and names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    assert (tmp_path / "config.json").read_text() == "0"

@@ -1,0 +1,290 @@
+"""RunFolder decides whether a folder may be written, resumed, overwritten or replaced, and holds its lock.
+
+A run folder has a `run.json`: `{"format": 1, "kind", "identity", "places", "finished"}`. The identity is everything
+that the result depends on. With an equal identity, the command resumes or has nothing to do. With another one, it fails
+and names the keys that differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.io import as_json, differences, disk_problem, read_table, remove_folder, write_json
+
+RUN, LOCK = "run.json", ".lock"
+REPLACED, MOVING = ".replaced", ".moving"
+"""Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
+FORMAT = 1
+MOST_KEYS = 3
+"""Differing keys that an error lists."""
+
+
+class FolderError(ZooError):
+    """A folder may not be written: it holds something else, or another process writes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKind:
+    """What one command writes into its folder."""
+
+    name: str
+    """Stored in run.json and used in messages, such as "tokenizer"."""
+    files: tuple[str, ...]
+    """Patterns of the names of all files and subfolders that the command writes; `--overwrite` removes only these."""
+    state: str
+    """The file or subfolder from which a killed run resumes."""
+    results: tuple[str, ...] = ()
+    """Files without which a finished run starts again."""
+
+
+TOKENIZER = RunKind(
+    name="tokenizer",
+    files=(WEIGHTS, CONFIG, CARD, "evaluation*.json", "samples*", "metrics.jsonl", "tensorboard"),
+    state="training_state.safetensors",
+    results=(WEIGHTS, CONFIG),
+)
+
+
+class RunFolder:
+    """A folder that belongs to one run of a command, opened as a context manager.
+
+    with RunFolder(out, TOKENIZER, identity).open(overwrite) as run:
+        if not run.finished:
+            ...  # resume from out / TOKENIZER.state if `run.resuming`, else start
+            run.finish(steps=400)
+    """
+
+    def __init__(
+        self, path: Path, kind: RunKind, identity: Mapping[str, Any], places: Mapping[str, Any] | None = None
+    ) -> None:
+        """`places` are recorded paths that may change without making it another run."""
+        self.path, self.kind = Path(path), kind
+        self.identity, self.places = as_json(identity), as_json(places or {})
+        self.finished: dict[str, Any] | None = None
+        self.resuming = False
+
+    @contextlib.contextmanager
+    def open(self, overwrite: bool = False) -> Iterator[RunFolder]:
+        """Take the folder and hold its lock; see `finished` and `resuming` for its state.
+
+        With `overwrite` the old run is set aside, removed at the end, and restored if the block fails before it saves a
+        state. Raises FolderError if the folder holds another run or files of others, or is locked.
+        """
+        if not overwrite and self._read() and not _set_aside(self.path):
+            yield self  # needs no lock, so that a finished run may be read-only
+            return
+        with replacing(self.path, self.kind, overwrite):
+            self._read()
+            self._write()
+            try:
+                yield self
+            except BaseException:
+                self._remove_traces()
+                raise
+
+    def finish(self, **record: Any) -> None:
+        """Note that the run is complete, and remove its state."""
+        self.finished = as_json(record)
+        self._write()
+        state = self.path / self.kind.state
+        remove_folder(state)
+        state.unlink(missing_ok=True)
+
+    def _read(self) -> bool:
+        """Set `finished` and `resuming`; return whether there is nothing to do. Raises FolderError."""
+        self.finished, self.resuming = None, False
+        record = read_run(self.path)
+        if record is None:
+            check_empty(self.path, self.kind)
+            return False
+        _check_kind(self.path, self.kind, record)
+        complete = all((self.path / name).is_file() for name in self.kind.results)
+        finished = record["finished"] if complete else None
+        saved = finished is not None or (self.path / self.kind.state).exists()
+        changed = list(differences(record["identity"], self.identity))
+        if changed and saved:
+            more = f"; and {len(changed) - MOST_KEYS} more" if len(changed) > MOST_KEYS else ""
+            raise FolderError(
+                f"{self.path}: holds another {self.kind.name} ({'; '.join(changed[:MOST_KEYS])}{more}); repeat its "
+                "settings, give another folder, or replace it with --overwrite"
+            )
+        if not changed:
+            self.finished, self.resuming = finished, finished is None and saved
+        if self.finished is not None and record["places"] != self.places:
+            self._write()
+        return self.finished is not None
+
+    def _write(self) -> None:
+        record = {
+            "format": FORMAT, "kind": self.kind.name, "identity": self.identity, "places": self.places,
+            "finished": self.finished,
+        }  # fmt: skip
+        if self.finished is None or read_run(self.path) != record:
+            write_json(self.path / RUN, record)
+
+    def _remove_traces(self) -> None:
+        """Remove run.json if there is nothing else, so that a refused command leaves nothing behind."""
+        if entries(self.path) == [self.path / RUN]:
+            (self.path / RUN).unlink()
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Return the content of run.json, or None without one. Raises CheckpointError if it is damaged."""
+    if not (folder / RUN).is_file():
+        return None
+    return read_table(folder / RUN, "format", "kind", "identity", "places", "finished", remedy="copy it again")
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return the files and subfolders of a folder, without locks, temporary files and what is being replaced."""
+    if not folder.is_dir():
+        return []
+    hidden = (LOCK, REPLACED, MOVING, ".*.tmp", ".*.tmp.d")
+    return sorted(path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in hidden))
+
+
+def check_empty(folder: Path, kind: RunKind) -> None:
+    """Raise FolderError if a folder that is no run's holds anything."""
+    found = [path.name for path in entries(folder)]
+    if CONFIG in found and WEIGHTS in found:
+        raise FolderError(
+            f"{folder}: holds a checkpoint that was not trained here; give another folder, or replace it (--overwrite)"
+        )
+    if found:
+        raise FolderError(f"{folder}: holds {found[0]}, which is not part of a {kind.name} run; give an empty folder")
+
+
+def check_replaceable(folder: Path, kind: RunKind) -> None:
+    """Raise FolderError if a folder holds anything but a run of this kind or a checkpoint: it would be lost."""
+    found = entries(folder)
+    for path in found:
+        if path.name not in (RUN, kind.state) and not _is_own(path, kind):
+            raise FolderError(
+                f"{folder}: holds {path.name}, which is not part of a {kind.name} run and would be removed; move it "
+                "away, or give another folder"
+            )
+    if (record := read_run(folder)) is not None:
+        _check_kind(folder, kind, record)
+    elif found and not {CONFIG, WEIGHTS, kind.state} & {path.name for path in found}:
+        raise FolderError(f"{folder}: holds neither a run nor a checkpoint, and is not replaced; give another folder")
+
+
+def _check_kind(folder: Path, kind: RunKind, record: Mapping[str, Any]) -> None:
+    if record["kind"] != kind.name:
+        raise FolderError(f"{folder}: holds a {record['kind']}, expected a {kind.name}; give another folder")
+
+
+def _is_own(path: Path, kind: RunKind) -> bool:
+    if any(fnmatchcase(path.name, pattern) for pattern in kind.files):
+        return True
+    children = list(path.iterdir()) if path.is_dir() else []
+    return bool(children) and all(_is_own(child, kind) for child in children)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which is created; yield False if this thread holds it already.
+
+    Raises FolderError if another process or thread holds it, or if the file system has no locks.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FolderError(f"{folder}: another process writes it right now; wait for its end, or stop it") from None
+    except (NotImplementedError, OSError) as error:
+        if disk_problem(error):
+            raise
+        raise FolderError(
+            f"{folder}: cannot be locked ({error}); give a folder on a file system that supports locks"
+        ) from None
+    try:
+        yield lock.lock_counter == 1
+    finally:
+        if (
+            lock.lock_counter == 1 and not entries(folder) and not _set_aside(folder)
+        ):  # a refused command leaves nothing
+            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if is_new:
+                    folder.rmdir()
+        lock.release()
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, kind: RunKind, overwrite: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder and, with `overwrite`, set its files aside while the block writes new ones.
+
+    They are removed when the block ends, and restored if it fails before it saves a state. Old files that a killed
+    process set aside are restored, too, unless the new run has saved a state to resume from. Raises FolderError if
+    anything would be removed that is not part of a run of this kind.
+    """
+    if overwrite and not _set_aside(folder):
+        check_replaceable(folder, kind)  # before a lock file is written into a folder of others
+    with locked(folder) as outermost:
+        if not outermost:
+            yield
+            return
+        if _set_aside(folder):
+            if _is_finished(folder):
+                remove_folder(folder / REPLACED)
+            elif overwrite or not _has_state(folder, kind):
+                _restore(folder, kind)
+        if overwrite:
+            check_replaceable(folder, kind)
+            _move(folder, entries(folder), folder / MOVING)
+            if (folder / MOVING).is_dir():
+                os.replace(folder / MOVING, folder / REPLACED)
+        try:
+            yield
+        except BaseException:
+            if _set_aside(folder) and not _has_state(folder, kind) and not _is_finished(folder):
+                _restore(folder, kind)
+            raise
+        remove_folder(folder / REPLACED)
+
+
+def _set_aside(folder: Path) -> bool:
+    return (folder / REPLACED).is_dir() or (folder / MOVING).is_dir()
+
+
+def _has_state(folder: Path, kind: RunKind) -> bool:
+    return not (folder / MOVING).is_dir() and (folder / kind.state).exists()
+
+
+def _is_finished(folder: Path) -> bool:
+    """Return whether the new files are complete. Tokenizers that are not trained in steps have no run.json."""
+    if (folder / MOVING).is_dir():
+        return False
+    record = read_run(folder)
+    return is_complete(folder) if record is None else record["finished"] is not None
+
+
+def _restore(folder: Path, kind: RunKind) -> None:
+    """Remove the new files and move the old ones back. After a kill at any moment, it can be called again."""
+    if (folder / REPLACED).is_dir():
+        check_replaceable(folder, kind)
+        for path in sorted(entries(folder), key=lambda path: path.name != kind.state):  # without it, nothing resumes
+            remove_folder(path)
+            path.unlink(missing_ok=True)
+        os.replace(folder / REPLACED, folder / MOVING)
+    _move(folder / MOVING, list((folder / MOVING).iterdir()), folder)
+    (folder / MOVING).rmdir()
+
+
+def _move(source: Path, paths: list[Path], target: Path) -> None:
+    for path in paths:
+        target.mkdir(exist_ok=True)
+        os.replace(path, target / path.relative_to(source))
