@@ -580,9 +580,7 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     assert registry_of(folder) is None
     (tmp_path / "registry.toml").write_text("")
-    (folder / "run.json").write_text(
-        json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}})
-    )
+    (folder / "run.json").write_text(json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}}))
     assert registry_of(folder) == tmp_path / "registry.toml"
     (tmp_path / "registry.toml").unlink()
     assert registry_of(folder) is None
@@ -597,8 +595,6 @@ def test_a_page_says_where_the_registry_was_that_is_gone(run: Run, zoo: Zoo, tmp
     folder, _ = run
     nothing = "none: every installed modality with its default settings"
     assert nothing in write_report(zoo, folder).read_text(encoding="utf-8")
-    (folder / "run.json").write_text(
-        json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}})
-    )
+    (folder / "run.json").write_text(json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}}))
     page = write_report(zoo, folder).read_text(encoding="utf-8")
     assert f"{tmp_path / 'registry.toml'}: not there any more" in page and nothing not in page
