@@ -582,7 +582,7 @@ def test_the_command(world: World) -> None:
     assert "0% of the samples were old ones, and what was known moved at 0% of the rate" in frozen.printed
     for out, how in (("frozen", "--freeze"), ("frozen_too", "--set freeze=true")):
         assert world(f"backbone grow old --add caption --tokens tokens --out {out} --set steps=1 {how}").code == 0
-        settings = json.loads((world.folder / out / "training_state.json").read_text())["train"]
+        settings = json.loads((world.folder / out / "run.json").read_text())["identity"]["train"]
         assert settings["freeze"] and not settings["datasets"], "there is nothing to replay for"
     (world.folder / "wide.toml").write_text("[model]\ndim = 64\n")
     world("backbone grow old --add caption --tokens tokens --out x --config wide.toml").refused(
