@@ -13,8 +13,9 @@ import torch
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import channel_statistics
+from tokenizers_zoo.run_folder import FolderError
 from zoo_images import rgb_patches
 
 plugin = rgb_patches.plugin
@@ -70,7 +71,7 @@ def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == before
     assert "Zoo.from_toml" in (folder / "README.md").read_text()
     assert (folder / "samples" / "00.png").is_file()
-    with pytest.raises(CheckpointError, match="seed was 0, is 1"):
+    with pytest.raises(FolderError, match="seed was 0, is 1"):
         plugin.train_tokenizer(SETTINGS, samples, folder, 1)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
-from tokenizers_zoo.errors import ConfigError, DataError, ZooError
+from tokenizers_zoo.errors import DataError, ZooError
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
 from tokenizers_zoo.train.batches import BatchReader, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
@@ -52,11 +52,8 @@ def train(
     Killed at any moment and called again with the same arguments it goes on from the last evaluation, and ends in the
     same weights (on a CPU to the bit; a GPU's kernels may add up in another order); a finished `out_dir` is returned at
     once. `on_step` is called with the number of finished steps. Raises FolderError if `out_dir` holds another run,
-    DataError without samples, ConfigError for `patience` where no metric can be watched, and TrainingError where the
-    loss is not finite.
+    DataError without samples, and TrainingError if the loss is not finite.
     """
-    if config.patience is not None and not task.spec.metrics:
-        raise ConfigError(f"{task.spec.name}: patience watches the main metric, and its spec has none; leave it out")
     name = task.spec.name
     for split, values in (("training", samples.train), ("held-out", samples.test)):
         if not len(values):
