@@ -20,7 +20,9 @@ def main() -> None:
         inputs, targets = round(config.masking.input_budget * factor), round(config.masking.target_budget * factor)
         masking = dataclasses.replace(config.masking, input_budget=inputs, target_budget=targets)
         batch = max(1, round(config.batch_size / factor))
-        config = dataclasses.replace(config, masking=masking, batch_size=batch, parts=min(config.parts, batch))
+        config = dataclasses.replace(
+            config, masking=masking, batch_size=batch, grad_accum_steps=min(config.grad_accum_steps, batch)
+        )
         name = f"{inputs} in, {targets} out, {batch} samples"
         variants.append(Variant(name=name, modalities=study.modalities, model=study.model, train=config))
     compare(study, variants, also=GIVEN_PICTURE)

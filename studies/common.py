@@ -129,9 +129,9 @@ class Study:
         steps = steps or arguments.steps
         masking = MaskingConfig(input_budget=64, min_input=0, target_budget=160, mixtures=tuple(mixtures))
         config = TrainConfig(
-            steps=steps, batch_size=arguments.batch, parts=arguments.parts, optimizer="muon", masking=masking,
-            learning_rate=arguments.rate, warmup_steps=max(1, steps // 20), loss="token", eval_every=steps,
-            eval_samples=arguments.samples, save_every=max(1, steps // 5),
+            steps=steps, batch_size=arguments.batch, grad_accum_steps=arguments.parts, optimizer="muon",
+            masking=masking, learning_rate=arguments.rate, warmup_steps=max(1, steps // 20), loss="token",
+            eval_every=steps, eval_samples=arguments.samples, save_every=max(1, steps // 5),
         )  # fmt: skip
         return dataclasses.replace(config, **changes)
 

@@ -121,7 +121,7 @@ def test_golden_losses(finished: Path) -> None:
 
 
 def test_parts_change_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, parts=3)
+    config = dataclasses.replace(TRAINING, grad_accum_steps=3)
     folder = train(tmp_path / "parts", store, all_layouts(), SMALL, config)
 
     def losses(run: Path) -> list[float]:
@@ -319,14 +319,14 @@ def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_pat
         seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
         return {}
 
-    config = dataclasses.replace(TRAINING, average=0.5, preview_every=TRAINING.steps)
+    config = dataclasses.replace(TRAINING, ema_decay=0.5, preview_every=TRAINING.steps)
     folder = train(tmp_path, store, all_layouts(), SMALL, config, show=show)
     finished = load_model(folder).state_dict()
     assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
 
 
 def test_after_a_move_the_last_weights_say_where_things_are_too(store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, steps=1, average=0.5)
+    config = dataclasses.replace(TRAINING, steps=1, ema_decay=0.5)
     train(tmp_path / "run", store, all_layouts(), SMALL, config)
     moved = Path(shutil.copytree(store, tmp_path / "tokens"))
     train(tmp_path / "run", moved, all_layouts(), SMALL, config)
@@ -566,7 +566,7 @@ def test_a_process_that_waits_for_one_that_has_ended_says_so(monkeypatch: pytest
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "muon"}, {"average": 0.9, "balance": "uncertainty", "recompute": True}],
+    [{}, {"optimizer": "muon"}, {"ema_decay": 0.9, "balance": "uncertainty", "activation_checkpointing": True}],
     ids=["adamw", "muon", "options"],
 )
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(

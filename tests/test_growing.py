@@ -225,7 +225,13 @@ def test_what_is_known_moves_by_its_share_of_a_step(
     weights = {name: parameter.detach() for name, parameter in first.model.named_parameters()}
     steps = {}
     for share in (1.0, 0.25):
-        settings = {"steps": 1, "learning_rate": 0.03, "weight_decay": 0.5, "optimizer": optimizer, "known_rate": share}
+        settings = {
+            "steps": 1,
+            "learning_rate": 0.03,
+            "weight_decay": 0.5,
+            "optimizer": optimizer,
+            "pretrained_lr_scale": share,
+        }
         config = growing_config(trained, grown(), new_tokens, settings, 0.0)
         last = load_model(train(tmp_path / f"{share}", new_tokens, grown(), SMALL, config, start=old_run)).state_dict()
         steps[share] = {name: last[name] - weight for name, weight in weights.items()}
@@ -238,21 +244,23 @@ def test_what_is_known_moves_by_its_share_of_a_step(
 
 def test_growing_moves_what_is_known_at_a_lower_rate(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
-    assert trained.train.known_rate == 1
+    assert trained.train.pretrained_lr_scale == 1
     rates = {}
-    for how in ({}, {"known_rate": 0.5}, {"freeze": True}):
-        rates[str(how)] = growing_config(trained, grown(), new_tokens, how, 0.0).known_rate
+    for how in ({}, {"pretrained_lr_scale": 0.5}, {"freeze": True}):
+        rates[str(how)] = growing_config(trained, grown(), new_tokens, how, 0.0).pretrained_lr_scale
     assert list(rates.values()) == [0.3, 0.5, 1.0]
-    again = dataclasses.replace(trained, train=dataclasses.replace(trained.train, known_rate=0.7))
-    assert growing_config(again, grown(), new_tokens, {}, 0.0).known_rate == 0.3, "how it was trained last says nothing"
+    again = dataclasses.replace(trained, train=dataclasses.replace(trained.train, pretrained_lr_scale=0.7))
+    assert growing_config(again, grown(), new_tokens, {}, 0.0).pretrained_lr_scale == 0.3, (
+        "how it was trained last says nothing"
+    )
     for wrong in (0.0, 1.5, -0.1):
-        with pytest.raises(ConfigError, match=r"known_rate: expected above 0 \(which is freeze\) to 1"):
-            growing_config(trained, grown(), new_tokens, {"known_rate": wrong}, 0.0)
+        with pytest.raises(ConfigError, match=r"pretrained_lr_scale: expected above 0 \(which is freeze\) to 1"):
+            growing_config(trained, grown(), new_tokens, {"pretrained_lr_scale": wrong}, 0.0)
 
 
 def test_a_rate_of_what_is_known_needs_a_start(new_tokens: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, steps=1, known_rate=0.1)
-    with pytest.raises(ConfigError, match=r"known_rate 0\.1: expected a backbone to start from"):
+    config = dataclasses.replace(TRAINING, steps=1, pretrained_lr_scale=0.1)
+    with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: expected a backbone to start from"):
         train(tmp_path / "run", new_tokens, NEW, SMALL, config)
     assert not (tmp_path / "run").exists()
 
@@ -516,7 +524,7 @@ def test_processes_have_nothing_to_drop_where_all_that_is_used_at_times_is_froze
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"freeze": True}, {"known_rate": 0.1}], ids=str)
+@pytest.mark.parametrize("how", [{"freeze": True}, {"pretrained_lr_scale": 0.1}], ids=str)
 def test_two_processes_grow_as_one_does(how: dict[str, object], old_run: Path, tmp_path: Path) -> None:
     write_store(tmp_path / "tokens", [*all_layouts(), ADDED], 24, seed=5)
     changes = {"steps": 5, "weight_decay": 0.5, "optimizer": "muon", **how}

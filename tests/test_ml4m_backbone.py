@@ -405,7 +405,7 @@ def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
     imported(checkpoint, tmp_path)
     before = load_model(tmp_path / "backbone")
     assert {spec.name for spec in before.layout.specs} >= {"tok_thing_32", "tok_other_32"}
-    run = trained_on(tmp_path, before.layout.specs, average=0.5)
+    run = trained_on(tmp_path, before.layout.specs, ema_decay=0.5)
     for folder in (run, run / "last"):
         again = export_backbone(folder)
         assert again.config == checkpoint.config

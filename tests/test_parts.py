@@ -150,13 +150,14 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
         return losses
 
     whole = held_out_losses(forward, mix, config)
-    halves = held_out_losses(forward, mix, dataclasses.replace(config, parts=2))
+    halves = held_out_losses(forward, mix, dataclasses.replace(config, grad_accum_steps=2))
     assert sizes == [8, 2, 4, 4, 1, 1]
     assert torch.equal(halves.counts, whole.counts)
     torch.testing.assert_close(halves.sums, whole.sums)
     sizes.clear()
     training: Any = SimpleNamespace(
-        config=dataclasses.replace(config, parts=2), ranks=SimpleNamespace(size=2), forward=forward, held_out=mix,
+        config=dataclasses.replace(config, grad_accum_steps=2), ranks=SimpleNamespace(size=2), forward=forward,
+        held_out=mix,
         means=lambda losses: losses,
     )  # fmt: skip
     assert torch.equal(Training.evaluate(training).counts, whole.counts)
@@ -165,7 +166,7 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
 
 def test_a_training_evaluates_in_the_parts_that_it_trains_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_splits(tmp_path / "tokens")
-    config = dataclasses.replace(TRAINING, steps=1, batch_size=8, parts=2)
+    config = dataclasses.replace(TRAINING, steps=1, batch_size=8, grad_accum_steps=2)
     sizes, split = list[int](), PackedBatch.split
 
     def recorded(batch: PackedBatch, parts: int) -> list[PackedBatch]:

@@ -216,7 +216,7 @@ class Killed(Exception):
 
 def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Killed before the critic came in, after it, and after the last step; the critic is not in the checkpoint."""
-    chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "accumulate": 2})
+    chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
     config = rgb.plugin.options(chosen).tokenizer
     whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
     for last in (3, 5, 8):

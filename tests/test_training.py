@@ -103,7 +103,7 @@ def vectors(count: int, seed: int) -> list[np.ndarray]:
 
 SAMPLES = TrainingSamples(train=vectors(50, 1), test=vectors(20, 2), provenance={"source": "a random plane"})
 STATE = TOKENIZER.state
-CONFIG = TrainConfig(steps=12, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
+CONFIG = TrainConfig(steps=12, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, grad_accum_steps=2)
 
 
 class Killed(Exception):
@@ -289,7 +289,7 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted
     steps: list[int] = []
     assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
     assert steps == []
-    other = TrainConfig(steps=13, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, accumulate=2)
+    other = TrainConfig(steps=13, batch_size=8, eval_every=5, warmup_steps=3, learning_rate=0.01, grad_accum_steps=2)
     with pytest.raises(FolderError, match=r"training\.steps was 12, is 13"):
         train(VectorTask(), SAMPLES, other, uninterrupted, 0)
     fewer = TrainingSamples(train=SAMPLES.train[:40], test=SAMPLES.test, provenance=SAMPLES.provenance)
@@ -545,7 +545,9 @@ def test_patience_is_at_least_1() -> None:
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     shared = {"steps": 3, "eval_every": 3, "learning_rate": 0.01, "warmup_steps": 0}
     whole = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=12), tmp_path / "whole", 0)
-    parts = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=4, accumulate=3), tmp_path / "p", 0)
+    parts = train(
+        VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=4, grad_accum_steps=3), tmp_path / "p", 0
+    )
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
 

@@ -69,8 +69,8 @@ def killed(folder: Path, work: Callable[[Path], Path], monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "change",
     [
-        {"balance": "uncertainty", "loss_weights": {"clip": 3.0}}, {"average": 0.9}, {"schedule": "wsd"},
-        {"recompute": True, "parts": 2},
+        {"balance": "uncertainty", "loss_weights": {"clip": 3.0}}, {"ema_decay": 0.9}, {"schedule": "wsd"},
+        {"activation_checkpointing": True, "grad_accum_steps": 2},
     ],
     ids=str,
 )  # fmt: skip
@@ -80,17 +80,17 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     config = dataclasses.replace(SHORT, **change)
     whole = train(tmp_path / "whole", store, all_layouts(), SMALL, config)
     again = killed(tmp_path / "killed", lambda folder: train(folder, store, all_layouts(), SMALL, config), monkeypatch)
-    for name in ["model.safetensors", "metrics.jsonl", *(["last/model.safetensors"] if "average" in change else [])]:
+    for name in ["model.safetensors", "metrics.jsonl", *(["last/model.safetensors"] if "ema_decay" in change else [])]:
         assert (whole / name).read_bytes() == (again / name).read_bytes(), name
 
 
 def test_the_rate_of_wsd_stays_and_then_falls() -> None:
-    config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_share=0.2, min_learning_rate=0.5)
+    config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2, min_learning_rate=0.5)
     assert learning_rate(config, 4, 2.0) == 1.0
     assert {learning_rate(config, step, 2.0) for step in range(10, 81)} == {2.0}
     assert learning_rate(config, 85, 2.0) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(5 / 20)))
     assert learning_rate(config, 99, 2.0) == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(19 / 20)))
-    constant = dataclasses.replace(config, decay_share=0.0)
+    constant = dataclasses.replace(config, decay_fraction=0.0)
     assert {learning_rate(constant, step, 2.0) for step in range(10, 100)} == {2.0}
 
 
@@ -98,7 +98,7 @@ def test_the_rate_of_wsd_stays_and_then_falls() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 50, 99, 100, 120, 199])
 def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, schedule: str, share: float) -> None:
-    config = TrainConfig(steps=steps, schedule=schedule, decay_share=share, min_learning_rate=0.1)
+    config = TrainConfig(steps=steps, schedule=schedule, decay_fraction=share, min_learning_rate=0.1)
     rates = [learning_rate(config, step, 2.0) for step in range(steps)]
     peak = max(0, steps // 2 - 1)
     assert rates[: peak + 1] == pytest.approx([2.0 * (step + 1) / (peak + 1) for step in range(peak + 1)])
@@ -114,7 +114,7 @@ def test_rates_of_short_runs_by_hand() -> None:
     cut = TrainConfig(steps=120, schedule="wsd")
     assert {learning_rate(cut, step, 1.0) for step in range(59, 97)} == {1.0}
     assert learning_rate(cut, 119, 1.0) == pytest.approx(1 - math.sqrt(23 / 24))
-    decay = TrainConfig(steps=12, warmup_steps=4, schedule="wsd", decay_share=1.0)
+    decay = TrainConfig(steps=12, warmup_steps=4, schedule="wsd", decay_fraction=1.0)
     rates = [1 - math.sqrt(step / 8) for step in range(8)]
     assert [learning_rate(decay, step, 1.0) for step in range(3, 12)] == pytest.approx([1.0, *rates])
 
@@ -137,13 +137,13 @@ def test_rates_are_what_they_were_where_there_is_room(steps: int, warmup: int, s
 
 
 def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:
-    constant = dataclasses.replace(SHORT, schedule="wsd", decay_share=0.0)
+    constant = dataclasses.replace(SHORT, schedule="wsd", decay_fraction=0.0)
 
     def after(steps: int) -> Path:
         return train(tmp_path / f"{steps}", store, all_layouts(), SMALL, dataclasses.replace(constant, steps=steps))
 
     plain = [after(steps) for steps in (1, 2, 3)]
-    config = dataclasses.replace(constant, steps=3, average=0.9)
+    config = dataclasses.replace(constant, steps=3, ema_decay=0.9)
     folder = train(tmp_path / "run", store, all_layouts(), SMALL, config)
     name = "encoder.0.mlp.up.weight"
     expected = FourM.seeded(SMALL, all_layouts(), 0).state_dict()[name]
@@ -217,15 +217,17 @@ def kept_numbers(model: FourM, batch: PackedBatch) -> int:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_recomputing_changes_no_bit_and_keeps_less(store: Path, tmp_path: Path, parts: int) -> None:
-    config = dataclasses.replace(SHORT, steps=2, parts=parts)
+    config = dataclasses.replace(SHORT, steps=2, grad_accum_steps=parts)
     plain = train(tmp_path / "plain", store, all_layouts(), SMALL, config)
-    less = train(tmp_path / "less", store, all_layouts(), SMALL, dataclasses.replace(config, recompute=True))
+    less = train(
+        tmp_path / "less", store, all_layouts(), SMALL, dataclasses.replace(config, activation_checkpointing=True)
+    )
     assert (plain / "model.safetensors").read_bytes() == (less / "model.safetensors").read_bytes()
     model, batch = FourM.seeded(SMALL, all_layouts(), 0), packed_batch(all_layouts())
     kept = []
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
         for block in (*model.encoder, *model.decoder):
-            block.recompute = recompute
+            block.activation_checkpointing = activation_checkpointing
         kept.append(kept_numbers(model, batch))
     assert kept[1] < 0.6 * kept[0]
 
@@ -417,7 +419,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="preview_every: pictures are drawn by zoo backbone"):
         train(tmp_path / "new", store, all_layouts(), SMALL, dataclasses.replace(SHORT, preview_every=2))
     assert not (tmp_path / "run").exists() and not (tmp_path / "new").exists()
-    for bad in ({"average": 1.0}, {"decay_share": 2.0}, {"loss_weights": {"clip": 0.0}}):
+    for bad in ({"ema_decay": 1.0}, {"decay_fraction": 2.0}, {"loss_weights": {"clip": 0.0}}):
         with pytest.raises(ValueError, match="expected"):
             dataclasses.replace(SHORT, **bad)
     with pytest.raises(ValueError, match="weight: expected a number above 0"):
@@ -449,7 +451,9 @@ def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, m
 
 def test_defaults_are_off() -> None:
     config = TrainConfig()
-    assert not (config.datasets or config.loss_weights or config.average or config.recompute or config.compile)
+    assert not (
+        config.datasets or config.loss_weights or config.ema_decay or config.activation_checkpointing or config.compile
+    )
     assert not (config.preview_every or config.freeze) and config.balance == "none" and config.schedule == "cosine"
     assert config.masking == MaskingConfig()
 

@@ -31,7 +31,7 @@ class QuantizedTrainConfig(TrainConfig):
     distance: Literal["cosine", "euclidean"] | None = None
     """vq, product_vq: what "nearest" means."""
     decay: float | None = None
-    """vq kinds: share of the old codebook that a training batch keeps; with `accumulate` a step has several."""
+    """vq kinds: share of the old codebook that a training batch keeps; with `grad_accum_steps` a step has several."""
     kmeans_iterations: int | None = None
     """vq kinds: k-means iterations on the first batch."""
     revive_below: float | None = None

@@ -1,4 +1,4 @@
-"""How a tokenizer is trained: the settings of the common loop, readable without torch."""
+"""Settings of the training loop of tokenizers and probes."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from tokenizers_zoo.config import check_amounts, check_counts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How a tokenizer is trained."""
+    """Settings of the training loop of tokenizers and probes."""
 
     steps: int = 400
     """Optimizer steps."""
     batch_size: int = 32
     """Samples in one forward pass."""
-    accumulate: int = 1
-    """Forward passes whose gradients are averaged for one step."""
+    grad_accum_steps: int = 1
+    """Forward passes per optimizer step, whose gradients are averaged."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW; rises linearly over `warmup_steps`, then falls to 0 as a half cosine."""
+    """Peak learning rate of AdamW, with linear warm-up and cosine decay to 0."""
     warmup_steps: int = 30
-    """Steps of linear warm-up, at most half of `steps`: any run of 2 or more reaches its peak rate, and falls again."""
+    """Steps of linear warm-up, at most half of `steps`."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices and kernels only."""
+    """Decoupled weight decay of matrices and kernels."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     ema_decay: float = 0.99
-    """Decay per step of the averaged weights, which are those that are evaluated and saved; 0 turns averaging off."""
+    """Decay per step of the exponential moving average (EMA) of the weights, which is evaluated and saved; 0 turns it
+    off."""
     eval_every: int = 100
-    """Steps between evaluations, each of which also saves the training state."""
+    """Steps between two evaluations; each also saves the training state."""
     eval_samples: int = 64
     """Held-out samples used during training; the final evaluation uses up to 2,000."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a better main metric; absent does all steps.
+    """Stop after this many evaluations in a row without a better main metric; absent: never.
 
-    The weights of the best evaluation are kept, also where all steps were done. They were chosen on held-out samples,
-    which flatters their figures a little.
+    The run keeps the weights of its best evaluation. They are chosen on held-out samples, so their scores are slightly
+    too good.
     """
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the forward pass; weights, quantizer and saved model are float32."""
+    """Autocast precision of the forward pass; weights, quantizer and saved model are float32."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "batch_size", "accumulate", "eval_every", "eval_samples")
+        check_counts(self, "steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples")
         check_amounts(self, "warmup_steps", "weight_decay", "gradient_clip")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience: expected at least 1 (absent never stops), got {self.patience}")

@@ -236,14 +236,14 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         low = torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
-        for number in range(step * self.config.accumulate, (step + 1) * self.config.accumulate):
+        for number in range(step * self.config.grad_accum_steps, (step + 1) * self.config.grad_accum_steps):
             batch = to_device(self.batches.read(number), self.device)
             with seeded(self.seed, 3, number), low:
                 losses = self._losses(batch, step)
             total = losses["loss"] + losses["critic_loss"] if "critic_loss" in losses else losses["loss"]
-            (total / self.config.accumulate).backward()
+            (total / self.config.grad_accum_steps).backward()
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / self.config.accumulate
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / self.config.grad_accum_steps
         norms = self._clip_gradients()
         if not all(map(math.isfinite, (totals["loss"], *norms.values()))):
             table, config = "" if isinstance(self.task, SupervisedTask) else "tokenizer.", self.config

@@ -80,7 +80,7 @@ class TrainingReport(StepLog):
         self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str, judged: str = "held_out"
     ) -> None:
         """`judged` is what the samples of evaluations are called."""
-        samples = config.batch_size * config.accumulate
+        samples = config.batch_size * config.grad_accum_steps
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
         self.spec, self.judged = task.spec, judged
         self.window: list[dict[str, float]] = []

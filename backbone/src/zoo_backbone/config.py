@@ -228,78 +228,76 @@ def least_rate_problem(least: float, peak: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run of the backbone's training loop."""
+    """Settings of the backbone's training loop."""
 
     steps: int = 4000
     """Optimizer steps."""
     batch_size: int = 16
-    """Samples per step. Small, as a short run learns more from many noisy steps than from few smooth ones."""
-    parts: int = 1
-    """Parts of a step's batch that are computed apart, and their gradients added: side by side on a processor, whose
-    cores share a small model's short operations badly; one after another elsewhere, for batches that do not fit."""
+    """Samples per optimizer step. Short runs learn more from many small batches than from few large ones."""
+    grad_accum_steps: int = 1
+    """Parts into which a batch is split; their gradients are summed. On a GPU they run one after another, for batches
+    that do not fit into memory. On a CPU they run in parallel threads, which is faster for small models."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """How weights move. muon: the matrices of the blocks by Muon, which takes fewer steps, and all else by AdamW;
-    adamw: all by AdamW, as 4M was trained."""
+    """muon: Muon for the weight matrices of the blocks, AdamW for all other parameters; needs fewer steps. adamw: AdamW
+    for all parameters, as in 4M."""
     learning_rate: float | None = None
-    """Peak learning rate, after warm-up; absent: 5e-3 times the root of 128 / dim with muon, 1e-3 with adamw."""
+    """Peak learning rate. Default: 5e-3 * sqrt(128 / dim) with muon, 1e-3 with adamw."""
     min_learning_rate: float = 0.0
-    """Learning rate that the schedule ends at."""
+    """Learning rate at the end of the schedule."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """How the rate falls after warm-up. cosine: from then on; wsd (warm-up, stable, decay): at the end alone."""
-    decay_share: float = 0.2
-    """Share of all steps that the end of "wsd" takes, at most all after warm-up; 0: the rate stays."""
+    """cosine: decay from the end of warm-up to the last step. wsd (warm-up, stable, decay): constant, then decay over
+    the last `decay_fraction` of the steps."""
+    decay_fraction: float = 0.2
+    """wsd: fraction of all steps in which the learning rate decays, at most all steps after warm-up; 0: no decay."""
     warmup_steps: int = 100
-    """Steps of linear warm-up, at most half of `steps`: a shorter run reaches its peak rate and falls from it, too."""
+    """Steps of linear warm-up, at most half of `steps`."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay of matrices."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moments."""
+    """Betas of AdamW."""
     gradient_clip: float = 1.0
-    """Largest norm of the gradient; 0 switches clipping off."""
+    """Largest norm of the gradient; 0 turns clipping off."""
     loss: Literal["modality", "token"] = "token"
-    """Mean over target tokens, or over modalities that have targets."""
+    """token: mean over all target tokens. modality: mean over the modalities' means."""
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    """How much modalities count in that mean, by name; 1 for the others."""
+    """Weights of modalities in the loss, by name; 1 for the others."""
     balance: Literal["none", "uncertainty"] = "none"
-    """Weights that follow from the losses. uncertainty: each modality's is learned, lower where its loss is high."""
+    """uncertainty: learn the weights of the modalities; a high loss gets a low weight."""
     eval_every: int = 200
-    """Steps between held-out losses."""
+    """Steps between two evaluations of the held-out loss."""
     eval_samples: int = 128
-    """Held-out samples of each token store, at most, that they are taken over."""
+    """Largest number of held-out samples per token store."""
     save_every: int = 200
-    """Steps between training states, from which a killed run goes on."""
+    """Steps between two training states, from which a killed run resumes."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Autocast precision of the forward and backward pass."""
     seed: int = 0
-    """Seed of weights, masks and order of samples."""
-    average: float = 0.0
-    """Decay, per step, of a moving average of the weights, which then is the model that the run gives; 0: none. The
-    last weights themselves are in the folder `last`."""
-    recompute: bool = False
-    """Keep the activations between blocks only, and compute those within again for the gradient: less memory, more
-    time."""
+    """Seed of weights, masks and sample order."""
+    ema_decay: float = 0.0
+    """Decay per step of the exponential moving average (EMA) of the weights, which is the run's model if it is not 0.
+    The last weights are saved in the subfolder `last`."""
+    activation_checkpointing: bool = False
+    """Recompute activations within blocks in the backward pass: less memory, more time."""
     compile: bool = False
-    """Hand the blocks to torch.compile; where it fails, a line says so and training goes on without."""
+    """Compile the blocks with torch.compile. If that fails, a line says so and training goes on without it."""
     preview_every: int = 0
-    """Steps between pictures of what the model makes of held-out samples; 0: none."""
+    """Steps between two previews of generated held-out samples; 0: none."""
     preview_samples: int = 4
-    """Samples in such a picture."""
+    """Samples in a preview."""
     previews: tuple[Preview, ...] = ()
-    """What is made of what in pictures; empty: two pairs that show most."""
+    """Inputs and targets of previews. Default: two informative pairs."""
     freeze: bool = False
-    """Move only the rows of the tables, and the projections, that the backbone it starts from does not have."""
-    known_rate: float = 1.0
-    """Factor of the learning rate for what the backbone that the run starts from has; what is new moves at the whole
-    rate. 1: all alike. `zoo backbone grow` has 0.3 where it is not set."""
+    """Train only embedding rows and projections that the start backbone does not have."""
+    pretrained_lr_scale: float = 1.0
+    """Factor of the learning rate for weights of the start backbone. The default of `zoo backbone grow` is 0.3."""
     datasets: tuple[Dataset, ...] = ()
-    """Further token stores; a step's samples are shared out among all stores by weight."""
+    """Further token stores; the samples of a batch are distributed over all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        check_counts(
-            self, "steps", "batch_size", "parts", "eval_every", "eval_samples", "save_every", "preview_samples"
-        )
+        counts = ("steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples", "save_every")
+        check_counts(self, *counts, "preview_samples")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
@@ -309,11 +307,13 @@ class TrainConfig:
             raise ValueError(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
-        if not 0 < self.known_rate <= 1:
-            raise ValueError(f"known_rate: expected above 0 (which is freeze) to 1, got {self.known_rate}")
-        if not 0 <= self.decay_share <= 1:
-            raise ValueError(f"decay_share: expected a share from 0 to 1, got {self.decay_share}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average: expected a decay from 0 to below 1, such as 0.999, got {self.average}")
+        if not 0 < self.pretrained_lr_scale <= 1:
+            raise ValueError(
+                f"pretrained_lr_scale: expected above 0 (which is freeze) to 1, got {self.pretrained_lr_scale}"
+            )
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction: expected a share from 0 to 1, got {self.decay_fraction}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a decay from 0 to below 1, such as 0.999, got {self.ema_decay}")
         if not all(0 < weight < math.inf for weight in self.loss_weights.values()):
             raise ValueError(f"loss_weights: expected numbers above 0, got {dict(self.loss_weights)}")

@@ -30,8 +30,8 @@ from zoo_backbone.training.distributed import Ranks, processes
 from zoo_backbone.training.held_out import losses_of
 
 REPORT = "growth.json"
-KNOWN_RATE = 0.3
-"""`known_rate` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
+PRETRAINED_LR_SCALE = 0.3
+"""`pretrained_lr_scale` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
 ASKING = 8.0
 """Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
 REPLAY, REPLAY_APART = 0.25, 0.5
@@ -189,13 +189,15 @@ def growing_config(
     """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
 
     Absent, `replay` is 0 for what is frozen, REPLAY where the new samples ask for all that is old, too, and else
-    REPLAY_APART. What is known moves at KNOWN_RATE of the rate where `table` does not say otherwise. Raises
+    REPLAY_APART. What is known moves at PRETRAINED_LR_SCALE of the rate where `table` does not say otherwise. Raises
     ConfigError, also for mixtures in `table` that neither give nor ask for an added modality.
     """
     if replay is not None and not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
-    known_rate = 1.0 if table.get("freeze") else KNOWN_RATE
-    base = dataclasses.asdict(dataclasses.replace(trained.train, datasets=(), freeze=False, known_rate=known_rate))
+    pretrained_lr_scale = 1.0 if table.get("freeze") else PRETRAINED_LR_SCALE
+    base = dataclasses.asdict(
+        dataclasses.replace(trained.train, datasets=(), freeze=False, pretrained_lr_scale=pretrained_lr_scale)
+    )
     config = from_mapping(TrainConfig, merged(base, table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
     asks_for_old = False
@@ -280,7 +282,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     old = [spec for spec in specs if spec.name in trained.names]
     grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
     device = Ranks().device
-    at_once = max(1, grown.batch_size // (grown.parts * processes()))  # as many as in training go through a device
+    at_once = max(1, grown.batch_size // (grown.grad_accum_steps * processes()))  # as in training
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
     if stores := trained.stores(tokens, left=True):

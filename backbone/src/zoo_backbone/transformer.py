@@ -156,13 +156,13 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """What encoder and decoder blocks share: with `recompute`, no activation within is kept for the gradient."""
+    """Base of encoder and decoder blocks; with `activation_checkpointing`, inner activations are recomputed."""
 
-    recompute = False
+    activation_checkpointing = False
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
         """`batch tokens dim` to the same; see `compute`."""
-        if self.recompute and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
             return result
         return self.compute(x, *others)

@@ -167,7 +167,7 @@ def published(*, codebook_size: int, diffusion: bool = False) -> dict[str, Any]:
     """Settings of 4M's tokenizers (arXiv 2312.06647, appendix), with a diffusion decoder where they have one.
 
     ViT-B/16 at 224 x 224, and a cosine codebook by moving averages of 32 numbers per code. How long to train, and in
-    which batches, depends on the machine: set `steps`, `batch_size` and `accumulate`.
+    which batches, depends on the machine: set `steps`, `batch_size` and `grad_accum_steps`.
     """
     tokenizer: dict[str, Any] = dict(
         quantizer="vq",

@@ -118,7 +118,9 @@ def grow_command(
         )  # fmt: skip
         leave_but_first()
         report = write_report(out, trained, tokens)
-    show_growth(report, share_replayed(config, len(table.get("datasets", ()))), 0.0 if freeze else config.known_rate)
+    show_growth(
+        report, share_replayed(config, len(table.get("datasets", ()))), 0.0 if freeze else config.pretrained_lr_scale
+    )
     modalities = count_of(len(specs), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
     leave()

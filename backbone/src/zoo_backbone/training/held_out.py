@@ -25,8 +25,8 @@ def held_out_losses(
 ) -> Losses:
     """The sums and counts of up to `config.eval_samples` samples of each store; their loss is the sum of all.
 
-    A batch goes through `forward` in `pieces`, by default the settings' `parts`: as few samples at a time as in
-    training, where each process has its share of the batch.
+    A batch goes through `forward` in `pieces`, by default the settings' `grad_accum_steps`: as few samples at a time as
+    in training, where each process has its share of the batch.
     """
     size = config.batch_size
     found = []
@@ -35,7 +35,7 @@ def held_out_losses(
         for step, first in enumerate(range(0, len(chosen), size)):
             samples = chosen[first : first + size]
             packed = masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()
-            found += [forward(piece) for piece in packed.split(pieces or config.parts)]
+            found += [forward(piece) for piece in packed.split(pieces or config.grad_accum_steps)]
     sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)
 
@@ -53,7 +53,7 @@ def losses_of(
     """By modality, the loss of the backbone in `folder` on held-out samples, nats, and the number of their targets.
 
     `known` are modalities that the tokens may lack; nothing is given where there are no held-out samples. The model
-    runs on `device`, on `at_once` samples at most (default: a step's, in its `parts`).
+    runs on `device`, on `at_once` samples at most (default: a step's, in its `grad_accum_steps`).
     """
     model = load_model(folder, specs, device).eval()
     mix = Mix(open_sources(tokens, TEST, specs, config, known), model.layout, config)

@@ -54,7 +54,7 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
         return peak * (step + 1) / warm
     low = config.min_learning_rate
     if config.schedule == "wsd":
-        length = min(config.decay_share * config.steps, config.steps - warm)
+        length = min(config.decay_fraction * config.steps, config.steps - warm)
         done = (step - (config.steps - length)) / max(length, 1.0)
         return low + (peak - low) * (1 - math.sqrt(max(done, 0.0)))
     done = (step - warm) / max(config.steps - warm, 1)
@@ -118,10 +118,10 @@ class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
 
     With `config.optimizer` "muon", Muon moves the matrices of the blocks instead. Output rows of a vocabulary without
-    targets have no gradient and are left as they are, and so are parameters that want none and, of parameters with
-    bool `rows` in `frozen`, the rows that are True. Those that are True in `known` move by `config.known_rate` of what
-    others would. `sparse` says whether the token table's gradient is sparse too, which sharded parameters cannot have;
-    the updates are the same.
+    targets have no gradient and are left as they are, and so are parameters that want none and, of parameters with bool
+    `rows` in `frozen`, the rows that are True. Those that are True in `known` move by `config.pretrained_lr_scale` of
+    what others would. `sparse` says whether the token table's gradient is sparse too, which sharded parameters cannot
+    have; the updates are the same.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Optimizer:
         model.token_embedding.sparse = sparse
         table = model.token_embedding.weight
         slow_rows = self.slow_rows.pop(table, None)
-        factors = None if slow_rows is None else torch.where(slow_rows, config.known_rate, 1.0).unsqueeze(1)
+        factors = None if slow_rows is None else torch.where(slow_rows, config.pretrained_lr_scale, 1.0).unsqueeze(1)
         self.rows = RowAdam(table, config.betas, factors)
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
         # Of a backbone that a run starts from, blocks are there as a whole or not at all.
         self.muon = Muon(matrices, config.weight_decay)
-        self.muon_factor = config.known_rate if slow.issuperset(matrices) else 1.0
+        self.muon_factor = config.pretrained_lr_scale if slow.issuperset(matrices) else 1.0
         others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         # A table of which some rows stay decays not at all: AdamW shrinks a parameter as a whole.
         decayed = {name for name, p in others.items() if decays(name, p) and p not in self.frozen}
@@ -156,7 +156,7 @@ class Optimizer:
             {
                 "params": [p for name, p in others.items() if (name in decayed, p in slow) == (decay, slower)],
                 "weight_decay": config.weight_decay if decay else 0.0,
-                "factor": config.known_rate if slower else 1.0,
+                "factor": config.pretrained_lr_scale if slower else 1.0,
             }
             for decay in (True, False)
             for slower in ((False, True) if slow else (False,))
@@ -167,7 +167,7 @@ class Optimizer:
     def _slow(self, known: Mapping[str, Tensor]) -> tuple[set[Tensor], dict[Tensor, Tensor]]:
         """Parameters that are known as a whole, and the known rows of the others and of the token table."""
         all_known, parts = set[Tensor](), dict[Tensor, Tensor]()
-        for name, parameter in self.parameters.items() if self.config.known_rate != 1 else ():
+        for name, parameter in self.parameters.items() if self.config.pretrained_lr_scale != 1 else ():
             rows = known.get(name)
             if rows is not None and bool(rows.all()) and name != TOKEN_TABLE:
                 all_known.add(parameter)
@@ -211,7 +211,7 @@ class Optimizer:
             before = {p: local(p)[rows] for p, rows in moved.items()}
             yield
             for p, rows in moved.items():
-                local(p)[rows] = before[p].lerp(local(p)[rows], self.config.known_rate)
+                local(p)[rows] = before[p].lerp(local(p)[rows], self.config.pretrained_lr_scale)
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on, by `<parameter>.first`, `.second` and `.ticks`."""

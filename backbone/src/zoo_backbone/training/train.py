@@ -139,23 +139,24 @@ class Training:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
         if config.preview_every and (show is None or ranks.size > 1):
             raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; set it to 0 here")
-        if config.known_rate != 1 and beginning.record is None:
-            raise ConfigError(f"known_rate {config.known_rate}: expected a backbone to start from; leave it out here")
+        if config.pretrained_lr_scale != 1 and beginning.record is None:
+            scale = config.pretrained_lr_scale
+            raise ConfigError(f"pretrained_lr_scale {scale}: expected a backbone to start from; leave it out here")
         self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
         self.peak = peak_rate(config, beginning.model.config.dim)
         frozen = freeze(beginning) if config.freeze else {}
         self.model = beginning.model.to(ranks.device)
         for block in (*self.model.encoder, *self.model.decoder):
-            block.recompute = config.recompute
+            block.activation_checkpointing = config.activation_checkpointing
         ranks.shard(self.model)
         known = beginning.known
         self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=known)
         self.mix = Mix(sources, self.model.layout, dataclasses.replace(config, seed=beginning.seed(config.seed)))
         self.held_out = Mix(held_out, self.model.layout, config)
         together = ranks.size == 1 and ranks.device.type == "cpu"
-        self.parts = Parts(self.model, config.parts, together=together)
+        self.parts = Parts(self.model, config.grad_accum_steps, together=together)
         self.balance = Balance(self.model.layout, config, ranks.device)
-        self.average = Average(self.model, config.average) if config.average else None
+        self.average = Average(self.model, config.ema_decay) if config.ema_decay else None
         kept: dict[str, StatePart] = {"optimizer": self.optimizer, "balance": self.balance}
         kept |= {"average": self.average} if self.average is not None else {}
         self.state = TrainingState(folder, self.model, kept, ranks)
@@ -253,7 +254,7 @@ class Training:
 
         NaN and nothing where the masks leave these samples without a target.
         """
-        pieces = self.config.parts * self.ranks.size
+        pieces = self.config.grad_accum_steps * self.ranks.size
         return self.means(held_out_losses(self.forward, self.held_out, self.config, pieces))
 
     def means(self, losses: Losses) -> tuple[float, dict[str, float]]:
