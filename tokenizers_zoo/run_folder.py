@@ -129,7 +129,7 @@ class RunFolder:
             "format": FORMAT, "kind": self.kind.name, "identity": self.identity, "places": self.places,
             "finished": self.finished,
         }  # fmt: skip
-        if self.finished is None or read_run(self.path) != record:
+        if read_run(self.path) != record:
             write_json(self.path / RUN, record)
 
     def _remove_traces(self) -> None:
